@@ -1,0 +1,65 @@
+"""Checkpoints: written atomically, read as weights only, never as pickled code."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from resrepro.errors import RecordError
+
+# Other people's checkpoints keep numpy scalars ("best_acc") beside the weights.
+NUMPY_SCALARS = [
+    np._core.multiarray.scalar,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
+]
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint beside its place, force it to disk, then move it there in one step.
+
+    Raises:
+        RecordError: if it cannot be written; the previous checkpoint is then untouched.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        raise RecordError(f"cannot write the checkpoint {path}: {error}.") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        RecordError: if the file is missing, no checkpoint, damaged, or holds pickled objects other
+            than tensors, plain values and numpy scalars.
+    """
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RecordError(f"there is no checkpoint {path}.") from None
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
+            raise RecordError(
+                f"{path} holds a pickled object that is no tensor, so it is not opened: "
+                "save the state dict alone (`torch.save(net.state_dict(), ...)`)."
+            ) from None
+        raise RecordError(f"{path} is not a PyTorch checkpoint, or is damaged.") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        raise RecordError(f"{path} is not a PyTorch checkpoint, or is damaged.") from None
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
+    if not isinstance(content, dict):
+        raise RecordError(f"{path} holds no state dict but a {type(content).__name__}.")
+    return content

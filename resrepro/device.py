@@ -1,0 +1,59 @@
+"""Where and with what arithmetic a run computes."""
+
+import contextlib
+import os
+
+import torch
+
+from resrepro.errors import UsageError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UsageError: if the device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: PyTorch sees no such GPU here; use --device cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: PyTorch sees no Apple GPU here; use --device cpu.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.")
+    return device
+
+
+def use_threads(count: int | None) -> None:
+    """Use `count` CPU threads; by default one per core that this process may run on.
+
+    Raises:
+        UsageError: if the count is not positive.
+    """
+    if count is not None and count < 1:
+        raise UsageError(f"--threads must be at least 1, not {count}.")
+    if count is None and hasattr(os, "sched_getaffinity"):
+        count = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def use_precision(precision: str) -> None:
+    """Make float32 mean float32: TF32 only when the recipe asks for it."""
+    allowed = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The context in which a net is applied: bf16 autocast, or nothing."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,185 @@
+"""Writing run records: one folder per run, small text files, replaced whole or appended to.
+
+Layout: `runs/<name>/seed<k>/` with spec.json, env.json, metrics.csv, result.json, checkpoint.pt and
+evals/. `resrepro.records` reads them.
+"""
+
+import csv
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resrepro.errors import RecordError, UsageError
+from resrepro.records import CHECKPOINT, ENV, METRICS, METRICS_COLUMNS, RESULT, SPEC, read_json
+from resrepro.specs import Spec
+
+FORMAT = 1
+PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file whole: a reader sees the old content or the new, never a part."""
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place, then move it there in one step."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise RecordError(f"cannot write {path}: {error.strerror or error}.") from None
+
+
+class RunWriter:
+    """The record of one run while it is being made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint lies."""
+        return self.folder / CHECKPOINT
+
+    def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
+        """Write what is known before the first iteration."""
+        content = {"format": FORMAT, "name": spec.name, "digest": spec.digest, "seed": seed}
+        write_json(self.folder / SPEC, content | {"spec": spec.to_json()})
+        write_json(self.folder / ENV, env)
+        write_whole(self.folder / METRICS, (",".join(METRICS_COLUMNS) + "\n").encode())
+
+    def append(self, rows: Iterable[Sequence[object]]) -> None:
+        """Append rows to metrics.csv and force them to disk."""
+        try:
+            with (self.folder / METRICS).open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RecordError(f"cannot write {self.folder / METRICS}: {error.strerror or error}.") from None
+
+    def cut_back(self, iteration: int) -> None:
+        """Drop the rows of metrics.csv past `iteration`, from which a resumed run goes on."""
+        path = self.folder / METRICS
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = file.read().split("\n")
+        kept = [
+            line for line in lines if line.split(",")[0].isdecimal() and int(line.split(",")[0]) <= iteration
+        ]
+        write_whole(path, ("\n".join([header, *kept]) + "\n").encode())
+
+    def result(self, content: Mapping[str, Any]) -> None:
+        """Replace result.json."""
+        write_json(self.folder / RESULT, {"format": FORMAT, **content})
+
+
+def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
+    """The folder of a run, made if missing; with `fresh` an existing one is set aside first.
+
+    Raises:
+        UsageError: if the folder holds a run of another specification.
+        RecordError: if the folder cannot be made or written.
+    """
+    folder = runs / spec.name / f"seed{seed}"
+    try:
+        if fresh and folder.exists():
+            set_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RecordError(
+            f"cannot write to the runs folder {runs}: {error.strerror}. Choose another with --runs."
+        ) from None
+    if (folder / SPEC).exists() and read_json(folder / SPEC).get("digest") != spec.digest:
+        raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
+    return RunWriter(folder)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a run folder so that nothing reads it any more, and nothing is lost."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.aside{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Versions, machine and arguments, without paths, host or user names."""
+    packages = ("resrepro", "torch", "torchvision", "numpy", "scikit-learn")
+    commit, modified = source_commit()
+    return {
+        "format": FORMAT,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "commit": commit,
+        "modified": modified,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "arguments": None if arguments is None else without_paths(arguments),
+        "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def without_paths(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
+    told: list[str] = []
+    for argument in arguments:
+        option, equals, _ = argument.partition("=")
+        if told and told[-1] in PATH_OPTIONS:
+            told.append("DIR")
+        elif equals and option in PATH_OPTIONS:
+            told.append(f"{option}=DIR")
+        else:
+            told.append("DIR" if argument.startswith(("/", "~", "..")) else argument)
+    return told
+
+
+def source_commit() -> tuple[str | None, bool | None]:
+    """The git commit that this package's source is checked out at, and whether it was changed since.
+
+    None where the package is not part of a git checkout.
+    """
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,242 @@
+"""Reading run records. A record that is broken is named and left out; the others are still used.
+
+Nothing here imports torch.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resrepro.errors import RecordError
+from resrepro.specs import digest_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPEC, ENV, METRICS, RESULT, CHECKPOINT = (
+    "spec.json",
+    "env.json",
+    "metrics.csv",
+    "result.json",
+    "checkpoint.pt",
+)
+EVALS = "evals"
+RECORD_FILES = (SPEC, ENV, METRICS, RESULT)
+METRICS_COLUMNS = (
+    "iteration", "epoch", "split", "loss", "top1_err", "top5_err", "lr", "images_per_s", "wall_s",
+)  # fmt: skip
+FINISHED = ("complete", "shortened")
+STATUSES = (*FINISHED, "partial", "diverged")
+RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's record."""
+
+    folder: Path
+    name: str
+    seed: int
+    spec: Mapping[str, Any]
+    env: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def experiment(self) -> str:
+        """The catalogue experiment that the run belongs to or derives from."""
+        return str(self.spec["experiment"])
+
+    @property
+    def exact(self) -> bool:
+        """Whether the run is filed under the experiment's own name."""
+        return self.name == self.experiment
+
+    @property
+    def status(self) -> str:
+        """complete, shortened, partial or diverged."""
+        return str(self.result["status"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its last iteration."""
+        return self.status in FINISHED
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """What runs must share to enter one mean: specification, data and mode; all but the seed."""
+        data = json.dumps(self.env["data"]["sha256"], sort_keys=True)
+        return str(digest_of(self.spec)), data, str(self.env["mode"])
+
+    @property
+    def headline_split(self) -> str:
+        """The set that the headline error was measured on: "test", or "val" under the 45k/5k split."""
+        return str(self.result["headline"])
+
+    def last(self, split: str, metric: str = "top1_err") -> float | None:
+        """A figure of the last iteration, None if that set was not measured."""
+        found = self.result["last"].get(split)
+        return None if found is None else float(found[metric])
+
+    @property
+    def best(self) -> float | None:
+        """The lowest sampled top-1 error on the headline set."""
+        best = self.result["best"]
+        return None if best is None else float(best["top1_err"])
+
+    @cached_property
+    def metrics(self) -> "pd.DataFrame":
+        """metrics.csv as a frame with columns METRICS_COLUMNS.
+
+        Raises:
+            RecordError: if the file is broken.
+        """
+        return read_metrics(self.folder / METRICS)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        RecordError: if it is missing, unreadable or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing.") from None
+    except (OSError, ValueError, RecursionError):
+        raise RecordError(f"{path} is broken: it is not valid JSON.") from None
+    if not isinstance(content, dict):
+        raise RecordError(f"{path} is broken: it holds no JSON object.")
+    return content
+
+
+def read_metrics(path: Path) -> "pd.DataFrame":
+    """metrics.csv with its types checked.
+
+    Raises:
+        RecordError: if the columns differ, a value is no number or an error is no percentage.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype={"split": str})
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing.") from None
+    except (OSError, ValueError) as error:  # pandas' parser errors and bad encodings are ValueErrors
+        raise RecordError(f"{path} is broken: {str(error).splitlines()[0]}") from None
+    if tuple(frame.columns) != METRICS_COLUMNS:
+        raise RecordError(f"{path} is broken: its columns are not {','.join(METRICS_COLUMNS)}.")
+    numbers = frame.drop(columns="split")
+    if not all(pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes):
+        raise RecordError(f"{path} is broken: a value is not a number.")
+    if not frame["split"].isin(("train", "val", "test")).all():
+        raise RecordError(f"{path} is broken: a split is not train, val or test.")
+    errors = frame[["top1_err", "top5_err"]]
+    if not ((errors >= 0) & (errors <= 100) | errors.isna()).all(axis=None):
+        raise RecordError(f"{path} is broken: an error lies outside 0 to 100 percent.")
+    return frame
+
+
+def read_run(folder: Path) -> Run:
+    """The record in one run folder.
+
+    Raises:
+        RecordError: if a file is missing or broken; the file is named.
+    """
+    head, env, result = (read_json(folder / name) for name in (SPEC, ENV, RESULT))
+    try:
+        spec, seed = head["spec"], head["seed"]
+        wanted = {"experiment", "dataset", "depth", "plain", "shortcut", "recipe"}
+        if head["digest"] != digest_of(spec) or not spec.keys() >= wanted:
+            raise RecordError(f"{folder / SPEC} is broken: its digest does not match its content.")
+        run = Run(folder, str(head["name"]), int(seed), spec, env, result)
+        _check_result(run)
+        _ = run.cell
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
+    _ = run.metrics
+    return run
+
+
+def _check_result(run: Run) -> None:
+    where = run.folder / RESULT
+    if run.status not in STATUSES:
+        raise RecordError(f"{where} is broken: no status {run.status!r}.")
+    if not isinstance(run.result["departures"], list) or not isinstance(run.result["iteration"], int):
+        raise RecordError(f"{where} is broken: departures or iteration are not of their type.")
+    for split, figures in run.result["last"].items():
+        for metric in ("top1_err", "top5_err"):
+            value = figures[metric]
+            if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 100):
+                raise RecordError(f"{where} is broken: the {split} {metric} is no percentage.")
+    if run.finished and run.last(run.headline_split) is None:
+        raise RecordError(f"{where} is broken: a finished run without a headline error.")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Runs that could be read, and one sentence for each that could not."""
+
+    runs: tuple[Run, ...]
+    broken: tuple[str, ...]
+
+
+def collect(folders: Iterable[Path]) -> Collection:
+    """All runs below some runs folders, in a fixed order; folders set aside are passed over.
+
+    A run that appears twice (in `runs/` and published to `results/`) counts once, the first.
+
+    Raises:
+        RecordError: if something that is no folder was given.
+    """
+    runs: dict[tuple[object, ...], Run] = {}
+    broken: list[str] = []
+    for top in folders:
+        if top.exists() and not top.is_dir():
+            raise RecordError(f"{top} is a file, not a folder of runs.")
+        for folder in sorted(top.glob("*/seed*")):
+            if not RUN_FOLDER.fullmatch(folder.name) or not (folder / SPEC).exists():
+                continue
+            try:
+                run = read_run(folder)
+            except RecordError as error:
+                broken.append(str(error))
+                continue
+            runs.setdefault((run.name, run.seed, *run.cell), run)
+    ordered = sorted(runs.values(), key=lambda run: (run.name, run.seed))
+    return Collection(tuple(ordered), tuple(broken))
+
+
+def load_runs(*folders: str | Path) -> "pd.DataFrame":
+    """One row per run below the given runs folders (default `runs`), for notebooks.
+
+    Columns: name, experiment, dataset, depth, plain, shortcut, seed, status, iterations, headline
+    (the set measured on), top1_err, best_err, train_err (percent), seconds, departures, folder.
+    A broken record gives a `UserWarning` and no row.
+    """
+    import warnings
+
+    import pandas as pd
+
+    collection = collect([Path(folder) for folder in folders or ("runs",)])
+    for sentence in collection.broken:
+        warnings.warn(sentence, stacklevel=2)
+    columns = (
+        "name", "experiment", "dataset", "depth", "plain", "shortcut", "seed", "status", "iterations",
+        "headline", "top1_err", "best_err", "train_err", "seconds", "departures", "folder",
+    )  # fmt: skip
+    rows = [
+        (
+            run.name, run.experiment, run.spec["dataset"], run.spec["depth"], run.spec["plain"],
+            run.spec["shortcut"], run.seed, run.status, run.result["iteration"], run.headline_split,
+            run.last(run.headline_split), run.best, run.last("train"), run.result["seconds"],
+            "; ".join(run.result["departures"]), str(run.folder),
+        )
+        for run in collection.runs
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=list(columns))

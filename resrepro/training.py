@@ -1,0 +1,344 @@
+"""Training one run: the loop, the curves it records, and going on from a checkpoint (Section 4.2)."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from resrepro import catalogue
+from resrepro.checkpoint import load_checkpoint, save_checkpoint
+from resrepro.data import Dataset, load_dataset
+from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
+from resrepro.device import arithmetic, choose_device, use_precision, use_threads
+from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
+from resrepro.evaluation import measure, on_device
+from resrepro.interrupts import Interrupts
+from resrepro.metrics import Errors, ErrorSums
+from resrepro.nets import net_of
+from resrepro.optimizer import make_optimizer, set_learning_rate
+from resrepro.recording import RunWriter, describe_environment, open_run
+from resrepro.records import RESULT, read_json
+from resrepro.schedule import learning_rate, warmup_is_due
+from resrepro.specs import Spec, Value
+from resrepro.watching import Sample, Watcher
+
+
+def train(
+    experiment: str,
+    seed: int = 0,
+    *,
+    shortcut: str | None = None,
+    data: str | Path | None = None,
+    runs: str | Path = "runs",
+    device: str = "auto",
+    threads: int | None = None,
+    fresh: bool = False,
+    watcher: Watcher | None = None,
+    arguments: Sequence[str] | None = None,
+    **settings: Value | None,
+) -> Path:
+    """Train one experiment with one seed, or go on with it where it was interrupted.
+
+    Args:
+        experiment: a name such as "cifar10-plain56" or "digits-resnet20".
+        seed: decides initial weights, order and augmentation.
+        shortcut: "A", "B" or "C" for residual nets; the paper's A by default.
+        data: folder of CIFAR-10 (see `resrepro.data.load_dataset`).
+        runs: folder in which the run's own folder is made.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        threads: CPU threads; one per core by default.
+        fresh: set an existing run aside and start anew.
+        watcher: hears of every event; silent by default.
+        arguments: the command line, for the record.
+        **settings: settings of the recipe to change, such as `iterations=2000` or `split="45k5k"`.
+
+    Returns:
+        The run's folder. A finished run is left as it is.
+
+    Raises:
+        UsageError: for a wrong name, setting or device.
+        DataError: if the data are missing or damaged.
+        RecordError: if the record cannot be written.
+        Diverged: if the loss became infinite or NaN; the record is kept.
+        Interrupted: if a signal stopped the run; its checkpoint is written.
+    """
+    spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
+    if seed < 0:
+        raise UsageError(f"a seed is a whole number from 0, not {seed}.")
+    target = choose_device(device)
+    use_threads(threads)
+    use_precision(spec.recipe.precision)
+    watcher = watcher or Watcher()
+    writer = open_run(Path(runs), spec, seed, fresh=fresh)
+    if _already_over(writer, watcher):
+        return writer.folder
+    dataset = load_dataset(spec.dataset, spec.recipe.split, data)
+    for notice in dataset.notices:
+        watcher.say(f"Note: {notice}.")
+    trainer = Trainer(spec, seed, dataset, target, writer, watcher)
+    if not trainer.resume():
+        env = describe_environment(arguments)
+        hardware = {
+            "device": target.type,
+            "gpu": torch.cuda.get_device_name(target) if target.type == "cuda" else None,
+            "threads": torch.get_num_threads(),
+        }
+        command = catalogue.command_for(spec, seed)
+        writer.begin(
+            spec, seed, env | hardware | {"mode": "default", "data": dataset.describe(), "command": command}
+        )
+        writer.result(trainer.result("partial"))
+    try:
+        trainer.run()
+    finally:
+        watcher.end()
+    return writer.folder
+
+
+def _already_over(writer: RunWriter, watcher: Watcher) -> bool:
+    """Whether the run in this folder is finished; says so.
+
+    Raises:
+        Diverged: if it ended with a loss that is not finite.
+    """
+    if not (writer.folder / RESULT).exists():
+        return False
+    status = read_json(writer.folder / RESULT).get("status")
+    if status == "diverged":
+        raise Diverged(f"{writer.folder} diverged earlier and is kept: start it anew with --fresh.")
+    if status in ("complete", "shortened"):
+        watcher.say(f"{writer.folder} is finished already ({status}); --fresh would train it anew.")
+        return True
+    return False
+
+
+class Trainer:
+    """The state of one run: net, optimizer, batches, and how far it has come."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        seed: int,
+        dataset: Dataset,
+        device: torch.device,
+        writer: RunWriter,
+        watcher: Watcher,
+    ) -> None:
+        self.spec, self.recipe, self.seed = spec, spec.recipe, seed
+        self.dataset, self.device, self.writer, self.watcher = dataset, device, writer, watcher
+        if self.recipe.batch_size > len(dataset.train):
+            raise UsageError(f"a batch of {self.recipe.batch_size} is larger than the training set.")
+        # The initial weights are drawn on the CPU, so that a seed means the same on every device.
+        weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
+        net = net_of(
+            self.recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, dataset.num_classes, weights
+        )
+        self.net: nn.Module = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.net, self.recipe)
+        self.preparation = Preparation.from_training_images(self.recipe, dataset.train, device)
+        self.batches = TrainingBatches(self.recipe, dataset.train, self.preparation, seed)
+        self.held_out = {name: on_device(images, device) for name, images in dataset.held_out.items()}
+        self.headline = next(iter(self.held_out))
+        self.since_sample, self.since_look = ErrorSums(device), ErrorSums(device)
+        self.done = 0
+        self.warmup_switch: int | None = None
+        self.last: dict[str, Errors] = {}
+        self.best: dict[str, Any] | None = None
+        self.seconds_before = 0.0  # spent by earlier sessions of this run
+        self.session_start = self.mark = time.perf_counter()
+        self.images_before_mark = 0
+
+    def run(self) -> None:
+        """Make the missing updates, sampling and checkpointing on the way, then close the record."""
+        self.watcher.begin(
+            self.spec.name, self.seed, self.done, self.recipe.iterations, self.recipe.batch_size
+        )
+        self.session_start = self.mark = time.perf_counter()
+        self.images_before_mark = self.since_sample.count
+        self.net.train()
+        with Interrupts() as interrupts:
+            while self.done < self.recipe.iterations:
+                lr = self.step()
+                if warmup_is_due(self.recipe, self.done, self.warmup_switch):
+                    self.look_at_warmup()
+                if self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations:
+                    self.sample(lr)
+                    self.save()
+                if interrupts.received and self.done < self.recipe.iterations:
+                    self.stop(interrupts.received)
+        exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
+        status = "shortened" if self.recipe.iterations < exact_length else "complete"
+        self.writer.result(self.result(status))
+
+    def step(self) -> float:
+        """One update (Section 3.4); returns the learning rate it was made at."""
+        images, labels = self.batches[self.done]
+        lr = learning_rate(self.recipe, self.done, self.warmup_switch)
+        set_learning_rate(self.optimizer, lr, self.recipe.momentum_form)
+        with arithmetic(self.recipe.precision, self.device):
+            logits = self.net(images)
+            loss = F.cross_entropy(logits.float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.done += 1
+        self.since_sample.add(loss.detach(), logits.detach(), labels)
+        if self.recipe.warmup_lr and self.warmup_switch is None:
+            self.since_look.add(loss.detach(), logits.detach(), labels)
+        self.watcher.step(self.done, lr, self.since_sample.read)
+        return lr
+
+    def look_at_warmup(self) -> None:
+        """End the warm-up once the training error has fallen below its bound (Section 4.2: 80 %)."""
+        errors = self.since_look.read()
+        self.since_look.reset()
+        if errors.top1_err < self.recipe.warmup_until_err:
+            self.warmup_switch = self.done
+            self.watcher.say(
+                f"Warm-up over after {self.done} iterations: training error {errors.top1_err:.1f} % "
+                f"is below {self.recipe.warmup_until_err:g} %; learning rate {self.recipe.lr:g} from here."
+            )
+
+    def sample(self, lr: float) -> None:
+        """Record the training error since the last sample and the errors on the held-out sets.
+
+        Raises:
+            Diverged: if the training loss is not finite.
+        """
+        train = self.since_sample.read()  # waits for the device, so the time below is of finished work
+        images = self.since_sample.count - self.images_before_mark
+        speed = images / max(time.perf_counter() - self.mark, 1e-9)
+        self.since_sample.reset()
+        self.last = {"train": train} | {
+            name: measure(self.net, pixels, labels, self.preparation, self.recipe.precision)
+            for name, (pixels, labels) in self.held_out.items()
+        }
+        self.append_rows(lr, speed)
+        if not math.isfinite(train.loss):
+            self.writer.result(self.result("diverged"))
+            raise Diverged(
+                f"the training loss is no longer finite by iteration {self.done}: the run is stopped and "
+                f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
+            )
+        headline = self.last[self.headline]
+        if self.best is None or headline.top1_err < self.best["top1_err"]:
+            self.best = {"iteration": self.done, "top1_err": round(headline.top1_err, 4)}
+        self.watcher.sample(Sample(self.done, lr, self.last, speed))
+        self.mark, self.images_before_mark = time.perf_counter(), 0
+
+    def append_rows(self, lr: float, speed: float) -> None:
+        """Add one row per set to metrics.csv."""
+        epoch = self.done * self.recipe.batch_size / len(self.dataset.train)
+        self.writer.append(
+            (
+                self.done, f"{epoch:.4f}", name, f"{errors.loss:.6f}", f"{errors.top1_err:.4f}",
+                f"{errors.top5_err:.4f}", f"{lr:.6g}", f"{speed:.1f}", f"{self.seconds():.2f}",
+            )
+            for name, errors in self.last.items()
+        )  # fmt: skip
+
+    def seconds(self) -> float:
+        """Wall time of all sessions of this run, evaluation included."""
+        return self.seconds_before + time.perf_counter() - self.session_start
+
+    def result(self, status: str) -> dict[str, Any]:
+        """The content of result.json."""
+        figures = {
+            name: {
+                "loss": round(e.loss, 6),
+                "top1_err": round(e.top1_err, 4),
+                "top5_err": round(e.top5_err, 4),
+            }
+            for name, e in self.last.items()
+            if math.isfinite(e.loss)
+        }
+        return {
+            "status": status,
+            "iteration": self.done,
+            "iterations": self.recipe.iterations,
+            "headline": self.headline,
+            "last": figures,
+            "best": self.best,
+            "warmup_switch": self.warmup_switch,
+            "seconds": round(self.seconds(), 1),
+            "departures": catalogue.departures(self.spec),
+            "notices": list(self.dataset.notices),
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint and, with it, how far the run has come."""
+        sums = (self.since_sample, self.since_look)
+        save_checkpoint(
+            self.writer.checkpoint,
+            {
+                "digest": self.spec.digest,
+                "spec": self.spec.to_json(),
+                "num_classes": self.dataset.num_classes,
+                "seed": self.seed,
+                "data": dict(self.dataset.checksums),
+                "mean": self.preparation.mean.cpu(),
+                "iteration": self.done,
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "warmup_switch": self.warmup_switch,
+                "sums": [(part.sums.cpu(), part.count) for part in sums],
+                "best": self.best,
+                "last": {name: list(vars(errors).values()) for name, errors in self.last.items()},
+                "seconds": self.seconds(),
+            },
+        )
+        self.writer.result(self.result("partial"))
+
+    def resume(self) -> bool:
+        """Go back to the checkpoint, if there is one; False if the run starts from nothing.
+
+        Raises:
+            RecordError: if the checkpoint is damaged, or the data are not those it was trained on.
+        """
+        if not self.writer.checkpoint.exists():
+            return False
+        state = load_checkpoint(self.writer.checkpoint)
+        try:
+            if state["digest"] != self.spec.digest or state["seed"] != self.seed:
+                raise RecordError(f"{self.writer.checkpoint} is of another run: start anew with --fresh.")
+            if state["data"] != dict(self.dataset.checksums):
+                raise RecordError(
+                    f"{self.writer.folder} was trained on other data (checksum differs): "
+                    "name the same data folder, or start anew with --fresh."
+                )
+            self.net.load_state_dict(state["net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for sums, (values, count) in zip(
+                (self.since_sample, self.since_look), state["sums"], strict=True
+            ):
+                sums.sums.copy_(values)
+                sums.count = count
+            self.done, self.warmup_switch = state["iteration"], state["warmup_switch"]
+            self.best = state["best"]
+            self.last = {name: Errors(*values) for name, values in state["last"].items()}
+            self.seconds_before = state["seconds"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RecordError(
+                f"{self.writer.checkpoint} does not fit its run ({type(error).__name__}): start anew with --fresh."
+            ) from None
+        self.writer.cut_back(self.done)
+        self.watcher.say(f"Going on from iteration {self.done:,} of {self.recipe.iterations:,}.")
+        return True
+
+    def stop(self, signal_number: int) -> None:
+        """Checkpoint and leave because of a signal.
+
+        Raises:
+            Interrupted: always.
+        """
+        self.save()
+        raise Interrupted(
+            f"Stopped at iteration {self.done:,} of {self.recipe.iterations:,}, checkpoint written. "
+            "The same command goes on from here.",
+            signal_number,
+        )
