@@ -13,7 +13,7 @@ from resrepro.errors import RecordError
 
 # Other people's checkpoints keep numpy scalars ("best_acc") beside the weights.
 NUMPY_SCALARS = [
-    np._core.multiarray.scalar,
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
 ]

@@ -27,7 +27,7 @@ def measure(
     was_training = net.training
     net.eval()
     with torch.inference_mode(), arithmetic(precision, pixels.device):
-        for part, truth in zip(pixels.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
+        for part, truth in zip(torch.split(pixels, EVAL_BATCH), torch.split(labels, EVAL_BATCH), strict=True):
             logits = net(preparation.test(part)).float()
             sums.add(F.cross_entropy(logits, truth), logits, truth)
     net.train(was_training)

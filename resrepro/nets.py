@@ -5,6 +5,7 @@ option A. The CIFAR nets have 6n+2 weighted layers on maps of size 32, 16, 8 wit
 """
 
 import functools
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,11 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or not self.group or len(x) == self.group:
             return super().forward(x)
         normalise = super().forward
-        return torch.cat([normalise(part) for part in x.split(self.group)])
+        return torch.cat([normalise(part) for part in torch.split(x, self.group)])
 
     def extra_repr(self) -> str:
         """Show the group beside PyTorch's own fields."""
-        return f"{super().extra_repr()}, group={self.group}"
+        return f"{self.num_features}, group={self.group}, momentum={self.momentum}, eps={self.eps}"
 
 
 class ZeroPadShortcut(nn.Module):
@@ -141,9 +142,9 @@ def make_shortcut(
 
 def initialise(net: nn.Module, fan_mode: str, generator: torch.Generator | None = None) -> None:
     """He initialisation [13] of every convolution and fully connected layer; biases zero, BN identity."""
+    mode: Literal["fan_in", "fan_out"] = "fan_in" if fan_mode == "fan_in" else "fan_out"
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            mode = "fan_in" if fan_mode == "fan_in" else "fan_out"
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records import CHECKPOINT, ENV, METRICS, METRICS_COLUMNS, RESULT, SPEC, read_json
+from resrepro.records import (
+    CHECKPOINT,
+    ENV,
+    EVALS,
+    METRICS,
+    METRICS_COLUMNS,
+    RECORD_FILES,
+    RESULT,
+    SPEC,
+    Run,
+    read_json,
+)
 from resrepro.specs import Spec
 
 FORMAT = 1
@@ -86,6 +97,11 @@ class RunWriter:
         write_json(self.folder / RESULT, {"format": FORMAT, **content})
 
 
+def run_folder(runs: Path, spec: Spec, seed: int) -> Path:
+    """Where a run's record lies: `runs/<name>/seed<k>`."""
+    return runs / spec.name / f"seed{seed}"
+
+
 def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
     """The folder of a run, made if missing; with `fresh` an existing one is set aside first.
 
@@ -93,7 +109,7 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
         UsageError: if the folder holds a run of another specification.
         RecordError: if the folder cannot be made or written.
     """
-    folder = runs / spec.name / f"seed{seed}"
+    folder = run_folder(runs, spec, seed)
     try:
         if fresh and folder.exists():
             set_aside(folder)
@@ -117,6 +133,27 @@ def set_aside(folder: Path) -> Path:
         number += 1
     folder.rename(aside)
     return aside
+
+
+def publish(run: Run, results: Path) -> Path:
+    """Copy a finished record, without its checkpoint, to `results/<name>/seed<k>/`; returns that folder.
+
+    Raises:
+        RecordError: if the run is unfinished, or another record lies there already.
+    """
+    if not run.finished:
+        raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
+    target = results / run.name / run.folder.name
+    sources = [run.folder / name for name in RECORD_FILES] + sorted((run.folder / EVALS).glob("*.json"))
+    copies = {target / source.relative_to(run.folder): source.read_bytes() for source in sources}
+    for path, content in copies.items():
+        if path.exists() and path.read_bytes() != content:
+            raise RecordError(
+                f"{path} holds another record already: move it away first, nothing is overwritten."
+            )
+    for path, content in copies.items():
+        write_whole(path, content)
+    return target
 
 
 def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:

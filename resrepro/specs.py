@@ -55,6 +55,12 @@ class Recipe:
     eval_every: int
     test_view: str
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe of a record or checkpoint (TypeError if a setting is missing or unknown)."""
+        typed: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**typed)
+
     def shortened_to(self, iterations: int) -> "Recipe":
         """The same schedule in another number of iterations: drops keep their place in the run.
 

@@ -21,7 +21,7 @@ from resrepro.interrupts import Interrupts
 from resrepro.metrics import Errors, ErrorSums
 from resrepro.nets import net_of
 from resrepro.optimizer import make_optimizer, set_learning_rate
-from resrepro.recording import RunWriter, describe_environment, open_run
+from resrepro.recording import RunWriter, describe_environment, open_run, run_folder
 from resrepro.records import RESULT, read_json
 from resrepro.schedule import learning_rate, warmup_is_due
 from resrepro.specs import Spec, Value
@@ -74,10 +74,11 @@ def train(
     use_threads(threads)
     use_precision(spec.recipe.precision)
     watcher = watcher or Watcher()
-    writer = open_run(Path(runs), spec, seed, fresh=fresh)
-    if _already_over(writer, watcher):
-        return writer.folder
+    folder = run_folder(Path(runs), spec, seed)
+    if not fresh and _already_over(folder, watcher):
+        return folder
     dataset = load_dataset(spec.dataset, spec.recipe.split, data)
+    writer = open_run(Path(runs), spec, seed, fresh=fresh)
     for notice in dataset.notices:
         watcher.say(f"Note: {notice}.")
     trainer = Trainer(spec, seed, dataset, target, writer, watcher)
@@ -97,22 +98,22 @@ def train(
         trainer.run()
     finally:
         watcher.end()
-    return writer.folder
+    return folder
 
 
-def _already_over(writer: RunWriter, watcher: Watcher) -> bool:
+def _already_over(folder: Path, watcher: Watcher) -> bool:
     """Whether the run in this folder is finished; says so.
 
     Raises:
         Diverged: if it ended with a loss that is not finite.
     """
-    if not (writer.folder / RESULT).exists():
+    if not (folder / RESULT).exists():
         return False
-    status = read_json(writer.folder / RESULT).get("status")
+    status = read_json(folder / RESULT).get("status")
     if status == "diverged":
-        raise Diverged(f"{writer.folder} diverged earlier and is kept: start it anew with --fresh.")
+        raise Diverged(f"{folder} diverged earlier and is kept: start it anew with --fresh.")
     if status in ("complete", "shortened"):
-        watcher.say(f"{writer.folder} is finished already ({status}); --fresh would train it anew.")
+        watcher.say(f"{folder} is finished already ({status}); --fresh would train it anew.")
         return True
     return False
 
@@ -138,7 +139,7 @@ class Trainer:
         net = net_of(
             self.recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, dataset.num_classes, weights
         )
-        self.net: nn.Module = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net: nn.Module = net.to(device).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.net, self.recipe)
         self.preparation = Preparation.from_training_images(self.recipe, dataset.train, device)
         self.batches = TrainingBatches(self.recipe, dataset.train, self.preparation, seed)
@@ -324,7 +325,8 @@ class Trainer:
             self.seconds_before = state["seconds"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RecordError(
-                f"{self.writer.checkpoint} does not fit its run ({type(error).__name__}): start anew with --fresh."
+                f"{self.writer.checkpoint} does not fit its run ({type(error).__name__}): "
+                "start anew with --fresh."
             ) from None
         self.writer.cut_back(self.done)
         self.watcher.say(f"Going on from iteration {self.done:,} of {self.recipe.iterations:,}.")

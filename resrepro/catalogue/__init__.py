@@ -110,13 +110,11 @@ def recipes() -> Mapping[str, NamedRecipe]:
 @cache
 def experiments() -> Mapping[str, Experiment]:
     """All experiments of the catalogue by name, in its order."""
-    return {
-        name: Experiment(
-            name=name,
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()},
-        )
-        for name, entry in _toml("experiments.toml")["experiments"].items()
-    }
+    found = {}
+    for name, entry in _toml("experiments.toml")["experiments"].items():
+        seeds, exhibits = tuple(entry.pop("seeds")), tuple(entry.pop("exhibits"))
+        found[name] = Experiment(name, **entry, seeds=seeds, exhibits=exhibits)
+    return found
 
 
 def find(name: str) -> Experiment:
@@ -196,10 +194,8 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
         check_setting(key, value)
     iterations = wanted.get("iterations", base.recipe.iterations)
     assert isinstance(iterations, int)
-    if iterations == base.recipe.iterations:
-        scaled = base.recipe
-    else:
-        scaled = base.recipe.shortened_to(iterations)
+    same_length = iterations == base.recipe.iterations
+    scaled = base.recipe if same_length else base.recipe.shortened_to(iterations)
     recipe = replace(scaled, **wanted)  # type: ignore[arg-type]
     option = check_shortcut(base.plain, shortcut)
     _check_together(recipe, base.dataset)

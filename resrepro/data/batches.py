@@ -33,7 +33,12 @@ class Preparation:
     def __init__(self, recipe: Recipe, mean: Tensor, std: Tensor | None = None) -> None:
         self.recipe = recipe
         self.mean = mean  # (3, H, W) or (3, 1, 1), on the scale 0..255
-        self.divisor = recipe.pixel_divisor if std is None else std
+        self.divisor = mean.new_tensor(recipe.pixel_divisor) if std is None else std  # one, or per channel
+
+    def to(self, device: torch.device) -> "Preparation":
+        """Move mean and divisor to a device, in place."""
+        self.mean, self.divisor = self.mean.to(device), self.divisor.to(device)
+        return self
 
     @classmethod
     def from_training_images(cls, recipe: Recipe, train: Images, device: torch.device) -> "Preparation":

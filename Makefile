@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11+, make and git.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RESULTS := --runs results
+
+.PHONY: demo test slow check lint types tables figures clean
+
+demo: .venv/installed  ## the main job, offline, on embedded data
+	$(BIN)/resrepro demo
+
+test: .venv/installed  ## the default test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: .venv/installed  ## the long tests alone
+	$(BIN)/python -m pytest -m slow
+
+check: lint types  ## what CI runs before the tests
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+tables: .venv/installed  ## regenerate tables/ from the committed records
+	$(BIN)/resrepro compare table6 figure1 figure6 demo $(RESULTS) --tables tables
+
+figures: .venv/installed  ## regenerate figures/ from the committed records
+	$(BIN)/resrepro plot figure1 figure6 demo $(RESULTS) --figures figures --paper
+
+# The stamp is made last, so that an interrupted installation starts again.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

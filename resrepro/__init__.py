@@ -1,0 +1,43 @@
+"""Reproduce 'Deep Residual Learning for Image Recognition' (He, Zhang, Ren, Sun, 2015).
+
+    import resrepro as rr
+    net = rr.build_net("cifar10", 56)                # images (N, 3, 32, 32) -> logits (N, 10)
+    run = rr.train("digits-plain20", seed=0)         # a run folder with its record
+    rr.evaluate(run)                                 # {"test": Errors(...)}
+    rr.load_runs("runs")                             # pandas, one row per run
+    rr.compare("table6"); rr.plot("figure6")         # tables/ and figures/
+
+Names are loaded when first used, so that what needs no torch never imports it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resrepro.assessment import evaluate
+    from resrepro.comparison import compare
+    from resrepro.nets import build_net
+    from resrepro.plotting import plot
+    from resrepro.records import load_runs
+    from resrepro.training import train
+
+__all__ = ["build_net", "compare", "evaluate", "load_runs", "plot", "train"]
+
+_HOMES = {
+    "build_net": "nets",
+    "compare": "comparison",
+    "evaluate": "assessment",
+    "load_runs": "records",
+    "plot": "plotting",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

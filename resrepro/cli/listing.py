@@ -1,0 +1,63 @@
+"""`resrepro list` and `resrepro protocol`: what can be run, and how we know that it is so."""
+
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from resrepro import catalogue
+from resrepro.cli import app
+from resrepro.specs import spell
+
+STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
+
+
+@app.command("list", rich_help_panel="Read")
+def list_experiments() -> None:
+    """Show the experiments and which table or figure each belongs to."""
+    console = Console(highlight=False)
+    grid = Table("experiment", "net", "recipe", "seeds", "exhibits", box=box.SIMPLE_HEAD, pad_edge=False)
+    dataset = None
+    for experiment in catalogue.experiments().values():
+        if dataset not in (None, experiment.dataset):
+            grid.add_section()
+        dataset = experiment.dataset
+        seeds = experiment.seeds
+        span = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+        grid.add_row(
+            experiment.name, experiment.label, experiment.recipe, span, ", ".join(experiment.exhibits)
+        )
+    console.print(grid)
+    console.print("Run one: resrepro train --depth 56 --plain     (any depth 6n+2, not only these)")
+    console.print("Its recipe, setting by setting: resrepro protocol cifar10-plain56")
+
+
+@app.command(rich_help_panel="Read")
+def protocol(
+    experiment: Annotated[str, typer.Argument(help="A name that `resrepro list` shows.")],
+) -> None:
+    """Print an experiment's recipe: each setting stated by the paper, derived from it, or assumed."""
+    found = catalogue.find(experiment)
+    named = catalogue.recipes()[found.recipe]
+    console = Console(highlight=False)
+    grid = Table("setting", "value", "known", "what it is", box=box.SIMPLE_HEAD, pad_edge=False)
+    for key, setting in named.settings.items():
+        known = Text(setting.mark, STYLES[setting.mark])
+        if setting.source:
+            known.append(f" {setting.source}", "dim")
+        meaning = Text(str(catalogue.setting_rules()[key]["what"]))
+        if setting.note:
+            meaning.append(f"\n{setting.note}", "dim")
+        grid.add_row(key, spell(setting.value), known, meaning)
+    shortcut = "no shortcuts" if found.plain else "shortcut option A (stated, Section 4.2)"
+    console.print(Text.assemble((found.name, "bold"), f": {found.label}, {shortcut}"))
+    console.print(f"Recipe {named.name}: {named.title}", markup=False)
+    console.print(grid)
+    marks: list[str] = [setting.mark for setting in named.settings.values()]
+    console.print(", ".join(f"{marks.count(mark)} {mark}" for mark in STYLES) + ".")
+    for departure in catalogue.departures(found.spec()):
+        console.print(f"Departs from the paper: {departure}", markup=False)
+    console.print(f"Run it: {catalogue.command_for(found.spec())}     (change a setting: --set key=value)")

@@ -1,0 +1,158 @@
+"""`resrepro train` and `resrepro publish`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resrepro.cli import app
+from resrepro.cli.options import (
+    DataOption,
+    DeviceOption,
+    RunsOption,
+    ThreadsOption,
+    parse_seeds,
+    parse_settings,
+)
+from resrepro.errors import Diverged, UsageError
+from resrepro.specs import check_shortcut
+
+RECIPE, MACHINE, RECORD = "Recipe (the paper's by default)", "Machine", "Record"
+
+
+@app.command(rich_help_panel="Run")
+def train(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXPERIMENT...", help="Names as in `resrepro list`.", show_default=False),
+    ] = None,
+    depth: Annotated[
+        list[int] | None,
+        typer.Option("--depth", help="Weighted layers, 6n+2; may be repeated.", show_default=False),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Without shortcuts.")] = False,
+    shortcut: Annotated[
+        str | None, typer.Option(help="Shortcut option A, B or C. (default: A)", show_default=False)
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    seed: Annotated[int | None, typer.Option(help="Seed. (default: 0)", show_default=False)] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0-4", help="Several seeds, one run each.", show_default=False)
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            help="Shorter (or longer) schedule of the same shape.", rich_help_panel=RECIPE, show_default=False
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per batch.", rich_help_panel=RECIPE, show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="45k5k: train on 45,000, validate on 5,000.", rich_help_panel=RECIPE, show_default=False
+        ),
+    ] = None,
+    bn_group: Annotated[
+        int | None,
+        typer.Option(
+            help="Images that share BN statistics; 64 as on the paper's two GPUs.",
+            rich_help_panel=RECIPE,
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, tf32 or bf16.", rich_help_panel=RECIPE, show_default=False)
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(help="Iterations between samples.", rich_help_panel=RECIPE, show_default=False),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            rich_help_panel=RECIPE,
+            show_default=False,
+            help="Any setting that `resrepro protocol` lists; may be repeated.",
+        ),
+    ] = None,
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    runs: RunsOption = Path("runs"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set an existing run aside (it is kept) and start anew.")
+    ] = False,
+) -> None:
+    """Train nets as the paper did; the same command continues an interrupted run.
+
+    Example: resrepro train --depth 56 --plain
+    """
+    from resrepro import catalogue
+
+    chosen = [catalogue.find(name) for name in experiments or []]
+    chosen += [catalogue.experiment_for(dataset, number, plain) for number in depth or []]
+    if not chosen:
+        raise UsageError("which net? Give --depth (say --depth 20), or a name that `resrepro list` shows.")
+    if experiments and (plain or dataset != "cifar10"):
+        raise UsageError(
+            "an experiment's name already says dataset and kind: leave --plain and --dataset out."
+        )
+    if seed is not None and seeds is not None:
+        raise UsageError("--seed and --seeds exclude each other.")
+    check_shortcut(plain, shortcut)
+    changed = {
+        "iterations": iterations, "batch_size": batch_size, "split": split, "bn_group": bn_group,
+        "precision": precision, "eval_every": eval_every,
+    }  # fmt: skip
+    changed = {key: value for key, value in changed.items() if value is not None}
+    extra = parse_settings(settings or [])
+    if twice := changed.keys() & extra.keys():
+        raise UsageError(f"{', '.join(sorted(twice))} is given twice, by its own option and by --set.")
+    for experiment in chosen:  # refuse before the first run starts, not after
+        catalogue.derive(experiment, shortcut, **changed, **extra)
+    _train_all(
+        [experiment.name for experiment in chosen],
+        parse_seeds(seeds) if seeds is not None else [seed or 0],
+        shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
+        arguments=sys.argv[1:], **changed, **extra,
+    )  # fmt: skip
+
+
+def _train_all(names: list[str], seeds: list[int], **options: object) -> None:
+    """One run after the other; a diverged one does not stop those after it."""
+    from resrepro.cli.live import LiveView
+    from resrepro.training import train as train_one
+
+    view = LiveView()
+    failed: list[Diverged] = []
+    for name in names:
+        for seed in seeds:
+            try:
+                folder = train_one(name, seed, watcher=view, **options)  # type: ignore[arg-type]
+            except Diverged as error:
+                failed.append(error)
+                view.say(str(error))
+                continue
+            view.finish(folder)
+    if failed and len(names) * len(seeds) > 1:
+        raise Diverged(f"{len(failed)} of {len(names) * len(seeds)} runs diverged; their records are kept.")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Run")
+def publish(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished.")],
+    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where to.")] = Path("results"),
+) -> None:
+    """Copy finished records, without their checkpoints, to a folder that one commits."""
+    from resrepro.recording import publish as publish_run
+    from resrepro.records import read_run
+
+    for run in [read_run(folder) for folder in folders]:
+        typer.echo(f"Published to {publish_run(run, results)}")

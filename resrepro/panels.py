@@ -1,0 +1,374 @@
+"""Drawing a figure of error curves: panels in a row, every net labelled at the end of its curve.
+
+What is drawn is decided in `resrepro.plotting`; here it is only put on paper. matplotlib is used through
+its objects, without pyplot and without the user's own settings, so that equal input gives equal files.
+"""
+
+import colorsys
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resrepro.specs import net_label
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INCH = 72  # points
+PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.62, 0.66, 0.16, 0.52  # inches
+TITLE, LEGEND, LINE = 0.28, 0.3, 0.19  # heights of the rows of text, inches
+TEXT, SMALL = 10.0, 9.0  # points
+LABEL_PITCH = 13.0  # points from one net's label to the next
+LEADER = 16.0  # points between the frame and the labels
+QUIET = "#6b6b6b"
+FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
+TICKS = {20: (0, 5, 10, 20), 40: (0, 10, 20, 30, 40), 60: (0, 20, 40, 60), 100: (0, 20, 40, 60, 80, 100)}
+UNIT_FROM = 20_000  # from so many iterations on the axis counts in 1e4, as in the paper
+BAND = "mean ± 1 std over seeds"
+SETTINGS: Mapping[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, hence the same everywhere
+    "font.size": TEXT,
+    "axes.linewidth": 0.8,
+    "axes.titlesize": TEXT + 1,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "svg.hashsalt": "resrepro",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Error (percent) against iterations of one net; `std` where several seeds are averaged."""
+
+    depth: int
+    plain: bool
+    kind: str
+    iterations: tuple[float, ...]
+    errors: tuple[float, ...]
+    std: tuple[float, ...] | None = None
+    paper: bool = False
+
+    @property
+    def net(self) -> str:
+        """`plain-56` or `ResNet-56`."""
+        return net_label(self.depth, self.plain)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: its layout (figures.toml), our curves and the paper's."""
+
+    layout: Mapping[str, Any]
+    ours: tuple[Curve, ...]
+    paper: tuple[Curve, ...]
+
+    def needed(self, iterations: int) -> float:
+        """The largest error (percent) in the last third of the schedule, nets off the scale aside."""
+        off_scale = self.layout.get("off_scale", ())
+        return max(
+            (
+                error
+                for curve in (*self.ours, *self.paper)
+                if curve.depth not in off_scale
+                for iteration, error in zip(curve.iterations, curve.errors, strict=True)
+                if iteration >= iterations * 2 / 3
+            ),
+            default=0.0,
+        )
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A whole figure, ready to be drawn.
+
+    `held_out` names the set of the bold lines, `held_out_told` says in the legend what it is;
+    `footnote` is a list of sentences.
+    """
+
+    layout: Mapping[str, Any]
+    panels: tuple[Panel, ...]
+    iterations: int
+    held_out: str
+    held_out_told: str
+    palette: Mapping[str, Any]
+    footnote: tuple[str, ...]
+
+    @property
+    def top(self) -> int:
+        """The upper end of the error axis, percent: the paper's, or higher where curves need it."""
+        need = max(panel.needed(self.iterations) for panel in self.panels)
+        return next(frame for frame in FRAMES if frame >= min(max(need, self.layout["frame"]), 100))
+
+    @property
+    def has_ours(self) -> bool:
+        """Whether any run of ours is drawn."""
+        return any(panel.ours for panel in self.panels)
+
+    @property
+    def unit(self) -> int:
+        """Iterations per unit of the x axis."""
+        return 10_000 if self.iterations >= UNIT_FROM else 1
+
+    def colour(self, depth: int) -> str:
+        """The colour of the nets of a depth."""
+        others: Sequence[str] = self.palette["others"]
+        return str(self.palette["colours"].get(str(depth), others[(depth - 2) // 6 % len(others)]))
+
+    def label(self, curve: Curve) -> str:
+        """What is written at the end of a curve."""
+        return str(self.layout.get("label", "{net}")).format(net=curve.net, depth=curve.depth)
+
+
+def draw_sheet(sheet: Sheet) -> "Figure":
+    """The figure as a matplotlib object."""
+    from matplotlib.figure import Figure
+
+    with _own_settings():
+        margins = [_label_margin(sheet, panel) for panel in sheet.panels]
+        shares = [float(panel.layout.get("share", 1)) for panel in sheet.panels]
+        width = float(sheet.layout["width"])
+        room = width - LEFT - sum(margins) - GAP * (len(margins) - 1)
+        lines = wrap(" ".join(sheet.footnote), width - 0.4, SMALL)
+        keys = _legend_keys(sheet)
+        titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
+        foot = BOTTOM + LINE * len(lines) + 0.1
+        height = foot + PANEL_HEIGHT + titles + (LEGEND if keys else 0.0) + TOP
+        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+        left = LEFT
+        for panel, share, margin in zip(sheet.panels, shares, margins, strict=True):
+            own = room * share / sum(shares)
+            axes = figure.add_axes((left / width, foot / height, own / width, PANEL_HEIGHT / height))
+            _draw_panel(axes, sheet, panel)
+            left += own + margin + GAP
+        if keys:
+            place = (LEFT / width, 1 - 0.06 / height)
+            figure.legend(
+                handles=keys, loc="upper left", bbox_to_anchor=place, ncols=len(keys), frameon=False,
+                fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0, borderpad=0.2,
+            )  # fmt: skip
+        for number, line in enumerate(reversed(lines)):
+            y = (0.12 + LINE * number) / height
+            figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
+    return figure
+
+
+def render(figure: "Figure", title: str) -> dict[str, bytes]:
+    """The figure as PNG and SVG files, without dates or versions in them."""
+    files = {}
+    metadata: Mapping[str, dict[str, Any]] = {
+        "png": {"Software": None, "Title": title},
+        "svg": {"Date": None, "Creator": None, "Title": title},
+    }
+    with _own_settings():
+        for kind, told in metadata.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata=told)
+            files[kind] = buffer.getvalue()
+    return files
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
+    start = float(panel.layout.get("start", 0)) * sheet.iterations / sheet.unit
+    end, top = sheet.iterations / sheet.unit, sheet.top
+    axes.set_xlim(start, end)
+    axes.set_ylim(0, top)
+    ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
+    axes.set_yticks(ticks.get(str(top), TICKS[top]))
+    axes.set_xticks(*_x_ticks(start, end, float(panel.layout.get("share", 1))))
+    axes.set_xlabel("iter. (1e4)" if sheet.unit > 1 else "iterations")
+    axes.set_ylabel(panel.layout["ylabel"].format(held_out=sheet.held_out))
+    axes.set_title(panel.layout["title"], pad=6)
+    if sheet.layout["grid"]:
+        axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
+        axes.set_axisbelow(True)
+    for curve in panel.paper:
+        _draw_curve(axes, sheet, curve, faint=sheet.has_ours)
+    for curve in panel.ours:
+        _draw_curve(axes, sheet, curve, faint=False)
+    if not panel.ours and not panel.paper:
+        axes.text(0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET)
+    elif not panel.ours and sheet.has_ours:
+        axes.text(
+            0.97, 0.95, "no runs yet,\nthe paper's alone", transform=axes.transAxes, ha="right", va="top",
+            color=QUIET, fontsize=SMALL, linespacing=1.3,
+        )  # fmt: skip
+    _label_nets(axes, sheet, panel)
+
+
+def _x_ticks(start: float, end: float, share: float) -> tuple[list[float], list[str]]:
+    from matplotlib.ticker import MaxNLocator
+
+    found = MaxNLocator(nbins=7 if share == 1 else 3, steps=[1, 2, 2.5, 5, 10]).tick_values(start, end)
+    ticks = [float(tick) for tick in found if start <= tick <= end]
+    return ticks, [f"{tick:,.10g}" for tick in ticks]
+
+
+def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> None:
+    bold = curve.kind != "train"
+    colour = sheet.colour(curve.depth)
+    x = [iteration / sheet.unit for iteration in curve.iterations]
+    dashed = not bold and not sheet.layout["solid"]
+    style: dict[str, Any] = {
+        "color": mixed(colour, 0.55) if faint else colour,
+        "linewidth": (1.1 if bold else 0.8) if faint else (2.3 if bold or sheet.layout["solid"] else 1.2),
+        "linestyle": (0, (4, 1.6)) if dashed else "-",
+        "zorder": 2.0 if faint else (3.5 if bold else 3.0),
+        "solid_joinstyle": "round",
+    }
+    marker = sheet.palette["markers"].get(str(curve.depth))
+    if marker and not dashed and not faint:
+        # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
+        begin = sorted(sheet.palette["markers"]).index(str(curve.depth)) / 40
+        style |= {
+            "marker": marker, "markersize": 5.5, "markevery": (begin, 0.16), "markeredgecolor": "white",
+            "markeredgewidth": 0.6,
+        }  # fmt: skip
+    whose = "paper" if curve.paper else "ours"
+    axes.plot(
+        x, curve.errors, label=f"{curve.net} {curve.kind}", gid=f"{whose} {curve.net} {curve.kind}", **style
+    )
+    if curve.std is not None:
+        pairs = list(zip(curve.errors, curve.std, strict=True))
+        low, high = [max(0.0, error - std) for error, std in pairs], [error + std for error, std in pairs]
+        axes.fill_between(
+            x, low, high, color=colour, alpha=0.22, linewidth=0, zorder=2.5,
+            gid=f"band {curve.net} {curve.kind}",
+        )  # fmt: skip
+
+
+def _labelled(panel: Panel) -> list[Curve]:
+    """The curve of each net at whose end its label stands: ours before the paper's, bold before dashed."""
+    chosen: dict[str, Curve] = {}
+    for curve in (*panel.ours, *panel.paper):
+        known = chosen.get(curve.net)
+        if known is None or (known.kind == "train" and known.paper == curve.paper):
+            chosen[curve.net] = curve
+    return list(chosen.values())
+
+
+def _label_text(sheet: Sheet, curve: Curve) -> str:
+    # A curve that leaves the frame is named at its top, with the value it ends at.
+    last = curve.errors[-1]
+    return sheet.label(curve) + (f"\n↑ {last:.1f} %" if last > sheet.top else "")
+
+
+def _label_margin(sheet: Sheet, panel: Panel) -> float:
+    texts = [line for curve in _labelled(panel) for line in _label_text(sheet, curve).split("\n")]
+    return (LEADER + 4) / INCH + max((text_width(text, TEXT) for text in texts), default=0.1)
+
+
+def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
+    """Write each net's name right of the frame, at the height of its curve's end or close to it."""
+    curves = _labelled(panel)
+    height = PANEL_HEIGHT * INCH
+    ends = [min(curve.errors[-1], sheet.top) / sheet.top * height for curve in curves]
+    places = spread(ends, LABEL_PITCH, 0.0, height)
+    for curve, end, place in zip(curves, ends, places, strict=True):
+        colour = readable(sheet.colour(curve.depth))
+        style = "italic" if curve.paper and sheet.has_ours else "normal"
+        axes.annotate(
+            _label_text(sheet, curve), (1, place / height), xycoords="axes fraction", xytext=(LEADER, 0),
+            textcoords="offset points", va="center", color=colour, fontstyle=style, gid=f"label {curve.net}",
+        )  # fmt: skip
+        for bend, (a, b) in (((2, 5), (end, end)), ((5, 12), (end, place)), ((12, 14), (place, place))):
+            axes.annotate(
+                "", (1, b / height), (bend[1], 0), "axes fraction", "offset points"
+            ) if False else None
+            _ = a
+
+
+def _legend_keys(sheet: Sheet) -> "list[Artist]":
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    dark = "#303030"
+    curves = [curve for panel in sheet.panels for curve in (*panel.ours, *panel.paper)]
+    keys: list[Artist] = []
+    if not sheet.layout["solid"] and curves:
+        keys.append(
+            Line2D([], [], color=dark, linewidth=1.2, linestyle=(0, (4, 1.6)), label="training error")
+        )
+        keys.append(Line2D([], [], color=dark, linewidth=2.3, label=sheet.held_out_told))
+    elif sheet.has_ours and any(curve.paper for curve in curves):
+        keys.append(Line2D([], [], color=dark, linewidth=2.3, label="our runs"))
+    if any(curve.std for curve in curves):
+        keys.append(Patch(color=dark, alpha=0.22, linewidth=0, label=BAND))
+    if sheet.has_ours and any(curve.paper for curve in curves):
+        keys.append(Line2D([], [], color=mixed(dark, 0.55), linewidth=1.0, label="the paper's curves (thin)"))
+    return keys
+
+
+def spread(wanted: Sequence[float], pitch: float, low: float, high: float) -> list[float]:
+    """Positions as close as possible to the wanted ones (least squares), at least `pitch` apart.
+
+    All within `low` to `high` where there is room for them; the order is kept.
+    """
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    blocks: list[list[float]] = []  # sum and count of neighbours that must move as one
+    for rank, index in enumerate(order):
+        blocks.append([wanted[index] - rank * pitch, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
+    shifted = [total / count for total, count in blocks for _ in range(int(count))]
+    ceiling = max(low, high - (len(wanted) - 1) * pitch)
+    placed = [0.0] * len(wanted)
+    for rank, (index, value) in enumerate(zip(order, shifted, strict=True)):
+        placed[index] = min(max(value, low), ceiling) + rank * pitch
+    return placed
+
+
+def text_width(text: str, size: float) -> float:
+    """The width of a text in inches at a size in points."""
+    from matplotlib.textpath import TextPath
+
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / INCH if text.strip() else 0.0
+
+
+def wrap(text: str, width: float, size: float) -> list[str]:
+    """Lines of words that are at most `width` inches wide at a size in points."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def mixed(colour: str, white: float) -> str:
+    """A colour with a share of white (0 to 1) in it."""
+    return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in bytes.fromhex(colour[1:]))
+
+
+def contrast(colour: str) -> float:
+    """Contrast ratio of a colour on white (WCAG 2), 1 to 21."""
+    parts = [part / 255 for part in bytes.fromhex(colour[1:])]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
+def readable(colour: str) -> str:
+    """The colour, darkened until text in it can be read on white (contrast 4.5 and more)."""
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in bytes.fromhex(colour[1:])))
+    while contrast(colour) < 4.5:
+        lightness *= 0.97
+        parts = colorsys.hls_to_rgb(hue, lightness, saturation)
+        colour = "#" + "".join(f"{int(part * 255):02x}" for part in parts)
+    return colour

@@ -1,0 +1,74 @@
+"""The paper's own numbers: every printed value (`published.csv`), the curves read off the vector plots
+(`curves.csv`), and which rows form which exhibit (`layouts.toml`).
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from resrepro.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Number:
+    """A published value; `std` where the paper gives one. Errors are in percent."""
+
+    value: float
+    std: float | None = None
+
+
+def _frame(name: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    with resources.files(__package__).joinpath(name).open(encoding="utf-8") as file:
+        return pd.read_csv(file, keep_default_na=False, dtype=str)
+
+
+@cache
+def published() -> Mapping[tuple[str, str, str], Number]:
+    """Published numbers by (exhibit, row, metric), e.g. ("table6", "ResNet-20", "test_err").
+
+    Entries that are no numbers (such as "2n") are left out; of two readings the first counts.
+    """
+    numbers: dict[tuple[str, str, str], Number] = {}
+    rows = _frame("published.csv")[["exhibit", "row", "metric", "value", "std"]]
+    for exhibit, row, metric, value, std in rows.itertuples(index=False):
+        try:
+            number = Number(float(value), float(std) if std else None)
+        except ValueError:
+            continue
+        numbers.setdefault((exhibit, row, metric), number)
+    return numbers
+
+
+def curves(exhibit: str) -> "pd.DataFrame":
+    """The curves of one figure: panel, series, kind, x (1e4 iterations), value (percent), point."""
+    import pandas as pd
+
+    frame = _frame("curves.csv")
+    frame = frame[frame["exhibit"] == exhibit].drop(columns="exhibit").reset_index(drop=True)
+    return frame.assign(x=pd.to_numeric(frame["x"]), value=pd.to_numeric(frame["value"]))
+
+
+@cache
+def layouts() -> Mapping[str, Mapping[str, Any]]:
+    """For each exhibit that `compare` knows: its title, quantities and rows."""
+    text = resources.files(__package__).joinpath("layouts.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def layout(exhibit: str) -> Mapping[str, Any]:
+    """The layout of one exhibit.
+
+    Raises:
+        UsageError: if there is no such exhibit.
+    """
+    if exhibit not in layouts():
+        raise UsageError(f"no exhibit {exhibit!r}: there are {', '.join(layouts())}.")
+    return layouts()[exhibit]

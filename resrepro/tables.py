@@ -1,0 +1,176 @@
+"""A table as data, and its four forms: Markdown, CSV, LaTeX and the terminal's (rich)."""
+
+import csv
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resrepro.recording import write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import RenderableType
+
+DASH = "—"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: cells as text, the numbers of its notes, and the section heading above it, if any."""
+
+    cells: tuple[str, ...]
+    notes: tuple[int, ...] = ()
+    section: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """An exhibit's table.
+
+    `notes` are numbered from 1; `missing` pairs a row label with the command that would fill it;
+    `remarks` are sentences below the notes. `records` are the same rows as raw numbers, for CSV.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
+    records: tuple[dict[str, object], ...] = field(default=(), repr=False)
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The raw numbers as a frame, one row per net and protocol."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.records))
+
+    def _repr_markdown_(self) -> str:
+        return to_markdown(self)
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write `<name>.md`, `.csv` and `.tex` into a folder and return their paths.
+
+    Raises:
+        RecordError: if the folder cannot be written.
+    """
+    texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
+    paths = [folder / f"{table.name}.{kind}" for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_whole(path, text.encode())
+    return paths
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub-flavoured Markdown, with notes as superscript numbers."""
+    lines = [f"# {table.title}", "", "| " + " | ".join(table.columns) + " |"]
+    lines.append("|" + "|".join([":--", *["--:"] * (len(table.columns) - 1)]) + "|")
+    for row in table.rows:
+        if row.section:
+            lines.append(f"| *{row.section}* |" + " |" * (len(table.columns) - 1))
+        first, *others = row.cells
+        marks = f" <sup>{','.join(map(str, row.notes))}</sup>" if row.notes else ""
+        lines.append("| " + " | ".join([first + marks, *others]) + " |")
+    if table.notes:
+        lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
+    if table.missing:
+        lines += ["", f"Cells with {DASH} are filled by:", ""]
+        lines += [f"- {label}: `{command}`" for label, command in table.missing]
+    lines += [line for remark in table.remarks for line in ("", remark)]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """The raw numbers, full precision, empty where there is none."""
+    text = io.StringIO()
+    names = list(table.records[0]) if table.records else []
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.records)
+    return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A tabular that needs no package, with its notes below it."""
+    width = len(table.columns)
+    lines = [f"% {table.title}", r"\begin{tabular}{l" + "r" * (width - 1) + "}", r"\hline"]
+    lines += [" & ".join(map(_tex, table.columns)) + r" \\", r"\hline"]
+    for row in table.rows:
+        if row.section:
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(row.section)}}}}} \\")
+        first, *others = map(_tex, row.cells)
+        marks = f"$^{{{','.join(map(str, row.notes))}}}$" if row.notes else ""
+        lines.append(" & ".join([first + marks, *others]) + r" \\")
+    lines += [r"\hline", r"\end{tabular}", ""]
+    lines += [rf"\par\noindent $^{{{number}}}$ {_tex(note)}" for number, note in enumerate(table.notes, 1)]
+    lines += [
+        rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}} fills the cells with {_tex(DASH)}."
+        for label, command in table.missing
+    ]
+    lines += [rf"\par\noindent {_tex(remark)}" for remark in table.remarks]
+    return "\n".join(lines) + "\n"
+
+
+_TEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "→": r"$\to$",
+    "↳": r"$\hookrightarrow$",
+    "…": r"\dots{}",
+    DASH: "---",
+    "`": "",
+}
+
+
+def _tex(text: str) -> str:
+    return re.sub(".", lambda found: _TEX.get(found[0], found[0]), text)
+
+
+def to_rich(table: Table) -> "RenderableType":
+    """The table for a terminal; fits 80 columns."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for number, column in enumerate(table.columns):
+        grid.add_column(
+            Text(column.replace(": ", ":\n").replace("difference", "diff.")),
+            justify="right" if number else "left",
+            vertical="bottom",
+            no_wrap=not number,
+        )
+    grid.add_column(Text("notes"))
+    sections: list[str] = []
+    for row in table.rows:
+        if row.section:
+            sections.append(row.section)
+            grid.add_section()
+        first, *others = row.cells
+        mark = "†" if sections and not first.startswith("↳") else ""
+        notes = Text(", ".join(map(str, row.notes)), style="dim")
+        grid.add_row(Text(first + mark), *map(Text, others), notes)
+    below = [Text(f" † {section}") for section in sections]
+    below += [Text(f"{number:>2} {note}") for number, note in enumerate(table.notes, 1)]
+    if table.missing:
+        below.append(Text(f"\nCells with {DASH} are filled by:"))
+        below += [Text(f"   {command}", style="cyan") for _, command in table.missing]
+    below += [Text("\n" + remark, style="dim") for remark in table.remarks]
+    return Group(grid, *below)
