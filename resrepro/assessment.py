@@ -160,7 +160,10 @@ def _foreign_subject(
     experiment = catalogue.experiment_for(name, foreign.depth, foreign.plain)
     spec = catalogue.derive(experiment, foreign.shortcut, option_a_zeros=foreign.option_a_zeros)
     tensors = find_state_dict(content, str(path))
-    label = net_label(spec.depth, spec.plain) + (f" (option {spec.shortcut})" if spec.shortcut else "")
+    option = {"A": f" (option A, {spec.recipe.option_a_zeros} zeros)", None: ""}.get(
+        spec.shortcut, f" (option {spec.shortcut})"
+    )
+    label = net_label(spec.depth, spec.plain) + option
     loaded = load_dataset(name, part, data)
     net = net_of(spec.recipe, name, spec.depth, spec.plain, spec.shortcut, loaded.num_classes)
     matched = fit(net, tensors, str(path), label)

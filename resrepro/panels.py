@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INCH = 72  # points
-PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.62, 0.66, 0.16, 0.52  # inches
-TITLE, LEGEND, LINE = 0.28, 0.3, 0.19  # heights of the rows of text, inches
+PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.6, 0.62, 0.12, 0.52  # inches
+TITLE, LEGEND, LINE = 0.24, 0.26, 0.19  # heights of the rows of text, inches
 TEXT, SMALL = 10.0, 9.0  # points
 LABEL_PITCH = 13.0  # points from one net's label to the next
-LEADER = 16.0  # points between the frame and the labels
+LEADER = 18.0  # points between the frame and the labels
+BOLD = 2.1  # line width, points
 QUIET = "#6b6b6b"
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
 TICKS = {20: (0, 5, 10, 20), 40: (0, 10, 20, 30, 40), 60: (0, 20, 40, 60), 100: (0, 20, 40, 60, 80, 100)}
 UNIT_FROM = 20_000  # from so many iterations on the axis counts in 1e4, as in the paper
-BAND = "mean ± 1 std over seeds"
-SETTINGS: Mapping[str, Any] = {
+BAND = "mean ± std over seeds (n−1)"
+SETTINGS: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, hence the same everywhere
     "font.size": TEXT,
     "axes.linewidth": 0.8,
-    "axes.titlesize": TEXT + 1,
+    "axes.titlesize": TEXT,
     "xtick.direction": "in",
     "ytick.direction": "in",
     "svg.hashsalt": "resrepro",
@@ -133,7 +134,7 @@ def draw_sheet(sheet: Sheet) -> "Figure":
         shares = [float(panel.layout.get("share", 1)) for panel in sheet.panels]
         width = float(sheet.layout["width"])
         room = width - LEFT - sum(margins) - GAP * (len(margins) - 1)
-        lines = wrap(" ".join(sheet.footnote), width - 0.4, SMALL)
+        lines = wrap(" ".join([*sheet.footnote, *_off_scale(sheet)]), width - 0.5, SMALL)
         keys = _legend_keys(sheet)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
         foot = BOTTOM + LINE * len(lines) + 0.1
@@ -192,7 +193,7 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     axes.set_xticks(*_x_ticks(start, end, float(panel.layout.get("share", 1))))
     axes.set_xlabel("iter. (1e4)" if sheet.unit > 1 else "iterations")
     axes.set_ylabel(panel.layout["ylabel"].format(held_out=sheet.held_out))
-    axes.set_title(panel.layout["title"], pad=6)
+    axes.set_title(panel.layout["title"], pad=5)
     if sheet.layout["grid"]:
         axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
         axes.set_axisbelow(True)
@@ -225,7 +226,7 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> Non
     dashed = not bold and not sheet.layout["solid"]
     style: dict[str, Any] = {
         "color": mixed(colour, 0.55) if faint else colour,
-        "linewidth": (1.1 if bold else 0.8) if faint else (2.3 if bold or sheet.layout["solid"] else 1.2),
+        "linewidth": (1.1 if bold else 0.8) if faint else (BOLD if bold or sheet.layout["solid"] else 1.2),
         "linestyle": (0, (4, 1.6)) if dashed else "-",
         "zorder": 2.0 if faint else (3.5 if bold else 3.0),
         "solid_joinstyle": "round",
@@ -235,7 +236,7 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> Non
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
         begin = sorted(sheet.palette["markers"]).index(str(curve.depth)) / 40
         style |= {
-            "marker": marker, "markersize": 5.5, "markevery": (begin, 0.16), "markeredgecolor": "white",
+            "marker": marker, "markersize": 6, "markevery": (begin, 0.16), "markeredgecolor": "white",
             "markeredgewidth": 0.6,
         }  # fmt: skip
     whose = "paper" if curve.paper else "ours"
@@ -262,34 +263,46 @@ def _labelled(panel: Panel) -> list[Curve]:
 
 
 def _label_text(sheet: Sheet, curve: Curve) -> str:
-    # A curve that leaves the frame is named at its top, with the value it ends at.
-    last = curve.errors[-1]
-    return sheet.label(curve) + (f"\n↑ {last:.1f} %" if last > sheet.top else "")
+    return sheet.label(curve) + (" ↑" if curve.errors[-1] > sheet.top else "")
 
 
 def _label_margin(sheet: Sheet, panel: Panel) -> float:
-    texts = [line for curve in _labelled(panel) for line in _label_text(sheet, curve).split("\n")]
-    return (LEADER + 4) / INCH + max((text_width(text, TEXT) for text in texts), default=0.1)
+    widths = [text_width(_label_text(sheet, curve), TEXT) for curve in _labelled(panel)]
+    return (LEADER + 4) / INCH + max(widths, default=0.1)
 
 
 def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     """Write each net's name right of the frame, at the height of its curve's end or close to it."""
     curves = _labelled(panel)
     height = PANEL_HEIGHT * INCH
+    width = axes.get_position().width * float(sheet.layout["width"]) * INCH
     ends = [min(curve.errors[-1], sheet.top) / sheet.top * height for curve in curves]
     places = spread(ends, LABEL_PITCH, 0.0, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = readable(sheet.colour(curve.depth))
-        style = "italic" if curve.paper and sheet.has_ours else "normal"
-        axes.annotate(
-            _label_text(sheet, curve), (1, place / height), xycoords="axes fraction", xytext=(LEADER, 0),
-            textcoords="offset points", va="center", color=colour, fontstyle=style, gid=f"label {curve.net}",
+        theirs = curve.paper and sheet.has_ours
+        x = [1 + points / width for points in (1.5, 4, LEADER - 5)]
+        marker = "" if theirs else sheet.palette["markers"].get(str(curve.depth), "")
+        axes.plot(
+            x, [end / height, end / height, place / height], color=colour, linewidth=0.7, marker=marker,
+            markevery=[2], markersize=4.5, transform=axes.transAxes, clip_on=False, gid=f"leader {curve.net}",
         )  # fmt: skip
-        for bend, (a, b) in (((2, 5), (end, end)), ((5, 12), (end, place)), ((12, 14), (place, place))):
-            axes.annotate(
-                "", (1, b / height), (bend[1], 0), "axes fraction", "offset points"
-            ) if False else None
-            _ = a
+        axes.text(
+            1 + LEADER / width, place / height, _label_text(sheet, curve), transform=axes.transAxes,
+            va="center_baseline", color=colour, fontstyle="italic" if theirs else "normal",
+            gid=f"label {curve.net}",
+        )  # fmt: skip
+
+
+def _off_scale(sheet: Sheet) -> list[str]:
+    """A sentence on each net whose curve ends above the frame."""
+    return [
+        f"{curve.net} ends above the frame, at {curve.errors[-1]:.1f} % "
+        f"{'training' if curve.kind == 'train' else sheet.held_out} error."
+        for panel in sheet.panels
+        for curve in _labelled(panel)
+        if curve.errors[-1] > sheet.top
+    ]
 
 
 def _legend_keys(sheet: Sheet) -> "list[Artist]":
@@ -303,9 +316,9 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
         keys.append(
             Line2D([], [], color=dark, linewidth=1.2, linestyle=(0, (4, 1.6)), label="training error")
         )
-        keys.append(Line2D([], [], color=dark, linewidth=2.3, label=sheet.held_out_told))
+        keys.append(Line2D([], [], color=dark, linewidth=BOLD, label=sheet.held_out_told))
     elif sheet.has_ours and any(curve.paper for curve in curves):
-        keys.append(Line2D([], [], color=dark, linewidth=2.3, label="our runs"))
+        keys.append(Line2D([], [], color=dark, linewidth=BOLD, label="our runs"))
     if any(curve.std for curve in curves):
         keys.append(Patch(color=dark, alpha=0.22, linewidth=0, label=BAND))
     if sheet.has_ours and any(curve.paper for curve in curves):
@@ -335,9 +348,11 @@ def spread(wanted: Sequence[float], pitch: float, low: float, high: float) -> li
 
 def text_width(text: str, size: float) -> float:
     """The width of a text in inches at a size in points."""
-    from matplotlib.textpath import TextPath
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
 
-    return float(TextPath((0, 0), text, size=size).get_extents().width) / INCH if text.strip() else 0.0
+    font = FontProperties(family=SETTINGS["font.family"], size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / INCH
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:
