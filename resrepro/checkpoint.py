@@ -1,5 +1,6 @@
 """Checkpoints: written atomically, read as weights only, never as pickled code."""
 
+import contextlib
 import os
 import pickle
 import zipfile
@@ -33,7 +34,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise RecordError(f"cannot write the checkpoint {path}: {error}.") from None
 
 

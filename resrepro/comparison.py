@@ -20,9 +20,10 @@ REMARKS = (
     "Ours: mean ± standard deviation (n runs; n−1 in the deviation) of the last-iteration error. "
     "Best run: the lowest last-iteration error of a run. Best sample: the lowest error at any "
     "sampling point, chosen on the very set it is measured on, hence optimistic.",
-    "Training error: on the augmented batches since the last sample. Where the paper is silent we "
-    "assume; `resrepro protocol <experiment>` marks each setting as stated, derived or assumed.",
+    "Where the paper is silent we assume: `resrepro protocol <experiment>` marks each setting as "
+    "stated, derived or assumed.",
 )
+TRAINING_ERROR = "Training error: on the augmented batches since the sample before the last."
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class Cell:
 
     @property
     def exact(self) -> bool:
-        """Paper-exact specification on complete official data."""
-        return self.first.exact and not self.first.result["notices"]
+        """Paper-exact specification on complete official data, in the default mode."""
+        return self.first.exact and not self.first.result["notices"] and self.first.env["mode"] == "default"
 
     def label(self) -> str:
         """What sets this cell apart from the experiment, in a word or two."""
         if self.first.exact:
-            return "other data"
+            return "other data" if self.first.env["mode"] == "default" else "other mode"
         return "shortened" if self.first.status == "shortened" else "other settings"
 
     def told(self) -> list[str]:
@@ -86,7 +87,13 @@ def cells_of(experiment: str, runs: Iterable[Run]) -> list[Cell]:
     cells = [Cell(tuple(sorted(group, key=lambda run: run.seed))) for group in groups.values()]
     return sorted(
         cells,
-        key=lambda cell: (not cell.exact, -cell.first.result["iterations"], cell.first.name, cell.first.cell),
+        key=lambda cell: (
+            not cell.exact,
+            -cell.first.result["iterations"],
+            -len(cell.runs),
+            cell.first.name,
+            cell.first.cell,
+        ),
     )
 
 
@@ -132,6 +139,7 @@ def build(exhibit: str, runs: Sequence[Run]) -> Table:
                 )
             )
             records.append(_record(exhibit, plan, line, cell))
+    training = (TRAINING_ERROR,) if any(quantity["set"] == "train" for quantity in quantities) else ()
     columns = ["net", *(fact.replace("params_M", "params (M)") for fact in plan["facts"])]
     for quantity in quantities:
         title = quantity["name"]
@@ -143,7 +151,7 @@ def build(exhibit: str, runs: Sequence[Run]) -> Table:
         rows=tuple(rows),
         notes=tuple(notes.numbers),
         missing=tuple(missing),
-        remarks=(*_unused(plan, runs), *REMARKS),
+        remarks=(*_unused(plan, runs), *training, *REMARKS),
         records=tuple(records),
     )
 

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INCH = 72  # points
-PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.6, 0.62, 0.12, 0.52  # inches
+PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.6, 0.58, 0.12, 0.52  # inches
 TITLE, LEGEND, LINE = 0.24, 0.26, 0.19  # heights of the rows of text, inches
 TEXT, SMALL = 10.0, 9.0  # points
 LABEL_PITCH = 13.0  # points from one net's label to the next
 LEADER = 18.0  # points between the frame and the labels
 BOLD = 2.1  # line width, points
+DASHES = (0, (4, 1.6))
 QUIET = "#6b6b6b"
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
 TICKS = {20: (0, 5, 10, 20), 40: (0, 10, 20, 30, 40), 60: (0, 20, 40, 60), 100: (0, 20, 40, 60, 80, 100)}
@@ -202,7 +203,10 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     for curve in panel.ours:
         _draw_curve(axes, sheet, curve, faint=False)
     if not panel.ours and not panel.paper:
-        axes.text(0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET)
+        axes.text(
+            0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
+            bbox={"facecolor": "white", "edgecolor": "none"},
+        )  # fmt: skip
     elif not panel.ours and sheet.has_ours:
         axes.text(
             0.97, 0.95, "no runs yet,\nthe paper's alone", transform=axes.transAxes, ha="right", va="top",
@@ -220,19 +224,18 @@ def _x_ticks(start: float, end: float, share: float) -> tuple[list[float], list[
 
 
 def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> None:
-    bold = curve.kind != "train"
+    bold = curve.kind != "train" or sheet.layout["solid"]
     colour = sheet.colour(curve.depth)
     x = [iteration / sheet.unit for iteration in curve.iterations]
-    dashed = not bold and not sheet.layout["solid"]
     style: dict[str, Any] = {
         "color": mixed(colour, 0.55) if faint else colour,
-        "linewidth": (1.1 if bold else 0.8) if faint else (BOLD if bold or sheet.layout["solid"] else 1.2),
-        "linestyle": (0, (4, 1.6)) if dashed else "-",
+        "linewidth": (1.1 if bold else 0.8) if faint else (BOLD if bold else 1.2),
+        "linestyle": "-" if bold else DASHES,
         "zorder": 2.0 if faint else (3.5 if bold else 3.0),
         "solid_joinstyle": "round",
     }
     marker = sheet.palette["markers"].get(str(curve.depth))
-    if marker and not dashed and not faint:
+    if marker and bold and not faint:
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
         begin = sorted(sheet.palette["markers"]).index(str(curve.depth)) / 40
         style |= {
@@ -298,7 +301,7 @@ def _off_scale(sheet: Sheet) -> list[str]:
     """A sentence on each net whose curve ends above the frame."""
     return [
         f"{curve.net} ends above the frame, at {curve.errors[-1]:.1f} % "
-        f"{'training' if curve.kind == 'train' else sheet.held_out} error."
+        f"({'training' if curve.kind == 'train' else sheet.held_out})."
         for panel in sheet.panels
         for curve in _labelled(panel)
         if curve.errors[-1] > sheet.top
@@ -313,9 +316,7 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
     curves = [curve for panel in sheet.panels for curve in (*panel.ours, *panel.paper)]
     keys: list[Artist] = []
     if not sheet.layout["solid"] and curves:
-        keys.append(
-            Line2D([], [], color=dark, linewidth=1.2, linestyle=(0, (4, 1.6)), label="training error")
-        )
+        keys.append(Line2D([], [], color=dark, linewidth=1.2, linestyle=DASHES, label="training error"))
         keys.append(Line2D([], [], color=dark, linewidth=BOLD, label=sheet.held_out_told))
     elif sheet.has_ours and any(curve.paper for curve in curves):
         keys.append(Line2D([], [], color=dark, linewidth=BOLD, label="our runs"))

@@ -4,6 +4,7 @@ Layout: `runs/<name>/seed<k>/` with spec.json, env.json, metrics.csv, result.jso
 evals/. `resrepro.records` reads them.
 """
 
+import contextlib
 import csv
 import datetime
 import importlib.metadata
@@ -50,7 +51,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise RecordError(f"cannot write {path}: {error.strerror or error}.") from None
 
 

@@ -5,7 +5,7 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from resrepro.recording import write_whole
 
@@ -142,22 +142,12 @@ def to_rich(table: Table) -> "RenderableType":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    grid = RichTable(
-        title=table.title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     for number, column in enumerate(table.columns):
-        grid.add_column(
-            Text(column.replace(": ", ":\n").replace("difference", "diff.")),
-            justify="right" if number else "left",
-            vertical="bottom",
-            no_wrap=not number,
-        )
-    grid.add_column(Text("notes"))
+        head = column.replace(":", "").replace("difference", "diff.").replace("training", "train")
+        justify: Literal["left", "right"] = "right" if number else "left"
+        grid.add_column(Text(head.replace(" ", "\n")), justify=justify, vertical="bottom", no_wrap=True)
+    grid.add_column(Text("notes"), overflow="fold")
     sections: list[str] = []
     for row in table.rows:
         if row.section:
@@ -165,12 +155,13 @@ def to_rich(table: Table) -> "RenderableType":
             grid.add_section()
         first, *others = row.cells
         mark = "†" if sections and not first.startswith("↳") else ""
-        notes = Text(", ".join(map(str, row.notes)), style="dim")
-        grid.add_row(Text(first + mark), *map(Text, others), notes)
+        # What follows a spread goes to a second line, which keeps all columns within 80.
+        cells = [cell.replace(" (", "\n(") if "±" in cell else cell for cell in others]
+        grid.add_row(Text(first + mark), *map(Text, cells), Text(",".join(map(str, row.notes)), style="dim"))
     below = [Text(f" † {section}") for section in sections]
     below += [Text(f"{number:>2} {note}") for number, note in enumerate(table.notes, 1)]
     if table.missing:
         below.append(Text(f"\nCells with {DASH} are filled by:"))
         below += [Text(f"   {command}", style="cyan") for _, command in table.missing]
     below += [Text("\n" + remark, style="dim") for remark in table.remarks]
-    return Group(grid, *below)
+    return Group(Text(table.title + "\n", style="bold"), grid, *below)

@@ -1,0 +1,104 @@
+"""Evaluating runs and other people's checkpoints end to end, on the digits."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from resrepro.assessment import Foreign, evaluate
+from resrepro.data import load_dataset
+from resrepro.errors import RecordError, UsageError
+from resrepro.nets import build_net
+from resrepro.records import read_run
+from resrepro.training import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train("digits-resnet8", runs=tmp_path_factory.mktemp("runs"), iterations=12, threads=2)
+
+
+def error_by_hand(net, images):
+    """Top-1 error in percent, one image at a time."""
+    net.eval()
+    wrong = 0
+    with torch.no_grad():
+        for image, label in zip(images, load_dataset("digits").held_out["test"].labels, strict=True):
+            wrong += int(net(image[None]).argmax()) != int(label)
+    return 100 * wrong / len(images)
+
+
+def test_a_run_evaluates_to_what_its_record_says(run):
+    errors = evaluate(run)
+    assert errors["test"].top1_err == pytest.approx(read_run(run).last("test"), abs=1e-4)
+    assert errors["test"].count == 359
+    record = json.loads((run / "evals" / "single-digits-all.json").read_text())
+    assert record["protocol"] == "single"
+    assert record["errors"]["test"]["top1_err"] == errors["test"].top1_err
+    assert evaluate(run / "checkpoint.pt") == errors
+
+
+def test_a_foreign_checkpoint_is_normalised_as_told_and_measured(tmp_path):
+    net = build_net("digits", 8, generator=torch.Generator().manual_seed(3))
+    for module in net.modules():  # BN statistics other than the identity, so that normalising matters
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+    file = tmp_path / "theirs.pt"
+    torch.save({"state_dict": net.state_dict(), "best_acc": np.float64(12.5)}, file)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    told = []
+    foreign = Foreign(8, False, "A", mean, std)
+    errors = evaluate(file, dataset="digits", foreign=foreign, runs=tmp_path / "runs", say=told.append)
+    pixels = torch.from_numpy(load_dataset("digits").held_out["test"].pixels).double() / 255
+    by_hand = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert errors["test"].top1_err == pytest.approx(error_by_hand(net, by_hand.float()), abs=0.3)
+    with torch.no_grad():
+        logits = net.eval()(by_hand.float())
+    labels = torch.from_numpy(load_dataset("digits").held_out["test"].labels)
+    assert errors["test"].loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+    assert any("ResNet-8 (option A, trailing zeros)" in sentence for sentence in told)
+    assert any("matched by name" in sentence for sentence in told)
+    assert len(list((tmp_path / "runs" / "foreign").glob("*/single-digits-all.json"))) == 1
+
+
+def test_plain_and_option_a_share_tensors_but_not_outputs(tmp_path):
+    file = tmp_path / "theirs.pt"
+    torch.save(build_net("digits", 8, generator=torch.Generator().manual_seed(3)).state_dict(), file)
+    losses = [
+        evaluate(
+            file, dataset="digits", foreign=Foreign(8, plain, None, (0, 0, 0), (1, 1, 1)), runs=tmp_path
+        )["test"].loss
+        for plain in (False, True)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_a_foreign_checkpoint_needs_its_net_and_its_normalisation(tmp_path):
+    file = tmp_path / "theirs.pt"
+    torch.save(build_net("digits", 8).state_dict(), file)
+    with pytest.raises(UsageError, match="--depth"):
+        evaluate(file, dataset="digits")
+    with pytest.raises(UsageError, match="--mean"):
+        evaluate(file, dataset="digits", foreign=Foreign(8))
+    with pytest.raises(UsageError, match="above 0"):
+        evaluate(file, dataset="digits", foreign=Foreign(8, mean=(0, 0, 0), std=(1, 0, 1)))
+
+
+def test_a_run_needs_no_word_about_its_net(run):
+    with pytest.raises(UsageError, match="says itself"):
+        evaluate(run, foreign=Foreign(depth=20))
+
+
+def test_a_run_folder_without_checkpoint_says_so(tmp_path):
+    with pytest.raises(RecordError, match="no checkpoint"):
+        evaluate(tmp_path)
+
+
+def test_a_checkpoint_of_ours_with_a_part_missing_is_refused(run, tmp_path):
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    del content["mean"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(RecordError, match="not a whole checkpoint"):
+        evaluate(tmp_path / "checkpoint.pt")

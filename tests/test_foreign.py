@@ -1,0 +1,69 @@
+"""Other people's state dicts on our nets."""
+
+import pytest
+import torch
+
+from resrepro.errors import RecordError
+from resrepro.foreign import find_state_dict, fit
+from resrepro.nets import build_net
+
+
+def weights(depth=8, **options):
+    net = build_net("digits", depth, generator=torch.Generator().manual_seed(1), **options)
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+def same_outputs(a, b):
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        return torch.equal(a.eval()(images), b.eval()(images))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda d: d, lambda d: {"state_dict": d}, lambda d: {"model": d, "epoch": 3}]
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_dict_is_found_wherever_people_put_it(wrap, prefix):
+    content = wrap({prefix + key: value for key, value in weights().items()})
+    net, original = build_net("digits", 8), build_net("digits", 8)
+    original.load_state_dict(weights())
+    assert fit(net, find_state_dict(content, "x.pt"), "x.pt", "ResNet-8") == "name"
+    assert same_outputs(net, original)
+
+
+def test_other_names_are_matched_by_order_and_shape():
+    renamed = {f"layer{i}": value for i, value in enumerate(weights().values()) if value.ndim}
+    net, original = build_net("digits", 8), build_net("digits", 8)
+    original.load_state_dict(weights())
+    assert fit(net, find_state_dict(renamed, "x.pt"), "x.pt", "ResNet-8") == "order"
+    assert same_outputs(net, original)
+
+
+def test_names_count_for_more_than_order():
+    shuffled = dict(reversed(list(weights().items())))
+    net, original = build_net("digits", 8), build_net("digits", 8)
+    original.load_state_dict(weights())
+    assert fit(net, find_state_dict(shuffled, "x.pt"), "x.pt", "ResNet-8") == "name"
+    assert same_outputs(net, original)
+
+
+def test_a_checkpoint_of_another_depth_names_the_first_tensor_that_does_not_fit():
+    with pytest.raises(RecordError, match=r"stages\.1\.0\.conv1\.weight has shape \(32, 16, 3, 3\)"):
+        fit(build_net("digits", 14), find_state_dict(weights(8), "x.pt"), "x.pt", "ResNet-14")
+
+
+def test_a_missing_last_tensor_is_named():
+    short = weights()
+    del short["fc.bias"]
+    with pytest.raises(RecordError, match=r"it lacks, fc\.bias"):
+        fit(build_net("digits", 8), find_state_dict(short, "x.pt"), "x.pt", "ResNet-8")
+
+
+def test_option_b_weights_do_not_pass_for_option_a():
+    with pytest.raises(RecordError, match="does not fit"):
+        fit(build_net("digits", 8), find_state_dict(weights(shortcut="B"), "x.pt"), "x.pt", "ResNet-8")
+
+
+def test_a_file_without_tensors_is_refused():
+    with pytest.raises(RecordError, match="holds no state dict"):
+        find_state_dict({"epoch": 3, "best_acc": 91.2}, "x.pt")

@@ -1,0 +1,68 @@
+"""The packaged numbers and curves against what the paper prints."""
+
+import itertools
+
+import pytest
+
+from resrepro import catalogue
+from resrepro.errors import UsageError
+from resrepro.paper import curves, layout, layouts, published
+
+
+def test_table_6_as_printed():
+    numbers = published()
+    printed = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 1202: 7.93}
+    assert {d: numbers["table6", f"ResNet-{d}", "test_err"].value for d in printed} == printed
+    mean = numbers["table6", "ResNet-110", "test_err_mean"]
+    assert (mean.value, mean.std) == (6.61, 0.16)
+    assert numbers["table6", "ResNet-110", "test_err_best"].value == 6.43
+
+
+def test_the_ends_of_the_figure_6_curves_agree_with_table_6_within_their_reading_error():
+    frame = curves("figure6")
+    for depth in (20, 32, 44, 56):
+        curve = frame[
+            (frame.panel == "middle") & (frame.series == f"ResNet-{depth}") & (frame.kind == "test")
+        ]
+        end = curve.sort_values("x").value.iloc[-1]
+        assert end == pytest.approx(published()["table6", f"ResNet-{depth}", "test_err"].value, abs=0.035)
+
+
+def test_figure_1_and_figure_6_draw_the_same_plain_runs():
+    one, six = curves("figure1"), curves("figure6")
+    for series, kind in itertools.product(("plain-20", "plain-56"), ("train", "test")):
+        a = one[(one.series == series) & (one.kind == kind)].set_index("x").value
+        b = six[(six.series == series) & (six.kind == kind)].set_index("x").value
+        shared = a.index.intersection(b.index)
+        assert len(shared) > 30
+        assert (a[shared] - b[shared]).abs().max() < 0.1
+
+
+def test_every_row_of_a_layout_names_an_experiment_and_a_published_number_that_exist():
+    for name, plan in layouts().items():
+        for row in plan["rows"]:
+            if "experiment" in row:
+                experiment = catalogue.experiments()[row["experiment"]]
+                assert experiment.label == row["label"]
+            for quantity in plan["quantities"]:
+                if "value" in quantity and row["label"] != "plain-110":
+                    source = row.get("published_in", name)
+                    metrics = {
+                        metric
+                        for exhibit, label, metric in published()
+                        if (exhibit, label) == (source, row["label"])
+                    }
+                    assert metrics & set(quantity["value"]), (name, row["label"])
+
+
+def test_every_experiment_that_claims_an_exhibit_stands_in_it():
+    for experiment in catalogue.experiments().values():
+        for exhibit in experiment.exhibits:
+            rows = [row.get("experiment") for row in layout(exhibit)["rows"]]
+            if exhibit != "demo":  # the demo's table holds the four nets that it trains
+                assert experiment.name in rows
+
+
+def test_an_unknown_exhibit_is_refused():
+    with pytest.raises(UsageError, match="no exhibit 'figure9'"):
+        layout("figure9")
