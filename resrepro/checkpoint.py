@@ -19,6 +19,8 @@ NUMPY_SCALARS = [
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
 ]
 
+MAGIC = (b"PK", b"\x80")  # a zip archive, or a pickle of the years before it
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint beside its place, force it to disk, then move it there in one step.
@@ -46,7 +48,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         RecordError: if the file is missing, no checkpoint, damaged, or holds pickled objects other
             than tensors, plain values and numpy scalars.
     """
+    damaged = RecordError(f"{path} is not a PyTorch checkpoint, or is damaged.")
     try:
+        with path.open("rb") as file:
+            if not file.read(4).startswith(MAGIC):
+                raise damaged
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -57,9 +63,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path} holds a pickled object that is no tensor, so it is not opened: "
                 "save the state dict alone (`torch.save(net.state_dict(), ...)`)."
             ) from None
-        raise RecordError(f"{path} is not a PyTorch checkpoint, or is damaged.") from None
+        raise damaged from None
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        raise RecordError(f"{path} is not a PyTorch checkpoint, or is damaged.") from None
+        raise damaged from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
     if not isinstance(content, dict):

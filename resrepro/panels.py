@@ -4,13 +4,13 @@ What is drawn is decided in `resrepro.plotting`; here it is only put on paper. m
 its objects, without pyplot and without the user's own settings, so that equal input gives equal files.
 """
 
-import colorsys
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from resrepro.lettering import FONT, mixed, readable, spread, text_width, wrap
 from resrepro.specs import net_label
 
 if TYPE_CHECKING:
@@ -32,12 +32,13 @@ TICKS = {20: (0, 5, 10, 20), 40: (0, 10, 20, 30, 40), 60: (0, 20, 40, 60), 100: 
 UNIT_FROM = 20_000  # from so many iterations on the axis counts in 1e4, as in the paper
 BAND = "mean ± std over seeds (n−1)"
 SETTINGS: Any = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib, hence the same everywhere
+    "font.family": FONT,
     "font.size": TEXT,
     "axes.linewidth": 0.8,
     "axes.titlesize": TEXT,
     "xtick.direction": "in",
     "ytick.direction": "in",
+    "text.parse_math": False,  # sentences of the records are shown as they are
     "svg.hashsalt": "resrepro",
     "svg.fonttype": "path",
 }
@@ -191,7 +192,7 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     axes.set_ylim(0, top)
     ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
     axes.set_yticks(ticks.get(str(top), TICKS[top]))
-    axes.set_xticks(*_x_ticks(start, end, float(panel.layout.get("share", 1))))
+    axes.set_xticks(*_x_ticks(start, end, few="share" in panel.layout, whole=sheet.unit == 1))
     axes.set_xlabel("iter. (1e4)" if sheet.unit > 1 else "iterations")
     axes.set_ylabel(panel.layout["ylabel"].format(held_out=sheet.held_out))
     axes.set_title(panel.layout["title"], pad=5)
@@ -215,11 +216,11 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     _label_nets(axes, sheet, panel)
 
 
-def _x_ticks(start: float, end: float, share: float) -> tuple[list[float], list[str]]:
+def _x_ticks(start: float, end: float, *, few: bool, whole: bool) -> tuple[list[float], list[str]]:
     from matplotlib.ticker import MaxNLocator
 
-    found = MaxNLocator(nbins=7 if share == 1 else 3, steps=[1, 2, 2.5, 5, 10]).tick_values(start, end)
-    ticks = [float(tick) for tick in found if start <= tick <= end]
+    locator = MaxNLocator(nbins=3 if few else 7, steps=[1, 2, 2.5, 5, 10], integer=whole)
+    ticks = [float(tick) for tick in locator.tick_values(start, end) if start <= tick <= end]
     return ticks, [f"{tick:,.10g}" for tick in ticks]
 
 
@@ -243,15 +244,13 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> Non
             "markeredgewidth": 0.6,
         }  # fmt: skip
     whose = "paper" if curve.paper else "ours"
-    axes.plot(
-        x, curve.errors, label=f"{curve.net} {curve.kind}", gid=f"{whose} {curve.net} {curve.kind}", **style
-    )
+    axes.plot(x, curve.errors, label=f"{whose} {curve.net} {curve.kind}", **style)
     if curve.std is not None:
         pairs = list(zip(curve.errors, curve.std, strict=True))
         low, high = [max(0.0, error - std) for error, std in pairs], [error + std for error, std in pairs]
         axes.fill_between(
             x, low, high, color=colour, alpha=0.22, linewidth=0, zorder=2.5,
-            gid=f"band {curve.net} {curve.kind}",
+            label=f"band {curve.net} {curve.kind}",
         )  # fmt: skip
 
 
@@ -288,12 +287,11 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
         marker = "" if theirs else sheet.palette["markers"].get(str(curve.depth), "")
         axes.plot(
             x, [end / height, end / height, place / height], color=colour, linewidth=0.7, marker=marker,
-            markevery=[2], markersize=4.5, transform=axes.transAxes, clip_on=False, gid=f"leader {curve.net}",
+            markevery=[2], markersize=4.5, transform=axes.transAxes, clip_on=False, label="leader",
         )  # fmt: skip
         axes.text(
             1 + LEADER / width, place / height, _label_text(sheet, curve), transform=axes.transAxes,
             va="center_baseline", color=colour, fontstyle="italic" if theirs else "normal",
-            gid=f"label {curve.net}",
         )  # fmt: skip
 
 
@@ -325,66 +323,3 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
     if sheet.has_ours and any(curve.paper for curve in curves):
         keys.append(Line2D([], [], color=mixed(dark, 0.55), linewidth=1.0, label="the paper's curves (thin)"))
     return keys
-
-
-def spread(wanted: Sequence[float], pitch: float, low: float, high: float) -> list[float]:
-    """Positions as close as possible to the wanted ones (least squares), at least `pitch` apart.
-
-    All within `low` to `high` where there is room for them; the order is kept.
-    """
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    blocks: list[list[float]] = []  # sum and count of neighbours that must move as one
-    for rank, index in enumerate(order):
-        blocks.append([wanted[index] - rank * pitch, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    shifted = [total / count for total, count in blocks for _ in range(int(count))]
-    ceiling = max(low, high - (len(wanted) - 1) * pitch)
-    placed = [0.0] * len(wanted)
-    for rank, (index, value) in enumerate(zip(order, shifted, strict=True)):
-        placed[index] = min(max(value, low), ceiling) + rank * pitch
-    return placed
-
-
-def text_width(text: str, size: float) -> float:
-    """The width of a text in inches at a size in points."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(family=SETTINGS["font.family"], size=size)
-    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / INCH
-
-
-def wrap(text: str, width: float, size: float) -> list[str]:
-    """Lines of words that are at most `width` inches wide at a size in points."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_width(longer, size) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-def mixed(colour: str, white: float) -> str:
-    """A colour with a share of white (0 to 1) in it."""
-    return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in bytes.fromhex(colour[1:]))
-
-
-def contrast(colour: str) -> float:
-    """Contrast ratio of a colour on white (WCAG 2), 1 to 21."""
-    parts = [part / 255 for part in bytes.fromhex(colour[1:])]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
-
-
-def readable(colour: str) -> str:
-    """The colour, darkened until text in it can be read on white (contrast 4.5 and more)."""
-    hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in bytes.fromhex(colour[1:])))
-    while contrast(colour) < 4.5:
-        lightness *= 0.97
-        parts = colorsys.hls_to_rgb(hue, lightness, saturation)
-        colour = "#" + "".join(f"{int(part * 255):02x}" for part in parts)
-    return colour

@@ -1,0 +1,329 @@
+"""The command line as people type it: exit codes, sentences, files; mostly in-process, sometimes whole."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from resrepro.cli import app
+from resrepro.cli.options import parse_channels, parse_seeds, parse_settings
+from resrepro.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def call(*words):
+    """(exit code, stdout, stderr with line breaks folded) of one command."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, " ".join(result.stderr.split())
+
+
+def sentence(code, stdout, stderr):
+    """The one error sentence of a refused command, with its exit code."""
+    assert "Traceback" not in stdout + stderr
+    assert stderr.count("error:") == 1, stderr
+    return code, stderr.removeprefix("error: ")
+
+
+def python(*words, **options):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        ("train --depth 21", 2, "nearest is 20 or 26"),
+        ("train --depth 20 --shortcut A --plain", 2, "exclude each other"),
+        ("train --depth 20 --shortcut D", 2, "A, B and C"),
+        ("train --depth 20 --data nowhere", 1, "nowhere (--data) does not exist"),
+        ("train --depth 20 --iterations 0", 2, "iterations must be at least 1"),
+        ("train --depth 20 --iterations -3", 2, "iterations must be at least 1"),
+        ("train --depth 20 --device cuda:99", 2, "no such GPU"),
+        ("train --depth 20 --device abacus", 2, "no device 'abacus'"),
+        ("train --depth 20 --dataset mnist", 2, "no dataset 'mnist'"),
+        ("train --depth 20 --set colour=red", 2, "no setting 'colour'"),
+        ("train --depth 20 --set lr=fast", 2, "lr takes a number"),
+        ("train --depth 20 --set lr", 2, "key=value"),
+        ("train --depth 20 --set iterations=5 --iterations 6", 2, "iterations is given twice"),
+        ("train --depth 20 --bn-group 60", 2, "does not divide"),
+        ("train --depth 20 --split 40k", 2, "all, 45k5k"),
+        ("train --depth 20 --seed 1 --seeds 0-4", 2, "exclude each other"),
+        ("train --depth 20 --seeds 4-1", 2, "not a range"),
+        ("train --depth 20 --threads 0", 2, "--threads must be at least 1"),
+        ("train", 2, "which net?"),
+        ("train cifar10-resnet21", 2, "nearest is 20 or 26"),
+        ("train cifar99-resnet20", 2, "no experiment 'cifar99-resnet20'"),
+        ("train cifar10-resnet20 --plain", 2, "already says"),
+        ("compare table66", 2, "table6, figure1, figure6, demo"),
+        ("compare --runs nowhere", 2, "no runs folder nowhere"),
+        ("plot figure66", 2, "figure66"),
+        ("plot figure6", 1, "resrepro train"),
+        ("protocol cifar10-resnet21", 2, "nearest is 20 or 26"),
+        ("eval nowhere.pt", 1, "no checkpoint nowhere.pt"),
+        ("publish nowhere", 1, "is missing"),
+    ],
+)
+def test_a_bad_request_gets_one_sentence_and_leaves_nothing_behind(words, code, part, tmp_path):
+    found, told = sentence(*call(*words.split()))
+    assert (found, part in told) == (code, True), told
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX only")
+def test_an_unwritable_runs_folder_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    code, told = sentence(*call("train", "--dataset", "digits", "--depth", 8, "--runs", tmp_path / "file"))
+    assert code == 1
+    assert "Choose another with --runs" in told
+
+
+def test_broken_records_are_named_and_the_good_ones_used(make_run, tmp_path):
+    runs = tmp_path / "runs"
+    good = make_run(runs, seed=0, curve=[(64000, 1.0, 8.5)])
+    for seed, file, content in (
+        (1, "metrics.csv", "iteration,loss\n1,x\n"),
+        (2, "result.json", '{"status":'),
+    ):
+        (make_run(runs, seed=seed) / file).write_text(content)
+    code, stdout, stderr = call("compare", "--runs", runs, "--tables", tmp_path / "t")
+    assert code == 0
+    assert "8.50 (1)" in stdout
+    assert re.search(r"left out: \S*seed1/metrics.csv is broken", stderr)
+    assert re.search(r"left out: \S*seed2/result.json is broken", stderr)
+    assert good.exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run of ours, made through the command line, and what was said."""
+    runs = tmp_path_factory.mktemp("cli") / "runs"
+    words = ("train", "--dataset", "digits", "--depth", 8, "--iterations", 12, "--runs", runs, "--threads", 2)
+    code, stdout, _ = call(*words)
+    assert code == 0
+    return runs, words, stdout
+
+
+def test_train_says_errors_departures_record_and_the_next_command(trained):
+    runs, _, stdout = trained
+    text = " ".join(stdout.split())
+    assert re.search(
+        r"ResNet-8, seed 0: training error \d+\.\d\d %, test error \d+\.\d\d % \(last iteration\)", text
+    )
+    assert "12 iterations instead of 64,000" in text
+    assert f"Next: resrepro compare demo --runs {runs}" in text
+    assert "seed0" in text
+    assert len([line for line in stdout.splitlines() if line.startswith("iteration ")]) == 12
+
+
+def test_the_next_command_that_train_names_works(trained, tmp_path):
+    _, _, stdout = trained
+    command = next(line for line in "".join(stdout).splitlines() if line.startswith("Next:"))
+    assert call(*command.split()[2:], "--tables", tmp_path)[0] == 0
+
+
+def test_training_a_finished_run_again_says_so_and_changes_nothing(trained):
+    runs, words, _ = trained
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    code, stdout, _ = call(*words)
+    assert code == 0
+    assert "finished already" in stdout
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+
+
+def test_the_record_keeps_the_arguments_but_no_path(trained):
+    runs, _, _ = trained
+    for file in runs.rglob("*.json"):
+        assert str(runs.parent) not in file.read_text()
+
+
+def test_eval_prints_the_error_of_the_record(trained):
+    runs, _, _ = trained
+    (folder,) = runs.glob("*/seed0")
+    code, stdout, _ = call("eval", folder)
+    assert code == 0
+    recorded = json.loads((folder / "result.json").read_text())["last"]["test"]["top1_err"]
+    assert f"{recorded:.2f}" in stdout
+
+
+def test_publish_copies_all_but_the_checkpoint_and_overwrites_nothing(trained, tmp_path):
+    runs, _, _ = trained
+    (folder,) = runs.glob("*/seed0")
+    results = tmp_path / "results"
+    assert call("publish", folder, "--results", results)[0] == 0
+    (copy,) = results.glob("*/seed0")
+    assert {"spec.json", "env.json", "metrics.csv", "result.json"} <= {path.name for path in copy.iterdir()}
+    assert not list(results.rglob("*.pt"))
+    assert call("publish", folder, "--results", results)[0] == 0
+    (copy / "result.json").write_text("{}")
+    code, told = sentence(*call("publish", folder, "--results", results))
+    assert (code, "nothing is overwritten" in told) == (1, True)
+
+
+def test_several_depths_and_seeds_run_one_after_the_other(tmp_path):
+    code, _, _ = call(
+        "train", "--dataset", "digits", "--depth", 8, "--depth", 14, "--plain", "--seeds", "0-1",
+        "--iterations", 1, "--runs", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/seed*")) == [
+        f"digits-plain{depth}+iterations=1/seed{seed}" for depth in (14, 8) for seed in (0, 1)
+    ]
+
+
+def test_a_diverged_run_exits_with_1_and_keeps_its_record(tmp_path):
+    words = (
+        "train",
+        "--dataset",
+        "digits",
+        "--depth",
+        8,
+        "--iterations",
+        4,
+        "--set",
+        "lr=1e30",
+        "--runs",
+        tmp_path,
+    )
+    code, stdout, _ = call(*words)
+    assert code == 1
+    assert "no longer finite" in " ".join(stdout.split())
+    (folder,) = tmp_path.glob("*/seed0")
+    assert json.loads((folder / "result.json").read_text())["status"] == "diverged"
+
+
+class _Planted:
+    def __reduce__(self):
+        return (os.mkdir, ("planted",))
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle", "depth", "text"])
+def test_checkpoints_that_are_none_are_refused_in_one_sentence(kind, tmp_path):
+    import torch
+
+    from resrepro.nets import build_net
+
+    file = tmp_path / "theirs.pt"
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("holiday.txt", "sun")
+    elif kind == "pickle":
+        torch.save({"state_dict": {}, "trap": _Planted()}, file)
+    elif kind == "depth":
+        torch.save(build_net("digits", 8).state_dict(), file)
+    else:
+        file.write_text("nothing of the kind")
+    words = ("eval", file, "--dataset", "digits", "--depth", 14, "--mean", "0,0,0", "--std", "1,1,1")
+    code, told = sentence(*call(*words, "--runs", tmp_path / "runs"))
+    assert code == 1
+    assert {"depth": "does not fit ResNet-14", "pickle": "pickled object"}.get(kind, "not a PyTorch") in told
+    assert not (tmp_path / "here" / "planted").exists()
+
+
+def test_list_and_protocol_show_the_catalogue():
+    code, listed, _ = call("list")
+    assert code == 0
+    for name in ("cifar10-plain110", "cifar10-resnet1202", "digits-plain56", "table6", "figure1"):
+        assert name in listed
+    assert "…" not in listed
+    code, told, _ = call("protocol", "cifar10-resnet110")
+    assert code == 0
+    assert re.search(r"warmup_lr\s+0\.01\s+stated", told)
+    assert re.search(r"bn_group\s+0\s+assumed", told)
+    assert re.search(r"iterations\s+64000\s+stated", told)
+    assert "…" not in told
+
+
+def test_compare_and_plot_never_import_torch(make_run, tmp_path):
+    for experiment in ("cifar10-plain20", "cifar10-resnet20"):
+        make_run(tmp_path / "runs", experiment)
+    code = (
+        "import sys\n"
+        "from resrepro.cli import app\n"
+        "for words in (['compare', 'table6'], ['plot', 'figure6', '--paper'], ['list'],\n"
+        "              ['protocol', 'cifar10-plain20']):\n"
+        f"    words += ['--runs', r'{tmp_path / 'runs'}'] if words[0] in ('compare', 'plot') else []\n"
+        "    app(words, standalone_mode=False)\n"
+        "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_imports_neither_torch_nor_pandas_nor_matplotlib():
+    code = (
+        "import sys\n"
+        "from resrepro.cli import app\n"
+        "try: app(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_resrepro_is_the_command():
+    done = python("-m", "resrepro", "--version")
+    assert done.returncode == 0
+    assert re.fullmatch(r"resrepro \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_an_interrupt_leaves_a_checkpoint_and_a_way_to_go_on(tmp_path):
+    import signal
+    import time
+
+    words = [
+        sys.executable,
+        "-m",
+        "resrepro",
+        "train",
+        "--dataset",
+        "digits",
+        "--depth",
+        "8",
+        "--runs",
+        "runs",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "here/runs/digits-resnet8/seed0/metrics.csv"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count("\n") < 3):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on from here" in " ".join(stderr.split())
+    assert (metrics.parent / "checkpoint.pt").exists()
+
+
+def test_every_option_of_every_command_is_explained():
+    for command in typer.main.get_command(app).commands.values():
+        assert command.help, command.name
+        for parameter in command.params:
+            assert getattr(parameter, "help", "") or parameter.name == "help", (command.name, parameter.name)
+
+
+def test_small_notations():
+    assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
+    assert parse_seeds("3,0-1,3") == [3, 0, 1]
+    assert parse_settings(["lr=0.05", "flip=off", "lr_drops=10,20"]) == {
+        "lr": 0.05, "flip": False, "lr_drops": (10, 20),
+    }  # fmt: skip
+    assert parse_channels("0.1,0.2,0.3", "--mean") == (0.1, 0.2, 0.3)
+    for wrong in ("x", "1-", "-1", "", "1--2"):
+        with pytest.raises(UsageError):
+            parse_seeds(wrong)
+    with pytest.raises(UsageError):
+        parse_channels("1,2", "--mean")

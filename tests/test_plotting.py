@@ -1,0 +1,367 @@
+"""Figures from run records: what is drawn, what is left out, and that it can be read."""
+
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resrepro import catalogue
+from resrepro.errors import RecordError, UsageError
+from resrepro.lettering import contrast, readable, spread, text_width, wrap
+from resrepro.plotting import draw, exhibits, make_figure, plot, select
+from resrepro.records import METRICS_COLUMNS, Run, collect
+
+Samples = Sequence[tuple[int, Mapping[str, float]]]
+
+
+def make_run(
+    runs: Path,
+    experiment: str,
+    seed: int,
+    samples: Samples,
+    *,
+    headline: str = "test",
+    status: str | None = None,
+    notices: Sequence[str] = (),
+    shortcut: str | None = None,
+    **settings: Any,
+) -> Path:
+    """Write the record of a run with these errors."""
+    spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
+    folder = runs / spec.name / f"seed{seed}"
+    folder.mkdir(parents=True)
+    images = {"train": 45000, "val": 5000} if spec.recipe.split == "45k5k" else {"train": 50000}
+    env = {"mode": "default", "data": {"images": images, "sha256": {"train": "of all runs here"}}}
+    lines = [",".join(METRICS_COLUMNS)]
+    for iteration, errors in samples:
+        lines += [f"{iteration},1,{split},1.0,{error},1.0,0.1,1,1" for split, error in errors.items()]
+    full = catalogue.find(experiment).spec().recipe.iterations
+    result = {
+        "status": status or ("shortened" if spec.recipe.iterations < full else "complete"),
+        "iteration": samples[-1][0],
+        "iterations": spec.recipe.iterations,
+        "headline": headline,
+        "last": {split: {"top1_err": error, "top5_err": 1.0} for split, error in samples[-1][1].items()},
+        "best": None,
+        "seconds": 1.0,
+        "departures": catalogue.departures(spec),
+        "notices": list(notices),
+    }
+    head = {"name": spec.name, "digest": spec.digest, "seed": seed, "spec": spec.to_json()}
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    for name, content in (("spec", head), ("env", env), ("result", result)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def falling(length: int, last: float, held_out: str = "test") -> list[tuple[int, dict[str, float]]]:
+    """Eight samples that fall to `last` percent; training error half a point below."""
+    parts = [(length * k // 8, round(last + (8 - k) * 1.5, 4)) for k in range(1, 9)]
+    return [(iteration, {"train": max(error - 0.5, 0), held_out: error}) for iteration, error in parts]
+
+
+def read(runs: Path) -> tuple[Run, ...]:
+    collection = collect([runs])
+    assert not collection.broken
+    return collection.runs
+
+
+def line(axes: Any, label: str) -> tuple[list[float], list[float]]:
+    """x and y of the one line with this label."""
+    [found] = [line for line in axes.lines if line.get_label() == label]
+    return [float(x) for x in found.get_xdata()], [float(y) for y in found.get_ydata()]
+
+
+def labels(axes: Any) -> set[str]:
+    drawn = {str(line.get_label()) for line in axes.lines}
+    return {label for label in drawn if label.startswith(("ours", "paper"))}
+
+
+def words(figure: Any) -> str:
+    legend = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return " ".join([*legend, *(text.get_text() for text in reversed(figure.texts))])
+
+
+def test_lines_are_the_numbers_of_metrics_csv(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "cifar10-plain56", 0, falling(64000, 13.0))
+    figure, notes = make_figure("figure6", read(tmp_path))
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for kind, split in (("train", "train"), ("held_out", "test")):
+        x, y = line(figure.axes[0], f"ours plain-56 {kind}")
+        wanted = [row for row in rows if row["split"] == split]
+        assert x == [int(row["iteration"]) / 1e4 for row in wanted]
+        assert y == [float(row["top1_err"]) for row in wanted]
+    assert notes == ()
+    assert [axes.get_xlim() for axes in figure.axes] == [(0, 6.4), (0, 6.4), (3.5, 6.4)]
+    assert all(axes.get_ylim() == (0, 20) for axes in figure.axes)
+    assert list(figure.axes[2].get_yticks()) == [0, 1, 5, 10, 20]
+    assert figure.axes[0].get_xlabel() == "iter. (1e4)"
+    assert "no runs yet" in [text.get_text() for text in figure.axes[1].texts]
+
+
+def test_figure1_has_training_left_and_test_right(tmp_path: Path) -> None:
+    make_run(tmp_path, "cifar10-plain20", 0, falling(64000, 9.0))
+    make_run(tmp_path, "cifar10-plain56", 0, falling(64000, 13.0))
+    left, right = make_figure("figure1", read(tmp_path))[0].axes
+    assert labels(left) == {"ours plain-20 train", "ours plain-56 train"}
+    assert labels(right) == {"ours plain-20 held_out", "ours plain-56 held_out"}
+    assert (left.get_ylabel(), right.get_ylabel()) == ("training error (%)", "test error (%)")
+    assert {text.get_text() for text in right.texts} == {"20-layer", "56-layer"}
+    assert all(line.get_linestyle() == "-" for line in (*left.lines, *right.lines))
+
+
+def test_seeds_give_mean_and_sample_deviation(tmp_path: Path) -> None:
+    ends = (6.0, 6.5, 7.3)
+    for seed, end in enumerate(ends):
+        make_run(tmp_path, "cifar10-resnet110", seed, falling(64000, end))
+    figure, _ = make_figure("figure6", read(tmp_path))
+    _, y = line(figure.axes[1], "ours ResNet-110 held_out")
+    assert y[-1] == pytest.approx(sum(ends) / 3)
+    [band] = [part for part in figure.axes[1].collections if part.get_label() == "band ResNet-110 held_out"]
+    last = [y for x, y in band.get_paths()[0].vertices if x == pytest.approx(6.4)]
+    assert max(last) == pytest.approx(statistics.mean(ends) + statistics.stdev(ends))
+    assert min(last) == pytest.approx(statistics.mean(ends) - statistics.stdev(ends))
+    assert "3 seeds per net" in words(figure)
+    assert "n−1" in words(figure)
+
+
+def test_one_seed_has_no_band(tmp_path: Path) -> None:
+    make_run(tmp_path, "cifar10-resnet110", 0, falling(64000, 6.0))
+    figure, _ = make_figure("figure6", read(tmp_path))
+    assert not any(axes.collections for axes in figure.axes)
+
+
+def test_shortened_validation_runs_are_said_to_be_that(tmp_path: Path) -> None:
+    notice = "the test set holds only the first 1,000 of the 10,000 test images"
+    samples = [
+        (iteration, errors | {"test": 99.0}) for iteration, errors in falling(2000, 34.0, held_out="val")
+    ]
+    make_run(
+        tmp_path, "cifar10-resnet20", 0, samples, headline="val", notices=[notice],
+        iterations=2000, split="45k5k",
+    )  # fmt: skip
+    figure, _ = make_figure("figure6", read(tmp_path), paper=True)
+    assert line(figure.axes[1], "ours ResNet-20 held_out")[1][-1] == 34.0
+    told = words(figure)
+    assert "validation error (5,000 held-out training images)" in told
+    assert "Shortened: 2,000 of the paper's 64,000 iterations, 1 seed per net, 45k/5k split" in told
+    assert notice in told
+    assert "theirs are test errors where ours are validation errors" in told
+    assert figure.axes[1].get_xlim() == (0, 2000)
+    assert figure.axes[2].get_xlim() == (pytest.approx(2000 * 3.5 / 6.4), 2000)
+    assert figure.axes[1].get_ylim() == (0, 40)  # the paper's 0 to 20 would show nothing of it
+    assert figure.axes[1].get_xlabel() == "iterations"
+    figure, _ = make_figure("figure1", _as_plain20(tmp_path))
+    assert figure.axes[1].get_ylabel() == "validation error (%)"
+
+
+def _as_plain20(runs: Path) -> tuple[Run, ...]:
+    samples = falling(2000, 34.0, held_out="val")
+    make_run(runs, "cifar10-plain20", 0, samples, headline="val", iterations=2000, split="45k5k")
+    return read(runs)
+
+
+def test_paper_curves_are_scaled_to_the_schedule(tmp_path: Path) -> None:
+    make_run(tmp_path, "cifar10-plain56", 0, falling(2000, 15.0), iterations=2000)
+    figure, _ = make_figure("figure6", read(tmp_path), paper=True)
+    text = resources.files("resrepro.paper").joinpath("curves.csv").read_text()
+    wanted = [
+        (float(row["x"]) / 6.4 * 2000, float(row["value"]))
+        for row in csv.DictReader(text.splitlines())
+        if (row["exhibit"], row["series"], row["kind"]) == ("figure6", "plain-56", "test")
+    ]
+    x, y = line(figure.axes[0], "paper plain-56 held_out")
+    assert x == pytest.approx([x for x, _ in sorted(wanted)])
+    assert y == [y for _, y in sorted(wanted)]
+    [ours] = [line for line in figure.axes[0].lines if line.get_label() == "ours plain-56 held_out"]
+    [theirs] = [line for line in figure.axes[0].lines if line.get_label() == "paper plain-56 held_out"]
+    assert theirs.get_linewidth() < ours.get_linewidth()
+    assert theirs.get_zorder() < ours.get_zorder()
+
+
+def test_the_paper_alone(tmp_path: Path) -> None:
+    figure, _ = make_figure("figure6", [], paper=True)
+    assert len(labels(figure.axes[0])) == 8
+    assert len(labels(figure.axes[2])) == 4
+    assert "no runs of ours" in words(figure)
+    with pytest.raises(RecordError, match=r"resrepro train --depth 56 --plain`.*--paper"):
+        plot("figure6", tmp_path / "none", tmp_path)
+    with pytest.raises(RecordError, match="--dataset digits") as caught:
+        plot("demo", tmp_path / "none", tmp_path, paper=True)
+    assert "--paper" not in str(caught.value)
+
+
+def test_unknown_names_are_told_in_one_sentence() -> None:
+    with pytest.raises(UsageError, match=r"^no exhibit 'figure9': there are figure1, figure6, demo\.$"):
+        plot("figure9")
+    with pytest.raises(UsageError, match=r"^no palette 'pale': there are paper, safe\.$"):
+        plot("figure6", palette="pale")
+    assert exhibits() == ("figure1", "figure6", "demo")
+
+
+def test_two_protocols_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("cifar10-plain20", "cifar10-plain56"):
+        make_run(tmp_path, name, 0, falling(2000, 15.0), iterations=2000)
+    make_run(tmp_path, "cifar10-resnet20", 0, falling(4000, 11.0), iterations=4000)
+    figure, notes = make_figure("figure6", read(tmp_path))
+    assert labels(figure.axes[0]) == {f"ours plain-{d} {k}" for d in (20, 56) for k in ("train", "held_out")}
+    assert labels(figure.axes[1]) == set()
+    assert len(notes) == 1
+    assert "cifar10-resnet20+iterations=4000 seed 0" in notes[0]
+    # One paper-exact run decides the protocol, though the shortened ones cover more nets.
+    make_run(tmp_path, "cifar10-plain32", 0, falling(64000, 10.0))
+    assert select("figure6", read(tmp_path))[0].keys() == {"plain-32"}
+
+
+def test_incomplete_data_are_not_paper_exact(tmp_path: Path) -> None:
+    make_run(tmp_path, "cifar10-plain32", 0, falling(64000, 10.0), notices=["only some images"])
+    for name in ("cifar10-plain20", "cifar10-plain56"):
+        make_run(tmp_path, name, 0, falling(2000, 15.0), iterations=2000)
+    assert select("figure6", read(tmp_path))[0].keys() == {"plain-20", "plain-56"}
+
+
+def test_a_warm_up_is_no_other_protocol_but_another_cell(tmp_path: Path) -> None:
+    make_run(tmp_path, "cifar10-plain20", 0, falling(64000, 10.0))
+    make_run(tmp_path, "cifar10-resnet110", 0, falling(64000, 6.0))
+    make_run(tmp_path, "cifar10-resnet110", 1, falling(64000, 9.0), warmup_lr=0.0)
+    cells, notes = select("figure6", read(tmp_path))
+    assert {net: [run.seed for run in runs] for net, runs in cells.items()} == {
+        "plain-20": [0],
+        "ResNet-110": [0],
+    }
+    assert "warmup_lr=0 seed 1" in notes[0]
+
+
+def test_unfinished_runs_and_other_shortcuts_are_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path, "cifar10-resnet20", 0, falling(64000, 9.0))
+    make_run(tmp_path, "cifar10-resnet32", 0, falling(32000, 9.0), status="partial")
+    make_run(tmp_path, "cifar10-resnet44", 0, falling(32000, 9.0), status="diverged")
+    make_run(tmp_path, "cifar10-resnet56", 0, falling(64000, 7.0), shortcut="B")
+    cells, notes = select("figure6", read(tmp_path))
+    assert cells.keys() == {"ResNet-20"}
+    assert "cifar10-resnet32 seed 0 (partial at iteration 32,000)" in notes[0]
+    assert "cifar10-resnet44 seed 0 (diverged" in notes[0]
+    assert "cifar10-resnet56+shortcut=B seed 0" in notes[1]
+
+
+def test_plain110_does_not_widen_the_frame(tmp_path: Path) -> None:
+    make_run(tmp_path, "cifar10-plain20", 0, falling(64000, 9.0))
+    make_run(tmp_path, "cifar10-plain110", 0, falling(64000, 61.0))
+    figure, _ = make_figure("figure6", read(tmp_path))
+    assert figure.axes[0].get_ylim() == (0, 20)
+    assert "plain-110 ↑" in [text.get_text() for text in figure.axes[0].texts]
+    assert "plain-110 ends above the frame, at 61.0 % (test)" in words(figure)
+
+
+def test_demo_takes_digits_of_any_depth(tmp_path: Path) -> None:
+    for name in ("digits-plain20", "digits-plain8", "digits-resnet56", "cifar10-plain56"):
+        length = 240 if name.startswith("digits") else 64000
+        make_run(tmp_path, name, 0, falling(length, 3.0))
+    plain, residual = make_figure("demo", read(tmp_path))[0].axes
+    assert {text.get_text() for text in plain.texts} == {"plain-8", "plain-20"}
+    assert {text.get_text() for text in residual.texts} == {"ResNet-56"}
+    assert plain.get_ylim() == residual.get_ylim() == (0, 100)
+
+
+@pytest.mark.parametrize("palette", ["paper", "safe"])
+def test_nothing_overlaps_and_nothing_is_cut_off(tmp_path: Path, palette: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for depth in (20, 32, 44, 56, 110):
+        make_run(tmp_path, f"cifar10-plain{depth}", 0, falling(64000, 9.0))
+        make_run(tmp_path, f"cifar10-resnet{depth}", 0, falling(64000, 0.1 if depth > 44 else 9.0))
+    figure, _ = make_figure("figure6", read(tmp_path), paper=True, palette=palette)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent(renderer) for text in axes.texts]
+        assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+        assert all(text.get_position()[0] > 1 for text in axes.texts if "-" in text.get_text())
+    every = [*figure.texts, *figure.legends, *(text for axes in figure.axes for text in axes.texts)]
+    for artist in every:
+        box = artist.get_window_extent(renderer)
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+    for axes, following in zip(figure.axes, figure.axes[1:], strict=False):
+        right = max(text.get_window_extent(renderer).x1 for text in axes.texts)
+        assert right < following.get_tightbbox(renderer, for_layout_only=True).x0
+
+
+def test_the_safe_palette_tells_nets_apart_by_marker(tmp_path: Path) -> None:
+    for depth in (20, 32, 44, 56, 110):
+        make_run(tmp_path, f"cifar10-resnet{depth}", 0, falling(64000, 9.0))
+    figure, _ = make_figure("figure6", read(tmp_path), palette="safe")
+    bold = [line for line in figure.axes[1].lines if str(line.get_label()).endswith("held_out")]
+    assert len({line.get_marker() for line in bold}) == len({line.get_color() for line in bold}) == 5
+
+
+def test_files_are_the_same_each_time(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / "runs", "digits-plain20", seed, falling(240, 5.0 + seed))
+    first = plot("demo", tmp_path / "runs", tmp_path / "a")
+    again = draw("demo", read(tmp_path / "runs"), tmp_path / "b")
+    assert [path.name for path in first] == ["demo.png", "demo.svg"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again.paths]
+    assert ET.fromstring(first[1].read_text()).tag.endswith("svg")
+    assert "dc:date" not in first[1].read_text()
+
+
+def test_a_broken_record_is_warned_of(tmp_path: Path) -> None:
+    make_run(tmp_path, "digits-plain20", 0, falling(240, 5.0))
+    broken = make_run(tmp_path, "digits-plain56", 0, falling(240, 5.0))
+    (broken / "metrics.csv").write_text("iteration\n")
+    with pytest.warns(UserWarning, match="digits-plain56"):
+        plot("demo", [tmp_path], tmp_path / "figures")
+
+
+def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"lines.linewidth": 9.0, "svg.hashsalt": "mine"}):
+        changed = draw("figure1", [], tmp_path / "a", paper=True)
+        assert matplotlib.rcParams["svg.hashsalt"] == "mine"
+    plain = draw("figure1", [], tmp_path / "b", paper=True)
+    assert [path.read_bytes() for path in changed.paths] == [path.read_bytes() for path in plain.paths]
+
+
+def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
+    code = (
+        "import sys, resrepro.plotting as p; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
+        f"p.plot('figure1', {str(tmp_path)!r}, {str(tmp_path)!r}, paper=True); "
+        "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_can_be_read_on_white() -> None:
+    for colour in ("#bfbf00", "#00ffff", "#00ff00", "#ff0000", "#000000", "#ff00ff", "#56b4e9", "#cc79a7"):
+        assert contrast(readable(colour)) >= 4.5
+    assert contrast("#ffffff") == pytest.approx(1)
+    assert contrast("#000000") == pytest.approx(21)
+    assert readable("#000000") == "#000000"
+
+
+def test_labels_move_no_further_than_they_must() -> None:
+    assert spread([5.0, 50.0], 10, 0, 100) == [5.0, 50.0]
+    assert spread([52.0, 50.0], 10, 0, 100) == [56.0, 46.0]
+    assert spread([1.0, 0.0, 0.0], 10, 0, 100) == [20.0, 0.0, 10.0]
+    assert spread([100.0, 100.0], 10, 0, 100) == [90.0, 100.0]
+    assert spread([], 10, 0, 100) == []
+
+
+def test_wrapped_text_fits_and_loses_no_word() -> None:
+    text = "trained on 45,000 images and validated on the last 5,000; " * 5
+    lines = wrap(text, 4.0, 9)
+    assert " ".join(lines).split() == text.split()
+    assert len(lines) > 1
+    assert all(text_width(line, 9) <= 4.0 for line in lines)
