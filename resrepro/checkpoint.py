@@ -3,6 +3,8 @@
 import contextlib
 import os
 import pickle
+import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,21 @@ NUMPY_SCALARS = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
 ]
-
 MAGIC = (b"PK", b"\x80")  # a zip archive, or a pickle of the years before it
+
+# How torch's weights-only reader words its refusal of a pickled object, and what it raises on bytes
+# that are damaged.
+REFUSALS = (
+    "GLOBAL ",
+    "Unsupported class",
+    "Trying to call reduce",
+    "Trying to instantiate",
+    "Can only build",
+)
+DAMAGE = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    OverflowError, MemoryError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -53,18 +68,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             if not file.read(4).startswith(MAGIC):
                 raise damaged
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
+        with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickle protocols and TorchScript archives
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RecordError(f"there is no checkpoint {path}.") from None
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
+        if any(sign in str(error) for sign in REFUSALS):
             raise RecordError(
                 f"{path} holds a pickled object that is no tensor, so it is not opened: "
                 "save the state dict alone (`torch.save(net.state_dict(), ...)`)."
             ) from None
         raise damaged from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except DAMAGE:
         raise damaged from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None

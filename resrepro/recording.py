@@ -33,6 +33,7 @@ from resrepro.specs import Spec
 
 FORMAT = 1
 PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
+PATH_STARTS = ("/", "~", "..")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -89,9 +90,8 @@ class RunWriter:
         path = self.folder / METRICS
         with path.open(encoding="utf-8", newline="") as file:
             header, *lines = file.read().split("\n")
-        kept = [
-            line for line in lines if line.split(",")[0].isdecimal() and int(line.split(",")[0]) <= iteration
-        ]
+        *whole, _ = lines  # what follows the last line end is nothing, or a row torn by a crash
+        kept = [line for line in whole if int(line.split(",")[0]) <= iteration]
         write_whole(path, ("\n".join([header, *kept]) + "\n").encode())
 
     def result(self, content: Mapping[str, Any]) -> None:
@@ -179,13 +179,13 @@ def without_paths(arguments: Sequence[str]) -> list[str]:
     """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
     told: list[str] = []
     for argument in arguments:
-        option, equals, _ = argument.partition("=")
+        option, equals, value = argument.partition("=")
         if told and told[-1] in PATH_OPTIONS:
             told.append("DIR")
-        elif equals and option in PATH_OPTIONS:
+        elif equals and (option in PATH_OPTIONS or value.startswith(PATH_STARTS)):
             told.append(f"{option}=DIR")
         else:
-            told.append("DIR" if argument.startswith(("/", "~", "..")) else argument)
+            told.append("DIR" if argument.startswith(PATH_STARTS) else argument)
     return told
 
 

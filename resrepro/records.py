@@ -131,13 +131,17 @@ def read_metrics(path: Path) -> "pd.DataFrame":
         raise RecordError(f"{path} is broken: {str(error).splitlines()[0]}") from None
     if tuple(frame.columns) != METRICS_COLUMNS:
         raise RecordError(f"{path} is broken: its columns are not {','.join(METRICS_COLUMNS)}.")
+    if not path.read_bytes().endswith(b"\n"):
+        raise RecordError(f"{path} is broken: its last row is cut off.")
+    if frame.empty:  # a run that has only begun
+        return frame
     numbers = frame.drop(columns="split")
     if not all(pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes):
         raise RecordError(f"{path} is broken: a value is not a number.")
     if not frame["split"].isin(("train", "val", "test")).all():
         raise RecordError(f"{path} is broken: a split is not train, val or test.")
     errors = frame[["top1_err", "top5_err"]]
-    if not ((errors >= 0) & (errors <= 100) | errors.isna()).all(axis=None):
+    if not ((errors >= 0) & (errors <= 100)).all(axis=None):
         raise RecordError(f"{path} is broken: an error lies outside 0 to 100 percent.")
     return frame
 
@@ -167,6 +171,10 @@ def _check_result(run: Run) -> None:
     where = run.folder / RESULT
     if run.status not in STATUSES:
         raise RecordError(f"{where} is broken: no status {run.status!r}.")
+    if not isinstance(run.result["notices"], list) or not isinstance(run.result["seconds"], int | float):
+        raise RecordError(f"{where} is broken: notices or seconds are not of their type.")
+    if run.best is not None and not 0 <= run.best <= 100:
+        raise RecordError(f"{where} is broken: the best error is no percentage.")
     if not isinstance(run.result["departures"], list) or not isinstance(run.result["iteration"], int):
         raise RecordError(f"{where} is broken: departures or iteration are not of their type.")
     for split, figures in run.result["last"].items():

@@ -209,7 +209,7 @@ class Trainer:
         """Record the training error since the last sample and the errors on the held-out sets.
 
         Raises:
-            Diverged: if the training loss is not finite.
+            Diverged: if a loss is not finite.
         """
         train = self.since_sample.read()  # waits for the device, so the time below is of finished work
         images = self.since_sample.count - self.images_before_mark
@@ -220,10 +220,10 @@ class Trainer:
             for name, (pixels, labels) in self.held_out.items()
         }
         self.append_rows(lr, speed)
-        if not math.isfinite(train.loss):
+        if not all(math.isfinite(errors.loss) for errors in self.last.values()):
             self.writer.result(self.result("diverged"))
             raise Diverged(
-                f"the training loss is no longer finite by iteration {self.done}: the run is stopped and "
+                f"the loss is no longer finite by iteration {self.done}: the run is stopped and "
                 f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
             )
         headline = self.last[self.headline]

@@ -160,6 +160,8 @@ def check_setting(key: str, value: Value) -> None:
     kind = SETTING_TYPES[key]
     if kind in (bool, int, float, str) and type(value) is not kind:
         raise UsageError(f"{key} must be of type {kind.__name__}, not {value!r}.")
+    if kind not in (bool, int, float, str) and not isinstance(value, tuple):
+        raise UsageError(f"{key} takes rising iterations above 0, not {value!r}.")
     if "choices" in rule and value not in rule["choices"]:
         raise UsageError(f"{key} is one of {', '.join(rule['choices'])}, not {value!r}.")
     if isinstance(value, tuple):
@@ -210,6 +212,8 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
 
 
 def _check_together(recipe: Recipe, dataset: str) -> None:
+    if recipe.momentum_form == "nesterov" and not recipe.momentum:
+        raise UsageError("the Nesterov form needs a momentum above 0: set one, or another momentum_form.")
     if recipe.bn_group and recipe.batch_size % recipe.bn_group:
         raise UsageError(
             f"a batch of {recipe.batch_size} does not divide into BN groups of {recipe.bn_group}: "

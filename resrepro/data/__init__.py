@@ -14,6 +14,7 @@ from resrepro.errors import DataError, UsageError
 
 DATA_VARIABLE = "RESREPRO_DATA"
 DEFAULT_FOLDER = Path("data")
+SPLITS = ("all", "45k5k")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
 
     Raises:
         DataError: if files are missing, damaged or truncated; the file is named.
-        UsageError: for an unknown dataset.
+        UsageError: for an unknown dataset or split.
     """
     if name == "digits":
         from resrepro.data.digits import load_digits
@@ -82,6 +83,8 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
         return load_digits()
     if name != "cifar10":
         raise UsageError(f"no dataset {name!r}: there are cifar10 and digits.")
+    if split not in SPLITS:
+        raise UsageError(f"no split {split!r}: there are {' and '.join(SPLITS)}.")
     from resrepro.data.cifar10 import load_cifar10
 
     given = folder or os.environ.get(DATA_VARIABLE)

@@ -37,7 +37,8 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
         raise DataError(
             f"no CIFAR-10 in {folder}: expected a folder cifar-10-batches-py or cifar-10-batches-bin there."
         )
-    read = _read_binary if (layout / f"{TRAIN_FILES[0]}.bin").exists() else _read_python
+    binary = any((layout / f"{name}.bin").exists() for name in (*TRAIN_FILES, TEST_FILE))
+    read = _read_binary if binary else _read_python
     train = _joined([read(layout, name) for name in TRAIN_FILES])
     test = read(layout, TEST_FILE)
     notices = []

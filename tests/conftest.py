@@ -1,0 +1,220 @@
+"""What several test modules share. Nothing here imports torch, so tests that need none stay quick.
+
+Run records, which `make_run` makes up without training, are the common ground of the tests of
+everything that reads them.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels
+IMAGES_PER_FILE = 10_000
+SMALL_TEST_SET = 60
+
+
+def use_one_thread() -> None:
+    """The nets here are so small that threads would only wait for each other."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Start with one thread, before any other fixture trains."""
+    use_one_thread()
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep the user's data folder out, and put torch's threads back where a test changed them."""
+    monkeypatch.delenv("RESREPRO_DATA", raising=False)
+    yield
+    use_one_thread()
+
+
+# --- run records ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One made-up point of the curves: top-1 errors in percent."""
+
+    iteration: int
+    train: float
+    held_out: float
+
+
+def falling_curve(iterations: int, every: int, seed: int) -> list[Point]:
+    """Errors falling from 90 % to about 5 % (training) and 10 % (held out); the seed shifts them."""
+    marks = [*range(every, iterations, every), iterations]
+    shift = 0.25 * seed
+    return [
+        Point(
+            k,
+            round(5 + shift + 85 * (1 - k / iterations), 4),
+            round(10 + shift + 80 * (1 - k / iterations), 4),
+        )
+        for k in marks
+    ]
+
+
+def write_run(
+    folder: Path,
+    experiment: str = "cifar10-resnet20",
+    seed: int = 0,
+    *,
+    curve: list[Point] | list[tuple[int, float, float]] | None = None,
+    status: str | None = None,
+    shortcut: str | None = None,
+    data: str = "official",
+    mode: str = "default",
+    notices: tuple[str, ...] = (),
+    warmup_switch: int | None = None,
+    **settings: Any,
+) -> Path:
+    """Write a made-up record below the runs folder `folder`; returns the run's own folder.
+
+    `curve` is a list of (iteration, training error, held-out error); `data` is any word, from which the
+    data checksums are made; `settings` go to `resrepro.catalogue.derive`. The status follows from the
+    last point of the curve unless given.
+    """
+    from resrepro import catalogue
+    from resrepro.recording import RunWriter
+
+    spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
+    recipe = spec.recipe
+    points = [Point(*p) if isinstance(p, tuple) else p for p in curve or []]
+    if curve is None:
+        points = falling_curve(recipe.iterations, recipe.eval_every, seed)
+    done = points[-1].iteration if points else 0
+    if status is None:
+        exact = catalogue.find(experiment).spec().recipe.iterations
+        status = "partial" if done < recipe.iterations else "complete" if done >= exact else "shortened"
+    headline = "val" if recipe.split == "45k5k" else "test"
+    held_out = ["val", "test"] if headline == "val" else ["test"]
+    sizes = {"train": 1_438, "test": 359} if spec.dataset == "digits" else {"train": 50_000, "test": 10_000}
+    if headline == "val":
+        sizes = {"train": 45_000, "val": 5_000, "test": 10_000}
+    checksums = {part: hashlib.sha256(f"{data} {part}".encode()).hexdigest() for part in ("train", "test")}
+    writer = RunWriter(folder / spec.name / f"seed{seed}")
+    env = {
+        "format": 1,
+        "versions": {"python": "3.11.9", "resrepro": "0.1.0", "torch": "2.6.0"},
+        "commit": None,
+        "modified": None,
+        "system": "Linux x86_64",
+        "cpu": "a made-up CPU",
+        "cores": 2,
+        "arguments": None,
+        "started": "2015-12-10",
+        "device": "cpu",
+        "gpu": None,
+        "threads": 2,
+        "mode": mode,
+        "data": {"name": spec.dataset, "images": sizes, "sha256": checksums, "notices": list(notices)},
+        "command": catalogue.command_for(spec, seed),
+    }
+    writer.begin(spec, seed, env)
+    writer.append(
+        row for point in points for row in _rows(point, held_out, recipe, sizes["train"], warmup_switch)
+    )
+    last = dict.fromkeys(("train", *held_out)) if points else {}
+    for part in last:
+        error = points[-1].train if part == "train" else points[-1].held_out
+        last[part] = {"loss": _loss(error), "top1_err": error, "top5_err": round(error / 10, 4)}
+    best = min(points, key=lambda point: point.held_out, default=None)
+    writer.result(
+        {
+            "status": status,
+            "iteration": done,
+            "iterations": recipe.iterations,
+            "headline": headline,
+            "last": last,
+            "best": None if best is None else {"iteration": best.iteration, "top1_err": best.held_out},
+            "warmup_switch": warmup_switch,
+            "seconds": 0.5 * done,
+            "departures": catalogue.departures(spec),
+            "notices": list(notices),
+        }
+    )
+    return writer.folder
+
+
+def _loss(error: float) -> float:
+    return round(error / 40, 6)
+
+
+def _rows(
+    point: Point, held_out: list[str], recipe: Any, images: int, switch: int | None
+) -> Iterator[tuple[object, ...]]:
+    from resrepro.schedule import learning_rate
+
+    lr = learning_rate(recipe, point.iteration - 1, switch)
+    epoch = point.iteration * recipe.batch_size / images
+    for part in ("train", *held_out):
+        error = point.train if part == "train" else point.held_out
+        yield (
+            point.iteration, f"{epoch:.4f}", part, f"{_loss(error):.6f}", f"{error:.4f}",
+            f"{error / 10:.4f}", f"{lr:.6g}", "1000.0", f"{0.5 * point.iteration:.2f}",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """The factory `write_run`: a made-up but valid record, written without torch."""
+    return write_run
+
+
+# --- CIFAR-10 ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeCifar:
+    """A folder with cifar-10-batches-bin of made-up images, and what was written there."""
+
+    folder: Path
+    records: Mapping[str, np.ndarray]  # by file name without ending: (N, 3073) uint8, label first
+
+    @property
+    def layout(self) -> Path:
+        """The folder of the files themselves."""
+        return self.folder / "cifar-10-batches-bin"
+
+    def copy_to(self, folder: Path, **changed: bytes | None) -> Path:
+        """Another folder of the same files (as links), some with other bytes, or missing (None)."""
+        layout = folder / self.layout.name
+        layout.mkdir(parents=True)
+        for name in self.records:
+            content = changed.get(name, b"")
+            if content is None:
+                continue
+            if name in changed:
+                (layout / f"{name}.bin").write_bytes(content)
+            else:
+                (layout / f"{name}.bin").symlink_to(self.layout / f"{name}.bin")
+        return folder
+
+
+@pytest.fixture(scope="session")
+def fake_cifar(tmp_path_factory: pytest.TempPathFactory) -> FakeCifar:
+    """Five complete training files and a test file of 60 images, in the official binary layout."""
+    folder = tmp_path_factory.mktemp("cifar")
+    rng = np.random.default_rng(0)
+    records = {}
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        count = SMALL_TEST_SET if name == "test_batch" else IMAGES_PER_FILE
+        content = rng.integers(0, 256, (count, RECORD_BYTES), np.uint8)
+        content[:, 0] %= 10
+        records[name] = content
+    (folder / "cifar-10-batches-bin").mkdir()
+    for name, content in records.items():
+        (folder / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(content.tobytes())
+    return FakeCifar(folder, records)

@@ -1,0 +1,165 @@
+"""Checkpoints: whole or untouched when written, never code when read."""
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resrepro import checkpoint
+from resrepro.checkpoint import load_checkpoint, save_checkpoint
+from resrepro.errors import RecordError
+
+
+class Trap:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.folder),))
+
+
+def saved(content: object, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def zip_of(**members: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return buffer.getvalue()
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    content = {"net": {"w": torch.randn(3, 2)}, "iteration": 7, "best": None, "data": {"train": "ab"},
+               "sums": [(torch.zeros(3), 4)]}  # fmt: skip
+    save_checkpoint(tmp_path / "checkpoint.pt", content)
+    loaded = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert torch.equal(loaded.pop("net")["w"], content.pop("net")["w"])
+    assert torch.equal(loaded["sums"][0][0], torch.zeros(3))
+    assert (loaded["iteration"], loaded["best"], loaded["data"]) == (7, None, {"train": "ab"})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickled_object_is_refused_and_never_run(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "trap.pt"
+    content = {"w": torch.zeros(2), "trap": Trap(tmp_path / "sprung")}
+    path.write_bytes(saved(content, _use_new_zipfile_serialization=zipped))
+    with pytest.raises(RecordError, match=r"trap\.pt holds a pickled object"):
+        load_checkpoint(path)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))  # the trap does work
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_bare_pickle_is_refused_in_one_sentence_and_never_run(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "trap.pkl"
+    path.write_bytes(pickle.dumps({"trap": Trap(tmp_path / "sprung")}, protocol))
+    with pytest.raises(RecordError, match=r"trap\.pkl"):
+        load_checkpoint(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"iteration,epoch\n1,2\n",
+        b"\x89PNG\r\n\x1a\n" + bytes(200),
+        bytes(range(256)) * 9,
+        zip_of(**{"readme.txt": "x"}),
+        zip_of(archive__version="3", archive__notes="x"),
+        zip_of(model__code__a="x", model__constants="y"),
+    ],
+    ids=["empty", "text", "png", "bytes", "zip", "zip-in-a-folder", "zip-of-code"],
+)
+def test_a_file_of_another_kind_is_refused_by_name_as_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"other\.pt is not a PyTorch checkpoint, or is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_cut_off_anywhere_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "cut.pt"
+    whole = saved({"w": torch.arange(500.0), "iteration": 3})
+    for length in range(0, len(whole), 41):
+        path.write_bytes(whole[:length])
+        with pytest.raises(RecordError, match=r"cut\.pt"):
+            load_checkpoint(path)
+
+
+def test_a_legacy_checkpoint_damaged_anywhere_is_loaded_or_refused_but_never_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.pt"
+    whole = saved({"a": 1, "b": [1, 2, 3], "c": "text"}, _use_new_zipfile_serialization=False)
+    rng = np.random.default_rng(0)
+    refused = opened = 0
+    for _ in range(600):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(0, len(whole), 4)] = rng.integers(0, 256, 4, np.uint8)
+        path.write_bytes(damaged.tobytes())
+        try:
+            load_checkpoint(path)
+        except RecordError as error:
+            refused += "damaged.pt" in str(error)
+        else:
+            opened += 1
+    assert refused + opened == 600
+    assert refused > 400
+
+
+def test_numpy_scalars_beside_the_weights_are_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pt"
+    content = {"state_dict": {"w": torch.ones(2)}, "best_acc": np.float64(91.25), "epoch": np.int64(200),
+               "best_prec1": np.float32(91.5), "flag": np.bool_(True)}  # fmt: skip
+    path.write_bytes(saved(content))
+    loaded = load_checkpoint(path)
+    assert (loaded["best_acc"], loaded["epoch"], loaded["best_prec1"]) == (91.25, 200, 91.5)
+    assert loaded["flag"]
+
+
+def test_a_checkpoint_that_is_a_bare_tensor_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tensor.pt"
+    path.write_bytes(saved(torch.zeros(3)))
+    with pytest.raises(RecordError, match=r"no state dict but a Tensor"):
+        load_checkpoint(path)
+
+
+def test_a_missing_checkpoint_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"there is no checkpoint .*gone\.pt"):
+        load_checkpoint(tmp_path / "gone.pt")
+    with pytest.raises(RecordError, match=str(tmp_path)):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("trouble", ["full disk", "torch", "last moment"])
+def test_a_failing_write_leaves_the_old_checkpoint_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"iteration": 1})
+
+    def fail(*arguments: object) -> None:
+        if trouble == "torch":
+            raise RuntimeError("PytorchStreamWriter failed")
+        raise OSError(28, "No space left on device")
+
+    if trouble == "last moment":
+        monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    else:
+        monkeypatch.setattr(checkpoint.torch, "save", fail)
+    with pytest.raises(RecordError, match=r"cannot write the checkpoint .*checkpoint\.pt"):
+        save_checkpoint(path, {"iteration": 2})
+    assert load_checkpoint(path) == {"iteration": 1}
+    assert [left.name for left in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -1,0 +1,382 @@
+"""Datasets: read as they were written, refused by name when damaged, and labelled when not official."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import IMAGES_PER_FILE, RECORD_BYTES, ROOT, SMALL_TEST_SET, FakeCifar
+from sklearn.datasets import load_digits as bundled_digits
+
+from resrepro.data import Dataset, Images, cifar10, load_dataset
+from resrepro.errors import DataError, UsageError
+
+TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
+ALL_FILES = [*TRAIN_FILES, "test_batch"]
+REAL = ROOT.parent / "shared" / "data"
+
+
+def sha256_of(pixels: np.ndarray, labels: np.ndarray) -> str:
+    return hashlib.sha256(pixels.tobytes() + bytes(labels.tolist())).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def loaded(fake_cifar: FakeCifar) -> Dataset:
+    return load_dataset("cifar10", folder=fake_cifar.folder)
+
+
+# --- the binary layout ------------------------------------------------------------------------------
+
+
+def test_every_image_of_the_binary_layout_is_read_in_order(fake_cifar: FakeCifar, loaded: Dataset) -> None:
+    assert loaded.train.pixels.shape == (50_000, 3, 32, 32)
+    assert (loaded.train.pixels.dtype, loaded.train.labels.dtype) == (np.uint8, np.int64)
+    for number, name in enumerate(TRAIN_FILES):
+        part = loaded.train.part(10_000 * number, 10_000 * (number + 1))
+        assert np.array_equal(part.labels, fake_cifar.records[name][:, 0])
+        assert np.array_equal(part.pixels.reshape(10_000, 3072), fake_cifar.records[name][:, 1:])
+    assert list(loaded.held_out) == ["test"]
+    assert np.array_equal(loaded.held_out["test"].labels, fake_cifar.records["test_batch"][:, 0])
+
+
+def test_planes_are_red_green_blue_row_by_row(fake_cifar: FakeCifar, loaded: Dataset) -> None:
+    record = fake_cifar.records["data_batch_2"][123]
+    image = loaded.train.pixels[10_123]
+    for channel, row, column in ((0, 0, 0), (0, 0, 31), (0, 1, 0), (1, 5, 7), (2, 31, 31)):
+        assert image[channel, row, column] == record[1 + 1024 * channel + 32 * row + column]
+
+
+def test_the_layout_folder_itself_may_be_named(fake_cifar: FakeCifar, loaded: Dataset) -> None:
+    assert load_dataset("cifar10", folder=fake_cifar.layout).checksums == loaded.checksums
+
+
+def test_a_short_test_file_and_unofficial_pixels_are_accepted_with_a_notice_each(loaded: Dataset) -> None:
+    pixels, test = loaded.notices
+    assert "not those of the official CIFAR-10" in pixels
+    assert f"only the first {SMALL_TEST_SET} of the 10,000 test images" in test
+
+
+def test_official_pixels_get_no_notice(
+    fake_cifar: FakeCifar, loaded: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar10, "OFFICIAL_TRAIN_SHA256", loaded.checksums["train"])
+    (notice,) = load_dataset("cifar10", folder=fake_cifar.folder).notices
+    assert "test images" in notice
+
+
+def test_checksums_cover_pixels_then_labels(fake_cifar: FakeCifar, loaded: Dataset) -> None:
+    test = fake_cifar.records["test_batch"]
+    assert loaded.checksums["test"] == sha256_of(test[:, 1:], test[:, 0])
+    train = np.concatenate([fake_cifar.records[name] for name in TRAIN_FILES])
+    assert loaded.checksums["train"] == sha256_of(train[:, 1:], train[:, 0])
+
+
+def test_a_complete_test_file_gets_no_notice(fake_cifar: FakeCifar, tmp_path: Path) -> None:
+    whole = fake_cifar.records["data_batch_1"].tobytes()
+    dataset = load_dataset("cifar10", folder=fake_cifar.copy_to(tmp_path, test_batch=whole))
+    assert len(dataset.held_out["test"]) == 10_000
+    assert not any("test" in notice for notice in dataset.notices)
+
+
+def test_the_45k5k_split_validates_on_the_last_5000_and_keeps_the_test_set(
+    fake_cifar: FakeCifar, loaded: Dataset
+) -> None:
+    split = load_dataset("cifar10", "45k5k", fake_cifar.folder)
+    assert (len(split.train), list(split.held_out)) == (45_000, ["val", "test"])
+    assert np.array_equal(split.train.pixels, loaded.train.pixels[:45_000])
+    last = fake_cifar.records["data_batch_5"][5_000:]
+    assert np.array_equal(split.held_out["val"].labels, last[:, 0])
+    assert np.array_equal(split.held_out["val"].pixels.reshape(5_000, 3072), last[:, 1:])
+    assert np.array_equal(split.held_out["test"].labels, loaded.held_out["test"].labels)
+    assert split.checksums == loaded.checksums
+
+
+@pytest.mark.parametrize("name", TRAIN_FILES)
+@pytest.mark.parametrize("records", [9_999, 0])
+def test_a_training_file_with_fewer_images_is_refused_by_name(
+    fake_cifar: FakeCifar, tmp_path: Path, name: str, records: int
+) -> None:
+    content = fake_cifar.records[name][:records].tobytes()
+    with pytest.raises(DataError, match=rf"{name}\.bin is damaged or truncated"):
+        load_dataset("cifar10", folder=fake_cifar.copy_to(tmp_path, **{name: content}))
+
+
+@pytest.mark.parametrize("surplus", [-1, 1, RECORD_BYTES])
+def test_a_training_file_a_byte_or_an_image_off_is_refused(
+    fake_cifar: FakeCifar, tmp_path: Path, surplus: int
+) -> None:
+    content = (fake_cifar.records["data_batch_4"].tobytes() + bytes(RECORD_BYTES))[: 30_730_000 + surplus]
+    with pytest.raises(DataError, match=r"data_batch_4\.bin .*instead of 30,730,000"):
+        load_dataset("cifar10", folder=fake_cifar.copy_to(tmp_path, data_batch_4=content))
+
+
+@pytest.mark.parametrize("size", [0, 1, RECORD_BYTES - 1, RECORD_BYTES + 1, 59 * RECORD_BYTES + 3000])
+def test_a_test_file_with_a_part_of_an_image_is_refused(
+    fake_cifar: FakeCifar, tmp_path: Path, size: int
+) -> None:
+    content = fake_cifar.records["test_batch"].tobytes()[:size]
+    with pytest.raises(DataError, match=r"test_batch\.bin is damaged or truncated"):
+        load_dataset("cifar10", folder=fake_cifar.copy_to(tmp_path, test_batch=content))
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch"])
+def test_a_label_above_9_is_refused(fake_cifar: FakeCifar, tmp_path: Path, name: str) -> None:
+    content = fake_cifar.records[name].copy()
+    content[-1, 0] = 10
+    with pytest.raises(DataError, match=rf"{name}\.bin is damaged: it holds a label above 9"):
+        load_dataset("cifar10", folder=fake_cifar.copy_to(tmp_path, **{name: content.tobytes()}))
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_a_missing_file_is_named(fake_cifar: FakeCifar, tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"incomplete: .*{name}\.bin is missing"):
+        load_dataset("cifar10", folder=fake_cifar.copy_to(tmp_path, **{name: None}))
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(fake_cifar: FakeCifar, tmp_path: Path) -> None:
+    folder = fake_cifar.copy_to(tmp_path, data_batch_2=None)
+    (folder / fake_cifar.layout.name / "data_batch_2.bin").mkdir()
+    with pytest.raises(DataError, match=r"data_batch_2\.bin cannot be read"):
+        load_dataset("cifar10", folder=folder)
+
+
+# --- where the data lie -----------------------------------------------------------------------------
+
+
+def test_a_missing_data_folder_is_refused_naming_it_and_the_option(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere \(--data\) does not exist"):
+        load_dataset("cifar10", folder=tmp_path / "nowhere")
+
+
+def test_a_missing_folder_in_the_environment_is_refused_naming_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESREPRO_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"nowhere \(RESREPRO_DATA\) does not exist"):
+        load_dataset("cifar10")
+
+
+def test_the_environment_names_the_folder_and_a_given_folder_wins(
+    fake_cifar: FakeCifar, loaded: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESREPRO_DATA", str(fake_cifar.folder))
+    assert load_dataset("cifar10").checksums == loaded.checksums
+    with pytest.raises(DataError, match="no CIFAR-10 in"):
+        load_dataset("cifar10", folder=tmp_path)
+
+
+def no_network(*arguments: object, **options: object) -> None:
+    raise AssertionError("nothing may be downloaded here")
+
+
+def test_an_existing_folder_without_cifar_is_refused_and_nothing_is_downloaded_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", no_network)
+    with pytest.raises(DataError, match=r"no CIFAR-10 in .*cifar-10-batches-py or cifar-10-batches-bin"):
+        load_dataset("cifar10", folder=tmp_path)
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("File not found or corrupted.")])
+def test_a_failed_download_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
+    with pytest.raises(DataError, match=rf"could not be downloaded \({error}\).*--data"):
+        load_dataset("cifar10")
+
+
+def test_without_a_folder_cifar_is_downloaded_to_data_once(
+    fake_cifar: FakeCifar, loaded: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fetch(root: str, download: bool) -> None:
+        calls.append((root, download))
+        fake_cifar.copy_to(Path(root))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fetch)
+    assert load_dataset("cifar10").checksums == loaded.checksums
+    assert load_dataset("cifar10").checksums == loaded.checksums
+    assert calls == [("data", True)]
+
+
+def test_an_unknown_dataset_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'mnist'.*cifar10 and digits"):
+        load_dataset("mnist")
+
+
+# --- the python layout ------------------------------------------------------------------------------
+
+
+class Trap:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.folder),))
+
+
+@pytest.fixture(scope="module")
+def python_layout(fake_cifar: FakeCifar, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `fake_cifar` as official pickles: data (N, 3072) and labels, keyed by bytes."""
+    folder = tmp_path_factory.mktemp("python")
+    (folder / "cifar-10-batches-py").mkdir()
+    for name, records in fake_cifar.records.items():
+        batch = {b"data": records[:, 1:], b"labels": records[:, 0].tolist(), b"batch_label": name.encode()}
+        (folder / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(batch, 2))
+    return folder
+
+
+@pytest.fixture
+def vouched(python_layout: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """Makes the MD5 of the made-up pickles the official ones."""
+    layout = python_layout / "cifar-10-batches-py"
+    sums = {name: hashlib.md5((layout / name).read_bytes()).hexdigest() for name in ALL_FILES}
+    monkeypatch.setattr(cifar10, "_official_md5", sums.__getitem__)
+    return sums
+
+
+def test_the_python_layout_gives_the_same_dataset_as_the_binary_one(
+    python_layout: Path, loaded: Dataset, vouched: Mapping[str, str]
+) -> None:
+    dataset = load_dataset("cifar10", folder=python_layout)
+    assert np.array_equal(dataset.train.pixels, loaded.train.pixels)
+    assert np.array_equal(dataset.train.labels, loaded.train.labels)
+    assert dataset.describe() == loaded.describe()
+
+
+def linked(python_layout: Path, folder: Path, name: str, content: bytes) -> Path:
+    """The python layout anew, one file with other bytes."""
+    (folder / "cifar-10-batches-py").mkdir(parents=True)
+    for other in ALL_FILES:
+        path = folder / "cifar-10-batches-py" / other
+        if other == name:
+            path.write_bytes(content)
+        else:
+            path.symlink_to(python_layout / "cifar-10-batches-py" / other)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "data_batch_5", "test_batch"])
+def test_a_changed_byte_in_a_pickled_batch_is_refused_by_name(
+    python_layout: Path, vouched: Mapping[str, str], tmp_path: Path, name: str
+) -> None:
+    content = bytearray((python_layout / "cifar-10-batches-py" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    folder = linked(python_layout, tmp_path, name, bytes(content))
+    with pytest.raises(DataError, match=rf"{name} is damaged: its MD5"):
+        load_dataset("cifar10", folder=folder)
+
+
+def test_a_pickle_that_nobody_vouches_for_is_never_unpickled(
+    python_layout: Path, vouched: Mapping[str, str], tmp_path: Path
+) -> None:
+    sprung = tmp_path / "sprung"
+    folder = linked(python_layout, tmp_path / "trap", "data_batch_1", pickle.dumps(Trap(sprung)))
+    with pytest.raises(DataError, match="data_batch_1"):
+        load_dataset("cifar10", folder=folder)
+    assert not sprung.exists()
+    pickle.loads(pickle.dumps(Trap(sprung)))  # the trap does work
+    assert sprung.exists()
+
+
+def test_made_up_pickles_do_not_pass_for_the_official_ones(python_layout: Path) -> None:
+    with pytest.raises(DataError, match="data_batch_1 is damaged"):
+        load_dataset("cifar10", folder=python_layout)
+
+
+def test_the_official_checksums_are_those_published() -> None:
+    assert cifar10._official_md5("data_batch_1") == "c99cafc152244af753f735de768cd75f"
+    assert cifar10._official_md5("test_batch") == "40351d587109b95175f43aff81a1287e"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "unpack_cifar10.py").exists(), reason="the real images are not at hand")
+def test_the_real_training_images_have_the_official_checksum_and_get_no_notice(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(REAL / "unpack_cifar10.py"), str(tmp_path)], check=True)
+    dataset = load_dataset("cifar10", folder=tmp_path)
+    assert dataset.checksums["train"] == cifar10.OFFICIAL_TRAIN_SHA256
+    (notice,) = dataset.notices
+    assert "only the first 1,000 of the 10,000 test images" in notice
+    assert np.bincount(dataset.train.labels).tolist() == [5_000] * 10
+
+
+# --- digits and the common parts --------------------------------------------------------------------
+
+
+def test_the_digits_are_scikit_learns_in_a_fixed_split() -> None:
+    dataset = load_dataset("digits")
+    test = dataset.held_out["test"]
+    assert (len(dataset.train), len(test), list(dataset.held_out)) == (1_438, 359, ["test"])
+    assert dataset.train.pixels.shape == (1_438, 3, 16, 16)
+    assert dataset.notices == ()
+    digits = bundled_digits()
+    train, held = (
+        iter(zip(*vars(dataset.train).values(), strict=True)),
+        iter(zip(*vars(test).values(), strict=True)),
+    )
+    for index, (grey, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        pixels, found = next(held if index % 5 == 4 else train)
+        assert found == label
+        assert np.array_equal(np.rint(pixels[0, ::2, ::2] / 255 * 16), grey)
+    assert next(train, None) is next(held, None) is None
+
+
+def test_each_digit_pixel_is_a_square_of_2x2_in_three_equal_channels() -> None:
+    pixels = load_dataset("digits").train.pixels
+    assert pixels.dtype == np.uint8
+    for row, column in ((0, 1), (1, 0), (1, 1)):
+        assert np.array_equal(pixels[:, :, row::2, column::2], pixels[:, :, ::2, ::2])
+    assert np.array_equal(pixels[:, 1], pixels[:, 0])
+    assert np.array_equal(pixels[:, 2], pixels[:, 0])
+    assert (pixels.min(), pixels.max()) == (0, 255)
+
+
+def test_no_training_digit_is_also_a_test_digit() -> None:
+    dataset = load_dataset("digits")
+    train = {image.tobytes() for image in dataset.train.pixels}
+    assert not train & {image.tobytes() for image in dataset.held_out["test"].pixels}
+
+
+def test_the_digits_are_the_same_at_every_load() -> None:
+    assert load_dataset("digits").checksums == load_dataset("digits").checksums
+
+
+def test_the_checksum_notices_a_pixel_a_label_and_an_exchange() -> None:
+    rng = np.random.default_rng(0)
+    images = Images(rng.integers(0, 256, (4, 3, 8, 8), np.uint8), np.array([1, 2, 3, 4]))
+    other_pixel, other_label = images.pixels.copy(), images.labels.copy()
+    other_pixel[0, 0, 0, 0] ^= 1
+    other_label[0] = 5
+    variants = [
+        images,
+        Images(other_pixel, images.labels),
+        Images(images.pixels, other_label),
+        Images(images.pixels[::-1], images.labels[::-1]),
+    ]
+    assert len({variant.sha256() for variant in variants}) == 4
+    assert images.sha256() == sha256_of(images.pixels, images.labels)
+
+
+def test_a_description_has_sizes_checksums_and_notices_but_no_path(
+    loaded: Dataset, fake_cifar: FakeCifar
+) -> None:
+    told: dict[str, Any] = loaded.describe()
+    assert told["images"] == {"train": 5 * IMAGES_PER_FILE, "test": SMALL_TEST_SET}
+    assert told["sha256"] == dict(loaded.checksums)
+    assert told["notices"] == list(loaded.notices)
+    assert str(fake_cifar.folder) not in str(told)

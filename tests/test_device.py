@@ -1,0 +1,54 @@
+"""Devices, threads and arithmetic."""
+
+import pytest
+import torch
+
+from resrepro.device import arithmetic, choose_device, use_precision, use_threads
+from resrepro.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {name}: PyTorch sees no such GPU"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "tpu", "cuda:x", "meta", "", "cpu cuda"])
+def test_an_unknown_device_is_refused_naming_those_there_are(name: str) -> None:
+    with pytest.raises(UsageError, match=r"auto, cpu, cuda"):
+        choose_device(name)
+
+
+def test_auto_takes_a_gpu_where_there_is_one_and_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, wanted in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert choose_device("auto").type == wanted
+
+
+def test_threads_are_set_as_asked_and_less_than_one_is_refused() -> None:
+    use_threads(2)
+    assert torch.get_num_threads() == 2
+    use_threads(1)
+    assert torch.get_num_threads() == 1
+    with pytest.raises(UsageError, match="at least 1, not 0"):
+        use_threads(0)
+
+
+def test_float32_means_float32_and_tf32_is_allowed_only_when_asked_for() -> None:
+    use_precision("tf32")
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    for precision in ("bf16", "float32"):
+        use_precision(precision)
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_arithmetic_is_that_of_the_recipe(precision: str, kind: torch.dtype) -> None:
+    with arithmetic(precision, CPU):
+        assert torch.nn.Linear(3, 2)(torch.ones(1, 3)).dtype == kind

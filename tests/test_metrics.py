@@ -1,0 +1,74 @@
+"""Errors against scikit-learn and counting by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import top_k_accuracy_score
+
+from resrepro.metrics import ErrorSums
+
+CPU = torch.device("cpu")
+
+
+def errors_of(logits: torch.Tensor, labels: torch.Tensor, loss: float = 0.0) -> ErrorSums:
+    sums = ErrorSums(CPU)
+    sums.add(torch.tensor(loss), logits, labels)
+    return sums
+
+
+def test_top_1_and_top_5_errors_are_those_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(257, 10, generator=generator)
+    labels = torch.randint(10, (257,), generator=generator)
+    read = errors_of(logits, labels).read()
+    for k, error in ((1, read.top1_err), (5, read.top5_err)):
+        accuracy = top_k_accuracy_score(labels.numpy(), logits.numpy(), k=k, labels=np.arange(10))
+        assert error == pytest.approx(100 * (1 - accuracy), abs=1e-4)
+    assert 0 < read.top5_err < read.top1_err < 100
+
+
+def test_batches_add_up_to_the_whole_each_image_counting_the_same() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(50, 10, generator=generator), torch.randint(10, (50,), generator=generator)
+    sums = ErrorSums(CPU)
+    for part in (slice(0, 1), slice(1, 30), slice(30, 50)):
+        loss = torch.nn.functional.cross_entropy(logits[part], labels[part])
+        sums.add(loss, logits[part], labels[part])
+    read = sums.read()
+    by_hand = [-math.log(math.exp(row[label]) / sum(map(math.exp, row)))
+               for row, label in zip(logits.tolist(), labels.tolist(), strict=True)]  # fmt: skip
+    assert read.loss == pytest.approx(sum(by_hand) / 50, rel=1e-5)
+    assert read.top1_err == pytest.approx(
+        2 * sum(int(r.argmax()) != int(y) for r, y in zip(logits, labels, strict=True))
+    )
+    assert read.count == 50
+
+
+def test_with_fewer_than_five_classes_nothing_is_wrong_at_five() -> None:
+    logits = torch.tensor([[3.0, 2, 1], [3, 2, 1], [1, 2, 3], [1, 3, 2]])
+    read = errors_of(logits, torch.tensor([0, 2, 0, 1])).read()
+    assert (read.top1_err, read.top5_err) == (50, 0)
+
+
+def test_a_label_in_sixth_place_is_wrong_at_five_and_in_fifth_place_right() -> None:
+    logits = torch.arange(10.0, 0, -1).repeat(2, 1)
+    assert errors_of(logits, torch.tensor([4, 5])).read().top5_err == 50
+
+
+def test_nan_logits_leave_the_loss_nan_and_the_errors_percentages() -> None:
+    logits = torch.full((20, 10), math.nan)
+    read = errors_of(logits, torch.arange(20) % 10, math.nan).read()
+    assert math.isnan(read.loss)
+    assert 0 <= read.top5_err <= read.top1_err <= 100
+    assert read.top1_err >= 90  # at best one constant answer: a tenth of these labels
+
+
+def test_reset_starts_from_nothing_and_nothing_reads_as_nan() -> None:
+    sums = errors_of(torch.eye(10), torch.zeros(10, dtype=torch.long), 2.5)
+    sums.reset()
+    assert sums.count == sums.read().count == 0
+    assert math.isnan(sums.read().top1_err)
+    sums.add(torch.tensor(0.5), torch.eye(10), torch.arange(10))
+    assert (sums.read().loss, sums.read().top1_err, sums.read().count) == (0.5, 0, 10)

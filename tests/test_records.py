@@ -1,0 +1,380 @@
+"""Records: what is written is read back, and what is broken is named while the rest is used."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resrepro import catalogue, recording
+from resrepro.errors import RecordError, UsageError
+from resrepro.recording import RunWriter, open_run, without_paths, write_json
+from resrepro.records import METRICS_COLUMNS, collect, load_runs, read_metrics, read_run
+
+MakeRun = Callable[..., Path]
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+# --- reading what was written -----------------------------------------------------------------------
+
+
+def test_a_run_is_read_back_as_it_was_written(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path, "cifar10-plain56", 2, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
+    run = read_run(folder)
+    assert (run.name, run.experiment, run.seed) == ("cifar10-plain56", "cifar10-plain56", 2)
+    assert (run.status, run.finished, run.exact, run.headline_split) == ("complete", True, True, "test")
+    assert (run.last("test"), run.last("train"), run.last("val"), run.best) == (13.25, 5.5, None, 13.25)
+    assert run.spec == catalogue.find("cifar10-plain56").spec().to_json()
+
+
+def test_the_best_sample_and_the_last_iteration_are_kept_apart(tmp_path: Path, make_run: MakeRun) -> None:
+    run = read_run(make_run(tmp_path, curve=[(1000, 50.0, 9.0), (64_000, 1.0, 9.5)]))
+    assert (run.last("test"), run.best) == (9.5, 9.0)
+
+
+def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
+    frame = read_run(folder).metrics
+    assert tuple(frame.columns) == METRICS_COLUMNS
+    assert frame["iteration"].tolist() == [32_000, 32_000, 64_000, 64_000]
+    assert frame["split"].tolist() == ["train", "test"] * 2
+    assert frame["top1_err"].tolist() == [20.0, 25.0, 5.5, 13.25]
+    assert frame["lr"].tolist() == pytest.approx([0.1, 0.1, 0.001, 0.001])
+
+
+def test_a_split_run_has_its_validation_error_as_headline(tmp_path: Path, make_run: MakeRun) -> None:
+    run = read_run(make_run(tmp_path, split="45k5k", curve=[(64_000, 1.0, 8.0)]))
+    assert (run.headline_split, run.exact) == ("val", False)
+
+
+def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run(tmp_path, curve=[])
+    collection = collect([tmp_path])
+    assert collection.broken == ()
+    (run,) = collection.runs
+    assert (run.status, run.finished, run.best, run.last("test")) == ("partial", False, None, None)
+    assert len(run.metrics) == 0
+
+
+def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        ",".join(METRICS_COLUMNS)
+        + "\n1,0.1,train,nan,90.0,50.0,1e+30,5.0,1.0\n2,0.2,test,inf,90,50,0.1,5,1\n"
+    )
+    frame = read_metrics(path)
+    assert frame["loss"].isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ({"seed": 0}, {"seed": 1}, True),
+        ({}, {"data": "other"}, False),
+        ({}, {"mode": "compile"}, False),
+        ({}, {"bn_group": 64}, False),
+        ({}, {"shortcut": "B"}, False),
+        ({"iterations": 2000}, {"iterations": 2001}, False),
+        ({}, {"experiment": "cifar10-plain20"}, False),
+    ],
+)
+def test_only_runs_that_differ_by_their_seed_share_a_cell(
+    tmp_path: Path, make_run: MakeRun, one: dict, other: dict, shared: bool
+) -> None:
+    cells = [read_run(make_run(tmp_path / str(k), **which)).cell for k, which in enumerate((one, other))]
+    assert (cells[0] == cells[1]) is shared
+
+
+def test_the_runs_of_several_folders_come_in_order_of_name_and_seed(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    for seed in (10, 2, 0):
+        make_run(tmp_path / "runs", "cifar10-resnet20", seed)
+    make_run(tmp_path / "results", "cifar10-plain20")
+    runs = collect([tmp_path / "runs", tmp_path / "results"]).runs
+    assert [(run.name, run.seed) for run in runs] == [
+        ("cifar10-plain20", 0), ("cifar10-resnet20", 0), ("cifar10-resnet20", 2), ("cifar10-resnet20", 10),
+    ]  # fmt: skip
+
+
+def test_a_published_copy_of_a_run_counts_once_and_another_run_of_the_name_counts_too(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    first = make_run(tmp_path / "runs")
+    make_run(tmp_path / "results")
+    make_run(tmp_path / "elsewhere", data="other")
+    runs = collect([tmp_path / "runs", tmp_path / "results", tmp_path / "elsewhere"]).runs
+    assert len(runs) == 2
+    assert first in [run.folder for run in runs]
+
+
+def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    kept = make_run(tmp_path, seed=1)
+    aside = recording.set_aside(make_run(tmp_path, seed=0))
+    assert aside.name == "seed0.aside1"
+    for other in ("seed", "seedling", "seed2.aside1", "seed3 copy", "evals"):
+        (kept.parent / other).mkdir()
+        (kept.parent / other / "spec.json").write_text("{}")
+    (kept.parent / "seed7").mkdir()  # nothing in it yet
+    (tmp_path / "notes.txt").write_text("no run")
+    collection = collect([tmp_path])
+    assert [run.folder for run in collection.runs] == [kept]
+    assert collection.broken == ()
+
+
+def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(tmp_path: Path) -> None:
+    assert collect([tmp_path / "nowhere"]).runs == ()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="file is a file, not a folder"):
+        collect([tmp_path / "file"])
+
+
+# --- broken records ---------------------------------------------------------------------------------
+
+HEADER = ",".join(METRICS_COLUMNS).encode() + b"\n"
+ROW = b"1000,2.56,train,1.2,45.5,4.5,0.1,1000.0,500.00\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n\n",
+        b"\x00\xff\xfe" * 50,
+        b"iteration,loss\n1,2\n",
+        HEADER.replace(b"loss,", b""),
+        HEADER + ROW.replace(b"45.5", b"many"),
+        HEADER + ROW.replace(b"45.5", b"145.5"),
+        HEADER + ROW.replace(b"45.5", b"-1"),
+        HEADER + ROW.replace(b"45.5", b"45.5 %"),
+        HEADER + ROW.replace(b"45.5", b""),
+        HEADER + ROW.replace(b"train", b"training"),
+        HEADER + ROW.replace(b"train", b""),
+        HEADER + ROW.replace(b"1000,", b"soon,", 1),
+        HEADER + ROW[:-1] + b",1,2,3\n" + ROW,
+        HEADER + ROW + b'"1000,',
+        *(HEADER + ROW + ROW[:length] for length in (3, 12, 15, 20, 25)),
+    ],
+)
+def test_a_broken_metrics_file_is_named_and_the_good_runs_are_still_used(
+    tmp_path: Path, make_run: MakeRun, content: bytes
+) -> None:
+    good, bad = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+    (bad / "metrics.csv").write_bytes(content)
+    collection = collect([tmp_path])
+    assert [run.folder for run in collection.runs] == [good]
+    (sentence,) = collection.broken
+    assert f"{bad / 'metrics.csv'} is broken" in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"{}", b"[" * 100_000])
+def test_a_broken_json_file_is_named_and_the_good_runs_are_still_used(
+    tmp_path: Path, make_run: MakeRun, name: str, content: bytes
+) -> None:
+    good, bad = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+    (bad / name).write_bytes(content)
+    collection = collect([tmp_path])
+    assert [run.folder for run in collection.runs] == [good]
+    (sentence,) = collection.broken
+    assert str(bad) in sentence
+    assert "broken" in sentence
+    if content != b"{}":
+        assert name in sentence
+
+
+@pytest.mark.parametrize("name", ["env.json", "result.json", "metrics.csv"])
+def test_a_missing_file_is_named(tmp_path: Path, make_run: MakeRun, name: str) -> None:
+    folder = make_run(tmp_path)
+    (folder / name).unlink()
+    (sentence,) = collect([tmp_path]).broken
+    assert sentence == f"{folder / name} is missing."
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("status", "done"),
+        ("status", None),
+        ("iteration", "many"),
+        ("last", {"test": {"top1_err": float("nan"), "top5_err": 1.0}}),
+        ("last", {"test": {"top1_err": 101.0, "top5_err": 1.0}}),
+        ("last", {"test": {"top1_err": "7.0", "top5_err": 1.0}}),
+        ("last", {"test": {"top5_err": 1.0}}),
+        ("last", {"train": {"top1_err": 1.0, "top5_err": 1.0}}),
+        ("last", {}),
+        ("last", None),
+        ("departures", "none"),
+        ("notices", "none"),
+        ("headline", "validation"),
+        ("best", {"iteration": 5}),
+        ("best", {"iteration": 5, "top1_err": "low"}),
+        ("best", 7.0),
+        ("seconds", "long"),
+    ],
+)
+def test_a_result_with_a_wrong_value_is_named(
+    tmp_path: Path, make_run: MakeRun, key: str, value: object
+) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "result.json", lambda content: content.update({key: value}))
+    collection = collect([tmp_path])
+    assert collection.runs == ()
+    assert str(folder) in collection.broken[0]
+
+
+@pytest.mark.parametrize(
+    "key", ["status", "iteration", "headline", "last", "best", "departures", "notices", "seconds"]
+)
+def test_a_result_that_lacks_what_readers_need_is_named(tmp_path: Path, make_run: MakeRun, key: str) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "result.json", lambda content: content.pop(key))
+    collection = collect([tmp_path])
+    assert collection.runs == ()
+    assert str(folder) in collection.broken[0]
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda content: content["spec"]["recipe"].update(lr=0.2),
+        lambda content: content["spec"].update(depth=56),
+        lambda content: content["spec"].pop("shortcut"),
+        lambda content: content.update(digest="0" * 64),
+        lambda content: content.pop("digest"),
+        lambda content: content.update(spec=[]),
+        lambda content: content.update(seed="zero"),
+        lambda content: content.pop("name"),
+    ],
+)
+def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, make_run: MakeRun, tamper: Callable) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "spec.json", tamper)
+    collection = collect([tmp_path])
+    assert collection.runs == ()
+    assert str(folder) in collection.broken[0]
+
+
+def test_an_environment_without_data_checksums_is_named(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "env.json", lambda content: content["data"].pop("sha256"))
+    assert str(folder) in collect([tmp_path]).broken[0]
+
+
+# --- the frame for notebooks ------------------------------------------------------------------------
+
+
+def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run(tmp_path, "digits-plain20", 4, curve=[(240, 3.0, 8.5)])
+    make_run(
+        tmp_path, "cifar10-resnet56", iterations=2000, split="45k5k", curve=[(1000, 9, 30), (2000, 8, 31)]
+    )
+    bad = make_run(tmp_path, "digits-resnet20")
+    (bad / "result.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"result\.json is broken"):
+        frame = load_runs(tmp_path)
+    cifar, digits = frame.to_dict("records")
+    assert (cifar["experiment"], cifar["depth"], cifar["plain"], cifar["shortcut"]) == (
+        "cifar10-resnet56", 56, False, "A",
+    )  # fmt: skip
+    assert (cifar["status"], cifar["iterations"], cifar["headline"]) == ("shortened", 2000, "val")
+    assert (cifar["top1_err"], cifar["best_err"], cifar["train_err"]) == (31, 30, 8)
+    assert "2,000 iterations instead of 64,000" in cifar["departures"]
+    assert (digits["name"], digits["seed"], digits["status"]) == ("digits-plain20", 4, "complete")
+    assert (digits["dataset"], digits["top1_err"], digits["train_err"]) == ("digits", 8.5, 3.0)
+
+
+def test_load_runs_of_nothing_is_an_empty_frame_with_its_columns(tmp_path: Path) -> None:
+    frame = load_runs(tmp_path)
+    assert len(frame) == 0
+    assert {"name", "seed", "top1_err", "departures"} <= set(frame.columns)
+
+
+def test_load_runs_reads_the_folder_runs_by_default(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert load_runs()["name"].tolist() == ["cifar10-resnet20"]
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+SPEC = catalogue.find("cifar10-resnet20").spec()
+
+
+def test_cutting_back_keeps_the_rows_up_to_the_iteration_and_drops_a_torn_one(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path)
+    writer.begin(SPEC, 0, {})
+    rows = [(k, 0.1, "train", 1.0, 50.0, 5.0, 0.1, 10.0, 1.0) for k in (8, 9, 10, 100)]
+    writer.append(rows)
+    whole = (tmp_path / "metrics.csv").read_text().splitlines(keepends=True)
+    for torn in ("", "1", "10", "11,0.1,tr", "9,0.1,train,1.0,5"):
+        (tmp_path / "metrics.csv").write_text("".join(whole) + torn)
+        writer.cut_back(10)
+        assert (tmp_path / "metrics.csv").read_text() == "".join(whole[:4]), torn
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"status": "partial"})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"loss": float("nan")})  # NaN is no JSON
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recording.os, "fsync", fail)
+    with pytest.raises(RecordError, match=r"cannot write .*result\.json: No space left"):
+        write_json(path, {"status": "complete"})
+    assert json.loads(path.read_text()) == {"status": "partial"}
+    assert [left.name for left in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_full_disk_while_appending_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RunWriter(tmp_path)
+    writer.begin(SPEC, 0, {})
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recording.os, "fsync", fail)
+    with pytest.raises(RecordError, match=r"cannot write .*metrics\.csv: No space left"):
+        writer.append([(1,)])
+
+
+def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path: Path) -> None:
+    other = catalogue.derive(catalogue.find("cifar10-resnet20"), lr=0.2)
+    writer = open_run(tmp_path, SPEC, 0)
+    writer.begin(other, 0, {})
+    before = {path.name: path.read_bytes() for path in writer.folder.iterdir()}
+    with pytest.raises(UsageError, match=r"another specification.*--fresh"):
+        open_run(tmp_path, SPEC, 0)
+    assert {path.name: path.read_bytes() for path in writer.folder.iterdir()} == before
+    open_run(tmp_path, SPEC, 0, fresh=True)
+    aside = writer.folder.with_name("seed0.aside1")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
+    assert not list(writer.folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--data", "mine", "--depth", "20"], ["train", "--data", "DIR", "--depth", "20"]),
+        (["--data=/a/b", "--runs=../x"], ["--data=DIR", "--runs=DIR"]),
+        (["eval", "/home/me/net.pt", "~/net.pt", "../net.pt"], ["eval", "DIR", "DIR", "DIR"]),
+        (["--set", "lr=0.05", "--split", "45k5k"], ["--set", "lr=0.05", "--split", "45k5k"]),
+        (["--checkpoint=/home/me/net.pt"], ["--checkpoint=DIR"]),
+    ],
+)
+def test_folders_in_the_arguments_are_hidden_and_nothing_else(arguments: list[str], told: list[str]) -> None:
+    assert without_paths(arguments) == told

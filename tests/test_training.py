@@ -1,0 +1,587 @@
+"""Training: the record it leaves, going on after an interruption, and what it computes."""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from resrepro import training
+from resrepro.data import Dataset, Images, load_dataset
+from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
+from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
+from resrepro.metrics import Errors
+from resrepro.nets import build_net
+from resrepro.records import METRICS_COLUMNS, RECORD_FILES, read_run
+from resrepro.specs import Recipe
+from resrepro.training import train
+from resrepro.watching import Sample, Watcher
+
+SECRET = "a-value-that-only-the-environment-holds"
+TIMES = ("images_per_s", "wall_s")
+
+
+class Recorder(Watcher):
+    """Remembers every event; `at` maps an update to what is to happen after it."""
+
+    def __init__(self, at: dict[int, Callable[[], object]] | None = None) -> None:
+        self.at = at or {}
+        self.began: list[tuple[int, int]] = []
+        self.steps: list[int] = []
+        self.samples: list[Sample] = []
+        self.said: list[str] = []
+        self.ends = 0
+
+    def begin(self, name: str, seed: int, done: int, iterations: int, batch_size: int) -> None:
+        self.began.append((done, iterations))
+
+    def step(self, done: int, lr: float, read: Callable[[], Errors]) -> None:
+        self.steps.append(done)
+        self.at.get(done, lambda: None)()
+
+    def sample(self, sample: Sample) -> None:
+        self.samples.append(sample)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+def rows_of(folder: Path, *left_out: str) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in left_out} for row in csv.DictReader(file)]
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def net_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["net"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = net_of(one), net_of(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# --- a run on the digits, looked at from all sides --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    watcher = Recorder()
+    words = [
+        "train",
+        "--depth",
+        "8",
+        "--data",
+        "/home/somebody/data",
+        f"--runs={runs}",
+        str(runs),
+        "--seed",
+        "3",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECRET_OF_THE_TEST", SECRET)
+        patch.setenv("HOSTNAME", "host-of-the-test")
+        patch.setenv("USER", "user-of-the-test")
+        folder = train(
+            "digits-resnet8", 3, runs=runs, device="cpu", watcher=watcher, arguments=words, iterations=33
+        )
+    return folder, watcher
+
+
+def test_a_run_lies_under_its_name_and_seed_with_all_its_files(finished: tuple[Path, Recorder]) -> None:
+    folder, _ = finished
+    assert folder.parts[-3:] == ("runs", "digits-resnet8+iterations=33", "seed3")
+    assert {path.name for path in folder.iterdir()} == {*RECORD_FILES, "checkpoint.pt"}
+
+
+def test_both_errors_are_sampled_every_32nd_of_the_run_and_at_its_end(
+    finished: tuple[Path, Recorder],
+) -> None:
+    folder, watcher = finished
+    wanted = [*range(2, 33, 2), 33]  # every min(1000, ceil(33 / 32))
+    rows = rows_of(folder)
+    assert tuple(rows[0]) == METRICS_COLUMNS
+    assert [(int(row["iteration"]), row["split"]) for row in rows] == [
+        (k, split) for k in wanted for split in ("train", "test")
+    ]
+    assert [sample.iteration for sample in watcher.samples] == wanted
+    assert watcher.steps == list(range(1, 34))
+    assert (watcher.began, watcher.ends) == ([(0, 33)], 1)
+
+
+def test_rows_hold_plain_numbers_epochs_and_the_rate_of_their_update(finished: tuple[Path, Recorder]) -> None:
+    rows = rows_of(finished[0])
+    for row in rows:
+        numbers = {key: float(value) for key, value in row.items() if key != "split"}
+        assert numbers["epoch"] == pytest.approx(numbers["iteration"] * 128 / 1438, abs=1e-4)
+        update = numbers["iteration"]  # 33 iterations: the 18th update is the first after the drop at 16.5
+        assert numbers["lr"] == pytest.approx(0.05 if update <= 17 else 0.005 if update <= 25 else 0.0005)
+        assert 0 <= numbers["top5_err"] <= numbers["top1_err"] <= 100
+        assert numbers["images_per_s"] > 0
+    walls = [float(row["wall_s"]) for row in rows]
+    assert walls == sorted(walls)
+
+
+def test_the_result_holds_the_last_iteration_as_headline_and_the_best_sample_apart(
+    finished: tuple[Path, Recorder],
+) -> None:
+    folder, _ = finished
+    result, rows = result_of(folder), rows_of(folder)
+    assert (result["status"], result["iteration"], result["headline"]) == ("shortened", 33, "test")
+    for row in rows[-2:]:
+        for metric in ("loss", "top1_err", "top5_err"):
+            assert result["last"][row["split"]][metric] == pytest.approx(float(row[metric]), abs=1e-6)
+    tests = [row for row in rows if row["split"] == "test"]
+    lowest = min(tests, key=lambda row: float(row["top1_err"]))
+    assert result["best"] == {"iteration": int(lowest["iteration"]), "top1_err": float(lowest["top1_err"])}
+    assert "33 iterations instead of 64,000" in " ".join(result["departures"])
+    assert result["warmup_switch"] is None
+
+
+def test_the_net_has_learned_and_its_last_errors_are_those_of_its_checkpoint(
+    finished: tuple[Path, Recorder],
+) -> None:
+    folder, _ = finished
+    data = load_dataset("digits")
+    net = build_net("digits", 8).eval()
+    net.load_state_dict(net_of(folder))
+    mean = data.train.pixels.astype(np.float64).mean(axis=0)
+    with torch.no_grad():
+        test = data.held_out["test"]
+        logits = net(torch.tensor((test.pixels - mean) / 255, dtype=torch.float32))
+    labels = torch.from_numpy(test.labels)
+    last = result_of(folder)["last"]["test"]
+    assert last["top1_err"] == pytest.approx(
+        100 * float((logits.argmax(1) != labels).double().mean()), abs=0.3
+    )
+    assert last["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-3)
+    assert last["top1_err"] < 40
+
+
+def test_the_record_can_be_read_and_says_what_was_trained_on(finished: tuple[Path, Recorder]) -> None:
+    run = read_run(finished[0])
+    assert (run.seed, run.finished, run.exact, run.experiment) == (3, True, False, "digits-resnet8")
+    digits = load_dataset("digits")
+    assert run.env["data"]["sha256"] == {
+        "train": digits.train.sha256(),
+        "test": digits.held_out["test"].sha256(),
+    }
+    assert run.env["data"]["images"] == {"train": 1438, "test": 359}
+    assert torch.__version__.startswith(run.env["versions"]["torch"])  # less the local build
+    assert run.env["device"] == "cpu"
+    assert run.env["command"].endswith("--seed 3")
+
+
+def test_no_record_file_holds_a_path_a_host_a_user_or_the_environment(
+    finished: tuple[Path, Recorder],
+) -> None:
+    folder, _ = finished
+    words = [SECRET, "SECRET_OF_THE_TEST", "host-of-the-test", "user-of-the-test", "somebody"]
+    words += [str(folder.parents[2]), str(Path.home()) + "/", str(Path.cwd())]
+    host = socket.gethostname()
+    words += [host] if len(host) > 6 and host != "localhost" else []
+    for name in RECORD_FILES:
+        text = (folder / name).read_text()
+        assert not [word for word in words if word in text], name
+        assert not re.search(r"(?<![\w.])[/~][\w.-]+", text), name
+    content = (folder / "checkpoint.pt").read_bytes()
+    assert not [word for word in words if word.encode() in content]
+
+
+def test_the_arguments_are_recorded_with_folders_hidden(finished: tuple[Path, Recorder]) -> None:
+    arguments = json.loads((finished[0] / "env.json").read_text())["arguments"]
+    assert arguments == ["train", "--depth", "8", "--data", "DIR", "--runs=DIR", "DIR", "--seed", "3"]
+
+
+def test_running_a_finished_run_again_says_so_and_changes_nothing(finished: tuple[Path, Recorder]) -> None:
+    folder, _ = finished
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")}
+    watcher = Recorder()
+    again = train("digits-resnet8", 3, runs=folder.parents[1], device="cpu", watcher=watcher, iterations=33)
+    assert again == folder
+    assert "finished already" in " ".join(watcher.said)
+    assert watcher.steps == []
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")} == before
+
+
+# --- smaller runs, on a part of the digits ----------------------------------------------------------
+
+
+def small(images: Images, count: int) -> Images:
+    return Images(images.pixels[:count, :, ::2, ::2], images.labels[:count])
+
+
+def small_dataset(name: str, split: str) -> Dataset:
+    digits = load_dataset("digits")
+    train, test = small(digits.train, 200), small(digits.held_out["test"], 40)
+    held_out = {"val": small(digits.train, 20), "test": test} if split == "45k5k" else {"test": test}
+    return Dataset(
+        name, 10, train, held_out, {"train": train.sha256(), "test": test.sha256()}, ("the images are few",)
+    )
+
+
+@pytest.fixture(autouse=True)
+def few_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 digits of 8x8 pixels in place of every dataset, except where `finished` is looked at."""
+    if "finished" not in request.fixturenames:
+        monkeypatch.setattr(training, "load_dataset", lambda name, split, folder: small_dataset(name, split))
+
+
+def short(runs: Path, experiment: str = "digits-resnet8", seed: int = 0, **options: Any) -> Path:
+    """12 updates with 32 images each; sampled every third."""
+    settings = {"iterations": 12, "batch_size": 32, "eval_every": 3, "lr": 0.05}
+    return train(experiment, seed, runs=runs, device="cpu", **settings | options)
+
+
+def by_hand(seed: int = 0) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]], list[float]]:
+    """The same updates by a plain PyTorch loop: final weights, (loss, error) of each batch, test errors."""
+    from resrepro import catalogue
+
+    recipe: Recipe = catalogue.derive(
+        catalogue.find("digits-resnet8"), iterations=12, batch_size=32, lr=0.05
+    ).recipe
+    data = small_dataset("digits", "all")
+    batches = TrainingBatches(
+        recipe, data.train, Preparation.from_training_images(recipe, data.train, torch.device("cpu")), seed
+    )
+    weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
+    net = build_net("digits", 8, generator=weights)
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=1e-4, foreach=False)
+    mean = data.train.pixels.astype(np.float64).mean(axis=0)
+    test = data.held_out["test"]
+    answers, tests = [], []
+    for update in range(12):
+        images, labels = batches[update]
+        optimizer.param_groups[0]["lr"] = 0.05 if update < 6 else 0.005 if update < 9 else 0.0005
+        logits = net(images)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        answers.append((loss.item(), 100 * float((logits.argmax(1) != labels).double().mean())))
+        net.eval()
+        with torch.no_grad():
+            logits = net(torch.tensor((test.pixels - mean) / 255, dtype=torch.float32))
+        tests.append(100 * float((logits.argmax(1) != torch.from_numpy(test.labels)).double().mean()))
+        net.train()
+    return net.state_dict(), answers, tests
+
+
+def test_a_run_makes_the_updates_of_a_plain_loop_and_records_its_errors(tmp_path: Path) -> None:
+    folder = short(tmp_path, momentum_form="torch")
+    weights, answers, tests = by_hand()
+    ours = net_of(folder)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=2e-3, atol=2e-4)
+    for row in rows_of(folder):
+        end = int(row["iteration"])
+        if row["split"] == "train":  # the mean over the three batches since the last sample
+            batch_losses, batch_errors = zip(*answers[end - 3 : end], strict=True)
+            assert float(row["loss"]) == pytest.approx(sum(batch_losses) / 3, rel=1e-3)
+            assert float(row["top1_err"]) == pytest.approx(sum(batch_errors) / 3, abs=1.1)  # one of 96 images
+        else:
+            assert float(row["top1_err"]) == pytest.approx(tests[end - 1], abs=2.6)  # one of 40 images
+
+
+def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path) -> None:
+    one, again = short(tmp_path / "one"), short(tmp_path / "again")
+    other = short(tmp_path / "one", seed=1)
+    assert same_weights(one, again)
+    assert rows_of(one, *TIMES) == rows_of(again, *TIMES)
+    assert not same_weights(one, other)
+    assert other == one.with_name("seed1")
+
+
+WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
+
+
+@pytest.mark.parametrize(
+    ("number", "moment", "settings"),
+    [
+        (signal.SIGTERM, 5, {}),
+        (signal.SIGINT, 6, {}),
+        (signal.SIGTERM, 2, WARM),
+        (signal.SIGTERM, 7, WARM),
+        (signal.SIGTERM, 1, {"eval_every": 12}),
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_very_same_end(
+    tmp_path: Path, number: signal.Signals, moment: int, settings: dict
+) -> None:
+    whole = short(tmp_path / "whole", **settings)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    watcher = Recorder({moment: lambda: os.kill(os.getpid(), number)})
+    with pytest.raises(Interrupted, match=f"iteration {moment} of 12") as caught:
+        short(tmp_path / "parts", watcher=watcher, **settings)
+    assert caught.value.exit_code == 128 + number
+    assert (watcher.steps[-1], watcher.ends) == (moment, 1)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    (folder,) = (tmp_path / "parts").glob("*/seed0")
+    assert (result_of(folder)["status"], result_of(folder)["iteration"]) == ("partial", moment)
+    assert read_run(folder).status == "partial"
+
+    watcher = Recorder()
+    assert short(tmp_path / "parts", watcher=watcher, **settings) == folder
+    assert watcher.began == [(moment, 12)]
+    assert watcher.steps == list(range(moment + 1, 13))
+    assert same_weights(folder, whole)
+    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
+    left_out = {"seconds"}
+    one, other = result_of(folder), result_of(whole)
+    assert {k: v for k, v in one.items() if k not in left_out} == {
+        k: v for k, v in other.items() if k not in left_out
+    }
+
+
+def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = short(tmp_path / "whole")
+    write = training.save_checkpoint
+    written = []
+
+    def fail_third(path: Path, state: dict) -> None:
+        written.append(state["iteration"])
+        if len(written) == 3:
+            raise RecordError("the disk is full")
+        write(path, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", fail_third)
+        with pytest.raises(RecordError, match="disk is full"):
+            short(tmp_path / "parts")
+    assert written == [3, 6, 9]
+    (folder,) = (tmp_path / "parts").glob("*/seed0")
+    assert rows_of(folder)[-1]["iteration"] == "9"
+    watcher = Recorder()
+    short(tmp_path / "parts", watcher=watcher)
+    assert watcher.began == [(6, 12)]
+    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
+    assert same_weights(folder, whole)
+
+
+def test_a_crash_before_the_first_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
+    def crash() -> None:
+        raise MemoryError
+
+    whole = short(tmp_path / "whole")
+    watcher = Recorder({2: crash})
+    with pytest.raises(MemoryError):
+        short(tmp_path / "parts", watcher=watcher)
+    assert watcher.ends == 1
+    (folder,) = (tmp_path / "parts").glob("*/seed0")
+    assert read_run(folder).status == "partial"
+    short(tmp_path / "parts")
+    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
+
+
+def test_the_warm_up_ends_at_the_first_look_below_its_bound_and_the_rate_changes_there(
+    tmp_path: Path,
+) -> None:
+    settings = {"eval_every": 1, "iterations": 24, "warmup_lr": 0.005, "warmup_window": 4}
+    watcher = Recorder()
+    folder = short(tmp_path, watcher=watcher, warmup_until_err=70.0, **settings)
+    rows = [row for row in rows_of(folder) if row["split"] == "train"]
+    errors = [float(row["top1_err"]) for row in rows]  # one batch each
+    means = {end: sum(errors[end - 4 : end]) / 4 for end in range(4, 25, 4)}
+    switch = min(end for end, mean in means.items() if mean < 70)
+    assert 4 < switch < 20, "choose the bound so that the test has something to see"
+    assert result_of(folder)["warmup_switch"] == switch
+    assert [line for line in watcher.said if f"Warm-up over after {switch} iterations" in line]
+    for row in rows:
+        update = int(row["iteration"])
+        after = 0.05 if update <= 12 else 0.005 if update <= 18 else 0.0005
+        assert float(row["lr"]) == pytest.approx(0.005 if update <= switch else after), update
+
+
+def test_a_warm_up_that_never_ends_keeps_its_rate_to_the_last(tmp_path: Path) -> None:
+    folder = short(tmp_path, warmup_lr=0.001, warmup_window=4, warmup_until_err=0.5)
+    assert {float(row["lr"]) for row in rows_of(folder)} == {0.001}
+    assert result_of(folder)["warmup_switch"] is None
+
+
+def test_a_diverged_run_stops_keeps_its_record_and_is_not_gone_on_with(tmp_path: Path) -> None:
+    watcher = Recorder()
+    with pytest.raises(Diverged, match="no longer finite by iteration 3") as caught:
+        short(tmp_path, lr=1e30, watcher=watcher)
+    (folder,) = tmp_path.glob("*/seed0")
+    assert str(folder) in str(caught.value)
+    assert watcher.ends == 1
+    assert result_of(folder)["status"] == "diverged"
+    train_row = rows_of(folder)[0]
+    assert (train_row["split"], math.isfinite(float(train_row["loss"]))) == ("train", False)
+    assert read_run(folder).status == "diverged"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(Diverged, match="--fresh"):
+        short(tmp_path, lr=1e30)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_run_that_breaks_at_its_very_end_leaves_a_record_that_can_be_read(
+    tmp_path: Path, iterations: int
+) -> None:
+    # The update after which nothing is finite may be the last one: its own loss still is.
+    with contextlib.suppress(Diverged):
+        short(tmp_path, lr=1e30, iterations=iterations, eval_every=1)
+    (folder,) = tmp_path.glob("*/seed0")
+    assert read_run(folder).status in ("diverged", "shortened")
+
+
+def test_fresh_sets_the_old_run_aside_whole_and_starts_anew(tmp_path: Path) -> None:
+    folder = short(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for count in (1, 2):
+        watcher = Recorder()
+        assert short(tmp_path, fresh=True, watcher=watcher) == folder
+        assert watcher.began == [(0, 12)]
+        asides = sorted(path.name for path in folder.parent.iterdir())
+        assert asides == ["seed0", *(f"seed0.aside{k}" for k in range(1, count + 1))]
+    aside = folder.with_name("seed0.aside1")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
+    assert same_weights(folder, aside)
+
+
+def test_notices_and_the_validation_set_reach_watcher_record_and_headline(tmp_path: Path) -> None:
+    watcher = Recorder()
+    folder = short(tmp_path, "cifar10-resnet8", split="45k5k", watcher=watcher)
+    assert "Note: the images are few." in watcher.said
+    result = result_of(folder)
+    assert (result["notices"], result["headline"]) == (["the images are few"], "val")
+    assert [row["split"] for row in rows_of(folder)[:3]] == ["train", "val", "test"]
+    assert json.loads((folder / "env.json").read_text())["data"]["notices"] == ["the images are few"]
+    best = min(float(row["top1_err"]) for row in rows_of(folder) if row["split"] == "val")
+    assert result["best"]["top1_err"] == best
+
+
+def test_an_untold_number_of_iterations_longer_than_the_experiment_is_complete(tmp_path: Path) -> None:
+    folder = short(tmp_path, iterations=241, eval_every=241, batch_size=2)
+    assert (result_of(folder)["status"], result_of(folder)["iteration"]) == ("complete", 241)
+
+
+def test_going_on_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Interrupted):
+        short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    data = small_dataset("digits", "all")
+    other = Dataset("digits", 10, data.train, data.held_out, data.checksums | {"train": "0" * 64})
+    monkeypatch.setattr(training, "load_dataset", lambda *_: other)
+    (folder,) = tmp_path.glob("*/seed0")
+    before = (folder / "metrics.csv").read_bytes()
+    with pytest.raises(RecordError, match=r"other data.*--fresh"):
+        short(tmp_path)
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_going_on_from_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        with pytest.raises(Interrupted):
+            short(tmp_path, seed=seed, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    (zero,) = tmp_path.glob("*/seed0")
+    content = (zero / "checkpoint.pt").read_bytes()
+    (zero / "checkpoint.pt").write_bytes((zero.with_name("seed1") / "checkpoint.pt").read_bytes())
+    with pytest.raises(RecordError, match="of another run"):
+        short(tmp_path)
+    (zero / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(RecordError, match=r"checkpoint\.pt"):
+        short(tmp_path)
+
+
+# --- requests that cannot be met --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"seed": -1}, "not -1"),
+        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"iterations": -3}, "iterations must be at least 1"),
+        ({"batch_size": 201}, "batch of 201 is larger than the training set"),
+        ({"split": "45k5k"}, "45k/5k"),
+        ({"experiment": "digits-resnet9"}, r"8 or 14"),
+        ({"experiment": "digits-plain8", "shortcut": "A"}, "exclude each other"),
+        ({"rate": 1.0}, "'rate'"),
+        ({"threads": 0}, "--threads must be at least 1"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused_and_leaves_no_record(
+    tmp_path: Path, options: dict, complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        short(tmp_path, **options)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--device cuda: PyTorch sees no such GPU"):
+        train("digits-resnet8", runs=tmp_path, device="cuda")
+
+
+def test_a_runs_folder_that_is_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("not a folder")
+    with pytest.raises(RecordError, match=r"cannot write to the runs folder .*runs.*--runs"):
+        short(tmp_path / "runs")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_runs_folder_without_permission_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir(mode=0o555)
+    with pytest.raises(RecordError, match="cannot write to the runs folder"):
+        short(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"shortcut": "B"},
+        {"shortcut": "C"},
+        {"option_a_zeros": "symmetric"},
+        {"init": "fan_out"},
+        {"momentum_form": "nesterov"},
+        {"decay_bn_bias": False, "weight_decay": 0.1},
+        {"bn_group": 8},
+        {"bn_momentum": 0.5},
+        {"sampling": "replacement"},
+        {"pad": 4},
+        {"pad": 4, "pad_order": "pad_first", "pad_value": 99.0},
+        {"flip": True},
+        {"mean": "per_channel"},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_every_open_choice_has_its_own_folder_and_its_own_effect(
+    tmp_path: Path, changed: dict, base_run: Path
+) -> None:
+    folder = short(tmp_path, iterations=3, **changed)
+    assert folder.parent.name != base_run.parent.name
+    assert all(key in folder.parent.name for key in changed)
+    if set(changed) & {"shortcut"}:
+        assert len(net_of(folder)) > len(net_of(base_run))
+    else:
+        assert not same_weights(folder, base_run)
+
+
+@pytest.fixture(scope="module")
+def base_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "load_dataset", lambda name, split, folder: small_dataset(name, split))
+        return short(tmp_path_factory.mktemp("base"), iterations=3)
