@@ -1,8 +1,9 @@
 """Evaluating a checkpoint, ours or another's, and recording what came out (single view, Section 4.2)."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from resrepro import catalogue
 from resrepro.checkpoint import load_checkpoint
 from resrepro.data import Dataset, load_dataset
 from resrepro.data.batches import Preparation
-from resrepro.device import choose_device, use_precision, use_threads
+from resrepro.device import choose_device, memory_format, use_precision, use_threads
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import measure, on_device
 from resrepro.foreign import find_state_dict, fit
@@ -24,6 +25,8 @@ from resrepro.records import CHECKPOINT, EVALS
 from resrepro.specs import Recipe, net_label
 
 PROTOCOL = "single"
+IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
+SEEN = "the 5,000 validation images were among those trained on"
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,19 @@ def evaluate(
     say(f"{path.name} is evaluated as {subject.label} on {subject.dataset.name}, single view.")
     if matched := subject.facts.get("matched_by"):
         say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
-    use_precision(subject.precision)
-    net = subject.net.to(chosen).to(memory_format=torch.channels_last)
+    if (shape := subject.preparation.mean.shape[1:]) not in ((1, 1), IMAGE_SHAPES[subject.dataset.name]):
+        raise UsageError(
+            f"{path} subtracts a mean image of {shape[0]}x{shape[1]} pixels, and {subject.dataset.name} has "
+            "none of that size: evaluate it on the dataset that it was trained on."
+        )
+    use_precision(subject.precision, chosen)
+    net = subject.net.to(chosen).to(memory_format=memory_format(chosen))
     subject.preparation.to(chosen)
     errors = {
         name: measure(net, *on_device(images, chosen), subject.preparation, subject.precision)
         for name, images in subject.dataset.held_out.items()
     }
-    figures = {name: asdict(error) for name, error in errors.items()}
+    figures = {name: _finite(error) for name, error in errors.items()}
     write_json(subject.record, subject.facts | {"data": subject.dataset.describe(), "errors": figures})
     say(f"Recorded in {subject.record}.")
     return errors
@@ -131,14 +139,17 @@ def _our_subject(
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
     label = net_label(spec["depth"], spec["plain"], spec["shortcut"])
     name, part = dataset or spec["dataset"], split or recipe.split
+    loaded = load_dataset(name, part, data)
+    if part == "45k5k" and recipe.split != "45k5k":
+        loaded = replace(loaded, notices=(*loaded.notices, SEEN))
     return _Subject(
         net,
         f"{label} after {iteration:,} of {recipe.iterations:,} iterations",
-        load_dataset(name, part, data),
+        loaded,
         Preparation(recipe, mean),
         recipe.precision,
         {"protocol": PROTOCOL, "digest": content["digest"], "iteration": iteration},
-        path.parent / EVALS / f"{PROTOCOL}-{name}-{part}.json",
+        path.parent / EVALS / _record_name(loaded, part, iteration),
     )
 
 
@@ -165,6 +176,8 @@ def _foreign_subject(
     )
     label = net_label(spec.depth, spec.plain) + option
     loaded = load_dataset(name, part, data)
+    if part == "45k5k":
+        loaded = replace(loaded, notices=(*loaded.notices, SEEN.replace("were", "may have been")))
     net = net_of(spec.recipe, name, spec.depth, spec.plain, spec.shortcut, loaded.num_classes)
     matched = fit(net, tensors, str(path), label)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -178,8 +191,19 @@ def _foreign_subject(
         "std": list(foreign.std),
         "matched_by": matched,
     }
-    record = runs / "foreign" / f"{path.stem}-{sha256[:8]}" / f"{PROTOCOL}-{name}-{part}.json"
+    record = runs / "foreign" / f"{path.stem}-{sha256[:8]}" / _record_name(loaded, part)
     return _Subject(net, label, loaded, Preparation(spec.recipe, mean, std), "float32", facts, record)
+
+
+def _record_name(dataset: Dataset, split: str, iteration: int | None = None) -> str:
+    """A file name that says protocol, data and iteration, so that no result replaces another."""
+    parts = [PROTOCOL, dataset.name, split, *([] if iteration is None else [f"at{iteration}"])]
+    return "-".join([*parts, dataset.checksums["test"][:8]]) + ".json"
+
+
+def _finite(errors: Errors) -> dict[str, float | int | None]:
+    """The figures for a JSON file, which knows no infinity."""
+    return {key: value if math.isfinite(value) else None for key, value in asdict(errors).items()}
 
 
 def _per_channel(values: Sequence[float]) -> torch.Tensor:

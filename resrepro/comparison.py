@@ -6,6 +6,7 @@ are those of the last iteration; "best run" and "best sample" stand in columns o
 
 import itertools
 import statistics
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,18 +59,26 @@ class Cell:
 
     @property
     def exact(self) -> bool:
-        """Paper-exact specification on complete official data, in the default mode."""
-        return self.first.exact and not self.first.result["notices"] and self.first.env["mode"] == "default"
+        """Whether it may stand in the paper's own cell."""
+        return all(run.paper_exact for run in self.runs)
 
     def label(self) -> str:
         """What sets this cell apart from the experiment, in a word or two."""
         if self.first.exact:
-            return "other data" if self.first.env["mode"] == "default" else "other mode"
+            data = self.first.env["mode"] == "default"
+            return (
+                "other data"
+                if data and self.first.result["notices"]
+                else "set apart"
+                if data
+                else "other mode"
+            )
         return "shortened" if self.first.status == "shortened" else "other settings"
 
     def told(self) -> list[str]:
         """Everything that must be said beside its numbers."""
         sentences = [*self.first.result["departures"], *self.first.result["notices"]]
+        sentences += [text for run in self.runs for text in run.result["departures"] if text not in sentences]
         if self.first.headline_split == "val":
             size = self.first.env["data"]["images"]["val"]
             sentences.append(f"error on the {size:,} validation images, not on the test set")
@@ -165,7 +174,7 @@ def compare(
 
     Args:
         exhibit: "table6", "figure1", "figure6" or "demo".
-        runs: one or several folders of runs; broken records are passed over.
+        runs: one or several folders of runs; a broken record gives a `UserWarning`.
         tables: folder to which `<exhibit>.md`, `.csv` and `.tex` are written; None writes nothing.
 
     Returns:
@@ -176,7 +185,10 @@ def compare(
         RecordError: if the tables cannot be written.
     """
     folders = [runs] if isinstance(runs, str | Path) else runs
-    table = build(exhibit, collect([Path(folder) for folder in folders]).runs)
+    collection = collect([Path(folder) for folder in folders])
+    for sentence in collection.broken:
+        warnings.warn(sentence, stacklevel=2)
+    table = build(exhibit, collection.runs)
     if tables is not None:
         write_table(table, Path(tables))
     return table

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resrepro.catalogue import DATASETS
+from resrepro.catalogue import DATASETS, check_setting
 from resrepro.errors import UsageError
 from resrepro.specs import Recipe, check_depth, check_shortcut
 
@@ -21,8 +21,9 @@ CIFAR_WIDTHS = (16, 32, 64)  # filters of the three stages, Section 4.2
 class GroupedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose statistics are those of groups of `group` images.
 
-    This is what BN computes when a batch is spread over several GPUs. The running averages take one
-    step per group, in order. With `group` 0, or in evaluation, it is ordinary batch normalisation.
+    This is what BN computes when a batch is spread over several GPUs. The running averages take the
+    groups in order, each with such a share that a whole batch counts as `momentum` says. With `group`
+    0, or in evaluation, it is ordinary batch normalisation.
     """
 
     def __init__(self, channels: int, group: int = 0, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
@@ -33,8 +34,15 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         """Normalise x of shape (N, C, H, W), N a multiple of `group` in training."""
         if not self.training or not self.group or len(x) == self.group:
             return super().forward(x)
-        normalise = super().forward
-        return torch.cat([normalise(part) for part in torch.split(x, self.group)])
+        assert self.momentum is not None
+        share = 1 - (1 - self.momentum) ** (self.group / len(x))
+        running = self.running_mean, self.running_var
+        return torch.cat(
+            [
+                F.batch_norm(part, *running, self.weight, self.bias, True, share, self.eps)
+                for part in torch.split(x, self.group)
+            ]
+        )
 
     def extra_repr(self) -> str:
         """Show the group beside PyTorch's own fields."""
@@ -184,12 +192,15 @@ def build_net(
         A module from images (N, 3, H, W), float, to logits (N, num_classes).
 
     Raises:
-        UsageError: (a ValueError) for an unknown dataset, an impossible depth or shortcut.
+        UsageError: (a ValueError) for an unknown dataset, initialisation or place of zeros, an
+            impossible depth or shortcut.
     """
     if dataset not in DATASETS:
         raise UsageError(f"no dataset {dataset!r}: there are {' and '.join(DATASETS)}.")
     n = check_depth(depth)
     option = check_shortcut(plain, shortcut)
+    check_setting("init", init)
+    check_setting("option_a_zeros", option_a_zeros)
     batch_norm = functools.partial(GroupedBatchNorm2d, group=bn_group, momentum=bn_momentum, eps=bn_eps)
     net = CifarNet(n, option, 10 if num_classes is None else num_classes, option_a_zeros, batch_norm)
     initialise(net, init, generator)

@@ -51,6 +51,16 @@ def exhibits() -> tuple[str, ...]:
     return tuple(_layouts()["exhibits"])
 
 
+def check(exhibit: str, palette: str) -> None:
+    """Check that exhibit and palette exist, before anything is drawn.
+
+    Raises:
+        UsageError: if one does not.
+    """
+    _look_up("exhibit", exhibit)
+    _look_up("palette", palette)
+
+
 def _look_up(kind: str, name: str) -> Mapping[str, Any]:
     """An exhibit's layout or a palette.
 
@@ -192,16 +202,11 @@ def _protocol(run: Run) -> str:
     return json.dumps([recipe, run.env["data"]["sha256"], run.env["mode"]], sort_keys=True)
 
 
-def _paper_exact(run: Run) -> bool:
-    """Whether the run is the experiment unchanged, on complete official data."""
-    return run.exact and not run.result.get("notices") and run.env["mode"] == "default"
-
-
 def _merit(runs: Sequence[Run]) -> tuple[bool, int, int, int, int]:
     """Rank of a protocol: paper-exact, nets covered, iterations, few settings changed, runs."""
     nets = {(run.spec["plain"], run.spec["depth"]) for run in runs}
     return (
-        any(_paper_exact(run) for run in runs),
+        any(run.paper_exact for run in runs),
         len(nets),
         _iterations(runs[0]),
         -min(run.name.count("+") for run in runs),

@@ -29,7 +29,7 @@ from resrepro.records import (
     Run,
     read_json,
 )
-from resrepro.specs import Spec
+from resrepro.specs import Spec, digest_of
 
 FORMAT = 1
 PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
@@ -75,6 +75,13 @@ class RunWriter:
         write_json(self.folder / ENV, env)
         write_whole(self.folder / METRICS, (",".join(METRICS_COLUMNS) + "\n").encode())
 
+    def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
+        """Note in env.json that another session, perhaps elsewhere, went on from `iteration`."""
+        record = read_json(self.folder / ENV)
+        session = {key: env[key] for key in env if record.get(key) != env[key] and key != "started"}
+        later = [*record.get("later_sessions", []), {"from_iteration": iteration, **session}]
+        write_json(self.folder / ENV, record | {"later_sessions": later})
+
     def append(self, rows: Iterable[Sequence[object]]) -> None:
         """Append rows to metrics.csv and force them to disk."""
         try:
@@ -86,12 +93,20 @@ class RunWriter:
             raise RecordError(f"cannot write {self.folder / METRICS}: {error.strerror or error}.") from None
 
     def cut_back(self, iteration: int) -> None:
-        """Drop the rows of metrics.csv past `iteration`, from which a resumed run goes on."""
+        """Drop the rows of metrics.csv past `iteration`, from which a resumed run goes on.
+
+        Raises:
+            RecordError: if the file is missing or broken.
+        """
         path = self.folder / METRICS
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *lines = file.read().split("\n")
-        *whole, _ = lines  # what follows the last line end is nothing, or a row torn by a crash
-        kept = [line for line in whole if int(line.split(",")[0]) <= iteration]
+        try:
+            header, *lines = path.read_text(encoding="utf-8").split("\n")
+            *whole, _ = lines  # what follows the last line end is nothing, or a row torn by a crash
+            kept = [line for line in whole if int(line.split(",")[0]) <= iteration]
+        except (OSError, ValueError):
+            raise RecordError(
+                f"{path} is missing or broken, so the run cannot go on: start it anew with --fresh."
+            ) from None
         write_whole(path, ("\n".join([header, *kept]) + "\n").encode())
 
     def result(self, content: Mapping[str, Any]) -> None:
@@ -106,6 +121,8 @@ def run_folder(runs: Path, spec: Spec, seed: int) -> Path:
 
 def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
     """The folder of a run, made if missing; with `fresh` an existing one is set aside first.
+
+    So is one that holds curves but no checkpoint to go on from.
 
     Raises:
         UsageError: if the folder holds a run of another specification.
@@ -123,9 +140,16 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
         raise RecordError(
             f"cannot write to the runs folder {runs}: {error.strerror}. Choose another with --runs."
         ) from None
-    if (folder / SPEC).exists() and read_json(folder / SPEC).get("digest") != spec.digest:
+    if (folder / SPEC).exists() and digest_of(read_json(folder / SPEC).get("spec", {})) != spec.digest:
         raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
+    if (folder / METRICS).exists() and not (folder / CHECKPOINT).exists() and _has_rows(folder / METRICS):
+        set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
+        folder.mkdir()
     return RunWriter(folder)
+
+
+def _has_rows(metrics: Path) -> bool:
+    return metrics.read_bytes().count(b"\n") > 1
 
 
 def set_aside(folder: Path) -> Path:
@@ -145,7 +169,7 @@ def publish(run: Run, results: Path) -> Path:
     """
     if not run.finished:
         raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
-    target = results / run.name / run.folder.name
+    target = results / run.name / f"seed{run.seed}"
     sources = [run.folder / name for name in RECORD_FILES] + sorted((run.folder / EVALS).glob("*.json"))
     copies = {target / source.relative_to(run.folder): source.read_bytes() for source in sources}
     for path, content in copies.items():

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resrepro.errors import RecordError
+from resrepro.catalogue import find
+from resrepro.errors import RecordError, UsageError
 from resrepro.specs import digest_of
 
 if TYPE_CHECKING:
@@ -51,10 +52,21 @@ class Run:
         """The catalogue experiment that the run belongs to or derives from."""
         return str(self.spec["experiment"])
 
-    @property
+    @cached_property
     def exact(self) -> bool:
-        """Whether the run is filed under the experiment's own name."""
-        return self.name == self.experiment
+        """Whether the run's specification is the catalogue experiment's, unchanged."""
+        try:
+            return digest_of(self.spec) == find(self.experiment).spec().digest
+        except UsageError:  # an experiment that this version does not know
+            return False
+
+    @property
+    def paper_exact(self) -> bool:
+        """Whether its numbers may stand in the paper's own cell: unchanged specification, complete
+        official data, default mode, and nothing that departed on the way.
+        """
+        told = self.result["notices"] or (self.result["departures"] and self.spec["dataset"] == "cifar10")
+        return self.exact and not told and self.env["mode"] == "default"
 
     @property
     def status(self) -> str:
@@ -171,12 +183,18 @@ def _check_result(run: Run) -> None:
     where = run.folder / RESULT
     if run.status not in STATUSES:
         raise RecordError(f"{where} is broken: no status {run.status!r}.")
-    if not isinstance(run.result["notices"], list) or not isinstance(run.result["seconds"], int | float):
-        raise RecordError(f"{where} is broken: notices or seconds are not of their type.")
+    for key in ("departures", "notices"):
+        if not isinstance(run.result[key], list) or not all(
+            isinstance(text, str) for text in run.result[key]
+        ):
+            raise RecordError(f"{where} is broken: {key} is no list of sentences.")
+    for key, kind in (("iteration", int), ("iterations", int), ("seconds", int | float)):
+        if not isinstance(run.result[key], kind):
+            raise RecordError(f"{where} is broken: {key} is no number.")
+    if not isinstance(run.env["data"]["images"].get(run.headline_split), int):
+        raise RecordError(f"{run.folder / ENV} is broken: it does not say how many images were measured.")
     if run.best is not None and not 0 <= run.best <= 100:
         raise RecordError(f"{where} is broken: the best error is no percentage.")
-    if not isinstance(run.result["departures"], list) or not isinstance(run.result["iteration"], int):
-        raise RecordError(f"{where} is broken: departures or iteration are not of their type.")
     for split, figures in run.result["last"].items():
         for metric in ("top1_err", "top5_err"):
             value = figures[metric]
@@ -197,7 +215,8 @@ class Collection:
 def collect(folders: Iterable[Path]) -> Collection:
     """All runs below some runs folders, in a fixed order; folders set aside are passed over.
 
-    A run that appears twice (in `runs/` and published to `results/`) counts once, the first.
+    A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
+    is finished, else the first.
 
     Raises:
         RecordError: if something that is no folder was given.
@@ -215,7 +234,9 @@ def collect(folders: Iterable[Path]) -> Collection:
             except RecordError as error:
                 broken.append(str(error))
                 continue
-            runs.setdefault((run.name, run.seed, *run.cell), run)
+            key = (run.name, run.seed, *run.cell)
+            if key not in runs or (run.finished and not runs[key].finished):
+                runs[key] = run
     ordered = sorted(runs.values(), key=lambda run: (run.name, run.seed))
     return Collection(tuple(ordered), tuple(broken))
 

@@ -14,7 +14,7 @@ from resrepro import catalogue
 from resrepro.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.data import Dataset, load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
-from resrepro.device import arithmetic, choose_device, use_precision, use_threads
+from resrepro.device import arithmetic, choose_device, memory_format, use_precision, use_threads
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.evaluation import measure, on_device
 from resrepro.interrupts import Interrupts
@@ -26,6 +26,8 @@ from resrepro.records import RESULT, read_json
 from resrepro.schedule import learning_rate, warmup_is_due
 from resrepro.specs import Spec, Value
 from resrepro.watching import Sample, Watcher
+
+LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
 
 
 def train(
@@ -72,27 +74,28 @@ def train(
         raise UsageError(f"a seed is a whole number from 0, not {seed}.")
     target = choose_device(device)
     use_threads(threads)
-    use_precision(spec.recipe.precision)
+    use_precision(spec.recipe.precision, target)
     watcher = watcher or Watcher()
     folder = run_folder(Path(runs), spec, seed)
     if not fresh and _already_over(folder, watcher):
         return folder
     dataset = load_dataset(spec.dataset, spec.recipe.split, data)
+    if spec.recipe.batch_size > len(dataset.train):
+        raise UsageError(f"a batch of {spec.recipe.batch_size} is larger than the training set.")
     writer = open_run(Path(runs), spec, seed, fresh=fresh)
     for notice in dataset.notices:
         watcher.say(f"Note: {notice}.")
     trainer = Trainer(spec, seed, dataset, target, writer, watcher)
-    if not trainer.resume():
-        env = describe_environment(arguments)
-        hardware = {
-            "device": target.type,
-            "gpu": torch.cuda.get_device_name(target) if target.type == "cuda" else None,
-            "threads": torch.get_num_threads(),
-        }
+    env = describe_environment(arguments) | {
+        "device": target.type,
+        "gpu": torch.cuda.get_device_name(target) if target.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+    if trainer.resume():
+        writer.add_session(trainer.done, env)
+    else:
         command = catalogue.command_for(spec, seed)
-        writer.begin(
-            spec, seed, env | hardware | {"mode": "default", "data": dataset.describe(), "command": command}
-        )
+        writer.begin(spec, seed, env | {"mode": "default", "data": dataset.describe(), "command": command})
         writer.result(trainer.result("partial"))
     try:
         trainer.run()
@@ -132,14 +135,12 @@ class Trainer:
     ) -> None:
         self.spec, self.recipe, self.seed = spec, spec.recipe, seed
         self.dataset, self.device, self.writer, self.watcher = dataset, device, writer, watcher
-        if self.recipe.batch_size > len(dataset.train):
-            raise UsageError(f"a batch of {self.recipe.batch_size} is larger than the training set.")
         # The initial weights are drawn on the CPU, so that a seed means the same on every device.
         weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
         net = net_of(
             self.recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, dataset.num_classes, weights
         )
-        self.net: nn.Module = net.to(device).to(memory_format=torch.channels_last)
+        self.net: nn.Module = net.to(device).to(memory_format=memory_format(device))
         self.optimizer = make_optimizer(self.net, self.recipe)
         self.preparation = Preparation.from_training_images(self.recipe, dataset.train, device)
         self.batches = TrainingBatches(self.recipe, dataset.train, self.preparation, seed)
@@ -170,11 +171,16 @@ class Trainer:
                 if self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations:
                     self.sample(lr)
                     self.save()
+                    self.mark, self.images_before_mark = time.perf_counter(), 0
+                elif self.done % LOOK_FOR_DIVERGENCE == 0:
+                    self.stop_if_diverged(self.since_sample.read())
                 if interrupts.received and self.done < self.recipe.iterations:
                     self.stop(interrupts.received)
         exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
         self.writer.result(self.result(status))
+        if interrupts.received:  # during the last step: the run is whole, but nothing may follow it
+            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", interrupts.received)
 
     def step(self) -> float:
         """One update (Section 3.4); returns the learning rate it was made at."""
@@ -220,17 +226,25 @@ class Trainer:
             for name, (pixels, labels) in self.held_out.items()
         }
         self.append_rows(lr, speed)
-        if not all(math.isfinite(errors.loss) for errors in self.last.values()):
-            self.writer.result(self.result("diverged"))
-            raise Diverged(
-                f"the loss is no longer finite by iteration {self.done}: the run is stopped and "
-                f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
-            )
+        self.stop_if_diverged(*self.last.values())
         headline = self.last[self.headline]
         if self.best is None or headline.top1_err < self.best["top1_err"]:
             self.best = {"iteration": self.done, "top1_err": round(headline.top1_err, 4)}
         self.watcher.sample(Sample(self.done, lr, self.last, speed))
-        self.mark, self.images_before_mark = time.perf_counter(), 0
+
+    def stop_if_diverged(self, *measured: Errors) -> None:
+        """Close the record if a loss is not finite.
+
+        Raises:
+            Diverged: then.
+        """
+        if all(math.isfinite(errors.loss) for errors in measured):
+            return
+        self.writer.result(self.result("diverged"))
+        raise Diverged(
+            f"the loss is no longer finite by iteration {self.done}: the run is stopped and "
+            f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
+        )
 
     def append_rows(self, lr: float, speed: float) -> None:
         """Add one row per set to metrics.csv."""
@@ -267,9 +281,16 @@ class Trainer:
             "best": self.best,
             "warmup_switch": self.warmup_switch,
             "seconds": round(self.seconds(), 1),
-            "departures": catalogue.departures(self.spec),
+            "departures": self.departures(),
             "notices": list(self.dataset.notices),
         }
+
+    def departures(self) -> list[str]:
+        """How the run departs from the paper, by its settings and by its course."""
+        told = catalogue.departures(self.spec)
+        if self.recipe.warmup_lr and self.warmup_switch is None and self.done == self.recipe.iterations:
+            told.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
+        return told
 
     def save(self) -> None:
         """Write the checkpoint and, with it, how far the run has come."""

@@ -34,7 +34,8 @@ def test_a_run_evaluates_to_what_its_record_says(run):
     errors = evaluate(run)
     assert errors["test"].top1_err == pytest.approx(read_run(run).last("test"), abs=1e-4)
     assert errors["test"].count == 359
-    record = json.loads((run / "evals" / "single-digits-all.json").read_text())
+    (file,) = (run / "evals").glob("single-digits-all-at12-*.json")
+    record = json.loads(file.read_text())
     assert record["protocol"] == "single"
     assert record["errors"]["test"]["top1_err"] == errors["test"].top1_err
     assert evaluate(run / "checkpoint.pt") == errors
@@ -60,7 +61,7 @@ def test_a_foreign_checkpoint_is_normalised_as_told_and_measured(tmp_path):
     assert errors["test"].loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
     assert any("ResNet-8 (option A, trailing zeros)" in sentence for sentence in told)
     assert any("matched by name" in sentence for sentence in told)
-    assert len(list((tmp_path / "runs" / "foreign").glob("*/single-digits-all.json"))) == 1
+    assert len(list((tmp_path / "runs" / "foreign").glob("*/single-digits-all-*.json"))) == 1
 
 
 def test_plain_and_option_a_share_tensors_but_not_outputs(tmp_path):
@@ -89,6 +90,31 @@ def test_a_foreign_checkpoint_needs_its_net_and_its_normalisation(tmp_path):
 def test_a_run_needs_no_word_about_its_net(run):
     with pytest.raises(UsageError, match="says itself"):
         evaluate(run, foreign=Foreign(depth=20))
+
+
+def test_a_run_on_images_of_another_size_is_refused(run, fake_cifar):
+    with pytest.raises(UsageError, match="mean image of 16x16"):
+        evaluate(run, dataset="cifar10", data=fake_cifar.folder)
+
+
+def test_validation_images_that_were_trained_on_are_told(make_run, fake_cifar, tmp_path):
+    trained_on_all = train(
+        "cifar10-resnet8", runs=tmp_path, data=fake_cifar.folder, iterations=1, batch_size=8, threads=2
+    )
+    told = []
+    errors = evaluate(trained_on_all, data=fake_cifar.folder, split="45k5k", say=told.append)
+    assert errors["val"].count == 5000
+    assert any("among those trained on" in sentence for sentence in told)
+
+
+def test_a_net_with_weights_that_are_no_numbers_is_recorded_without_a_traceback(tmp_path):
+    weights = build_net("digits", 8).state_dict()
+    weights["fc.bias"][0] = float("nan")
+    torch.save(weights, tmp_path / "theirs.pt")
+    foreign = Foreign(8, mean=(0, 0, 0), std=(1, 1, 1))
+    evaluate(tmp_path / "theirs.pt", dataset="digits", foreign=foreign, runs=tmp_path / "runs")
+    (file,) = (tmp_path / "runs").glob("foreign/*/*.json")
+    assert json.loads(file.read_text())["errors"]["test"]["loss"] is None
 
 
 def test_a_run_folder_without_checkpoint_says_so(tmp_path):

@@ -45,6 +45,9 @@ def python(*words, **options):
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
+        ("train --dataset digits --depth 8 --precision tf32 --device cpu", 2, "NVIDIA"),
+        ("train --dataset digits --depth 8 --split 45k5k", 2, "one of CIFAR-10"),
+        ("plot figure6 figure66", 2, "figure66"),
         ("train --depth 21", 2, "nearest is 20 or 26"),
         ("train --depth 20 --shortcut A --plain", 2, "exclude each other"),
         ("train --depth 20 --shortcut D", 2, "A, B and C"),

@@ -125,6 +125,27 @@ def test_an_exact_run_on_an_incomplete_test_set_does_not_fill_the_papers_cell(ma
     assert (other["net"], other["ours"]) == ("↳ other data", "8.00 (1)")
 
 
+def test_a_run_whose_warm_up_never_ended_does_not_fill_the_papers_cell(make_run, tmp_path):
+    import json
+
+    folder = make_run(tmp_path, "cifar10-resnet110", curve=[(64000, 1.0, 8.0)])
+    result = json.loads((folder / "result.json").read_text())
+    told = "the warm-up never ended: learning rate 0.01 throughout"
+    (folder / "result.json").write_text(json.dumps(result | {"departures": [told]}))
+    table = build("table6", runs_in(tmp_path))
+    own, other = rows_of(table, "ResNet-110")
+    assert own["ours"] == DASH
+    assert (other["ours"], [table.notes[n - 1] for n in other["notes"]]) == ("8.00 (1)", [told])
+
+
+def test_sampling_at_other_points_is_a_cell_of_its_own_that_says_so(make_run, tmp_path):
+    make_run(tmp_path, eval_every=500, curve=[(64000, 1.0, 8.0)])
+    table = build("table6", runs_in(tmp_path))
+    _, other = rows_of(table, "ResNet-20")
+    assert table.notes == ("sampled every 500 iterations instead of 1000",)
+    assert other["notes"] == (1,)
+
+
 def test_unfinished_and_diverged_runs_enter_no_cell_but_are_named(make_run, tmp_path):
     make_run(tmp_path, seed=0, curve=[(1000, 50.0, 55.0)])
     make_run(tmp_path, seed=1, curve=[(2000, 50.0, 55.0)], status="diverged")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from resrepro.device import arithmetic, choose_device, use_precision, use_threads
+from resrepro.device import arithmetic, choose_device, memory_format, use_precision, use_threads
 from resrepro.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -39,13 +39,20 @@ def test_threads_are_set_as_asked_and_less_than_one_is_refused() -> None:
 
 
 def test_float32_means_float32_and_tf32_is_allowed_only_when_asked_for() -> None:
-    use_precision("tf32")
+    use_precision("tf32", torch.device("cuda"))
     assert torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32
     for precision in ("bf16", "float32"):
-        use_precision(precision)
+        use_precision(precision, CPU)
         assert not torch.backends.cuda.matmul.allow_tf32
         assert not torch.backends.cudnn.allow_tf32
+    with pytest.raises(UsageError, match="not of cpu"):
+        use_precision("tf32", CPU)
+
+
+def test_activations_are_channels_last_but_on_mps() -> None:
+    assert memory_format(CPU) == memory_format(torch.device("cuda")) == torch.channels_last
+    assert memory_format(torch.device("mps")) == torch.contiguous_format
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("float32", torch.float32), ("bf16", torch.bfloat16)])

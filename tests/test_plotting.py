@@ -39,6 +39,7 @@ def make_run(
     folder = runs / spec.name / f"seed{seed}"
     folder.mkdir(parents=True)
     images = {"train": 45000, "val": 5000} if spec.recipe.split == "45k5k" else {"train": 50000}
+    images["test"] = 10000
     env = {"mode": "default", "data": {"images": images, "sha256": {"train": "of all runs here"}}}
     lines = [",".join(METRICS_COLUMNS)]
     for iteration, errors in samples:

@@ -28,7 +28,7 @@ from resrepro.specs import (
 Mark = Literal["stated", "derived", "assumed"]
 DATASETS = ("cifar10", "digits")
 PAPER_RECIPE = "cifar-64k"  # what departures are told against
-GIVEN_PARTS = {"lr_drops", "eval_every"}  # follow from `iterations` unless set by hand
+FOLLOW_ITERATIONS = {"lr_drops", "eval_every"}  # follow from `iterations` unless set by hand
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
     if option != base.shortcut and option is not None:
         changes.append(("shortcut", option))
     for key in SETTINGS:
-        reference = base.recipe if key not in GIVEN_PARTS else scaled
+        reference = base.recipe if key not in FOLLOW_ITERATIONS else scaled
         if getattr(recipe, key) != getattr(reference, key):
             changes.append((key, getattr(recipe, key)))
     return replace(base, shortcut=option, recipe=recipe, changes=tuple(changes))
@@ -259,11 +259,9 @@ def departures(spec: Spec) -> list[str]:
         told.append(f"shortcut option {spec.shortcut} instead of A (Section 4.2)")
     scaled = paper.recipe.shortened_to(spec.recipe.iterations)
     for key in SETTINGS:
-        if key == "eval_every":  # decides how often we look, not what is trained
-            continue
         value = getattr(spec.recipe, key)
         reference = named.settings[key] if key.startswith("warmup") else paper.settings[key]
-        expected = getattr(scaled, key) if key in GIVEN_PARTS else reference.value
+        expected = getattr(scaled, key) if key in FOLLOW_ITERATIONS else reference.value
         if value != expected:
             told.append(_told(key, value, replace(reference, value=expected)))
     return told
@@ -274,5 +272,7 @@ def _told(key: str, value: Value, reference: Setting) -> str:
         return f"{value:,} iterations instead of {reference.value:,} (the schedule keeps its shape)"
     if key == "split":
         return "trained on 45,000 images and validated on the last 5,000"
+    if key == "eval_every":
+        return f"sampled every {value} iterations instead of {reference.value}"
     silent = " (the paper does not say)" if reference.mark == "assumed" else ""
     return f"{key} {spell(value)} instead of {spell(reference.value)}{silent}"

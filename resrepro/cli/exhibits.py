@@ -79,11 +79,14 @@ def plot(
     palette: Annotated[str, typer.Option(help="paper, or safe for colour-blind readers.")] = "paper",
 ) -> None:
     """Draw the paper's figures from run records (PNG, SVG)."""
-    from resrepro.plotting import draw
+    from resrepro.plotting import check, draw
 
+    names = exhibits or ["figure6"]
+    for name in names:
+        check(name, palette)
     found = read_runs(runs)
     console = Console(highlight=False)
-    for name in exhibits or ["figure6"]:
+    for name in names:
         drawing = draw(name, found, figures, paper=paper, palette=palette)
         for note in drawing.notes:
             console.print(note, markup=False)

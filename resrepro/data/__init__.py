@@ -77,14 +77,16 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
         DataError: if files are missing, damaged or truncated; the file is named.
         UsageError: for an unknown dataset or split.
     """
+    if split not in SPLITS:
+        raise UsageError(f"no split {split!r}: there are {' and '.join(SPLITS)}.")
+    if split == "45k5k" and name != "cifar10":
+        raise UsageError(f"the 45k/5k split is one of CIFAR-10, not of {name}: leave --split out.")
     if name == "digits":
         from resrepro.data.digits import load_digits
 
         return load_digits()
     if name != "cifar10":
         raise UsageError(f"no dataset {name!r}: there are cifar10 and digits.")
-    if split not in SPLITS:
-        raise UsageError(f"no split {split!r}: there are {' and '.join(SPLITS)}.")
     from resrepro.data.cifar10 import load_cifar10
 
     given = folder or os.environ.get(DATA_VARIABLE)

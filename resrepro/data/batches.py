@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data import Images
+from resrepro.device import memory_format
 from resrepro.specs import Recipe
 
 ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of one seed
@@ -50,7 +51,8 @@ class Preparation:
 
     def test(self, pixels: Tensor) -> Tensor:
         """The single view: uint8 (N, 3, H, W) -> float32 of the same shape."""
-        return ((pixels.float() - self.mean) / self.divisor).contiguous(memory_format=torch.channels_last)
+        images = (pixels.float() - self.mean) / self.divisor
+        return images.contiguous(memory_format=memory_format(images.device))
 
     def train(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """A random crop of the padded image or its flip: uint8 (N, 3, H, W) -> float32, same shape.
@@ -66,7 +68,7 @@ class Preparation:
         if self.recipe.flip:
             coin = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
             images = torch.where(coin < 0.5, images.flip(3), images)
-        return images.contiguous(memory_format=torch.channels_last)
+        return images.contiguous(memory_format=memory_format(images.device))
 
 
 def random_crop(images: Tensor, pad: int, value: float, generator: torch.Generator) -> Tensor:

@@ -30,7 +30,7 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
         DataError: if it is missing and may not or cannot be downloaded, or a file is damaged.
     """
     layout = _find(folder)
-    if layout is None and may_download:
+    if may_download and (layout is None or not _complete(layout)):
         _download(folder)
         layout = _find(folder)
     if layout is None:
@@ -63,6 +63,12 @@ def _find(folder: Path) -> Path | None:
         ):
             return layout
     return None
+
+
+def _complete(layout: Path) -> bool:
+    """Whether all files of one of the two layouts are there."""
+    names = (*TRAIN_FILES, TEST_FILE)
+    return any(all((layout / f"{name}{end}").exists() for name in names) for end in ("", ".bin"))
 
 
 def _download(folder: Path) -> None:
@@ -98,7 +104,7 @@ def _read_python(layout: Path, name: str) -> Images:
     content = _bytes_of(path)
     # The checksum comes first: unpickling bytes that nobody vouches for can run code.
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != _official_md5(name):
-        raise DataError(f"{path} is damaged: its MD5 is not the official one. Delete it and download again.")
+        raise DataError(f"{path} is damaged: its MD5 is not the official one. Delete it and get it again.")
     batch = pickle.loads(content, encoding="bytes")
     pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
     return Images(pixels, np.asarray(batch[b"labels"], np.int64))
