@@ -378,6 +378,49 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
     assert same_weights(folder, whole)
 
 
+def test_another_session_is_noted_in_the_record_beside_the_first(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        short(
+            tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}), arguments=["one"]
+        )
+    short(tmp_path, arguments=["two"])
+    (folder,) = tmp_path.glob("*/seed0")
+    env = json.loads((folder / "env.json").read_text())
+    assert env["arguments"] == ["one"]
+    assert env["later_sessions"] == [{"from_iteration": 5, "arguments": ["two"]}]
+
+
+def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    (folder,) = tmp_path.glob("*/seed0")
+    (folder / "checkpoint.pt").unlink()
+    curves = (folder / "metrics.csv").read_bytes()
+    assert short(tmp_path) == folder
+    assert result_of(folder)["iteration"] == 12
+    assert (folder.with_name("seed0.aside1") / "metrics.csv").read_bytes() == curves
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00\xff", b"iteration\n\n\n"])
+def test_going_on_with_a_broken_metrics_file_is_one_sentence(tmp_path: Path, damage: bytes) -> None:
+    with pytest.raises(Interrupted):
+        short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    (folder,) = tmp_path.glob("*/seed0")
+    (folder / "metrics.csv").write_bytes(damage)
+    with pytest.raises(RecordError, match=r"metrics\.csv is missing or broken.*--fresh"):
+        short(tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_gpu_trains_to_about_the_same_errors(tmp_path: Path, precision: str) -> None:
+    cpu = short(tmp_path / "cpu", device="cpu")
+    gpu = short(tmp_path / "gpu", device="cuda", precision=precision)
+    first = [float(rows_of(folder, *TIMES)[0]["loss"]) for folder in (cpu, gpu)]
+    assert first[1] == pytest.approx(first[0], rel=0.05)  # same weights and order; other augmentation
+
+
 def test_a_crash_before_the_first_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
     def crash() -> None:
         raise MemoryError
@@ -415,6 +458,7 @@ def test_the_warm_up_ends_at_the_first_look_below_its_bound_and_the_rate_changes
 def test_a_warm_up_that_never_ends_keeps_its_rate_to_the_last(tmp_path: Path) -> None:
     folder = short(tmp_path, warmup_lr=0.001, warmup_window=4, warmup_until_err=0.5)
     assert {float(row["lr"]) for row in rows_of(folder)} == {0.001}
+    assert "the warm-up never ended: learning rate 0.001 throughout" in result_of(folder)["departures"]
     assert result_of(folder)["warmup_switch"] is None
 
 
