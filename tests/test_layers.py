@@ -22,7 +22,7 @@ LAYERS = {
     "ground": ("errors", "specs", "schedule", "catalogue", "records", "recording"),
     "training": (
         "assessment", "checkpoint", "data", "device", "evaluation", "foreign", "interrupts", "metrics",
-        "nets", "optimizer", "training", "watching",
+        "nets", "optimizer", "trainer", "training", "watching",
     ),
     "reading": ("comparison", "lettering", "panels", "paper", "plotting", "tables"),
     "view": ("cli.live",),
@@ -126,7 +126,7 @@ def test_a_torch_free_module_loads_nothing_that_imports_torch(module: str) -> No
 
 
 def test_the_parser_sees_the_imports_that_are_there() -> None:
-    found = dict(imports_of("training"))
+    found = dict(imports_of("trainer"))
     assert found["torch"] is False
     assert found["resrepro.nets.net_of"] is False
     assert dict(imports_of("data"))["resrepro.data.cifar10.load_cifar10"] is True

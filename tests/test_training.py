@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resrepro import training
+from resrepro import trainer, training
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
@@ -355,7 +355,7 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = short(tmp_path / "whole")
-    write = training.save_checkpoint
+    write = trainer.save_checkpoint
     written = []
 
     def fail_third(path: Path, state: dict) -> None:
@@ -365,7 +365,7 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
         write(path, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", fail_third)
+        patch.setattr(trainer, "save_checkpoint", fail_third)
         with pytest.raises(RecordError, match="disk is full"):
             short(tmp_path / "parts")
     assert written == [3, 6, 9]
