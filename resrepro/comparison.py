@@ -24,7 +24,7 @@ REMARKS = (
     "Where the paper is silent we assume: `resrepro protocol <experiment>` marks each setting as "
     "stated, derived or assumed.",
 )
-TRAINING_ERROR = "Training error: on the augmented batches since the sample before the last."
+TRAINING_ERROR = "Training error: on the batches trained on since the sample before."
 
 
 @dataclass(frozen=True)

@@ -314,7 +314,7 @@ def _footnote(cells: Cells, theirs: Collection[str], held_out: str) -> tuple[str
     if not cells:
         return ("The paper's own curves, read off its vector figure (±0.03); no runs of ours.",)
     told = [_lead(cells), _departures(cells)]
-    told.append("Training error: over the augmented batches since the last sample.")
+    told.append("Training error: on the batches trained on since the sample before.")
     if theirs:
         scaled = _iterations(next(iter(cells.values()))[0]) != _paper_iterations()
         told.append(

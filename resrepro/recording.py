@@ -58,10 +58,11 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 class RunWriter:
-    """The record of one run while it is being made."""
+    """The record of one run while it is being made; `aside` is where an earlier one was moved, if any."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, aside: Path | None = None) -> None:
         self.folder = folder
+        self.aside = aside
 
     @property
     def checkpoint(self) -> Path:
@@ -129,9 +130,10 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
         RecordError: if the folder cannot be made or written.
     """
     folder = run_folder(runs, spec, seed)
+    aside = None
     try:
         if fresh and folder.exists():
-            set_aside(folder)
+            aside = set_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"
         probe.touch()
@@ -143,9 +145,9 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
     if (folder / SPEC).exists() and digest_of(read_json(folder / SPEC).get("spec", {})) != spec.digest:
         raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
     if (folder / METRICS).exists() and not (folder / CHECKPOINT).exists() and _has_rows(folder / METRICS):
-        set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
+        aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
         folder.mkdir()
-    return RunWriter(folder)
+    return RunWriter(folder, aside)
 
 
 def _has_rows(metrics: Path) -> bool:

@@ -143,11 +143,16 @@ def to_rich(table: Table) -> "RenderableType":
     from rich.text import Text
 
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
-    for number, column in enumerate(table.columns):
-        head = column.replace(":", "").replace("difference", "diff.").replace("training", "train")
-        justify: Literal["left", "right"] = "right" if number else "left"
-        grid.add_column(Text(head.replace(" ", "\n")), justify=justify, vertical="bottom", no_wrap=True)
-    grid.add_column(Text("notes"), overflow="fold")
+    heads = [
+        column.replace(":", "").replace("difference", "diff.").replace("training", "train").replace(" ", "\n")
+        for column in (*table.columns, "notes")
+    ]
+    lines = max(head.count("\n") for head in heads)
+    for number, head in enumerate(heads):
+        justify: Literal["left", "right"] = "right" if 0 < number < len(table.columns) else "left"
+        # Rows of two lines have their name on the first, so headings are pushed down by hand.
+        text = Text("\n" * (lines - head.count("\n")) + head)
+        grid.add_column(text, justify=justify, vertical="top", no_wrap=head != "notes", overflow="fold")
     sections: list[str] = []
     for row in table.rows:
         if row.section:

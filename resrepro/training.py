@@ -69,6 +69,8 @@ def train(
     if spec.recipe.batch_size > len(dataset.train):
         raise UsageError(f"a batch of {spec.recipe.batch_size} is larger than the training set.")
     writer = open_run(Path(runs), spec, seed, fresh=fresh)
+    if writer.aside:
+        watcher.say(f"The earlier run is kept in {writer.aside}.")
     for notice in dataset.notices:
         watcher.say(f"Note: {notice}.")
     trainer = Trainer(spec, seed, dataset, target, writer, watcher)

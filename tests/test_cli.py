@@ -126,15 +126,22 @@ def test_train_says_errors_departures_record_and_the_next_command(trained):
         r"ResNet-8, seed 0: training error \d+\.\d\d %, test error \d+\.\d\d % \(last iteration\)", text
     )
     assert "12 iterations instead of 64,000" in text
-    assert f"Next: resrepro compare demo --runs {runs}" in text
+    assert f"Next: resrepro eval {runs}" in text
     assert "seed0" in text
     assert len([line for line in stdout.splitlines() if line.startswith("iteration ")]) == 12
 
 
-def test_the_next_command_that_train_names_works(trained, tmp_path):
+def test_the_next_command_that_train_names_works(trained):
     _, _, stdout = trained
-    command = next(line for line in "".join(stdout).splitlines() if line.startswith("Next:"))
-    assert call(*command.split()[2:], "--tables", tmp_path)[0] == 0
+    command = next(line for line in stdout.splitlines() if line.startswith("Next:"))
+    assert call(*command.split()[2:])[0] == 0
+
+
+def test_a_run_of_the_paper_points_to_its_exhibit(make_run, tmp_path, capsys):
+    from resrepro.cli.live import LiveView
+
+    LiveView().finish(make_run(tmp_path, "cifar10-plain56"))
+    assert f"Next: resrepro compare figure6 --runs {tmp_path}" in capsys.readouterr().out
 
 
 def test_training_a_finished_run_again_says_so_and_changes_nothing(trained):

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from resrepro.errors import ResreproError
+from resrepro.errors import Interrupted, ResreproError
 
 ORDER = ("train", "eval", "compare", "plot", "demo", "list", "protocol", "publish")  # in `--help`
 
@@ -26,7 +26,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ResreproError as error:
-            _fail(str(error), error.exit_code)
+            _fail(str(error), error.exit_code, "" if isinstance(error, Interrupted) else "error: ")
         except KeyboardInterrupt:
             _fail("interrupted.", 130)
         except BrokenPipeError:
@@ -37,11 +37,12 @@ class Commands(TyperGroup):
             _fail(f"{where}{error.strerror or error}.", 1)
 
 
-def _fail(sentence: str, code: int) -> None:
+def _fail(sentence: str, code: int, lead: str = "error: ") -> None:
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
-    console.print(f"[red]error:[/red] {sentence.replace('[', chr(92) + '[')}", soft_wrap=True)
+    console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
     raise typer.Exit(code)
 
 

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from resrepro.catalogue import find
 from resrepro.metrics import Errors
 from resrepro.records import read_run
 from resrepro.specs import net_label
@@ -88,9 +89,11 @@ class LiveView(Watcher):
         for departure in run.result["departures"]:
             self.say(f"  departs from the paper: {departure}")
         self.say(f"Record: {folder}")
-        exhibit = "demo" if run.spec["dataset"] == "digits" else "figure6" if run.spec["plain"] else "table6"
         where = "" if folder.parent.parent == Path("runs") else f" --runs {folder.parent.parent}"
-        self.say(f"Next: resrepro compare {exhibit}{where}")
+        exhibits = find(run.experiment).exhibits
+        self.say(
+            f"Next: resrepro compare {exhibits[-1]}{where}" if exhibits else f"Next: resrepro eval {folder}"
+        )
 
     def _time_left(self, done: int) -> str:
         """By the speed of this session so far, evaluations included."""
