@@ -1,4 +1,4 @@
-"""`resrepro demo`: the paper's point in two minutes, offline."""
+"""`resrepro demo`: the paper's point in minutes, offline."""
 
 import sys
 from pathlib import Path
