@@ -14,7 +14,7 @@ from typing import Any
 
 from resrepro import catalogue
 from resrepro.paper import Number, layout, published
-from resrepro.records import Run, collect
+from resrepro.records import DEFAULT_FOLDERS, Run, collect
 from resrepro.tables import DASH, Row, Table, write_table
 
 REMARKS = (
@@ -167,7 +167,7 @@ def build(exhibit: str, runs: Sequence[Run]) -> Table:
 
 def compare(
     exhibit: str = "table6",
-    runs: str | Path | Sequence[str | Path] = "runs",
+    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
     tables: str | Path | None = "tables",
 ) -> Table:
     """Set our runs beside the paper's numbers.

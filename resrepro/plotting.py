@@ -19,7 +19,7 @@ from resrepro import catalogue
 from resrepro.errors import RecordError, UsageError
 from resrepro.panels import Curve, Panel, Sheet, draw_sheet, render
 from resrepro.recording import write_whole
-from resrepro.records import Run, collect
+from resrepro.records import DEFAULT_FOLDERS, Run, collect
 from resrepro.specs import net_label
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _look_up(kind: str, name: str) -> Mapping[str, Any]:
 
 def plot(
     exhibit: str = "figure6",
-    runs: str | Path | Sequence[str | Path] = ("runs",),
+    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
     figures: str | Path = "figures",
     *,
     paper: bool = False,

@@ -33,6 +33,7 @@ METRICS_COLUMNS = (
 )  # fmt: skip
 FINISHED = ("complete", "shortened")
 STATUSES = (*FINISHED, "partial", "diverged")
+DEFAULT_FOLDERS = ("runs", "results")  # one's own runs, and those that were published
 RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
 
 
@@ -242,7 +243,7 @@ def collect(folders: Iterable[Path]) -> Collection:
 
 
 def load_runs(*folders: str | Path) -> "pd.DataFrame":
-    """One row per run below the given runs folders (default `runs`), for notebooks.
+    """One row per run below the given runs folders (default `runs` and `results`), for notebooks.
 
     Columns: name, experiment, dataset, depth, plain, shortcut, seed, status, iterations, headline
     (the set measured on), top1_err, best_err, train_err (percent), seconds, departures, folder.
@@ -252,7 +253,7 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
 
     import pandas as pd
 
-    collection = collect([Path(folder) for folder in folders or ("runs",)])
+    collection = collect([Path(folder) for folder in folders or DEFAULT_FOLDERS])
     for sentence in collection.broken:
         warnings.warn(sentence, stacklevel=2)
     columns = (

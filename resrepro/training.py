@@ -74,11 +74,7 @@ def train(
     for notice in dataset.notices:
         watcher.say(f"Note: {notice}.")
     trainer = Trainer(spec, seed, dataset, target, writer, watcher)
-    env = describe_environment(arguments) | {
-        "device": target.type,
-        "gpu": torch.cuda.get_device_name(target) if target.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-    }
+    env = describe_environment(arguments) | _describe_device(target)
     if trainer.resume():
         writer.add_session(trainer.done, env)
     else:
@@ -90,6 +86,11 @@ def train(
     finally:
         watcher.end()
     return folder
+
+
+def _describe_device(device: torch.device) -> dict[str, object]:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"device": device.type, "gpu": gpu, "threads": torch.get_num_threads()}
 
 
 def _already_over(folder: Path, watcher: Watcher) -> bool:

@@ -109,6 +109,13 @@ def test_broken_records_are_named_and_the_good_ones_used(make_run, tmp_path):
     assert good.exists()
 
 
+def test_own_and_published_runs_are_both_read_by_default(make_run, tmp_path):
+    make_run(tmp_path / "here/runs", seed=0, curve=[(64000, 1.0, 8.0)])
+    make_run(tmp_path / "here/results", seed=1, curve=[(64000, 1.0, 9.0)])
+    code, stdout, _ = call("compare", "table6")
+    assert (code, "8.50±0.71" in stdout) == (0, True)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A small run of ours, made through the command line, and what was said."""

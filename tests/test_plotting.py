@@ -322,7 +322,8 @@ def test_a_broken_record_is_warned_of(tmp_path: Path) -> None:
     broken = make_run(tmp_path, "digits-plain56", 0, falling(240, 5.0))
     (broken / "metrics.csv").write_text("iteration\n")
     with pytest.warns(UserWarning, match="digits-plain56"):
-        plot("demo", [tmp_path], tmp_path / "figures")
+        paths = plot("demo", [tmp_path], tmp_path / "figures")
+    assert all(path.stat().st_size > 1000 for path in paths)
 
 
 def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path) -> None:

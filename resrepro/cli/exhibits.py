@@ -10,9 +10,7 @@ from rich.console import Console
 from resrepro.cli import app
 from resrepro.cli.options import RunFoldersOption
 from resrepro.errors import UsageError
-from resrepro.records import Run, collect
-
-DEFAULT_RUNS = Path("runs")
+from resrepro.records import DEFAULT_FOLDERS, Run, collect
 
 
 def read_runs(folders: Iterable[Path] | None) -> tuple[Run, ...]:
@@ -25,7 +23,7 @@ def read_runs(folders: Iterable[Path] | None) -> tuple[Run, ...]:
     for folder in given:
         if not folder.exists():
             raise UsageError(f"there is no runs folder {folder}: name one that exists with --runs.")
-    found = collect(given or [DEFAULT_RUNS])
+    found = collect(given or map(Path, DEFAULT_FOLDERS))
     for sentence in found.broken:
         Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
     return found.runs
