@@ -122,6 +122,8 @@ _TEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
     "−": "$-$",
     "→": r"$\to$",
     "↳": r"$\hookrightarrow$",
