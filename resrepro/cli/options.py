@@ -1,7 +1,7 @@
 """Options that several commands share, and the parsing of their small notations."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,26 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", help="CPU threads. (default: one per core)", show_default=False),
+]
+
+
+def _recipe(text: str, *names: str, metavar: str | None = None) -> Any:
+    """An option that changes the recipe; left out, the experiment's own value stands."""
+    panel = "Recipe (the paper's by default)"
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+IterationsOption = Annotated[int | None, _recipe("Shorter (or longer) schedule of the same shape.")]
+BatchSizeOption = Annotated[int | None, _recipe("Images per batch.")]
+SplitOption = Annotated[str | None, _recipe("45k5k: train on 45,000, validate on 5,000.")]
+BnGroupOption = Annotated[
+    int | None, _recipe("Images that share BN statistics; 64 as on the paper's two GPUs.")
+]
+PrecisionOption = Annotated[str | None, _recipe("float32, tf32 or bf16.")]
+EvalEveryOption = Annotated[int | None, _recipe("Iterations between samples.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    _recipe("Any setting that `resrepro protocol` lists; may be repeated.", "--set", metavar="KEY=VALUE"),
 ]
 
 

@@ -8,17 +8,22 @@ import typer
 
 from resrepro.cli import app
 from resrepro.cli.options import (
+    BatchSizeOption,
+    BnGroupOption,
     DataOption,
     DeviceOption,
+    EvalEveryOption,
+    IterationsOption,
+    PrecisionOption,
     RunsOption,
+    SettingsOption,
+    SplitOption,
     ThreadsOption,
     parse_seeds,
     parse_settings,
 )
 from resrepro.errors import Diverged, UsageError
 from resrepro.specs import check_shortcut
-
-RECIPE, MACHINE, RECORD = "Recipe (the paper's by default)", "Machine", "Record"
 
 
 @app.command(rich_help_panel="Run")
@@ -40,46 +45,13 @@ def train(
     seeds: Annotated[
         str | None, typer.Option(metavar="0-4", help="Several seeds, one run each.", show_default=False)
     ] = None,
-    iterations: Annotated[
-        int | None,
-        typer.Option(
-            help="Shorter (or longer) schedule of the same shape.", rich_help_panel=RECIPE, show_default=False
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images per batch.", rich_help_panel=RECIPE, show_default=False)
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="45k5k: train on 45,000, validate on 5,000.", rich_help_panel=RECIPE, show_default=False
-        ),
-    ] = None,
-    bn_group: Annotated[
-        int | None,
-        typer.Option(
-            help="Images that share BN statistics; 64 as on the paper's two GPUs.",
-            rich_help_panel=RECIPE,
-            show_default=False,
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="float32, tf32 or bf16.", rich_help_panel=RECIPE, show_default=False)
-    ] = None,
-    eval_every: Annotated[
-        int | None,
-        typer.Option(help="Iterations between samples.", rich_help_panel=RECIPE, show_default=False),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            rich_help_panel=RECIPE,
-            show_default=False,
-            help="Any setting that `resrepro protocol` lists; may be repeated.",
-        ),
-    ] = None,
+    iterations: IterationsOption = None,
+    batch_size: BatchSizeOption = None,
+    split: SplitOption = None,
+    bn_group: BnGroupOption = None,
+    precision: PrecisionOption = None,
+    eval_every: EvalEveryOption = None,
+    settings: SettingsOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
