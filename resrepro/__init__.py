@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resrepro.assessment import evaluate
-    from resrepro.comparison import compare
+    from resrepro.exhibits import compare, plot
     from resrepro.nets import build_net
-    from resrepro.plotting import plot
     from resrepro.records import load_runs
     from resrepro.training import train
 
@@ -25,10 +24,10 @@ __all__ = ["build_net", "compare", "evaluate", "load_runs", "plot", "train"]
 
 _HOMES = {
     "build_net": "nets",
-    "compare": "comparison",
+    "compare": "exhibits",
     "evaluate": "assessment",
     "load_runs": "records",
-    "plot": "plotting",
+    "plot": "exhibits",
     "train": "training",
 }
 

@@ -1,65 +1,36 @@
-"""Evaluating a checkpoint, ours or another's, and recording what came out (single view, Section 4.2)."""
+"""Evaluating checkpoints, ours or another's, under a test protocol, and recording what came out."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from resrepro import catalogue
-from resrepro.checkpoint import load_checkpoint
-from resrepro.data import Dataset, load_dataset
-from resrepro.data.batches import Preparation
+from resrepro.catalogue import Protocol, protocol_for
+from resrepro.data.loading import Loading
 from resrepro.device import choose_device, memory_format, use_precision, use_threads
-from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation import measure, on_device
-from resrepro.foreign import find_state_dict, fit
+from resrepro.distributed import join
+from resrepro.errors import UsageError
+from resrepro.evaluation import Member, measure, precise_statistics
+from resrepro.feeds import open_feed
+from resrepro.held_out import HeldOut, open_held_out
 from resrepro.metrics import Errors
-from resrepro.nets import net_of
-from resrepro.recording import write_json
-from resrepro.records import CHECKPOINT, EVALS
-from resrepro.specs import Recipe, net_label
+from resrepro.processes import is_first
+from resrepro.recording import FORMAT, write_json
+from resrepro.subjects import Foreign, Subject, read_subject
 
-PROTOCOL = "single"
-IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
-SEEN = "the 5,000 validation images were among those trained on"
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """How to understand a checkpoint that is not ours: the net, and the normalisation it expects.
-
-    `mean` and `std` are per channel, on pixels scaled to 0..1.
-    """
-
-    depth: int | None = None
-    plain: bool = False
-    shortcut: str | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    option_a_zeros: str | None = None
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A net ready to be measured."""
-
-    net: nn.Module
-    label: str
-    dataset: Dataset
-    preparation: Preparation
-    precision: str
-    facts: dict[str, Any]
-    record: Path
+__all__ = ["Foreign", "evaluate", "evaluate_ensemble"]
 
 
 def evaluate(
     target: str | Path,
     *,
+    protocol: str | None = None,
+    bn_stats: str | None = None,
     dataset: str | None = None,
     data: str | Path | None = None,
     split: str | None = None,
@@ -67,146 +38,169 @@ def evaluate(
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
+    loading: Loading | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Errors]:
-    """Measure a checkpoint on the held-out sets, single view, and record the result.
+    """Measure a checkpoint on the held-out sets and record the result.
 
     Args:
         target: a run folder, one of our checkpoints, or another's (then `foreign` says what it is).
-        dataset: "cifar10" or "digits"; by default the run's own, or cifar10.
-        data: folder of CIFAR-10.
-        split: "all" or "45k5k"; by default the run's own.
+        protocol: "center", "ten_crop" or "multi_scale" for photographs, "single" for CIFAR-10 and digits;
+            by default the view of the curves ("center", "single").
+        bn_stats: "running", or "precise": plain averages over training batches, which needs the training
+            images too; by default as the run's recipe says.
+        dataset: by default the run's own, or cifar10.
+        data: folder of CIFAR-10, or of photographs (`val/<class>/*` is enough).
+        split: "all" or "45k5k" (CIFAR-10); by default the run's own.
         foreign: net and normalisation of a checkpoint that is not ours.
         runs: where results of foreign checkpoints are kept (`<runs>/foreign/`).
         device: see `train`.
         threads: CPU threads.
+        loading: how image files are read.
         say: receives sentences worth printing.
 
     Returns:
-        Errors by set ("test", and "val" under the 45k/5k split), in percent.
+        Errors by set ("test" or "val"), in percent.
 
     Raises:
-        UsageError: if a foreign checkpoint comes without net or normalisation.
+        UsageError: if a foreign checkpoint comes without net or normalisation, or the protocol is not one
+            of its family.
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
+        DataError: if the images are missing or damaged.
     """
-    path = Path(target)
-    path = path / CHECKPOINT if path.is_dir() else path
-    chosen = choose_device(device)
+    return evaluate_ensemble(
+        [target], protocol=protocol, bn_stats=bn_stats, dataset=dataset, data=data, split=split,
+        foreign=foreign, runs=runs, device=device, threads=threads, loading=loading, say=say,
+    )  # fmt: skip
+
+
+def evaluate_ensemble(
+    targets: Sequence[str | Path],
+    *,
+    protocol: str | None = None,
+    bn_stats: str | None = None,
+    dataset: str | None = None,
+    data: str | Path | None = None,
+    split: str | None = None,
+    foreign: Foreign | None = None,
+    runs: str | Path = "runs",
+    device: str = "auto",
+    threads: int | None = None,
+    loading: Loading | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Errors]:
+    """Measure several checkpoints as one: their scores (softmax) are averaged (Section 4.1, Table 5).
+
+    The arguments are those of `evaluate`. The result is kept in `<runs>/ensembles/`.
+
+    Raises:
+        UsageError: if the nets do not take the same images and classes.
+        RecordError, DataError: as `evaluate`.
+    """
+    chosen, loading = choose_device(device), loading or Loading()
     use_threads(threads)
-    content = load_checkpoint(path)
-    ours = {"digest", "spec", "net", "iteration"} <= content.keys()
-    read = _our_subject if ours else _foreign_subject
-    subject = read(path, content, dataset, data, split, foreign or Foreign(), Path(runs))
-    for notice in subject.dataset.notices:
+    join(chosen)
+    say = say if is_first() else lambda text: None
+    subjects = [read_subject(each, dataset, foreign or Foreign(), Path(runs)) for each in targets]
+    _check_together(subjects)
+    first = subjects[0]
+    view = protocol_for(protocol or first.recipe.test_view, first.family)
+    statistics = bn_stats or str(getattr(first.recipe, "bn_stats", "running"))
+    held_out = open_held_out(first, view, dataset, data, split, chosen, loading)
+    for notice in held_out.notices:
         say(f"Note: {notice}.")
-    say(f"{path.name} is evaluated as {subject.label} on {subject.dataset.name}, single view.")
-    if matched := subject.facts.get("matched_by"):
-        say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
-    if (shape := subject.preparation.mean.shape[1:]) not in ((1, 1), IMAGE_SHAPES[subject.dataset.name]):
-        raise UsageError(
-            f"{path} subtracts a mean image of {shape[0]}x{shape[1]} pixels, and {subject.dataset.name} has "
-            "none of that size: evaluate it on the dataset that it was trained on."
-        )
-    use_precision(subject.precision, chosen)
-    net = subject.net.to(chosen).to(memory_format=memory_format(chosen))
-    subject.preparation.to(chosen)
-    errors = {
-        name: measure(net, *on_device(images, chosen), subject.preparation, subject.precision)
-        for name, images in subject.dataset.held_out.items()
-    }
-    figures = {name: _finite(error) for name, error in errors.items()}
-    write_json(subject.record, subject.facts | {"data": subject.dataset.describe(), "errors": figures})
-    say(f"Recorded in {subject.record}.")
+    for subject in subjects:
+        say(f"{subject.path.name} is evaluated as {subject.label} on {held_out.dataset}, {view.title}.")
+        if matched := subject.facts.get("matched_by"):
+            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
+    use_precision(first.recipe.precision if first.seed is not None else "float32", chosen)
+    members = [subject.member(chosen, memory_format(chosen)) for subject in subjects]
+    with ExitStack() as stack:
+        for subject, member in zip(subjects, members, strict=True):
+            stack.enter_context(_bn_statistics(statistics, subject, member, data, chosen, loading, say))
+        errors = {
+            name: measure(members, open_views(), view.crops == "dense", chosen)
+            for name, open_views in held_out.sets.items()
+        }
+    _record(subjects, view, statistics, held_out, errors, Path(runs), say)
     return errors
 
 
-def _our_subject(
-    path: Path, content: dict[str, Any], dataset: str | None, data: str | Path | None, split: str | None,
-    foreign: Foreign, runs: Path,
-) -> _Subject:  # fmt: skip
-    if foreign != Foreign():
+def _check_together(subjects: Sequence[Subject]) -> None:
+    first = subjects[0]
+    for other in subjects[1:]:
+        sizes = [getattr(each.recipe, "image_size", None) for each in (first, other)]
+        if other.family != first.family or other.classes != first.classes or sizes[0] != sizes[1]:
+            raise UsageError(
+                f"{first.path} and {other.path} do not take the same images and classes, "
+                "so their scores cannot be averaged: leave one of them out."
+            )
+        if other.num_classes != first.num_classes:
+            raise UsageError(f"{first.path} and {other.path} have different numbers of classes.")
+
+
+def _bn_statistics(
+    statistics: str,
+    subject: Subject,
+    member: Member,
+    data: str | Path | None,
+    device: torch.device,
+    loading: Loading,
+    say: Callable[[str], None],
+) -> AbstractContextManager[None]:
+    """The context in which a net is measured with these BN statistics.
+
+    Raises:
+        UsageError: if they cannot be had.
+    """
+    if statistics == "running":
+        return nullcontext()
+    if statistics != "precise":
+        raise UsageError(f"no BN statistics {statistics!r}: there are running and precise.")
+    if subject.seed is None:
         raise UsageError(
-            f"{path} is a run of ours and says itself what net it is: leave the net's options out."
+            f"{subject.path} is not a run of ours, so its training batches are not known: "
+            "leave --bn-stats precise out."
         )
-    try:
-        spec = content["spec"]
-        recipe = Recipe.from_json(spec["recipe"])
-        shape = (spec["dataset"], spec["depth"], spec["plain"], spec["shortcut"], content["num_classes"])
-        net = net_of(recipe, *shape)
-        net.load_state_dict(content["net"])
-        mean, iteration = content["mean"], int(content["iteration"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
-    label = net_label(spec["depth"], spec["plain"], spec["shortcut"])
-    name, part = dataset or spec["dataset"], split or recipe.split
-    loaded = load_dataset(name, part, data)
-    if part == "45k5k" and recipe.split != "45k5k":
-        loaded = replace(loaded, notices=(*loaded.notices, SEEN))
-    return _Subject(
-        net,
-        f"{label} after {iteration:,} of {recipe.iterations:,} iterations",
-        loaded,
-        Preparation(recipe, mean),
-        recipe.precision,
-        {"protocol": PROTOCOL, "digest": content["digest"], "iteration": iteration},
-        path.parent / EVALS / _record_name(loaded, part, iteration),
-    )
+    feed = open_feed(subject.spec, data, device, subject.seed, loading, say)
+    say("BN statistics are plain averages over training batches.")
+    return precise_statistics(member.net, feed.batches(0, feed.epoch()), subject.recipe.precision)
 
 
-def _foreign_subject(
-    path: Path, content: dict[str, Any], dataset: str | None, data: str | Path | None, split: str | None,
-    foreign: Foreign, runs: Path,
-) -> _Subject:  # fmt: skip
-    if foreign.depth is None:
-        raise UsageError(f"{path} is not a run of ours: name its net with --depth and --plain or --shortcut.")
-    if foreign.mean is None or foreign.std is None:
-        raise UsageError(
-            f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
-            "e.g. --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616."
-        )
-    mean, std = (_per_channel(values) * 255 for values in (foreign.mean, foreign.std))
-    if not bool((std > 0).all()):
-        raise UsageError("every --std must be above 0.")
-    name, part = dataset or "cifar10", split or "all"
-    experiment = catalogue.experiment_for(name, foreign.depth, foreign.plain)
-    spec = catalogue.derive(experiment, foreign.shortcut, option_a_zeros=foreign.option_a_zeros)
-    tensors = find_state_dict(content, str(path))
-    option = {"A": f" (option A, {spec.recipe.option_a_zeros} zeros)", None: ""}.get(
-        spec.shortcut, f" (option {spec.shortcut})"
-    )
-    label = net_label(spec.depth, spec.plain) + option
-    loaded = load_dataset(name, part, data)
-    if part == "45k5k":
-        loaded = replace(loaded, notices=(*loaded.notices, SEEN.replace("were", "may have been")))
-    net = net_of(spec.recipe, name, spec.depth, spec.plain, spec.shortcut, loaded.num_classes)
-    matched = fit(net, tensors, str(path), label)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    facts = {
-        "protocol": PROTOCOL,
-        "checkpoint": path.name,
-        "sha256": sha256,
-        "net": label,
-        "option_a_zeros": spec.recipe.option_a_zeros if spec.shortcut == "A" else None,
-        "mean": list(foreign.mean),
-        "std": list(foreign.std),
-        "matched_by": matched,
-    }
-    record = runs / "foreign" / f"{path.stem}-{sha256[:8]}" / _record_name(loaded, part)
-    return _Subject(net, label, loaded, Preparation(spec.recipe, mean, std), "float32", facts, record)
-
-
-def _record_name(dataset: Dataset, split: str, iteration: int | None = None) -> str:
-    """A file name that says protocol, data and iteration, so that no result replaces another."""
-    parts = [PROTOCOL, dataset.name, split, *([] if iteration is None else [f"at{iteration}"])]
-    return "-".join([*parts, dataset.checksums["test"][:8]]) + ".json"
+def _record(
+    subjects: Sequence[Subject],
+    view: Protocol,
+    statistics: str,
+    held_out: HeldOut,
+    errors: dict[str, Errors],
+    runs: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Write what was measured, beside the run or where foreign checkpoints and ensembles are kept."""
+    data = held_out.describe()
+    for sentence in data["notices"]:
+        if sentence not in held_out.notices:
+            say(f"Note: {sentence}.")
+    figures = {name: _finite(error) for name, error in errors.items()}
+    content = {"format": FORMAT, "protocol": view.name, "bn_stats": statistics}
+    first = subjects[0]
+    key = data["sha256"][held_out.key_set][:8]
+    parts = [view.name, *(["precise"] if statistics == "precise" else []), held_out.name]
+    if len(subjects) == 1:
+        parts += [] if first.iteration is None else [f"at{first.iteration}"]
+        path = first.record / ("-".join([*parts, key]) + ".json")
+        content |= first.facts
+    else:
+        ours = all(subject.seed is not None for subject in subjects)
+        members = [subject.as_member() if ours else subject.facts for subject in subjects]
+        told = hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
+        path = runs / ("ensembles" if ours else "foreign") / ("-".join([*parts, told[:8], key]) + ".json")
+        content |= {"members": members}
+    if is_first():
+        write_json(path, content | {"data": data, "errors": figures})
+    say(f"Recorded in {path}.")
 
 
 def _finite(errors: Errors) -> dict[str, float | int | None]:
     """The figures for a JSON file, which knows no infinity."""
     return {key: value if math.isfinite(value) else None for key, value in asdict(errors).items()}
-
-
-def _per_channel(values: Sequence[float]) -> torch.Tensor:
-    if len(values) != 3:
-        raise UsageError(f"--mean and --std take three numbers, one per channel, not {len(values)}.")
-    return torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)

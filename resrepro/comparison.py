@@ -8,102 +8,31 @@ import itertools
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resrepro import catalogue
+from resrepro.cells import Cell, cells_of, eval_command, spell_mean, train_command, unused
+from resrepro.ensembling import table_of_ensembles
+from resrepro.measurements import Ensemble
 from resrepro.paper import Number, layout, published
 from resrepro.records import DEFAULT_FOLDERS, Run, collect
 from resrepro.tables import DASH, Row, Table, write_table
 
-REMARKS = (
-    "Ours: mean ± standard deviation (n runs; n−1 in the deviation) of the last-iteration error. "
-    "Best run: the lowest last-iteration error of a run. Best sample: the lowest error at any "
-    "sampling point, chosen on the very set it is measured on, hence optimistic.",
-    "Where the paper is silent we assume: `resrepro protocol <experiment>` marks each setting as "
-    "stated, derived or assumed.",
+BEST_RUN, BEST_SAMPLE = "best run", "best sample"
+MEAN = "Ours: mean ± standard deviation (n runs; n−1 in the deviation) of the last-iteration error."
+SAMPLE = (
+    "Best sample: the lowest error at any sampling point, chosen on the very set it is measured on, hence "
+    "optimistic."
+)
+ASSUMED = (
+    "Where the paper is silent we assume: `resrepro protocol <experiment>` marks each setting as stated, "
+    "derived or assumed."
 )
 TRAINING_ERROR = "Training error: on the batches trained on since the sample before."
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Runs that are identical but for the seed."""
-
-    runs: tuple[Run, ...]
-
-    @property
-    def first(self) -> Run:
-        """Any of them, for what they share."""
-        return self.runs[0]
-
-    def values(self, quantity: Mapping[str, Any]) -> list[float]:
-        """The last-iteration error of each run, in percent."""
-        found = [run.last(self.measured_on(quantity)) for run in self.runs]
-        return [value for value in found if value is not None]
-
-    def measured_on(self, quantity: Mapping[str, Any]) -> str:
-        """The set of a quantity: "train", or the set of the headline error."""
-        return "train" if quantity["set"] == "train" else self.first.headline_split
-
-    @property
-    def best_run(self) -> float:
-        """The lowest headline error of a run."""
-        return min(self.values({"set": "held_out"}))
-
-    @property
-    def best_sample(self) -> float | None:
-        """The lowest sampled headline error of any run."""
-        return min((run.best for run in self.runs if run.best is not None), default=None)
-
-    @property
-    def exact(self) -> bool:
-        """Whether it may stand in the paper's own cell."""
-        return all(run.paper_exact for run in self.runs)
-
-    def label(self) -> str:
-        """What sets this cell apart from the experiment, in a word or two."""
-        if self.first.exact:
-            data = self.first.env["mode"] == "default"
-            return (
-                "other data"
-                if data and self.first.result["notices"]
-                else "set apart"
-                if data
-                else "other mode"
-            )
-        return "shortened" if self.first.status == "shortened" else "other settings"
-
-    def told(self) -> list[str]:
-        """Everything that must be said beside its numbers."""
-        sentences = [*self.first.result["departures"], *self.first.result["notices"]]
-        sentences += [text for run in self.runs for text in run.result["departures"] if text not in sentences]
-        if self.first.headline_split == "val":
-            size = self.first.env["data"]["images"]["val"]
-            sentences.append(f"error on the {size:,} validation images, not on the test set")
-        if self.first.env["mode"] != "default":
-            sentences.append(f"trained in mode {self.first.env['mode']}")
-        return sentences
-
-
-def cells_of(experiment: str, runs: Iterable[Run]) -> list[Cell]:
-    """The finished runs of an experiment, grouped; paper-exact first, then the longest."""
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in runs:
-        if run.experiment == experiment and run.finished:
-            groups.setdefault(run.cell, []).append(run)
-    cells = [Cell(tuple(sorted(group, key=lambda run: run.seed))) for group in groups.values()]
-    return sorted(
-        cells,
-        key=lambda cell: (
-            not cell.exact,
-            -cell.first.result["iterations"],
-            -len(cell.runs),
-            cell.first.name,
-            cell.first.cell,
-        ),
-    )
+OTHER_CLASSES = (
+    "No difference is told where the images have another number of classes than ImageNet's 1,000: such "
+    "errors do not compare with the paper's."
+)
 
 
 class _Notes:
@@ -116,51 +45,40 @@ class _Notes:
         return tuple(self.numbers.setdefault(text, len(self.numbers) + 1) for text in sentences)
 
 
-def build(exhibit: str, runs: Sequence[Run]) -> Table:
-    """The table of an exhibit from runs that were read already.
+def build(exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = ()) -> Table:
+    """The table of an exhibit from runs (and for Table 5 ensembles) that were read already.
 
     Raises:
         UsageError: for an unknown exhibit.
     """
     plan = layout(exhibit)
-    quantities = plan["quantities"]
-    with_paper = any("value" in quantity for quantity in quantities)
+    if "members" in plan:
+        return table_of_ensembles(exhibit, plan, runs, ensembles)
+    lines = [
+        (line, cells_of(line["experiment"], runs) if "experiment" in line else []) for line in plan["rows"]
+    ]
+    best = _best_columns(plan, [cell for _, cells in lines for cell in cells])
     notes = _Notes()
     rows: list[Row] = []
     missing: list[tuple[str, str]] = []
     records: list[dict[str, object]] = []
-    for line in plan["rows"]:
-        name = line.get("experiment")
-        cells = cells_of(name, runs) if name else []
+    for line, cells in lines:
         exact = cells[0] if cells and cells[0].exact else None
-        if name and exact is None:
-            missing.append((line["label"], _command(name)))
-        section = line.get("section")
+        missing += _missing(plan, line, cells, exact)
         for number, cell in enumerate([exact, *(cell for cell in cells if cell is not exact)]):
-            told = notes.number(cell.told()) if cell else ()
-            label = line["label"] if number == 0 else f"↳ {cell.label() if cell else ''}"
-            facts = [_fact(line["label"], fact) if number == 0 else "" for fact in plan["facts"]]
-            figures = [_figures(exhibit, line, q, cell, bool(name), number) for q in quantities]
-            best = _best(cell, bool(name))
-            rows.append(
-                Row(
-                    (label, *facts, *itertools.chain(*figures), *best), told, section if number == 0 else None
-                )
-            )
+            told = cell.told(plan["quantities"]) if cell else []
+            told += [line["note"]] if number == 0 and "note" in line else []
+            section = line.get("section") if number == 0 else None
+            rows.append(Row(_texts(exhibit, plan, line, cell, number, best), notes.number(told), section))
             records.append(_record(exhibit, plan, line, cell))
-    training = (TRAINING_ERROR,) if any(quantity["set"] == "train" for quantity in quantities) else ()
-    columns = ["net", *(fact.replace("params_M", "params (M)") for fact in plan["facts"])]
-    for quantity in quantities:
-        title = quantity["name"]
-        columns += [f"{title}: paper", "ours", "difference"] if with_paper else [title]
     return Table(
         name=exhibit,
         title=plan["title"],
-        columns=(*columns, "best run", "best sample"),
+        columns=_columns(plan, best),
         rows=tuple(rows),
         notes=tuple(notes.numbers),
         missing=tuple(missing),
-        remarks=(*_unused(plan, runs), *training, *REMARKS),
+        remarks=_remarks(plan, runs, [cell for _, cells in lines for cell in cells], best),
         records=tuple(records),
     )
 
@@ -173,7 +91,7 @@ def compare(
     """Set our runs beside the paper's numbers.
 
     Args:
-        exhibit: "table6", "figure1", "figure6" or "demo".
+        exhibit: "table2" to "table6", "figure1", "figure4", "figure6" or "demo".
         runs: one or several folders of runs; a broken record gives a `UserWarning`.
         tables: folder to which `<exhibit>.md`, `.csv` and `.tex` are written; None writes nothing.
 
@@ -188,18 +106,10 @@ def compare(
     collection = collect([Path(folder) for folder in folders])
     for sentence in collection.broken:
         warnings.warn(sentence, stacklevel=2)
-    table = build(exhibit, collection.runs)
+    table = build(exhibit, collection.runs, collection.ensembles)
     if tables is not None:
         write_table(table, Path(tables))
     return table
-
-
-def _command(experiment: str) -> str:
-    found = catalogue.find(experiment)
-    seeds = found.seeds
-    return catalogue.command_for(found.spec()) + (
-        f" --seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else ""
-    )
 
 
 def _published(
@@ -224,6 +134,77 @@ def _spell_paper(value: Number | None, mean: Number | None) -> str:
     return f"{value.value:.2f}{spread}"
 
 
+def _best_columns(plan: Mapping[str, Any], cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Best run and best sample; under another test protocol than training's the best of several seeds."""
+    if not _has_protocol(plan):
+        return BEST_RUN, BEST_SAMPLE
+    return (BEST_RUN,) if any(len(cell.runs) > 1 for cell in cells) else ()
+
+
+def _has_protocol(plan: Mapping[str, Any]) -> bool:
+    return any("protocol" in quantity for quantity in plan["quantities"])
+
+
+def _columns(plan: Mapping[str, Any], best: Sequence[str]) -> tuple[str, ...]:
+    quantities = plan["quantities"]
+    with_paper = any("value" in quantity for quantity in quantities)
+    columns = ["net", *(fact.replace("params_M", "params (M)") for fact in plan["facts"])]
+    for quantity in quantities:
+        title = quantity["name"]
+        columns += [f"{title}: paper", "ours", "difference"] if with_paper else [title]
+    return (*columns, *best)
+
+
+def _missing(
+    plan: Mapping[str, Any], line: Mapping[str, Any], cells: Sequence[Cell], exact: Cell | None
+) -> list[tuple[str, str]]:
+    """What fills the gaps of a net: its training, and the evaluation of runs that lack one."""
+    gaps: list[tuple[str, str]] = []
+    if "experiment" in line and exact is None:
+        gaps.append((line["label"], train_command(line["experiment"])))
+    for cell in cells:
+        lacking = {quantity.get("protocol"): cell.lacking(quantity) for quantity in plan["quantities"]}
+        gaps += [(line["label"], eval_command(runs, name)) for name, runs in lacking.items() if name and runs]
+    return gaps
+
+
+def _remarks(
+    plan: Mapping[str, Any], runs: Sequence[Run], cells: Sequence[Cell], best: Sequence[str]
+) -> tuple[str, ...]:
+    """The sentences below the notes."""
+    quantities = plan["quantities"]
+    told = []
+    if left_out := unused([line["experiment"] for line in plan["rows"] if "experiment" in line], runs):
+        told.append(f"Not in the table: {', '.join(left_out)}.")
+    if any(quantity["set"] == "train" for quantity in quantities):
+        told.append(TRAINING_ERROR)
+    if any(not cell.comparable for cell in cells):
+        told.append(OTHER_CLASSES)
+    described = [MEAN]
+    if BEST_RUN in best:
+        what = quantities[0]["name"] if _has_protocol(plan) else "last-iteration error"
+        described.append(f"Best run: the lowest {what} of a run.")
+    if BEST_SAMPLE in best:
+        described.append(SAMPLE)
+    return (*told, *plan.get("remarks", ()), " ".join(described), ASSUMED)
+
+
+def _texts(
+    exhibit: str,
+    plan: Mapping[str, Any],
+    line: Mapping[str, Any],
+    cell: Cell | None,
+    number: int,
+    best: Sequence[str],
+) -> tuple[str, ...]:
+    """The cells of a row: the paper's numbers stand in the first row of a net (`number` 0)."""
+    ours = "experiment" in line
+    label = line["label"] if number == 0 else f"↳ {cell.label() if cell else ''}"
+    facts = [_fact(line["label"], fact) if number == 0 else "" for fact in plan["facts"]]
+    figures = [_figures(exhibit, line, q, cell, ours, number) for q in plan["quantities"]]
+    return (label, *facts, *itertools.chain(*figures), *_best(plan, cell, ours, best))
+
+
 def _figures(
     exhibit: str,
     line: Mapping[str, Any],
@@ -239,7 +220,7 @@ def _figures(
     if "value" not in quantity:
         return [told]
     reference = mean or value
-    known = measured and reference and reference.std != float("inf")
+    known = cell and cell.comparable and measured and reference and reference.std != float("inf")
     gap = (
         f"{statistics.fmean(measured) - reference.value:+.2f}".replace("-", "−")
         if known and reference
@@ -248,17 +229,19 @@ def _figures(
     return [_spell_paper(value, mean) if number == 0 else "", told, gap]
 
 
-def spell_mean(values: Sequence[float]) -> str:
-    """`6.61±0.16 (5)`, or `6.61 (1)` for a single run."""
-    spread = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
-
-
-def _best(cell: Cell | None, ours: bool) -> list[str]:
+def _best(plan: Mapping[str, Any], cell: Cell | None, ours: bool, columns: Sequence[str]) -> list[str]:
     if cell is None:
-        return [DASH, DASH] if ours else ["", ""]
-    sample = cell.best_sample
-    return [f"{cell.best_run:.2f}", "" if sample is None else f"{sample:.2f}"]
+        return [DASH if ours else ""] * len(columns)
+    run = cell.best_run(_headline(plan))
+    values = {BEST_RUN: DASH if run is None else f"{run:.2f}"}
+    values[BEST_SAMPLE] = "" if cell.best_sample is None else f"{cell.best_sample:.2f}"
+    return [values[column] for column in columns]
+
+
+def _headline(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The quantity that the best run is told by: the first on the held-out set."""
+    found: Mapping[str, Any] = next(q for q in plan["quantities"] if q["set"] == "held_out")
+    return found
 
 
 def _fact(label: str, fact: str) -> str:
@@ -283,21 +266,15 @@ def _record(
         row[f"{key}_ours"] = round(statistics.fmean(measured), 4) if measured else ""
         row[f"{key}_ours_std"] = round(statistics.stdev(measured), 4) if len(measured) > 1 else ""
         row[f"{key}_measured_on"] = cell.measured_on(quantity) if cell else ""
-    row["n"] = len(cell.runs) if cell else 0
-    row["seeds"] = " ".join(str(run.seed) for run in cell.runs) if cell else ""
-    row["best_run"] = cell.best_run if cell else ""
-    row["best_sample"] = cell.best_sample if cell else ""
+        if "protocol" in quantity:
+            row[f"{key}_protocol"] = quantity["protocol"]
+    headline = _headline(plan)
+    runs = [run for run, _ in cell.measured(headline)] if cell else []
+    row["n"] = len(runs)
+    row["seeds"] = " ".join(str(run.seed) for run in runs)
+    row["best_run"] = cell.best_run(headline) if cell and runs else ""
+    if not _has_protocol(plan):
+        row["best_sample"] = cell.best_sample if cell else ""
     row["iterations"] = cell.first.result["iterations"] if cell else ""
-    row["departures"] = "; ".join(cell.told()) if cell else ""
+    row["departures"] = "; ".join(cell.told(plan["quantities"])) if cell else ""
     return row
-
-
-def _unused(plan: Mapping[str, Any], runs: Iterable[Run]) -> tuple[str, ...]:
-    """A sentence on runs of this exhibit that are unfinished or diverged."""
-    names = {line.get("experiment") for line in plan["rows"]}
-    told = [
-        f"{run.name} seed {run.seed} ({run.status} at iteration {run.result['iteration']:,})"
-        for run in runs
-        if run.experiment in names and not run.finished
-    ]
-    return (f"Not in the table: {', '.join(told)}.",) if told else ()

@@ -6,14 +6,19 @@ import os
 import torch
 
 from resrepro.errors import UsageError
+from resrepro.processes import local_rank, world_size
 
 
 def choose_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
+    Of several processes on a machine each takes a GPU of its own.
+
     Raises:
         UsageError: if the device is not there.
     """
+    if world_size() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local_rank()}"
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -1,34 +1,128 @@
-"""Measuring a net on images: single view, top-1 and top-5 error (Section 4.2)."""
+"""Measuring nets on test views: top-1 and top-5 error of the averaged scores (Sections 3.4 and 4.2)."""
 
-import numpy as np
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.data import Images
-from resrepro.data.batches import Preparation
+from resrepro.data.batches import Normalisation
+from resrepro.data.views import Views
 from resrepro.device import arithmetic
+from resrepro.distributed import average_statistics, gathered
 from resrepro.metrics import Errors, ErrorSums
+from resrepro.nets import Net
+from resrepro.normalisation import plain_averages, running_statistics
 
-EVAL_BATCH = 500  # images; large enough to keep the cores busy, small enough for caches and memory
+PIXELS_PER_PASS = (
+    6_500_000  # bounds memory: about 130 crops of 224, or 5 photographs of 640 x 1,024 and flips
+)
+EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
+PRECISE_BATCHES = 50  # training batches that plain BN averages are taken over
 
 
-def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pixels (N, 3, H, W) uint8 and labels (N,) int64 as tensors on the device."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(device)
-    return pixels, torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
+@dataclass(frozen=True)
+class Member:
+    """A net with the normalisation that it expects; several of them are an ensemble.
+
+    `window` is the side of its feature map at the training size, for dense views.
+    """
+
+    net: Net
+    normalisation: Normalisation
+    precision: str = "float32"
+    window: int = 7
 
 
-def measure(
-    net: nn.Module, pixels: Tensor, labels: Tensor, preparation: Preparation, precision: str = "float32"
-) -> Errors:
-    """Loss and errors of the net in evaluation mode; the net is left in the mode it was in."""
-    sums = ErrorSums(pixels.device)
-    was_training = net.training
-    net.eval()
-    with torch.inference_mode(), arithmetic(precision, pixels.device):
-        for part, truth in zip(torch.split(pixels, EVAL_BATCH), torch.split(labels, EVAL_BATCH), strict=True):
-            logits = net(preparation.test(part)).float()
-            sums.add(F.cross_entropy(logits, truth), logits, truth)
-    net.train(was_training)
-    return sums.read()
+def measure(members: Sequence[Member], views: Iterable[Views], dense: bool, device: torch.device) -> Errors:
+    """Loss and errors over all images of all processes, in evaluation mode.
+
+    The members' scores (softmax) are averaged; the loss is that of the average.
+    """
+    sums = ErrorSums(device)
+    modes = [member.net.training for member in members]
+    for member in members:
+        member.net.eval()
+    with torch.inference_mode():
+        for group in views:
+            labels = group.labels.to(device)
+            scales = [scale.to(device, non_blocking=True) for scale in group.scales]
+            scores = log_scores(members, scales, dense)
+            sums.add(F.nll_loss(scores, labels), scores, labels)
+    for member, mode in zip(members, modes, strict=True):
+        member.net.train(mode)
+    return gathered(sums).read()
+
+
+def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:
+    """The log of the averaged softmax of each image, (n, classes)."""
+    if len(members) == 1 and not dense and len(scales) == 1 and scales[0].shape[1] == 1:
+        return logits_of(members[0], scales[0][:, 0]).log_softmax(1)
+    score = dense_scores if dense else crop_scores
+    average = torch.stack([score(member, scales) for member in members]).mean(0)
+    return average.clamp_min(torch.finfo(average.dtype).tiny).log()
+
+
+def crop_scores(member: Member, scales: Sequence[Tensor]) -> Tensor:
+    """Softmax averaged over all crops (n, V, 3, S, S) of all scales, (n, classes)."""
+    averages = [
+        logits_of(member, crops.flatten(0, 1)).softmax(1).reshape(*crops.shape[:2], -1).mean(1)
+        for crops in scales
+    ]
+    return torch.stack(averages).mean(0)
+
+
+def logits_of(member: Member, pixels: Tensor) -> Tensor:
+    """Logits of crops (N, 3, S, S) uint8, float32 (N, classes), in passes of bounded size."""
+    with arithmetic(member.precision, pixels.device):
+        return torch.cat([member.net(member.normalisation.test(part)).float() for part in in_passes(pixels)])
+
+
+def dense_scores(member: Member, scales: Sequence[Tensor]) -> Tensor:
+    """The net applied everywhere: softmax at each place, averaged over places, flips and scales."""
+    averages = [
+        torch.cat([_everywhere(member, part) for part in in_passes(images[:, 0], each=2)])
+        for images in scales
+    ]
+    return torch.stack(averages).mean(0)
+
+
+def _everywhere(member: Member, pixels: Tensor) -> Tensor:
+    """Softmax averaged over the places of images (N, 3, h, w) uint8 and of their flips, (N, classes)."""
+    images = member.normalisation.dense(torch.cat([pixels, pixels.flip(3)]))
+    with arithmetic(member.precision, pixels.device):
+        logits = member.net.dense(images, member.window).float()
+    places = logits.softmax(1).mean((2, 3))
+    return places.reshape(2, len(pixels), -1).mean(0)
+
+
+def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
+    """Images (N, C, h, w) in parts of a bounded number of pixels, each image counting `each` times."""
+    area = pixels.shape[2] * pixels.shape[3] * each
+    return torch.split(pixels, max(1, min(EVAL_BATCH, PIXELS_PER_PASS // area)))
+
+
+@contextmanager
+def precise_statistics(net: Net, batches: Iterator[tuple[Tensor, Tensor]], precision: str) -> Iterator[None]:
+    """While active, BN uses plain averages over training batches, as the authors' README describes.
+
+    Args:
+        net: the net, whose running averages come back afterwards.
+        batches: training images and labels; the first PRECISE_BATCHES are used.
+        precision: the arithmetic of the recipe.
+    """
+    buffers = running_statistics(net)
+    before = [buffer.clone() for buffer in buffers]
+    with torch.no_grad(), plain_averages(net):
+        for images, _ in itertools.islice(batches, PRECISE_BATCHES):
+            with arithmetic(precision, images.device):
+                net(images)
+    average_statistics(net)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(buffers, before)

@@ -1,52 +1,70 @@
-"""The nets of the paper: plain and residual, with shortcut options A, B and C (Sections 3.1-3.3, 4.2).
+"""The nets of the paper: plain and residual, with shortcut options A, B and C (Sections 3.1-3.3, 4).
 
 A plain net is the residual net with the shortcuts left out, so both have the same parameters under
-option A. The CIFAR nets have 6n+2 weighted layers on maps of size 32, 16, 8 with 16, 32, 64 filters.
+option A. The CIFAR nets have 6n+2 weighted layers on maps of size 32, 16, 8 with 16, 32, 64 filters
+(Section 4.2); the ImageNet nets are those of Table 1.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resrepro.catalogue import DATASETS, check_setting
+from resrepro.catalogue import check_setting
 from resrepro.errors import UsageError
-from resrepro.specs import Recipe, check_depth, check_shortcut
+from resrepro.normalisation import GroupedBatchNorm2d
+from resrepro.specs import (
+    BOTTLENECK_FROM,
+    DATASETS,
+    FAMILIES,
+    ImageNetRecipe,
+    Recipe,
+    check_depth,
+    check_shortcut,
+    default_shortcut,
+)
 
-CIFAR_WIDTHS = (16, 32, 64)  # filters of the three stages, Section 4.2
+BatchNorm = functools.partial[GroupedBatchNorm2d]
 
 
-class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose statistics are those of groups of `group` images.
+@dataclass(frozen=True)
+class Layout:
+    """What distinguishes the nets: stem, widths of the stages, blocks in each, kind of block."""
 
-    This is what BN computes when a batch is spread over several GPUs. The running averages take the
-    groups in order, each with such a share that a whole batch counts as `momentum` says. With `group`
-    0, or in evaluation, it is ordinary batch normalisation.
+    blocks: tuple[int, ...]
+    widths: tuple[int, ...]
+    bottleneck: bool
+    stem: tuple[int, int]
+    """Kernel and stride of the first convolution."""
+    pool: bool
+    """Whether a 3x3 max pooling of stride 2 follows it."""
+
+    @property
+    def expansion(self) -> int:
+        """Channels that leave a block, per width."""
+        return 4 if self.bottleneck else 1
+
+
+# Blocks of conv2_x to conv5_x, Table 1.
+IMAGENET_BLOCKS = {
+    18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+}  # fmt: skip
+
+
+def layout_of(dataset: str, depth: int) -> Layout:
+    """The layout of the paper's net of a dataset and depth.
+
+    Raises:
+        UsageError: if the paper's family has no net of that depth.
     """
-
-    def __init__(self, channels: int, group: int = 0, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        super().__init__(channels, momentum=momentum, eps=eps)
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x of shape (N, C, H, W), N a multiple of `group` in training."""
-        if not self.training or not self.group or len(x) == self.group:
-            return super().forward(x)
-        assert self.momentum is not None
-        share = 1 - (1 - self.momentum) ** (self.group / len(x))
-        running = self.running_mean, self.running_var
-        return torch.cat(
-            [
-                F.batch_norm(part, *running, self.weight, self.bias, True, share, self.eps)
-                for part in torch.split(x, self.group)
-            ]
-        )
-
-    def extra_repr(self) -> str:
-        """Show the group beside PyTorch's own fields."""
-        return f"{self.num_features}, group={self.group}, momentum={self.momentum}, eps={self.eps}"
+    check_depth(depth, FAMILIES[dataset])
+    if FAMILIES[dataset] == "cifar":
+        return Layout(((depth - 2) // 6,) * 3, (16, 32, 64), bottleneck=False, stem=(3, 1), pool=False)
+    bottleneck = depth >= BOTTLENECK_FROM
+    return Layout(IMAGENET_BLOCKS[depth], (64, 128, 256, 512), bottleneck, stem=(7, 2), pool=True)
 
 
 class ZeroPadShortcut(nn.Module):
@@ -95,44 +113,98 @@ class Block(nn.Module):
         return F.relu(y)
 
 
-BatchNorm = functools.partial[GroupedBatchNorm2d]
+class Bottleneck(nn.Module):
+    """Convolutions of 1x1, 3x3 and 1x1, each followed by BN, the last four times as wide (Figure 5 right).
 
-
-class CifarNet(nn.Module):
-    """A plain or residual CIFAR net of 6n+2 layers: trunk of three stages, then the classifier.
-
-    `trunk` maps images (N, 3, H, W) to features (N, 64, H/4, W/4); `forward` gives logits
-    (N, num_classes).
+    The stride is on the first 1x1, or with `stride_3x3` on the 3x3, as later implementations have it.
     """
 
     def __init__(
-        self, blocks_per_stage: int, shortcut: str | None, num_classes: int, zeros: str, batch_norm: BatchNorm
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: nn.Module | None,
+        batch_norm: BatchNorm,
+        stride_3x3: bool,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, CIFAR_WIDTHS[0], 3, padding=1, bias=False)
-        self.bn1 = batch_norm(CIFAR_WIDTHS[0])
+        first, second = (1, stride) if stride_3x3 else (stride, 1)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
+        self.bn1 = batch_norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, second, padding=1, bias=False)
+        self.bn2 = batch_norm(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = batch_norm(4 * width)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, 4 width, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        if self.shortcut is not None:
+            y = y + self.shortcut(x)
+        return F.relu(y)
+
+
+class Net(nn.Module):
+    """A plain or residual net: stem, stages of blocks, classifier.
+
+    `trunk` maps images (N, 3, H, W) to features (N, C, H / stride, W / stride); `forward` gives logits
+    (N, num_classes); `dense` gives them at every place of the feature map.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        shortcut: str | None,
+        num_classes: int,
+        zeros: str,
+        batch_norm: BatchNorm,
+        stride_3x3: bool = False,
+    ) -> None:
+        super().__init__()
+        kernel, stride = layout.stem
+        channels = layout.widths[0]
+        self.conv1 = nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = batch_norm(channels)
+        self.pool = nn.MaxPool2d(3, 2, padding=1) if layout.pool else nn.Identity()
         stages: list[nn.Module] = []
-        in_channels = CIFAR_WIDTHS[0]
-        for stage, channels in enumerate(CIFAR_WIDTHS):
+        for stage, (count, width) in enumerate(zip(layout.blocks, layout.widths, strict=True)):
             blocks: list[nn.Module] = []
-            for block in range(blocks_per_stage):
-                stride = 2 if stage > 0 and block == 0 else 1
-                way = make_shortcut(shortcut, in_channels, channels, stride, zeros, batch_norm)
-                blocks.append(Block(in_channels, channels, stride, way, batch_norm))
-                in_channels = channels
+            for number in range(count):
+                stride = 2 if stage > 0 and number == 0 else 1
+                out = width * layout.expansion
+                way = make_shortcut(shortcut, channels, out, stride, zeros, batch_norm)
+                if layout.bottleneck:
+                    blocks.append(Bottleneck(channels, width, stride, way, batch_norm, stride_3x3))
+                else:
+                    blocks.append(Block(channels, width, stride, way, batch_norm))
+                channels = out
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(in_channels, num_classes)
+        self.fc = nn.Linear(channels, num_classes)
 
     def trunk(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> features (N, 64, H/4, W/4)."""
-        features: Tensor = self.stages(F.relu(self.bn1(self.conv1(images))))
+        """Images (N, 3, H, W) -> features of the last stage, 1/4 (CIFAR) or 1/32 (ImageNet) as large."""
+        features: Tensor = self.stages(self.pool(F.relu(self.bn1(self.conv1(images)))))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> logits (N, num_classes)."""
         logits: Tensor = self.fc(self.trunk(images).mean(dim=(2, 3)))  # global average pooling
         return logits
+
+    def dense(self, images: Tensor, window: int) -> Tensor:
+        """The net as a fully convolutional one: logits at each place (N, num_classes, h, w).
+
+        Average pooling over `window` x `window` features with stride 1, then the classifier as a 1x1
+        convolution. With images of the training size and their whole feature map as window there is one
+        place, and its logits are those of `forward` (Section 3.4).
+        """
+        pooled = F.avg_pool2d(self.trunk(images), window, stride=1)
+        return F.conv2d(pooled, self.fc.weight[:, :, None, None], self.fc.bias)
 
 
 def make_shortcut(
@@ -166,22 +238,26 @@ def build_net(
     num_classes: int | None = None,
     *,
     option_a_zeros: str = "trailing",
+    stride_3x3: bool = False,
     init: str = "fan_in",
     bn_group: int = 0,
     bn_momentum: float = 0.1,
     bn_eps: float = 1e-5,
     generator: torch.Generator | None = None,
-) -> nn.Module:
+) -> Net:
     """Build a net of the paper, He-initialised.
 
     Args:
-        dataset: "cifar10" or "digits" (the same nets; any image size divisible by 4).
-        depth: weighted layers, 6n+2 (Section 4.2).
+        dataset: "cifar10" or "digits" (the nets of Section 4.2; any image size divisible by 4),
+            "imagenet" or "folder" (those of Table 1; any image size of 32 and more).
+        depth: weighted layers: 6n+2 (Section 4.2), or 18, 34, 50, 101, 152 (Table 1).
         plain: leave the shortcuts out.
-        shortcut: "A" (identity, zero padding; the default), "B" (projection where the size changes)
-            or "C" (projection everywhere); None and `plain` go together.
-        num_classes: outputs; by default those of the dataset.
+        shortcut: "A" (identity, zero padding), "B" (projection where the size changes) or "C"
+            (projection everywhere); by default A, and B for ImageNet nets of 50 and more layers. None
+            and `plain` go together.
+        num_classes: outputs; by default 10, for ImageNet 1000.
         option_a_zeros: "trailing" or "symmetric" place of option A's zero channels.
+        stride_3x3: a bottleneck's stride on its 3x3 convolution (later practice) instead of its first 1x1.
         init: fan of the He initialisation, "fan_in" or "fan_out".
         bn_group: images that share BN statistics in training; 0 for the whole batch.
         bn_momentum: weight of the newest batch in BN's running averages.
@@ -196,13 +272,14 @@ def build_net(
             impossible depth or shortcut.
     """
     if dataset not in DATASETS:
-        raise UsageError(f"no dataset {dataset!r}: there are {' and '.join(DATASETS)}.")
-    n = check_depth(depth)
-    option = check_shortcut(plain, shortcut)
+        raise UsageError(f"no dataset {dataset!r}: there are {', '.join(DATASETS[:-1])} and {DATASETS[-1]}.")
+    layout = layout_of(dataset, depth)
+    option = check_shortcut(plain, shortcut, default_shortcut(dataset, depth))
     check_setting("init", init)
     check_setting("option_a_zeros", option_a_zeros)
     batch_norm = functools.partial(GroupedBatchNorm2d, group=bn_group, momentum=bn_momentum, eps=bn_eps)
-    net = CifarNet(n, option, 10 if num_classes is None else num_classes, option_a_zeros, batch_norm)
+    classes = num_classes or (1000 if FAMILIES[dataset] == "imagenet" else 10)
+    net = Net(layout, option, classes, option_a_zeros, batch_norm, stride_3x3)
     initialise(net, init, generator)
     return net
 
@@ -215,7 +292,7 @@ def net_of(
     shortcut: str | None,
     num_classes: int,
     generator: torch.Generator | None = None,
-) -> nn.Module:
+) -> Net:
     """The net as a recipe wants it (see `build_net`)."""
     return build_net(
         dataset,
@@ -224,6 +301,7 @@ def net_of(
         shortcut,
         num_classes,
         option_a_zeros=recipe.option_a_zeros,
+        stride_3x3=isinstance(recipe, ImageNetRecipe) and recipe.stride_3x3,
         init=recipe.init,
         bn_group=recipe.bn_group,
         bn_momentum=recipe.bn_momentum,

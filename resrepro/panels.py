@@ -1,17 +1,17 @@
 """Drawing a figure of error curves: panels in a row, every net labelled at the end of its curve.
 
-What is drawn is decided in `resrepro.plotting`; here it is only put on paper. matplotlib is used through
-its objects, without pyplot and without the user's own settings, so that equal input gives equal files.
+What is drawn is decided in `resrepro.plotting` and said by a `Sheet`; here it is only put on paper.
+matplotlib is used through its objects, without pyplot and without the user's own settings, so that equal
+input gives equal files.
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from resrepro.lettering import FONT, mixed, readable, spread, text_width, wrap
-from resrepro.specs import net_label
+from resrepro.sheets import Curve, Panel, Sheet
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -27,9 +27,13 @@ LEADER = 18.0  # points between the frame and the labels
 BOLD = 2.1  # line width, points
 DASHES = (0, (4, 1.6))
 QUIET = "#6b6b6b"
-FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
-TICKS = {20: (0, 5, 10, 20), 40: (0, 10, 20, 30, 40), 60: (0, 20, 40, 60), 100: (0, 20, 40, 60, 80, 100)}
-UNIT_FROM = 20_000  # from so many iterations on the axis counts in 1e4, as in the paper
+TICKS = {
+    20: (0, 5, 10, 20),
+    40: (0, 10, 20, 30, 40),
+    60: (0, 20, 40, 60),
+    80: (0, 20, 40, 60, 80),
+    100: (0, 20, 40, 60, 80, 100),
+}
 BAND = "mean ± std over seeds (n−1)"
 SETTINGS: Any = {
     "font.family": FONT,
@@ -42,89 +46,6 @@ SETTINGS: Any = {
     "svg.hashsalt": "resrepro",
     "svg.fonttype": "path",
 }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Error (percent) against iterations of one net; `std` where several seeds are averaged."""
-
-    depth: int
-    plain: bool
-    kind: str
-    iterations: tuple[float, ...]
-    errors: tuple[float, ...]
-    std: tuple[float, ...] | None = None
-    paper: bool = False
-
-    @property
-    def net(self) -> str:
-        """`plain-56` or `ResNet-56`."""
-        return net_label(self.depth, self.plain)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One panel: its layout (figures.toml), our curves and the paper's."""
-
-    layout: Mapping[str, Any]
-    ours: tuple[Curve, ...]
-    paper: tuple[Curve, ...]
-
-    def needed(self, iterations: int) -> float:
-        """The largest error (percent) in the last third of the schedule, nets off the scale aside."""
-        off_scale = self.layout.get("off_scale", ())
-        return max(
-            (
-                error
-                for curve in (*self.ours, *self.paper)
-                if curve.depth not in off_scale
-                for iteration, error in zip(curve.iterations, curve.errors, strict=True)
-                if iteration >= iterations * 2 / 3
-            ),
-            default=0.0,
-        )
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A whole figure, ready to be drawn.
-
-    `held_out` names the set of the bold lines, `held_out_told` says in the legend what it is;
-    `footnote` is a list of sentences.
-    """
-
-    layout: Mapping[str, Any]
-    panels: tuple[Panel, ...]
-    iterations: int
-    held_out: str
-    held_out_told: str
-    palette: Mapping[str, Any]
-    footnote: tuple[str, ...]
-
-    @property
-    def top(self) -> int:
-        """The upper end of the error axis, percent: the paper's, or higher where curves need it."""
-        need = max(panel.needed(self.iterations) for panel in self.panels)
-        return next(frame for frame in FRAMES if frame >= min(max(need, self.layout["frame"]), 100))
-
-    @property
-    def has_ours(self) -> bool:
-        """Whether any run of ours is drawn."""
-        return any(panel.ours for panel in self.panels)
-
-    @property
-    def unit(self) -> int:
-        """Iterations per unit of the x axis."""
-        return 10_000 if self.iterations >= UNIT_FROM else 1
-
-    def colour(self, depth: int) -> str:
-        """The colour of the nets of a depth."""
-        others: Sequence[str] = self.palette["others"]
-        return str(self.palette["colours"].get(str(depth), others[(depth - 2) // 6 % len(others)]))
-
-    def label(self, curve: Curve) -> str:
-        """What is written at the end of a curve."""
-        return str(self.layout.get("label", "{net}")).format(net=curve.net, depth=curve.depth)
 
 
 def draw_sheet(sheet: Sheet) -> "Figure":
@@ -189,9 +110,9 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     start = float(panel.layout.get("start", 0)) * sheet.iterations / sheet.unit
     end, top = sheet.iterations / sheet.unit, sheet.top
     axes.set_xlim(start, end)
-    axes.set_ylim(0, top)
+    axes.set_ylim(sheet.floor, top)
     ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
-    axes.set_yticks(ticks.get(str(top), TICKS[top]))
+    axes.set_yticks([tick for tick in ticks.get(str(top), TICKS.get(top, ())) if tick >= sheet.floor])
     axes.set_xticks(*_x_ticks(start, end, few="share" in panel.layout, whole=sheet.unit == 1))
     axes.set_xlabel("iter. (1e4)" if sheet.unit > 1 else "iterations")
     axes.set_ylabel(panel.layout["ylabel"].format(held_out=sheet.held_out))
@@ -225,20 +146,19 @@ def _x_ticks(start: float, end: float, *, few: bool, whole: bool) -> tuple[list[
 
 
 def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> None:
-    bold = curve.kind != "train" or sheet.layout["solid"]
+    bold = curve.kind != "train" or sheet.layout["training"] == "solid"
     colour = sheet.colour(curve.depth)
     x = [iteration / sheet.unit for iteration in curve.iterations]
     style: dict[str, Any] = {
         "color": mixed(colour, 0.55) if faint else colour,
-        "linewidth": (1.1 if bold else 0.8) if faint else (BOLD if bold else 1.2),
-        "linestyle": "-" if bold else DASHES,
         "zorder": 2.0 if faint else (3.5 if bold else 3.0),
         "solid_joinstyle": "round",
+        **_stroke(sheet, bold=bold, faint=faint),
     }
     marker = sheet.palette["markers"].get(str(curve.depth))
     if marker and bold and not faint:
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
-        begin = sorted(sheet.palette["markers"]).index(str(curve.depth)) / 40
+        begin = sheet.depths.index(str(curve.depth)) / 40
         style |= {
             "marker": marker, "markersize": 6, "markevery": (begin, 0.16), "markeredgecolor": "white",
             "markeredgewidth": 0.6,
@@ -252,6 +172,16 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> Non
             x, low, high, color=colour, alpha=0.22, linewidth=0, zorder=2.5,
             label=f"band {curve.net} {curve.kind}",
         )  # fmt: skip
+
+
+def _stroke(sheet: Sheet, *, bold: bool, faint: bool) -> dict[str, Any]:
+    """Width and dashes of a line: training error dashed, or thin as in Figure 4, held-out error bold."""
+    thin = sheet.layout["training"] == "thin"
+    if bold:
+        return {"linewidth": (1.6 if thin else 1.1) if faint else BOLD, "linestyle": "-"}
+    if thin:
+        return {"linewidth": 0.6 if faint else 0.8, "linestyle": "-"}
+    return {"linewidth": 0.8 if faint else 1.2, "linestyle": DASHES}
 
 
 def _labelled(panel: Panel) -> list[Curve]:
@@ -278,7 +208,7 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     curves = _labelled(panel)
     height = PANEL_HEIGHT * INCH
     width = axes.get_position().width * float(sheet.layout["width"]) * INCH
-    ends = [min(curve.errors[-1], sheet.top) / sheet.top * height for curve in curves]
+    ends = [sheet.height_of(curve.errors[-1]) * height for curve in curves]
     places = spread(ends, LABEL_PITCH, 0.0, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = readable(sheet.colour(curve.depth))
@@ -312,14 +242,17 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
 
     dark = "#303030"
     curves = [curve for panel in sheet.panels for curve in (*panel.ours, *panel.paper)]
+    thin = sheet.layout["training"] == "thin"
     keys: list[Artist] = []
-    if not sheet.layout["solid"] and curves:
-        keys.append(Line2D([], [], color=dark, linewidth=1.2, linestyle=DASHES, label="training error"))
+    if sheet.layout["training"] != "solid" and curves:
+        stroke = _stroke(sheet, bold=False, faint=False)
+        keys.append(Line2D([], [], color=dark, label="training error", **stroke))
         keys.append(Line2D([], [], color=dark, linewidth=BOLD, label=sheet.held_out_told))
     elif sheet.has_ours and any(curve.paper for curve in curves):
         keys.append(Line2D([], [], color=dark, linewidth=BOLD, label="our runs"))
     if any(curve.std for curve in curves):
         keys.append(Patch(color=dark, alpha=0.22, linewidth=0, label=BAND))
     if sheet.has_ours and any(curve.paper for curve in curves):
-        keys.append(Line2D([], [], color=mixed(dark, 0.55), linewidth=1.0, label="the paper's curves (thin)"))
+        told = f"the paper's curves ({'pale' if thin else 'thin'})"
+        keys.append(Line2D([], [], color=mixed(dark, 0.55), linewidth=1.0, label=told))
     return keys

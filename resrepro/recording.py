@@ -115,6 +115,25 @@ class RunWriter:
         write_json(self.folder / RESULT, {"format": FORMAT, **content})
 
 
+class Onlooker(RunWriter):
+    """The record as a further process of the run sees it: the first one writes, this one does not."""
+
+    def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def append(self, rows: Iterable[Sequence[object]]) -> None:
+        """Leave it to the first process."""
+
+    def cut_back(self, iteration: int) -> None:
+        """Leave it to the first process."""
+
+    def result(self, content: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+
 def run_folder(runs: Path, spec: Spec, seed: int) -> Path:
     """Where a run's record lies: `runs/<name>/seed<k>`."""
     return runs / spec.name / f"seed{seed}"

@@ -4,17 +4,24 @@ Nothing here imports torch.
 """
 
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resrepro.catalogue import find
 from resrepro.errors import RecordError, UsageError
-from resrepro.specs import digest_of
+from resrepro.measurements import (
+    METRICS_MEASURED,
+    Ensemble,
+    Evaluation,
+    ensemble_from,
+    evaluation_from,
+    percentage,
+)
+from resrepro.specs import FAMILIES, digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +33,8 @@ SPEC, ENV, METRICS, RESULT, CHECKPOINT = (
     "result.json",
     "checkpoint.pt",
 )
-EVALS = "evals"
+EVALS = "evals"  # in a run's folder
+ENSEMBLES = "ensembles"  # in a folder of runs
 RECORD_FILES = (SPEC, ENV, METRICS, RESULT)
 METRICS_COLUMNS = (
     "iteration", "epoch", "split", "loss", "top1_err", "top5_err", "lr", "images_per_s", "wall_s",
@@ -34,6 +42,7 @@ METRICS_COLUMNS = (
 FINISHED = ("complete", "shortened")
 STATUSES = (*FINISHED, "partial", "diverged")
 DEFAULT_FOLDERS = ("runs", "results")  # one's own runs, and those that were published
+Measured = TypeVar("Measured", Evaluation, Ensemble)
 RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
 
 
@@ -47,6 +56,10 @@ class Run:
     spec: Mapping[str, Any]
     env: Mapping[str, Any]
     result: Mapping[str, Any]
+    evaluations: tuple[Evaluation, ...] = ()
+    """What `eval` measured of its checkpoints, whichever; `evaluation` picks what counts."""
+    broken: tuple[str, ...] = ()
+    """A sentence on each evaluation that could not be read."""
 
     @property
     def experiment(self) -> str:
@@ -57,16 +70,17 @@ class Run:
     def exact(self) -> bool:
         """Whether the run's specification is the catalogue experiment's, unchanged."""
         try:
-            return digest_of(self.spec) == find(self.experiment).spec().digest
+            return self.digest == find(self.experiment).spec().digest
         except UsageError:  # an experiment that this version does not know
             return False
 
     @property
     def paper_exact(self) -> bool:
         """Whether its numbers may stand in the paper's own cell: unchanged specification, complete
-        official data, default mode, and nothing that departed on the way.
+        official data, default mode, and nothing that departed on the way. (The digits have cells of
+        their own, though they depart from the paper.)
         """
-        told = self.result["notices"] or (self.result["departures"] and self.spec["dataset"] == "cifar10")
+        told = self.result["notices"] or (self.result["departures"] and self.spec["dataset"] != "digits")
         return self.exact and not told and self.env["mode"] == "default"
 
     @property
@@ -83,17 +97,57 @@ class Run:
     def cell(self) -> tuple[str, str, str]:
         """What runs must share to enter one mean: specification, data and mode; all but the seed."""
         data = json.dumps(self.env["data"]["sha256"], sort_keys=True)
-        return str(digest_of(self.spec)), data, str(self.env["mode"])
+        return self.digest, data, str(self.env["mode"])
+
+    @property
+    def digest(self) -> str:
+        """The digest of its specification."""
+        return digest_of(self.spec)
 
     @property
     def headline_split(self) -> str:
-        """The set that the headline error was measured on: "test", or "val" under the 45k/5k split."""
+        """The set that the headline error was measured on: "test", or "val" under the 45k/5k split and
+        for folders of images.
+        """
         return str(self.result["headline"])
+
+    @property
+    def family(self) -> str:
+        """`cifar` or `imagenet`: which nets and which kind of recipe."""
+        return FAMILIES.get(str(self.spec["dataset"]), "cifar")
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the images have; CIFAR's records do not say (None)."""
+        classes: int | None = self.env["data"].get("classes")
+        return classes
 
     def last(self, split: str, metric: str = "top1_err") -> float | None:
         """A figure of the last iteration, None if that set was not measured."""
         found = self.result["last"].get(split)
         return None if found is None else float(found[metric])
+
+    def evaluation(self, protocol: str, part: str) -> Evaluation | None:
+        """The evaluation of a set under a test protocol, None if there is none that counts.
+
+        Only those count that are of this run's last iteration, on the data that it names, and with the
+        BN statistics of its recipe. An untrained or partly trained net has none.
+        """
+        if not self.finished:
+            return None
+        end = int(self.spec["recipe"]["iterations"])
+        wanted = protocol, self.spec["recipe"].get("bn_stats", "running"), self.digest, end
+        for found in self.evaluations:
+            if (found.protocol, found.bn_stats, found.digest, found.iteration) != wanted:
+                continue
+            if part in found.errors and found.data.same_set(part, self.env["data"]):
+                return found
+        return None
+
+    def evaluated(self, protocol: str, metric: str, part: str) -> float | None:
+        """The `top1_err` or `top5_err` (percent) of a set under a test protocol, if it was measured."""
+        found = self.evaluation(protocol, part)
+        return None if found is None else found.errors[part][metric]
 
     @property
     def best(self) -> float | None:
@@ -160,7 +214,7 @@ def read_metrics(path: Path) -> "pd.DataFrame":
 
 
 def read_run(folder: Path) -> Run:
-    """The record in one run folder.
+    """The record in one run folder, with its evaluations; a broken one of these is named in `broken`.
 
     Raises:
         RecordError: if a file is missing or broken; the file is named.
@@ -177,7 +231,22 @@ def read_run(folder: Path) -> Run:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
     _ = run.metrics
-    return run
+    evaluations, broken = _read_all(folder / EVALS, evaluation_from)
+    return replace(run, evaluations=tuple(evaluations), broken=tuple(broken))
+
+
+def _read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple[list[Measured], list[str]]:
+    """What the JSON files of a folder hold, and a sentence on each that is broken."""
+    found: list[Measured] = []
+    broken: list[str] = []
+    for path in sorted(folder.glob("[!.]*.json")):
+        try:
+            found.append(parse(read_json(path)))
+        except RecordError as error:
+            broken.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            broken.append(f"{path} is broken: {type(error).__name__} {error}.")
+    return found, broken
 
 
 def _check_result(run: Run) -> None:
@@ -194,35 +263,40 @@ def _check_result(run: Run) -> None:
             raise RecordError(f"{where} is broken: {key} is no number.")
     if not isinstance(run.env["data"]["images"].get(run.headline_split), int):
         raise RecordError(f"{run.folder / ENV} is broken: it does not say how many images were measured.")
+    if run.family == "imagenet" and not isinstance(run.classes, int):
+        raise RecordError(f"{run.folder / ENV} is broken: it does not say how many classes there were.")
     if run.best is not None and not 0 <= run.best <= 100:
         raise RecordError(f"{where} is broken: the best error is no percentage.")
     for split, figures in run.result["last"].items():
-        for metric in ("top1_err", "top5_err"):
-            value = figures[metric]
-            if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 100):
-                raise RecordError(f"{where} is broken: the {split} {metric} is no percentage.")
+        for metric in METRICS_MEASURED:
+            try:
+                percentage(figures[metric], f"{split} {metric}")
+            except ValueError as error:
+                raise RecordError(f"{where} is broken: {error}.") from None
     if run.finished and run.last(run.headline_split) is None:
         raise RecordError(f"{where} is broken: a finished run without a headline error.")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs that could be read, and one sentence for each that could not."""
+    """Runs and ensembles that could be read, and one sentence for each file that could not."""
 
     runs: tuple[Run, ...]
     broken: tuple[str, ...]
+    ensembles: tuple[Ensemble, ...] = ()
 
 
 def collect(folders: Iterable[Path]) -> Collection:
-    """All runs below some runs folders, in a fixed order; folders set aside are passed over.
+    """All runs and ensembles below some runs folders, in a fixed order; folders set aside are passed over.
 
     A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
-    is finished, else the first.
+    is finished, else the first. Of an ensemble that appears twice the first one counts.
 
     Raises:
         RecordError: if something that is no folder was given.
     """
     runs: dict[tuple[object, ...], Run] = {}
+    ensembles: dict[str, Ensemble] = {}
     broken: list[str] = []
     for top in folders:
         if top.exists() and not top.is_dir():
@@ -235,11 +309,16 @@ def collect(folders: Iterable[Path]) -> Collection:
             except RecordError as error:
                 broken.append(str(error))
                 continue
+            broken += run.broken
             key = (run.name, run.seed, *run.cell)
             if key not in runs or (run.finished and not runs[key].finished):
                 runs[key] = run
+        found, damaged = _read_all(top / ENSEMBLES, ensemble_from)
+        broken += damaged
+        for ensemble in found:
+            ensembles.setdefault(ensemble.key, ensemble)
     ordered = sorted(runs.values(), key=lambda run: (run.name, run.seed))
-    return Collection(tuple(ordered), tuple(broken))
+    return Collection(tuple(ordered), tuple(broken), tuple(ensembles[key] for key in sorted(ensembles)))
 
 
 def load_runs(*folders: str | Path) -> "pd.DataFrame":
@@ -247,7 +326,7 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
 
     Columns: name, experiment, dataset, depth, plain, shortcut, seed, status, iterations, headline
     (the set measured on), top1_err, best_err, train_err (percent), seconds, departures, folder.
-    A broken record gives a `UserWarning` and no row.
+    A broken record gives a `UserWarning` and no row; a broken evaluation only the warning.
     """
     import warnings
 

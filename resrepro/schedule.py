@@ -1,9 +1,13 @@
 """The learning rate as a pure function of the iteration and of where the warm-up ended (Section 4.2)."""
 
+from collections.abc import Sequence
+
 from resrepro.specs import Recipe
 
 
-def learning_rate(recipe: Recipe, iteration: int, warmup_switch: int | None = None) -> float:
+def learning_rate(
+    recipe: Recipe, iteration: int, warmup_switch: int | None = None, drops: Sequence[int] | None = None
+) -> float:
     """The rate of update `iteration` (counted from 0).
 
     Args:
@@ -11,10 +15,12 @@ def learning_rate(recipe: Recipe, iteration: int, warmup_switch: int | None = No
         iteration: the update about to be made. Iteration 32,000 (the 32,001st) is the first after a
             drop at 32,000.
         warmup_switch: the iteration at which the warm-up ended, None while it lasts.
+        drops: where the rate drops if that is found on the way (see `plateau`); the recipe's by default.
     """
     if recipe.warmup_lr and (warmup_switch is None or iteration < warmup_switch):
         return recipe.warmup_lr
-    return float(recipe.lr / recipe.lr_divisor ** sum(iteration >= drop for drop in recipe.lr_drops))
+    fallen = recipe.lr_drops if drops is None else drops
+    return float(recipe.lr / recipe.lr_divisor ** sum(iteration >= drop for drop in fallen))
 
 
 def warmup_is_due(recipe: Recipe, iteration: int, warmup_switch: int | None) -> bool:

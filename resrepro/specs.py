@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from resrepro.errors import UsageError
 
@@ -19,9 +19,9 @@ Value = bool | int | float | str | tuple[int, ...]
 MAX_NAME = 120  # characters of a run folder; file systems stop at 255
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every setting that decides what is computed (paper Section 4.2; meanings in settings.toml).
+    """The settings that all recipes share (paper Sections 3.4 and 4.2; meanings in settings.toml).
 
     Iterations count updates from 0; `lr_drops` are the numbers of updates made at the rate before.
     """
@@ -29,7 +29,6 @@ class Recipe:
     iterations: int
     batch_size: int
     sampling: str
-    split: str
     lr: float
     lr_drops: tuple[int, ...]
     lr_divisor: float
@@ -47,32 +46,86 @@ class Recipe:
     option_a_zeros: str
     mean: str
     pixel_divisor: float
-    pad: int
-    pad_order: str
-    pad_value: float
     flip: bool
     precision: str
     eval_every: int
     test_view: str
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
-        """The recipe of a record or checkpoint (TypeError if a setting is missing or unknown)."""
-        typed: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**typed)
+    SAMPLE_CAP: ClassVar[int] = 1000
+    """Most iterations between samples: as the paper's figure of this family is drawn."""
 
-    def shortened_to(self, iterations: int) -> "Recipe":
+    def shortened_to(self, iterations: int) -> Self:
         """The same schedule in another number of iterations: drops keep their place in the run.
 
-        Samples fall every min(1000, ceil(iterations / 32)) iterations.
+        Samples fall every min(SAMPLE_CAP, ceil(iterations / 32)) iterations.
         """
         drops = tuple(math.ceil(drop * iterations / self.iterations) for drop in self.lr_drops)
-        every = min(1000, math.ceil(iterations / 32))
+        every = min(self.SAMPLE_CAP, math.ceil(iterations / 32))
         return replace(self, iterations=iterations, lr_drops=drops, eval_every=every)
 
+    def resized_to(self, image_size: int) -> Self:
+        """The same views for images of another size; CIFAR images have only their own."""
+        return self
 
-SETTINGS = tuple(field.name for field in fields(Recipe))
-SETTING_TYPES: Mapping[str, Any] = get_type_hints(Recipe)
+
+@dataclass(frozen=True, kw_only=True)
+class CifarRecipe(Recipe):
+    """Every setting that decides what is computed on images held in memory (Section 4.2)."""
+
+    split: str
+    pad: int
+    pad_order: str
+    pad_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNetRecipe(Recipe):
+    """Every setting that decides what is computed on a folder of photographs (Section 3.4)."""
+
+    lr_policy: str
+    plateau_patience: int
+    plateau_gain: float
+    image_size: int
+    scale: tuple[int, ...]
+    colour: str
+    colour_std: float
+    stride_3x3: bool
+    bn_stats: str
+
+    SAMPLE_CAP: ClassVar[int] = 5000
+
+    def resized_to(self, image_size: int) -> Self:
+        """The same views for another crop: the range of the shorter side keeps its ratio to it."""
+        scale = tuple(scaled(side, image_size, self.image_size) for side in self.scale)
+        return replace(self, image_size=image_size, scale=scale)
+
+
+def scaled(side: int, image_size: int, reference: int = 224) -> int:
+    """A side that the paper gives for crops of `reference` pixels, for crops of `image_size` pixels."""
+    return max(image_size, round(side * image_size / reference))
+
+
+RECIPES: Mapping[str, type[Recipe]] = {"cifar": CifarRecipe, "imagenet": ImageNetRecipe}
+FAMILIES = {"cifar10": "cifar", "digits": "cifar", "imagenet": "imagenet", "folder": "imagenet"}
+"""Which nets, recipe and views a dataset takes: those of Section 4.2, or those of Sections 3.3 and 3.4."""
+DATASETS = tuple(FAMILIES)
+SETTING_TYPES: Mapping[str, Any] = {
+    key: kind
+    for recipe in RECIPES.values()
+    for key, kind in get_type_hints(recipe).items()
+    if get_origin(kind) is not ClassVar
+}
+
+
+def settings_of(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
+    """The names of a recipe's settings."""
+    return tuple(field.name for field in fields(recipe))
+
+
+def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a record or checkpoint (TypeError if a setting is missing or unknown)."""
+    typed: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return RECIPES["imagenet" if "image_size" in typed else "cifar"](**typed)
 
 
 @dataclass(frozen=True)
@@ -130,21 +183,33 @@ def net_label(depth: int, plain: bool, shortcut: str | None = None) -> str:
     return f"ResNet-{depth}" + (f" ({shortcut})" if shortcut in ("B", "C") else "")
 
 
-def check_depth(depth: int) -> int:
-    """The n of a CIFAR net of 6n+2 layers.
+IMAGENET_DEPTHS = (18, 34, 50, 101, 152)  # Table 1
+BOTTLENECK_FROM = 50  # layers: from here on blocks of three convolutions, Figure 5 right
+
+
+def check_depth(depth: int, family: str = "cifar") -> int:
+    """The depth, if the paper's family of nets has such a net.
 
     Raises:
-        UsageError: (a ValueError) if `depth` is not 6n+2 with n >= 1; names the nearest that are.
+        UsageError: (a ValueError) if a CIFAR depth is not 6n+2 with n >= 1 (the nearest are named), or
+            an ImageNet depth is not in Table 1.
     """
+    if family == "imagenet":
+        if depth not in IMAGENET_DEPTHS:
+            listed = ", ".join(map(str, IMAGENET_DEPTHS[:-1]))
+            raise UsageError(
+                f"an ImageNet net has {listed} or {IMAGENET_DEPTHS[-1]} layers (Table 1), not {depth}."
+            )
+        return depth
     if depth >= 8 and (depth - 2) % 6 == 0:
-        return (depth - 2) // 6
+        return depth
     below = (depth - 2) // 6 * 6 + 2
     near = " or ".join(str(d) for d in (below, below + 6) if d >= 8) or "8"
     raise UsageError(f"a CIFAR net has 6n+2 layers, and {depth} is not of that form: the nearest is {near}.")
 
 
-def check_shortcut(plain: bool, shortcut: str | None) -> Shortcut | None:
-    """The shortcut option of a net: None for plain, A unless another is named (Section 4.2).
+def check_shortcut(plain: bool, shortcut: str | None, default: Shortcut = "A") -> Shortcut | None:
+    """The shortcut option of a net: None for plain, the default unless another is named.
 
     Raises:
         UsageError: if a plain net is given a shortcut, or the option is not A, B or C.
@@ -156,10 +221,15 @@ def check_shortcut(plain: bool, shortcut: str | None) -> Shortcut | None:
                 "drop one of the two."
             )
         return None
-    option = "A" if shortcut is None else shortcut.upper()
+    option = default if shortcut is None else shortcut.upper()
     if option not in get_args(Shortcut):
         raise UsageError(f"no shortcut option {shortcut!r}: the paper has A, B and C.")
     return option  # type: ignore[return-value]
+
+
+def default_shortcut(dataset: str, depth: int) -> Shortcut:
+    """The paper's option: B for the bottleneck nets (Section 4.1), else A (Table 2, Section 4.2)."""
+    return "B" if FAMILIES[dataset] == "imagenet" and depth >= BOTTLENECK_FROM else "A"
 
 
 def spell(value: Value | None) -> str:

@@ -137,6 +137,16 @@ def _tex(text: str) -> str:
     return re.sub(".", lambda found: _TEX.get(found[0], found[0]), text)
 
 
+NAME_WIDTH = 16  # characters of a row's name in the terminal; longer ones go on below
+
+
+def _narrow(column: str) -> str:
+    """A heading in as few columns as it needs, over several lines."""
+    for word, short in ((":", ""), ("difference", "diff."), ("training", "train"), ("validation", "val.")):
+        column = column.replace(word, short)
+    return column.replace(" ", "\n")
+
+
 def to_rich(table: Table) -> "RenderableType":
     """The table for a terminal; fits 80 columns."""
     from rich import box
@@ -145,10 +155,7 @@ def to_rich(table: Table) -> "RenderableType":
     from rich.text import Text
 
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
-    heads = [
-        column.replace(":", "").replace("difference", "diff.").replace("training", "train").replace(" ", "\n")
-        for column in (*table.columns, "notes")
-    ]
+    heads = [_narrow(column) for column in (*table.columns, "notes")]
     lines = max(head.count("\n") for head in heads)
     for number, head in enumerate(heads):
         justify: Literal["left", "right"] = "right" if 0 < number < len(table.columns) else "left"
@@ -164,7 +171,8 @@ def to_rich(table: Table) -> "RenderableType":
         mark = "†" if sections and not first.startswith("↳") else ""
         # What follows a spread goes to a second line, which keeps all columns within 80.
         cells = [cell.replace(" (", "\n(") if "±" in cell else cell for cell in others]
-        grid.add_row(Text(first + mark), *map(Text, cells), Text(",".join(map(str, row.notes)), style="dim"))
+        name = first.replace(" (", "\n(") if len(first) > NAME_WIDTH else first
+        grid.add_row(Text(name + mark), *map(Text, cells), Text(",".join(map(str, row.notes)), style="dim"))
     below = [Text(f" † {section}") for section in sections]
     below += [Text(f"{number:>2} {note}") for number, note in enumerate(table.notes, 1)]
     if table.missing:

@@ -1,65 +1,84 @@
 """One run while it is being trained: the loop, the curves it records, its checkpoints (Section 4.2)."""
 
+import contextlib
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro import catalogue
 from resrepro.checkpoint import load_checkpoint, save_checkpoint
-from resrepro.data import Dataset
-from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
+from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
 from resrepro.device import arithmetic, memory_format
+from resrepro.distributed import (
+    StopVote,
+    average_statistics,
+    exchanging,
+    gathered,
+    in_parallel,
+    on_first,
+)
 from resrepro.errors import Diverged, Interrupted, RecordError
-from resrepro.evaluation import measure, on_device
+from resrepro.feeds import Feed
 from resrepro.interrupts import Interrupts
 from resrepro.metrics import Errors, ErrorSums
-from resrepro.nets import net_of
+from resrepro.nets import Net, net_of
+from resrepro.normalisation import norms_of
 from resrepro.optimizer import make_optimizer, set_learning_rate
+from resrepro.plateau import Plateau
+from resrepro.processes import is_first, world_size
 from resrepro.recording import RunWriter
 from resrepro.schedule import learning_rate, warmup_is_due
-from resrepro.specs import Spec
+from resrepro.specs import ImageNetRecipe, Recipe, Spec
+from resrepro.spread import Spread
 from resrepro.watching import Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run computes: a device, and this process's share of each batch."""
+
+    device: torch.device
+    spread: Spread
 
 
 class Trainer:
     """The state of one run: net, optimizer, batches, and how far it has come."""
 
     def __init__(
-        self,
-        spec: Spec,
-        seed: int,
-        dataset: Dataset,
-        device: torch.device,
-        writer: RunWriter,
-        watcher: Watcher,
+        self, spec: Spec, seed: int, feed: Feed, target: Target, writer: RunWriter, watcher: Watcher
     ) -> None:
-        self.spec, self.recipe, self.seed = spec, spec.recipe, seed
-        self.dataset, self.device, self.writer, self.watcher = dataset, device, writer, watcher
-        # The initial weights are drawn on the CPU, so that a seed means the same on every device.
-        weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
-        net = net_of(
-            self.recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, dataset.num_classes, weights
-        )
-        self.net: nn.Module = net.to(device).to(memory_format=memory_format(device))
+        self.spec, self.recipe, self.seed, self.feed = spec, spec.recipe, seed, feed
+        self.target, self.device, self.writer, self.watcher = target, target.device, writer, watcher
+        self.net = self._new_net().to(self.device).to(memory_format=memory_format(self.device))
+        for norm in norms_of(self.net):
+            norm.images = target.spread.local
+            norm.sync = self.recipe.bn_group == 0 and world_size() > 1
+        self.model = in_parallel(self.net, self.device)
         self.optimizer = make_optimizer(self.net, self.recipe)
-        self.preparation = Preparation.from_training_images(self.recipe, dataset.train, device)
-        self.batches = TrainingBatches(self.recipe, dataset.train, self.preparation, seed)
-        self.held_out = {name: on_device(images, device) for name, images in dataset.held_out.items()}
-        self.headline = next(iter(self.held_out))
-        self.since_sample, self.since_look = ErrorSums(device), ErrorSums(device)
+        self.headline = feed.about.held_out[0]
+        self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
         self.done = 0
         self.warmup_switch: int | None = None
+        self.plateau = _plateau_of(self.recipe)
         self.last: dict[str, Errors] = {}
         self.best: dict[str, Any] | None = None
         self.seconds_before = 0.0  # spent by earlier sessions of this run
         self.session_start = self.mark = time.perf_counter()
         self.images_before_mark = 0
+
+    def _new_net(self) -> Net:
+        # The initial weights are drawn on the CPU, so that a seed means the same on every device.
+        weights = torch.Generator().manual_seed(stream_seed(self.seed, INITIAL_WEIGHTS))
+        spec = self.spec
+        shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, self.feed.about.num_classes)
+        return net_of(self.recipe, *shape, weights)
 
     def run(self) -> None:
         """Make the missing updates, sampling and checkpointing on the way, then close the record."""
@@ -69,9 +88,11 @@ class Trainer:
         self.session_start = self.mark = time.perf_counter()
         self.images_before_mark = self.since_sample.count
         self.net.train()
-        with Interrupts() as interrupts:
+        batches = self.feed.batches(self.done, self.recipe.iterations)
+        with Interrupts() as interrupts, contextlib.closing(batches):
+            vote = StopVote()
             while self.done < self.recipe.iterations:
-                lr = self.step()
+                lr = self.step(*next(batches))
                 if warmup_is_due(self.recipe, self.done, self.warmup_switch):
                     self.look_at_warmup()
                 if self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations:
@@ -79,36 +100,50 @@ class Trainer:
                     self.save()
                     self.mark, self.images_before_mark = time.perf_counter(), 0
                 elif self.done % LOOK_FOR_DIVERGENCE == 0:
-                    self.stop_if_diverged(self.since_sample.read())
-                if interrupts.received and self.done < self.recipe.iterations:
-                    self.stop(interrupts.received)
+                    self.stop_if_diverged(gathered(self.since_sample).read())
+                decided = vote.cast(interrupts.received)
+                if decided and self.done < self.recipe.iterations:
+                    self.stop(decided)
+            decided = vote.result() or interrupts.received
         exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
         self.writer.result(self.result(status))
-        if interrupts.received:  # during the last step: the run is whole, but nothing may follow it
-            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", interrupts.received)
+        if decided:  # during the last step: the run is whole, but nothing may follow it
+            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", decided)
 
-    def step(self) -> float:
-        """One update (Section 3.4); returns the learning rate it was made at."""
-        images, labels = self.batches[self.done]
-        lr = learning_rate(self.recipe, self.done, self.warmup_switch)
+    def step(self, images: Tensor, labels: Tensor) -> float:
+        """One update (Section 3.4) on this process's share of a batch, in one pass or several.
+
+        Returns the learning rate it was made at.
+        """
+        drops = None if self.plateau is None else self.plateau.drops
+        lr = learning_rate(self.recipe, self.done, self.warmup_switch, drops)
         set_learning_rate(self.optimizer, lr, self.recipe.momentum_form)
-        with arithmetic(self.recipe.precision, self.device):
-            logits = self.net(images)
-            loss = F.cross_entropy(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        micro = self.target.spread.micro
+        parts = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
+        for number, (part, truth) in enumerate(parts, 1):
+            with exchanging(self.model, number == len(parts)):
+                self.pass_once(part, truth, len(parts))
         self.optimizer.step()
+        average_statistics(self.net)
         self.done += 1
-        self.since_sample.add(loss.detach(), logits.detach(), labels)
-        if self.recipe.warmup_lr and self.warmup_switch is None:
-            self.since_look.add(loss.detach(), logits.detach(), labels)
         self.watcher.step(self.done, lr, self.since_sample.read)
         return lr
 
+    def pass_once(self, images: Tensor, labels: Tensor, passes: int) -> None:
+        """Forward and backward of one of the passes of an update."""
+        with arithmetic(self.recipe.precision, self.device):
+            logits = self.model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+        (loss if passes == 1 else loss / passes).backward()  # type: ignore[no-untyped-call]
+        self.since_sample.add(loss.detach(), logits.detach(), labels)
+        if self.recipe.warmup_lr and self.warmup_switch is None:
+            self.since_look.add(loss.detach(), logits.detach(), labels)
+
     def look_at_warmup(self) -> None:
         """End the warm-up once the training error has fallen below its bound (Section 4.2: 80 %)."""
-        errors = self.since_look.read()
+        errors = gathered(self.since_look).read()
         self.since_look.reset()
         if errors.top1_err < self.recipe.warmup_until_err:
             self.warmup_switch = self.done
@@ -123,19 +158,18 @@ class Trainer:
         Raises:
             Diverged: if a loss is not finite.
         """
-        train = self.since_sample.read()  # waits for the device, so the time below is of finished work
-        images = self.since_sample.count - self.images_before_mark
+        train = gathered(self.since_sample).read()  # waits for the device: the time is of finished work
+        images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9)
         self.since_sample.reset()
-        self.last = {"train": train} | {
-            name: measure(self.net, pixels, labels, self.preparation, self.recipe.precision)
-            for name, (pixels, labels) in self.held_out.items()
-        }
+        self.last = {"train": train} | self.feed.measure(self.net, self.device)
         self.append_rows(lr, speed)
         self.stop_if_diverged(*self.last.values())
         headline = self.last[self.headline]
         if self.best is None or headline.top1_err < self.best["top1_err"]:
             self.best = {"iteration": self.done, "top1_err": round(headline.top1_err, 4)}
+        if self.plateau is not None and self.plateau.see(self.done, headline.top1_err):
+            self.watcher.say(f"The error has come to a plateau by iteration {self.done:,}: the rate drops.")
         self.watcher.sample(Sample(self.done, lr, self.last, speed))
 
     def stop_if_diverged(self, *measured: Errors) -> None:
@@ -154,7 +188,7 @@ class Trainer:
 
     def append_rows(self, lr: float, speed: float) -> None:
         """Add one row per set to metrics.csv."""
-        epoch = self.done * self.recipe.batch_size / len(self.dataset.train)
+        epoch = self.done * self.recipe.batch_size / self.feed.about.sizes["train"]
         self.writer.append(
             (
                 self.done, f"{epoch:.4f}", name, f"{errors.loss:.6f}", f"{errors.top1_err:.4f}",
@@ -186,9 +220,10 @@ class Trainer:
             "last": figures,
             "best": self.best,
             "warmup_switch": self.warmup_switch,
+            **({} if self.plateau is None else {"lr_drops": self.plateau.drops}),
             "seconds": round(self.seconds(), 1),
             "departures": self.departures(),
-            "notices": list(self.dataset.notices),
+            "notices": list(self.feed.about.notices),
         }
 
     def departures(self) -> list[str]:
@@ -200,27 +235,32 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint and, with it, how far the run has come."""
-        sums = (self.since_sample, self.since_look)
-        save_checkpoint(
-            self.writer.checkpoint,
-            {
-                "digest": self.spec.digest,
-                "spec": self.spec.to_json(),
-                "num_classes": self.dataset.num_classes,
-                "seed": self.seed,
-                "data": dict(self.dataset.checksums),
-                "mean": self.preparation.mean.cpu(),
-                "iteration": self.done,
-                "net": self.net.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "warmup_switch": self.warmup_switch,
-                "sums": [(part.sums.cpu(), part.count) for part in sums],
-                "best": self.best,
-                "last": {name: list(vars(errors).values()) for name, errors in self.last.items()},
-                "seconds": self.seconds(),
-            },
-        )
+        sums = [gathered(part) for part in (self.since_sample, self.since_look)]
+        if is_first():
+            save_checkpoint(self.writer.checkpoint, self.state(sums))
         self.writer.result(self.result("partial"))
+
+    def state(self, sums: list[ErrorSums]) -> dict[str, Any]:
+        """The content of a checkpoint; `sums` are those of all processes."""
+        about = self.feed.about
+        return {
+            "digest": self.spec.digest,
+            "spec": self.spec.to_json(),
+            "num_classes": about.num_classes,
+            "classes": None if about.classes is None else list(about.classes),
+            "seed": self.seed,
+            "data": dict(about.checksums),
+            "mean": self.feed.normalisation.mean.cpu(),
+            "iteration": self.done,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "warmup_switch": self.warmup_switch,
+            "plateau": None if self.plateau is None else self.plateau.state(),
+            "sums": [(part.sums.cpu(), part.count) for part in sums],
+            "best": self.best,
+            "last": {name: list(vars(errors).values()) for name, errors in self.last.items()},
+            "seconds": self.seconds(),
+        }
 
     def resume(self) -> bool:
         """Go back to the checkpoint, if there is one; False if the run starts from nothing.
@@ -228,13 +268,13 @@ class Trainer:
         Raises:
             RecordError: if the checkpoint is damaged, or the data are not those it was trained on.
         """
-        if not self.writer.checkpoint.exists():
+        state = on_first(self._load)
+        if state is None:
             return False
-        state = load_checkpoint(self.writer.checkpoint)
         try:
             if state["digest"] != self.spec.digest or state["seed"] != self.seed:
                 raise RecordError(f"{self.writer.checkpoint} is of another run: start anew with --fresh.")
-            if state["data"] != dict(self.dataset.checksums):
+            if state["data"] != dict(self.feed.about.checksums):
                 raise RecordError(
                     f"{self.writer.folder} was trained on other data (checksum differs): "
                     "name the same data folder, or start anew with --fresh."
@@ -244,9 +284,12 @@ class Trainer:
             for sums, (values, count) in zip(
                 (self.since_sample, self.since_look), state["sums"], strict=True
             ):
-                sums.sums.copy_(values)
-                sums.count = count
+                if is_first():  # the sums of all processes, which must not be counted once by each
+                    sums.sums.copy_(values)
+                    sums.count = count
             self.done, self.warmup_switch = state["iteration"], state["warmup_switch"]
+            if self.plateau is not None:
+                self.plateau.drops, self.plateau.best, self.plateau.waited = state["plateau"]
             self.best = state["best"]
             self.last = {name: Errors(*values) for name, values in state["last"].items()}
             self.seconds_before = state["seconds"]
@@ -258,6 +301,10 @@ class Trainer:
         self.writer.cut_back(self.done)
         self.watcher.say(f"Going on from iteration {self.done:,} of {self.recipe.iterations:,}.")
         return True
+
+    def _load(self) -> dict[str, Any] | None:
+        path = self.writer.checkpoint
+        return load_checkpoint(path) if path.exists() else None
 
     def stop(self, signal_number: int) -> None:
         """Checkpoint and leave because of a signal.
@@ -271,3 +318,9 @@ class Trainer:
             "The same command goes on from here.",
             signal_number,
         )
+
+
+def _plateau_of(recipe: Recipe) -> Plateau | None:
+    if isinstance(recipe, ImageNetRecipe) and recipe.lr_policy == "plateau":
+        return Plateau(recipe)
+    return None

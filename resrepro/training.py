@@ -1,18 +1,23 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from resrepro import catalogue
-from resrepro.data import load_dataset
+from resrepro.data.loading import Loading
 from resrepro.device import choose_device, use_precision, use_threads
+from resrepro.distributed import join, on_first, told_as_lost
 from resrepro.errors import Diverged, UsageError
-from resrepro.recording import describe_environment, open_run, run_folder
+from resrepro.feeds import open_feed
+from resrepro.processes import is_first, world_size
+from resrepro.recording import Onlooker, RunWriter, describe_environment, open_run, run_folder
 from resrepro.records import RESULT, read_json
-from resrepro.specs import Value
-from resrepro.trainer import Trainer
+from resrepro.specs import Spec, Value
+from resrepro.spread import Spread, bn_group_for, spread_batch
+from resrepro.trainer import Target, Trainer
 from resrepro.watching import Watcher
 
 
@@ -25,6 +30,9 @@ def train(
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
+    micro_batch: int | None = None,
+    sync_bn: bool = False,
+    loading: Loading | None = None,
     fresh: bool = False,
     watcher: Watcher | None = None,
     arguments: Sequence[str] | None = None,
@@ -36,10 +44,15 @@ def train(
         experiment: a name such as "cifar10-plain56" or "digits-resnet20".
         seed: decides initial weights, order and augmentation.
         shortcut: "A", "B" or "C" for residual nets; the paper's A by default.
-        data: folder of CIFAR-10 (see `resrepro.data.load_dataset`).
+        data: folder of CIFAR-10 (see `resrepro.data.load_dataset`), or of photographs in `train/<class>/`
+            and `val/<class>/`.
         runs: folder in which the run's own folder is made.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         threads: CPU threads; one per core by default.
+        micro_batch: images per forward and backward pass; fewer than the batch (or than a process's share
+            of it) accumulate gradients.
+        sync_bn: BN statistics over all processes of a `torchrun` together, instead of each its own.
+        loading: how image files are read.
         fresh: set an existing run aside and start anew.
         watcher: hears of every event; silent by default.
         arguments: the command line, for the record.
@@ -54,43 +67,105 @@ def train(
         RecordError: if the record cannot be written.
         Diverged: if the loss became infinite or NaN; the record is kept.
         Interrupted: if a signal stopped the run; its checkpoint is written.
+        PeerLost: if another process of the run ended.
     """
-    spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
     if seed < 0:
         raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-    target = choose_device(device)
+    spec, spread = plan(experiment, shortcut, micro_batch, sync_bn, settings)
+    device_used = choose_device(device)
     use_threads(threads)
-    use_precision(spec.recipe.precision, target)
-    watcher = watcher or Watcher()
-    folder = run_folder(Path(runs), spec, seed)
-    if not fresh and _already_over(folder, watcher):
-        return folder
-    dataset = load_dataset(spec.dataset, spec.recipe.split, data)
-    if spec.recipe.batch_size > len(dataset.train):
-        raise UsageError(f"a batch of {spec.recipe.batch_size} is larger than the training set.")
-    writer = open_run(Path(runs), spec, seed, fresh=fresh)
-    if writer.aside:
-        watcher.say(f"The earlier run is kept in {writer.aside}.")
-    for notice in dataset.notices:
-        watcher.say(f"Note: {notice}.")
-    trainer = Trainer(spec, seed, dataset, target, writer, watcher)
-    env = describe_environment(arguments) | _describe_device(target)
-    if trainer.resume():
-        writer.add_session(trainer.done, env)
-    else:
-        command = catalogue.command_for(spec, seed)
-        writer.begin(spec, seed, env | {"mode": "default", "data": dataset.describe(), "command": command})
-        writer.result(trainer.result("partial"))
-    try:
-        trainer.run()
-    finally:
-        watcher.end()
+    use_precision(spec.recipe.precision, device_used)
+    watcher = (watcher if is_first() else None) or Watcher()
+    join(device_used)
+    with told_as_lost(), _telling_memory(spread):
+        folder = run_folder(Path(runs), spec, seed)
+        if not fresh and on_first(lambda: _already_over(folder, watcher)):
+            return folder
+        feed = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say)
+        if spec.recipe.batch_size > feed.about.sizes["train"]:
+            raise UsageError(f"a batch of {spec.recipe.batch_size} is larger than the training set.")
+        writer = on_first(lambda: open_run(Path(runs), spec, seed, fresh=fresh))
+        writer = writer if is_first() else Onlooker(folder)
+        _say_first(writer, spec, spread, feed.about.notices, watcher)
+        trainer = Trainer(spec, seed, feed, Target(device_used, spread), writer, watcher)
+        env = describe_environment(arguments) | _describe_device(device_used, spread)
+        if trainer.resume():
+            writer.add_session(trainer.done, env)
+        else:
+            command = catalogue.command_for(spec, seed)
+            data_told = feed.about.describe()
+            writer.begin(spec, seed, env | {"mode": "default", "data": data_told, "command": command})
+            writer.result(trainer.result("partial"))
+        try:
+            trainer.run()
+        finally:
+            watcher.end()
     return folder
 
 
-def _describe_device(device: torch.device) -> dict[str, object]:
+def plan(
+    experiment: str,
+    shortcut: str | None,
+    micro_batch: int | None,
+    sync_bn: bool,
+    settings: Mapping[str, Value | None],
+) -> tuple[Spec, Spread]:
+    """The run that these options ask for on these processes, and how its batch is spread over them.
+
+    Raises:
+        UsageError: if an option is wrong, or the batch cannot be spread so.
+    """
+    found = catalogue.find(experiment)
+    spec = catalogue.derive(found, shortcut, **settings)
+    spread = spread_batch(spec.recipe.batch_size, world_size(), micro_batch)
+    given = settings.get("bn_group") is not None
+    group = bn_group_for(spec.recipe, spread, given=given, sync_bn=sync_bn)
+    return catalogue.derive(found, shortcut, **dict(settings) | {"bn_group": group}), spread
+
+
+def _say_first(
+    writer: RunWriter, spec: Spec, spread: Spread, notices: Sequence[str], watcher: Watcher
+) -> None:
+    if writer.aside:
+        watcher.say(f"The earlier run is kept in {writer.aside}.")
+    for notice in notices:
+        watcher.say(f"Note: {notice}.")
+    if world_size() > 1 or spread.micro < spread.local:
+        group = spec.recipe.bn_group
+        passes = spread.local // spread.micro
+        watcher.say(
+            f"Each batch of {spec.recipe.batch_size}: {world_size()} process{'es' * (world_size() > 1)}, "
+            f"{passes} pass{'es' * (passes > 1)} of {spread.micro} images; BN over "
+            f"{f'groups of {group}' if group else 'the whole batch'}."
+        )
+
+
+@contextmanager
+def _telling_memory(spread: Spread) -> Iterator[None]:
+    """Tell that a GPU's memory is full in a sentence with the way out.
+
+    Raises:
+        UsageError: then.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        smaller = max(1, spread.micro // 2)
+        raise UsageError(
+            f"the GPU's memory does not hold {spread.micro} images per pass: try --micro-batch {smaller} "
+            "(gradients are accumulated; BN groups must fit into it)."
+        ) from None
+
+
+def _describe_device(device: torch.device, spread: Spread) -> dict[str, object]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"device": device.type, "gpu": gpu, "threads": torch.get_num_threads()}
+    return {
+        "device": device.type,
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+        "micro_batch": spread.micro,
+    }
 
 
 def _already_over(folder: Path, watcher: Watcher) -> bool:

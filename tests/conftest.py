@@ -6,6 +6,7 @@ everything that reads them.
 
 import dataclasses
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels
 IMAGES_PER_FILE = 10_000
 SMALL_TEST_SET = 60
+SIZES = {
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "45k5k": {"train": 45_000, "val": 5_000, "test": 10_000},
+    "digits": {"train": 1_438, "test": 359},
+    "imagenet": {"train": 1_281_167, "val": 50_000},
+    "folder": {"train": 5_000, "val": 500},
+}  # images of made-up runs
 
 
 def use_one_thread() -> None:
@@ -78,13 +86,16 @@ def write_run(
     mode: str = "default",
     notices: tuple[str, ...] = (),
     warmup_switch: int | None = None,
+    classes: int | None = None,
+    evals: Mapping[str, tuple[float, float]] | None = None,
     **settings: Any,
 ) -> Path:
     """Write a made-up record below the runs folder `folder`; returns the run's own folder.
 
     `curve` is a list of (iteration, training error, held-out error); `data` is any word, from which the
     data checksums are made; `settings` go to `resrepro.catalogue.derive`. The status follows from the
-    last point of the curve unless given.
+    last point of the curve unless given. Folders of images have as many classes and images as ImageNet for
+    the dataset `imagenet`, and few for `folder`; `evals` are their top-1 and top-5 errors by protocol.
     """
     from resrepro import catalogue
     from resrepro.recording import RunWriter
@@ -98,12 +109,20 @@ def write_run(
     if status is None:
         exact = catalogue.find(experiment).spec().recipe.iterations
         status = "partial" if done < recipe.iterations else "complete" if done >= exact else "shortened"
-    headline = "val" if recipe.split == "45k5k" else "test"
-    held_out = ["val", "test"] if headline == "val" else ["test"]
-    sizes = {"train": 1_438, "test": 359} if spec.dataset == "digits" else {"train": 50_000, "test": 10_000}
-    if headline == "val":
-        sizes = {"train": 45_000, "val": 5_000, "test": 10_000}
-    checksums = {part: hashlib.sha256(f"{data} {part}".encode()).hexdigest() for part in ("train", "test")}
+    split = getattr(recipe, "split", "all")
+    sizes = dict(SIZES["45k5k" if split == "45k5k" else spec.dataset])
+    held_out = [part for part in sizes if part != "train"]
+    headline = held_out[0]
+    about: dict[str, Any] = {
+        "name": spec.dataset,
+        "images": sizes,
+        "sha256": {
+            part: hashlib.sha256(f"{data} {part}".encode()).hexdigest() for part in ("train", held_out[-1])
+        },
+        "notices": list(notices),
+    }
+    if headline == "val" and split == "all":
+        about["classes"] = classes or {"imagenet": 1000, "folder": 10}[spec.dataset]
     writer = RunWriter(folder / spec.name / f"seed{seed}")
     env = {
         "format": 1,
@@ -119,7 +138,7 @@ def write_run(
         "gpu": None,
         "threads": 2,
         "mode": mode,
-        "data": {"name": spec.dataset, "images": sizes, "sha256": checksums, "notices": list(notices)},
+        "data": about,
         "command": catalogue.command_for(spec, seed),
     }
     writer.begin(spec, seed, env)
@@ -145,7 +164,76 @@ def write_run(
             "notices": list(notices),
         }
     )
+    for protocol, errors in (evals or {}).items():
+        write_eval(writer.folder, protocol, *errors)
     return writer.folder
+
+
+def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str = "", **changed: Any) -> Path:
+    """Write a made-up evaluation of a made-up run, on its validation images; returns the file.
+
+    `changed` replaces entries of the record; `name` is that of the file, by default the protocol's.
+    """
+    spec, env, result = (
+        json.loads((folder / f"{kind}.json").read_text()) for kind in ("spec", "env", "result")
+    )
+    content = {
+        "format": 1,
+        "protocol": protocol,
+        "bn_stats": spec["spec"]["recipe"].get("bn_stats", "running"),
+        "digest": spec["digest"],
+        "iteration": result["iteration"],
+        **_measured(env["data"], top1, top5),
+    }
+    path = folder / "evals" / f"{name or protocol}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content | changed))
+    return path
+
+
+def write_ensemble(
+    runs: Path, folders: list[Path], top1: float, top5: float, name: str = "pair", **changed: Any
+) -> Path:
+    """Write a made-up ensemble of made-up runs below the runs folder `runs`; returns the file."""
+    from resrepro.records import read_run
+    from resrepro.specs import net_label
+
+    members = [read_run(folder) for folder in folders]
+    content = {
+        "format": 1,
+        "protocol": "multi_scale",
+        "bn_stats": "running",
+        "members": [
+            {
+                "name": run.name,
+                "label": net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"]),
+                "seed": run.seed,
+                "digest": run.digest,
+                "iteration": run.result["iteration"],
+                "status": run.status,
+                "departures": run.result["departures"],
+                "notices": run.result["notices"],
+            }
+            for run in members
+        ],
+        **_measured(members[0].env["data"], top1, top5),
+    }
+    path = runs / "ensembles" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content | changed))
+    return path
+
+
+def _measured(data: Mapping[str, Any], top1: float, top5: float) -> dict[str, Any]:
+    """`data` and `errors` of an evaluation of all validation images."""
+    count = data["images"]["val"]
+    about = {
+        **data,
+        "images": {"val": count},
+        "sha256": {part: text for part, text in data["sha256"].items() if part == "val"},
+    }
+    errors = {"val": {"loss": _loss(top1), "top1_err": top1, "top5_err": top5, "count": count}}
+    return {"data": about, "errors": errors}
 
 
 def _loss(error: float) -> float:

@@ -204,7 +204,7 @@ def test_every_image_is_one_of_the_crops_made_slowly_by_hand(mean: str, order: s
     by_hand = {"per_pixel": whole.mean(0), "per_channel": whole.mean((0, 2, 3)).reshape(3, 1, 1), "none": 0.0}
     shifted = 0
     for k in range(2):
-        for index, ours in zip(batches.indices(k).tolist(), batches[k][0].numpy(), strict=True):
+        for index, ours in zip(batches.order.indices(k).tolist(), batches[k][0].numpy(), strict=True):
             slow = candidates(images.pixels[index], by_hand[mean], order, value)
             distance = np.abs(slow - ours).max(axis=(1, 2, 3))
             assert distance.min() < 1e-5

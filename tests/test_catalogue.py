@@ -1,27 +1,36 @@
 """The catalogue: every experiment of the paper, its settings and marks, and what departs from it."""
 
+import dataclasses
 import itertools
+import re
 from functools import cache
 
 import pytest
 
 from resrepro import catalogue
 from resrepro.errors import UsageError
-from resrepro.specs import SETTINGS, Spec, parse
+from resrepro.specs import RECIPES, Spec, parse, settings_of
 
 # Parameters of the nets, counted from their shapes in the protocol sheet (Section 3).
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962, 1202: 19_421_274}
+# Of ImageNet's nets by their names after the dataset, with 1000 classes.
+IMAGENET_PARAMETERS = {
+    "plain18": 11_515_688, "plain34": 21_623_848, "resnet18": 11_515_688, "resnet34": 21_623_848,
+    "resnet34-b": 21_797_672, "resnet34-c": 22_716_840,
+    "resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152": 60_192_808,
+}  # fmt: skip
 NAMES = list(catalogue.experiments())
 CIFAR = [name for name in NAMES if name.startswith("cifar10-")]
+IMAGENET = [name for name in NAMES if name.startswith("imagenet-")]
 
 
-def parameters_of(depth: int, plain: bool, shortcut: str | None) -> int:
+def parameters_of(depth: int, plain: bool, shortcut: str | None, dataset: str = "cifar10") -> int:
     import torch
 
     from resrepro.nets import build_net
 
     with torch.device("meta"):
-        net = build_net("cifar10", depth, plain, shortcut)
+        net = build_net(dataset, depth, plain, shortcut)
     assert all(p.is_meta for p in net.parameters())
     return sum(p.numel() for p in net.parameters())
 
@@ -31,11 +40,17 @@ def spec_from(command: str) -> tuple[Spec, int]:
     words = command.split(" ")
     assert words[:2] == ["resrepro", "train"]
     flags = iter(words[2:])
-    dataset, depth, plain, shortcut, seed, settings = "cifar10", 0, False, None, 0, {}
-    named = {"--iterations", "--batch-size", "--split", "--bn-group", "--precision", "--eval-every"}
+    dataset, depth, plain, shortcut, seed, data, settings = "cifar10", 0, False, None, 0, None, {}
+    named = {
+        "--iterations", "--batch-size", "--split", "--image-size", "--bn-group", "--bn-stats", "--precision",
+        "--eval-every",
+    }  # fmt: skip
     for flag in flags:
         if flag == "--plain":
             plain = True
+            continue
+        if flag == "--stride-3x3":
+            settings["stride_3x3"] = True
             continue
         value = next(flags)
         if flag == "--dataset":
@@ -46,6 +61,8 @@ def spec_from(command: str) -> tuple[Spec, int]:
             shortcut = value
         elif flag == "--seed":
             seed = int(value)
+        elif flag == "--data":
+            data = value
         elif flag == "--set":
             key, _, text = value.partition("=")
             settings[key] = parse(key, text)
@@ -53,7 +70,9 @@ def spec_from(command: str) -> tuple[Spec, int]:
             assert flag in named, flag
             key = flag.removeprefix("--").replace("-", "_")
             settings[key] = parse(key, value)
-    return catalogue.derive(catalogue.experiment_for(dataset, depth, plain), shortcut, **settings), seed
+    assert data == ("DIR" if dataset in ("imagenet", "folder") else None)
+    experiment = catalogue.experiment_for(dataset, depth, plain, shortcut)
+    return catalogue.derive(experiment, shortcut, **settings), seed
 
 
 def test_the_catalogue_holds_every_cifar_net_of_the_paper() -> None:
@@ -62,10 +81,16 @@ def test_the_catalogue_holds_every_cifar_net_of_the_paper() -> None:
     assert set(CIFAR) == plain | residual
 
 
+def test_the_catalogue_holds_every_imagenet_net_of_tables_2_to_4() -> None:
+    assert {name.removeprefix("imagenet-") for name in IMAGENET} == set(IMAGENET_PARAMETERS)
+    assert all(catalogue.find(name).seeds == (0,) for name in IMAGENET)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_builds_with_the_published_number_of_parameters(name: str) -> None:
     spec = catalogue.find(name).spec()
-    assert parameters_of(spec.depth, spec.plain, spec.shortcut) == PARAMETERS[spec.depth]
+    wanted = IMAGENET_PARAMETERS[name.partition("-")[2]] if name in IMAGENET else PARAMETERS[spec.depth]
+    assert parameters_of(spec.depth, spec.plain, spec.shortcut, spec.dataset) == wanted
 
 
 @pytest.mark.parametrize("depth", PARAMETERS)
@@ -86,6 +111,31 @@ def test_a_cifar_experiment_carries_the_stated_recipe(name: str) -> None:
     assert (recipe.mean, recipe.split, recipe.bn_group, recipe.test_view) == ("per_pixel", "all", 0, "single")
 
 
+@pytest.mark.parametrize("name", IMAGENET)
+def test_an_imagenet_experiment_carries_the_recipe_of_section_3_4(name: str) -> None:
+    recipe = catalogue.find(name).spec().recipe
+    stated = (recipe.iterations, recipe.batch_size, recipe.lr, recipe.lr_divisor)
+    assert stated == (600_000, 256, 0.1, 10)
+    assert (recipe.momentum, recipe.weight_decay, recipe.mean, recipe.flip) == (
+        0.9,
+        0.0001,
+        "per_pixel",
+        True,
+    )
+    assert (recipe.image_size, recipe.scale, recipe.colour) == (224, (256, 480), "pca_computed")
+    assert (recipe.lr_policy, recipe.lr_drops, recipe.eval_every) == ("fixed", (150_000, 300_000), 5_000)
+    assert (recipe.bn_group, recipe.bn_stats, recipe.stride_3x3) == (32, "running", False)
+    assert (recipe.warmup_lr, recipe.test_view, recipe.colour_std) == (0, "center", 0.1)
+
+
+def test_imagenet_nets_take_the_shortcut_that_the_tables_say() -> None:
+    options = {name.removeprefix("imagenet-"): catalogue.find(name).spec().shortcut for name in IMAGENET}
+    assert options == {
+        "plain18": None, "plain34": None, "resnet18": "A", "resnet34": "A", "resnet34-b": "B",
+        "resnet34-c": "C", "resnet50": "B", "resnet101": "B", "resnet152": "B",
+    }  # fmt: skip
+
+
 def test_only_the_110_and_1202_layer_residual_nets_warm_up() -> None:
     warm = {name: catalogue.find(name).spec().recipe for name in CIFAR}
     rates = {name: r.warmup_lr for name, r in warm.items() if r.warmup_lr}
@@ -98,10 +148,21 @@ def test_the_110_layer_net_runs_five_seeds() -> None:
     assert catalogue.find("cifar10-resnet110").seeds == (0, 1, 2, 3, 4)
 
 
-def test_table_6_and_figures_1_and_6_have_the_nets_that_the_paper_puts_there() -> None:
-    def shown(exhibit: str) -> set[str]:
-        return {name for name, e in catalogue.experiments().items() if exhibit in e.exhibits}
+def shown(exhibit: str) -> set[str]:
+    return {name for name, e in catalogue.experiments().items() if exhibit in e.exhibits}
 
+
+def test_tables_2_to_5_and_figure_4_have_the_nets_that_the_paper_puts_there() -> None:
+    deep = {f"imagenet-resnet{depth}" for depth in (50, 101, 152)}
+    projected = {"imagenet-resnet34-b", "imagenet-resnet34-c"}
+    assert shown("table2") == shown("figure4") == {
+        f"imagenet-{kind}{depth}" for kind in ("plain", "resnet") for depth in (18, 34)
+    }  # fmt: skip
+    assert shown("table3") == {"imagenet-plain34", "imagenet-resnet34"} | projected | deep
+    assert shown("table4") == shown("table5") == projected | deep
+
+
+def test_table_6_and_figures_1_and_6_have_the_nets_that_the_paper_puts_there() -> None:
     assert shown("table6") == {f"cifar10-resnet{d}" for d in (20, 32, 44, 56, 110, 1202)}
     assert shown("figure1") == {"cifar10-plain20", "cifar10-plain56"}
     assert shown("figure6") == set(CIFAR)
@@ -109,12 +170,15 @@ def test_table_6_and_figures_1_and_6_have_the_nets_that_the_paper_puts_there() -
 
 @pytest.mark.parametrize("name", list(catalogue.recipes()))
 def test_every_setting_is_marked_and_every_stated_one_has_its_section(name: str) -> None:
-    settings = catalogue.recipes()[name].settings
-    assert tuple(settings) == SETTINGS
+    named = catalogue.recipes()[name]
+    settings = named.settings
+    assert set(settings) == set(settings_of(RECIPES[named.family]))
+    assert tuple(settings) == catalogue.ordered_settings(named.recipe)
     for setting in settings.values():
         assert setting.mark in ("stated", "derived", "assumed"), setting.key
         assert setting.source or setting.mark != "stated", f"{setting.key} is stated, but where?"
         assert setting.note or setting.mark != "assumed", f"{setting.key} is assumed, but why?"
+        assert setting.source or setting.note, f"{setting.key} is derived, but from what?"
 
 
 @pytest.mark.parametrize(
@@ -132,10 +196,94 @@ def test_what_the_paper_says_is_stated_and_what_it_leaves_open_is_not(key: str, 
     assert catalogue.recipes()["cifar-64k"].settings[key].mark == mark
 
 
+@pytest.mark.parametrize(
+    ("key", "mark", "source"),
+    [
+        *((key, "stated", "3.4") for key in ("iterations", "batch_size", "lr", "lr_divisor", "momentum")),
+        *((key, "stated", "3.4") for key in ("weight_decay", "image_size", "scale", "mean", "flip")),
+        *((key, "derived", "Figure 4") for key in ("lr_policy", "lr_drops", "eval_every")),
+        *((key, "derived", "authors' README") for key in ("sampling", "momentum_form", "bn_group")),
+        *((key, "derived", "3.4") for key in ("colour", "colour_std")),
+        ("stride_3x3", "derived", "Table 1"),
+        ("test_view", "stated", "4.1"),
+        *((key, "assumed", "") for key in ("bn_momentum", "bn_eps", "bn_stats", "option_a_zeros", "init")),
+        *((key, "assumed", "") for key in ("decay_bn_bias", "plateau_patience", "plateau_gain")),
+    ],
+)  # fmt: skip
+def test_each_imagenet_setting_says_where_it_is_known_from(key: str, mark: str, source: str) -> None:
+    setting = catalogue.paper_recipe("imagenet").settings[key]
+    assert (setting.mark, setting.source) == (mark, source)
+
+
+def test_the_fixed_drops_are_said_to_be_read_off_figure_4() -> None:
+    assert "read off Figure 4" in catalogue.paper_recipe("imagenet").settings["lr_drops"].note
+
+
+def test_every_family_has_the_papers_recipe() -> None:
+    assert {family: catalogue.paper_recipe(family).name for family in RECIPES} == {
+        "cifar": "cifar-64k",
+        "imagenet": "imagenet-600k",
+    }
+
+
 def test_every_experiments_name_says_its_dataset_kind_and_depth() -> None:
     for name, experiment in catalogue.experiments().items():
         kind = "plain" if experiment.plain else "resnet"
-        assert name == experiment.name == f"{experiment.dataset}-{kind}{experiment.depth}"
+        option = f"-{experiment.shortcut.lower()}" if experiment.shortcut else ""
+        assert name == experiment.name == f"{experiment.dataset}-{kind}{experiment.depth}{option}"
+        assert catalogue.experiment_for(
+            experiment.dataset, experiment.depth, experiment.plain, experiment.shortcut
+        ) == experiment  # fmt: skip
+
+
+def test_experiments_are_labelled_with_the_option_that_is_not_the_depths_own() -> None:
+    labels = [catalogue.find(name).label for name in IMAGENET]
+    assert labels == [
+        "plain-18", "plain-34", "ResNet-18", "ResNet-34", "ResNet-34 (B)", "ResNet-34 (C)",
+        "ResNet-50", "ResNet-101", "ResNet-152",
+    ]  # fmt: skip
+    assert catalogue.find("cifar10-resnet56").label == "ResNet-56"
+
+
+def test_options_b_and_c_of_resnet_34_are_experiments_and_of_other_nets_changes() -> None:
+    for option in ("B", "c"):
+        experiment = catalogue.experiment_for("imagenet", 34, shortcut=option)
+        assert experiment.name == f"imagenet-resnet34-{option.lower()}"
+        assert catalogue.derive(experiment, option).exact
+    assert catalogue.experiment_for("imagenet", 34, shortcut="A").name == "imagenet-resnet34"
+    for dataset, depth, option in (("cifar10", 20, "B"), ("imagenet", 18, "B"), ("imagenet", 50, "A")):
+        experiment = catalogue.experiment_for(dataset, depth, shortcut=option)
+        spec = catalogue.derive(experiment, option)
+        assert spec.name == f"{dataset}-resnet{depth}+shortcut={option}"
+        assert spec.changes == (("shortcut", option),)
+
+
+def test_a_net_and_its_settings_have_one_name_however_the_option_is_asked_for() -> None:
+    resnet34, option_b = catalogue.find("imagenet-resnet34"), catalogue.find("imagenet-resnet34-b")
+    assert catalogue.derive(resnet34, "B") == catalogue.derive(option_b) == option_b.spec()
+    assert catalogue.derive(option_b, "A", lr=0.2) == catalogue.derive(resnet34, lr=0.2)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_folder_of_images_has_the_twin_of_every_imagenet_experiment(name: str) -> None:
+    experiment = catalogue.find(name)
+    twin = catalogue.find(name.replace("imagenet", "folder"))
+    assert dataclasses.replace(twin, name=name, dataset="imagenet") == experiment
+    assert (twin.name, twin.dataset) == (name.replace("imagenet", "folder"), "folder")
+    assert twin.family == experiment.family == "imagenet"
+    assert twin.spec().recipe == experiment.spec().recipe
+    assert twin.spec().digest != experiment.spec().digest
+    assert catalogue.experiment_for("folder", twin.depth, twin.plain, twin.shortcut) == twin
+
+
+@pytest.mark.parametrize("depth", [50, 101, 152])
+def test_plain_bottleneck_nets_are_found_and_build(depth: int) -> None:
+    for dataset in ("imagenet", "folder"):
+        experiment = catalogue.find(f"{dataset}-plain{depth}")
+        assert (experiment.label, experiment.exhibits) == (f"plain-{depth}", ())
+        spec = experiment.spec()
+        assert spec.recipe == catalogue.paper_recipe("imagenet").recipe
+        assert parameters_of(depth, True, spec.shortcut, dataset) == parameters_of(depth, False, "A", dataset)
 
 
 def test_a_depth_that_is_not_listed_takes_the_default_recipe() -> None:
@@ -156,14 +304,30 @@ def test_an_experiment_of_an_impossible_depth_is_refused(name: str) -> None:
         catalogue.find(name)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "imagenet-resnet20", "cifar10-vgg16", "cifar10-resnet", ""])
+@pytest.mark.parametrize(
+    "name", ["imagenet-resnet20", "imagenet-plain56", "folder-resnet35", "folder-plain8"]
+)
+def test_an_imagenet_experiment_of_an_impossible_depth_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="18, 34, 50, 101 or 152"):
+        catalogue.find(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet20", "mnist-resnet20", "cifar10-vgg16", "cifar10-resnet", "", "imagenet-resnet34-d",
+        "imagenet-plain34-b", "imagenet-resnet34-B", "imagenet-resnet34-",
+        *("cifar10-resnet20-b", "imagenet-resnet34-a", "imagenet-resnet50-c", "folder-resnet18-b"),
+        *("cifar10-resnet020", "imagenet-resnet34\n"),
+    ],
+)  # fmt: skip
 def test_an_unknown_experiment_is_refused_by_name(name: str) -> None:
-    with pytest.raises(UsageError, match=f"no experiment '{name}'"):
+    with pytest.raises(UsageError, match=re.escape(f"no experiment {name!r}")):
         catalogue.find(name)
 
 
 def test_an_unknown_dataset_is_refused_naming_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"'mnist'.*cifar10 and digits"):
+    with pytest.raises(UsageError, match=r"'mnist'.*cifar10, digits, imagenet and folder"):
         catalogue.experiment_for("mnist", 20)
 
 
@@ -202,16 +366,61 @@ def test_a_setting_that_is_unknown_or_out_of_range_is_refused(settings: dict, co
         catalogue.derive(catalogue.find("cifar10-resnet20"), **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"image_size": 31}, "at least 32"),
+        ({"image_size": 1025}, "at most 1024"),
+        ({"image_size": 64.0}, "type int"),
+        ({"scale": (480, 256)}, "rising"),
+        ({"scale": (256,)}, "two ends"),
+        ({"scale": (256, 300, 480)}, "two ends"),
+        ({"scale": ()}, "two ends"),
+        ({"scale": (223, 480)}, "223 pixels does not hold a crop of 224"),
+        ({"image_size": 300, "scale": (256, 480)}, "256 pixels does not hold a crop of 300"),
+        ({"colour": "hsv"}, "pca_computed, pca_published, none"),
+        ({"colour_std": -0.1}, "at least 0"),
+        ({"bn_stats": "moving"}, "running, precise"),
+        ({"lr_policy": "cosine"}, "fixed, plateau"),
+        ({"plateau_patience": 0}, "at least 1"),
+        ({"plateau_gain": -1.0}, "at least 0"),
+        ({"stride_3x3": 1}, "type bool"),
+        ({"bn_group": 48}, "does not divide"),
+        ({"batch_size": 48}, "does not divide into BN groups of 32"),
+    ],
+)
+def test_an_imagenet_setting_out_of_range_is_refused(settings: dict, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        catalogue.derive(catalogue.find("imagenet-resnet34"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        *(("imagenet-resnet50", key, value) for key, value in (("pad", 4), ("split", "all"))),
+        ("folder-plain18", "pad_order", "mean_first"),
+        *(("cifar10-resnet20", key, value) for key, value in (("image_size", 32), ("stride_3x3", True))),
+        *(("digits-plain20", key, value) for key, value in (("bn_stats", "precise"), ("scale", (32, 64)))),
+        ("cifar10-plain56", "lr_policy", "plateau"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_the_other_family_is_refused(name: str, key: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"^{key} is no setting of {name}"):
+        catalogue.derive(catalogue.find(name), **{key: value})
+
+
 def test_the_45k5k_split_is_refused_for_the_digits() -> None:
     with pytest.raises(UsageError, match="45k/5k"):
         catalogue.derive(catalogue.find("digits-resnet20"), split="45k5k")
 
 
 def test_values_equal_to_the_experiments_own_leave_the_spec_exact() -> None:
-    experiment = catalogue.find("cifar10-resnet110")
-    own = {key: getattr(experiment.spec().recipe, key) for key in SETTINGS}
-    assert catalogue.derive(experiment, "A", **own) == experiment.spec()
-    assert catalogue.derive(experiment, **dict.fromkeys(SETTINGS)) == experiment.spec()
+    for name in ("cifar10-resnet110", "imagenet-resnet34-c", "imagenet-plain18", "folder-resnet50"):
+        experiment = catalogue.find(name)
+        spec = experiment.spec()
+        own = {key: getattr(spec.recipe, key) for key in settings_of(spec.recipe)}
+        assert catalogue.derive(experiment, spec.shortcut, **own) == spec
+        assert catalogue.derive(experiment, **dict.fromkeys(own)) == spec
     assert catalogue.derive(experiment, lr_divisor=10).exact  # a whole number for a float
 
 
@@ -219,6 +428,21 @@ def test_drops_and_samples_set_by_hand_beside_a_shorter_run_are_kept_and_named()
     spec = catalogue.derive(catalogue.find("cifar10-resnet20"), iterations=100, lr_drops=(7,), eval_every=3)
     assert (spec.recipe.lr_drops, spec.recipe.eval_every) == ((7,), 3)
     assert spec.name == "cifar10-resnet20+iterations=100+lr_drops=7+eval_every=3"
+
+
+def test_the_scale_follows_the_image_size_and_the_drops_the_iterations() -> None:
+    spec = catalogue.derive(catalogue.find("imagenet-resnet34"), image_size=64, iterations=600)
+    assert (spec.recipe.scale, spec.recipe.lr_drops, spec.recipe.eval_every) == ((73, 137), (150, 300), 19)
+    assert spec.name == "imagenet-resnet34+iterations=600+image_size=64"
+
+
+def test_a_scale_set_by_hand_is_kept_and_named_unless_it_is_the_one_that_follows() -> None:
+    experiment = catalogue.find("imagenet-resnet34")
+    by_hand = catalogue.derive(experiment, image_size=64, scale=(64, 137))
+    assert by_hand.recipe.scale == (64, 137)
+    assert by_hand.name == "imagenet-resnet34+image_size=64+scale=64,137"
+    as_it_follows = catalogue.derive(experiment, image_size=64, scale=(73, 137))
+    assert as_it_follows == catalogue.derive(experiment, image_size=64)
 
 
 @cache
@@ -232,8 +456,8 @@ def altered() -> list[Spec]:
         "option_a_zeros": "symmetric", "mean": "per_channel", "pixel_divisor": 1.0, "pad": 2,
         "pad_order": "pad_first", "pad_value": -1.5, "flip": False, "precision": "bf16", "eval_every": 17,
     }  # fmt: skip
-    assert set(values) == set(SETTINGS) - {"test_view"}
     resnet = catalogue.find("cifar10-resnet20")
+    assert set(values) == set(settings_of(resnet.spec().recipe)) - {"test_view"}
     specs = [catalogue.derive(resnet, **{key: value}) for key, value in values.items()]
     specs += [
         catalogue.derive(resnet, "C", **dict(pair)) for pair in itertools.combinations(values.items(), 2)
@@ -242,11 +466,33 @@ def altered() -> list[Spec]:
     specs.append(catalogue.derive(catalogue.find("cifar10-resnet110"), warmup_lr=0.0, flip=False))
     specs.append(catalogue.derive(catalogue.find("digits-plain20"), pad=4, flip=True, iterations=100))
     specs.append(catalogue.derive(catalogue.find("cifar10-plain26"), **values))
+    return specs + altered_imagenet(values)
+
+
+def altered_imagenet(shared: dict) -> list[Spec]:
+    """The same for experiments on photographs, the settings that both families share as given."""
+    own = {
+        "lr_policy": "plateau", "plateau_patience": 3, "plateau_gain": 0.5, "image_size": 64,
+        "scale": (230, 470), "colour": "pca_published", "colour_std": 0.05, "stride_3x3": True,
+        "bn_stats": "precise",
+    }  # fmt: skip
+    resnet = catalogue.find("imagenet-resnet50")
+    keys = set(settings_of(resnet.spec().recipe))
+    values = {key: value for key, value in shared.items() if key in keys} | own
+    assert set(values) == keys - {"test_view"}
+    specs = [catalogue.derive(resnet, **{key: value}) for key, value in values.items()]
+    pairs = itertools.combinations(values.items(), 2)
+    specs += [catalogue.derive(resnet, "A", **dict(pair)) for pair in pairs]
+    for name in ("imagenet-resnet34-c", "imagenet-resnet18", "folder-resnet34-b", "folder-plain50"):
+        specs.append(catalogue.derive(catalogue.find(name), **values))
+        specs.append(catalogue.derive(catalogue.find(name), image_size=64, scale=(70, 80), eval_every=5))
+    specs.append(catalogue.derive(catalogue.find("imagenet-resnet18"), "C", bn_group=0))
     return specs
 
 
 def test_the_command_of_every_experiment_stands_for_that_experiment() -> None:
-    for name in [*NAMES, "cifar10-resnet26", "digits-plain14"]:
+    twins = [name.replace("imagenet", "folder") for name in IMAGENET]
+    for name in [*NAMES, *twins, "cifar10-resnet26", "digits-plain14", "imagenet-plain50", "folder-plain152"]:
         for seed in (0, 3):
             spec = catalogue.find(name).spec()
             assert spec_from(catalogue.command_for(spec, seed)) == (spec, seed)
@@ -259,12 +505,26 @@ def test_the_command_of_every_altered_spec_stands_for_that_very_spec() -> None:
         assert (again.name, again.digest, seed) == (spec.name, spec.digest, 11)
 
 
+def test_a_command_on_photographs_names_their_dataset_and_a_folder() -> None:
+    spec = catalogue.derive(
+        catalogue.find("folder-resnet34-b"), image_size=64, iterations=600, batch_size=64, bn_stats="precise"
+    )
+    assert catalogue.command_for(spec, 2) == (
+        "resrepro train --dataset folder --depth 34 --shortcut B --iterations 600 --batch-size 64 "
+        "--bn-stats precise --image-size 64 --data DIR --seed 2"
+    )
+    later = catalogue.derive(catalogue.find("imagenet-plain50"), stride_3x3=True)
+    assert catalogue.command_for(later) == (
+        "resrepro train --dataset imagenet --depth 50 --plain --stride-3x3 --data DIR"
+    )
+
+
 def test_names_of_altered_specs_are_distinct() -> None:
     digests = {spec.digest for spec in altered()}
-    assert len({spec.name for spec in altered()}) == len(digests) > 300
+    assert len({spec.name for spec in altered()}) == len(digests) > 700
 
 
-@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize("name", [*CIFAR, *IMAGENET])
 def test_a_paper_exact_experiment_departs_in_nothing(name: str) -> None:
     assert catalogue.departures(catalogue.find(name).spec()) == []
 
@@ -277,7 +537,7 @@ def test_every_altered_setting_is_a_departure() -> None:
     for spec in altered():
         changed = spec.changes
         unlisted = not catalogue.find(spec.experiment).exhibits
-        if spec.dataset == "cifar10":
+        if spec.dataset in ("cifar10", "imagenet"):
             assert len(catalogue.departures(spec)) == len(changed) + unlisted, spec.name
 
 
@@ -294,7 +554,9 @@ def test_a_split_run_says_what_it_trained_and_validated_on() -> None:
 
 def test_another_shortcut_is_a_departure_from_option_a() -> None:
     (told,) = departures("cifar10-resnet20", "B")
-    assert "option B instead of A" in told
+    assert told == "shortcut option B instead of A (Section 4.2)"
+    (told,) = departures("imagenet-resnet50", "A")
+    assert told == "shortcut option A instead of B (Section 4.1)"
 
 
 def test_a_setting_on_which_the_paper_is_silent_is_told_as_such() -> None:
@@ -307,6 +569,36 @@ def test_a_setting_on_which_the_paper_is_silent_is_told_as_such() -> None:
 
 def test_a_net_that_the_paper_does_not_have_is_a_departure() -> None:
     assert departures("cifar10-resnet26") == ["the paper has no ResNet-26"]
+
+
+def test_a_plain_bottleneck_net_is_told_as_one_that_no_table_has() -> None:
+    assert departures("imagenet-plain50") == ["the paper has no plain-50"]
+
+
+def test_another_image_size_is_one_departure_for_all_views() -> None:
+    (told,) = departures("imagenet-resnet18", image_size=64)
+    assert told.startswith("crops of 64 pixels instead of 224")
+    by_hand = departures("imagenet-resnet18", image_size=64, scale=(64, 137))
+    assert by_hand == [told, "scale 64,137 instead of 73,137"]
+
+
+def test_torchvisions_place_of_the_stride_is_a_departure() -> None:
+    (told,) = departures("imagenet-resnet50", stride_3x3=True)
+    assert told == "stride on the 3x3 of a bottleneck instead of its first 1x1"
+
+
+def test_an_imagenet_run_says_how_short_it_is_and_how_its_batch_differs() -> None:
+    short, batch = departures("imagenet-plain34", iterations=600, batch_size=64)
+    assert short == "600 iterations instead of 600,000 (the schedule keeps its shape)"
+    assert batch == "batch_size 64 instead of 256"
+    (precise,) = departures("imagenet-plain34", bn_stats="precise")
+    assert precise == "bn_stats precise instead of running (the paper does not say)"
+
+
+def test_a_folder_says_first_that_its_images_are_not_imagenets() -> None:
+    assert departures("folder-resnet34-b") == ["a folder of other images instead of ImageNet"]
+    told = departures("folder-plain18", lr=0.05)
+    assert told == ["a folder of other images instead of ImageNet", "lr 0.05 instead of 0.1"]
 
 
 def test_a_digits_run_says_first_that_it_is_not_cifar() -> None:
@@ -322,3 +614,34 @@ def test_dropping_the_110s_warm_up_is_a_departure_and_adding_one_to_another_net_
     (added,) = departures("cifar10-resnet56", warmup_lr=0.01)
     assert "warmup_lr 0 instead of 0.01" in dropped
     assert "warmup_lr 0.01 instead of 0" in added
+
+
+def test_the_protocols_have_the_views_of_sections_3_4_and_4_2() -> None:
+    assert {name: (p.family, p.sides, p.crops) for name, p in catalogue.protocols().items()} == {
+        "single": ("cifar", (), "whole"),
+        "center": ("imagenet", (256,), "center"),
+        "ten_crop": ("imagenet", (256,), "ten"),
+        "multi_scale": ("imagenet", (224, 256, 384, 480, 640), "dense"),
+    }
+
+
+@pytest.mark.parametrize("name", list(catalogue.recipes()))
+def test_a_recipe_tests_by_a_protocol_of_its_family(name: str) -> None:
+    named = catalogue.recipes()[name]
+    view = named.recipe.test_view
+    assert catalogue.protocol_for(view, named.family) == catalogue.protocols()[view]
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "there_is"),
+    [
+        ("ten_crop", "cifar", "CIFAR-10 and digits: there is single"),
+        ("single", "imagenet", "photographs: there is center or ten_crop or multi_scale"),
+        ("five_crop", "imagenet", "photographs: there is center or ten_crop or multi_scale"),
+    ],
+)
+def test_a_protocol_that_does_not_fit_is_refused_naming_those_that_do(
+    name: str, family: str, there_is: str
+) -> None:
+    with pytest.raises(UsageError, match=f"no protocol '{name}' for {there_is}"):
+        catalogue.protocol_for(name, family)

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from resrepro import catalogue
 from resrepro.data import Images
 from resrepro.data.batches import Preparation
-from resrepro.evaluation import EVAL_BATCH, measure, on_device
+from resrepro.evaluation import EVAL_BATCH, Member, measure
+from resrepro.feeds import memory_views, on_device
+from resrepro.metrics import Errors
 from resrepro.nets import build_net
 
 RECIPE = catalogue.find("digits-resnet8").spec().recipe
@@ -28,6 +30,10 @@ def worn_net() -> torch.nn.Module:
     return net
 
 
+def measured(net: torch.nn.Module, data: Images, preparation: Preparation) -> Errors:
+    return measure([Member(net, preparation)], memory_views(*on_device(data, CPU)), False, CPU)
+
+
 @pytest.mark.parametrize("count", [1, 37, EVAL_BATCH + 7])
 def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> None:
     data = images(count)
@@ -40,7 +46,7 @@ def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> Non
             logits = net(torch.tensor((pixels - mean) / 255, dtype=torch.float32)[None])
             losses.append(float(F.cross_entropy(logits, torch.tensor([label]))))
             ranks.append(int((logits[0] > logits[0, label]).sum()))
-    read = measure(net.train(), *on_device(data, CPU), preparation)
+    read = measured(net.train(), data, preparation)
     assert read.loss == pytest.approx(sum(losses) / count, rel=1e-4)
     assert read.top1_err == pytest.approx(100 * sum(rank >= 1 for rank in ranks) / count, abs=1e-3)
     assert read.top5_err == pytest.approx(100 * sum(rank >= 5 for rank in ranks) / count, abs=1e-3)
@@ -52,7 +58,7 @@ def test_measuring_leaves_weights_running_averages_and_mode_as_they_were(trainin
     net = worn_net().train(training)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     preparation = Preparation.from_training_images(RECIPE, images(64), CPU)
-    measure(net, *on_device(images(20), CPU), preparation)
+    measured(net, images(20), preparation)
     assert net.training is training
     assert all(module.training is training for module in net.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())

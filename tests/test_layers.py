@@ -19,12 +19,19 @@ HEAVY = {"torch", "torchvision", "sklearn"}
 
 # Each layer with its modules (or packages, with everything below them).
 LAYERS = {
-    "ground": ("errors", "specs", "schedule", "catalogue", "records", "recording"),
-    "training": (
-        "assessment", "checkpoint", "data", "device", "evaluation", "foreign", "interrupts", "metrics",
-        "nets", "optimizer", "trainer", "training", "watching",
+    "ground": (
+        "architectures", "errors", "measurements", "processes", "specs", "schedule", "catalogue", "records",
+        "recording",
     ),
-    "reading": ("comparison", "lettering", "panels", "paper", "plotting", "tables"),
+    "training": (
+        "assessment", "checkpoint", "data", "description", "device", "distributed", "evaluation", "feeds",
+        "foreign", "held_out", "interrupts", "metrics", "nets", "normalisation", "optimizer", "plateau",
+        "spread", "subjects", "trainer", "training", "watching",
+    ),
+    "reading": (
+        "architecture_table", "captions", "cells", "columns", "comparison", "ensembling", "exhibits",
+        "lettering", "panels", "paper", "plotting", "selection", "sheets", "tables",
+    ),
     "view": ("cli.live",),
     "top": ("", "__main__", "cli", "demonstration"),
 }  # fmt: skip

@@ -1,16 +1,21 @@
-"""The nets against plain loops written anew from the paper, and against torchvision's block."""
+"""The nets against plain loops written anew from the paper, and against torchvision's nets."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
+from resrepro import catalogue
 from resrepro.errors import UsageError
-from resrepro.nets import Block, GroupedBatchNorm2d, ProjectionShortcut, build_net
+from resrepro.nets import Block, Net, ProjectionShortcut, build_net, net_of
+from resrepro.normalisation import GroupedBatchNorm2d, norms_of
 
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 KINDS = [(None, "trailing"), ("A", "trailing"), ("A", "symmetric"), ("B", "trailing"), ("C", "trailing")]
 
 
@@ -27,34 +32,52 @@ def disturb(net: nn.Module) -> None:
                 tensor.add_(torch.rand(tensor.shape, generator=generator))
 
 
-def reference(net: nn.Module, x: Tensor, n: int, option: str | None, zeros: str, training: bool) -> Tensor:
-    """Logits of a 6n+2-layer net by plain loops over its state dict, as Sections 3.3 and 4.2 tell it."""
+def reference(
+    net: nn.Module, x: Tensor, blocks: tuple[int, ...], option: str | None, zeros: str, training: bool
+) -> Tensor:
+    """Logits by plain loops over the state dict: CIFAR nets of three stages (4.2), ImageNet's of four (3.3).
+
+    A net whose blocks have a third convolution is a bottleneck net, its stride on the first 1x1.
+    """
     weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
     def norm(y: Tensor, at: str) -> Tensor:
         averages = (weights[f"{at}.running_mean"], weights[f"{at}.running_var"])
         return F.batch_norm(y, *averages, weights[f"{at}.weight"], weights[f"{at}.bias"], training)
 
-    def zero_padded(y: Tensor, channels: int) -> Tensor:
-        small = F.max_pool2d(y, 1, 2)  # a window of one pixel, every second place
+    def convolved(y: Tensor, at: str, number: int, kernel: int, stride: int) -> Tensor:
+        y = F.conv2d(y, weights[f"{at}.conv{number}.weight"], stride=stride, padding=kernel // 2)
+        return norm(y, f"{at}.bn{number}")
+
+    def zero_padded(y: Tensor, channels: int, stride: int) -> Tensor:
+        small = F.max_pool2d(y, 1, stride)  # a window of one pixel, every second place
         full = torch.zeros(len(y), channels, *small.shape[2:])
         start = (channels - y.shape[1]) // 2 if zeros == "symmetric" else 0
         full[:, start : start + y.shape[1]] = small
         return full
 
-    x = torch.relu(norm(F.conv2d(x, weights["conv1.weight"], padding=1), "bn1"))
-    for stage in range(3):
-        for block in range(n):
+    if len(blocks) == 3:
+        x = torch.relu(norm(F.conv2d(x, weights["conv1.weight"], padding=1), "bn1"))
+    else:
+        x = torch.relu(norm(F.conv2d(x, weights["conv1.weight"], stride=2, padding=3), "bn1"))
+        windows = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2)  # zeros never win after a ReLU
+        x = windows.flatten(4).max(4).values
+    for stage, count in enumerate(blocks):
+        for block in range(count):
             at = f"stages.{stage}.{block}"
-            stride = 2 if stage in (1, 2) and block == 0 else 1
-            y = F.conv2d(x, weights[f"{at}.conv1.weight"], stride=stride, padding=1)
-            y = torch.relu(norm(y, f"{at}.bn1"))
-            y = norm(F.conv2d(y, weights[f"{at}.conv2.weight"], padding=1), f"{at}.bn2")
-            if option == "C" or (option == "B" and stride == 2):
+            stride = 2 if stage > 0 and block == 0 else 1
+            if f"{at}.conv3.weight" in weights:
+                y = torch.relu(convolved(x, at, 1, 1, stride))
+                y = torch.relu(convolved(y, at, 2, 3, 1))
+                y = convolved(y, at, 3, 1, 1)
+            else:
+                y = convolved(torch.relu(convolved(x, at, 1, 3, stride)), at, 2, 3, 1)
+            grows = x.shape[1:] != y.shape[1:]
+            if option == "C" or (option == "B" and grows):
                 projected = F.conv2d(x, weights[f"{at}.shortcut.0.weight"], stride=stride)
                 y = y + norm(projected, f"{at}.shortcut.1")
             elif option is not None:
-                y = y + (zero_padded(x, y.shape[1]) if stride == 2 else x)
+                y = y + (zero_padded(x, y.shape[1], stride) if grows else x)
             x = torch.relu(y)
     pooled = x.flatten(2).sum(2) / (x.shape[2] * x.shape[3])
     return pooled @ weights["fc.weight"].T + weights["fc.bias"]
@@ -72,8 +95,30 @@ def test_a_net_computes_what_the_paper_describes(
     disturb(net)
     images = torch.randn(4, 3, size, size, generator=seeded(2))
     with torch.no_grad():
-        wanted = reference(net, images, n, option, zeros, training)
+        wanted = reference(net, images, (n, n, n), option, zeros, training)
         torch.testing.assert_close(net(images), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("option", "zeros"), KINDS)
+@pytest.mark.parametrize("depth", [18, 50])
+def test_an_imagenet_net_computes_what_table_1_describes(
+    depth: int, option: str | None, zeros: str, training: bool
+) -> None:
+    net = build_net(
+        "imagenet", depth, option is None, option, 7, option_a_zeros=zeros, generator=seeded(1)
+    ).train(training)
+    disturb(net)
+    images = torch.randn(3, 3, 64, 80, generator=seeded(2))
+    with torch.no_grad():
+        wanted = reference(net, images, BLOCKS[depth], option, zeros, training)
+        close_to_scale(net(images), wanted)
+
+
+def close_to_scale(ours: Tensor, wanted: Tensor) -> None:
+    """Equal to float tolerance, measured on the largest value (nets at chance have logits of any size)."""
+    assert wanted.abs().max() > 0.01
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_the_options_and_the_place_of_the_zeros_make_different_nets() -> None:
@@ -151,6 +196,199 @@ def test_a_block_with_projection_equals_torchvisions_basic_block(
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+def torchvisions(depth: int) -> nn.Module:
+    """A net of torchvision's with random weights, and BN scales, shifts and averages out of the ordinary."""
+    torch.manual_seed(depth)
+    theirs: nn.Module = getattr(models, f"resnet{depth}")()
+    disturb(theirs)
+    return theirs
+
+
+def filled_from(theirs: nn.Module, depth: int, stride_3x3: bool = False) -> Net:
+    """Our net of option B with their parameters and buffers: the names differ in two words only."""
+    ours = build_net("imagenet", depth, shortcut="B", stride_3x3=stride_3x3)
+    renamed = {}
+    for key, value in theirs.state_dict().items():
+        stage = re.sub(r"^layer(\d)", lambda found: f"stages.{int(found[1]) - 1}", key)
+        renamed[stage.replace("downsample", "shortcut")] = value
+    ours.load_state_dict(renamed)
+    return ours
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_a_net_with_option_b_equals_torchvisions(depth: int) -> None:
+    theirs = torchvisions(depth)
+    ours = filled_from(theirs, depth, stride_3x3=depth >= 50)
+    images = torch.randn(2, 3, 64, 64, generator=seeded(2))
+    with torch.no_grad():
+        close_to_scale(ours.eval()(images), theirs.eval()(images))
+        close_to_scale(ours.train()(images), theirs.train()(images))  # changes the averages
+        close_to_scale(ours.eval()(images), theirs.eval()(images))
+
+
+def test_with_the_stride_on_the_first_1x1_a_bottleneck_net_is_another_than_torchvisions() -> None:
+    theirs = torchvisions(50).eval()
+    images = torch.randn(2, 3, 64, 64, generator=seeded(2))
+    with torch.no_grad():
+        wanted = theirs(images)
+        ours = filled_from(theirs, 50).eval()(images)
+    assert (ours - wanted).abs().max() > 0.01 * wanted.abs().max()
+
+
+def multiply_adds(net: nn.Module, size: int) -> int:
+    """Of convolutions and the classifier, for one image: every weight once for each place of its output."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        counts.append(module.weight.numel() * math.prod(output.shape[2:]))
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    net.eval()(torch.zeros(1, 3, size, size, device="meta"))
+    return sum(counts)
+
+
+# The protocol sheet's counts (Section 1): with the paper's stride and with the later one.
+@pytest.mark.parametrize(
+    ("depth", "first", "third"), [(50, 3.86, 4.09), (101, 7.57, 7.80), (152, 11.28, 11.51)]
+)
+def test_the_later_place_of_the_stride_costs_more_multiply_adds(
+    depth: int, first: float, third: float
+) -> None:
+    with torch.device("meta"):
+        nets = [build_net("imagenet", depth, stride_3x3=later) for later in (False, True)]
+    counts = [multiply_adds(net, 224) for net in nets]
+    assert counts == [pytest.approx(billions * 1e9, abs=0.005e9) for billions in (first, third)]
+    assert [sum(p.numel() for p in net.parameters()) for net in nets] == [PARAMETERS[depth, "B"]] * 2
+
+
+def test_the_place_of_the_stride_is_nothing_to_nets_without_bottlenecks() -> None:
+    images = torch.randn(2, 3, 64, 64, generator=seeded(2))
+    with torch.no_grad():
+        one, other = (
+            build_net("imagenet", 18, num_classes=5, stride_3x3=later, generator=seeded(1))(images)
+            for later in (False, True)
+        )
+    assert torch.equal(one, other)
+
+
+# Parameters of the nets of Table 1 with 1000 classes; None is a plain net.
+PARAMETERS = {
+    (34, None): 21_623_848, (34, "A"): 21_623_848, (34, "B"): 21_797_672, (34, "C"): 22_716_840,
+    (50, "B"): 25_557_032, (101, "B"): 44_549_160, (152, "B"): 60_192_808,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("depth", "option"), PARAMETERS)
+def test_an_imagenet_net_has_the_published_number_of_parameters(depth: int, option: str | None) -> None:
+    with torch.device("meta"):
+        net = build_net("imagenet", depth, option is None, option)
+    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[depth, option]
+
+
+@pytest.mark.parametrize(("depth", "option"), [(18, "A"), (34, "A"), (50, "B"), (101, "B"), (152, "B")])
+def test_the_default_option_is_the_papers_for_the_depth(depth: int, option: str) -> None:
+    with torch.device("meta"):
+        for dataset in ("imagenet", "folder"):
+            wanted = build_net(dataset, depth, shortcut=option).state_dict()
+            default = build_net(dataset, depth).state_dict()
+            assert {k: v.shape for k, v in default.items()} == {k: v.shape for k, v in wanted.items()}
+        others = [build_net("imagenet", depth, shortcut=other) for other in "ABC" if other != option]
+    assert all(other.state_dict().keys() != wanted.keys() for other in others)
+
+
+@pytest.mark.parametrize("depth", BLOCKS)
+def test_a_plain_net_has_the_parameters_of_its_residual_one_under_option_a(depth: int) -> None:
+    with torch.device("meta"):
+        plain = build_net("imagenet", depth, plain=True).state_dict()
+        residual = build_net("imagenet", depth, shortcut="A").state_dict()
+    assert {key: v.shape for key, v in plain.items()} == {key: v.shape for key, v in residual.items()}
+
+
+@pytest.mark.parametrize("depth", BLOCKS)
+def test_an_imagenet_net_has_as_many_weighted_layers_as_its_name_says(depth: int) -> None:
+    with torch.device("meta"):
+        net = build_net("imagenet", depth, plain=True)
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == depth - 1
+    assert all(m.bias is None for m in convolutions)
+    (fc,) = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    assert (fc.in_features, fc.out_features) == (2048 if depth >= 50 else 512, 1000)
+    assert not [m for m in net.modules() if isinstance(m, nn.Dropout)]
+
+
+@pytest.mark.parametrize(("depth", "widths"), [(34, (64, 128, 256, 512)), (152, (256, 512, 1024, 2048))])
+def test_the_maps_of_an_imagenet_net_are_those_of_table_1(depth: int, widths: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        net = build_net("imagenet", depth)
+    shapes: list[tuple[int, ...]] = []
+    for module in (net.conv1, *net.stages):
+        module.register_forward_hook(lambda m, inputs, output: shapes.append(tuple(output.shape[1:])))
+    assert net.eval()(torch.zeros(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+    assert shapes == [(64, 112, 112), *((c, s, s) for c, s in zip(widths, (56, 28, 14, 7), strict=True))]
+    assert tuple(len(stage) for stage in net.stages) == BLOCKS[depth]
+
+
+@pytest.mark.parametrize(
+    ("depth", "option", "projections"),
+    [(34, "A", 0), (34, "B", 3), (34, "C", 3 + 13), (50, "A", 0), (50, "B", 4), (50, "C", 16)],
+)
+def test_each_option_has_its_number_of_projections_in_an_imagenet_net(
+    depth: int, option: str, projections: int
+) -> None:
+    with torch.device("meta"):
+        net = build_net("imagenet", depth, shortcut=option)
+    assert len([m for m in net.modules() if isinstance(m, ProjectionShortcut)]) == projections
+
+
+# --- the net at every place -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_bottleneck_net() -> Net:
+    net = build_net("imagenet", 50, num_classes=6, generator=seeded(11)).eval()
+    disturb(net)
+    return net
+
+
+@pytest.mark.parametrize(("size", "window"), [(64, 2), (96, 3), (100, 4), (32, 1)])
+def test_at_the_training_size_the_dense_net_is_the_ordinary_one(
+    small_bottleneck_net: Net, size: int, window: int
+) -> None:
+    images = torch.randn(2, 3, size, size, generator=seeded(12))
+    with torch.no_grad():
+        dense = small_bottleneck_net.dense(images, window)
+        assert dense.shape == (2, 6, 1, 1)
+        close_to_scale(dense[:, :, 0, 0], small_bottleneck_net(images))
+
+
+def test_on_larger_images_each_place_is_the_classifier_on_its_window(small_bottleneck_net: Net) -> None:
+    net = small_bottleneck_net
+    images = torch.randn(2, 3, 97, 160, generator=seeded(12))
+    with torch.no_grad():
+        features = net.trunk(images)
+        assert features.shape == (2, 2048, 4, 5)
+        dense = net.dense(images, 2)
+        assert dense.shape == (2, 6, 3, 4)
+        for row in range(3):
+            for column in range(4):
+                place = features[:, :, row : row + 2, column : column + 2]
+                mean = (place[..., 0, 0] + place[..., 0, 1] + place[..., 1, 0] + place[..., 1, 1]) / 4
+                close_to_scale(dense[:, :, row, column], mean @ net.fc.weight.T + net.fc.bias)
+        assert (dense - dense[:, :, :1, :1]).abs().max() > 1e-3
+
+
+def test_the_dense_net_works_for_cifar_nets_too() -> None:
+    net = build_net("cifar10", 8, generator=seeded(13)).eval()
+    images = torch.randn(3, 3, 32, 32, generator=seeded(14))
+    with torch.no_grad():
+        torch.testing.assert_close(net.dense(images, 8)[:, :, 0, 0], net(images), rtol=1e-4, atol=1e-4)
+
+
+# --- what all nets have in common -------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("depth", "plain"), [(8, True), (20, False), (56, True), (110, False)])
 def test_a_net_has_6n_plus_1_convolutions_and_one_fully_connected_layer(depth: int, plain: bool) -> None:
     with torch.device("meta"):
@@ -226,37 +464,23 @@ def test_plain_and_residual_nets_of_a_seed_start_from_the_same_weights() -> None
     assert all(torch.equal(plain[name], residual[name]) for name in plain)
 
 
-def test_grouped_bn_normalises_each_group_by_its_own_statistics() -> None:
-    grouped = GroupedBatchNorm2d(5, group=4, momentum=0.3)
-    ordinary = nn.BatchNorm2d(5, momentum=1 - 0.7**0.5)  # two steps of it decay by 0.7, as one of 0.3 does
-    disturb(grouped)
-    ordinary.load_state_dict(grouped.state_dict())
-    x = torch.randn(8, 5, 6, 6, generator=seeded(7)) * 3 + torch.arange(8.0).reshape(8, 1, 1, 1)
-    halves = torch.cat([ordinary(x[:4]), ordinary(x[4:])])
-    torch.testing.assert_close(grouped(x), halves)
-    torch.testing.assert_close(grouped.running_mean, ordinary.running_mean)
-    torch.testing.assert_close(grouped.running_var, ordinary.running_var)
-    whole = nn.BatchNorm2d(5)(x)
-    assert (grouped(x) - whole).abs().max() > 0.1
-
-
-def test_grouped_bn_is_ordinary_bn_in_evaluation_and_with_no_group() -> None:
-    x = torch.randn(6, 5, 4, 4, generator=seeded(8)) + 2  # six is no multiple of four
-    grouped, ordinary = GroupedBatchNorm2d(5, group=4), nn.BatchNorm2d(5)
-    disturb(grouped)
-    ordinary.load_state_dict(grouped.state_dict())
-    torch.testing.assert_close(grouped.eval()(x), ordinary.eval()(x))
-    torch.testing.assert_close(GroupedBatchNorm2d(5)(x), nn.BatchNorm2d(5)(x))
-
-
-def test_the_group_reaches_every_bn_layer_of_a_net() -> None:
-    grouped = build_net("digits", 8, bn_group=4, generator=seeded(9))
-    whole = build_net("digits", 8, generator=seeded(9))
-    images = torch.randn(8, 3, 16, 16, generator=seeded(10))
-    images[4:] *= 5
-    with torch.no_grad():
-        halves = torch.cat([whole(images[:4]), whole(images[4:])])
-        torch.testing.assert_close(grouped(images), halves, rtol=1e-4, atol=1e-4)
+def test_a_recipes_settings_reach_its_net() -> None:
+    experiment = catalogue.find("imagenet-resnet50")
+    recipe = catalogue.derive(experiment, bn_momentum=0.25, bn_eps=0.001, stride_3x3=True).recipe
+    for chosen, first, second in ((recipe, 1, 2), (experiment.spec().recipe, 2, 1)):
+        net = net_of(chosen, "imagenet", 50, False, "B", 12)
+        assert net.fc.out_features == 12
+        block = net.stages[1][0]
+        assert (block.conv1.stride, block.conv2.stride) == ((first, first), (second, second))
+        norms = {(norm.group, norm.momentum, norm.eps) for norm in norms_of(net)}
+        assert norms == {(32, chosen.bn_momentum, chosen.bn_eps)}
+    symmetric = catalogue.derive(
+        catalogue.find("cifar10-resnet20"), option_a_zeros="symmetric", init="fan_out"
+    ).recipe
+    ours = net_of(symmetric, "cifar10", 8, False, "A", 10, seeded(1))
+    wanted = build_net("cifar10", 8, option_a_zeros="symmetric", init="fan_out", generator=seeded(1))
+    images = torch.randn(2, 3, 32, 32, generator=seeded(2))
+    assert torch.equal(ours(images), wanted(images))
 
 
 @pytest.mark.parametrize(
@@ -265,10 +489,20 @@ def test_the_group_reaches_every_bn_layer_of_a_net() -> None:
         (("cifar10", 21), "20 or 26"),
         (("cifar10", 20, True, "A"), "--plain and --shortcut A"),
         (("cifar10", 20, False, "D"), "A, B and C"),
-        (("imagenet", 50), "'imagenet'"),
+        (("imagenet", 20), "18, 34, 50, 101 or 152"),
+        (("folder", 56), "18, 34, 50, 101 or 152"),
+        (("imagenet", 50, True, "B"), "--plain and --shortcut B"),
+        (("imagenet", 34, False, "D"), "A, B and C"),
+        (("mnist", 20), "'mnist'.*cifar10, digits, imagenet and folder"),
     ],
 )
 def test_an_impossible_net_is_a_value_error(arguments: tuple, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as caught:
         build_net(*arguments)
     assert isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize(("key", "value"), [("init", "xavier"), ("option_a_zeros", "leading")])
+def test_an_unknown_initialisation_or_place_of_zeros_is_a_value_error(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key} is one of .*{value}"):
+        build_net("imagenet", 18, **{key: value})

@@ -1,6 +1,7 @@
 """Figures from run records: what is drawn, what is left out, and that it can be read."""
 
 import csv
+import itertools
 import json
 import statistics
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_run
 
 from resrepro import catalogue
 from resrepro.errors import RecordError, UsageError
@@ -202,11 +204,13 @@ def test_the_paper_alone(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_told_in_one_sentence() -> None:
-    with pytest.raises(UsageError, match=r"^no exhibit 'figure9': there are figure1, figure6, demo\.$"):
+    with pytest.raises(
+        UsageError, match=r"^no exhibit 'figure9': there are figure1, figure4, figure6, demo\.$"
+    ):
         plot("figure9")
     with pytest.raises(UsageError, match=r"^no palette 'pale': there are paper, safe\.$"):
         plot("figure6", palette="pale")
-    assert exhibits() == ("figure1", "figure6", "demo")
+    assert exhibits() == ("figure1", "figure4", "figure6", "demo")
 
 
 def test_two_protocols_are_not_mixed(tmp_path: Path) -> None:
@@ -296,6 +300,163 @@ def test_nothing_overlaps_and_nothing_is_cut_off(tmp_path: Path, palette: str) -
     for axes, following in zip(figure.axes, figure.axes[1:], strict=False):
         right = max(text.get_window_extent(renderer).x1 for text in axes.texts)
         assert right < following.get_tightbbox(renderer, for_layout_only=True).x0
+
+
+# --- Figure 4 ---------------------------------------------------------------------------------------
+
+
+def steps(length: int, last: float, start: float = 10.0) -> list[tuple[int, float, float]]:
+    """Twelve samples that fall by `start` to `last` percent; training error a point above validation."""
+    return [
+        (length * k // 12, round(last + 1 + start * (1 - k / 12), 4), round(last + start * (1 - k / 12), 4))
+        for k in range(1, 13)
+    ]
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """The four nets of Figure 4, trained to their end."""
+    ends = {"plain18": 31.5, "plain34": 32.5, "resnet18": 31.0, "resnet34": 28.5}
+    for net, end in ends.items():
+        write_run(tmp_path, f"imagenet-{net}", curve=steps(600_000, end))
+    return tmp_path
+
+
+def test_figure4_is_framed_and_coloured_as_the_papers(four: Path) -> None:
+    figure, notes = make_figure("figure4", read(four), paper=True)
+    assert notes == ()
+    for axes, kind in zip(figure.axes, ("plain", "ResNet"), strict=True):
+        assert axes.get_ylim() == (20, 63)
+        assert list(axes.get_yticks()) == [20, 30, 40, 50, 60]
+        assert axes.get_xlabel() == "iter. (1e4)"
+        assert labels(axes) == {
+            f"{whose} {kind}-{depth} {part}"
+            for whose in ("ours", "paper") for depth in (18, 34) for part in ("train", "held_out")
+        }  # fmt: skip
+        lines = {str(line.get_label()): line for line in axes.lines}
+        for depth, colour in ((18, "#00ffff"), (34, "#ff0000")):
+            train, bold = (lines[f"ours {kind}-{depth} {part}"] for part in ("train", "held_out"))
+            assert train.get_color() == bold.get_color() == colour
+            assert train.get_linestyle() == bold.get_linestyle() == "-"
+            assert train.get_linewidth() < bold.get_linewidth() / 2
+    x, y = line(figure.axes[0], "ours plain-34 held_out")
+    assert (x[-1], y[-1]) == (60, 32.5)
+    assert line(figure.axes[0], "ours plain-34 train")[1][-1] == 33.5
+    assert "validation error (centre crop)" in words(figure)
+    assert "classes" not in words(figure)
+
+
+def test_the_papers_figure4_alone_is_drawn_to_its_end(tmp_path: Path) -> None:
+    figure, _ = make_figure("figure4", [], paper=True)
+    assert [axes.get_xlim() for axes in figure.axes] == [(0, 55), (0, 55)]
+    assert [axes.get_ylim() for axes in figure.axes] == [(20, 63), (20, 63)]
+    text = resources.files("resrepro.paper").joinpath("curves.csv").read_text()
+    wanted = sorted(
+        (float(row["x"]), float(row["value"]))
+        for row in csv.DictReader(text.splitlines())
+        if (row["exhibit"], row["series"], row["kind"]) == ("figure4", "ResNet-34", "val-centre-crop")
+    )
+    x, y = line(figure.axes[1], "paper ResNet-34 held_out")
+    assert list(zip(x, y, strict=True)) == wanted
+    assert "±0.06" in words(figure)
+    with pytest.raises(RecordError, match=r"--dataset imagenet --depth 34 --plain --data DIR`.*--paper"):
+        plot("figure4", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("last", "start", "limits", "ticks"),
+    [
+        (40.0, 50.0, (20, 80), [20, 40, 60, 80]),
+        (61.0, 30.0, (20, 100), [20, 40, 60, 80, 100]),
+        (15.0, 50.0, (0, 63), [0, 10, 20, 30, 40, 50, 60]),
+        (15.0, 80.0, (0, 80), [0, 20, 40, 60, 80]),
+        (25.0, 60.0, (20, 80), [20, 40, 60, 80]),
+    ],
+)
+def test_the_frame_of_figure4_is_higher_or_lower_where_runs_need_it(
+    tmp_path: Path, last: float, start: float, limits: tuple[int, int], ticks: list[int]
+) -> None:
+    write_run(tmp_path, "folder-resnet34", curve=steps(720, last, start), iterations=720)
+    figure, _ = make_figure("figure4", read(tmp_path), paper=True)
+    for axes in figure.axes:
+        assert axes.get_ylim() == limits
+        assert list(axes.get_yticks()) == ticks
+    [leader] = [line for line in figure.axes[1].lines if line.get_label() == "leader" and _is_ours(line)]
+    end = (last - limits[0]) / (limits[1] - limits[0])
+    assert leader.get_ydata()[0] == pytest.approx(end)
+
+
+def _is_ours(leader: Any) -> bool:
+    return bool(leader.get_color() == readable("#ff0000"))
+
+
+def test_other_images_are_said_to_be_that_and_the_papers_curves_to_be_imagenets(tmp_path: Path) -> None:
+    for net in ("plain18", "plain34", "resnet18", "resnet34"):
+        write_run(tmp_path, f"folder-{net}", curve=steps(720, 50.0), iterations=720)
+    figure, _ = make_figure("figure4", read(tmp_path), paper=True)
+    told = words(figure)
+    assert "Shortened: 720 of the paper's 600,000 iterations" in told
+    assert "10 classes, 5,000 training and 500 validation images" in told
+    assert "a folder of other images instead of ImageNet" in told
+    assert "the paper's curves of ImageNet's 1,000 classes, x scaled to this schedule" in told
+    assert "theirs are" not in told  # both are validation errors
+    assert figure.axes[0].get_xlabel() == "iterations"
+    assert line(figure.axes[0], "paper plain-18 held_out")[0][-1] == pytest.approx(55 / 60 * 720)
+
+
+def test_what_a_notice_says_of_the_images_is_not_said_twice(tmp_path: Path) -> None:
+    notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
+    write_run(tmp_path, "folder-plain18", curve=steps(720, 50.0), iterations=720, notices=(notice,))
+    told = words(make_figure("figure4", read(tmp_path), paper=True)[0])
+    assert notice in told
+    assert told.count("10 classes") == 1
+    assert "ImageNet's 1,000 classes" in told
+
+
+def test_runs_on_imagenet_come_before_those_on_other_images(tmp_path: Path) -> None:
+    for net in ("plain18", "plain34", "resnet18"):
+        write_run(tmp_path, f"folder-{net}", curve=steps(720, 50.0), iterations=720)
+    assert select("figure4", read(tmp_path))[0].keys() == {"plain-18", "plain-34", "ResNet-18"}
+    write_run(tmp_path, "imagenet-resnet18", curve=steps(360, 70.0), iterations=360)
+    cells, notes = select("figure4", read(tmp_path))
+    assert {net: runs[0].name for net, runs in cells.items()} == {
+        "ResNet-18": "imagenet-resnet18+iterations=360"
+    }
+    assert "another protocol" in notes[0]
+    assert "folder-plain34+iterations=720 seed 0" in notes[0]
+
+
+def test_figure4_shows_option_a_of_18_and_34_layers_alone(four: Path) -> None:
+    for net in ("resnet34-b", "resnet34-c", "resnet50"):
+        write_run(four, f"imagenet-{net}", curve=steps(600_000, 25.0))
+    write_run(four, "imagenet-resnet18", 1, curve=[(5000, 90.0, 91.0)])
+    cells, notes = select("figure4", read(four))
+    assert {net: [run.name for run in runs] for net, runs in cells.items()} == {
+        "plain-18": ["imagenet-plain18"], "plain-34": ["imagenet-plain34"],
+        "ResNet-18": ["imagenet-resnet18"], "ResNet-34": ["imagenet-resnet34"],
+    }  # fmt: skip
+    assert "imagenet-resnet18 seed 1 (partial at iteration 5,000)" in notes[0]
+    assert "imagenet-resnet34-b seed 0, imagenet-resnet34-c seed 0" in notes[1]
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize("palette", ["paper", "safe"])
+def test_nothing_of_figure4_is_cut_off(tmp_path: Path, palette: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for net, seed in itertools.product(("plain18", "plain34", "resnet18", "resnet34"), (0, 1)):
+        write_run(tmp_path, f"folder-{net}", seed, curve=steps(720, 50.0 + seed, 35.0), iterations=720)
+    figure, _ = make_figure("figure4", read(tmp_path), paper=True, palette=palette)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for artist in [*figure.texts, *figure.legends, *(text for axes in figure.axes for text in axes.texts)]:
+        box = artist.get_window_extent(renderer)
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+    for axes in figure.axes:
+        boxes = [text.get_window_extent(renderer) for text in axes.texts]
+        assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
 
 
 def test_the_safe_palette_tells_nets_apart_by_marker(tmp_path: Path) -> None:

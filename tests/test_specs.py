@@ -3,33 +3,64 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
 from resrepro import catalogue
 from resrepro.errors import UsageError
 from resrepro.specs import (
+    DATASETS,
     MAX_NAME,
-    SETTINGS,
+    CifarRecipe,
+    ImageNetRecipe,
+    Spec,
     check_depth,
     check_shortcut,
+    default_shortcut,
     digest_of,
     net_label,
     parse,
+    recipe_from_json,
+    scaled,
+    settings_of,
     spell,
 )
 
 RESNET20 = catalogue.find("cifar10-resnet20")
+RESNET50 = catalogue.find("imagenet-resnet50")
+RECORDS = sorted((Path(__file__).resolve().parent.parent / "results").glob("*/seed*/spec.json"))
 
 
-@pytest.mark.parametrize(("depth", "n"), [(8, 1), (20, 3), (32, 5), (44, 7), (56, 9), (110, 18), (1202, 200)])
-def test_the_papers_depths_have_the_papers_n(depth: int, n: int) -> None:
-    assert check_depth(depth) == n
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 9, 18, 200])
+def test_a_depth_of_6n_plus_2_is_one_of_a_cifar_net(n: int) -> None:
+    assert check_depth(6 * n + 2) == check_depth(6 * n + 2, "cifar") == 6 * n + 2
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_the_depths_of_table_1_are_those_of_imagenet_nets(depth: int) -> None:
+    assert check_depth(depth, "imagenet") == depth
+
+
+@pytest.mark.parametrize("depth", [20, 56, 0, -34, 19, 200])
+def test_a_depth_that_table_1_lacks_is_a_value_error_naming_those_it_has(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"18, 34, 50, 101 or 152 layers.* not {depth}") as caught:
+        check_depth(depth, "imagenet")
+    assert isinstance(caught.value, UsageError)
 
 
 @pytest.mark.parametrize(
     ("depth", "nearest"),
-    [(21, ("20", "26")), (25, ("20", "26")), (9, ("8", "14")), (1201, ("1196", "1202")), (57, ("56", "62"))],
+    [
+        (21, ("20", "26")),
+        (25, ("20", "26")),
+        (9, ("8", "14")),
+        (1201, ("1196", "1202")),
+        (57, ("56", "62")),
+        (18, ("14", "20")),
+        (34, ("32", "38")),
+        (101, ("98", "104")),
+    ],
 )
 def test_an_impossible_depth_is_a_value_error_naming_the_nearest_below_and_above(
     depth: int, nearest: tuple[str, str]
@@ -54,6 +85,15 @@ def test_residual_nets_take_option_a_unless_told_otherwise_and_plain_nets_none()
     assert check_shortcut(False, None) == "A"
     assert [check_shortcut(False, option) for option in ("A", "b", "C")] == ["A", "B", "C"]
     assert check_shortcut(True, None) is None
+
+
+def test_the_bottleneck_nets_take_option_b_and_all_others_a() -> None:
+    for dataset in ("imagenet", "folder"):
+        options = {depth: default_shortcut(dataset, depth) for depth in (18, 34, 50, 101, 152)}
+        assert options == {18: "A", 34: "A", 50: "B", 101: "B", 152: "B"}
+    assert {default_shortcut(dataset, 110) for dataset in ("cifar10", "digits")} == {"A"}
+    assert [check_shortcut(False, option, "B") for option in (None, "a", "C")] == ["B", "A", "C"]
+    assert check_shortcut(True, None, "B") is None
 
 
 @pytest.mark.parametrize("shortcut", ["D", "", "AB"])
@@ -85,6 +125,9 @@ def test_nets_are_labelled_as_in_the_field(arguments: tuple, label: str) -> None
         ("lr_drops", "100,200", (100, 200)),
         ("lr_drops", "100", (100,)),
         ("lr_drops", "", ()),
+        ("scale", "73, 137", (73, 137)),
+        ("stride_3x3", "on", True),
+        ("image_size", "64", 64),
     ],
 )
 def test_a_settings_text_becomes_a_value_of_its_type(key: str, text: str, value: object) -> None:
@@ -103,6 +146,9 @@ def test_a_settings_text_becomes_a_value_of_its_type(key: str, text: str, value:
         ("flip", "1", "on or off"),
         ("lr_drops", "1,b", "whole numbers"),
         ("lr_drops", "1.5", "whole numbers"),
+        ("image_size", "64.5", "a whole number"),
+        ("scale", "256-480", "whole numbers"),
+        ("stride_3x3", "3x3", "on or off"),
     ],
 )
 def test_a_text_of_the_wrong_type_is_refused_saying_what_is_wanted(key: str, text: str, wanted: str) -> None:
@@ -136,13 +182,95 @@ def test_whole_floats_are_spelled_without_a_point() -> None:
 
 def test_every_setting_of_every_recipe_survives_being_spelled_and_parsed() -> None:
     for named in catalogue.recipes().values():
-        for key in SETTINGS:
+        for key in settings_of(named.recipe):
             value = getattr(named.recipe, key)
             assert parse(key, spell(value)) == value
+            assert type(parse(key, spell(value))) is type(value)
 
 
-def changed_specs() -> list:
-    options = {
+def test_both_families_share_settings_and_have_some_of_their_own() -> None:
+    cifar, imagenet = set(settings_of(CifarRecipe)), set(settings_of(ImageNetRecipe))
+    assert cifar - imagenet == {"split", "pad", "pad_order", "pad_value"}
+    assert imagenet - cifar == {
+        "lr_policy", "plateau_patience", "plateau_gain", "image_size", "scale", "colour", "colour_std",
+        "stride_3x3", "bn_stats",
+    }  # fmt: skip
+    assert {"lr", "iterations", "batch_size", "bn_group", "mean", "flip"} <= cifar & imagenet
+
+
+def test_the_papers_scales_keep_their_ratio_to_the_crop() -> None:
+    recipe = RESNET50.spec().recipe
+    assert isinstance(recipe, ImageNetRecipe)
+    small = recipe.resized_to(64)
+    assert (small.image_size, small.scale) == (64, (73, 137))  # 256 and 480 times 64 / 224
+    assert dataclasses.replace(small, image_size=224, scale=(256, 480)) == recipe
+    assert recipe.resized_to(224) == recipe
+    assert recipe.resized_to(448).scale == (512, 960)
+    assert [scaled(side, 64) for side in (224, 256, 384, 480, 640)] == [64, 73, 110, 137, 183]
+
+
+def test_a_scaled_side_holds_the_crop() -> None:
+    assert scaled(200, 64) == 64
+    assert all(scaled(256, size) >= size for size in range(32, 1025))
+
+
+def test_cifar_images_have_only_their_own_size() -> None:
+    recipe = RESNET20.spec().recipe
+    assert recipe.resized_to(64) == recipe
+
+
+@pytest.mark.parametrize(
+    ("iterations", "every"), [(600_000, 5000), (160_000, 5000), (159_968, 4999), (600, 19), (33, 2), (1, 1)]
+)
+def test_a_shortened_imagenet_run_is_sampled_32_times_or_every_5000(iterations: int, every: int) -> None:
+    assert RESNET50.spec().recipe.shortened_to(iterations).eval_every == every
+
+
+@pytest.mark.parametrize(("iterations", "drops"), [(600, (150, 300)), (1000, (250, 500)), (10, (3, 5))])
+def test_a_shortened_imagenet_run_drops_at_one_quarter_and_one_half(
+    iterations: int, drops: tuple[int, int]
+) -> None:
+    assert RESNET50.spec().recipe.shortened_to(iterations).lr_drops == drops
+
+
+@pytest.mark.parametrize("name", list(catalogue.recipes()))
+def test_a_recipe_read_back_from_json_is_the_same_and_of_its_own_kind(name: str) -> None:
+    recipe = catalogue.recipes()[name].recipe
+    again = recipe_from_json(json.loads(json.dumps(dataclasses.asdict(recipe))))
+    assert again == recipe
+    assert type(again) is (ImageNetRecipe if name.startswith("imagenet") else CifarRecipe)
+
+
+@pytest.mark.parametrize("name", ["cifar-64k", "imagenet-600k"])
+def test_a_recipe_of_json_that_lacks_a_setting_or_has_one_too_many_is_a_type_error(name: str) -> None:
+    values = dataclasses.asdict(catalogue.recipes()[name].recipe)
+    for broken in (values | {"nonsense": 1}, {key: v for key, v in values.items() if key != "lr"}):
+        with pytest.raises(TypeError):
+            recipe_from_json(broken)
+
+
+def test_the_records_of_this_repository_keep_their_digests() -> None:
+    assert len(RECORDS) >= 8
+    for path in RECORDS:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        values = dict(record["spec"])
+        spec = Spec(**values | {"recipe": recipe_from_json(values["recipe"])})
+        assert spec.digest == record["digest"], path
+        experiment = catalogue.find(spec.experiment)
+        changed = {key: getattr(spec.recipe, key) for key in settings_of(spec.recipe)}
+        again = catalogue.derive(experiment, spec.shortcut, **changed)
+        assert (again.digest, again.name) == (record["digest"], record["name"])
+
+
+def changed_specs() -> list[Spec]:
+    return [*changed_from(RESNET20), *changed_from(RESNET50)]
+
+
+def changed_from(experiment: catalogue.Experiment) -> list[Spec]:
+    """The experiment with settings changed, one or two at a time, and with other shortcuts."""
+    spec = experiment.spec()
+    own = settings_of(spec.recipe)
+    every = {
         "iterations": (2000, 64001),
         "lr": (0.05, 0.1 + 1e-17 * 5, 0.3, 0.1 + 0.2),
         "batch_size": (64, 256),
@@ -151,22 +279,30 @@ def changed_specs() -> list:
         "pad_value": (1.0, 10.0, -1.0),
         "split": ("45k5k",),
         "bn_group": (64, 1),
+        "image_size": (64, 192),
+        "scale": ((224, 224), (256, 384)),
+        "colour": ("none", "pca_published"),
+        "stride_3x3": (True,),
+        "bn_stats": ("precise",),
+        "lr_policy": ("plateau",),
     }
-    specs = [catalogue.derive(RESNET20, shortcut) for shortcut in ("B", "C")]
+    options = {key: values for key, values in every.items() if key in own}
+    other = "B" if spec.shortcut == "A" else "A"
+    specs = [catalogue.derive(experiment, shortcut) for shortcut in (other, "C")]
     for key, values in options.items():
-        specs += [catalogue.derive(RESNET20, **{key: value}) for value in values]
+        specs += [catalogue.derive(experiment, **{key: value}) for value in values]
     for (one, values), (two, others) in itertools.combinations(options.items(), 2):
-        specs.append(catalogue.derive(RESNET20, **{one: values[0], two: others[0]}))
-        specs.append(catalogue.derive(RESNET20, "B", **{one: values[0], two: others[-1]}))
-    return [spec for spec in specs if spec.to_json() != RESNET20.spec().to_json()]
+        specs.append(catalogue.derive(experiment, **{one: values[0], two: others[0]}))
+        specs.append(catalogue.derive(experiment, other, **{one: values[0], two: others[-1]}))
+    return [changed for changed in specs if changed.to_json() != spec.to_json()]
 
 
 def test_a_changed_spec_never_has_the_experiments_name_and_no_two_share_one() -> None:
     by_name: dict[str, str] = {}
     specs = changed_specs()
-    assert len(specs) > 60
+    assert len(specs) > 200
     for spec in specs:
-        assert spec.name != RESNET20.name
+        assert spec.name not in (RESNET20.name, RESNET50.name)
         assert not spec.exact
         content = json.dumps(spec.to_json(), sort_keys=True)
         assert by_name.setdefault(spec.name, content) == content
@@ -178,6 +314,8 @@ def test_a_name_lists_the_experiment_then_every_change() -> None:
     assert spec.name == "cifar10-plain56+iterations=2000+split=45k5k"
     assert catalogue.find("cifar10-plain56").spec().name == "cifar10-plain56"
     assert catalogue.derive(RESNET20, "B").name == "cifar10-resnet20+shortcut=B"
+    imagenet = catalogue.derive(RESNET50, "A", iterations=600, image_size=64, stride_3x3=True)
+    assert imagenet.name == "imagenet-resnet50+shortcut=A+iterations=600+stride_3x3=on+image_size=64"
 
 
 def test_a_long_name_is_cut_but_stays_distinct() -> None:
@@ -195,22 +333,27 @@ def test_every_name_is_a_single_plain_folder_name() -> None:
         assert not set(spec.name) & set('/\\:*?"<>| \t\n')
 
 
-def test_the_digest_depends_on_every_setting_and_on_the_net_but_not_on_key_order() -> None:
-    spec = RESNET20.spec()
+@pytest.mark.parametrize("experiment", [RESNET20, RESNET50], ids=["cifar", "imagenet"])
+def test_the_digest_depends_on_every_setting_and_on_the_net_but_not_on_key_order(
+    experiment: catalogue.Experiment,
+) -> None:
+    spec = experiment.spec()
     other = {int: 7, float: 0.123, bool: None, str: "other", tuple: (1, 2)}
     digests = {spec.digest}
-    for key in SETTINGS:
+    settings = settings_of(spec.recipe)
+    for key in settings:
         value = getattr(spec.recipe, key)
         changed = not value if isinstance(value, bool) else other[type(value)]
         recipe = dataclasses.replace(spec.recipe, **{key: changed})
         digests.add(dataclasses.replace(spec, recipe=recipe).digest)
-    for net in ({"depth": 26}, {"plain": True}, {"shortcut": "B"}, {"dataset": "digits"}):
+    for net in ({"depth": 26}, {"plain": True}, {"shortcut": "C"}, *({"dataset": d} for d in DATASETS)):
         digests.add(dataclasses.replace(spec, **net).digest)
-    assert len(digests) == 1 + len(SETTINGS) + 4
+    assert len(digests) == len(settings) + 3 + len(DATASETS)
     backwards = dict(reversed(spec.to_json().items()))
     assert digest_of(backwards) == spec.digest
 
 
 def test_a_spec_read_back_from_json_has_the_same_digest() -> None:
-    spec = catalogue.derive(RESNET20, lr=1 / 3, bn_eps=1e-7)
-    assert digest_of(json.loads(json.dumps(spec.to_json()))) == spec.digest
+    for experiment in (RESNET20, RESNET50):
+        spec = catalogue.derive(experiment, lr=1 / 3, bn_eps=1e-7)
+        assert digest_of(json.loads(json.dumps(spec.to_json()))) == spec.digest

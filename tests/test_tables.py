@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from conftest import write_ensemble
 from rich.console import Console
 
 from resrepro.errors import RecordError
@@ -68,7 +69,7 @@ def test_every_exhibit_fits_a_terminal_of_80_columns_uncut(make_run, tmp_path):
     for experiment in ("cifar10-plain20", "cifar10-resnet20"):
         make_run(tmp_path, experiment, iterations=2000, split="45k5k")
     runs = collect([tmp_path]).runs
-    for exhibit in ("table6", "figure1", "figure6", "demo"):
+    for exhibit in ("table6", "figure1", "figure6", "demo"):  # those of ImageNet are below
         console = Console(width=80, file=None, record=True, force_terminal=False, quiet=False)
         with console.capture() as capture:
             console.print(to_rich(build(exhibit, runs)))
@@ -77,6 +78,44 @@ def test_every_exhibit_fits_a_terminal_of_80_columns_uncut(make_run, tmp_path):
         assert "…" not in text, f"{exhibit} is cut off at 80 columns"
         assert "notes" in text
         assert exhibit == "demo" or any(line.endswith("1,2,3") for line in map(str.rstrip, text.splitlines()))
+
+
+def test_the_tables_of_imagenet_fit_a_terminal_of_80_columns_uncut(make_run, tmp_path):
+    from resrepro.comparison import build
+    from resrepro.records import collect
+
+    nets = ("plain18", "plain34", "resnet18", "resnet34", "resnet34-b", "resnet34-c", "resnet50", "resnet152")
+    folders = []
+    for net in nets:
+        for seed in range(3):
+            evals = {"ten_crop": (20 + 12.5 * seed, 10 + 6.5 * seed), "multi_scale": (20 + 12.5 * seed, 10.0)}
+            settings = {"iterations": 700, "batch_size": 64, "image_size": 64}
+            folders.append(make_run(tmp_path, f"imagenet-{net}", seed, evals=evals))
+            make_run(tmp_path, f"folder-{net}", seed, evals=evals, **settings)
+            make_run(tmp_path, f"imagenet-{net}", seed, evals=evals, **settings)
+    write_ensemble(tmp_path, folders[-6:], 19.5, 4.5)
+    found = collect([tmp_path])
+    for exhibit in ("table2", "table3", "table4", "table5", "figure4"):
+        table = build(exhibit, found.runs, found.ensembles)
+        console = Console(width=80, file=None, record=True, force_terminal=False, quiet=False)
+        with console.capture() as capture:
+            console.print(to_rich(table))
+        lines = capture.get().splitlines()
+        assert max(map(len, lines)) <= 80
+        assert "…" not in capture.get(), f"{exhibit} is cut off at 80 columns"
+        heads = lines[: next(number for number, line in enumerate(lines) if line.startswith("─"))]
+        assert heads[-1].rstrip().endswith("notes"), f"{exhibit} has no room for its notes"
+
+
+def test_long_names_go_on_below_in_the_terminal():
+    table = Table("x", "X", ("net", "ours"), (Row(("GoogLeNet (ILSVRC'14)", "1")), Row(("VGG (v5)", "2"))))
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as capture:
+        console.print(to_rich(table))
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    assert any(line.startswith("GoogLeNet ") and line.endswith("1") for line in lines)
+    assert "(ILSVRC'14)" in lines
+    assert any(line.startswith("VGG (v5)") for line in lines)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):

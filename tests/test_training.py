@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resrepro import trainer, training
+from resrepro import feeds, trainer
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
@@ -242,7 +242,7 @@ def small_dataset(name: str, split: str) -> Dataset:
 def few_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 digits of 8x8 pixels in place of every dataset, except where `finished` is looked at."""
     if "finished" not in request.fixturenames:
-        monkeypatch.setattr(training, "load_dataset", lambda name, split, folder: small_dataset(name, split))
+        monkeypatch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
 
 
 def short(runs: Path, experiment: str = "digits-resnet8", seed: int = 0, **options: Any) -> Path:
@@ -526,7 +526,7 @@ def test_going_on_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest
         short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
     data = small_dataset("digits", "all")
     other = Dataset("digits", 10, data.train, data.held_out, data.checksums | {"train": "0" * 64})
-    monkeypatch.setattr(training, "load_dataset", lambda *_: other)
+    monkeypatch.setattr(feeds, "load_dataset", lambda *_: other)
     (folder,) = tmp_path.glob("*/seed0")
     before = (folder / "metrics.csv").read_bytes()
     with pytest.raises(RecordError, match=r"other data.*--fresh"):
@@ -627,5 +627,5 @@ def test_every_open_choice_has_its_own_folder_and_its_own_effect(
 @pytest.fixture(scope="module")
 def base_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "load_dataset", lambda name, split, folder: small_dataset(name, split))
+        patch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
         return short(tmp_path_factory.mktemp("base"), iterations=3)

@@ -6,9 +6,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from resrepro.errors import Interrupted, ResreproError
+from resrepro.errors import Interrupted, ResreproError, UsageError
+from resrepro.processes import is_first, rank
 
-ORDER = ("train", "eval", "compare", "plot", "demo", "list", "protocol", "publish")  # in `--help`
+ORDER = ("train", "eval", "compare", "plot", "demo", "list", "protocol", "describe", "publish")  # in `--help`
 
 
 class Commands(TyperGroup):
@@ -26,7 +27,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ResreproError as error:
-            _fail(str(error), error.exit_code, "" if isinstance(error, Interrupted) else "error: ")
+            if not is_first() and (error.told or isinstance(error, UsageError | Interrupted)):
+                raise typer.Exit(error.exit_code) from None  # the first process says it
+            where = "" if is_first() else f"process {rank()}: "
+            _fail(f"{where}{error}", error.exit_code, "" if isinstance(error, Interrupted) else "error: ")
         except KeyboardInterrupt:
             _fail("interrupted.", 130)
         except BrokenPipeError:
@@ -81,4 +85,4 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import demo, evaluate, exhibits, listing, train  # noqa: E402, F401
+from resrepro.cli import demo, describe, evaluate, exhibits, listing, train  # noqa: E402, F401

@@ -2,19 +2,33 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from resrepro.cli import app
 from resrepro.cli.options import RunFoldersOption
 from resrepro.errors import UsageError
-from resrepro.records import DEFAULT_FOLDERS, Run, collect
+from resrepro.records import DEFAULT_FOLDERS, Collection, collect
 
 
-def read_runs(folders: Iterable[Path] | None) -> tuple[Run, ...]:
-    """The good runs below some folders; each broken one is named on stderr.
+class WithExhibits(TyperCommand):
+    """A command whose help names the exhibits; they are looked up only when the help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, the names in place of the word NAMES."""
+        from resrepro import exhibits
+
+        names = exhibits.tables() if self.name == "compare" else exhibits.figures()
+        parameter: Any = next(parameter for parameter in self.params if parameter.name == "exhibits")
+        parameter.help = parameter.help.replace("NAMES", ", ".join(names))
+        super().format_help(ctx, formatter)
+
+
+def read_records(folders: Iterable[Path] | None) -> Collection:
+    """The good records below some folders; each broken one is named on stderr.
 
     Raises:
         UsageError: if a folder that was named does not exist.
@@ -26,18 +40,14 @@ def read_runs(folders: Iterable[Path] | None) -> tuple[Run, ...]:
     found = collect(given or map(Path, DEFAULT_FOLDERS))
     for sentence in found.broken:
         Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
-    return found.runs
+    return found
 
 
-@app.command(rich_help_panel="Read")
+@app.command(rich_help_panel="Read", cls=WithExhibits)
 def compare(
     exhibits: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="EXHIBIT...",
-            help="table6, figure1, figure6, demo. (default: table6)",
-            show_default=False,
-        ),
+        typer.Argument(metavar="EXHIBIT...", help="NAMES. (default: table6)", show_default=False),
     ] = None,
     runs: RunFoldersOption = None,
     tables: Annotated[
@@ -45,29 +55,26 @@ def compare(
     ] = Path("tables"),
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.comparison import build
-    from resrepro.paper import layout
+    from resrepro.exhibits import build_table, check_table
     from resrepro.tables import to_rich, write_table
 
     names = exhibits or ["table6"]
     for name in names:
-        layout(name)
-    found = read_runs(runs)
+        check_table(name)
+    found = read_records(runs)
     console = Console(highlight=False)
     for name in names:
-        table = build(name, found)
+        table = build_table(name, found)
         console.print(to_rich(table))
         paths = write_table(table, tables)
         console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
 
 
-@app.command(rich_help_panel="Read")
+@app.command(rich_help_panel="Read", cls=WithExhibits)
 def plot(
     exhibits: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="EXHIBIT...", help="figure1, figure6, demo. (default: figure6)", show_default=False
-        ),
+        typer.Argument(metavar="EXHIBIT...", help="NAMES. (default: figure6)", show_default=False),
     ] = None,
     runs: RunFoldersOption = None,
     figures: Annotated[
@@ -77,15 +84,15 @@ def plot(
     palette: Annotated[str, typer.Option(help="paper, or safe for colour-blind readers.")] = "paper",
 ) -> None:
     """Draw the paper's figures from run records (PNG, SVG)."""
-    from resrepro.plotting import check, draw
+    from resrepro.exhibits import check_figure, draw_figure
 
     names = exhibits or ["figure6"]
     for name in names:
-        check(name, palette)
-    found = read_runs(runs)
+        check_figure(name, palette)
+    found = read_records(runs)
     console = Console(highlight=False)
     for name in names:
-        drawing = draw(name, found, figures, paper=paper, palette=palette)
+        drawing = draw_figure(name, found.runs, figures, paper=paper, palette=palette)
         for note in drawing.notes:
             console.print(note, markup=False)
         console.print(f"Written: {', '.join(map(str, drawing.paths))}", markup=False, soft_wrap=True)

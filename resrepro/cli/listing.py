@@ -19,7 +19,9 @@ STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 def list_experiments() -> None:
     """Show the experiments and which table or figure each belongs to."""
     console = Console(highlight=False)
-    grid = Table("experiment", "net", "recipe", "seeds", "exhibits", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("experiment", "net", "recipe", "seeds", "exhibits"):
+        grid.add_column(column, no_wrap=column == "experiment")
     dataset = None
     for experiment in catalogue.experiments().values():
         if dataset not in (None, experiment.dataset):
@@ -32,6 +34,7 @@ def list_experiments() -> None:
         )
     console.print(grid)
     console.print("Run one: resrepro train --depth 56 --plain     (any depth 6n+2, not only these)")
+    console.print("Photographs of your own: resrepro train --dataset folder --depth 18 --data DIR")
     console.print("Its recipe, setting by setting: resrepro protocol cifar10-plain56")
 
 
@@ -52,7 +55,9 @@ def protocol(
         if setting.note:
             meaning.append(f"\n{setting.note}", "dim")
         grid.add_row(key, spell(setting.value), known, meaning)
-    shortcut = "no shortcuts" if found.plain else "shortcut option A (stated, Section 4.2)"
+    section = "4.2" if found.family == "cifar" else "4.1"
+    shortcut = f"shortcut option {found.spec().shortcut} (stated, Section {section})"
+    shortcut = "no shortcuts" if found.plain else shortcut
     console.print(Text.assemble((found.name, "bold"), f": {found.label}, {shortcut}"))
     console.print(f"Recipe {named.name}: {named.title}", markup=False)
     console.print(grid)

@@ -1,18 +1,22 @@
 """Options that several commands share, and the parsing of their small notations."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resrepro.errors import UsageError
 from resrepro.specs import Value, parse
 
+if TYPE_CHECKING:
+    from resrepro.data.loading import Loading
+
 DataOption = Annotated[
     Path | None,
     typer.Option(
-        "--data", metavar="DIR", help="Folder of CIFAR-10, official python or binary layout "
-        "(default: $RESREPRO_DATA, else ./data, downloaded if missing)", show_default=False,
+        "--data", metavar="DIR", show_default=False,
+        help="Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of "
+        "photographs: train/<class>/* and val/<class>/*.",
     ),
 ]  # fmt: skip
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of run records.")]
@@ -30,6 +34,35 @@ ThreadsOption = Annotated[
 ]
 
 
+PHOTOS = "Reading photographs"
+
+
+def _photos(text: str, *names: str) -> Any:
+    """An option on how image files are read."""
+    return typer.Option(*names, help=text, rich_help_panel=PHOTOS, show_default=False)
+
+
+WorkersOption = Annotated[
+    int | None, _photos("Processes that decode ahead; 0 for none. (default: by the machine's cores)")
+]
+PrefetchOption = Annotated[int | None, _photos("Batches that each of them holds ready. (default: 2)")]
+MaxBadOption = Annotated[
+    int | None,
+    _photos("Files that may be no readable image, and are left out. (default: 0)", "--max-bad-images"),
+]
+
+
+def loading_of(workers: int | None, prefetch: int | None, max_bad: int | None) -> "Loading":
+    """How image files are read, from the options.
+
+    Raises:
+        UsageError: if a number is out of range.
+    """
+    from resrepro.data.loading import Loading
+
+    return Loading(workers, 2 if prefetch is None else prefetch, max_bad or 0)
+
+
 def _recipe(text: str, *names: str, metavar: str | None = None) -> Any:
     """An option that changes the recipe; left out, the experiment's own value stands."""
     panel = "Recipe (the paper's by default)"
@@ -38,10 +71,17 @@ def _recipe(text: str, *names: str, metavar: str | None = None) -> Any:
 
 IterationsOption = Annotated[int | None, _recipe("Shorter (or longer) schedule of the same shape.")]
 BatchSizeOption = Annotated[int | None, _recipe("Images per batch.")]
-SplitOption = Annotated[str | None, _recipe("45k5k: train on 45,000, validate on 5,000.")]
-BnGroupOption = Annotated[
-    int | None, _recipe("Images that share BN statistics; 64 as on the paper's two GPUs.")
+SplitOption = Annotated[str | None, _recipe("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
+ImageSizeOption = Annotated[
+    int | None, _recipe("Photographs: side of a crop instead of 224; scales in proportion.")
 ]
+Stride3x3Option = Annotated[
+    bool, _recipe("A bottleneck's stride on its 3x3 instead of its first 1x1.", "--stride-3x3")
+]
+BnStatsOption = Annotated[
+    str | None, _recipe("Photographs, BN at test: running, or precise (plain averages over batches).")
+]
+BnGroupOption = Annotated[int | None, _recipe("Images that share BN statistics; 0: the whole batch.")]
 PrecisionOption = Annotated[str | None, _recipe("float32, tf32 or bf16.")]
 EvalEveryOption = Annotated[int | None, _recipe("Iterations between samples.")]
 SettingsOption = Annotated[

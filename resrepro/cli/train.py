@@ -5,24 +5,33 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from resrepro.cli import app
 from resrepro.cli.options import (
     BatchSizeOption,
     BnGroupOption,
+    BnStatsOption,
     DataOption,
     DeviceOption,
     EvalEveryOption,
+    ImageSizeOption,
     IterationsOption,
+    MaxBadOption,
     PrecisionOption,
+    PrefetchOption,
     RunsOption,
     SettingsOption,
     SplitOption,
+    Stride3x3Option,
     ThreadsOption,
+    WorkersOption,
+    loading_of,
     parse_seeds,
     parse_settings,
 )
 from resrepro.errors import Diverged, UsageError
+from resrepro.processes import is_first
 from resrepro.specs import check_shortcut
 
 
@@ -34,13 +43,18 @@ def train(
     ] = None,
     depth: Annotated[
         list[int] | None,
-        typer.Option("--depth", help="Weighted layers, 6n+2; may be repeated.", show_default=False),
+        typer.Option(
+            "--depth", show_default=False,
+            help="Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated.",
+        ),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Without shortcuts.")] = False,
     shortcut: Annotated[
-        str | None, typer.Option(help="Shortcut option A, B or C. (default: A)", show_default=False)
+        str | None, typer.Option(help="Shortcut option A, B or C. (default: the paper's)", show_default=False)
     ] = None,
-    dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    dataset: Annotated[
+        str, typer.Option(help="cifar10, digits, imagenet, or folder: photographs of your own.")
+    ] = "cifar10",
     seed: Annotated[int | None, typer.Option(help="Seed. (default: 0)", show_default=False)] = None,
     seeds: Annotated[
         str | None, typer.Option(metavar="0-4", help="Several seeds, one run each.", show_default=False)
@@ -48,18 +62,34 @@ def train(
     iterations: IterationsOption = None,
     batch_size: BatchSizeOption = None,
     split: SplitOption = None,
+    image_size: ImageSizeOption = None,
     bn_group: BnGroupOption = None,
+    bn_stats: BnStatsOption = None,
+    stride_3x3: Stride3x3Option = False,
     precision: PrecisionOption = None,
     eval_every: EvalEveryOption = None,
     settings: SettingsOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Images per pass; gradients of several passes are accumulated. (default: all)",
+            show_default=False,
+        ),
+    ] = None,
+    sync_bn: Annotated[
+        bool, typer.Option("--sync-bn", help="Under torchrun: BN statistics over all processes together.")
+    ] = False,
+    workers: WorkersOption = None,
+    prefetch: PrefetchOption = None,
+    max_bad_images: MaxBadOption = None,
     runs: RunsOption = Path("runs"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set an existing run aside (it is kept) and start anew.")
     ] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train nets as the paper did; the same command continues an interrupted run.
 
     Example: resrepro train --depth 56 --plain
@@ -67,7 +97,7 @@ def train(
     from resrepro import catalogue
 
     chosen = [catalogue.find(name) for name in experiments or []]
-    chosen += [catalogue.experiment_for(dataset, number, plain) for number in depth or []]
+    chosen += [catalogue.experiment_for(dataset, number, plain, shortcut) for number in depth or []]
     if not chosen:
         raise UsageError("which net? Give --depth (say --depth 20), or a name that `resrepro list` shows.")
     if experiments and (plain or dataset != "cifar10"):
@@ -78,7 +108,8 @@ def train(
         raise UsageError("--seed and --seeds exclude each other.")
     check_shortcut(plain, shortcut)
     changed = {
-        "iterations": iterations, "batch_size": batch_size, "split": split, "bn_group": bn_group,
+        "iterations": iterations, "batch_size": batch_size, "split": split, "image_size": image_size,
+        "bn_group": bn_group, "bn_stats": bn_stats, "stride_3x3": stride_3x3 or None,
         "precision": precision, "eval_every": eval_every,
     }  # fmt: skip
     changed = {key: value for key, value in changed.items() if value is not None}
@@ -91,6 +122,7 @@ def train(
         [experiment.name for experiment in chosen],
         parse_seeds(seeds) if seeds is not None else [seed or 0],
         shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
+        micro_batch=micro_batch, sync_bn=sync_bn, loading=loading_of(workers, prefetch, max_bad_images),
         arguments=sys.argv[1:], **changed, **extra,
     )  # fmt: skip
 
@@ -100,7 +132,7 @@ def _train_all(names: list[str], seeds: list[int], **options: object) -> None:
     from resrepro.cli.live import LiveView
     from resrepro.training import train as train_one
 
-    view = LiveView()
+    view = LiveView() if is_first() else LiveView(Console(quiet=True))
     failed: list[Diverged] = []
     for name in names:
         for seed in seeds:
@@ -110,7 +142,8 @@ def _train_all(names: list[str], seeds: list[int], **options: object) -> None:
                 failed.append(error)
                 view.say(str(error))
                 continue
-            view.finish(folder)
+            if is_first():
+                view.finish(folder)
     if failed and len(names) * len(seeds) > 1:
         raise Diverged(f"{len(failed)} of {len(names) * len(seeds)} runs diverged; their records are kept.")
     if failed:

@@ -1,4 +1,7 @@
-"""Datasets as uint8 arrays in memory, with a checksum and everything a reader must be told about them."""
+"""Datasets as uint8 arrays in memory, with a checksum and everything a reader must be told about them.
+
+Photographs, which do not fit in memory, are in the modules `folder`, `images`, `crops` and `views`.
+"""
 
 import hashlib
 import os
@@ -86,14 +89,33 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
 
         return load_digits()
     if name != "cifar10":
-        raise UsageError(f"no dataset {name!r}: there are cifar10 and digits.")
+        raise UsageError(f"no dataset {name!r} that fits in memory: there are cifar10 and digits.")
     from resrepro.data.cifar10 import load_cifar10
 
     given = folder or os.environ.get(DATA_VARIABLE)
-    if given and not Path(given).is_dir():
+    what = "cifar-10-batches-py or cifar-10-batches-bin, or leave it out to download CIFAR-10"
+    top = _existing(given, folder, what) if given else DEFAULT_FOLDER
+    return load_cifar10(top, split, may_download=not given)
+
+
+def data_folder(folder: str | Path | None) -> Path:
+    """The folder of photographs: the one given, else that named by RESREPRO_DATA.
+
+    Raises:
+        DataError: if there is none.
+        UsageError: if none is named.
+    """
+    given = folder or os.environ.get(DATA_VARIABLE)
+    what = "train/<class>/<image> and val/<class>/<image>"
+    if not given:
+        raise UsageError(f"which photographs? Name the folder that holds {what} with --data.")
+    return _existing(given, folder, what)
+
+
+def _existing(given: str | Path, folder: str | Path | None, what: str) -> Path:
+    if not Path(given).is_dir():
         source = "--data" if folder else DATA_VARIABLE
         raise DataError(
-            f"the data folder {given} ({source}) does not exist: name the folder that holds "
-            "cifar-10-batches-py or cifar-10-batches-bin, or leave it out to download CIFAR-10."
+            f"the data folder {given} ({source}) does not exist: name the folder that holds {what}."
         )
-    return load_cifar10(Path(given) if given else DEFAULT_FOLDER, split, may_download=not given)
+    return Path(given)

@@ -1,0 +1,111 @@
+"""Test views of photographs: each image read once, cut or scaled as a protocol says (Section 3.4)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from resrepro.catalogue import Protocol
+from resrepro.data.folder import Photos
+from resrepro.data.images import (
+    BadImage,
+    Pixels,
+    center_crop,
+    planes,
+    read_image,
+    scaled_to,
+    ten_crops,
+)
+from resrepro.data.loading import BadImages, Loading, read_ahead
+from resrepro.processes import rank, world_size
+from resrepro.specs import scaled
+
+CHUNK = 32  # images that a worker reads at a time
+
+
+@dataclass
+class Views:
+    """Some images of a split as a protocol shows them.
+
+    Attributes:
+        scales: one tensor per scale: (n, V, 3, S, S) crops, or (n, 1, 3, h, w) whole images, uint8; all
+            images here have the same sizes.
+        labels: (n,) int64.
+    """
+
+    scales: list[Tensor]
+    labels: Tensor
+
+
+@dataclass
+class _Chunk:
+    views: list[Views] = field(default_factory=list)
+    digests: dict[int, str] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pixels]:
+    """The views of one image: per scale crops (V, 3, S, S), or the whole image (1, 3, h, w)."""
+    large = [scaled_to(image, scaled(side, image_size)) for side in protocol.sides]
+    if protocol.crops == "dense":
+        return [planes(each)[None] for each in large]
+    if protocol.crops == "ten":
+        return [ten_crops(each, image_size) for each in large]
+    return [center_crop(each, image_size)[None] for each in large]
+
+
+class ViewReader(Dataset[_Chunk]):
+    """Reads `CHUNK` images for item k and groups those of equal size."""
+
+    def __init__(self, photos: Photos, protocol: Protocol, image_size: int) -> None:
+        self.photos, self.protocol, self.image_size = photos, protocol, image_size
+
+    def __getitem__(self, number: int) -> _Chunk:
+        chunk = _Chunk()
+        groups: dict[tuple[tuple[int, ...], ...], list[tuple[list[Pixels], int]]] = {}
+        for index in range(number * CHUNK, min((number + 1) * CHUNK, len(self.photos))):
+            try:
+                read = read_image(self.photos.path(index))
+            except BadImage as reason:
+                chunk.bad[f"{self.photos.split}/{self.photos.paths[index]}"] = str(reason)
+                continue
+            chunk.digests[index] = read.digest
+            views = views_of(read.image, self.protocol, self.image_size)
+            groups.setdefault(tuple(view.shape for view in views), []).append(
+                (views, int(self.photos.labels[index]))
+            )
+        for group in groups.values():
+            stacks = [torch.from_numpy(np.stack(each)) for each in zip(*(v for v, _ in group), strict=True)]
+            chunk.views.append(Views(stacks, torch.tensor([label for _, label in group])))
+        return chunk
+
+
+class PhotoViews:
+    """This process's share of a split under a protocol; remembers what was read.
+
+    Attributes:
+        digests: content digest of each readable file by its index.
+        bad: the files that are no readable images.
+    """
+
+    def __init__(self, photos: Photos, protocol: Protocol, image_size: int, loading: Loading) -> None:
+        self.reader, self.loading = ViewReader(photos, protocol, image_size), loading
+        self.count = len(photos)
+        self.digests: dict[int, str] = {}
+        self.bad = BadImages(loading.max_bad_images)
+
+    def read(self, device: torch.device) -> Iterator[Views]:
+        """Groups of images of equal size.
+
+        Raises:
+            DataError: if too many files are no readable images, or a worker dies.
+        """
+        chunks = range(rank(), -(-self.count // CHUNK), world_size())
+        for chunk in read_ahead(self.reader, chunks, self.loading, device):
+            self.digests |= chunk.digests
+            self.bad.add(chunk.bad)
+            yield from chunk.views

@@ -1,0 +1,163 @@
+"""What the processes of one run say to each other; with a single process nothing is sent.
+
+Started by `torchrun`, every process trains on its share of each batch. The first one alone writes.
+"""
+
+import atexit
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resrepro.errors import PeerLost, ResreproError
+from resrepro.metrics import ErrorSums
+from resrepro.normalisation import running_statistics
+from resrepro.processes import is_first, world_size
+
+T = TypeVar("T")
+
+
+def join(device: torch.device) -> None:
+    """Meet the other processes of the run, if there are any: over NCCL on GPUs, else over gloo.
+
+    Raises:
+        PeerLost: if they do not come.
+    """
+    if world_size() == 1 or distributed.is_initialized():
+        return
+    with told_as_lost():
+        if device.type == "cuda":
+            distributed.init_process_group("nccl", device_id=device)
+        else:
+            distributed.init_process_group("gloo")
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def told_as_lost() -> Iterator[None]:
+    """Tell an error of the connection between the processes as one sentence.
+
+    Raises:
+        PeerLost: instead of the RuntimeError by which PyTorch reports it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or isinstance(error, torch.OutOfMemoryError):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PeerLost(
+            f"another process of this run has ended or cannot be reached ({first}): look for its own "
+            "message; the same command goes on from the last checkpoint."
+        ) from None
+
+
+def in_parallel(net: nn.Module, device: torch.device) -> nn.Module:
+    """The net as one whose gradients are averaged over all processes; itself where there is one."""
+    if world_size() == 1:
+        return net
+    devices = [device] if device.type == "cuda" else None
+    # BN's running averages are averaged after each update, not copied from the first process.
+    return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+
+
+def exchanging(model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """The context of one of the passes of an update: gradients are exchanged in the last one only."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The tensor summed over all processes, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def gathered(sums: ErrorSums) -> ErrorSums:
+    """Loss and errors of all processes together."""
+    if world_size() == 1:
+        return sums
+    both = total(torch.cat([sums.sums, sums.sums.new_tensor([sums.count])]))
+    whole = ErrorSums(both.device)
+    whole.sums, whole.count = both[:3], round(both[3].item())
+    return whole
+
+
+def average_statistics(net: nn.Module) -> None:
+    """Make the running BN averages of all processes their mean, in place."""
+    if world_size() == 1:
+        return
+    buffers = running_statistics(net)
+    flat = total(torch.cat(buffers)) / world_size()
+    torch._foreach_copy_(buffers, list(torch.split(flat, [len(buffer) for buffer in buffers])))
+
+
+def collected(part: T) -> list[T]:
+    """The parts of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return [part]
+    parts: list[Any] = [None] * world_size()
+    distributed.all_gather_object(parts, part)
+    return parts
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """Do something in the first process alone; all get its result, or its error."""
+    if world_size() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if is_first():
+        try:
+            outcome[0] = work()
+        except ResreproError as trouble:
+            outcome[1] = trouble
+    distributed.broadcast_object_list(outcome, src=0)
+    result, error = outcome
+    if error is not None:
+        error.told = not is_first()
+        raise error
+    return result  # type: ignore[no-any-return]
+
+
+class StopVote:
+    """Lets all processes learn of a signal that any of them received, so that they stop at one update.
+
+    The votes travel beside the computation, over gloo: no process waits for its GPU.
+    """
+
+    def __init__(self) -> None:
+        self.channel: Any = distributed.new_group(backend="gloo") if world_size() > 1 else None
+        self.ballot = torch.zeros(1, dtype=torch.int64)
+        self.sent: Any = None
+
+    def cast(self, received: int) -> int:
+        """Vote after an update (a signal's number, or 0) and learn the result of the vote before.
+
+        A process alone learns its own vote.
+        """
+        if self.channel is None:
+            return received
+        decided = self.result()
+        self.ballot = torch.tensor([received])
+        self.sent = distributed.all_reduce(
+            self.ballot, distributed.ReduceOp.MAX, group=self.channel, async_op=True
+        )
+        return decided
+
+    def result(self) -> int:
+        """The highest vote of the last one; waits for it."""
+        if self.sent is None:
+            return 0
+        self.sent.wait()
+        self.sent = None
+        return int(self.ballot)

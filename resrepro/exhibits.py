@@ -1,0 +1,153 @@
+"""Every exhibit by its name: Table 1 and Figure 3 come from the nets, all others from run records.
+
+`compare` and `plot` are the public calls; `build_table` and `draw_figure` take records that were read
+already.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from resrepro import architecture_table, columns, comparison, plotting
+from resrepro.errors import UsageError
+from resrepro.panels import render
+from resrepro.paper import layouts
+from resrepro.plotting import Drawing
+from resrepro.recording import write_whole
+from resrepro.records import DEFAULT_FOLDERS, Collection, Run
+from resrepro.tables import Table, write_table
+
+TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
+
+
+def tables() -> tuple[str, ...]:
+    """What `compare` knows, in the paper's order."""
+    return _in_order([TABLE_1, *layouts()])
+
+
+def figures() -> tuple[str, ...]:
+    """What `plot` knows, in the paper's order."""
+    return _in_order([FIGURE_3, *plotting.exhibits()])
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Tables by their number, then figures, then what the paper does not have."""
+
+    def place(name: str) -> tuple[int, int]:
+        found = re.fullmatch(r"(table|figure)(\d+)", name)
+        return (("table", "figure").index(found[1]), int(found[2])) if found else (2, 0)
+
+    return tuple(sorted(names, key=place))
+
+
+def check_table(exhibit: str) -> None:
+    """Check that `compare` knows an exhibit.
+
+    Raises:
+        UsageError: if not.
+    """
+    if exhibit not in tables():
+        raise UsageError(f"no exhibit {exhibit!r} to compare: there are {', '.join(tables())}.")
+
+
+def check_figure(exhibit: str, palette: str = "paper") -> None:
+    """Check that `plot` knows an exhibit and a palette.
+
+    Raises:
+        UsageError: if it knows one of them not.
+    """
+    if exhibit not in figures():
+        raise UsageError(f"no exhibit {exhibit!r} to plot: there are {', '.join(figures())}.")
+    if exhibit == FIGURE_3:
+        columns.palette_named(palette)
+    else:
+        plotting.check(exhibit, palette)
+
+
+def build_table(exhibit: str, found: Collection) -> Table:
+    """The table of an exhibit, from the records that it shows.
+
+    Raises:
+        UsageError: for an unknown exhibit.
+    """
+    check_table(exhibit)
+    if exhibit == TABLE_1:
+        return architecture_table.build()
+    return comparison.build(exhibit, found.runs, found.ensembles)
+
+
+def draw_figure(
+    exhibit: str, runs: Sequence[Run], folder: Path, *, paper: bool = False, palette: str = "paper"
+) -> Drawing:
+    """Draw an exhibit into a folder; also tells what was left out.
+
+    Raises:
+        UsageError: for an unknown exhibit or palette.
+        RecordError: if there is nothing to draw, or the files cannot be written.
+    """
+    check_figure(exhibit, palette)
+    if exhibit != FIGURE_3:
+        return plotting.draw(exhibit, runs, folder, paper=paper, palette=palette)
+    files = render(columns.make_figure(palette), columns.title())
+    paths = tuple(folder / f"{exhibit}.{kind}" for kind in files)
+    for path, content in zip(paths, files.values(), strict=True):
+        write_whole(path, content)
+    return Drawing(paths, (f"The paper has no curves for {exhibit}.",) if paper else ())
+
+
+def compare(
+    exhibit: str = "table6",
+    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
+    tables: str | Path | None = "tables",
+) -> Table:
+    """Set our runs, or for Table 1 our nets, beside the paper's numbers.
+
+    Args:
+        exhibit: a table or figure, such as "table1", "table6" or "figure6", or "demo".
+        runs: one or several folders of runs; a broken record gives a `UserWarning`.
+        tables: folder to which `<exhibit>.md`, `.csv` and `.tex` are written; None writes nothing.
+
+    Returns:
+        The table; `.frame` holds its raw numbers.
+
+    Raises:
+        UsageError: for an unknown exhibit.
+        RecordError: if the tables cannot be written.
+    """
+    check_table(exhibit)
+    if exhibit != TABLE_1:
+        return comparison.compare(exhibit, runs, tables)
+    table = architecture_table.build()
+    if tables is not None:
+        write_table(table, Path(tables))
+    return table
+
+
+def plot(
+    exhibit: str = "figure6",
+    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
+    figures: str | Path = "figures",
+    *,
+    paper: bool = False,
+    palette: str = "paper",
+) -> list[Path]:
+    """Draw a figure of the paper from our runs, or Figure 3 from our nets, as PNG and SVG.
+
+    Args:
+        exhibit: a figure, such as "figure1", "figure3" or "figure6", or "demo".
+        runs: one or several folders of runs; a broken record gives a `UserWarning`.
+        figures: folder to which `<exhibit>.png` and `<exhibit>.svg` are written.
+        paper: draw the paper's own curves thin behind ours, or alone where there are no runs.
+        palette: "paper", or "safe" for colour-blind readers.
+
+    Returns:
+        The paths of the two files. Equal records give equal bytes.
+
+    Raises:
+        UsageError: for an unknown exhibit or palette.
+        RecordError: if there is nothing to draw, or the files cannot be written.
+    """
+    check_figure(exhibit, palette)
+    if exhibit != FIGURE_3:
+        return plotting.plot(exhibit, runs, figures, paper=paper, palette=palette)
+    return list(draw_figure(exhibit, (), Path(figures), palette=palette).paths)

@@ -1,0 +1,213 @@
+"""Nets that are to be measured, from checkpoints of ours or of other people's (Sections 3.4 and 4.2)."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resrepro import catalogue
+from resrepro.checkpoint import load_checkpoint
+from resrepro.data.batches import Normalisation
+from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation import Member
+from resrepro.feeds import window_of
+from resrepro.foreign import find_state_dict, fit
+from resrepro.nets import Net, net_of
+from resrepro.records import CHECKPOINT, EVALS, RESULT, read_json
+from resrepro.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """How to understand a checkpoint that is not ours: the net, and the normalisation it expects.
+
+    `mean` and `std` are per channel, on pixels scaled to 0..1.
+    """
+
+    depth: int | None = None
+    plain: bool = False
+    shortcut: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    option_a_zeros: str | None = None
+    stride_3x3: bool = False
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net ready to be measured.
+
+    Attributes:
+        classes: the names that its outputs stand for; None for CIFAR-10 and digits, and where a foreign
+            checkpoint does not say.
+        facts: what its evaluation records of it.
+        record: the folder in which its evaluations lie.
+        iteration: updates made, None if not known.
+        seed: that of its run, None if it is not ours.
+    """
+
+    net: Net
+    normalisation: Normalisation
+    spec: Spec
+    label: str
+    path: Path
+    num_classes: int
+    classes: tuple[str, ...] | None
+    facts: dict[str, Any]
+    record: Path
+    iteration: int | None = None
+    seed: int | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe whose views and arithmetic it takes."""
+        return self.spec.recipe
+
+    @property
+    def family(self) -> str:
+        """`cifar` or `imagenet`."""
+        return FAMILIES[self.spec.dataset]
+
+    def member(self, device: torch.device, memory_format: torch.memory_format) -> Member:
+        """The net on a device, ready to be measured."""
+        net = self.net.to(device).to(memory_format=memory_format)
+        precision = self.recipe.precision if self.seed is not None else "float32"
+        return Member(net, self.normalisation.to(device), precision, window_of(self.recipe))
+
+    def as_member(self) -> dict[str, Any]:
+        """What the record of an ensemble keeps of it."""
+        result = self.path.parent / RESULT
+        notices = read_json(result).get("notices", []) if result.exists() else []
+        full = catalogue.find(self.spec.experiment).spec().recipe.iterations
+        finished = "shortened" if self.recipe.iterations < full else "complete"
+        whole = (self.iteration or 0) >= self.recipe.iterations
+        return {
+            "name": self.spec.name,
+            "label": net_label(self.spec.depth, self.spec.plain, self.spec.shortcut),
+            "seed": self.seed,
+            "digest": self.spec.digest,
+            "iteration": self.iteration,
+            "status": finished if whole else "partial",
+            "departures": catalogue.departures(self.spec),
+            "notices": notices,
+        }
+
+
+def read_subject(target: str | Path, dataset: str | None, foreign: Foreign, runs: Path) -> Subject:
+    """The net of a run folder, of one of our checkpoints, or of another's.
+
+    Raises:
+        UsageError: if a foreign checkpoint comes without net or normalisation, or ours with them.
+        RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
+    """
+    path = Path(target)
+    path = path / CHECKPOINT if path.is_dir() else path
+    content = load_checkpoint(path)
+    if {"digest", "spec", "net", "iteration"} <= content.keys():
+        return _ours(path, content, dataset, foreign)
+    return _theirs(path, content, dataset or "cifar10", foreign, runs)
+
+
+def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: Foreign) -> Subject:
+    if foreign != Foreign():
+        raise UsageError(
+            f"{path} is a run of ours and says itself what net it is: leave the net's options out."
+        )
+    try:
+        told, num_classes = content["spec"], int(content["num_classes"])
+        recipe = recipe_from_json(told["recipe"])
+        spec = _spec_of(told, recipe)
+        shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
+        net = net_of(recipe, *shape)
+        net.load_state_dict(content["net"])
+        normalisation, iteration = Normalisation(recipe, content["mean"]), int(content["iteration"])
+        classes = content.get("classes")
+        seed = int(content["seed"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
+    if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
+        raise UsageError(f"{path} was trained on {spec.dataset}, whose nets do not fit {dataset}.")
+    return Subject(
+        net=net,
+        normalisation=normalisation,
+        spec=spec,
+        label=f"{net_label(spec.depth, spec.plain, spec.shortcut)} after {iteration:,} of "
+        f"{recipe.iterations:,} iterations",
+        path=path,
+        num_classes=num_classes,
+        classes=None if classes is None else tuple(map(str, classes)),
+        facts={"digest": content["digest"], "iteration": iteration},
+        record=path.parent / EVALS,
+        iteration=iteration,
+        seed=seed,
+    )
+
+
+def _spec_of(told: dict[str, Any], recipe: Recipe) -> Spec:
+    """The spec of a checkpoint, with the name that its changes give it."""
+    experiment = catalogue.find(told["experiment"])
+    spec = catalogue.derive(experiment, told["shortcut"], **vars(recipe))
+    if spec.to_json() != told:
+        raise ValueError("the spec is none that this version makes")
+    return spec
+
+
+def _theirs(path: Path, content: dict[str, Any], dataset: str, foreign: Foreign, runs: Path) -> Subject:
+    if foreign.depth is None:
+        raise UsageError(f"{path} is not a run of ours: name its net with --depth and --plain or --shortcut.")
+    if foreign.mean is None or foreign.std is None:
+        raise UsageError(
+            f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
+            "e.g. --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616."
+        )
+    mean, std = (_per_channel(values) * 255 for values in (foreign.mean, foreign.std))
+    if not bool((std > 0).all()):
+        raise UsageError("every --std must be above 0.")
+    experiment = catalogue.experiment_for(dataset, foreign.depth, foreign.plain, foreign.shortcut)
+    spec = catalogue.derive(
+        experiment, foreign.shortcut, option_a_zeros=foreign.option_a_zeros,
+        stride_3x3=foreign.stride_3x3 or None, image_size=foreign.image_size,
+    )  # fmt: skip
+    tensors = find_state_dict(content, str(path))
+    num_classes = _outputs(tensors) if experiment.family == "imagenet" else 10
+    net = net_of(spec.recipe, dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
+    label = _foreign_label(spec)
+    matched = fit(net, tensors, str(path), label)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    facts = {
+        "checkpoint": path.name,
+        "sha256": sha256,
+        "net": label,
+        "option_a_zeros": spec.recipe.option_a_zeros if spec.shortcut == "A" else None,
+        "mean": list(foreign.mean),
+        "std": list(foreign.std),
+        "matched_by": matched,
+    }
+    record = runs / "foreign" / f"{path.stem}-{sha256[:8]}"
+    normalisation = Normalisation(spec.recipe, mean, std)
+    return Subject(net, normalisation, spec, label, path, num_classes, None, facts, record)
+
+
+def _outputs(tensors: dict[str, Tensor]) -> int:
+    """The number of classes of a foreign net: the rows of its last matrix."""
+    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]
+    return len(matrices[-1]) if matrices else 1000
+
+
+def _foreign_label(spec: Spec) -> str:
+    option = {"A": f" (option A, {spec.recipe.option_a_zeros} zeros)", None: ""}.get(
+        spec.shortcut, f" (option {spec.shortcut})"
+    )
+    later = isinstance(spec.recipe, ImageNetRecipe) and spec.recipe.stride_3x3
+    return net_label(spec.depth, spec.plain) + option + (", stride on the 3x3" if later else "")
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    if len(values) != 3:
+        raise UsageError(f"--mean and --std take three numbers, one per channel, not {len(values)}.")
+    return torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)

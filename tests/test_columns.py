@@ -1,0 +1,128 @@
+"""Figure 3: the boxes, arcs and headings that are drawn, against the paper's figure."""
+
+import matplotlib
+import pytest
+
+from resrepro.architectures import architectures, vgg19
+from resrepro.columns import boxes_of, make_figure, plan, starting_rows, title
+from resrepro.errors import UsageError
+from resrepro.panels import render
+
+NETS = [vgg19(), architectures()["imagenet-plain34"], architectures()["imagenet-resnet34"]]
+STARTS, ROWS = starting_rows(NETS)
+VGG_19, PLAIN, RESIDUAL = ([*boxes_of(net, STARTS)] for net in NETS)
+# The layers as the paper's figure writes them, from top to bottom.
+VGG_19_AS_DRAWN = [
+    *["3x3 conv, 64"] * 2, "pool, /2", *["3x3 conv, 128"] * 2, "pool, /2", *["3x3 conv, 256"] * 4, "pool, /2",
+    *["3x3 conv, 512"] * 4, "pool, /2", *["3x3 conv, 512"] * 4, "pool, /2", "fc 4096", "fc 4096", "fc 1000",
+]  # fmt: skip
+PLAIN_34_AS_DRAWN = [
+    "7x7 conv, 64, /2", "pool, /2", *["3x3 conv, 64"] * 6, "3x3 conv, 128, /2", *["3x3 conv, 128"] * 7,
+    "3x3 conv, 256, /2", *["3x3 conv, 256"] * 11, "3x3 conv, 512, /2", *["3x3 conv, 512"] * 5,
+    "avg pool", "fc 1000",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def figure():
+    return make_figure()
+
+
+def patches(figure, kind):
+    return [patch for patch in figure.axes[0].patches if type(patch).__name__ == kind]
+
+
+def test_each_column_has_the_boxes_of_the_papers_figure():
+    assert [box.text for box in VGG_19] == VGG_19_AS_DRAWN
+    assert [box.text for box in PLAIN] == PLAIN_34_AS_DRAWN
+    assert [box.text for box in RESIDUAL] == PLAIN_34_AS_DRAWN
+
+
+def test_an_arc_spans_each_pair_of_3x3_convolutions_of_the_residual_net_alone():
+    spans = [(box.row, box.joins) for box in RESIDUAL if box.shortcut]
+    pairs = [(a.row, b.row) for a, b in zip(RESIDUAL[2:-2:2], RESIDUAL[3:-2:2], strict=True)]
+    assert spans == pairs
+    assert len(spans) == 16
+    assert not any(box.shortcut for box in (*VGG_19, *PLAIN))
+
+
+def test_the_three_arcs_over_increasing_dimensions_are_dotted(figure):
+    arcs = patches(figure, "PathPatch")
+    dotted = [number for number, arc in enumerate(arcs) if arc.get_linestyle() not in ("-", "solid")]
+    assert (len(arcs), dotted) == (16, [3, 7, 13])  # the first pairs of 128, 256 and 512 filters
+
+
+def test_output_sizes_stand_at_one_height_in_all_columns():
+    assert list(STARTS) == [224, 112, 56, 28, 14, 7, 1]
+    for column in (VGG_19, PLAIN, RESIDUAL):
+        rows = [box.row for box in column]
+        assert rows == sorted(set(rows))
+        assert rows[-1] < ROWS
+        ends = {**dict(zip(STARTS, [*STARTS.values()][1:], strict=False)), 1: ROWS}
+        assert all(STARTS[box.layer.size] <= box.row < ends[box.layer.size] for box in column)
+
+
+def test_headings_give_the_printed_and_the_counted_multiply_adds(figure):
+    written = [text.get_text() for text in figure.axes[0].texts]
+    for heading, printed, counted in (
+        ("VGG-19", "19.6", "19.63"), ("34-layer plain", "3.6", "3.64"), ("34-layer residual", "3.6", "3.64"),
+    ):  # fmt: skip
+        start = written.index(heading)
+        assert written[start + 1 : start + 3] == [
+            f"{printed} billion FLOPs (paper)",
+            f"{counted} billion FLOPs (counted)",
+        ]
+
+
+def test_convolutions_are_coloured_by_output_size_and_all_else_is_white(figure):
+    from matplotlib.colors import to_hex
+
+    boxes = [*VGG_19, *PLAIN, *RESIDUAL]
+    drawn = [to_hex(patch.get_facecolor()) for patch in patches(figure, "FancyBboxPatch")]
+    colours = plan()["palettes"]["paper"]
+    assert len(drawn) == len(boxes)
+    for box, colour in zip(boxes, drawn, strict=True):
+        coloured = box.layer.kind == "conv" and box.layer.size < 224
+        assert colour == (colours[str(box.layer.size)] if coloured else "#ffffff")
+
+
+def test_no_text_is_cut_off_or_leaves_its_box_or_covers_another(figure):
+    figure.canvas.draw()
+    page = figure.bbox
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    extents = [text.get_window_extent() for text in texts]
+    assert all(page.x0 < e.x0 and e.x1 < page.x1 and page.y0 < e.y0 and e.y1 < page.y1 for e in extents)
+    for number, one in enumerate(extents):
+        assert not any(one.overlaps(other) for other in extents[number + 1 :]), texts[number].get_text()
+    boxes = [patch.get_window_extent() for patch in patches(figure, "FancyBboxPatch")]
+    inside = [(box, text) for box in boxes for text in extents if box.overlaps(text)]
+    assert len(inside) == len(boxes)
+    assert all(box.x0 < text.x0 and text.x1 < box.x1 for box, text in inside)
+
+
+def test_arcs_cross_no_box(figure):
+    boxes = [patch.get_window_extent() for patch in patches(figure, "FancyBboxPatch")]
+    for arc in patches(figure, "PathPatch"):
+        path = arc.get_path().transformed(arc.get_transform())
+        assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
+
+
+@pytest.mark.parametrize("palette", ["paper", "safe"])
+def test_equal_input_gives_equal_bytes_whatever_the_users_settings(palette):
+    first = render(make_figure(palette), title())
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 5, "font.family": "monospace"}):
+        second = render(make_figure(palette), title())
+    assert first == second
+    assert first["png"].startswith(b"\x89PNG")
+    assert b"<svg" in first["svg"]
+
+
+def test_the_palettes_differ_and_colour_the_same_sizes():
+    paper, safe = plan()["palettes"]["paper"], plan()["palettes"]["safe"]
+    assert paper.keys() == safe.keys()
+    assert all(paper[size] != safe[size] for size in paper)
+
+
+def test_an_unknown_palette_is_refused():
+    with pytest.raises(UsageError, match="no palette 'loud': there are paper, safe"):
+        make_figure("loud")

@@ -1,0 +1,75 @@
+"""Every exhibit by its name, whether it comes from records or from the nets."""
+
+import pytest
+
+import resrepro
+from resrepro import comparison, exhibits, plotting
+from resrepro.errors import UsageError
+from resrepro.paper import layouts
+from resrepro.records import collect
+
+
+def test_the_names_are_those_of_the_layouts_with_table_1_and_figure_3_in_the_papers_order():
+    assert set(exhibits.tables()) == {"table1", *layouts()}
+    assert set(exhibits.figures()) == {"figure3", *plotting.exhibits()}
+    assert exhibits.tables()[0] == "table1"
+    assert exhibits.figures()[:2] == ("figure1", "figure3")
+    assert exhibits.tables()[-1] == exhibits.figures()[-1] == "demo"
+
+
+def test_order_is_by_number_not_by_letter(monkeypatch):
+    monkeypatch.setattr(exhibits, "layouts", lambda: dict.fromkeys(("demo", "figure6", "table14", "table9")))
+    assert exhibits.tables() == ("table1", "table9", "table14", "figure6", "demo")
+
+
+def test_table_1_needs_no_runs_and_is_written_where_asked(tmp_path):
+    table = resrepro.compare("table1", runs=tmp_path / "nowhere", tables=tmp_path / "out")
+    assert list(table.frame["layers"]) == [18, 34, 50, 101, 152]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"table1.md", "table1.csv", "table1.tex"}
+
+
+def test_table_1_is_not_written_if_not_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resrepro.compare("table1", tables=None).name == "table1"
+    assert not list(tmp_path.iterdir())
+
+
+def test_figure_3_needs_no_runs(tmp_path):
+    paths = resrepro.plot("figure3", runs=tmp_path / "nowhere", figures=tmp_path / "out", palette="safe")
+    assert [path.name for path in paths] == ["figure3.png", "figure3.svg"]
+    assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_figure_3_has_no_curves_of_the_paper_to_draw(tmp_path):
+    drawing = exhibits.draw_figure("figure3", (), tmp_path, paper=True)
+    assert drawing.notes == ("The paper has no curves for figure3.",)
+
+
+def test_all_others_come_from_records(make_run, tmp_path):
+    make_run(tmp_path / "runs", "cifar10-resnet20")
+    found = collect([tmp_path / "runs"])
+    table = resrepro.compare("table6", runs=tmp_path / "runs", tables=None)
+    assert table == comparison.build("table6", found.runs) == exhibits.build_table("table6", found)
+    ours = resrepro.plot("figure6", runs=tmp_path / "runs", figures=tmp_path / "a", paper=True)
+    theirs = plotting.plot("figure6", runs=tmp_path / "runs", figures=tmp_path / "b", paper=True)
+    assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: resrepro.compare("table99"),
+        lambda: resrepro.plot("table99"),
+        lambda: exhibits.check_table("figure3"),
+        lambda: exhibits.check_figure("table1"),
+    ],
+)
+def test_an_unknown_exhibit_is_refused_with_the_names_that_there_are(call):
+    with pytest.raises(UsageError, match=r"no exhibit '\w+' to (compare|plot): there are .*figure1, .*demo"):
+        call()
+
+
+def test_an_unknown_palette_is_refused_for_either_kind_of_figure():
+    for exhibit in ("figure3", "figure6"):
+        with pytest.raises(UsageError, match="no palette 'loud'"):
+            resrepro.plot(exhibit, palette="loud")

@@ -1,0 +1,311 @@
+"""BN over groups, passes and processes against ordinary BN and statistics worked out by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+
+from resrepro.nets import build_net
+from resrepro.normalisation import GroupedBatchNorm2d, norms_of, plain_averages, running_statistics
+
+MOMENTUM = 0.3
+WORLD = 2
+
+
+def seeded(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def disturb(net: nn.Module) -> None:
+    """Give BN scales, shifts and running averages values that show when they are misplaced."""
+    generator = seeded(99)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.add_(torch.rand(tensor.shape, generator=generator))
+
+
+def images(count: int, channels: int = 5, size: int = 6) -> Tensor:
+    """Maps of which each image has a mean and a spread of its own."""
+    x = torch.randn(count, channels, size, size, generator=seeded(count))
+    place = torch.arange(float(count)).reshape(count, 1, 1, 1)
+    return x * (1 + place) + 2 * place
+
+
+def statistics_of(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Mean over the groups of their means and of their variances (of a sample: divided by n - 1)."""
+    parts = [x[start : start + group].double() for start in range(0, len(x), group)]
+    means = [part.mean((0, 2, 3)) for part in parts]
+    variances = []
+    for part, mean in zip(parts, means, strict=True):
+        squares = (part - mean[:, None, None]).square().sum((0, 2, 3))
+        variances.append(squares / (part[:, 0].numel() - 1))
+    return torch.stack(means).mean(0), torch.stack(variances).mean(0)
+
+
+def disturbed_norm(group: int = 0) -> GroupedBatchNorm2d:
+    norm = GroupedBatchNorm2d(5, group=group, momentum=MOMENTUM)
+    disturb(norm)
+    return norm
+
+
+def assert_averages(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
+    torch.testing.assert_close(norm.running_mean.double(), mean.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm.running_var.double(), var.double(), rtol=1e-5, atol=1e-5)
+
+
+# --- groups -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_each_group_is_normalised_by_its_own_statistics(group: int) -> None:
+    grouped, ordinary = disturbed_norm(group), nn.BatchNorm2d(5)
+    ordinary.load_state_dict(grouped.state_dict())
+    x = images(8).requires_grad_()
+    parts = torch.cat([ordinary(part) for part in x.split(group)])
+    assert (parts - ordinary(x)).abs().max() > 0.1
+    torch.testing.assert_close(grouped(x), parts)
+    weights = torch.randn(x.shape, generator=seeded(1))
+    (ours,) = torch.autograd.grad((grouped(x) * weights).sum(), x)
+    (wanted,) = torch.autograd.grad((parts * weights).sum(), x)
+    torch.testing.assert_close(ours, wanted)
+
+
+def test_it_is_ordinary_bn_in_evaluation_and_with_no_group() -> None:
+    x = torch.randn(6, 5, 4, 4, generator=seeded(8)) + 2  # six is no multiple of four
+    grouped, ordinary = disturbed_norm(4), nn.BatchNorm2d(5)
+    ordinary.load_state_dict(grouped.state_dict())
+    torch.testing.assert_close(grouped.eval()(x), ordinary.eval()(x))
+    torch.testing.assert_close(GroupedBatchNorm2d(5)(x), nn.BatchNorm2d(5)(x))
+
+
+def test_without_groups_the_averages_are_those_of_ordinary_bn() -> None:
+    ours, ordinary = disturbed_norm(), nn.BatchNorm2d(5, momentum=MOMENTUM)
+    ordinary.load_state_dict(ours.state_dict())
+    for count in (8, 4, 8):
+        ours(images(count))
+        ordinary(images(count))
+    assert_averages(ours, ordinary.running_mean, ordinary.running_var)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+def test_the_running_averages_take_the_plain_mean_over_groups(group: int) -> None:
+    norm = disturbed_norm(group)
+    old_mean, old_var = norm.running_mean.clone(), norm.running_var.clone()
+    x = images(8)
+    norm(x)
+    mean, var = statistics_of(x, group)
+    keep = 1 - MOMENTUM
+    assert_averages(norm, keep * old_mean + MOMENTUM * mean, keep * old_var + MOMENTUM * var)
+
+
+def test_the_order_of_the_groups_does_not_matter() -> None:
+    x = images(8)
+    forwards, backwards = disturbed_norm(2), disturbed_norm(2)
+    forwards(x)
+    backwards(x.flip(0))
+    assert_averages(forwards, backwards.running_mean, backwards.running_var)
+
+
+def test_the_group_reaches_every_bn_layer_of_a_net() -> None:
+    grouped = build_net("digits", 8, bn_group=4, generator=seeded(9))
+    whole = build_net("digits", 8, generator=seeded(9))
+    assert len(norms_of(grouped)) == len([m for m in grouped.modules() if isinstance(m, nn.BatchNorm2d)]) == 7
+    x = torch.randn(8, 3, 16, 16, generator=seeded(10))
+    x[4:] *= 5
+    with torch.no_grad():
+        halves = torch.cat([whole(x[:4]), whole(x[4:])])
+        torch.testing.assert_close(grouped(x), halves, rtol=1e-4, atol=1e-4)
+
+
+# --- several passes of one update -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "passes", "equal_group"),
+    [
+        (4, (8, 4), 4),
+        (4, (4, 8), 4),
+        (2, (4, 4, 4), 2),
+        (0, (6, 6), 6),
+        (0, (4, 4, 4), 4),
+        (1, (3, 9), 1),
+        (4, (12,), 4),
+        (0, (12,), 12),
+    ],
+)
+def test_the_averages_do_not_depend_on_how_an_update_is_cut_into_passes(
+    group: int, passes: tuple[int, ...], equal_group: int
+) -> None:
+    at_once, in_passes = disturbed_norm(equal_group), disturbed_norm(group)
+    mean, var = in_passes.running_mean.clone(), in_passes.running_var.clone()
+    in_passes.images = 12
+    for update in range(3):
+        x = images(12) + update
+        whole = at_once(x)
+        torch.testing.assert_close(torch.cat([in_passes(part) for part in x.split(passes)]), whole)
+        now = statistics_of(x, equal_group)
+        mean = (1 - MOMENTUM) * mean + MOMENTUM * now[0]
+        var = (1 - MOMENTUM) * var + MOMENTUM * now[1]
+        assert_averages(in_passes, mean, var)
+        assert_averages(at_once, mean, var)
+
+
+def test_an_evaluation_between_two_passes_of_an_update_leaves_the_averages_alone() -> None:
+    through, interrupted = disturbed_norm(), disturbed_norm()
+    through.images = interrupted.images = 8
+    x = images(8)
+    for norm in (through, interrupted):
+        norm(x[:4])
+        if norm is interrupted:
+            norm.eval()(images(6))
+            norm.train()
+        norm(x[4:])
+    assert_averages(interrupted, through.running_mean, through.running_var)
+
+
+def test_the_mean_of_two_processes_averages_is_that_of_one_with_both_groups() -> None:
+    x = images(8)
+    alone = disturbed_norm(4)
+    alone(x)
+    halves = [disturbed_norm(), disturbed_norm()]
+    for norm, part in zip(halves, x.split(4), strict=True):
+        norm(part)
+    pairs = zip(*(running_statistics(norm) for norm in halves), strict=True)
+    mean, var = (torch.stack(pair).mean(0) for pair in pairs)
+    assert_averages(alone, mean, var)
+
+
+def test_the_running_statistics_of_a_net_are_all_its_means_and_variances_themselves() -> None:
+    net = build_net("digits", 8, shortcut="B")
+    found = running_statistics(net)
+    named = [tensor for name, tensor in net.named_buffers() if name.rpartition(".")[2].startswith("running_")]
+    assert [id(tensor) for tensor in found] == [id(tensor) for tensor in named]
+    assert len(found) == 2 * 9  # six convolutions in blocks, one before them and two projections
+
+
+# --- plain averages ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "equal_group"), [(0, 8), (4, 4), (2, 2)])
+def test_plain_averages_are_the_mean_of_the_statistics_of_all_passes(group: int, equal_group: int) -> None:
+    net = build_net("digits", 8, shortcut="B", bn_group=group, generator=seeded(3))
+    disturb(net)
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms_of(net)}
+
+    def note(norm: nn.Module, arguments: tuple[Tensor]) -> None:
+        seen[norm].append(statistics_of(arguments[0].detach(), equal_group))
+
+    handles = [norm.register_forward_pre_hook(note) for norm in seen]
+    for norm in seen:
+        norm.images = 24  # as training with three passes an update leaves it
+    with torch.no_grad(), plain_averages(net):
+        for number in range(3):
+            net(images(8, 3, 16) + number)
+    for handle in handles:
+        handle.remove()
+    for norm, found in seen.items():
+        assert len(found) == 3
+        mean, var = (torch.stack(list(each)).mean(0) for each in zip(*found, strict=True))
+        torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_averages_put_momentum_passes_and_mode_back() -> None:
+    net = build_net("digits", 8, bn_momentum=0.25).eval()
+    for norm in norms_of(net):
+        norm.images = 16
+    norms_of(net)[2].train()
+    before = [(norm.momentum, norm.images, norm.training) for norm in norms_of(net)]
+    weights = [p.clone() for p in net.parameters()]
+    with torch.no_grad(), plain_averages(net):
+        assert all(norm.training for norm in norms_of(net))
+        net(images(8, 3, 16))
+    assert [(norm.momentum, norm.images, norm.training) for norm in norms_of(net)] == before
+    assert all(torch.equal(p, w) for p, w in zip(net.parameters(), weights, strict=True))
+
+
+def test_plain_averages_end_with_their_block_even_if_it_fails() -> None:
+    net = build_net("digits", 8).eval()
+    with pytest.raises(ZeroDivisionError), plain_averages(net):
+        raise ZeroDivisionError
+    assert not any(norm.training for norm in norms_of(net))
+    first = norms_of(net.train())[0]
+    with torch.no_grad():
+        old = first.running_mean.clone()
+        x = images(8, 3, 16)
+        net(x)
+        mean, _ = statistics_of(net.conv1(x), 8)
+        torch.testing.assert_close(first.running_mean.double(), 0.9 * old + 0.1 * mean, rtol=1e-5, atol=1e-5)
+
+
+# --- over processes ---------------------------------------------------------------------------------
+
+
+def digits_net() -> nn.Module:
+    """A net whose BN layers have a group of their own, which synchronised BN does not heed."""
+    net = build_net("digits", 8, shortcut="B", bn_group=1, generator=seeded(4))
+    disturb(net)
+    return net
+
+
+def pass_of(net: nn.Module, x: Tensor, weights: Tensor) -> dict[str, list[Tensor]]:
+    """What one pass forwards and backwards leaves behind, the loss being a weighted sum of the outputs."""
+    x = x.clone().requires_grad_()
+    outputs = net(x)
+    (outputs * weights).sum().backward()
+    return {
+        "images": [outputs.detach(), x.grad],
+        "parameters": [p.grad for p in net.parameters()],
+        "averages": [tensor.clone() for tensor in running_statistics(net)],
+    }
+
+
+def cases() -> dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]]:
+    """A layer alone and a net, each with images and the weights of its loss."""
+    maps, pictures = images(8), images(8, 3, 16)
+    return {
+        "layer": (disturbed_norm, maps, torch.randn(maps.shape, generator=seeded(5))),
+        "net": (digits_net, pictures, torch.randn(8, 10, generator=seeded(6))),
+    }
+
+
+def one_process(rank: int, folder: Path) -> None:
+    """What each of the processes does with its share of the images."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder / 'meeting'}"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORLD)
+    found = {}
+    for name, (make, x, weights) in cases().items():
+        net = make()
+        for norm in norms_of(net):
+            norm.sync = True
+        found[name] = pass_of(net, x.chunk(WORLD)[rank], weights.chunk(WORLD)[rank])
+        alone = net.eval()(x.chunk(WORLD)[rank] if rank else x)  # unequal: nobody waits for the other
+        found[name]["evaluation"] = [alone.detach()]
+    torch.save(found, folder / f"found{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_synchronised_over_two_processes_it_is_bn_over_the_whole_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_process, (tmp_path,), nprocs=WORLD)
+    found = [torch.load(tmp_path / f"found{rank}.pt") for rank in range(WORLD)]
+    for name, (make, x, weights) in cases().items():
+        net = make()
+        for norm in norms_of(net):
+            norm.group = 0
+        wanted = pass_of(net, x, weights)
+        with torch.no_grad():
+            evaluated = net.eval()(x)
+        ours = [each[name] for each in found]
+        joined = [torch.cat(parts) for parts in zip(*(one["images"] for one in ours), strict=True)]
+        summed = [sum(parts) for parts in zip(*(one["parameters"] for one in ours), strict=True)]
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(joined, wanted["images"], **close)
+        torch.testing.assert_close(summed, wanted["parameters"], **close)
+        for one in ours:
+            torch.testing.assert_close(one["averages"], wanted["averages"], **close)
+        torch.testing.assert_close(ours[0]["evaluation"], [evaluated], **close)
+        torch.testing.assert_close(ours[1]["evaluation"], [evaluated[4:]], **close)
