@@ -17,9 +17,8 @@ from resrepro.metrics import Errors, ErrorSums
 from resrepro.nets import Net
 from resrepro.normalisation import plain_averages, running_statistics
 
-PIXELS_PER_PASS = (
-    6_500_000  # bounds memory: about 130 crops of 224, or 5 photographs of 640 x 1,024 and flips
-)
+# Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
+PIXELS_PER_PASS = 3_300_000
 EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
 PRECISE_BATCHES = 50  # training batches that plain BN averages are taken over
 

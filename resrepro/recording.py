@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from resrepro.errors import RecordError, UsageError
+from resrepro.measurements import ensemble_from
 from resrepro.records import (
     CHECKPOINT,
+    ENSEMBLES,
     ENV,
     EVALS,
     METRICS,
@@ -28,6 +30,7 @@ from resrepro.records import (
     SPEC,
     Run,
     read_json,
+    read_measured,
 )
 from resrepro.specs import Spec, digest_of
 
@@ -192,7 +195,28 @@ def publish(run: Run, results: Path) -> Path:
         raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
     target = results / run.name / f"seed{run.seed}"
     sources = [run.folder / name for name in RECORD_FILES] + sorted((run.folder / EVALS).glob("*.json"))
-    copies = {target / source.relative_to(run.folder): source.read_bytes() for source in sources}
+    _copy({target / source.relative_to(run.folder): source.read_bytes() for source in sources})
+    return target
+
+
+def publish_ensemble(path: Path, results: Path) -> Path:
+    """Copy the record of an ensemble to `results/ensembles/`; returns the copy.
+
+    Raises:
+        RecordError: if it is broken, or another record lies there already.
+    """
+    read_measured(path, ensemble_from)
+    target = results / ENSEMBLES / path.name
+    _copy({target: path.read_bytes()})
+    return target
+
+
+def _copy(copies: Mapping[Path, bytes]) -> None:
+    """Write files that are not there yet.
+
+    Raises:
+        RecordError: if other content lies at one of the places; then nothing is written.
+    """
     for path, content in copies.items():
         if path.exists() and path.read_bytes() != content:
             raise RecordError(
@@ -200,7 +224,6 @@ def publish(run: Run, results: Path) -> Path:
             )
     for path, content in copies.items():
         write_whole(path, content)
-    return target
 
 
 def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:

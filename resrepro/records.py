@@ -241,12 +241,22 @@ def _read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tupl
     broken: list[str] = []
     for path in sorted(folder.glob("[!.]*.json")):
         try:
-            found.append(parse(read_json(path)))
+            found.append(read_measured(path, parse))
         except RecordError as error:
             broken.append(str(error))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            broken.append(f"{path} is broken: {type(error).__name__} {error}.")
     return found, broken
+
+
+def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Measured:
+    """An evaluation or ensemble from its file.
+
+    Raises:
+        RecordError: if it is missing or broken.
+    """
+    try:
+        return parse(read_json(path))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{path} is broken: {type(error).__name__} {error}.") from None
 
 
 def _check_result(run: Run) -> None:

@@ -40,7 +40,8 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
 
     `iterations` keeps the schedule's shape (`lr_drops` and `eval_every` follow unless given), and
     `image_size` that of the views (`scale` follows). A shortcut option that has an experiment of its own
-    takes that one. Returns the exact spec if every given value is the experiment's own.
+    takes that one, and a batch that does not divide into the experiment's BN groups is one group. Returns
+    the exact spec if every given value is the experiment's own.
 
     Raises:
         UsageError: if a setting is unknown, out of range, or does not fit the others.
@@ -57,6 +58,8 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
         check_setting(key, value)
     followed = _followed(base.recipe, wanted)
     recipe = replace(followed, **wanted)  # type: ignore[arg-type]
+    if recipe.bn_group and recipe.batch_size % recipe.bn_group and "bn_group" not in wanted:
+        recipe = replace(recipe, bn_group=recipe.batch_size)
     own = base.shortcut or default_shortcut(base.dataset, base.depth)
     option = check_shortcut(base.plain, shortcut, own)
     _check_together(recipe, base.dataset)

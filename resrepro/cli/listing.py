@@ -19,9 +19,9 @@ STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 def list_experiments() -> None:
     """Show the experiments and which table or figure each belongs to."""
     console = Console(highlight=False)
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("experiment", "net", "recipe", "seeds", "exhibits"):
-        grid.add_column(column, no_wrap=column == "experiment")
+        grid.add_column(column, no_wrap=column != "exhibits")
     dataset = None
     for experiment in catalogue.experiments().values():
         if dataset not in (None, experiment.dataset):

@@ -152,12 +152,19 @@ def _train_all(names: list[str], seeds: list[int], **options: object) -> None:
 
 @app.command(rich_help_panel="Run")
 def publish(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished.")],
+    records: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, finished, or files of runs/ensembles."),
+    ],
     results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where to.")] = Path("results"),
 ) -> None:
     """Copy finished records, without their checkpoints, to a folder that one commits."""
     from resrepro.recording import publish as publish_run
+    from resrepro.recording import publish_ensemble
     from resrepro.records import read_run
 
-    for run in [read_run(folder) for folder in folders]:
-        typer.echo(f"Published to {publish_run(run, results)}")
+    runs = [read_run(record) for record in records if not record.is_file()]
+    copies = [publish_run(run, results) for run in runs]
+    copies += [publish_ensemble(record, results) for record in records if record.is_file()]
+    for copy in copies:
+        typer.echo(f"Published to {copy}")

@@ -1,0 +1,228 @@
+"""The ImageNet recipe end to end on a few made-up photographs: train, eval, publish, tables."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PHOTO_CLASSES, use_one_thread
+
+from resrepro import comparison
+from resrepro.assessment import Foreign, evaluate, evaluate_ensemble
+from resrepro.data.folder import imagenet_classes
+from resrepro.data.loading import Loading
+from resrepro.errors import DataError, RecordError, UsageError
+from resrepro.nets import build_net
+from resrepro.recording import publish, publish_ensemble
+from resrepro.records import collect, read_run
+from resrepro.training import train
+
+SETTINGS = {"iterations": 3, "batch_size": 8, "image_size": 32, "lr": 0.01}
+INLINE = Loading(workers=0)
+
+
+def train_on(photographs: Path, runs: Path, net: str = "resnet18", **options: object) -> Path:
+    use_one_thread()
+    settings = SETTINGS | options
+    return train(f"folder-{net}", data=photographs, runs=runs, device="cpu", loading=INLINE, **settings)
+
+
+@pytest.fixture(scope="module")
+def run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_on(photographs, tmp_path_factory.mktemp("photo") / "runs")
+
+
+def records_of(run: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((run / "evals").glob("*.json"))]
+
+
+def test_the_record_says_what_was_trained_on_and_how_it_departs(run: Path) -> None:
+    record = read_run(run)
+    assert record.headline_split == "val"
+    assert record.status == "shortened"
+    data = record.env["data"]
+    assert (data["images"], data["classes"]) == ({"train": 80, "val": 40}, 4)
+    assert set(data["sha256"]) == {"train", "val"}
+    told = " | ".join([*record.result["departures"], *record.result["notices"]])
+    for part in (
+        "a folder of other images instead of ImageNet",
+        "crops of 32 pixels",
+        "bn_group 8 instead of 32",
+        "4 classes, 80 training and 40 validation images",
+    ):
+        assert part in told
+    assert str(run.parents[2]) not in (run / "env.json").read_text()
+
+
+def test_the_imagenet_dataset_on_other_images_says_that_they_are_not_imagenets(
+    photographs: Path, tmp_path: Path
+) -> None:
+    folder = train(
+        "imagenet-plain18", data=photographs, runs=tmp_path, device="cpu", loading=INLINE, **SETTINGS
+    )
+    (notice,) = read_run(folder).result["notices"]
+    assert "not those of ImageNet: 4 classes" in notice
+    assert not read_run(folder).paper_exact
+
+
+def test_the_centre_crop_of_eval_is_the_validation_error_of_the_curves(run: Path, photographs: Path) -> None:
+    errors = evaluate(run, data=photographs, loading=INLINE)
+    assert errors["val"].count == 40
+    assert errors["val"].top1_err == pytest.approx(read_run(run).last("val"), abs=1e-3)
+    assert errors["val"].top5_err == 0  # there are four classes
+
+
+@pytest.mark.parametrize("protocol", ["center", "ten_crop", "multi_scale"])
+def test_every_protocol_enters_the_record_and_is_found_by_its_reader(
+    protocol: str, run: Path, photographs: Path
+) -> None:
+    errors = evaluate(run, protocol=protocol, data=photographs, loading=INLINE)
+    (file,) = (run / "evals").glob(f"{protocol}-folder-at3-*.json")
+    record = json.loads(file.read_text())
+    assert (record["protocol"], record["bn_stats"], record["iteration"]) == (protocol, "running", 3)
+    assert record["data"]["sha256"]["val"] == read_run(run).env["data"]["sha256"]["val"]
+    assert read_run(run).evaluated(protocol, "top1_err", "val") == errors["val"].top1_err
+
+
+def test_ten_crop_errors_of_a_published_run_reach_table_2(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    found = evaluate(run, protocol="ten_crop", data=photographs, loading=INLINE)["val"]
+    publish(read_run(run), tmp_path / "results")
+    table = comparison.build("table2", collect([tmp_path / "results"]).runs)
+    (row,) = [row for row in table.rows if f"{found.top1_err:.2f} (1)" in row.cells]
+    assert row.cells[0].startswith("↳")
+
+
+def test_eval_needs_only_val_and_takes_the_classes_of_the_run(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    whole = evaluate(run, data=photographs, loading=INLINE)["val"]
+    by_class = []
+    for name in PHOTO_CLASSES[::-1]:
+        part = tmp_path / name
+        shutil.copytree(photographs / "val" / name, part / "val" / name)
+        by_class.append(evaluate(run, data=part, loading=INLINE)["val"])
+    assert sum(errors.count for errors in by_class) == 40
+    wrong = sum(errors.top1_err * errors.count for errors in by_class)
+    assert wrong / 40 == pytest.approx(whole.top1_err)
+
+
+def test_a_class_that_the_run_does_not_know_is_refused_by_name(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photographs / "val" / "cat", tmp_path / "val" / "zebra")
+    with pytest.raises(DataError, match=r"'zebra'.*training set"):
+        evaluate(run, data=tmp_path, loading=INLINE)
+
+
+def test_precise_statistics_change_the_error_but_not_the_checkpoint(run: Path, photographs: Path) -> None:
+    before = (run / "checkpoint.pt").read_bytes()
+    running = evaluate(run, data=photographs, loading=INLINE)["val"]
+    precise = evaluate(run, data=photographs, bn_stats="precise", loading=INLINE)["val"]
+    assert running.loss != precise.loss
+    assert (run / "checkpoint.pt").read_bytes() == before
+    assert evaluate(run, data=photographs, loading=INLINE)["val"] == running
+    kinds = {record["bn_stats"] for record in records_of(run) if record["protocol"] == "center"}
+    assert kinds == {"running", "precise"}
+    with pytest.raises(UsageError, match="running and precise"):
+        evaluate(run, data=photographs, bn_stats="exact", loading=INLINE)
+
+
+def test_an_ensemble_is_recorded_with_its_members_and_published(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    runs = run.parents[1]
+    other = train_on(photographs, runs, "plain18")
+    together = evaluate_ensemble([run, other], protocol="center", data=photographs, runs=runs, loading=INLINE)
+    again = evaluate_ensemble([run, run], protocol="center", data=photographs, runs=runs, loading=INLINE)
+    alone = evaluate(run, data=photographs, loading=INLINE)
+    assert again["val"].loss == pytest.approx(alone["val"].loss, rel=1e-5)
+    assert together["val"].loss != pytest.approx(alone["val"].loss, rel=1e-5)
+    found = collect([runs])
+    assert found.broken == ()
+    members = {tuple(member.label for member in each.members) for each in found.ensembles}
+    assert members == {("ResNet-18", "plain-18"), ("ResNet-18", "ResNet-18")}
+    (file, _) = sorted((runs / "ensembles").glob("*.json"))
+    copy = publish_ensemble(file, tmp_path / "results")
+    assert copy.read_bytes() == file.read_bytes()
+    assert len(collect([tmp_path / "results"]).ensembles) == 1
+    copy.write_text("{}")
+    with pytest.raises(RecordError, match="another record"):
+        publish_ensemble(file, tmp_path / "results")
+    with pytest.raises(RecordError, match="is broken"):
+        publish_ensemble(copy, tmp_path / "elsewhere")
+
+
+def test_nets_of_other_sizes_make_no_ensemble(run: Path, photographs: Path, tmp_path: Path) -> None:
+    larger = train_on(photographs, tmp_path, image_size=48)
+    with pytest.raises(UsageError, match="same images and classes"):
+        evaluate_ensemble([run, larger], data=photographs, loading=INLINE)
+
+
+def test_foreign_weights_of_imagenet_take_the_packaged_class_indices(
+    photographs: Path, tmp_path: Path
+) -> None:
+    net = build_net("imagenet", 18, shortcut="B", generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net.fc.weight.zero_()
+        net.fc.bias.copy_(-torch.arange(1000.0))  # believes in class 0, then 1, and so on
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "theirs.pt")
+    for place in (0, 4, 5):
+        name = imagenet_classes()[place]
+        shutil.copytree(photographs / "val" / "cat", tmp_path / f"data{place}" / "val" / name)
+    foreign = Foreign(18, False, "B", (0.5,) * 3, (0.25,) * 3, image_size=32)
+    found = {
+        place: evaluate(
+            tmp_path / "theirs.pt", dataset="imagenet", data=tmp_path / f"data{place}", foreign=foreign,
+            runs=tmp_path / "runs", loading=INLINE,
+        )["val"]
+        for place in (0, 4, 5)
+    }  # fmt: skip
+    assert [(found[place].top1_err, found[place].top5_err) for place in (0, 4, 5)] == [
+        (0.0, 0.0), (100.0, 0.0), (100.0, 100.0)
+    ]  # fmt: skip
+    options = {"data": photographs, "foreign": foreign, "loading": INLINE}
+    with pytest.raises(DataError, match=r"'cat'.*ImageNet lacks"):
+        evaluate(tmp_path / "theirs.pt", dataset="imagenet", **options)
+    with pytest.raises(UsageError, match="1000 outputs, and val 4 classes"):
+        evaluate(tmp_path / "theirs.pt", dataset="folder", **options)
+
+
+def test_bad_images_in_val_stop_eval_or_are_left_out_and_told(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photographs / "val", tmp_path / "val")
+    (tmp_path / "val" / "cat" / "notes.txt").write_text("no image")
+    whole = next((tmp_path / "val" / "dog").glob("*.jpg"))
+    whole.write_bytes(whole.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"no readable image.*--max-bad-images"):
+        evaluate(run, data=tmp_path, loading=INLINE)
+    told: list[str] = []
+    errors = evaluate(run, data=tmp_path, loading=Loading(workers=0, max_bad_images=2), say=told.append)
+    assert errors["val"].count == 39
+    assert any("notes.txt (not an image)" in sentence for sentence in told)
+
+
+def test_a_protocol_of_the_other_family_is_refused(run: Path, photographs: Path) -> None:
+    with pytest.raises(UsageError, match=r"no protocol 'single' for photographs.*ten_crop"):
+        evaluate(run, protocol="single", data=photographs)
+    with pytest.raises(UsageError, match="whose nets do not fit"):
+        evaluate(run, dataset="digits", data=photographs)
+    with pytest.raises(UsageError, match="which photographs"):
+        evaluate(run)
+
+
+def test_training_with_bad_images_stops_unless_they_are_allowed(photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "data")
+    (tmp_path / "data" / "train" / "owl" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing more")
+    with pytest.raises(DataError, match=r"1 file is no readable image: train/owl/broken\.jpg"):
+        train_on(tmp_path / "data", tmp_path / "runs")
+    assert not list(tmp_path.glob("runs/*/*/spec.json"))
+    folder = train(
+        "folder-resnet18", data=tmp_path / "data", runs=tmp_path / "runs", device="cpu",
+        loading=Loading(workers=0, max_bad_images=1), **SETTINGS,
+    )  # fmt: skip
+    assert any("broken.jpg" in notice for notice in read_run(folder).result["notices"])
+    assert read_run(folder).env["data"]["images"]["train"] == 80
