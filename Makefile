@@ -25,10 +25,12 @@ types: .venv/installed
 	$(BIN)/mypy
 
 tables: .venv/installed  ## regenerate tables/ from the committed records
-	$(BIN)/resrepro compare table6 figure1 figure6 demo $(RESULTS) --tables tables
+	$(BIN)/resrepro compare table1 table2 table3 table4 table5 table6 $(RESULTS) --tables tables
+	$(BIN)/resrepro compare figure1 figure4 figure6 demo $(RESULTS) --tables tables
 
 figures: .venv/installed  ## regenerate figures/ from the committed records
-	$(BIN)/resrepro plot figure1 figure6 demo $(RESULTS) --figures figures --paper
+	$(BIN)/resrepro plot figure3 $(RESULTS) --figures figures
+	$(BIN)/resrepro plot figure1 figure4 figure6 demo $(RESULTS) --figures figures --paper
 
 # The stamp is made last, so that an interrupted installation starts again.
 .venv/installed: requirements.lock pyproject.toml

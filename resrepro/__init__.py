@@ -4,6 +4,7 @@
     net = rr.build_net("cifar10", 56)                # images (N, 3, 32, 32) -> logits (N, 10)
     run = rr.train("digits-plain20", seed=0)         # a run folder with its record
     rr.evaluate(run)                                 # {"test": Errors(...)}
+    rr.evaluate(run, protocol="ten_crop", data="DIR")  # of a run on photographs: {"val": Errors(...)}
     rr.load_runs("runs")                             # pandas, one row per run
     rr.compare("table6"); rr.plot("figure6")         # tables/ and figures/
 

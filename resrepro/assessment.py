@@ -13,7 +13,7 @@ import torch
 from resrepro.catalogue import Protocol, protocol_for
 from resrepro.data.loading import Loading
 from resrepro.device import choose_device, memory_format, use_precision, use_threads
-from resrepro.distributed import join
+from resrepro.distributed import join, told_as_lost
 from resrepro.errors import UsageError
 from resrepro.evaluation import Member, measure, precise_statistics
 from resrepro.feeds import open_feed
@@ -74,6 +74,7 @@ def evaluate(
     )  # fmt: skip
 
 
+@told_as_lost()
 def evaluate_ensemble(
     targets: Sequence[str | Path],
     *,
@@ -96,6 +97,7 @@ def evaluate_ensemble(
     Raises:
         UsageError: if the nets do not take the same images and classes.
         RecordError, DataError: as `evaluate`.
+        PeerLost: if another process of a `torchrun` ended.
     """
     chosen, loading = choose_device(device), loading or Loading()
     use_threads(threads)

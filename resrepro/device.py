@@ -6,7 +6,7 @@ import os
 import torch
 
 from resrepro.errors import UsageError
-from resrepro.processes import local_rank, world_size
+from resrepro.processes import local_rank, local_world_size, world_size
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -17,8 +17,8 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         UsageError: if the device is not there.
     """
-    if world_size() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{local_rank()}"
+    if world_size() > 1:
+        name = _own_gpu(name)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -34,6 +34,21 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.")
     return device
+
+
+def _own_gpu(name: str) -> str:
+    """The name of this process's own GPU; every process raises the same error."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: under torchrun each process takes its own: cpu, cuda or auto.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return "cpu"
+    if local_world_size() > count:
+        raise UsageError(
+            f"{local_world_size()} processes on a machine with {count} GPUs: start one per GPU "
+            "(--nproc-per-node), or use --device cpu."
+        )
+    return f"cuda:{local_rank()}"
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -4,8 +4,12 @@ Started by `torchrun`, every process trains on its share of each batch. The firs
 """
 
 import atexit
+import inspect
+import re
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +23,10 @@ from resrepro.processes import is_first, world_size
 
 T = TypeVar("T")
 
+LONGEST_WAIT = timedelta(hours=1)  # while the first process downloads a data set, or looks at a large folder
+FAREWELL = timedelta(seconds=5)
+OF_THE_CONNECTION = ("gloo", "nccl", "connection", "socket", "tcpstore", "process group")
+
 
 def join(device: torch.device) -> None:
     """Meet the other processes of the run, if there are any: over NCCL on GPUs, else over gloo.
@@ -26,24 +34,35 @@ def join(device: torch.device) -> None:
     Raises:
         PeerLost: if they do not come.
     """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # where objects travel, and what memory is pinned for
     if world_size() == 1 or distributed.is_initialized():
         return
     with told_as_lost():
         if device.type == "cuda":
-            distributed.init_process_group("nccl", device_id=device)
+            distributed.init_process_group("nccl", device_id=device, timeout=LONGEST_WAIT)
         else:
-            distributed.init_process_group("gloo")
-    atexit.register(_leave)
+            distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+        atexit.register(_leave, distributed.new_group(backend="gloo"))
 
 
-def _leave() -> None:
-    if distributed.is_initialized():
+def _leave(channel: Any) -> None:
+    """Leave at the same time as the others, if they do leave.
+
+    `torchrun` ends all processes when one has ended with an error, also that which is about to tell it.
+    Those that go on learn by the end of this one that it has left; NCCL would wait for them to close.
+    """
+    if not distributed.is_initialized():
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(RuntimeError):
+        distributed.monitored_barrier(channel, FAREWELL)
         distributed.destroy_process_group()
 
 
 @contextmanager
 def told_as_lost() -> Iterator[None]:
-    """Tell an error of the connection between the processes as one sentence.
+    """Tell an error of the connection between the processes as one sentence; let others pass.
 
     Raises:
         PeerLost: instead of the RuntimeError by which PyTorch reports it.
@@ -51,13 +70,25 @@ def told_as_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world_size() == 1 or isinstance(error, torch.OutOfMemoryError):
+        if world_size() == 1 or not _of_the_connection(error):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        atexit.unregister(_leave)  # there is nobody to wait for
         raise PeerLost(
-            f"another process of this run has ended or cannot be reached ({first}): look for its own "
+            f"another process of this run has ended or cannot be reached ({_gist(error)}): look for its own "
             "message; the same command goes on from the last checkpoint."
         ) from None
+
+
+def _of_the_connection(error: RuntimeError) -> bool:
+    """Whether it is of the kind that PyTorch has for this, or worded so: gloo has no kind of its own."""
+    told = str(error).lower()
+    return isinstance(error, distributed.DistError) or any(word in told for word in OF_THE_CONNECTION)
+
+
+def _gist(error: RuntimeError) -> str:
+    """What happened, without the place in the source and without advice."""
+    lines = re.sub(r"^\s*\[\S*\.\w+:\d+\]\s*", "", str(error)).strip().splitlines()
+    return re.split(r"[.!] ", lines[0])[0].rstrip(".!") if lines else type(error).__name__
 
 
 def in_parallel(net: nn.Module, device: torch.device) -> nn.Module:
@@ -66,7 +97,10 @@ def in_parallel(net: nn.Module, device: torch.device) -> nn.Module:
         return net
     devices = [device] if device.type == "cuda" else None
     # BN's running averages are averaged after each update, not copied from the first process.
-    return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    copying: dict[str, Any] = {option: False}
+    return DistributedDataParallel(net, device_ids=devices, **copying)
 
 
 def exchanging(model: nn.Module, last: bool) -> AbstractContextManager[object]:
@@ -87,7 +121,8 @@ def gathered(sums: ErrorSums) -> ErrorSums:
     """Loss and errors of all processes together."""
     if world_size() == 1:
         return sums
-    both = total(torch.cat([sums.sums, sums.sums.new_tensor([sums.count])]))
+    own = sums.sums if sums.count else torch.zeros_like(sums.sums)  # the mean loss of no images is NaN
+    both = total(torch.cat([own, own.new_tensor([sums.count])]))
     whole = ErrorSums(both.device)
     whole.sums, whole.count = both[:3], round(both[3].item())
     return whole

@@ -109,7 +109,8 @@ def _photos(
         for own_digests, own_bad in collected((views.digests, views.bad.found)):
             digests |= own_digests
             bad |= own_bad
-        views.bad.found = dict(sorted(bad.items()))
+        views.bad.found = {}
+        views.bad.add(dict(sorted(bad.items())))  # those of all processes together
         readable = photos.without([path.partition("/")[2] for path in bad])
         return {
             "name": name,

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from resrepro.device import arithmetic, memory_format
 from resrepro.distributed import (
     StopVote,
     average_statistics,
+    collected,
     exchanging,
     gathered,
     in_parallel,
@@ -30,7 +32,7 @@ from resrepro.nets import Net, net_of
 from resrepro.normalisation import norms_of
 from resrepro.optimizer import make_optimizer, set_learning_rate
 from resrepro.plateau import Plateau
-from resrepro.processes import is_first, world_size
+from resrepro.processes import rank, world_size
 from resrepro.recording import RunWriter
 from resrepro.schedule import learning_rate, warmup_is_due
 from resrepro.specs import ImageNetRecipe, Recipe, Spec
@@ -104,7 +106,7 @@ class Trainer:
                 decided = vote.cast(interrupts.received)
                 if decided and self.done < self.recipe.iterations:
                     self.stop(decided)
-            decided = vote.result() or interrupts.received
+            decided = vote.cast(interrupts.received) or vote.result()
         exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
         self.writer.result(self.result(status))
@@ -234,14 +236,17 @@ class Trainer:
         return told
 
     def save(self) -> None:
-        """Write the checkpoint and, with it, how far the run has come."""
-        sums = [gathered(part) for part in (self.since_sample, self.since_look)]
-        if is_first():
-            save_checkpoint(self.writer.checkpoint, self.state(sums))
+        """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
+        own = [(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)]
+        shares = collected(own)
+        on_first(lambda: self._write(shares))
+
+    def _write(self, shares: list[list[tuple[Tensor, int]]]) -> None:
+        save_checkpoint(self.writer.checkpoint, self.state(shares))
         self.writer.result(self.result("partial"))
 
-    def state(self, sums: list[ErrorSums]) -> dict[str, Any]:
-        """The content of a checkpoint; `sums` are those of all processes."""
+    def state(self, shares: list[list[tuple[Tensor, int]]]) -> dict[str, Any]:
+        """The content of a checkpoint; `shares` are the sums of each process."""
         about = self.feed.about
         return {
             "digest": self.spec.digest,
@@ -256,7 +261,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "warmup_switch": self.warmup_switch,
             "plateau": None if self.plateau is None else self.plateau.state(),
-            "sums": [(part.sums.cpu(), part.count) for part in sums],
+            "shares": shares,
             "best": self.best,
             "last": {name: list(vars(errors).values()) for name, errors in self.last.items()},
             "seconds": self.seconds(),
@@ -271,40 +276,52 @@ class Trainer:
         state = on_first(self._load)
         if state is None:
             return False
-        try:
-            if state["digest"] != self.spec.digest or state["seed"] != self.seed:
-                raise RecordError(f"{self.writer.checkpoint} is of another run: start anew with --fresh.")
-            if state["data"] != dict(self.feed.about.checksums):
-                raise RecordError(
-                    f"{self.writer.folder} was trained on other data (checksum differs): "
-                    "name the same data folder, or start anew with --fresh."
-                )
+        with self._telling_misfit():
             self.net.load_state_dict(state["net"])
             self.optimizer.load_state_dict(state["optimizer"])
-            for sums, (values, count) in zip(
-                (self.since_sample, self.since_look), state["sums"], strict=True
-            ):
-                if is_first():  # the sums of all processes, which must not be counted once by each
-                    sums.sums.copy_(values)
-                    sums.count = count
+            self._take_up(state["shares"] if "shares" in state else [state["sums"]])  # as of version 0.1
             self.done, self.warmup_switch = state["iteration"], state["warmup_switch"]
             if self.plateau is not None:
                 self.plateau.drops, self.plateau.best, self.plateau.waited = state["plateau"]
             self.best = state["best"]
             self.last = {name: Errors(*values) for name, values in state["last"].items()}
             self.seconds_before = state["seconds"]
+        on_first(lambda: self.writer.cut_back(self.done))
+        self.watcher.say(f"Going on from iteration {self.done:,} of {self.recipe.iterations:,}.")
+        return True
+
+    def _load(self) -> dict[str, Any] | None:
+        """The checkpoint, if there is one and it is of this run."""
+        path = self.writer.checkpoint
+        if not path.exists():
+            return None
+        state = load_checkpoint(path)
+        with self._telling_misfit():
+            if state["digest"] != self.spec.digest or state["seed"] != self.seed:
+                raise RecordError(f"{path} is of another run: start anew with --fresh.")
+            if state["data"] != dict(self.feed.about.checksums):
+                raise RecordError(
+                    f"{self.writer.folder} was trained on other data (checksum differs): "
+                    "name the same data folder, or start anew with --fresh."
+                )
+        return state
+
+    @contextlib.contextmanager
+    def _telling_misfit(self) -> Iterator[None]:
+        try:
+            yield
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RecordError(
                 f"{self.writer.checkpoint} does not fit its run ({type(error).__name__}): "
                 "start anew with --fresh."
             ) from None
-        self.writer.cut_back(self.done)
-        self.watcher.say(f"Going on from iteration {self.done:,} of {self.recipe.iterations:,}.")
-        return True
 
-    def _load(self) -> dict[str, Any] | None:
-        path = self.writer.checkpoint
-        return load_checkpoint(path) if path.exists() else None
+    def _take_up(self, shares: list[list[tuple[Tensor, int]]]) -> None:
+        """Take this process's sums, or its part of them if the number of processes is another."""
+        for share in shares[rank() :: world_size()]:
+            for part, (sums, count) in zip((self.since_sample, self.since_look), share, strict=True):
+                part.sums += sums.to(self.device)
+                part.count += count
 
     def stop(self, signal_number: int) -> None:
         """Checkpoint and leave because of a signal.

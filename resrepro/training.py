@@ -10,7 +10,7 @@ from resrepro import catalogue
 from resrepro.data.loading import Loading
 from resrepro.device import choose_device, use_precision, use_threads
 from resrepro.distributed import join, on_first, told_as_lost
-from resrepro.errors import Diverged, UsageError
+from resrepro.errors import Diverged, ResreproError, UsageError
 from resrepro.feeds import open_feed
 from resrepro.processes import is_first, world_size
 from resrepro.recording import Onlooker, RunWriter, describe_environment, open_run, run_folder
@@ -69,38 +69,45 @@ def train(
         Interrupted: if a signal stopped the run; its checkpoint is written.
         PeerLost: if another process of the run ended.
     """
-    if seed < 0:
-        raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-    spec, spread = plan(experiment, shortcut, micro_batch, sync_bn, settings)
     device_used = choose_device(device)
-    use_threads(threads)
-    use_precision(spec.recipe.precision, device_used)
     watcher = (watcher if is_first() else None) or Watcher()
     join(device_used)
-    with told_as_lost(), _telling_memory(spread):
+    with told_as_lost():
+        spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, sync_bn, settings))
+        if seed < 0:
+            raise UsageError(f"a seed is a whole number from 0, not {seed}.")
+        use_threads(threads)
+        use_precision(spec.recipe.precision, device_used)
         folder = run_folder(Path(runs), spec, seed)
         if not fresh and on_first(lambda: _already_over(folder, watcher)):
             return folder
-        feed = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say)
-        if spec.recipe.batch_size > feed.about.sizes["train"]:
-            raise UsageError(f"a batch of {spec.recipe.batch_size} is larger than the training set.")
-        writer = on_first(lambda: open_run(Path(runs), spec, seed, fresh=fresh))
-        writer = writer if is_first() else Onlooker(folder)
-        _say_first(writer, spec, spread, feed.about.notices, watcher)
-        trainer = Trainer(spec, seed, feed, Target(device_used, spread), writer, watcher)
-        env = describe_environment(arguments) | _describe_device(device_used, spread)
-        if trainer.resume():
-            writer.add_session(trainer.done, env)
-        else:
-            command = catalogue.command_for(spec, seed)
-            data_told = feed.about.describe()
-            writer.begin(spec, seed, env | {"mode": "default", "data": data_told, "command": command})
-            writer.result(trainer.result("partial"))
-        try:
-            trainer.run()
-        finally:
-            watcher.end()
+        with _telling_memory(spread):
+            feed = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say)
+            if spec.recipe.batch_size > feed.about.sizes["train"]:
+                raise UsageError(f"a batch of {spec.recipe.batch_size} is larger than the training set.")
+            writer = on_first(lambda: open_run(Path(runs), spec, seed, fresh=fresh))
+            writer = writer if is_first() else Onlooker(folder)
+            _say_first(writer, spec, spread, feed.about.notices, watcher)
+            trainer = Trainer(spec, seed, feed, Target(device_used, spread), writer, watcher)
+            _open_record(trainer, arguments)
+            try:
+                trainer.run()
+            finally:
+                watcher.end()
     return folder
+
+
+def _open_record(trainer: Trainer, arguments: Sequence[str] | None) -> None:
+    """Begin the record of a run, or note in it that another session goes on."""
+    writer, spec = trainer.writer, trainer.spec
+    env = describe_environment(arguments) | _describe_device(trainer.target)
+    if trainer.resume():
+        writer.add_session(trainer.done, env)
+        return
+    command = catalogue.command_for(spec, trainer.seed)
+    told = env | {"mode": "default", "data": trainer.feed.about.describe(), "command": command}
+    writer.begin(spec, trainer.seed, told)
+    writer.result(trainer.result("partial"))
 
 
 def plan(
@@ -145,26 +152,28 @@ def _telling_memory(spread: Spread) -> Iterator[None]:
     """Tell that a GPU's memory is full in a sentence with the way out.
 
     Raises:
-        UsageError: then.
+        UsageError: then; in a further process another ResreproError, as the first would not tell of it.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         smaller = max(1, spread.micro // 2)
-        raise UsageError(
+        kind = UsageError if is_first() else ResreproError
+        raise kind(
             f"the GPU's memory does not hold {spread.micro} images per pass: try --micro-batch {smaller} "
             "(gradients are accumulated; BN groups must fit into it)."
         ) from None
 
 
-def _describe_device(device: torch.device, spread: Spread) -> dict[str, object]:
+def _describe_device(target: Target) -> dict[str, object]:
+    device = target.device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "device": device.type,
         "gpu": gpu,
         "threads": torch.get_num_threads(),
         "processes": world_size(),
-        "micro_batch": spread.micro,
+        "micro_batch": target.spread.micro,
     }
 
 

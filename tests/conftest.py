@@ -306,3 +306,74 @@ def fake_cifar(tmp_path_factory: pytest.TempPathFactory) -> FakeCifar:
     for name, content in records.items():
         (folder / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(content.tobytes())
     return FakeCifar(folder, records)
+
+
+# --- photographs ------------------------------------------------------------------------------------
+
+PHOTO_CLASSES = ("cat", "dog", "fish", "owl")
+PHOTOS_PER_CLASS = {"train": 20, "val": 10}
+TURNED = 6  # EXIF orientation: to be shown turned by 90 degrees
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the statistics of made-up photographs out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train` and `val` of 80 and 40 made-up photographs in 4 classes.
+
+    Every class has some of each kind in `PHOTO_KINDS`; sides are odd and even, from 25 to 79 pixels.
+    """
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for split, count in PHOTOS_PER_CLASS.items():
+        for number, name in enumerate(PHOTO_CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for k in range(count):
+                kind = PHOTO_KINDS[k % len(PHOTO_KINDS)]
+                width, height = (int(side) for side in rng.integers(25, 80, 2))
+                pixels = blotches(rng, height, width, 60 * number)
+                write_photo(folder / split / name / f"{k:02}-{kind}", pixels)
+    return folder
+
+
+def blotches(rng: np.random.Generator, height: int, width: int, base: int = 100) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of soft blotches around a grey, as a photograph has them."""
+    from PIL import Image
+
+    coarse = rng.integers(-60, 60, (5, 7, 3)) + base
+    image = Image.fromarray(coarse.clip(0, 255).astype(np.uint8))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+PHOTO_KINDS = (
+    "rgb.jpg", "grey.jpg", "cmyk.jpg", "turned.jpg", "alpha.png", "palette.png", "deep.png", "rgb.png",
+)  # fmt: skip
+
+
+def write_photo(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels (H, W, 3) uint8 as the kind of image that the end of the file name says."""
+    from PIL import Image
+
+    image, options = Image.fromarray(pixels), {}
+    kind = path.name.rpartition("-")[2]
+    if kind == "grey.jpg":
+        image = image.convert("L")
+    elif kind == "cmyk.jpg":
+        image = image.convert("CMYK")
+    elif kind == "turned.jpg":
+        exif = Image.Exif()
+        exif[0x0112] = TURNED
+        options = {"exif": exif}
+    elif kind == "alpha.png":
+        image.putalpha(image.convert("L"))
+    elif kind == "palette.png":
+        image, options = image.quantize(16), {"transparency": bytes(range(0, 256, 16))}
+    elif kind == "deep.png":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    image.save(path, quality=90, **options)

@@ -386,7 +386,7 @@ def test_a_setting_that_is_unknown_or_out_of_range_is_refused(settings: dict, co
         ({"plateau_gain": -1.0}, "at least 0"),
         ({"stride_3x3": 1}, "type bool"),
         ({"bn_group": 48}, "does not divide"),
-        ({"batch_size": 48}, "does not divide into BN groups of 32"),
+        ({"batch_size": 48, "bn_group": 32}, "does not divide into BN groups of 32"),
     ],
 )
 def test_an_imagenet_setting_out_of_range_is_refused(settings: dict, complaint: str) -> None:
@@ -568,11 +568,11 @@ def test_a_setting_on_which_the_paper_is_silent_is_told_as_such() -> None:
 
 
 def test_a_net_that_the_paper_does_not_have_is_a_departure() -> None:
-    assert departures("cifar10-resnet26") == ["the paper has no ResNet-26"]
+    assert departures("cifar10-resnet26") == ["the paper gives no number for ResNet-26"]
 
 
 def test_a_plain_bottleneck_net_is_told_as_one_that_no_table_has() -> None:
-    assert departures("imagenet-plain50") == ["the paper has no plain-50"]
+    assert departures("imagenet-plain50") == ["the paper gives no number for plain-50"]
 
 
 def test_another_image_size_is_one_departure_for_all_views() -> None:
@@ -645,3 +645,10 @@ def test_a_protocol_that_does_not_fit_is_refused_naming_those_that_do(
 ) -> None:
     with pytest.raises(UsageError, match=f"no protocol '{name}' for {there_is}"):
         catalogue.protocol_for(name, family)
+
+
+@pytest.mark.parametrize(("batch", "group"), [(256, 32), (64, 32), (48, 48), (8, 8)])
+def test_a_batch_that_does_not_divide_into_the_recipes_bn_groups_is_one_group(batch: int, group: int) -> None:
+    spec = catalogue.derive(catalogue.find("imagenet-resnet18"), batch_size=batch)
+    assert spec.recipe.bn_group == group
+    assert ("bn_group" in dict(spec.changes)) == (group != 32)

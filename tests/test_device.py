@@ -59,3 +59,32 @@ def test_activations_are_channels_last_but_on_mps() -> None:
 def test_the_arithmetic_is_that_of_the_recipe(precision: str, kind: torch.dtype) -> None:
     with arithmetic(precision, CPU):
         assert torch.nn.Linear(3, 2)(torch.ones(1, 3)).dtype == kind
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, local_rank: int, processes: int, gpus: int) -> None:
+    """Let this process be one of several that torchrun started on a machine with some GPUs."""
+    told = {"RANK": local_rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": processes, "MASTER_ADDR": "localhost"}
+    for key, value in (told | {"LOCAL_WORLD_SIZE": processes}).items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for rank in range(4):
+        launched(monkeypatch, rank, 4, gpus=4)
+        assert choose_device(name) == torch.device("cuda", rank)
+    launched(monkeypatch, 1, 2, gpus=0)
+    assert choose_device("auto") == choose_device("cpu") == CPU
+
+
+def test_more_processes_than_gpus_and_one_gpu_for_all_are_refused_by_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rank in range(2):
+        launched(monkeypatch, rank, 2, gpus=1)
+        with pytest.raises(UsageError, match="2 processes on a machine with 1 GPUs"):
+            choose_device("auto")
+        with pytest.raises(UsageError, match="each process takes its own"):
+            choose_device("cuda:0")

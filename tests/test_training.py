@@ -16,15 +16,18 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 from resrepro import feeds, trainer
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
+from resrepro.data.loading import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.metrics import Errors
 from resrepro.nets import build_net
 from resrepro.records import METRICS_COLUMNS, RECORD_FILES, read_run
 from resrepro.specs import Recipe
+from resrepro.subjects import Foreign, read_subject
 from resrepro.training import train
 from resrepro.watching import Sample, Watcher
 
@@ -629,3 +632,106 @@ def base_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
         return short(tmp_path_factory.mktemp("base"), iterations=3)
+
+
+# --- passes, processes of readers, and the rule of the plateau --------------------------------------
+
+
+def test_gradients_of_several_passes_make_the_update_of_one_with_the_same_bn_groups(tmp_path: Path) -> None:
+    watcher = Recorder()
+    one = short(tmp_path / "one", bn_group=8, lr=0.01)
+    several = short(tmp_path / "several", micro_batch=8, lr=0.01, watcher=watcher)
+    assert several.parent.name == one.parent.name
+    assert watcher.said[-1].endswith("1 process, 4 passes of 8 images; BN over groups of 8.")
+    assert json.loads((several / "env.json").read_text())["micro_batch"] == 8
+    for name, tensor in net_of(one).items():
+        if tensor.ndim:
+            assert float((net_of(several)[name] - tensor).norm() / tensor.norm()) < 0.02, name
+    for row, wanted in zip(rows_of(several), rows_of(one), strict=True):
+        assert float(row["loss"]) == pytest.approx(float(wanted["loss"]), rel=2e-3)
+
+
+def test_a_full_memory_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(F, "cross_entropy", full)
+    with pytest.raises(UsageError, match=r"does not hold 32 images per pass: try --micro-batch 16"):
+        short(tmp_path)
+
+
+def on_photographs(runs: Path, photographs: Path, workers: int = 0, **options: Any) -> Path:
+    settings = {"iterations": 6, "batch_size": 8, "image_size": 32, "eval_every": 3, "lr": 0.01}
+    return train(
+        "folder-resnet18", runs=runs, data=photographs, device="cpu", loading=Loading(workers=workers),
+        **settings | options,
+    )  # fmt: skip
+
+
+def stopped_at(moment: int) -> Recorder:
+    return Recorder({moment: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+
+
+@pytest.mark.parametrize(("workers", "moments"), [(0, (2,)), (1, (1, 4))])
+def test_a_run_on_photographs_goes_on_to_the_very_same_end_whoever_reads_them(
+    tmp_path: Path, photographs: Path, whole_photo_run: Path, workers: int, moments: tuple[int, ...]
+) -> None:
+    for moment in moments:
+        with pytest.raises(Interrupted, match=f"iteration {moment} of 6"):
+            on_photographs(tmp_path, photographs, workers, watcher=stopped_at(moment))
+    folder = on_photographs(tmp_path, photographs, workers)
+    assert same_weights(folder, whole_photo_run)
+    assert rows_of(folder, *TIMES) == rows_of(whole_photo_run, *TIMES)
+
+
+@pytest.fixture(scope="module")
+def whole_photo_run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return on_photographs(tmp_path_factory.mktemp("photos"), photographs)
+
+
+def test_the_rate_falls_where_the_error_comes_to_a_plateau_also_after_an_interruption(
+    tmp_path: Path, photographs: Path
+) -> None:
+    # No error can be 101 points better than another: the rate drops after every two samples.
+    rule = {"lr_policy": "plateau", "plateau_patience": 2, "plateau_gain": 101.0, "eval_every": 1}
+    watcher = Recorder()
+    whole = on_photographs(tmp_path / "whole", photographs, watcher=watcher, **rule)
+    assert result_of(whole)["lr_drops"] == [3, 5]
+    assert [line for line in watcher.said if "plateau by iteration" in line] == [
+        f"The error has come to a plateau by iteration {drop}: the rate drops." for drop in (3, 5)
+    ]
+    rates = [float(row["lr"]) for row in rows_of(whole) if row["split"] == "val"]
+    assert rates == pytest.approx([0.01] * 3 + [0.001] * 2 + [0.0001])
+    with pytest.raises(Interrupted):  # one sample into the second waiting
+        on_photographs(tmp_path / "parts", photographs, watcher=stopped_at(4), **rule)
+    folder = on_photographs(tmp_path / "parts", photographs, **rule)
+    assert result_of(folder)["lr_drops"] == [3, 5]
+    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
+    assert same_weights(folder, whole)
+
+
+def test_precise_statistics_are_plain_averages_for_the_error_and_leave_the_run_alone(
+    tmp_path: Path, photographs: Path, whole_photo_run: Path
+) -> None:
+    folder = on_photographs(tmp_path, photographs, bn_stats="precise")
+    for name, tensor in net_of(whole_photo_run).items():  # running averages among them
+        assert torch.equal(net_of(folder)[name], tensor) or name.endswith("num_batches_tracked"), name
+    precise, running = (
+        [row for row in rows_of(run) if row["split"] == "val"] for run in (folder, whole_photo_run)
+    )
+    assert [row["loss"] for row in precise] != [row["loss"] for row in running]
+
+    spec = read_subject(folder, None, Foreign(), tmp_path).spec
+    feed = feeds.open_feed(spec, photographs, torch.device("cpu"), 0, Loading(workers=0))
+    net = read_subject(folder, None, Foreign(), tmp_path).net
+    update_bn((images for images, _ in feed.batches(0, 10)), net)  # the 80 images in batches of 8
+    losses, wrong = [], 0
+    net.eval()
+    with torch.no_grad():
+        for views in feed.views("val"):
+            logits = net((views.scales[0][:, 0].float() - feed.normalisation.mean) / 255)
+            losses += F.cross_entropy(logits, views.labels, reduction="none").tolist()
+            wrong += int((logits.argmax(1) != views.labels).sum())
+    assert len(losses) == 40
+    assert float(precise[-1]["loss"]) == pytest.approx(sum(losses) / 40, rel=1e-3)
+    assert float(precise[-1]["top1_err"]) == pytest.approx(100 * wrong / 40)

@@ -148,7 +148,7 @@ def departures(spec: Spec) -> list[str]:
     if spec.dataset in STAND_INS:
         told.append(STAND_INS[spec.dataset])
     elif not experiment.exhibits:
-        told.append(f"the paper has no {net_label(spec.depth, spec.plain)}")
+        told.append(f"the paper gives no number for {net_label(spec.depth, spec.plain)}")
     own = experiment.spec().shortcut
     if spec.shortcut != own:
         section = "4.2" if experiment.family == "cifar" else "4.1"

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from resrepro.errors import Interrupted, ResreproError, UsageError
+from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
 from resrepro.processes import is_first, rank
 
 ORDER = ("train", "eval", "compare", "plot", "demo", "list", "protocol", "describe", "publish")  # in `--help`
@@ -27,7 +27,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ResreproError as error:
-            if not is_first() and (error.told or isinstance(error, UsageError | Interrupted)):
+            if not is_first() and (error.told or isinstance(error, UsageError | Interrupted | Diverged)):
                 raise typer.Exit(error.exit_code) from None  # the first process says it
             where = "" if is_first() else f"process {rank()}: "
             _fail(f"{where}{error}", error.exit_code, "" if isinstance(error, Interrupted) else "error: ")

@@ -10,6 +10,7 @@ from resrepro.cli.options import (
     DataOption,
     DeviceOption,
     MaxBadOption,
+    PinOption,
     PrefetchOption,
     RunsOption,
     ThreadsOption,
@@ -104,6 +105,7 @@ def evaluate(
     workers: WorkersOption = None,
     prefetch: PrefetchOption = None,
     max_bad_images: MaxBadOption = None,
+    pin_memory: PinOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:  # fmt: skip
     """Measure top-1 and top-5 error of runs or checkpoints under a test protocol, and record it."""
@@ -122,7 +124,7 @@ def evaluate(
         errors = evaluate_ensemble(
             group, protocol=protocol, bn_stats=bn_stats, dataset=dataset, data=data, split=split,
             foreign=foreign, runs=runs, device=device, threads=threads,
-            loading=loading_of(workers, prefetch, max_bad_images),
+            loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
             say=lambda text: console.print(text, markup=False, soft_wrap=True),
         )  # fmt: skip
         _show(errors, console)

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from resrepro.catalogue import find
+from resrepro.catalogue import Experiment, find
 from resrepro.metrics import Errors
 from resrepro.records import read_run
 from resrepro.specs import net_label
@@ -89,11 +89,17 @@ class LiveView(Watcher):
         for departure in run.result["departures"]:
             self.say(f"  departs from the paper: {departure}")
         self.say(f"Record: {folder}")
+        self.say(f"Next: {self._next(folder, find(run.experiment))}")
+
+    @staticmethod
+    def _next(folder: Path, experiment: Experiment) -> str:
+        """The command that shows the result in its exhibit, or measures it for one."""
+        if experiment.family == "imagenet":
+            return f"resrepro eval {folder} --protocol ten_crop --data DIR"
+        if not experiment.exhibits:
+            return f"resrepro eval {folder}"
         where = "" if folder.parent.parent == Path("runs") else f" --runs {folder.parent.parent}"
-        exhibits = find(run.experiment).exhibits
-        self.say(
-            f"Next: resrepro compare {exhibits[-1]}{where}" if exhibits else f"Next: resrepro eval {folder}"
-        )
+        return f"resrepro compare {experiment.exhibits[-1]}{where}"
 
     def _time_left(self, done: int) -> str:
         """By the speed of this session so far, evaluations included."""

@@ -52,7 +52,15 @@ MaxBadOption = Annotated[
 ]
 
 
-def loading_of(workers: int | None, prefetch: int | None, max_bad: int | None) -> "Loading":
+PinOption = Annotated[
+    bool | None,
+    _photos("Read into pinned memory. (default: for a GPU)", "--pin-memory/--no-pin-memory"),
+]
+
+
+def loading_of(
+    workers: int | None, prefetch: int | None, max_bad: int | None, pin_memory: bool | None
+) -> "Loading":
     """How image files are read, from the options.
 
     Raises:
@@ -60,7 +68,7 @@ def loading_of(workers: int | None, prefetch: int | None, max_bad: int | None) -
     """
     from resrepro.data.loading import Loading
 
-    return Loading(workers, 2 if prefetch is None else prefetch, max_bad or 0)
+    return Loading(workers, 2 if prefetch is None else prefetch, max_bad or 0, pin_memory)
 
 
 def _recipe(text: str, *names: str, metavar: str | None = None) -> Any:

@@ -18,6 +18,7 @@ from resrepro.cli.options import (
     ImageSizeOption,
     IterationsOption,
     MaxBadOption,
+    PinOption,
     PrecisionOption,
     PrefetchOption,
     RunsOption,
@@ -85,6 +86,7 @@ def train(
     workers: WorkersOption = None,
     prefetch: PrefetchOption = None,
     max_bad_images: MaxBadOption = None,
+    pin_memory: PinOption = None,
     runs: RunsOption = Path("runs"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set an existing run aside (it is kept) and start anew.")
@@ -122,8 +124,9 @@ def train(
         [experiment.name for experiment in chosen],
         parse_seeds(seeds) if seeds is not None else [seed or 0],
         shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
-        micro_batch=micro_batch, sync_bn=sync_bn, loading=loading_of(workers, prefetch, max_bad_images),
-        arguments=sys.argv[1:], **changed, **extra,
+        micro_batch=micro_batch, sync_bn=sync_bn, arguments=sys.argv[1:],
+        loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
+        **changed, **extra,
     )  # fmt: skip
 
 

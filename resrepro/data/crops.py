@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from resrepro.data.batches import AUGMENTATION, Normalisation, Order, laid_out, own_share, stream_seed
 from resrepro.data.folder import Photos
 from resrepro.data.images import BadImage, Pixels, cut, read_image, scaled_to
-from resrepro.data.loading import Loading, read_ahead
+from resrepro.data.loading import Loading, printable, read_ahead
 from resrepro.data.statistics import Statistics
 from resrepro.errors import DataError
 from resrepro.specs import ImageNetRecipe
@@ -106,9 +106,10 @@ class CropReader(Dataset[CropBatch]):
     def __init__(self, photos: Photos, recipe: ImageNetRecipe, lighting: Lighting, seed: int) -> None:
         self.photos, self.recipe, self.lighting, self.seed = photos, recipe, lighting, seed
         self.order = Order(recipe, len(photos), seed)
+        self.share = own_share(recipe.batch_size)  # a worker process may not know of the others
 
     def __getitem__(self, iteration: int) -> CropBatch:
-        share = own_share(self.recipe.batch_size)
+        share = self.share
         chosen = self.order.indices(iteration)[share].tolist()
         choices = draw(self.seed, iteration, self.recipe.batch_size)
         size, bad = self.recipe.image_size, ""
@@ -117,7 +118,7 @@ class CropReader(Dataset[CropBatch]):
             try:
                 image = read_image(self.photos.path(index)).image
             except BadImage as reason:
-                bad = f"{self.photos.split}/{self.photos.paths[index]} ({reason})"
+                bad = f"{printable(f'{self.photos.split}/{self.photos.paths[index]}')} ({reason})"
                 break
             crops[place] = torch.from_numpy(np.ascontiguousarray(training_crop(image, self.recipe, choice)))
         labels = torch.from_numpy(self.photos.labels[chosen])

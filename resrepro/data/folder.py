@@ -4,8 +4,9 @@ Only names and sizes are looked at here; the files are opened by `resrepro.data.
 """
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -19,16 +20,52 @@ from resrepro.errors import DataError
 IMAGENET = {"train": 1_281_167, "val": 50_000}  # images, Section 4.1 (1.28 million and 50k)
 
 
+class Names:
+    """Many file names in one buffer: worker processes share it, where each would copy a list of strings."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [_bytes(name) for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        place = range(len(self))[index]
+        return self._text[self._ends[place] : self._ends[place + 1]].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        for start, end in itertools.pairwise(self._ends.tolist()):
+            yield self._text[start:end].decode("utf-8", "surrogateescape")
+
+
+def _bytes(name: str) -> bytes:
+    """A file name as it is on disk, also one that is no UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 @dataclass(frozen=True)
 class Photos:
-    """The images of one split, not yet read: paths relative to `root`, their sizes and labels (N,)."""
+    """The images of one split, not yet read.
+
+    Attributes:
+        root: the folder of the splits.
+        split: the folder in it that holds the classes.
+        classes: what the labels count.
+        paths: below the split, `<class>/<file>`.
+        sizes: of the files in bytes, (N,).
+        labels: (N,).
+        changed: when the files were last changed, in nanoseconds, (N,).
+    """
 
     root: Path
     split: str
     classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    sizes: tuple[int, ...]
+    paths: Names
+    sizes: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
+    changed: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -39,13 +76,16 @@ class Photos:
 
     def without(self, bad: Sequence[str]) -> "Photos":
         """The same without some of the paths."""
+        if not bad:
+            return self
         left_out = set(bad)
         kept = [index for index, path in enumerate(self.paths) if path not in left_out]
         return replace(
             self,
-            paths=tuple(self.paths[index] for index in kept),
-            sizes=tuple(self.sizes[index] for index in kept),
+            paths=Names(self.paths[index] for index in kept),
+            sizes=self.sizes[kept],
             labels=self.labels[kept],
+            changed=self.changed[kept],
         )
 
     def labelled_by(self, classes: Sequence[str], whose: str) -> "Photos":
@@ -68,20 +108,21 @@ class Photos:
 def scan(root: Path, split: str) -> Photos:
     """List the images of one split, classes and files in order of their names.
 
-    Hidden files are passed over; everything else counts as an image until it is opened.
+    Hidden files are passed over, and links to a folder that they lie in; everything else counts as an
+    image until it is opened, a link to nothing too.
 
     Raises:
         DataError: if the split is missing, has no classes, or a class is empty.
     """
     top = root / split
-    if not top.is_dir():
-        raise DataError(
-            f"{root} has no folder {split!r}: expected {split}/<class>/<image> there, "
-            "with one folder per class."
-        )
     try:
+        if not top.is_dir():
+            raise DataError(
+                f"{root} has no folder {split!r}: expected {split}/<class>/<image> there, "
+                "with one folder per class."
+            )
         classes = sorted(entry.name for entry in os.scandir(top) if _is_class(entry))
-        found = [(name, list(_files(top / name, name))) for name in classes]
+        found = [(name, list(_files(top / name, name, (_identity(top),)))) for name in classes]
     except OSError as error:
         raise DataError(f"{error.filename or top} cannot be read: {error.strerror}.") from None
     if not classes:
@@ -91,24 +132,36 @@ def scan(root: Path, split: str) -> Photos:
             raise DataError(f"the class {name!r} in {top} is empty: put images there or remove its folder.")
     files = [file for _, group in found for file in group]
     labels = np.repeat(np.arange(len(classes)), [len(group) for _, group in found])
-    paths, sizes = zip(*files, strict=True)
-    return Photos(root, split, tuple(classes), tuple(paths), tuple(sizes), labels.astype(np.int64))
+    paths, sizes, changed = zip(*files, strict=True)
+    numbers = (np.array(column, np.int64) for column in (sizes, labels, changed))
+    return Photos(root, split, tuple(classes), Names(paths), *numbers)
 
 
 def _is_class(entry: "os.DirEntry[str]") -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _files(folder: Path, below: str) -> Iterator[tuple[str, int]]:
-    """Relative path and size of each file below a class folder, in order."""
+def _identity(folder: Path) -> tuple[int, int]:
+    about = folder.stat()
+    return about.st_dev, about.st_ino
+
+
+def _files(folder: Path, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int, int]]:
+    """Relative path, size and time of change of each file below a class folder, in order."""
+    here = _identity(folder)
+    if here in above:  # come back to by a link
+        return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         name = f"{below}/{entry.name}"
         if entry.is_dir():
-            yield from _files(folder / entry.name, name)
+            yield from _files(folder / entry.name, name, (*above, here))
         elif entry.is_file():
-            yield name, entry.stat().st_size
+            about = entry.stat()
+            yield name, about.st_size, about.st_mtime_ns
+        elif entry.is_symlink() and not Path(entry.path).exists():
+            yield name, 0, 0
 
 
 @dataclass(frozen=True)
@@ -122,9 +175,9 @@ class PhotoSet:
         """SHA-256 (hex) of names, sizes and times of change: it tells whether a cached pass still holds."""
         digest = hashlib.sha256()
         for photos in (self.train, self.val):
-            for index, (path, size) in enumerate(zip(photos.paths, photos.sizes, strict=True)):
-                changed = photos.path(index).stat().st_mtime_ns
-                digest.update(f"{photos.split}/{path} {size} {changed}\n".encode())
+            numbers = photos.sizes.tolist(), photos.changed.tolist()
+            for path, size, changed in zip(photos.paths, *numbers, strict=True):
+                digest.update(_bytes(f"{photos.split}/{path} {size} {changed}\n"))
         return digest.hexdigest()
 
 
@@ -144,7 +197,7 @@ def checksum(photos: Photos, digests: Sequence[str]) -> str:
     """SHA-256 (hex) over the name and content digest of each image, in order."""
     total = hashlib.sha256()
     for path, digest in zip(photos.paths, digests, strict=True):
-        total.update(f"{path} {digest}\n".encode())
+        total.update(_bytes(f"{path} {digest}\n"))
     return total.hexdigest()
 
 

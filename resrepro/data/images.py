@@ -15,7 +15,6 @@ from PIL import Image, UnidentifiedImageError
 
 LONGEST = 40  # times the shorter side; a longer strip is no photograph, and costs memory without bound
 Pixels = npt.NDArray[np.uint8]
-BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 
 
 class BadImage(Exception):
@@ -34,10 +33,24 @@ def read_image(path: Path) -> Read:
     """Open an image file and make it RGB; EXIF rotation is ignored, as ImageNet's usual loaders do.
 
     Raises:
-        BadImage: if it is no image, cut short, or too large or long to be one.
+        BadImage: if it cannot be read, is no image, cut short, or too large or long to be one.
     """
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise BadImage("missing") from None
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from None
+    return Read(_decoded(content), hashlib.sha256(content).hexdigest())
+
+
+def _decoded(content: bytes) -> Image.Image:
+    """The RGB image of a file's content.
+
+    Raises:
+        BadImage: if it is none.
+    """
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF entries, of which ImageNet has some
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -46,19 +59,19 @@ def read_image(path: Path) -> Read:
                 rgb = to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage("too many pixels") from None
-    except FileNotFoundError:
-        raise BadImage("missing") from None
-    except BAD_IMAGE as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise almost anything
         raise BadImage(_reason(error)) from None
     if max(rgb.size) > LONGEST * min(rgb.size):
         raise BadImage(f"{rgb.width}x{rgb.height} pixels, too long a strip")
-    return Read(rgb, hashlib.sha256(content).hexdigest())
+    return rgb
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
-    if "truncated" in str(error) or isinstance(error, EOFError):
+    if "truncated" in str(error).lower() or isinstance(error, EOFError):
         return "truncated"
     return "damaged"
 
@@ -70,8 +83,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         grey = np.asarray(image, np.int64)
         return Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

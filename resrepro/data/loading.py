@@ -1,7 +1,10 @@
 """Reading photographs in worker processes, ahead of the step that needs them."""
 
+import multiprocessing
 import os
 import signal
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ from resrepro.errors import DataError, UsageError
 from resrepro.processes import local_world_size
 
 MOST_WORKERS = 16
+GRACE = 30  # seconds that a worker outlives SIGTERM
 NAMED = 5  # bad images that a message names
 
 
@@ -25,11 +29,14 @@ class Loading:
         workers: processes that decode ahead; by default as many as the machine has to spare, 0 for none.
         prefetch: batches that each worker holds ready.
         max_bad_images: files that may be no readable image; one more stops the run.
+        pin_memory: read into pinned memory, from which a GPU copies without waiting; by default where the
+            net computes on a GPU.
     """
 
     workers: int | None = None
     prefetch: int = 2
     max_bad_images: int = 0
+    pin_memory: bool | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers (UsageError)."""
@@ -52,6 +59,11 @@ class Loading:
         share = max(1, cores // local_world_size())
         needed = device is not None and device.type == "cpu"
         return min(MOST_WORKERS, max(1, share // 4) if needed else share)
+
+    def pins_for(self, device: torch.device | None) -> bool:
+        """Whether batches are read into pinned memory; only a GPU has any use for it."""
+        on_gpu = device is not None and device.type == "cuda"
+        return on_gpu if self.pin_memory is None else self.pin_memory and on_gpu
 
 
 @dataclass
@@ -77,7 +89,7 @@ class BadImages:
     def told(self) -> str:
         """`2 files are no readable images: a.jpg (truncated), b.txt (not an image)`."""
         count = len(self.found)
-        listed = [f"{path} ({reason})" for path, reason in list(self.found.items())[:NAMED]]
+        listed = [f"{printable(path)} ({reason})" for path, reason in list(self.found.items())[:NAMED]]
         more = f" and {count - NAMED} more" if count > NAMED else ""
         files = "1 file is no readable image" if count == 1 else f"{count} files are no readable images"
         return f"{files}: {', '.join(listed)}{more}"
@@ -85,6 +97,11 @@ class BadImages:
     def notices(self) -> tuple[str, ...]:
         """What must be said of them beside every number, if there are any."""
         return (f"{self.told()}, left out",) if self.found else ()
+
+
+def printable(path: str) -> str:
+    """A file name in characters that can be printed, also one that is no UTF-8."""
+    return path.encode("utf-8", "replace").decode()
 
 
 def read_ahead(
@@ -96,30 +113,52 @@ def read_ahead(
         DataError: if a worker dies.
     """
     workers = min(loading.workers_beside(device), len(items))
-    loader = DataLoader(
-        reader,
-        batch_size=None,
-        sampler=items,
-        num_workers=workers,
-        prefetch_factor=loading.prefetch if workers else None,
-        pin_memory=device is not None and device.type == "cuda",
-        worker_init_fn=_leave_signals_to_the_run,
-    )
     with _told_as_dead_worker():
-        yield from loader
+        with _quiet_start():
+            found = iter(
+                DataLoader(
+                    reader,
+                    batch_size=None,
+                    sampler=items,
+                    num_workers=workers,
+                    prefetch_factor=loading.prefetch if workers else None,
+                    pin_memory=loading.pins_for(device),
+                    worker_init_fn=_leave_signals_to_the_run,
+                )
+            )
+        yield from found
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches the workers too; the run stops them when it has finished its step."""
+    """Ctrl-C and SIGTERM reach the workers too; the run stops them when it has finished its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Start workers without PyTorch's advice on their number and Python's on forking beside threads.
+
+    PyTorch would also raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
+    without that it tells of it where the next item is awaited. Where workers are forked by a server
+    (Python 3.14), that imports PyTorch once for all of them.
+    """
+    multiprocessing.set_forkserver_preload([__name__])
+    before = signal.getsignal(signal.SIGCHLD)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+        yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager
 def _told_as_dead_worker() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        if "worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
             raise
         raise DataError(
             "a process that reads images has died, perhaps for want of memory: "

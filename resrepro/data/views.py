@@ -1,7 +1,8 @@
 """Test views of photographs: each image read once, cut or scaled as a protocol says (Section 3.4)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,9 +44,32 @@ class Views:
 
 @dataclass
 class _Chunk:
-    views: list[Views] = field(default_factory=list)
-    digests: dict[int, str] = field(default_factory=dict)
-    bad: dict[str, str] = field(default_factory=dict)
+    """Some images, grouped by size, all pixels in one tensor: many cost a worker a file descriptor each.
+
+    Attributes:
+        shapes: of each group, those of its scales.
+        labels: of each group.
+        pixels: of all scales of all groups, one after the other.
+        digests: content digest of each readable file by its index.
+        bad: the other files and why.
+    """
+
+    shapes: list[list[tuple[int, ...]]]
+    labels: list[list[int]]
+    pixels: Tensor
+    digests: dict[int, str]
+    bad: dict[str, str]
+
+    def pin_memory(self) -> "_Chunk":
+        """The same in pinned memory, from which a GPU copies without waiting."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def views(self) -> Iterator[Views]:
+        """The groups."""
+        sizes = [math.prod(shape) for group in self.shapes for shape in group]
+        parts = iter(torch.split(self.pixels, sizes))
+        for shapes, labels in zip(self.shapes, self.labels, strict=True):
+            yield Views([next(parts).view(shape) for shape in shapes], torch.tensor(labels))
 
 
 def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pixels]:
@@ -65,23 +89,34 @@ class ViewReader(Dataset[_Chunk]):
         self.photos, self.protocol, self.image_size = photos, protocol, image_size
 
     def __getitem__(self, number: int) -> _Chunk:
-        chunk = _Chunk()
+        digests: dict[int, str] = {}
+        bad: dict[str, str] = {}
         groups: dict[tuple[tuple[int, ...], ...], list[tuple[list[Pixels], int]]] = {}
         for index in range(number * CHUNK, min((number + 1) * CHUNK, len(self.photos))):
             try:
                 read = read_image(self.photos.path(index))
             except BadImage as reason:
-                chunk.bad[f"{self.photos.split}/{self.photos.paths[index]}"] = str(reason)
+                bad[f"{self.photos.split}/{self.photos.paths[index]}"] = str(reason)
                 continue
-            chunk.digests[index] = read.digest
+            digests[index] = read.digest
             views = views_of(read.image, self.protocol, self.image_size)
             groups.setdefault(tuple(view.shape for view in views), []).append(
                 (views, int(self.photos.labels[index]))
             )
-        for group in groups.values():
-            stacks = [torch.from_numpy(np.stack(each)) for each in zip(*(v for v, _ in group), strict=True)]
-            chunk.views.append(Views(stacks, torch.tensor([label for _, label in group])))
-        return chunk
+        shapes = [[(len(group), *shape) for shape in key] for key, group in groups.items()]
+        labels = [[label for _, label in group] for group in groups.values()]
+        return _Chunk(shapes, labels, _in_one(groups.values()), digests, bad)
+
+
+def _in_one(groups: Iterable[list[tuple[list[Pixels], int]]]) -> Tensor:
+    """The pixels of all images, scale by scale in each group, (total,) uint8."""
+    parts = [
+        view.reshape(-1)
+        for group in groups
+        for scale in zip(*(views for views, _ in group), strict=True)
+        for view in scale
+    ]
+    return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0, dtype=torch.uint8)
 
 
 class PhotoViews:
@@ -108,4 +143,4 @@ class PhotoViews:
         for chunk in read_ahead(self.reader, chunks, self.loading, device):
             self.digests |= chunk.digests
             self.bad.add(chunk.bad)
-            yield from chunk.views
+            yield from chunk.views()

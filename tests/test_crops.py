@@ -1,0 +1,314 @@
+"""Training crops: how they are drawn, cut and coloured, and that a batch is the same wherever it is made."""
+
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import blotches
+from PIL import Image
+from torchvision import transforms
+
+from resrepro import catalogue
+from resrepro.data.batches import Normalisation
+from resrepro.data.crops import (
+    PUBLISHED_COMPONENTS,
+    PUBLISHED_VARIANCES,
+    CropBatch,
+    CropReader,
+    Lighting,
+    PhotoBatches,
+    draw,
+    training_crop,
+)
+from resrepro.data.folder import scan
+from resrepro.data.images import read_image
+from resrepro.data.loading import Loading
+from resrepro.data.statistics import Statistics, principal_axes
+from resrepro.errors import DataError
+from resrepro.specs import ImageNetRecipe
+
+CPU = torch.device("cpu")
+SIZE = 32
+
+
+def recipe_with(**settings: object) -> ImageNetRecipe:
+    settings = {"image_size": SIZE, "batch_size": 8, "bn_group": 0} | settings
+    return catalogue.derive(catalogue.find("folder-resnet18"), **settings).recipe
+
+
+def made_up_statistics() -> Statistics:
+    rng = np.random.default_rng(0)
+    variances, components = principal_axes(np.cov(rng.random((3, 50))))
+    return Statistics(255 * rng.random((3, SIZE, SIZE)), components, variances, {}, {})
+
+
+def reader_of(photographs: Path, seed: int = 0, **settings: object) -> CropReader:
+    recipe = recipe_with(**settings)
+    return CropReader(scan(photographs, "train"), recipe, Lighting(recipe, made_up_statistics()), seed)
+
+
+def same(one: CropBatch, other: CropBatch) -> bool:
+    return all(
+        torch.equal(getattr(one, part), getattr(other, part)) for part in ("crops", "labels", "shifts")
+    )
+
+
+# --- one crop ---------------------------------------------------------------------------------------
+
+
+def slow_crop(image: Image.Image, recipe: ImageNetRecipe, choice: np.ndarray) -> np.ndarray:
+    """A training crop by torchvision's resize, and pixel by pixel."""
+    low, high = recipe.scale
+    sides = list(range(low, high + 1))
+    large = np.asarray(transforms.Resize(sides[int(choice[0] * len(sides))])(image))
+    height, width, _ = large.shape
+    lefts, tops = range(width - SIZE + 1), range(height - SIZE + 1)
+    left, top = lefts[int(choice[1] * len(lefts))], tops[int(choice[2] * len(tops))]
+    crop = np.empty((3, SIZE, SIZE), np.uint8)
+    for y in range(SIZE):
+        for x in range(SIZE):
+            across = SIZE - 1 - x if choice[3] < 0.5 and recipe.flip else x
+            crop[:, y, x] = large[top + y, left + across]
+    return crop
+
+
+@pytest.mark.parametrize("size", [(64, 48), (33, 90), (20, 20), (5, 9), (SIZE, SIZE)])
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_crop_is_that_of_a_slow_reference(size: tuple[int, int], flip: bool) -> None:
+    recipe, rng = recipe_with(flip=flip), np.random.default_rng(1)
+    image = Image.fromarray(blotches(rng, size[1], size[0]))
+    edges = np.nextafter(1, 0)
+    choices = [*rng.random((12, 4)), [0, 0, 0, 0], [edges] * 4, [0, edges, 0, 0.5]]
+    for choice in choices:
+        assert np.array_equal(training_crop(image, recipe, choice), slow_crop(image, recipe, choice))
+
+
+def test_the_papers_range_of_the_shorter_side_is_scaled_with_the_crop() -> None:
+    assert recipe_with(image_size=224).scale == (256, 480)
+    assert recipe_with(image_size=64).scale == (73, 137)
+
+
+def far_from_even(counts: Counter, kinds: int) -> bool:
+    """Whether a chi-squared test against equal frequencies would be failed once in 30,000 times by chance."""
+    total = sum(counts.values())
+    statistic = sum((count - total / kinds) ** 2 / (total / kinds) for count in counts.values())
+    statistic += (kinds - len(counts)) * total / kinds
+    return bool(statistic > (kinds - 1) + 4 * np.sqrt(2 * (kinds - 1)) + 8)
+
+
+def test_all_sides_places_and_flips_are_equally_likely() -> None:
+    """The image tells where a crop lies: red counts columns, green rows, and nothing is resampled."""
+    across, down = np.meshgrid(np.arange(37), np.arange(35))
+    image = Image.fromarray(np.stack([across, down, down], axis=2).astype(np.uint8))
+    recipe = recipe_with(scale=(35, 35))
+    found: Counter = Counter()
+    for choice in np.concatenate([draw(7, iteration, 256).views for iteration in range(24)]):
+        crop = training_crop(image, recipe, choice).astype(int)
+        flipped = crop[0, 0, 0] > crop[0, 0, 1]
+        found[crop[0].min(), crop[1].min(), flipped] += 1
+    assert set(found) == {(x, y, f) for x in range(6) for y in range(4) for f in (False, True)}
+    assert not far_from_even(found, 48)
+
+
+def test_the_shorter_side_is_uniform_on_the_whole_numbers_of_its_range(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sides: Counter = Counter()
+
+    def noted(image: Image.Image, shorter: int) -> Image.Image:
+        sides[shorter] += 1
+        return Image.new("RGB", (shorter, shorter))
+
+    monkeypatch.setattr("resrepro.data.crops.scaled_to", noted)
+    recipe, image = recipe_with(scale=(40, 71)), Image.new("RGB", (50, 60))
+    for choice in np.concatenate([draw(3, iteration, 256).views for iteration in range(20)]):
+        training_crop(image, recipe, choice)
+    assert set(sides) == set(range(40, 72))
+    assert not far_from_even(sides, 32)
+
+
+def test_draws_of_images_iterations_and_seeds_are_independent() -> None:
+    batches = [draw(seed, iteration, 256) for seed in range(3) for iteration in range(3)]
+    views = np.stack([np.concatenate([each.views, each.colours], axis=1) for each in batches])
+    assert len(np.unique(views)) == views.size
+    columns = views.transpose(2, 0, 1).reshape(7, -1)
+    assert np.abs(np.corrcoef(columns) - np.eye(7)).max() < 4.5 / np.sqrt(columns.shape[1])
+    assert np.abs(np.corrcoef(views[..., 0]) - np.eye(9)).max() < 4.5 / np.sqrt(256)
+
+
+# --- colours ----------------------------------------------------------------------------------------
+
+
+def in_closed_form(variances: np.ndarray, components: np.ndarray, strength: float) -> np.ndarray:
+    """Covariance of the shifts: strength^2 times the sum of lambda^2 p p^T, on the scale 0..255."""
+    terms = [lam**2 * np.outer(p, p) for lam, p in zip(variances, components.T, strict=True)]
+    return (255 * strength) ** 2 * np.sum(terms, axis=0)
+
+
+@pytest.mark.parametrize("colour", ["pca_computed", "pca_published"])
+@pytest.mark.parametrize("strength", [0.1, 0.5])
+def test_shifts_have_the_covariance_of_the_closed_form(colour: str, strength: float) -> None:
+    statistics = made_up_statistics()
+    if colour == "pca_computed":
+        wanted = in_closed_form(statistics.variances, statistics.components, strength)
+    else:
+        wanted = in_closed_form(np.array(PUBLISHED_VARIANCES), np.array(PUBLISHED_COMPONENTS), strength)
+    lighting = Lighting(recipe_with(colour=colour, colour_std=strength), statistics)
+    shifts = lighting.shifts(np.random.default_rng(5).standard_normal((200_000, 3)))
+    assert shifts.shape == (200_000, 3, 1, 1)
+    measured = shifts[:, :, 0, 0].double().numpy()
+    assert np.abs(measured.mean(axis=0)).max() < 5 * np.sqrt(wanted.max() / len(measured))
+    assert np.abs(np.cov(measured.T) - wanted).max() < 0.02 * wanted.max()
+    single = lighting.shifts(np.eye(3))[:, :, 0, 0].double().numpy()  # exactly: three draws of one each
+    assert np.allclose(single.T @ single, wanted, rtol=1e-5)
+
+
+def test_the_published_components_are_orthonormal_to_their_printed_digits() -> None:
+    axes = np.array(PUBLISHED_COMPONENTS)
+    assert np.abs(axes.T @ axes - np.eye(3)).max() < 2e-4
+    assert np.abs(axes @ axes.T - np.eye(3)).max() < 2e-4
+    assert sorted(PUBLISHED_VARIANCES, reverse=True) == list(PUBLISHED_VARIANCES)
+
+
+@pytest.mark.parametrize("settings", [{"colour": "none"}, {"colour_std": 0.0}])
+def test_without_the_augmentation_nothing_is_shifted(settings: dict[str, object]) -> None:
+    shifts = Lighting(recipe_with(**settings), made_up_statistics()).shifts(draw(0, 0, 64).colours)
+    assert torch.equal(shifts, torch.zeros(64, 3, 1, 1))
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_the_crops_of_its_images(photographs: Path) -> None:
+    reader = reader_of(photographs)
+    batch, draws = reader[11], draw(0, 11, 8)
+    for place, index in enumerate(reader.order.indices(11).tolist()):
+        image = read_image(reader.photos.path(index)).image
+        assert np.array_equal(batch.crops[place], slow_crop(image, reader.recipe, draws.views[place]))
+        assert batch.labels[place] == reader.photos.labels[index]
+    assert torch.equal(batch.shifts, reader.lighting.shifts(draws.colours))
+    assert (batch.crops.dtype, batch.labels.dtype, batch.bad) == (torch.uint8, torch.int64, "")
+
+
+def test_an_epoch_holds_every_image_once(photographs: Path) -> None:
+    reader = reader_of(photographs)
+    labels = torch.cat([reader[iteration].labels for iteration in range(10)])
+    assert torch.bincount(labels).tolist() == [20] * 4
+    assert not torch.equal(labels, labels.sort().values)
+
+
+def test_a_batch_depends_on_seed_and_iteration_alone(photographs: Path) -> None:
+    one = reader_of(photographs, seed=4)
+    known = [one[iteration] for iteration in range(13)]  # beyond the first epoch
+    other = reader_of(photographs, seed=4)
+    for iteration in (12, 3, 0):  # as after a resumption, in any order
+        assert same(other[iteration], known[iteration])
+    assert not same(known[0], known[1])
+    assert not same(reader_of(photographs, seed=5)[0], known[0])
+
+
+def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_processes_have_the_batch_between_them(
+    world: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = reader_of(photographs)[5]
+    shares = []
+    for rank in range(world):
+        as_process(monkeypatch, rank, world)
+        shares.append(reader_of(photographs)[5])
+    assert {len(share.labels) for share in shares} == {8 // world}
+    for part in ("crops", "labels", "shifts"):
+        assert torch.equal(torch.cat([getattr(share, part) for share in shares]), getattr(whole, part))
+
+
+def test_a_worker_that_knows_nothing_of_the_processes_reads_its_share(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers may be sent their reader, and keep the environment of an earlier time."""
+    as_process(monkeypatch, 1, 2)
+    reader = reader_of(photographs)
+    share, sent = reader[3], pickle.dumps(reader)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    assert same(pickle.loads(sent)[3], share)
+    assert len(sent) < 20_000
+
+
+Make = Callable[..., PhotoBatches]
+
+
+@pytest.fixture
+def batches_of(photographs: Path) -> Make:
+    def make(workers: int = 0, top: Path = photographs, **settings: object) -> PhotoBatches:
+        reader = reader_of(top, **settings)
+        mean = torch.as_tensor(made_up_statistics().mean, dtype=torch.float32)
+        return PhotoBatches(reader, Normalisation(reader.recipe, mean), Loading(workers), CPU)
+
+    return make
+
+
+def test_images_are_shifted_less_the_mean_and_divided(batches_of: Make) -> None:
+    batches = batches_of(pixel_divisor=58.0, colour_std=0.3)
+    (images, labels), batch = next(batches.between(2, 3)), batches.reader[2]
+    mean = made_up_statistics().mean
+    wanted = (batch.crops.numpy().astype(float) + batch.shifts.numpy() - mean) / 58
+    assert np.abs(images.numpy() - wanted).max() < 1e-5
+    assert images.dtype == torch.float32
+    assert torch.equal(labels, batch.labels)
+    assert batch.shifts.abs().min() > 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_the_batches_that_none_give(workers: int, batches_of: Make) -> None:
+    plain, read = list(batches_of(0).between(0, 5)), list(batches_of(workers).between(0, 5))
+    assert len(plain) == len(read) == 5
+    for (images, labels), (others, truth) in zip(plain, read, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, truth)
+
+
+def test_a_resumed_run_sees_the_batches_of_one_that_went_on(batches_of: Make) -> None:
+    whole, rest = list(batches_of().between(0, 12)), list(batches_of().between(9, 12))
+    for (images, labels), (others, truth) in zip(whole[9:], rest, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, truth)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_has_gone_stops_the_run(
+    workers: int, photographs: Path, batches_of: Make, tmp_path: Path
+) -> None:
+    shutil.copytree(photographs / "train", tmp_path / "train")
+    batches = batches_of(workers, tmp_path)
+    path = batches.reader.photos.path(int(batches.reader.order.indices(1)[3]))
+    path.unlink()
+    found = batches.between(0, 3)
+    next(found)
+    told = f"an image has changed since .* all: train/{path.parent.name}/{path.name} \\(missing\\)\\.$"
+    with pytest.raises(DataError, match=told):
+        next(found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gets_the_batches_of_a_cpu(photographs: Path, batches_of: Make) -> None:
+    plain, reader = list(batches_of().between(0, 4)), reader_of(photographs)
+    mean = torch.as_tensor(made_up_statistics().mean, dtype=torch.float32)
+    normalisation = Normalisation(reader.recipe, mean).to(torch.device("cuda"))
+    read = PhotoBatches(reader, normalisation, Loading(workers=2), torch.device("cuda")).between(0, 4)
+    for (images, labels), (others, truth) in zip(plain, read, strict=True):
+        assert others.is_cuda
+        assert torch.allclose(images, others.cpu(), atol=1e-4)
+        assert torch.equal(labels, truth.cpu())

@@ -1,0 +1,356 @@
+"""Several processes compute what one does, hear of each other's troubles, and stop together."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import in_ranks, write_photos
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from resrepro import catalogue
+from resrepro.catalogue import protocol_for
+from resrepro.data import Images, load_dataset
+from resrepro.data.batches import Normalisation
+from resrepro.data.folder import scan_both
+from resrepro.data.loading import Loading
+from resrepro.data.views import PhotoViews, Views
+from resrepro.distributed import (
+    StopVote,
+    average_statistics,
+    collected,
+    exchanging,
+    gathered,
+    in_parallel,
+    join,
+    on_first,
+    told_as_lost,
+    total,
+)
+from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
+from resrepro.evaluation import Member, measure
+from resrepro.feeds import memory_views, on_device
+from resrepro.metrics import Errors, ErrorSums
+from resrepro.nets import Net, net_of
+from resrepro.normalisation import norms_of, running_statistics
+from resrepro.specs import Spec
+
+CPU = torch.device("cpu")
+
+# --- gradients --------------------------------------------------------------------------------------
+
+BATCH, CLASSES = 12, 10
+DIGITS = catalogue.derive(catalogue.find("digits-resnet8"))
+PHOTOS = catalogue.derive(catalogue.find("folder-resnet18"), image_size=32)
+BOTTLENECK = catalogue.derive(catalogue.find("folder-resnet50"), image_size=32)
+
+
+def build(spec: Spec, group: int) -> Net:
+    recipe = catalogue.derive(
+        catalogue.find(spec.experiment), image_size=getattr(spec.recipe, "image_size", None),
+        bn_group=group, batch_size=BATCH,
+    ).recipe  # fmt: skip
+    weights = torch.Generator().manual_seed(1)
+    return net_of(recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, CLASSES, weights).train()
+
+
+def batch_for(spec: Spec) -> tuple[Tensor, Tensor]:
+    side = getattr(spec.recipe, "image_size", 16)
+    source = torch.Generator().manual_seed(2)
+    images = torch.randn(BATCH, 3, side, side, generator=source)
+    return images, torch.randint(CLASSES, (BATCH,), generator=source)
+
+
+def gradients_of(spec: Spec, group: int, processes: int, passes: int, sync: bool) -> tuple[list[Tensor], ...]:
+    """Gradients and running averages of one process's share of one update."""
+    net = build(spec, group)
+    for norm in norms_of(net):
+        norm.images, norm.sync = BATCH // processes, sync
+    join(CPU)
+    model = in_parallel(net, CPU)
+    rank = int(os.environ.get("RANK", "0"))
+    images, labels = (part.chunk(processes)[rank].chunk(passes) for part in batch_for(spec))
+    for number, (part, truth) in enumerate(zip(images, labels, strict=True), 1):
+        with exchanging(model, number == passes):
+            (F.cross_entropy(model(part), truth) / passes).backward()
+    average_statistics(net)
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    return gradients, running_statistics(net)
+
+
+def by_plain_pytorch(spec: Spec, group: int) -> tuple[list[Tensor], ...]:
+    """The same with PyTorch's own BN, group by group, gradients and averages then averaged by hand."""
+    net = build(spec, 0)
+    images, labels = batch_for(spec)
+    start = [tensor.clone() for tensor in running_statistics(net)]
+    sums: tuple[list[Tensor], ...] = ([], [])
+    parameters = list(net.parameters())
+    for part, truth in zip(images.split(group), labels.split(group), strict=True):
+        for buffer, value in zip(running_statistics(net), start, strict=True):
+            buffer.copy_(value)
+        found = torch.autograd.grad(F.cross_entropy(net(part), truth), parameters)
+        for store, new in zip(sums, (found, running_statistics(net)), strict=True):
+            store.append(torch.cat([tensor.flatten() for tensor in new]))
+    return tuple([torch.stack(store).mean(0)] for store in sums)
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize(
+    ("spec", "group", "processes", "passes", "sync"),
+    [
+        (DIGITS, 6, 2, 1, False),
+        (DIGITS, 3, 2, 2, False),  # two processes, each its share in two passes of one group
+        (DIGITS, 2, 1, 3, False),  # accumulation in one process, two groups in each pass
+        (DIGITS, 12, 2, 1, True),
+        (PHOTOS, 6, 2, 1, False),
+        (PHOTOS, 12, 2, 1, True),
+        pytest.param(DIGITS, 2, 3, 2, False, marks=pytest.mark.slow),
+        pytest.param(DIGITS, 12, 3, 1, True, marks=pytest.mark.slow),
+        pytest.param(BOTTLENECK, 6, 2, 1, False, marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_and_running_averages_are_those_of_plain_pytorch_group_by_group(
+    spec: Spec, group: int, processes: int, passes: int, sync: bool
+) -> None:
+    own_group = 0 if sync else group
+    if processes == 1:
+        answers = [gradients_of(spec, own_group, 1, passes, sync)]
+    else:
+        answers = in_ranks(processes, lambda rank: gradients_of(spec, own_group, processes, passes, sync))
+    wanted = [flat(part) for part in by_plain_pytorch(spec, group)]
+    with_groups = [flat(part) for part in gradients_of(spec, group % BATCH, 1, 1, False)]
+    scale = float(wanted[0].abs().max())
+    for answer in [with_groups, *([flat(part) for part in each] for each in answers)]:
+        torch.testing.assert_close(answer[0], wanted[0], rtol=1e-3, atol=1e-4 * scale)
+        torch.testing.assert_close(answer[1], wanted[1], rtol=1e-4, atol=1e-5)
+    if group < BATCH:  # the groups matter: BN over the whole batch gives other gradients
+        whole = flat(by_plain_pytorch(spec, BATCH)[0])
+        assert float((whole - wanted[0]).abs().max()) > 0.02 * scale
+
+
+def test_gradients_travel_once_per_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(rank: int) -> list[float]:
+        join(CPU)
+        model = in_parallel(nn.Linear(1, 1, bias=False), CPU)
+        seen = []
+        for last in (False, True):
+            with exchanging(model, last):
+                model(torch.full((1, 1), rank + 1.0)).sum().backward()
+            seen.append(float(next(model.parameters()).grad.sum()))
+        return seen
+
+    # The first pass is each one's own; the second adds its own and exchanges the sum: (2 + 4) / 2.
+    assert in_ranks(2, work) == [[1.0, 3.0], [2.0, 3.0]]
+
+
+# --- sums, lists, errors ----------------------------------------------------------------------------
+
+
+def test_sums_lists_and_averages_are_those_of_all_processes() -> None:
+    def work(rank: int) -> tuple[object, ...]:
+        join(CPU)
+        sums = ErrorSums(CPU)
+        logits = torch.eye(6)[: rank + 1] * 5
+        sums.add(torch.tensor(float(rank)), logits, torch.zeros(rank + 1, dtype=torch.long))
+        net = build(DIGITS, 0)
+        for number, buffer in enumerate(running_statistics(net)):
+            buffer.fill_(10.0 * number + rank)
+        average_statistics(net)
+        found = [set(buffer.tolist()) for buffer in running_statistics(net)]
+        return collected(f"of {rank}"), total(torch.tensor(rank + 1)).item(), gathered(sums).read(), found
+
+    answers = in_ranks(3, work)
+    assert answers[0] == answers[1] == answers[2]
+    names, added, errors, found = answers[0]
+    assert (names, added) == (["of 0", "of 1", "of 2"], 6)
+    # 1 + 2 + 3 images, of which the first of each process is right; losses 0, 1, 2 weighted 1, 2, 3
+    assert errors == Errors(pytest.approx(8 / 6), pytest.approx(50.0), pytest.approx(0.0), 6)
+    assert found == [{10.0 * number + 1} for number in range(len(found))]
+
+
+def test_alone_nothing_is_sent_and_everything_is_ones_own() -> None:
+    join(CPU)
+    assert not distributed.is_initialized()
+    assert (collected(7), on_first(lambda: 8), total(torch.tensor(9)).item()) == ([7], 8, 9)
+    net = build(DIGITS, 0)
+    assert in_parallel(net, CPU) is net
+
+
+def test_what_the_first_process_does_all_learn_and_its_errors_too() -> None:
+    def work(rank: int) -> list[object]:
+        join(CPU)
+
+        def trouble(error: Exception) -> None:
+            raise error
+
+        heard: list[object] = [on_first(lambda: f"done by {rank}")]
+        for error in (UsageError("no"), RecordError("full"), Interrupted("stopped", 15)):
+            try:
+                on_first(lambda error=error: trouble(error))
+            except type(error) as caught:
+                heard.append((type(caught), str(caught), caught.exit_code, caught.told))
+        return [*heard, on_first(lambda: rank)]
+
+    first, second = in_ranks(2, work)
+    told = [(UsageError, "no", 2), (RecordError, "full", 1), (Interrupted, "stopped", 143)]
+    assert first == ["done by 0", *((*each, False) for each in told), 0]
+    assert second == ["done by 0", *((*each, True) for each in told), 0]
+
+
+def test_all_processes_learn_of_a_signal_that_one_received_after_the_same_update() -> None:
+    def work(rank: int) -> list[int]:
+        join(CPU)
+        vote = StopVote()
+        decided = []
+        for update in range(4):
+            time.sleep(0.05 * rank)
+            decided.append(vote.cast(signal.SIGTERM if (rank, update) == (1, 1) else 0))
+        return [*decided, vote.result(), vote.result()]
+
+    assert in_ranks(3, work) == [[0, 0, signal.SIGTERM, 0, 0, 0]] * 3
+
+
+def test_a_vote_for_the_last_update_is_still_counted() -> None:
+    def work(rank: int) -> tuple[int, int]:
+        join(CPU)
+        vote = StopVote()
+        return vote.cast(signal.SIGINT * rank), vote.result()
+
+    assert in_ranks(2, work) == [(0, signal.SIGINT)] * 2
+
+
+def test_alone_a_process_learns_its_own_vote_at_once() -> None:
+    vote = StopVote()
+    assert (vote.cast(0), vote.cast(15), vote.result()) == (0, 15, 0)
+
+
+# --- lost processes ---------------------------------------------------------------------------------
+
+
+def test_a_killed_process_is_told_of_in_one_sentence_and_soon() -> None:
+    def work(rank: int) -> tuple[str, float]:
+        join(CPU)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        start = time.monotonic()
+        try:
+            with told_as_lost():
+                total(torch.zeros(3))
+        except PeerLost as lost:
+            return str(lost), time.monotonic() - start
+        return "nothing was noticed", 0.0
+
+    (told, waited), killed = in_ranks(2, work)
+    assert killed is None
+    assert told.startswith("another process of this run has ended or cannot be reached (")
+    assert "\n" not in told
+    assert waited < 20
+
+
+def test_other_errors_of_pytorch_are_not_taken_for_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), told_as_lost():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    with pytest.raises(torch.OutOfMemoryError), told_as_lost():
+        raise torch.OutOfMemoryError("out of memory")
+    for told in (
+        "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711",
+        "NCCL communicator was aborted on rank 0",
+    ):
+        with pytest.raises(PeerLost, match=r"the last checkpoint\.") as lost, told_as_lost():
+            raise RuntimeError(
+                told + ". This is typically caused by something! GLHF!\nException raised from here"
+            )
+        assert re.search(
+            r"\((Connection closed by peer \[127.0.0.1\]:4711|NCCL .* on rank 0)\): ", str(lost.value)
+        )
+    with pytest.raises(PeerLost), told_as_lost():
+        raise distributed.DistStoreError("wait timeout after 10 ms")
+
+
+# --- evaluation -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_set_smaller_than_the_number_of_processes_is_measured_too(count: int, processes: int) -> None:
+    digits = load_dataset("digits")
+    few = digits.held_out["test"].part(0, count)
+    net = build(DIGITS, 0)
+    wanted = measure([member(net)], memory_views(*on_device(few, CPU)), False, CPU)
+    assert wanted.count == count
+    answers = in_ranks(processes, lambda rank: measured_jointly(net, few))
+    for answer in answers:
+        assert answer == Errors(*(pytest.approx(value, rel=1e-5) for value in vars(wanted).values()))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_image_in_memory_is_measured_exactly_once(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.arange(1003).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    seen = []
+    for views in shares(processes, lambda: memory_views(pixels, torch.arange(1003)), monkeypatch):
+        assert views.scales[0].shape[1:] == (1, 3, 2, 2)
+        assert torch.equal(views.scales[0][:, 0, 0, 0, 0], views.labels)
+        seen += views.labels.tolist()
+    assert sorted(seen) == list(range(1003))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 16, 33])
+def test_every_photograph_is_measured_exactly_once(
+    processes: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = scan_both(write_photos(tmp_path, per_class=1, val=count, classes=2)).val
+    view = protocol_for("center", "imagenet")
+    seen: list[int] = []
+    read = []
+
+    def share() -> Iterator[Views]:
+        views = PhotoViews(photos, view, 32, Loading(workers=0))
+        read.append(views)
+        return views.read(CPU)
+
+    for views in shares(processes, share, monkeypatch):
+        seen += views.labels.tolist()
+    assert sorted(seen) == [0] * count + [1] * count
+    assert sorted(index for views in read for index in views.digests) == list(range(2 * count))
+
+
+def shares(processes: int, work: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Views]:
+    """The views of each process in turn."""
+    for rank in range(processes):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "here"}
+        for name, value in told.items():
+            monkeypatch.setenv(name, str(value))
+        yield from work()  # type: ignore[operator]
+
+
+def member(net: Net) -> Member:
+    return Member(net, Normalisation(DIGITS.recipe, torch.full((3, 1, 1), 100.0)))
+
+
+def measured_jointly(net: Net, images: Images) -> Errors:
+    join(CPU)
+    return measure([member(net)], memory_views(*on_device(images, CPU)), False, CPU)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_errors_of_several_processes_are_those_of_one(processes: int) -> None:
+    images = load_dataset("digits").held_out["test"].part(0, 121)
+    net = build(DIGITS, 0)
+    wanted = measure([member(net)], memory_views(*on_device(images, CPU)), False, CPU)
+    answers = in_ranks(processes, lambda rank: measured_jointly(net, images))
+    assert {answer.count for answer in answers} == {121}
+    for answer in answers:
+        assert answer == Errors(*(pytest.approx(value, rel=1e-5) for value in vars(wanted).values()))

@@ -1,0 +1,223 @@
+"""Opening photographs of every kind, scaling and cutting them: the answers of torchvision, bit by bit."""
+
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PHOTO_KINDS, TURNED, blotches, write_photo
+from PIL import Image, ImageOps
+from torchvision import transforms
+
+from resrepro.data.images import (
+    LONGEST,
+    BadImage,
+    center_crop,
+    five_crops,
+    planes,
+    read_image,
+    scaled_to,
+    ten_crops,
+)
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(blotches(np.random.default_rng(seed), height, width))
+
+
+def written(folder: Path, kind: str, width: int = 41, height: int = 30) -> Path:
+    path = folder / f"a-{kind}"
+    write_photo(path, np.asarray(photo(width, height)))
+    return path
+
+
+def raw(path: Path) -> tuple[np.ndarray, Image.Image]:
+    """What is stored in a file, and the image itself."""
+    with Image.open(path) as image:
+        image.load()
+    return np.asarray(image), image
+
+
+def rgb(path: Path) -> np.ndarray:
+    return np.asarray(read_image(path).image)
+
+
+# --- any mode becomes RGB ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PHOTO_KINDS)
+def test_every_kind_is_rgb_of_its_own_size_and_known_by_its_content(kind: str, tmp_path: Path) -> None:
+    path = written(tmp_path, kind)
+    read = read_image(path)
+    assert (read.image.mode, read.image.size) == ("RGB", (41, 30))
+    assert read.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_grey_is_repeated(tmp_path: Path) -> None:
+    path = written(tmp_path, "grey.jpg")
+    stored, _ = raw(path)
+    assert stored.shape == (30, 41)
+    assert np.array_equal(rgb(path), np.stack([stored] * 3, axis=2))
+
+
+def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
+    stored = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
+    Image.fromarray(stored).save(tmp_path / "a.png")
+    assert np.array_equal(rgb(tmp_path / "a.png")[..., 1], stored // 257)
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    path = written(tmp_path, "alpha.png")
+    stored, _ = raw(path)
+    assert np.array_equal(rgb(path), stored[..., :3])
+
+
+def test_palettes_are_looked_up(tmp_path: Path) -> None:
+    path = written(tmp_path, "palette.png")
+    stored, image = raw(path)
+    assert "transparency" in image.info
+    assert np.array_equal(rgb(path), np.array(image.getpalette(), np.uint8).reshape(-1, 3)[stored])
+
+
+def test_inks_are_subtracted_from_white(tmp_path: Path) -> None:
+    cmyk = np.random.default_rng(1).integers(0, 256, (24, 30, 4), np.uint8)
+    Image.fromarray(cmyk, "CMYK").save(tmp_path / "a.tif")
+    white = 255 - cmyk.astype(float)
+    wanted = white[..., :3] * white[..., 3:] / 255
+    assert np.abs(rgb(tmp_path / "a.tif") - wanted).max() <= 1
+
+
+def test_cmyk_in_a_jpeg_shows_the_colours_that_it_was_made_of(tmp_path: Path) -> None:
+    path = written(tmp_path, "cmyk.jpg", 64, 48)
+    assert raw(path)[1].mode == "CMYK"
+    assert np.abs(rgb(path) - np.asarray(photo(64, 48)).astype(int)).mean() < 4
+
+
+def test_black_and_white_becomes_0_and_255(tmp_path: Path) -> None:
+    stored = np.random.default_rng(2).integers(0, 2, (20, 22)).astype(bool)
+    Image.fromarray(stored).save(tmp_path / "a.png")
+    assert np.array_equal(rgb(tmp_path / "a.png")[..., 2], stored * 255)
+
+
+def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
+    path = written(tmp_path, "turned.jpg")
+    stored, image = raw(path)
+    assert image.getexif()[0x0112] == TURNED
+    assert ImageOps.exif_transpose(image).size == (30, 41)  # what a viewer would show
+    assert np.array_equal(rgb(path), stored)
+
+
+# --- what is no image -------------------------------------------------------------------------------
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(BadImage) as trouble:
+        read_image(path)
+    return str(trouble.value)
+
+
+def encoded(form: str) -> bytes:
+    stream = io.BytesIO()
+    photo(90, 70).save(stream, form)
+    return stream.getvalue()
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "not an image"),
+        (b"n01440764 tench\n" * 50, "not an image"),
+        (encoded("JPEG")[:-300], "truncated"),
+        (encoded("JPEG")[:500], "truncated"),
+        (encoded("PNG")[:-300], "truncated"),
+        (header_of_png(9_500, 9_500), "too many pixels"),  # where PIL only warns
+        (header_of_png(60_000, 60_000), "too many pixels"),
+    ],
+    ids=["empty", "text", "late cut", "early cut", "cut png", "large", "bomb"],
+)
+def test_a_bad_file_says_why(content: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert reason(tmp_path / "a.jpg") == why
+
+
+def test_a_missing_file_and_one_that_cannot_be_read(tmp_path: Path) -> None:
+    assert reason(tmp_path / "a.jpg") == "missing"
+    assert reason(tmp_path) == "cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_a_long_strip_is_no_photograph(turn: bool, tmp_path: Path) -> None:
+    for factor, name in ((LONGEST, "good"), (LONGEST + 1, "bad")):
+        size = (2, 2 * factor) if turn else (2 * factor, 2)
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    assert read_image(tmp_path / "good.png").image.size[turn] == 2 * LONGEST
+    assert reason(tmp_path / "bad.png") == ("2x82" if turn else "82x2") + " pixels, too long a strip"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_damage_of_any_sort_is_no_other_error(form: str, tmp_path: Path) -> None:
+    whole, rng, path = encoded(form), np.random.default_rng(3), tmp_path / "a"
+    readable, reasons = 0, set()
+    for _ in range(120):
+        content = bytearray(whole[: int(rng.integers(1, len(whole) + 1))] if rng.random() < 0.3 else whole)
+        for place in rng.integers(0, min(len(content), 600), 4):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            readable += read_image(path).image.mode == "RGB"
+        except BadImage as trouble:
+            reasons.add(str(trouble))
+    assert readable < 120
+    assert reasons <= {"damaged", "truncated", "not an image", "too many pixels"} | {
+        reason for reason in reasons if reason.endswith("pixels, too long a strip")
+    }
+
+
+def test_want_of_memory_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("resrepro.data.images.to_rgb", full)
+    with pytest.raises(MemoryError):
+        read_image(written(tmp_path, "rgb.jpg"))
+
+
+# --- scaling and cutting, as torchvision does -------------------------------------------------------
+
+
+SIZES = [(1, 1), (7, 7), (64, 64), (1, 20), (33, 32), (500, 375), (375, 500), (106, 160)] + [
+    (int(width), int(height)) for width, height in np.random.default_rng(4).integers(8, 300, (30, 2))
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_scaling_is_that_of_torchvision(size: tuple[int, int]) -> None:
+    image = photo(*size)
+    for shorter in (32, 37, 64, 101):
+        ours, theirs = scaled_to(image, shorter), transforms.Resize(shorter)(image)
+        assert min(ours.size) == shorter
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("size", SIZES[:20], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize(("shorter", "crop"), [(37, 32), (36, 32), (32, 32), (73, 64)])
+def test_crops_are_those_of_torchvision(size: tuple[int, int], shorter: int, crop: int) -> None:
+    image = scaled_to(photo(*size), shorter)
+    assert np.array_equal(center_crop(image, crop), planes(transforms.CenterCrop(crop)(image)))
+    theirs = np.stack([planes(each) for each in transforms.TenCrop(crop)(image)])
+    assert theirs.shape == (10, 3, crop, crop)
+    assert np.array_equal(ten_crops(image, crop), theirs)
+    assert np.array_equal(five_crops(image, crop), theirs[:5])

@@ -1,0 +1,204 @@
+"""Workers that read ahead: in order, untouched by signals, and what is said when files or workers fail."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from resrepro.data.loading import MOST_WORKERS, BadImages, Loading, read_ahead
+from resrepro.errors import DataError, UsageError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+class Reader(Dataset[object]):
+    """Gives for an item what a function gives, one of this module, so that any worker can be sent it."""
+
+    def __init__(self, give: Callable[[int], object]) -> None:
+        self.give = give
+
+    def __getitem__(self, item: int) -> object:
+        return self.give(item)
+
+
+def itself(item: int) -> int:
+    return item
+
+
+def process_of(item: int) -> int:
+    return os.getpid()
+
+
+def itself_and_process(item: int) -> tuple[int, int]:
+    return item, os.getpid()
+
+
+def slow_square(item: int) -> int:
+    time.sleep(0.02 * (item == 4))
+    return item * item
+
+
+def noted(folder: Path, item: int) -> int:
+    (folder / str(item)).touch()
+    return item
+
+
+def failing(item: int) -> int:
+    raise RuntimeError("a worker of another kind")
+
+
+def dying(item: int) -> int:
+    if item == 1:
+        time.sleep(0.5)  # until the item before is under way
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+# --- settings ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ({"workers": -1}, "--workers"),
+        ({"prefetch": 0}, "--prefetch"),
+        ({"max_bad_images": -1}, "--max-bad-images"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings: dict[str, int], option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} must be at least"):
+        Loading(**settings)
+
+
+@pytest.mark.parametrize(
+    ("cores", "local", "device", "workers"),
+    [
+        (8, 1, GPU, 8), (8, 1, None, 8), (8, 1, CPU, 2), (2, 1, CPU, 1), (1, 1, GPU, 1),
+        (64, 4, GPU, 16), (128, 1, GPU, MOST_WORKERS), (8, 4, GPU, 2), (4, 8, GPU, 1),
+    ],
+)  # fmt: skip
+def test_workers_are_as_many_as_the_machine_can_spare(
+    cores: int, local: int, device: torch.device | None, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    launched = {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": local,
+        "LOCAL_WORLD_SIZE": local,
+        "MASTER_ADDR": "a",
+    }
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    assert Loading().workers_beside(device) == workers
+    assert Loading(workers=5).workers_beside(device) == 5
+    assert Loading(workers=0).workers_beside(device) == 0
+
+
+# --- bad images -------------------------------------------------------------------------------------
+
+
+def test_bad_images_are_counted_once_and_named_when_too_many() -> None:
+    bad = BadImages(2)
+    assert bad.notices() == ()
+    bad.add({"val/a/1.jpg": "truncated"})
+    bad.add({"val/a/1.jpg": "truncated"})
+    assert bad.notices() == ("1 file is no readable image: val/a/1.jpg (truncated), left out",)
+    bad.add({"val/a/2.txt": "not an image"})
+    with pytest.raises(DataError) as trouble:
+        bad.add({"val/b/3.jpg": "missing"})
+    assert str(trouble.value) == (
+        "3 files are no readable images: val/a/1.jpg (truncated), val/a/2.txt (not an image), "
+        "val/b/3.jpg (missing). Remove or replace them, or allow them with --max-bad-images 3 "
+        "(they are then left out)."
+    )
+
+
+def test_of_many_bad_images_the_first_are_named() -> None:
+    bad = BadImages(7)
+    bad.add({f"{number}.jpg": "damaged" for number in range(7)})
+    assert bad.told().endswith("4.jpg (damaged) and 2 more")
+    assert bad.told().startswith("7 files")
+    assert "5.jpg" not in bad.told()
+
+
+def test_names_that_are_no_utf8_can_be_printed() -> None:
+    bad = BadImages(1)
+    bad.add({os.fsdecode(b"val/a/\xe9.jpg"): "damaged"})
+    assert bad.told().encode() == b"1 file is no readable image: val/a/?.jpg (damaged)"
+
+
+# --- reading ahead ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_items_come_in_the_order_asked_for(workers: int) -> None:
+    found = read_ahead(Reader(slow_square), [4, 9, 2, 2, 30], Loading(workers, prefetch=1))
+    assert list(found) == [16, 81, 4, 4, 900]
+
+
+def test_nothing_asked_for_starts_no_worker() -> None:
+    assert list(read_ahead(Reader(itself), range(0), Loading(2))) == []
+
+
+def test_more_workers_than_cores_give_no_warning() -> None:
+    cores = os.cpu_count() or 1
+    pids = set(read_ahead(Reader(process_of), range(cores + 1), Loading(cores + 1)))
+    assert len(pids) == cores + 1
+
+
+def test_workers_read_while_the_consumer_computes(tmp_path: Path) -> None:
+    found = read_ahead(Reader(partial(noted, tmp_path)), range(100), Loading(workers=1, prefetch=3))
+    assert next(found) == 0
+    deadline = time.monotonic() + 20
+    while len(list(tmp_path.iterdir())) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(list(tmp_path.iterdir())) == 4  # the one given, and three ahead of it
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_left_to_the_run(number: signal.Signals) -> None:
+    """A terminal, torchrun or a batch system sends them to the workers as well."""
+    found = read_ahead(Reader(itself_and_process), range(30), Loading(workers=1, prefetch=1))
+    first, worker = next(found)
+    os.kill(worker, number)
+    assert [first, *(item for item, pid in found if pid == worker)] == list(range(30))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_ours_is_not_told_as_a_dead_worker(workers: int) -> None:
+    with pytest.raises(RuntimeError, match="of another kind"):
+        list(read_ahead(Reader(failing), range(3), Loading(workers)))
+
+
+def test_workers_end_with_the_reading() -> None:
+    found = read_ahead(Reader(process_of), range(30), Loading(workers=1, prefetch=1))
+    worker = next(found)
+    found.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_told_where_the_next_item_is_awaited() -> None:
+    found = read_ahead(Reader(dying), range(3), Loading(workers=1))
+    assert next(found) == 0
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:  # an update of the net, during which the worker dies
+        sum(range(1000))
+    with pytest.raises(DataError, match=r"^a process that reads images has died.*--workers.*\.$"):
+        next(found)
+
+
+def test_memory_is_pinned_for_a_gpu_alone_and_not_where_one_says_no() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [Loading().pins_for(device) for device in (gpu, cpu, None)] == [True, False, False]
+    assert [Loading(pin_memory=True).pins_for(device) for device in (gpu, cpu)] == [True, False]
+    assert [Loading(pin_memory=False).pins_for(device) for device in (gpu, cpu)] == [False, False]

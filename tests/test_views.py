@@ -1,0 +1,193 @@
+"""Test views: every image once over all processes, cut as the protocol says, groups of equal size."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import blotches, write_photo
+from torchvision import transforms
+
+from resrepro.catalogue import protocol_for
+from resrepro.data import views
+from resrepro.data.folder import Photos, checksum, scan, scan_both
+from resrepro.data.images import planes, read_image
+from resrepro.data.loading import Loading
+from resrepro.data.statistics import statistics_of
+from resrepro.data.views import PhotoViews, Views
+from resrepro.errors import DataError
+
+CPU = torch.device("cpu")
+SIZE = 32
+ALONE = Loading(workers=0)
+SIDES = {"center": (37,), "ten_crop": (37,), "multi_scale": (32, 37, 55, 69, 91)}  # 224.. times 32 / 224
+
+
+def photo_views(photos: Photos, protocol: str = "center", loading: Loading = ALONE) -> PhotoViews:
+    return PhotoViews(photos, protocol_for(protocol, "imagenet"), SIZE, loading)
+
+
+def expected(path: Path, protocol: str) -> list[np.ndarray]:
+    """The views of one image by torchvision, one array (V, 3, h, w) per scale."""
+    image = read_image(path).image
+    large = [transforms.Resize(side)(image) for side in SIDES[protocol]]
+    if protocol == "multi_scale":
+        return [planes(each)[None] for each in large]
+    cut = transforms.TenCrop(SIZE) if protocol == "ten_crop" else transforms.CenterCrop(SIZE)
+    crops = [cut(each) for each in large]
+    return [
+        np.stack([planes(crop) for crop in (each if isinstance(each, tuple) else [each])]) for each in crops
+    ]
+
+
+def one_by_one(groups: list[Views]) -> Counter:
+    """How often each image occurs: all its pixels, sizes and its label as one key."""
+    found: Counter = Counter()
+    for group in groups:
+        for index, label in enumerate(group.labels.tolist()):
+            found[key([scale[index].numpy() for scale in group.scales], label)] += 1
+    return found
+
+
+def key(scales: list[np.ndarray], label: int) -> tuple[object, ...]:
+    return (label, *((scale.shape, scale.tobytes()) for scale in scales))
+
+
+def wanted(photos: Photos, protocol: str) -> Counter:
+    found: Counter = Counter()
+    for index, label in enumerate(photos.labels.tolist()):
+        found[key(expected(photos.path(index), protocol), label)] += 1
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["center", "ten_crop", "multi_scale"])
+def test_every_image_is_shown_once_as_the_protocol_says(protocol: str, photographs: Path) -> None:
+    photos = scan(photographs, "val")
+    groups = list(photo_views(photos, protocol).read(CPU))
+    assert one_by_one(groups) == wanted(photos, protocol)
+
+
+@pytest.mark.parametrize("protocol", ["center", "ten_crop", "multi_scale"])
+def test_groups_hold_images_of_equal_sizes(protocol: str, photographs: Path) -> None:
+    groups = list(photo_views(scan(photographs, "val"), protocol).read(CPU))
+    for group in groups:
+        assert len(group.scales) == len(SIDES[protocol])
+        assert {len(scale) for scale in group.scales} == {len(group.labels)}
+        assert {scale.dtype for scale in group.scales} == {torch.uint8}
+        for scale, side in zip(group.scales, SIDES[protocol], strict=True):
+            count, *shape = scale.shape[1:]
+            if protocol == "multi_scale":
+                assert (count, shape[0], min(shape[1:])) == (1, 3, side)
+            else:
+                assert (count, *shape) == (10 if protocol == "ten_crop" else 1, 3, SIZE, SIZE)
+    if protocol != "multi_scale":
+        assert len(groups) == 2  # crops have one size: a group for each 32 of the 40 images
+
+
+def test_images_of_one_size_share_a_group(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in range(3):
+            sides = [(40, 51), (51, 40)][number % 2]
+            pixels = blotches(np.random.default_rng([ord(name), number]), *sides)
+            write_photo(tmp_path / f"val/{name}/{number}-rgb.png", pixels)
+    photos = scan(tmp_path, "val")
+    groups = list(photo_views(photos, "multi_scale").read(CPU))
+    assert sorted(len(group.labels) for group in groups) == [2, 4]
+    assert one_by_one(groups) == wanted(photos, "multi_scale")
+
+
+# --- several processes, and workers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 60])
+def test_every_image_is_shown_once_whatever_the_number_of_processes(
+    world: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "CHUNK", 3)
+    photos, total = scan(photographs, "val"), Counter()
+    digests: dict[int, str] = {}
+    sizes = []
+    for rank in range(world):
+        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "localhost"}
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+        own = photo_views(photos)
+        total += one_by_one(list(own.read(CPU)))
+        assert not digests.keys() & own.digests.keys()
+        digests |= own.digests
+        sizes.append(len(own.digests))
+    assert total == wanted(photos, "center")
+    assert max(sizes) - min(sizes) <= 3
+    assert sorted(digests) == list(range(40))
+
+
+@pytest.mark.parametrize("protocol", ["center", "multi_scale"])
+def test_workers_show_what_none_show_in_the_same_order(protocol: str, photographs: Path) -> None:
+    photos = scan(photographs, "val")
+    plain = list(photo_views(photos, protocol).read(CPU))
+    read = list(photo_views(photos, protocol, Loading(workers=2)).read(CPU))
+    assert len(plain) == len(read)
+    for one, other in zip(plain, read, strict=True):
+        assert torch.equal(one.labels, other.labels)
+        assert all(torch.equal(a, b) for a, b in zip(one.scales, other.scales, strict=True))
+
+
+# --- what was read ----------------------------------------------------------------------------------
+
+
+def test_digests_give_the_checksum_of_the_pass_over_all_images(photographs: Path) -> None:
+    both = scan_both(photographs)
+    shown = photo_views(both.val)
+    assert shown.digests == {}
+    assert sum(len(group.labels) for group in shown.read(CPU)) == 40
+    ours = checksum(both.val, [shown.digests[index] for index in sorted(shown.digests)])
+    assert ours == statistics_of(both, SIZE, ALONE).checksums["val"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_images_are_left_out_and_remembered(workers: int, photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs / "val", tmp_path / "val")
+    whole = scan(tmp_path, "val")
+    (tmp_path / "val/cat/03-turned.jpg").write_bytes(b"")
+    path = tmp_path / "val/owl/09-grey.jpg"
+    path.write_bytes(path.read_bytes()[:-50])
+    shown = photo_views(whole, loading=Loading(workers, max_bad_images=2))
+    groups = list(shown.read(CPU))
+    assert shown.bad.found == {
+        "val/cat/03-turned.jpg": "not an image", "val/owl/09-grey.jpg": "truncated",
+    }  # fmt: skip
+    rest = whole.without(["cat/03-turned.jpg", "owl/09-grey.jpg"])
+    assert one_by_one(groups) == wanted(rest, "center")
+    assert sorted(shown.digests) == [index for index in range(40) if index not in (3, 39)]
+    with pytest.raises(DataError, match=r"^2 files are no readable images: val/cat/03-turned.jpg"):
+        list(photo_views(whole, loading=Loading(workers, max_bad_images=1)).read(CPU))
+
+
+def test_views_may_be_read_again(photographs: Path) -> None:
+    shown = photo_views(scan(photographs, "val"))
+    first, second = (one_by_one(list(shown.read(CPU))) for _ in range(2))
+    assert first == second
+    assert len(shown.digests) == 40
+
+
+def test_images_that_are_all_bad_show_nothing(tmp_path: Path) -> None:
+    (tmp_path / "val/a").mkdir(parents=True)
+    for name in "123":
+        (tmp_path / "val/a" / name).write_text("no photograph")
+    shown = photo_views(scan(tmp_path, "val"), "multi_scale", Loading(1, max_bad_images=3))
+    assert list(shown.read(CPU)) == []
+    assert set(shown.bad.found.values()) == {"not an image"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_sent_the_same_views_from_pinned_memory(photographs: Path) -> None:
+    photos = scan(photographs, "val")
+    plain = list(photo_views(photos, "multi_scale").read(CPU))
+    read = list(photo_views(photos, "multi_scale", Loading(workers=2)).read(torch.device("cuda")))
+    for one, other in zip(plain, read, strict=True):
+        assert all(scale.is_pinned() for scale in other.scales)
+        assert all(torch.equal(a, b) for a, b in zip(one.scales, other.scales, strict=True))
