@@ -23,11 +23,12 @@ from resrepro.processes import is_first
 from resrepro.recording import FORMAT, write_json
 from resrepro.subjects import Foreign, Subject, read_subject
 
-__all__ = ["Foreign", "evaluate", "evaluate_ensemble"]
+__all__ = ["Foreign", "evaluate"]
 
 
+@told_as_lost()
 def evaluate(
-    target: str | Path,
+    target: str | Path | Sequence[str | Path],
     *,
     protocol: str | None = None,
     bn_stats: str | None = None,
@@ -41,10 +42,11 @@ def evaluate(
     loading: Loading | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Errors]:
-    """Measure a checkpoint on the held-out sets and record the result.
+    """Measure a checkpoint, or several as one ensemble, on the held-out sets and record the result.
 
     Args:
         target: a run folder, one of our checkpoints, or another's (then `foreign` says what it is).
+            Of a list of them the scores (softmax) are averaged (Table 5).
         protocol: "center", "ten_crop" or "multi_scale" for photographs, "single" for CIFAR-10 and digits;
             by default the view of the curves ("center", "single").
         bn_stats: "running", or "precise": plain averages over training batches, which needs the training
@@ -53,7 +55,8 @@ def evaluate(
         data: folder of CIFAR-10, or of photographs (`val/<class>/*` is enough).
         split: "all" or "45k5k" (CIFAR-10); by default the run's own.
         foreign: net and normalisation of a checkpoint that is not ours.
-        runs: where results of foreign checkpoints are kept (`<runs>/foreign/`).
+        runs: where results of foreign checkpoints and of ensembles are kept (`<runs>/foreign/`,
+            `<runs>/ensembles/`).
         device: see `train`.
         threads: CPU threads.
         loading: how image files are read.
@@ -63,46 +66,17 @@ def evaluate(
         Errors by set ("test" or "val"), in percent.
 
     Raises:
-        UsageError: if a foreign checkpoint comes without net or normalisation, or the protocol is not one
-            of its family.
+        UsageError: if a foreign checkpoint comes without net or normalisation, the protocol is not one
+            of its family, or nets of an ensemble do not take the same images and classes.
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
         DataError: if the images are missing or damaged.
-    """
-    return evaluate_ensemble(
-        [target], protocol=protocol, bn_stats=bn_stats, dataset=dataset, data=data, split=split,
-        foreign=foreign, runs=runs, device=device, threads=threads, loading=loading, say=say,
-    )  # fmt: skip
-
-
-@told_as_lost()
-def evaluate_ensemble(
-    targets: Sequence[str | Path],
-    *,
-    protocol: str | None = None,
-    bn_stats: str | None = None,
-    dataset: str | None = None,
-    data: str | Path | None = None,
-    split: str | None = None,
-    foreign: Foreign | None = None,
-    runs: str | Path = "runs",
-    device: str = "auto",
-    threads: int | None = None,
-    loading: Loading | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Errors]:
-    """Measure several checkpoints as one: their scores (softmax) are averaged (Section 4.1, Table 5).
-
-    The arguments are those of `evaluate`. The result is kept in `<runs>/ensembles/`.
-
-    Raises:
-        UsageError: if the nets do not take the same images and classes.
-        RecordError, DataError: as `evaluate`.
         PeerLost: if another process of a `torchrun` ended.
     """
     chosen, loading = choose_device(device), loading or Loading()
     use_threads(threads)
     join(chosen)
     say = say if is_first() else lambda text: None
+    targets = [target] if isinstance(target, str | Path) else target
     subjects = [read_subject(each, dataset, foreign or Foreign(), Path(runs)) for each in targets]
     _check_together(subjects)
     first = subjects[0]

@@ -6,17 +6,15 @@ are those of the last iteration; "best run" and "best sample" stand in columns o
 
 import itertools
 import statistics
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from resrepro.cells import Cell, cells_of, eval_command, spell_mean, train_command, unused
 from resrepro.ensembling import table_of_ensembles
 from resrepro.measurements import Ensemble
 from resrepro.paper import Number, layout, published
-from resrepro.records import DEFAULT_FOLDERS, Run, collect
-from resrepro.tables import DASH, Row, Table, write_table
+from resrepro.records import Run
+from resrepro.tables import DASH, Row, Table
 
 BEST_RUN, BEST_SAMPLE = "best run", "best sample"
 MEAN = "Ours: mean ± standard deviation (n runs; n−1 in the deviation) of the last-iteration error."
@@ -81,35 +79,6 @@ def build(exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = ())
         remarks=_remarks(plan, runs, [cell for _, cells in lines for cell in cells], best),
         records=tuple(records),
     )
-
-
-def compare(
-    exhibit: str = "table6",
-    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
-    tables: str | Path | None = "tables",
-) -> Table:
-    """Set our runs beside the paper's numbers.
-
-    Args:
-        exhibit: "table2" to "table6", "figure1", "figure4", "figure6" or "demo".
-        runs: one or several folders of runs; a broken record gives a `UserWarning`.
-        tables: folder to which `<exhibit>.md`, `.csv` and `.tex` are written; None writes nothing.
-
-    Returns:
-        The table; `.frame` holds its raw numbers.
-
-    Raises:
-        UsageError: for an unknown exhibit.
-        RecordError: if the tables cannot be written.
-    """
-    folders = [runs] if isinstance(runs, str | Path) else runs
-    collection = collect([Path(folder) for folder in folders])
-    for sentence in collection.broken:
-        warnings.warn(sentence, stacklevel=2)
-    table = build(exhibit, collection.runs, collection.ensembles)
-    if tables is not None:
-        write_table(table, Path(tables))
-    return table
 
 
 def _published(

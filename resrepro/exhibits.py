@@ -5,6 +5,7 @@ already.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from resrepro.panels import render
 from resrepro.paper import layouts
 from resrepro.plotting import Drawing
 from resrepro.recording import write_whole
-from resrepro.records import DEFAULT_FOLDERS, Collection, Run
+from resrepro.records import DEFAULT_FOLDERS, Collection, Run, collect
 from resrepro.tables import Table, write_table
 
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
@@ -115,9 +116,7 @@ def compare(
         RecordError: if the tables cannot be written.
     """
     check_table(exhibit)
-    if exhibit != TABLE_1:
-        return comparison.compare(exhibit, runs, tables)
-    table = architecture_table.build()
+    table = build_table(exhibit, _warned(runs))
     if tables is not None:
         write_table(table, Path(tables))
     return table
@@ -148,6 +147,14 @@ def plot(
         RecordError: if there is nothing to draw, or the files cannot be written.
     """
     check_figure(exhibit, palette)
-    if exhibit != FIGURE_3:
-        return plotting.plot(exhibit, runs, figures, paper=paper, palette=palette)
-    return list(draw_figure(exhibit, (), Path(figures), palette=palette).paths)
+    found = _warned(runs).runs
+    return list(draw_figure(exhibit, found, Path(figures), paper=paper, palette=palette).paths)
+
+
+def _warned(runs: str | Path | Sequence[str | Path]) -> Collection:
+    """The good records below some folders; each broken one gives a warning."""
+    folders = [runs] if isinstance(runs, str | Path) else runs
+    found = collect([Path(folder) for folder in folders])
+    for sentence in found.broken:
+        warnings.warn(sentence, stacklevel=3)
+    return found

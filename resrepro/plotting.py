@@ -6,7 +6,6 @@ torch.
 """
 
 import tomllib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,7 @@ from resrepro.captions import footnote, held_out_names
 from resrepro.errors import RecordError, UsageError
 from resrepro.panels import draw_sheet, render
 from resrepro.recording import write_whole
-from resrepro.records import DEFAULT_FOLDERS, Run, collect
+from resrepro.records import Run
 from resrepro.selection import Cells, choose, iterations_of, paper_iterations
 from resrepro.sheets import Curve, Panel, Sheet
 from resrepro.specs import net_label
@@ -67,37 +66,6 @@ def _look_up(kind: str, name: str) -> Mapping[str, Any]:
     if name not in known:
         raise UsageError(f"no {kind} {name!r}: there are {', '.join(known)}.")
     return known[name]
-
-
-def plot(
-    exhibit: str = "figure6",
-    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
-    figures: str | Path = "figures",
-    *,
-    paper: bool = False,
-    palette: str = "paper",
-) -> list[Path]:
-    """Draw a figure of the paper from our runs, as PNG and SVG.
-
-    Args:
-        exhibit: "figure1", "figure4", "figure6" or "demo".
-        runs: one or several folders of runs; a broken record gives a `UserWarning`.
-        figures: folder to which `<exhibit>.png` and `<exhibit>.svg` are written.
-        paper: draw the paper's own curves thin behind ours, or alone where there are no runs.
-        palette: "paper", or "safe" for colour-blind readers.
-
-    Returns:
-        The paths of the two files. Equal records give equal bytes.
-
-    Raises:
-        UsageError: for an unknown exhibit or palette.
-        RecordError: if there is nothing to draw, or the files cannot be written.
-    """
-    folders = [runs] if isinstance(runs, str | Path) else runs
-    collection = collect([Path(folder) for folder in folders])
-    for sentence in collection.broken:
-        warnings.warn(sentence, stacklevel=2)
-    return list(draw(exhibit, collection.runs, Path(figures), paper=paper, palette=palette).paths)
 
 
 def draw(

@@ -8,8 +8,9 @@ import pytest
 from conftest import write_eval
 
 from resrepro.cells import cells_of, data_told, eval_command, spell_mean
-from resrepro.comparison import build, compare
+from resrepro.comparison import build
 from resrepro.errors import UsageError
+from resrepro.exhibits import compare
 from resrepro.records import collect
 from resrepro.tables import DASH, to_csv, to_markdown
 

@@ -6,7 +6,8 @@ import io
 import pytest
 from conftest import write_ensemble
 
-from resrepro.comparison import build, compare
+from resrepro.comparison import build
+from resrepro.exhibits import compare
 from resrepro.records import collect
 from resrepro.tables import DASH, to_csv
 

@@ -9,7 +9,7 @@ import torch
 from conftest import PHOTO_CLASSES, use_one_thread
 
 from resrepro import comparison
-from resrepro.assessment import Foreign, evaluate, evaluate_ensemble
+from resrepro.assessment import Foreign, evaluate
 from resrepro.data.folder import imagenet_classes
 from resrepro.data.loading import Loading
 from resrepro.errors import DataError, RecordError, UsageError
@@ -135,8 +135,8 @@ def test_an_ensemble_is_recorded_with_its_members_and_published(
 ) -> None:
     runs = run.parents[1]
     other = train_on(photographs, runs, "plain18")
-    together = evaluate_ensemble([run, other], protocol="center", data=photographs, runs=runs, loading=INLINE)
-    again = evaluate_ensemble([run, run], protocol="center", data=photographs, runs=runs, loading=INLINE)
+    together = evaluate([run, other], protocol="center", data=photographs, runs=runs, loading=INLINE)
+    again = evaluate([run, run], protocol="center", data=photographs, runs=runs, loading=INLINE)
     alone = evaluate(run, data=photographs, loading=INLINE)
     assert again["val"].loss == pytest.approx(alone["val"].loss, rel=1e-5)
     assert together["val"].loss != pytest.approx(alone["val"].loss, rel=1e-5)
@@ -158,7 +158,7 @@ def test_an_ensemble_is_recorded_with_its_members_and_published(
 def test_nets_of_other_sizes_make_no_ensemble(run: Path, photographs: Path, tmp_path: Path) -> None:
     larger = train_on(photographs, tmp_path, image_size=48)
     with pytest.raises(UsageError, match="same images and classes"):
-        evaluate_ensemble([run, larger], data=photographs, loading=INLINE)
+        evaluate([run, larger], data=photographs, loading=INLINE)
 
 
 def test_foreign_weights_of_imagenet_take_the_packaged_class_indices(

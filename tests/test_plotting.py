@@ -17,8 +17,9 @@ from conftest import write_run
 
 from resrepro import catalogue
 from resrepro.errors import RecordError, UsageError
+from resrepro.exhibits import plot
 from resrepro.lettering import contrast, readable, spread, text_width, wrap
-from resrepro.plotting import draw, exhibits, make_figure, plot, select
+from resrepro.plotting import draw, exhibits, make_figure, select
 from resrepro.records import METRICS_COLUMNS, Run, collect
 
 Samples = Sequence[tuple[int, Mapping[str, float]]]
@@ -207,7 +208,7 @@ def test_unknown_names_are_told_in_one_sentence() -> None:
     with pytest.raises(
         UsageError, match=r"^no exhibit 'figure9': there are figure1, figure4, figure6, demo\.$"
     ):
-        plot("figure9")
+        make_figure("figure9", [])
     with pytest.raises(UsageError, match=r"^no palette 'pale': there are paper, safe\.$"):
         plot("figure6", palette="pale")
     assert exhibits() == ("figure1", "figure4", "figure6", "demo")
@@ -499,8 +500,8 @@ def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path) -> None
 
 def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
     code = (
-        "import sys, resrepro.plotting as p; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
-        f"p.plot('figure1', {str(tmp_path)!r}, {str(tmp_path)!r}, paper=True); "
+        "import sys, resrepro.exhibits as e; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
+        f"e.plot('figure1', {str(tmp_path)!r}, {str(tmp_path)!r}, paper=True); "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -116,12 +116,13 @@ def evaluate(
 
     from rich.console import Console
 
-    from resrepro.assessment import Foreign, evaluate_ensemble
+    from resrepro.assessment import Foreign
+    from resrepro.assessment import evaluate as measure_and_record
 
     console = Console(highlight=False, quiet=not is_first())
     foreign = Foreign(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)
     for group in [targets] if ensemble else [[target] for target in targets]:
-        errors = evaluate_ensemble(
+        errors = measure_and_record(
             group, protocol=protocol, bn_stats=bn_stats, dataset=dataset, data=data, split=split,
             foreign=foreign, runs=runs, device=device, threads=threads,
             loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
