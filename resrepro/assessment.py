@@ -14,13 +14,14 @@ from resrepro.catalogue import Protocol, protocol_for
 from resrepro.data.loading import Loading
 from resrepro.device import choose_device, memory_format, use_precision, use_threads
 from resrepro.distributed import join, told_as_lost
-from resrepro.errors import UsageError
+from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import Member, measure, precise_statistics
 from resrepro.feeds import open_feed
 from resrepro.held_out import HeldOut, open_held_out
 from resrepro.metrics import Errors
-from resrepro.processes import is_first
+from resrepro.processes import is_first, world_size
 from resrepro.recording import FORMAT, write_json
+from resrepro.spread import bn_group_for, spread_batch
 from resrepro.subjects import Foreign, Subject, read_subject
 
 __all__ = ["Foreign", "evaluate"]
@@ -77,6 +78,8 @@ def evaluate(
     join(chosen)
     say = say if is_first() else lambda text: None
     targets = [target] if isinstance(target, str | Path) else target
+    if not targets:
+        raise UsageError("no checkpoint to measure: name one.")
     subjects = [read_subject(each, dataset, foreign or Foreign(), Path(runs)) for each in targets]
     _check_together(subjects)
     first = subjects[0]
@@ -86,10 +89,10 @@ def evaluate(
     for notice in held_out.notices:
         say(f"Note: {notice}.")
     for subject in subjects:
-        say(f"{subject.path.name} is evaluated as {subject.label} on {held_out.dataset}, {view.title}.")
+        say(f"{subject.name} is evaluated as {subject.label} on {held_out.dataset}, {view.title}.")
         if matched := subject.facts.get("matched_by"):
             say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
-    use_precision(first.recipe.precision if first.seed is not None else "float32", chosen)
+    use_precision(first.precision_on(chosen), chosen)
     members = [subject.member(chosen, memory_format(chosen)) for subject in subjects]
     with ExitStack() as stack:
         for subject, member in zip(subjects, members, strict=True):
@@ -98,21 +101,30 @@ def evaluate(
             name: measure(members, open_views(), view.crops == "dense", chosen)
             for name, open_views in held_out.sets.items()
         }
-    _record(subjects, view, statistics, held_out, errors, Path(runs), say)
+    _record(subjects, view, statistics, first.precision_on(chosen), held_out, errors, Path(runs), say)
     return errors
 
 
 def _check_together(subjects: Sequence[Subject]) -> None:
     first = subjects[0]
+    nets = [json.dumps(subject.facts, sort_keys=True) + str(subject.seed) for subject in subjects]
+    if len(set(nets)) < len(nets):
+        raise UsageError("an ensemble is of different nets, and one is named twice: name each once.")
     for other in subjects[1:]:
+        for setting in ("precision", "bn_stats"):
+            if getattr(first.recipe, setting, None) != getattr(other.recipe, setting, None):
+                raise UsageError(
+                    f"{first.name} and {other.name} differ in {setting}, so they are not measured alike: "
+                    "leave one of them out."
+                )
         sizes = [getattr(each.recipe, "image_size", None) for each in (first, other)]
         if other.family != first.family or other.classes != first.classes or sizes[0] != sizes[1]:
             raise UsageError(
-                f"{first.path} and {other.path} do not take the same images and classes, "
+                f"{first.name} and {other.name} do not take the same images and classes, "
                 "so their scores cannot be averaged: leave one of them out."
             )
         if other.num_classes != first.num_classes:
-            raise UsageError(f"{first.path} and {other.path} have different numbers of classes.")
+            raise UsageError(f"{first.name} and {other.name} have different numbers of classes.")
 
 
 def _bn_statistics(
@@ -138,15 +150,23 @@ def _bn_statistics(
             f"{subject.path} is not a run of ours, so its training batches are not known: "
             "leave --bn-stats precise out."
         )
+    spread = spread_batch(subject.recipe.batch_size, world_size())
+    bn_group_for(subject.recipe, spread, given=True, sync_bn=False)
     feed = open_feed(subject.spec, data, device, subject.seed, loading, say)
-    say("BN statistics are plain averages over training batches.")
-    return precise_statistics(member.net, feed.batches(0, feed.epoch()), subject.recipe.precision)
+    if feed.about.checksums["train"] != subject.trained_on.get("train"):
+        raise RecordError(
+            f"{subject.name} was trained on other images than those at hand (checksum differs): "
+            "name the data that it was trained on, or leave --bn-stats precise out."
+        )
+    say(f"BN statistics are plain averages over {feed.precise_batches} training batches.")
+    return precise_statistics(member.net, feed.first_batches(), subject.recipe)
 
 
 def _record(
     subjects: Sequence[Subject],
     view: Protocol,
     statistics: str,
+    precision: str,
     held_out: HeldOut,
     errors: dict[str, Errors],
     runs: Path,
@@ -158,12 +178,13 @@ def _record(
         if sentence not in held_out.notices:
             say(f"Note: {sentence}.")
     figures = {name: _finite(error) for name, error in errors.items()}
-    content = {"format": FORMAT, "protocol": view.name, "bn_stats": statistics}
+    content = {"format": FORMAT, "protocol": view.name, "bn_stats": statistics, "precision": precision}
     first = subjects[0]
     key = data["sha256"][held_out.key_set][:8]
     parts = [view.name, *(["precise"] if statistics == "precise" else []), held_out.name]
     if len(subjects) == 1:
-        parts += [] if first.iteration is None else [f"at{first.iteration}"]
+        told = hashlib.sha256(json.dumps(first.facts, sort_keys=True).encode()).hexdigest()
+        parts += [told[:8]] if first.iteration is None else [f"at{first.iteration}"]
         path = first.record / ("-".join([*parts, key]) + ".json")
         content |= first.facts
     else:

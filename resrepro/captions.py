@@ -5,9 +5,10 @@ are whose. Nothing here imports torch.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from resrepro.cells import IMAGENET_CLASSES, SET_NAMES, data_told
+from resrepro.cells import SET_NAMES, data_told
 from resrepro.records import Run
 from resrepro.selection import Cells, iterations_of, paper_iterations
+from resrepro.specs import IMAGENET_CLASSES
 
 
 def held_out_names(layout: Mapping[str, Any], run: Run | None) -> tuple[str, str]:

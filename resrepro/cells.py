@@ -3,6 +3,7 @@
 Errors are those of the last iteration, in percent. Nothing here imports torch.
 """
 
+import re
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +13,8 @@ from typing import Any
 
 from resrepro import catalogue
 from resrepro.records import Run
+from resrepro.specs import IMAGENET_CLASSES, IMAGENET_IMAGES
 
-IMAGENET = {"train": 1_281_167, "val": 50_000}  # images; Section 4.1
-IMAGENET_CLASSES = 1000
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -74,8 +74,14 @@ class Cell:
 
     @property
     def comparable(self) -> bool:
-        """Whether its errors compare with the paper's: for ImageNet's nets, as many classes."""
-        return self.first.family != "imagenet" or self.first.classes == IMAGENET_CLASSES
+        """Whether its errors compare with the paper's: those of ImageNet's nets do on ImageNet alone."""
+        run = self.first
+        if run.family != "imagenet":
+            return True
+        whole = run.env["data"]["images"].get("val") == IMAGENET_IMAGES["val"]
+        paper = catalogue.paper_recipe(run.family).settings["image_size"].value
+        same_size = run.spec["recipe"]["image_size"] == paper
+        return run.spec["dataset"] == "imagenet" and run.classes == IMAGENET_CLASSES and whole and same_size
 
     def label(self) -> str:
         """What sets this cell apart from the experiment, in a word or two."""
@@ -118,7 +124,7 @@ def cells_of(experiment: str, runs: Iterable[Run]) -> list[Cell]:
 
     Those of its twin on a folder of other images are among them.
     """
-    names = {experiment, experiment.replace("imagenet-", "folder-", 1)}
+    names = {experiment, catalogue.twin_on_folder(experiment)}
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         if run.experiment in names and run.finished:
@@ -141,7 +147,9 @@ def data_told(classes: int | None, images: Mapping[str, int], said: Iterable[str
 
     None if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
     """
-    if classes == IMAGENET_CLASSES and all(IMAGENET.get(part) == size for part, size in images.items()):
+    if classes == IMAGENET_CLASSES and all(
+        IMAGENET_IMAGES.get(part) == size for part, size in images.items()
+    ):
         return []
     kinds, sizes = _numbers(classes, images)
     if any(_tells(sentence, classes, images) for sentence in said):
@@ -158,7 +166,8 @@ def not_said_yet(
 
 
 def _tells(sentence: str, classes: int | None, images: Mapping[str, int]) -> bool:
-    return all(number in sentence for numbers in _numbers(classes, images) for number in numbers)
+    told = [number for numbers in _numbers(classes, images) for number in numbers]
+    return all(re.search(rf"(?<![\d,]){re.escape(number)}", sentence) for number in told)
 
 
 def _numbers(classes: int | None, images: Mapping[str, int]) -> tuple[list[str], list[str]]:
@@ -198,7 +207,7 @@ def eval_command(runs: Iterable[Run], protocol: str) -> str:
 
 def unused(experiments: Iterable[str], runs: Iterable[Run]) -> list[str]:
     """What to call the runs of some experiments (and their twins) that are unfinished or diverged."""
-    names = {name for own in experiments for name in (own, own.replace("imagenet-", "folder-", 1))}
+    names = {name for own in experiments for name in (own, catalogue.twin_on_folder(own))}
     return [
         f"{run.name} seed {run.seed} ({run.status} at iteration {run.result['iteration']:,})"
         for run in runs

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from resrepro import catalogue
 from resrepro.cells import Cell, cells_of, eval_command, spell_mean, train_command, unused
 from resrepro.ensembling import table_of_ensembles
 from resrepro.measurements import Ensemble
@@ -27,9 +28,9 @@ ASSUMED = (
     "derived or assumed."
 )
 TRAINING_ERROR = "Training error: on the batches trained on since the sample before."
-OTHER_CLASSES = (
-    "No difference is told where the images have another number of classes than ImageNet's 1,000: such "
-    "errors do not compare with the paper's."
+NOT_IMAGENET = (
+    "No difference is given for errors on other images than ImageNet's 50,000 for validation, or on crops of "
+    "another size: they do not compare with the paper's."
 )
 
 
@@ -148,14 +149,20 @@ def _remarks(
     if any(quantity["set"] == "train" for quantity in quantities):
         told.append(TRAINING_ERROR)
     if any(not cell.comparable for cell in cells):
-        told.append(OTHER_CLASSES)
+        told.append(NOT_IMAGENET)
     described = [MEAN]
     if BEST_RUN in best:
         what = quantities[0]["name"] if _has_protocol(plan) else "last-iteration error"
         described.append(f"Best run: the lowest {what} of a run.")
     if BEST_SAMPLE in best:
         described.append(SAMPLE)
-    return (*told, *plan.get("remarks", ()), " ".join(described), ASSUMED)
+    return (*told, *plan.get("remarks", ()), *_protocols_told(quantities), " ".join(described), ASSUMED)
+
+
+def _protocols_told(quantities: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What we assume of the test protocols of some quantities."""
+    names = dict.fromkeys(quantity["protocol"] for quantity in quantities if "protocol" in quantity)
+    return [catalogue.protocols()[name].assumptions() for name in names]
 
 
 def _texts(

@@ -71,6 +71,9 @@ def _why_not(ensemble: Ensemble, runs: Sequence[Run]) -> str:
     partial = [member for member in ensemble.members if member.status not in FINISHED]
     if partial:
         return f"{partial[0].label} is {partial[0].status} at iteration {partial[0].iteration:,}"
+    different = {(member.name, member.seed, member.digest) for member in ensemble.members}
+    if len(different) < len(ensemble.members):
+        return "a net is in it twice"
     strange = [member for member in ensemble.members if not _same_data(member, ensemble, runs)]
     return f"measured on other data than those of {strange[0].label}" if strange else ""
 

@@ -1,6 +1,5 @@
 """Measuring nets on test views: top-1 and top-5 error of the averaged scores (Sections 3.4 and 4.2)."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from resrepro.distributed import average_statistics, gathered
 from resrepro.metrics import Errors, ErrorSums
 from resrepro.nets import Net
 from resrepro.normalisation import plain_averages, running_statistics
+from resrepro.specs import Recipe
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
 EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
-PRECISE_BATCHES = 50  # training batches that plain BN averages are taken over
+PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,26 @@ def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def precise_statistics(net: Net, batches: Iterator[tuple[Tensor, Tensor]], precision: str) -> Iterator[None]:
+def precise_statistics(net: Net, batches: Iterable[tuple[Tensor, Tensor]], recipe: Recipe) -> Iterator[None]:
     """While active, BN uses plain averages over training batches, as the authors' README describes.
+
+    Each pass holds one BN group, so neither the memory nor the result depends on how many images a
+    process has.
 
     Args:
         net: the net, whose running averages come back afterwards.
-        batches: training images and labels; the first PRECISE_BATCHES are used.
-        precision: the arithmetic of the recipe.
+        batches: training images and labels, PRECISE_BATCHES of them or one epoch.
+        recipe: the arithmetic and the size of the BN groups.
     """
     buffers = running_statistics(net)
     before = [buffer.clone() for buffer in buffers]
-    with torch.no_grad(), plain_averages(net):
-        for images, _ in itertools.islice(batches, PRECISE_BATCHES):
-            with arithmetic(precision, images.device):
-                net(images)
-    average_statistics(net)
     try:
+        with torch.no_grad(), plain_averages(net):
+            for images, _ in batches:
+                for group in torch.split(images, recipe.bn_group or len(images)):
+                    with arithmetic(recipe.precision, images.device):
+                        net(group)
+        average_statistics(net)
         yield
     finally:
         with torch.no_grad():

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from resrepro import architecture_table, columns, comparison, plotting
+from resrepro import architecture_figure, architecture_table, comparison, plotting
 from resrepro.errors import UsageError
 from resrepro.panels import render
 from resrepro.paper import layouts
@@ -60,7 +60,7 @@ def check_figure(exhibit: str, palette: str = "paper") -> None:
     if exhibit not in figures():
         raise UsageError(f"no exhibit {exhibit!r} to plot: there are {', '.join(figures())}.")
     if exhibit == FIGURE_3:
-        columns.palette_named(palette)
+        architecture_figure.palette_named(palette)
     else:
         plotting.check(exhibit, palette)
 
@@ -89,7 +89,7 @@ def draw_figure(
     check_figure(exhibit, palette)
     if exhibit != FIGURE_3:
         return plotting.draw(exhibit, runs, folder, paper=paper, palette=palette)
-    files = render(columns.make_figure(palette), columns.title())
+    files = render(architecture_figure.make_figure(palette), architecture_figure.title())
     paths = tuple(folder / f"{exhibit}.{kind}" for kind in files)
     for path, content in zip(paths, files.values(), strict=True):
         write_whole(path, content)

@@ -23,7 +23,7 @@ from resrepro.data.loading import Loading
 from resrepro.data.statistics import statistics_of
 from resrepro.data.views import PhotoViews, Views
 from resrepro.distributed import on_first
-from resrepro.evaluation import EVAL_BATCH, Member, measure, precise_statistics
+from resrepro.evaluation import EVAL_BATCH, PRECISE_BATCHES, Member, measure, precise_statistics
 from resrepro.metrics import Errors
 from resrepro.nets import Net
 from resrepro.processes import rank, world_size
@@ -81,7 +81,7 @@ class Feed(ABC):
     def measure(self, net: Net, device: torch.device) -> dict[str, Errors]:
         """Errors on every held-out set, with the BN statistics that the recipe names."""
         if getattr(self.recipe, "bn_stats", "running") == "precise":
-            with precise_statistics(net, self.batches(0, self.epoch()), self.recipe.precision):
+            with precise_statistics(net, self.first_batches(), self.recipe):
                 return self._measure(net, device)
         return self._measure(net, device)
 
@@ -91,9 +91,15 @@ class Feed(ABC):
             name: measure([self.member(net)], self.views(name), dense, device) for name in self.about.held_out
         }
 
-    def epoch(self) -> int:
-        """Batches that hold the training set once, the last one perhaps straddling the next epoch."""
-        return -(-self.about.sizes["train"] // self.recipe.batch_size)
+    def first_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that plain BN averages are taken over; the same at any point of a run."""
+        return self.batches(0, self.precise_batches)
+
+    @property
+    def precise_batches(self) -> int:
+        """How many those are."""
+        epoch = -(-self.about.sizes["train"] // self.recipe.batch_size)
+        return min(PRECISE_BATCHES, epoch)
 
 
 def window_of(recipe: Recipe) -> int:
@@ -162,7 +168,7 @@ class PhotoFeed(Feed):
         self.device, self.loading = device, loading
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         found = statistics_of(photos, recipe.image_size, loading, say)
-        bad = found.bad_images(loading.max_bad_images)
+        bad = on_first(lambda: found.bad_images(loading.max_bad_images))
         self.photos = PhotoSet(
             photos.train.without(tuple(found.bad["train"])), photos.val.without(tuple(found.bad["val"]))
         )

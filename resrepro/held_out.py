@@ -10,13 +10,13 @@ import torch
 
 from resrepro.catalogue import Protocol
 from resrepro.data import Images, data_folder, load_dataset
-from resrepro.data.folder import IMAGENET, Photos, checksum, imagenet_classes, scan
+from resrepro.data.folder import Photos, checksum, imagenet_classes, scan
 from resrepro.data.loading import Loading
 from resrepro.data.views import PhotoViews, Views
 from resrepro.distributed import collected, on_first
 from resrepro.errors import UsageError
 from resrepro.feeds import about_memory, memory_views, on_device
-from resrepro.specs import ImageNetRecipe
+from resrepro.specs import IMAGENET_IMAGES, ImageNetRecipe
 from resrepro.subjects import Subject
 
 IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
@@ -126,14 +126,12 @@ def _photos(
 def _classes(subject: Subject, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
     """The names that the net's outputs stand for, and who says so."""
     if subject.classes is not None:
-        return subject.classes, "the run's training set"
+        return subject.classes, "ImageNet" if subject.seed is None else "the run's training set"
     if name == "imagenet":
-        if subject.num_classes != len(imagenet_classes()):
-            raise UsageError(
-                f"{subject.path} has {subject.num_classes} outputs, and ImageNet 1,000 classes: "
-                "for other photographs say --dataset folder."
-            )
-        return imagenet_classes(), "ImageNet"
+        raise UsageError(
+            f"{subject.path} has {subject.num_classes} outputs, and ImageNet 1,000 classes: "
+            "for other photographs say --dataset folder."
+        )
     if subject.num_classes != len(photos.classes):
         raise UsageError(
             f"{subject.path} has {subject.num_classes} outputs, and val {len(photos.classes)} classes: "
@@ -146,6 +144,6 @@ def _photo_notices(name: str, photos: Photos) -> tuple[str, ...]:
     told = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
     if name != "imagenet":
         return (f"the folder {photos.root.resolve().name} has {told}",)
-    if len(photos) == IMAGENET["val"] and photos.classes == imagenet_classes():
+    if len(photos) == IMAGENET_IMAGES["val"] and photos.classes == imagenet_classes():
         return ()
     return (f"the images are not ImageNet's 50,000: {told}",)

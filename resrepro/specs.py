@@ -150,6 +150,12 @@ class Spec:
         return f"{name[: MAX_NAME - 13]}+{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
     @property
+    def label(self) -> str:
+        """The net's name, with its shortcut option where that is not the paper's own for the depth."""
+        usual = self.shortcut == default_shortcut(self.dataset, self.depth)
+        return net_label(self.depth, self.plain, None if usual else self.shortcut)
+
+    @property
     def exact(self) -> bool:
         """Whether this is the catalogue experiment with nothing changed."""
         return not self.changes
@@ -183,6 +189,8 @@ def net_label(depth: int, plain: bool, shortcut: str | None = None) -> str:
     return f"ResNet-{depth}" + (f" ({shortcut})" if shortcut in ("B", "C") else "")
 
 
+IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}  # Section 4.1: 1.28 million and 50k
+IMAGENET_CLASSES = 1000
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)  # Table 1
 BOTTLENECK_FROM = 50  # layers: from here on blocks of three convolutions, Figure 5 right
 
@@ -205,7 +213,10 @@ def check_depth(depth: int, family: str = "cifar") -> int:
         return depth
     below = (depth - 2) // 6 * 6 + 2
     near = " or ".join(str(d) for d in (below, below + 6) if d >= 8) or "8"
-    raise UsageError(f"a CIFAR net has 6n+2 layers, and {depth} is not of that form: the nearest is {near}.")
+    other = " (ImageNet's nets: --dataset imagenet)" if depth in IMAGENET_DEPTHS else ""
+    raise UsageError(
+        f"a CIFAR net has 6n+2 layers, and {depth} is not of that form: the nearest is {near}{other}."
+    )
 
 
 def check_shortcut(plain: bool, shortcut: str | None, default: Shortcut = "A") -> Shortcut | None:

@@ -1,8 +1,8 @@
 """Nets that are to be measured, from checkpoints of ours or of other people's (Sections 3.4 and 4.2)."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from resrepro import catalogue
 from resrepro.checkpoint import load_checkpoint
 from resrepro.data.batches import Normalisation
+from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import Member
 from resrepro.feeds import window_of
@@ -49,6 +50,7 @@ class Subject:
         record: the folder in which its evaluations lie.
         iteration: updates made, None if not known.
         seed: that of its run, None if it is not ours.
+        trained_on: checksums of the data of its run.
     """
 
     net: Net
@@ -62,6 +64,14 @@ class Subject:
     record: Path
     iteration: int | None = None
     seed: int | None = None
+    trained_on: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What to call it: the run and its seed, or a foreign file."""
+        if self.seed is None or self.path.parent.name != f"seed{self.seed}":
+            return self.path.name
+        return f"{self.path.parent.parent.name}, seed {self.seed}"
 
     @property
     def recipe(self) -> Recipe:
@@ -73,11 +83,17 @@ class Subject:
         """`cifar` or `imagenet`."""
         return FAMILIES[self.spec.dataset]
 
+    def precision_on(self, device: torch.device) -> str:
+        """The arithmetic it is measured in: its recipe's, or float32 where that is not to be had."""
+        if self.seed is None or (self.recipe.precision == "tf32" and device.type != "cuda"):
+            return "float32"
+        return self.recipe.precision
+
     def member(self, device: torch.device, memory_format: torch.memory_format) -> Member:
         """The net on a device, ready to be measured."""
         net = self.net.to(device).to(memory_format=memory_format)
-        precision = self.recipe.precision if self.seed is not None else "float32"
-        return Member(net, self.normalisation.to(device), precision, window_of(self.recipe))
+        normalisation = self.normalisation.to(device)
+        return Member(net, normalisation, self.precision_on(device), window_of(self.recipe))
 
     def as_member(self) -> dict[str, Any]:
         """What the record of an ensemble keeps of it."""
@@ -88,7 +104,7 @@ class Subject:
         whole = (self.iteration or 0) >= self.recipe.iterations
         return {
             "name": self.spec.name,
-            "label": net_label(self.spec.depth, self.spec.plain, self.spec.shortcut),
+            "label": self.spec.label,
             "seed": self.seed,
             "digest": self.spec.digest,
             "iteration": self.iteration,
@@ -127,7 +143,7 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: For
         net.load_state_dict(content["net"])
         normalisation, iteration = Normalisation(recipe, content["mean"]), int(content["iteration"])
         classes = content.get("classes")
-        seed = int(content["seed"])
+        seed, trained_on = int(content["seed"]), dict(content["data"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
     if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
@@ -136,8 +152,7 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: For
         net=net,
         normalisation=normalisation,
         spec=spec,
-        label=f"{net_label(spec.depth, spec.plain, spec.shortcut)} after {iteration:,} of "
-        f"{recipe.iterations:,} iterations",
+        label=f"{spec.label} after {iteration:,} of {recipe.iterations:,} iterations",
         path=path,
         num_classes=num_classes,
         classes=None if classes is None else tuple(map(str, classes)),
@@ -145,6 +160,7 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: For
         record=path.parent / EVALS,
         iteration=iteration,
         seed=seed,
+        trained_on=trained_on,
     )
 
 
@@ -186,11 +202,14 @@ def _theirs(path: Path, content: dict[str, Any], dataset: str, foreign: Foreign,
         "option_a_zeros": spec.recipe.option_a_zeros if spec.shortcut == "A" else None,
         "mean": list(foreign.mean),
         "std": list(foreign.std),
+        "image_size": getattr(spec.recipe, "image_size", None),
         "matched_by": matched,
     }
     record = runs / "foreign" / f"{path.stem}-{sha256[:8]}"
     normalisation = Normalisation(spec.recipe, mean, std)
-    return Subject(net, normalisation, spec, label, path, num_classes, None, facts, record)
+    named = dataset == "imagenet" and num_classes == len(imagenet_classes())
+    classes = imagenet_classes() if named else None
+    return Subject(net, normalisation, spec, label, path, num_classes, classes, facts, record)
 
 
 def _outputs(tensors: dict[str, Tensor]) -> int:

@@ -592,7 +592,9 @@ def test_an_imagenet_run_says_how_short_it_is_and_how_its_batch_differs() -> Non
     assert short == "600 iterations instead of 600,000 (the schedule keeps its shape)"
     assert batch == "batch_size 64 instead of 256"
     (precise,) = departures("imagenet-plain34", bn_stats="precise")
-    assert precise == "bn_stats precise instead of running (the paper does not say)"
+    assert precise.startswith("BN statistics at test: plain averages")
+    (plateau,) = departures("imagenet-plain34", lr_policy="plateau")
+    assert plateau == "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops"
 
 
 def test_a_folder_says_first_that_its_images_are_not_imagenets() -> None:

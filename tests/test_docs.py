@@ -10,14 +10,19 @@ from conftest import ROOT
 from resrepro.cli import app
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 COMMANDS = typer.main.get_command(app).commands
 
 
 def shown_commands():
-    """Every `resrepro ...` line of the README's code blocks and code spans."""
-    blocks = re.findall(r"```(?:sh|bash|console)?\n(.*?)```", README, re.S)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    lines += re.findall(r"`(resrepro [^`]+)`", README)
+    """Every `resrepro ...` line of the pages' code blocks and code spans, and what `torchrun` starts."""
+    lines = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.S)
+        lines += [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+        lines += [" ".join(span.split()) for span in re.findall(r"`(resrepro [^`]+)`", text)]
+    lines = [re.sub(r"^torchrun .* -m resrepro ", "resrepro ", line) for line in lines]
     return sorted({line for line in lines if line.startswith("resrepro ")})
 
 
@@ -36,8 +41,9 @@ def test_the_readme_shows_every_command():
 
 
 def test_files_and_make_targets_that_the_readme_names_exist():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), target
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|`)make ([a-z]+)", README, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target

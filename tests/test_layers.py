@@ -29,8 +29,8 @@ LAYERS = {
         "spread", "subjects", "trainer", "training", "watching",
     ),
     "reading": (
-        "architecture_table", "captions", "cells", "columns", "comparison", "ensembling", "exhibits",
-        "lettering", "panels", "paper", "plotting", "selection", "sheets", "tables",
+        "architecture_figure", "architecture_table", "captions", "cells", "comparison", "ensembling",
+        "exhibits", "lettering", "panels", "paper", "plotting", "selection", "sheets", "tables",
     ),
     "view": ("cli.live",),
     "top": ("", "__main__", "cli", "demonstration"),

@@ -117,7 +117,9 @@ def test_a_class_that_the_run_does_not_know_is_refused_by_name(
         evaluate(run, data=tmp_path, loading=INLINE)
 
 
-def test_precise_statistics_change_the_error_but_not_the_checkpoint(run: Path, photographs: Path) -> None:
+def test_precise_statistics_change_the_error_but_not_the_checkpoint(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
     before = (run / "checkpoint.pt").read_bytes()
     running = evaluate(run, data=photographs, loading=INLINE)["val"]
     precise = evaluate(run, data=photographs, bn_stats="precise", loading=INLINE)["val"]
@@ -128,6 +130,25 @@ def test_precise_statistics_change_the_error_but_not_the_checkpoint(run: Path, p
     assert kinds == {"running", "precise"}
     with pytest.raises(UsageError, match="running and precise"):
         evaluate(run, data=photographs, bn_stats="exact", loading=INLINE)
+    shutil.copytree(photographs, tmp_path / "other")
+    next((tmp_path / "other" / "train" / "cat").iterdir()).unlink()
+    with pytest.raises(RecordError, match="trained on other images"):
+        evaluate(run, data=tmp_path / "other", bn_stats="precise", loading=INLINE)
+
+
+def test_an_evaluation_of_foreign_weights_at_another_size_has_a_record_of_its_own(
+    photographs: Path, tmp_path: Path
+) -> None:
+    net = build_net("folder", 18, num_classes=4)
+    torch.save(net.state_dict(), tmp_path / "theirs.pt")
+    for size in (32, 48):
+        foreign = Foreign(18, False, None, (0.5,) * 3, (0.25,) * 3, image_size=size)
+        evaluate(
+            tmp_path / "theirs.pt", dataset="folder", data=photographs, foreign=foreign, runs=tmp_path,
+            loading=INLINE,
+        )  # fmt: skip
+    sizes = [json.loads(path.read_text())["image_size"] for path in tmp_path.glob("foreign/*/*.json")]
+    assert sorted(sizes) == [32, 48]
 
 
 def test_an_ensemble_is_recorded_with_its_members_and_published(
@@ -136,15 +157,17 @@ def test_an_ensemble_is_recorded_with_its_members_and_published(
     runs = run.parents[1]
     other = train_on(photographs, runs, "plain18")
     together = evaluate([run, other], protocol="center", data=photographs, runs=runs, loading=INLINE)
-    again = evaluate([run, run], protocol="center", data=photographs, runs=runs, loading=INLINE)
+    with pytest.raises(UsageError, match="named twice"):
+        evaluate([run, run], protocol="center", data=photographs, runs=runs, loading=INLINE)
+    with pytest.raises(UsageError, match="name one"):
+        evaluate([], data=photographs)
     alone = evaluate(run, data=photographs, loading=INLINE)
-    assert again["val"].loss == pytest.approx(alone["val"].loss, rel=1e-5)
     assert together["val"].loss != pytest.approx(alone["val"].loss, rel=1e-5)
     found = collect([runs])
     assert found.broken == ()
     members = {tuple(member.label for member in each.members) for each in found.ensembles}
-    assert members == {("ResNet-18", "plain-18"), ("ResNet-18", "ResNet-18")}
-    (file, _) = sorted((runs / "ensembles").glob("*.json"))
+    assert members == {("ResNet-18", "plain-18")}
+    (file,) = (runs / "ensembles").glob("*.json")
     copy = publish_ensemble(file, tmp_path / "results")
     assert copy.read_bytes() == file.read_bytes()
     assert len(collect([tmp_path / "results"]).ensembles) == 1

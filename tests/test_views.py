@@ -82,11 +82,12 @@ def test_groups_hold_images_of_equal_sizes(protocol: str, photographs: Path) -> 
                 assert (count, shape[0], min(shape[1:])) == (1, 3, side)
             else:
                 assert (count, *shape) == (10 if protocol == "ten_crop" else 1, 3, SIZE, SIZE)
-    if protocol != "multi_scale":
-        assert len(groups) == 2  # crops have one size: a group for each 32 of the 40 images
+    if protocol != "multi_scale":  # crops have one size: a group for each chunk of the 40 images
+        assert len(groups) == {"center": 2, "ten_crop": 4}[protocol]
 
 
-def test_images_of_one_size_share_a_group(tmp_path: Path) -> None:
+def test_images_of_one_size_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(views.CHUNKS, "dense", 6)
     for name in "ab":
         (tmp_path / "val" / name).mkdir(parents=True)
         for number in range(3):
@@ -106,7 +107,7 @@ def test_images_of_one_size_share_a_group(tmp_path: Path) -> None:
 def test_every_image_is_shown_once_whatever_the_number_of_processes(
     world: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "CHUNK", 3)
+    monkeypatch.setattr(views, "CHUNKS", dict.fromkeys(views.CHUNKS, 3))
     photos, total = scan(photographs, "val"), Counter()
     digests: dict[int, str] = {}
     sizes = []

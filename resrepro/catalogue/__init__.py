@@ -20,6 +20,7 @@ from resrepro.catalogue.entries import (
     protocols,
     recipes,
     setting_rules,
+    twin_on_folder,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "protocols",
     "recipes",
     "setting_rules",
+    "twin_on_folder",
 ]

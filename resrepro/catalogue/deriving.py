@@ -11,6 +11,7 @@ from resrepro.catalogue.entries import (
     find,
     ordered_settings,
     paper_recipe,
+    protocol_for,
     recipes,
 )
 from resrepro.errors import UsageError
@@ -93,6 +94,7 @@ def _check_together(recipe: Recipe, dataset: str) -> None:
         )
     if getattr(recipe, "split", "all") == "45k5k" and dataset != "cifar10":
         raise UsageError(f"the 45k/5k split is one of CIFAR-10, not of {dataset}: leave --split out.")
+    protocol_for(recipe.test_view, FAMILIES[dataset])
     if isinstance(recipe, ImageNetRecipe):
         if len(recipe.scale) != 2:
             raise UsageError("scale takes the two ends of the range of the shorter side, such as 256,480.")
@@ -172,6 +174,10 @@ def _told(key: str, value: Value, reference: Setting) -> str:
         return f"sampled every {value} iterations instead of {reference.value}"
     if key == "image_size":
         return f"crops of {value} pixels instead of {reference.value} (all sizes of the views in proportion)"
+    if key == "lr_policy":
+        return "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops"
+    if key == "bn_stats":
+        return "BN statistics at test: plain averages over training batches, as in the authors' README"
     if key == "stride_3x3":
         return "stride on the 3x3 of a bottleneck instead of its first 1x1"
     silent = " (the paper does not say)" if reference.mark == "assumed" else ""

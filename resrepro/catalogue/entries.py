@@ -22,7 +22,6 @@ from resrepro.specs import (
     check_depth,
     check_shortcut,
     default_shortcut,
-    net_label,
     settings_of,
     spell,
 )
@@ -80,8 +79,7 @@ class Experiment:
     @property
     def label(self) -> str:
         """`plain-56`, `ResNet-56`, or with an option that is not the depth's own `ResNet-34 (B)`."""
-        own = default_shortcut(self.dataset, self.depth)
-        return net_label(self.depth, self.plain, None if self.shortcut in (None, own) else self.shortcut)
+        return self.spec().label
 
     def spec(self) -> Spec:
         """The paper-exact spec."""
@@ -118,12 +116,16 @@ def recipes() -> Mapping[str, NamedRecipe]:
         family = base.family if base else table["family"]
         settings = dict(base.settings) if base else {}
         for key, entry in table["settings"].items():
-            value = tuple(entry["value"]) if isinstance(entry["value"], list) else entry["value"]
-            settings[key] = Setting(key, value, entry["mark"], entry.get("source", ""), entry.get("note", ""))
-            check_setting(key, value)
+            settings[key] = _setting(key, entry)
+            check_setting(key, settings[key].value)
         keys = ordered_settings(RECIPES[family])
         found[name] = NamedRecipe(name, table["title"], family, {key: settings[key] for key in keys})
     return found
+
+
+def _setting(key: str, entry: Mapping[str, Any]) -> Setting:
+    value = tuple(entry["value"]) if isinstance(entry["value"], list) else entry["value"]
+    return Setting(key, value, entry["mark"], entry.get("source", ""), entry.get("note", ""))
 
 
 def paper_recipe(family: str) -> NamedRecipe:
@@ -145,24 +147,36 @@ def experiments() -> Mapping[str, Experiment]:
 class Protocol:
     """A named view of the test images.
 
-    `crops` is "whole", "center", "ten" or "dense"; `sides` are the shorter sides in pixels, given for crops
-    of 224.
+    `crops` is "whole", "center", "ten" or "dense".
     """
 
     name: str
     title: str
     family: str
-    sides: tuple[int, ...]
     crops: str
+    settings: Mapping[str, Setting]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The shorter sides in pixels, given for crops of 224."""
+        value = self.settings["sides"].value
+        return value if isinstance(value, tuple) else ()
+
+    def assumptions(self) -> str:
+        """One sentence on the settings that we assume."""
+        assumed = [each for each in self.settings.values() if each.mark == "assumed"]
+        told = "; ".join(f"{each.key} {spell(each.value)} ({each.note})" for each in assumed)
+        return f"The protocol {self.name} assumes: {told}."
 
 
 @cache
 def protocols() -> Mapping[str, Protocol]:
     """All test protocols by name."""
-    return {
-        name: Protocol(name, **entry | {"sides": tuple(entry["sides"])})
-        for name, entry in _toml("protocols.toml").items()
-    }
+    found = {}
+    for name, entry in _toml("protocols.toml").items():
+        settings = {key: _setting(key, told) for key, told in entry.pop("settings").items()}
+        found[name] = Protocol(name, **entry, settings=settings)
+    return found
 
 
 def protocol_for(name: str, family: str) -> Protocol:
@@ -196,6 +210,11 @@ def find(name: str) -> Experiment:
     return found
 
 
+def twin_on_folder(name: str) -> str:
+    """The name of an ImageNet experiment's twin on a folder of other images; other names are their own."""
+    return name.replace("imagenet-", "folder-", 1) if name.startswith("imagenet-") else name
+
+
 def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Experiment:
     """The experiment of a dataset and net, from the catalogue or by its default recipe.
 
@@ -213,7 +232,7 @@ def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str 
     base = f"{dataset}-{'plain' if plain else 'resnet'}{depth}"
     if dataset == "folder":
         twin = experiment_for("imagenet", depth, plain, shortcut)
-        return replace(twin, name=twin.name.replace("imagenet", dataset, 1), dataset=dataset)
+        return replace(twin, name=twin_on_folder(twin.name), dataset=dataset)
     for name in (f"{base}-{str(option).lower()}", base):
         if name in experiments():
             return experiments()[name]

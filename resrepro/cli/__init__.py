@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
-from resrepro.processes import is_first, rank
+from resrepro.processes import is_first, local_rank, rank
 
 ORDER = ("train", "eval", "compare", "plot", "demo", "list", "protocol", "describe", "publish")  # in `--help`
 
@@ -27,8 +27,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ResreproError as error:
-            if not is_first() and (error.told or isinstance(error, UsageError | Interrupted | Diverged)):
-                raise typer.Exit(error.exit_code) from None  # the first process says it
+            alike = isinstance(error, UsageError | Interrupted | Diverged) and local_rank() > 0
+            if error.told or alike:  # the first process, or the first of this machine, says it
+                raise typer.Exit(error.exit_code) from None
             where = "" if is_first() else f"process {rank()}: "
             _fail(f"{where}{error}", error.exit_code, "" if isinstance(error, Interrupted) else "error: ")
         except KeyboardInterrupt:

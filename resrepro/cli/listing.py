@@ -38,6 +38,16 @@ def list_experiments() -> None:
     console.print("Its recipe, setting by setting: resrepro protocol cifar10-plain56")
 
 
+def _add_setting(grid: Table, setting: catalogue.Setting, meaning: str) -> None:
+    """A row: the setting, its value, how it is known, and what is to be said of it."""
+    known = Text(setting.mark, STYLES[setting.mark])
+    if setting.source:
+        known.append(f" {setting.source}", "dim")
+    told = [Text(line, style) for line, style in ((meaning, ""), (setting.note, "dim")) if line]
+    lines = Text("\n").join(told)
+    grid.add_row(setting.key, spell(setting.value), known, lines)
+
+
 @app.command(rich_help_panel="Read")
 def protocol(
     experiment: Annotated[str, typer.Argument(help="A name that `resrepro list` shows.")],
@@ -48,13 +58,13 @@ def protocol(
     console = Console(highlight=False)
     grid = Table("setting", "value", "known", "what it is", box=box.SIMPLE_HEAD, pad_edge=False)
     for key, setting in named.settings.items():
-        known = Text(setting.mark, STYLES[setting.mark])
-        if setting.source:
-            known.append(f" {setting.source}", "dim")
-        meaning = Text(str(catalogue.setting_rules()[key]["what"]))
-        if setting.note:
-            meaning.append(f"\n{setting.note}", "dim")
-        grid.add_row(key, spell(setting.value), known, meaning)
+        _add_setting(grid, setting, str(catalogue.setting_rules()[key]["what"]))
+    for view in catalogue.protocols().values():
+        if view.family == found.family:
+            grid.add_section()
+            grid.add_row(view.name, "", "", Text(f"test protocol: {view.title}"))
+            for setting in view.settings.values():
+                _add_setting(grid, setting, "")
     section = "4.2" if found.family == "cifar" else "4.1"
     shortcut = f"shortcut option {found.spec().shortcut} (stated, Section {section})"
     shortcut = "no shortcuts" if found.plain else shortcut

@@ -12,7 +12,7 @@ from rich.text import Text
 from resrepro.catalogue import Experiment, find
 from resrepro.metrics import Errors
 from resrepro.records import read_run
-from resrepro.specs import net_label
+from resrepro.specs import default_shortcut, net_label
 from resrepro.watching import Sample, Watcher
 
 LOOK_EVERY = 0.5  # seconds between looks at the device; each one waits for it
@@ -84,7 +84,8 @@ class LiveView(Watcher):
         told = ", ".join(
             f"{names[key]} {value['top1_err']:.2f} %" for key, value in run.result["last"].items()
         )
-        label = net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"])
+        usual = run.spec["shortcut"] == default_shortcut(run.spec["dataset"], run.spec["depth"])
+        label = net_label(run.spec["depth"], run.spec["plain"], None if usual else run.spec["shortcut"])
         self.say(f"{label}, seed {run.seed}: {told} (last iteration).")
         for departure in run.result["departures"]:
             self.say(f"  departs from the paper: {departure}")

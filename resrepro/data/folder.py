@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.errors import DataError
-
-IMAGENET = {"train": 1_281_167, "val": 50_000}  # images, Section 4.1 (1.28 million and 50k)
+from resrepro.specs import IMAGENET_IMAGES
 
 
 class Names:
@@ -211,7 +210,7 @@ def imagenet_classes() -> tuple[str, ...]:
 def notices_of(dataset: str, photos: PhotoSet) -> tuple[str, ...]:
     """What must be said of the images beside every number."""
     sizes = {"train": len(photos.train), "val": len(photos.val)}
-    if dataset == "imagenet" and photos.train.classes == imagenet_classes() and sizes == IMAGENET:
+    if dataset == "imagenet" and photos.train.classes == imagenet_classes() and sizes == IMAGENET_IMAGES:
         return ()
     told = (
         f"{len(photos.train.classes):,} classes, {sizes['train']:,} training and "

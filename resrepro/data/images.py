@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+UNREADABLE = "cannot be read"  # the disk's fault, not the file's
 LONGEST = 40  # times the shorter side; a longer strip is no photograph, and costs memory without bound
 Pixels = npt.NDArray[np.uint8]
 
@@ -40,7 +41,7 @@ def read_image(path: Path) -> Read:
     except FileNotFoundError:
         raise BadImage("missing") from None
     except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from None
+        raise BadImage(f"{UNREADABLE}: {error.strerror}") from None
     return Read(_decoded(content), hashlib.sha256(content).hexdigest())
 
 

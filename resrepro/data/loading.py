@@ -162,5 +162,5 @@ def _told_as_dead_worker() -> Iterator[None]:
             raise
         raise DataError(
             "a process that reads images has died, perhaps for want of memory: "
-            "try fewer --workers, or a smaller --prefetch."
+            "try a smaller --prefetch, fewer --workers (0 for none), or more shared memory for a container."
         ) from None

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from resrepro.data.folder import Photos, PhotoSet, checksum
-from resrepro.data.images import BadImage, center_crop, read_image, scaled_to
+from resrepro.data.images import UNREADABLE, BadImage, center_crop, read_image, scaled_to
 from resrepro.data.loading import BadImages, Loading, read_ahead
 from resrepro.distributed import collected, on_first
 from resrepro.processes import rank, world_size
@@ -110,7 +110,8 @@ def statistics_of(
             "the result is kept for later runs."
         )
         found = _pass(photos, image_size, loading)
-        on_first(lambda: _write(path, found))
+        if not any(UNREADABLE in reason for group in found.bad.values() for reason in group.values()):
+            on_first(lambda: _write(path, found))  # else the disk may be well again the next time
     return found
 
 

@@ -3,8 +3,8 @@
 import matplotlib
 import pytest
 
+from resrepro.architecture_figure import boxes_of, make_figure, plan, starting_rows, title
 from resrepro.architectures import architectures, vgg19
-from resrepro.columns import boxes_of, make_figure, plan, starting_rows, title
 from resrepro.errors import UsageError
 from resrepro.panels import render
 
