@@ -177,6 +177,10 @@ def _record(
     for sentence in data["notices"]:
         if sentence not in held_out.notices:
             say(f"Note: {sentence}.")
+    for subject in subjects:
+        own = subject.trained_on.get(held_out.key_set)
+        if subject.seed is not None and own != data["sha256"][held_out.key_set]:
+            say(f"Note: these are not the images of {subject.name}, so no table takes these errors.")
     figures = {name: _finite(error) for name, error in errors.items()}
     content = {"format": FORMAT, "protocol": view.name, "bn_stats": statistics, "precision": precision}
     first = subjects[0]

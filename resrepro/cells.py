@@ -205,6 +205,26 @@ def eval_command(runs: Iterable[Run], protocol: str) -> str:
     return f"resrepro eval {' '.join(folders)} --protocol {protocol} --data DIR"
 
 
+def measured_otherwise(
+    experiments: Iterable[str], runs: Iterable[Run], quantities: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """What finished runs have under a quantity's protocol with other BN statistics than their recipe's."""
+    names = {name for own in experiments for name in (own, catalogue.twin_on_folder(own))}
+    protocols = {quantity["protocol"] for quantity in quantities if "protocol" in quantity}
+    told = []
+    for run in runs:
+        own = run.spec["recipe"].get("bn_stats", "running")
+        for found in run.evaluations if run.experiment in names and run.finished else ():
+            whole = (found.digest, found.iteration) == (run.digest, run.spec["recipe"]["iterations"])
+            if whole and found.protocol in protocols and found.bn_stats != own:
+                errors = found.errors[run.headline_split]
+                told.append(
+                    f"{run.name} seed {run.seed} with {found.bn_stats} BN statistics: {found.protocol} "
+                    f"{errors['top1_err']:.2f} top-1, {errors['top5_err']:.2f} top-5"
+                )
+    return told
+
+
 def unused(experiments: Iterable[str], runs: Iterable[Run]) -> list[str]:
     """What to call the runs of some experiments (and their twins) that are unfinished or diverged."""
     names = {name for own in experiments for name in (own, catalogue.twin_on_folder(own))}

@@ -72,7 +72,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of odd pickle protocols and TorchScript archives
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise RecordError(f"there is no checkpoint {path}.") from None
+        seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
+        hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
+        raise RecordError(f"there is no checkpoint {path}.{hint}") from None
     except pickle.UnpicklingError as error:
         if any(sign in str(error) for sign in REFUSALS):
             raise RecordError(

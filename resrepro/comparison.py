@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resrepro import catalogue
-from resrepro.cells import Cell, cells_of, eval_command, spell_mean, train_command, unused
+from resrepro.cells import Cell, cells_of, eval_command, measured_otherwise, spell_mean, train_command, unused
 from resrepro.ensembling import table_of_ensembles
 from resrepro.measurements import Ensemble
 from resrepro.paper import Number, layout, published
@@ -144,8 +144,11 @@ def _remarks(
     """The sentences below the notes."""
     quantities = plan["quantities"]
     told = []
-    if left_out := unused([line["experiment"] for line in plan["rows"] if "experiment" in line], runs):
+    experiments = [line["experiment"] for line in plan["rows"] if "experiment" in line]
+    if left_out := unused(experiments, runs):
         told.append(f"Not in the table: {', '.join(left_out)}.")
+    if others := measured_otherwise(experiments, runs, quantities):
+        told.append(f"Measured as well: {'; '.join(others)}.")
     if any(quantity["set"] == "train" for quantity in quantities):
         told.append(TRAINING_ERROR)
     if any(not cell.comparable for cell in cells):

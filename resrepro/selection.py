@@ -39,7 +39,7 @@ def choose(layout: Mapping[str, Any], runs: Iterable[Run]) -> tuple[Cells, tuple
     notes = [
         _note("Not drawn, unfinished", unfinished, with_status=True),
         _note("Not drawn, shortcut option B or C (the figure shows A)", shortcuts),
-        _note("Not drawn, another protocol than that of the figure", others),
+        _note("Not drawn, trained under other settings or on other data than the nets drawn", others),
         _note("Not drawn, other settings than the runs drawn of the same net", doubles),
     ]
     return cells, tuple(note for note in notes if note)

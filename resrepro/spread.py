@@ -52,6 +52,11 @@ def bn_group_for(recipe: Recipe, spread: Spread, *, given: bool, sync_bn: bool) 
         UsageError: if what was asked for cannot be had.
     """
     passes, group = spread.local // spread.micro, recipe.bn_group
+    if sync_bn and spread.local == recipe.batch_size:
+        raise UsageError(
+            "--sync-bn is for several processes, which torchrun starts: leave it out, "
+            "or say --bn-group 0 for statistics over the whole batch."
+        )
     if sync_bn and given and group:
         raise UsageError("--sync-bn and --bn-group exclude each other: drop one of the two.")
     if sync_bn or (given and not group):

@@ -21,6 +21,11 @@ from resrepro.nets import Net, net_of
 from resrepro.records import CHECKPOINT, EVALS, RESULT, read_json
 from resrepro.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
 
+USUAL = {  # the normalisation that most public checkpoints of a family were trained with
+    "cifar": "--mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616",
+    "imagenet": "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+}
+
 
 @dataclass(frozen=True)
 class Foreign:
@@ -179,11 +184,13 @@ def _theirs(path: Path, content: dict[str, Any], dataset: str, foreign: Foreign,
     if foreign.mean is None or foreign.std is None:
         raise UsageError(
             f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
-            "e.g. --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616."
+            f"e.g. {USUAL[FAMILIES.get(dataset, 'cifar')]}."
         )
     mean, std = (_per_channel(values) * 255 for values in (foreign.mean, foreign.std))
     if not bool((std > 0).all()):
         raise UsageError("every --std must be above 0.")
+    if max(*foreign.mean, *foreign.std) > 1 or min(foreign.mean) < 0:
+        raise UsageError("--mean and --std are of pixels scaled to 0..1: divide those of 0..255 by 255.")
     experiment = catalogue.experiment_for(dataset, foreign.depth, foreign.plain, foreign.shortcut)
     spec = catalogue.derive(
         experiment, foreign.shortcut, option_a_zeros=foreign.option_a_zeros,

@@ -173,8 +173,11 @@ def to_rich(table: Table) -> "RenderableType":
         cells = [cell.replace(" (", "\n(") if "±" in cell else cell for cell in others]
         name = first.replace(" (", "\n(") if len(first) > NAME_WIDTH else first
         grid.add_row(Text(name + mark), *map(Text, cells), Text(",".join(map(str, row.notes)), style="dim"))
-    below = [Text(f" † {section}") for section in sections]
-    below += [Text(f"{number:>2} {note}") for number, note in enumerate(table.notes, 1)]
+    below: list[RenderableType] = [Text(f" † {section}") for section in sections]
+    notes = RichTable.grid(padding=(0, 1, 0, 0))
+    for number, note in enumerate(table.notes, 1):
+        notes.add_row(Text(f"{number:>2}"), Text(note))
+    below.append(notes)
     if table.missing:
         below.append(Text(f"\nCells with {DASH} are filled by:"))
         below += [Text(f"   {command}", style="cyan") for _, command in table.missing]

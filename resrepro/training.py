@@ -10,12 +10,12 @@ from resrepro import catalogue
 from resrepro.data.loading import Loading
 from resrepro.device import choose_device, use_precision, use_threads
 from resrepro.distributed import join, on_first, told_as_lost
-from resrepro.errors import Diverged, ResreproError, UsageError
+from resrepro.errors import Diverged, RecordError, ResreproError, UsageError
 from resrepro.feeds import open_feed
 from resrepro.processes import is_first, world_size
 from resrepro.recording import Onlooker, RunWriter, describe_environment, open_run, run_folder
-from resrepro.records import RESULT, read_json
-from resrepro.specs import Spec, Value
+from resrepro.records import ENV, RESULT, read_json
+from resrepro.specs import FAMILIES, Spec, Value
 from resrepro.spread import Spread, bn_group_for, spread_batch
 from resrepro.trainer import Target, Trainer
 from resrepro.watching import Watcher
@@ -80,11 +80,17 @@ def train(
         use_precision(spec.recipe.precision, device_used)
         folder = run_folder(Path(runs), spec, seed)
         if not fresh and on_first(lambda: _already_over(folder, watcher)):
+            if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
+                about = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say).about
+                on_first(lambda: _check_same_images(folder, about.checksums))
             return folder
         with _telling_memory(spread):
             feed = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say)
             if spec.recipe.batch_size > feed.about.sizes["train"]:
-                raise UsageError(f"a batch of {spec.recipe.batch_size} is larger than the training set.")
+                raise UsageError(
+                    f"a batch of {spec.recipe.batch_size} is larger than the training set of "
+                    f"{feed.about.sizes['train']:,} images: choose a smaller --batch-size."
+                )
             writer = on_first(lambda: open_run(Path(runs), spec, seed, fresh=fresh))
             writer = writer if is_first() else Onlooker(folder)
             _say_first(writer, spec, spread, feed.about.notices, watcher)
@@ -95,6 +101,19 @@ def train(
             finally:
                 watcher.end()
     return folder
+
+
+def _check_same_images(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Refuse to offer a finished run as the result for other images.
+
+    Raises:
+        RecordError: if the run was trained on images with other checksums.
+    """
+    if read_json(folder / ENV).get("data", {}).get("sha256") != dict(checksums):
+        raise RecordError(
+            f"{folder} holds a finished run on other images (checksum differs): "
+            "keep the two apart with --runs, or start anew with --fresh."
+        )
 
 
 def _open_record(trainer: Trainer, arguments: Sequence[str] | None) -> None:

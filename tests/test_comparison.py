@@ -145,7 +145,7 @@ def test_sampling_at_other_points_is_a_cell_of_its_own_that_says_so(make_run, tm
     make_run(tmp_path, eval_every=500, curve=[(64000, 1.0, 8.0)])
     table = build("table6", runs_in(tmp_path))
     _, other = rows_of(table, "ResNet-20")
-    assert table.notes == ("sampled every 500 iterations instead of 1000",)
+    assert table.notes == ("sampled every 500 iterations; as densely as the paper's curves: every 1000",)
     assert other["notes"] == (1,)
 
 

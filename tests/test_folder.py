@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -308,5 +309,6 @@ def test_other_images_than_those_of_imagenet_are_told(photographs: Path) -> None
     (notice,) = notices_of("imagenet", ours)
     assert notice.startswith(f"the images are not those of ImageNet: {told}")
     assert notices_of("imagenet", of_imagenet(ours, train=1_281_167, val=50_000)) == ()
-    (notice,) = notices_of("imagenet", of_imagenet(ours, train=1_281_166, val=50_000))
+    notice, lacking = notices_of("imagenet", of_imagenet(ours, train=1_281_166, val=50_000))
     assert "1,281,166 training" in notice
+    assert re.fullmatch(r"val has no images of \d+ of the classes", lacking)

@@ -18,9 +18,11 @@ def test_the_first_signal_is_only_noted() -> None:
 
 
 def test_a_second_signal_acts_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     with pytest.raises(KeyboardInterrupt), Interrupts():  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_handlers_of_before_come_back_also_after_an_error() -> None:

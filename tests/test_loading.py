@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from resrepro.data import loading
 from resrepro.data.loading import MOST_WORKERS, BadImages, Loading, read_ahead
 from resrepro.errors import DataError, UsageError
 
@@ -202,3 +203,13 @@ def test_memory_is_pinned_for_a_gpu_alone_and_not_where_one_says_no() -> None:
     assert [Loading().pins_for(device) for device in (gpu, cpu, None)] == [True, False, False]
     assert [Loading(pin_memory=True).pins_for(device) for device in (gpu, cpu)] == [True, False]
     assert [Loading(pin_memory=False).pins_for(device) for device in (gpu, cpu)] == [False, False]
+
+
+def test_what_workers_hold_ready_fits_into_half_of_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: 800_000_000)
+    batch = 40_000_000
+    found = {workers: Loading().prefetch_beside(workers, batch) for workers in (1, 2, 4, 5, 8, 16)}
+    assert found == {1: 4, 2: 4, 4: 2, 5: 2, 8: 1, 16: 1}
+    assert all(workers * count * batch <= 400_000_000 for workers, count in found.items() if count > 1)
+    assert Loading(prefetch=3).prefetch_beside(16, batch) == 3
+    assert loading.free_shared_memory() > 0

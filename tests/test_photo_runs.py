@@ -249,3 +249,34 @@ def test_training_with_bad_images_stops_unless_they_are_allowed(photographs: Pat
     )  # fmt: skip
     assert any("broken.jpg" in notice for notice in read_run(folder).result["notices"])
     assert read_run(folder).env["data"]["images"]["train"] == 80
+
+
+def test_a_finished_run_is_not_offered_as_the_result_for_other_images(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    before = (run / "result.json").read_bytes()
+    assert train_on(photographs, run.parents[1]) == run
+    shutil.copytree(photographs, tmp_path / "other")
+    next((tmp_path / "other" / "val" / "dog").iterdir()).unlink()
+    with pytest.raises(RecordError, match=r"on other images.*--runs"):
+        train_on(tmp_path / "other", run.parents[1])
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_measuring_a_run_on_other_images_says_that_no_table_takes_it(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photographs / "val" / "cat", tmp_path / "val" / "cat")
+    told: list[str] = []
+    evaluate(run, data=tmp_path, loading=INLINE, say=told.append)
+    assert any("no table takes these errors" in sentence for sentence in told)
+    told.clear()
+    evaluate(run, data=photographs, loading=INLINE, say=told.append)
+    assert not any("no table" in sentence for sentence in told)
+
+
+def test_means_of_pixels_up_to_255_are_refused(photographs: Path, tmp_path: Path) -> None:
+    torch.save(build_net("folder", 18, num_classes=4).state_dict(), tmp_path / "theirs.pt")
+    foreign = Foreign(18, mean=(124, 116, 104), std=(58, 57, 57))
+    with pytest.raises(UsageError, match=r"scaled to 0\.\.1"):
+        evaluate(tmp_path / "theirs.pt", dataset="folder", data=photographs, foreign=foreign)

@@ -423,7 +423,7 @@ def test_runs_on_imagenet_come_before_those_on_other_images(tmp_path: Path) -> N
     assert {net: runs[0].name for net, runs in cells.items()} == {
         "ResNet-18": "imagenet-resnet18+iterations=360"
     }
-    assert "another protocol" in notes[0]
+    assert "other settings" in notes[0]
     assert "folder-plain34+iterations=720 seed 0" in notes[0]
 
 

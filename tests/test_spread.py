@@ -68,9 +68,11 @@ def test_bn_takes_the_groups_of_the_recipe_or_what_one_process_has_in_one_pass(
 
 @pytest.mark.parametrize("recipe", [CIFAR, IMAGENET], ids=["cifar", "imagenet"])
 def test_sync_bn_takes_the_whole_batch(recipe: Recipe) -> None:
-    for processes in (1, 2, 8):
+    for processes in (2, 8):
         spread = spread_batch(recipe.batch_size, processes)
         assert bn_group_for(recipe, spread, given=False, sync_bn=True) == 0
+    with pytest.raises(UsageError, match="torchrun starts"):
+        bn_group_for(recipe, spread_batch(recipe.batch_size, 1), given=False, sync_bn=True)
 
 
 @pytest.mark.parametrize(

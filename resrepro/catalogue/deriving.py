@@ -167,11 +167,12 @@ def departures(spec: Spec) -> list[str]:
 
 def _told(key: str, value: Value, reference: Setting) -> str:
     if key == "iterations":
-        return f"{value:,} iterations instead of {reference.value:,} (the schedule keeps its shape)"
+        plural = "" if value == 1 else "s"
+        return f"{value:,} iteration{plural} instead of {reference.value:,} (the schedule keeps its shape)"
     if key == "split":
         return "trained on 45,000 images and validated on the last 5,000"
     if key == "eval_every":
-        return f"sampled every {value} iterations instead of {reference.value}"
+        return f"sampled every {value} iterations; as densely as the paper's curves: every {reference.value}"
     if key == "image_size":
         return f"crops of {value} pixels instead of {reference.value} (all sizes of the views in proportion)"
     if key == "lr_policy":

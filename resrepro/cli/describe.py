@@ -22,7 +22,7 @@ UNIT = 1e9  # the paper gives multiply-adds in 10^9
 def describe(
     write: Annotated[
         bool,
-        typer.Option("--write", help="Build the nets and write what they are to the package anew."),
+        typer.Option("--write", help="For developers: build the nets and write the packaged summary anew."),
     ] = False,
 ) -> None:
     """Show the nets: layers, blocks, parameters, and multiply-adds beside those that the paper prints."""

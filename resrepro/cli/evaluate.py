@@ -126,7 +126,7 @@ def evaluate(
             group, protocol=protocol, bn_stats=bn_stats, dataset=dataset, data=data, split=split,
             foreign=foreign, runs=runs, device=device, threads=threads,
             loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
-            say=lambda text: console.print(text, markup=False, soft_wrap=True),
+            say=lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
         )  # fmt: skip
         _show(errors, console)
 

@@ -89,8 +89,12 @@ class LiveView(Watcher):
         self.say(f"{label}, seed {run.seed}: {told} (last iteration).")
         for departure in run.result["departures"]:
             self.say(f"  departs from the paper: {departure}")
-        self.say(f"Record: {folder}")
-        self.say(f"Next: {self._next(folder, find(run.experiment))}")
+        self._print_whole(f"Record: {folder}")
+        self._print_whole(f"Next: {self._next(folder, find(run.experiment))}")
+
+    def _print_whole(self, text: str) -> None:
+        """Print a line without breaking it, so that it can be copied."""
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @staticmethod
     def _next(folder: Path, experiment: Experiment) -> str:

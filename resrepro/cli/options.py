@@ -45,7 +45,9 @@ def _photos(text: str, *names: str) -> Any:
 WorkersOption = Annotated[
     int | None, _photos("Processes that decode ahead; 0 for none. (default: by the machine's cores)")
 ]
-PrefetchOption = Annotated[int | None, _photos("Batches that each of them holds ready. (default: 2)")]
+PrefetchOption = Annotated[
+    int | None, _photos("Batches that each of them holds ready. (default: by the shared memory)")
+]
 MaxBadOption = Annotated[
     int | None,
     _photos("Files that may be no readable image, and are left out. (default: 0)", "--max-bad-images"),
@@ -68,7 +70,7 @@ def loading_of(
     """
     from resrepro.data.loading import Loading
 
-    return Loading(workers, 2 if prefetch is None else prefetch, max_bad or 0, pin_memory)
+    return Loading(workers, prefetch, max_bad or 0, pin_memory)
 
 
 def _recipe(text: str, *names: str, metavar: str | None = None) -> Any:

@@ -33,7 +33,7 @@ from resrepro.cli.options import (
 )
 from resrepro.errors import Diverged, UsageError
 from resrepro.processes import is_first
-from resrepro.specs import check_shortcut
+from resrepro.specs import FAMILIES, check_shortcut
 
 
 @app.command(rich_help_panel="Run")
@@ -101,7 +101,11 @@ def train(
     chosen = [catalogue.find(name) for name in experiments or []]
     chosen += [catalogue.experiment_for(dataset, number, plain, shortcut) for number in depth or []]
     if not chosen:
-        raise UsageError("which net? Give --depth (say --depth 20), or a name that `resrepro list` shows.")
+        photos = FAMILIES.get(dataset) == "imagenet"
+        raise UsageError(
+            f"which net? Give --depth (say --depth {18 if photos else 20}), or a name that "
+            "`resrepro list` shows."
+        )
     if experiments and (plain or dataset != "cifar10"):
         raise UsageError(
             "an experiment's name already says dataset and kind: leave --plain and --dataset out."

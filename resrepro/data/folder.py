@@ -212,10 +212,15 @@ def notices_of(dataset: str, photos: PhotoSet) -> tuple[str, ...]:
     sizes = {"train": len(photos.train), "val": len(photos.val)}
     if dataset == "imagenet" and photos.train.classes == imagenet_classes() and sizes == IMAGENET_IMAGES:
         return ()
+    unseen = len(photos.train.classes) - len(set(photos.val.labels.tolist()))
+    lacking = () if not unseen else (f"val has no images of {unseen} of the classes",)
     told = (
         f"{len(photos.train.classes):,} classes, {sizes['train']:,} training and "
         f"{sizes['val']:,} validation images"
     )
     if dataset == "imagenet":
-        return (f"the images are not those of ImageNet: {told} instead of 1,000, 1,281,167 and 50,000",)
-    return (f"the folder {photos.train.root.resolve().name} has {told}",)
+        return (
+            f"the images are not those of ImageNet: {told} instead of 1,000, 1,281,167 and 50,000",
+            *lacking,
+        )
+    return (f"the folder {photos.train.root.resolve().name} has {told}", *lacking)

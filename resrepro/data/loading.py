@@ -17,6 +17,7 @@ from resrepro.errors import DataError, UsageError
 from resrepro.processes import local_world_size
 
 MOST_WORKERS = 16
+MOST_AHEAD = 4  # batches that a worker holds ready by default
 GRACE = 30  # seconds that a worker outlives SIGTERM
 NAMED = 5  # bad images that a message names
 
@@ -27,14 +28,15 @@ class Loading:
 
     Attributes:
         workers: processes that decode ahead; by default as many as the machine has to spare, 0 for none.
-        prefetch: batches that each worker holds ready.
+        prefetch: batches that each worker holds ready; by default as many as shared memory has room for,
+            up to MOST_AHEAD.
         max_bad_images: files that may be no readable image; one more stops the run.
         pin_memory: read into pinned memory, from which a GPU copies without waiting; by default where the
             net computes on a GPU.
     """
 
     workers: int | None = None
-    prefetch: int = 2
+    prefetch: int | None = None
     max_bad_images: int = 0
     pin_memory: bool | None = None
 
@@ -42,7 +44,7 @@ class Loading:
         """Check the numbers (UsageError)."""
         for option, value, least in (
             ("--workers", self.workers or 0, 0),
-            ("--prefetch", self.prefetch, 1),
+            ("--prefetch", 1 if self.prefetch is None else self.prefetch, 1),
             ("--max-bad-images", self.max_bad_images, 0),
         ):
             if value < least:
@@ -59,6 +61,13 @@ class Loading:
         share = max(1, cores // local_world_size())
         needed = device is not None and device.type == "cpu"
         return min(MOST_WORKERS, max(1, share // 4) if needed else share)
+
+    def prefetch_beside(self, workers: int, item_bytes: int) -> int:
+        """The batches that each worker holds ready: together at most half of the free shared memory."""
+        if self.prefetch is not None:
+            return self.prefetch
+        room = free_shared_memory() // 2 // local_world_size()
+        return max(1, min(MOST_AHEAD, room // (workers * item_bytes)))
 
     def pins_for(self, device: torch.device | None) -> bool:
         """Whether batches are read into pinned memory; only a GPU has any use for it."""
@@ -99,15 +108,30 @@ class BadImages:
         return (f"{self.told()}, left out",) if self.found else ()
 
 
+def free_shared_memory() -> int:
+    """Bytes of shared memory that are free; where the system does not say, a guess of 1 GiB."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):
+        return 2**30
+    return found.f_bavail * found.f_frsize
+
+
 def printable(path: str) -> str:
     """A file name in characters that can be printed, also one that is no UTF-8."""
     return path.encode("utf-8", "replace").decode()
 
 
 def read_ahead(
-    reader: Dataset[Any], items: Sequence[int], loading: Loading, device: torch.device | None = None
+    reader: Dataset[Any],
+    items: Sequence[int],
+    loading: Loading,
+    device: torch.device | None = None,
+    item_bytes: int = 2**20,
 ) -> Iterator[Any]:
     """What `reader` gives for each item, in order, read by workers while `device` computes.
+
+    `item_bytes` is about the memory that an item takes.
 
     Raises:
         DataError: if a worker dies.
@@ -121,7 +145,7 @@ def read_ahead(
                     batch_size=None,
                     sampler=items,
                     num_workers=workers,
-                    prefetch_factor=loading.prefetch if workers else None,
+                    prefetch_factor=loading.prefetch_beside(workers, item_bytes) if workers else None,
                     pin_memory=loading.pins_for(device),
                     worker_init_fn=_leave_signals_to_the_run,
                 )
