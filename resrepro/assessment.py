@@ -12,7 +12,7 @@ import torch
 
 from resrepro.catalogue import Protocol, protocol_for
 from resrepro.data.loading import Loading
-from resrepro.device import choose_device, memory_format, use_precision, use_threads
+from resrepro.device import choose_device, memory_format, telling_memory, use_precision, use_threads
 from resrepro.distributed import join, told_as_lost
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import Member, measure, precise_statistics
@@ -86,15 +86,10 @@ def evaluate(
     view = protocol_for(protocol or first.recipe.test_view, first.family)
     statistics = bn_stats or str(getattr(first.recipe, "bn_stats", "running"))
     held_out = open_held_out(first, view, dataset, data, split, chosen, loading)
-    for notice in held_out.notices:
-        say(f"Note: {notice}.")
-    for subject in subjects:
-        say(f"{subject.name} is evaluated as {subject.label} on {held_out.dataset}, {view.title}.")
-        if matched := subject.facts.get("matched_by"):
-            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
+    _announce(subjects, view, held_out, say)
     use_precision(first.precision_on(chosen), chosen)
-    members = [subject.member(chosen, memory_format(chosen)) for subject in subjects]
-    with ExitStack() as stack:
+    with telling_memory("these views of the net: try --device cpu, or a GPU with more"), ExitStack() as stack:
+        members = [subject.member(chosen, memory_format(chosen)) for subject in subjects]
         for subject, member in zip(subjects, members, strict=True):
             stack.enter_context(_bn_statistics(statistics, subject, member, data, chosen, loading, say))
         errors = {
@@ -103,6 +98,18 @@ def evaluate(
         }
     _record(subjects, view, statistics, first.precision_on(chosen), held_out, errors, Path(runs), say)
     return errors
+
+
+def _announce(
+    subjects: Sequence[Subject], view: Protocol, held_out: HeldOut, say: Callable[[str], None]
+) -> None:
+    """Say what is about to be measured, on what."""
+    for notice in held_out.notices:
+        say(f"Note: {notice}.")
+    for subject in subjects:
+        say(f"{subject.name} is evaluated as {subject.label} on {held_out.dataset}, {view.title}.")
+        if matched := subject.facts.get("matched_by"):
+            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
 
 
 def _check_together(subjects: Sequence[Subject]) -> None:

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
-from resrepro.errors import UsageError
-from resrepro.processes import local_rank, local_world_size, world_size
+from resrepro.errors import ResreproError, UsageError
+from resrepro.processes import is_first, local_rank, local_world_size, world_size
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -49,6 +50,20 @@ def _own_gpu(name: str) -> str:
             "(--nproc-per-node), or use --device cpu."
         )
     return f"cuda:{local_rank()}"
+
+
+@contextlib.contextmanager
+def telling_memory(what: str) -> Iterator[None]:
+    """Tell that a GPU's memory is full in a sentence: what it does not hold, and the way out.
+
+    Raises:
+        UsageError: then; in a further process another ResreproError, as the first would not tell of it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        kind = UsageError if is_first() else ResreproError
+        raise kind(f"the GPU's memory does not hold {what}.") from None
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

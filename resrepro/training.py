@@ -1,16 +1,15 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from resrepro import catalogue
 from resrepro.data.loading import Loading
-from resrepro.device import choose_device, use_precision, use_threads
+from resrepro.device import choose_device, telling_memory, use_precision, use_threads
 from resrepro.distributed import join, on_first, told_as_lost
-from resrepro.errors import Diverged, RecordError, ResreproError, UsageError
+from resrepro.errors import Diverged, RecordError, UsageError
 from resrepro.feeds import open_feed
 from resrepro.processes import is_first, world_size
 from resrepro.recording import Onlooker, RunWriter, describe_environment, open_run, run_folder
@@ -84,7 +83,11 @@ def train(
                 about = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say).about
                 on_first(lambda: _check_same_images(folder, about.checksums))
             return folder
-        with _telling_memory(spread):
+        smaller = max(1, spread.micro // 2)
+        with telling_memory(
+            f"{spread.micro} images per pass: try --micro-batch {smaller} "
+            "(gradients are accumulated; BN groups must fit into it)"
+        ):
             feed = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say)
             if spec.recipe.batch_size > feed.about.sizes["train"]:
                 raise UsageError(
@@ -164,24 +167,6 @@ def _say_first(
             f"{passes} pass{'es' * (passes > 1)} of {spread.micro} images; BN over "
             f"{f'groups of {group}' if group else 'the whole batch'}."
         )
-
-
-@contextmanager
-def _telling_memory(spread: Spread) -> Iterator[None]:
-    """Tell that a GPU's memory is full in a sentence with the way out.
-
-    Raises:
-        UsageError: then; in a further process another ResreproError, as the first would not tell of it.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        smaller = max(1, spread.micro // 2)
-        kind = UsageError if is_first() else ResreproError
-        raise kind(
-            f"the GPU's memory does not hold {spread.micro} images per pass: try --micro-batch {smaller} "
-            "(gradients are accumulated; BN groups must fit into it)."
-        ) from None
 
 
 def _describe_device(target: Target) -> dict[str, object]:
