@@ -12,7 +12,14 @@ import torch
 
 from resrepro.catalogue import Protocol, protocol_for
 from resrepro.data.loading import Loading
-from resrepro.device import choose_device, memory_format, telling_memory, use_precision, use_threads
+from resrepro.device import (
+    choose_device,
+    forget_shapes_soon,
+    memory_format,
+    telling_memory,
+    use_precision,
+    use_threads,
+)
 from resrepro.distributed import join, told_as_lost
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import Member, measure, precise_statistics
@@ -87,6 +94,8 @@ def evaluate(
     statistics = bn_stats or str(getattr(first.recipe, "bn_stats", "running"))
     held_out = open_held_out(first, view, dataset, data, split, chosen, loading)
     _announce(subjects, view, held_out, say)
+    if view.crops == "dense":
+        forget_shapes_soon()
     use_precision(first.precision_on(chosen), chosen)
     with telling_memory("these views of the net: try --device cpu, or a GPU with more"), ExitStack() as stack:
         members = [subject.member(chosen, memory_format(chosen)) for subject in subjects]

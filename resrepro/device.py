@@ -75,6 +75,15 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
+def forget_shapes_soon() -> None:
+    """Let the CPU's convolution library keep few prepared convolutions, before it is first used.
+
+    By default it keeps 1,024 of them with their memory, one for each size of image in each layer: under
+    photographs of all sizes they grew to gigabytes (measured).
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
 def use_threads(count: int | None) -> None:
     """Use `count` CPU threads; by default one per core that this process may run on.
 
