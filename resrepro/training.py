@@ -10,7 +10,7 @@ from resrepro.data.loading import Loading
 from resrepro.device import choose_device, telling_memory, use_precision, use_threads
 from resrepro.distributed import join, on_first, told_as_lost
 from resrepro.errors import Diverged, RecordError, UsageError
-from resrepro.feeds import open_feed
+from resrepro.feeds import Feed, open_feed
 from resrepro.processes import is_first, world_size
 from resrepro.recording import Onlooker, RunWriter, describe_environment, open_run, run_folder
 from resrepro.records import ENV, RESULT, read_json
@@ -89,13 +89,7 @@ def train(
             "(gradients are accumulated; BN groups must fit into it)"
         ):
             feed = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say)
-            if spec.recipe.batch_size > feed.about.sizes["train"]:
-                raise UsageError(
-                    f"a batch of {spec.recipe.batch_size} is larger than the training set of "
-                    f"{feed.about.sizes['train']:,} images: choose a smaller --batch-size."
-                )
-            writer = on_first(lambda: open_run(Path(runs), spec, seed, fresh=fresh))
-            writer = writer if is_first() else Onlooker(folder)
+            writer = _open_writer(spec, seed, feed, Path(runs), fresh)
             _say_first(writer, spec, spread, feed.about.notices, watcher)
             trainer = Trainer(spec, seed, feed, Target(device_used, spread), writer, watcher)
             _open_record(trainer, arguments)
@@ -104,6 +98,22 @@ def train(
             finally:
                 watcher.end()
     return folder
+
+
+def _open_writer(spec: Spec, seed: int, feed: Feed, runs: Path, fresh: bool) -> RunWriter:
+    """The record of a run on these data, which the first process alone writes.
+
+    Raises:
+        UsageError: if the data do not fill a batch, or the folder holds a run of another specification.
+        RecordError: if the folder cannot be written.
+    """
+    if spec.recipe.batch_size > feed.about.sizes["train"]:
+        raise UsageError(
+            f"a batch of {spec.recipe.batch_size} is larger than the training set of "
+            f"{feed.about.sizes['train']:,} images: choose a smaller --batch-size."
+        )
+    writer = on_first(lambda: open_run(runs, spec, seed, fresh=fresh))
+    return writer if is_first() else Onlooker(writer.folder)
 
 
 def _check_same_images(folder: Path, checksums: Mapping[str, str]) -> None:

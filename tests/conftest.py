@@ -48,6 +48,14 @@ def no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     use_one_thread()
 
 
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, in a terminal of 80 columns."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 # --- run records ------------------------------------------------------------------------------------
 
 

@@ -9,26 +9,13 @@ import zipfile
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from commands import call
 
 from resrepro.cli import app
 from resrepro.cli.options import parse_channels, parse_seeds, parse_settings
 from resrepro.errors import UsageError
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("COLUMNS", "80")
-
-
-def call(*words):
-    """(exit code, stdout, stderr with line breaks folded) of one command."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, " ".join(result.stderr.split())
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def sentence(code, stdout, stderr):

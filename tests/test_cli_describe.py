@@ -6,26 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
+from commands import call
 
 from resrepro import catalogue, description
-from resrepro.cli import app
 from resrepro.exhibits import figures, tables
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("COLUMNS", "80")
-
-
-def call(*words):
-    """(exit code, stdout, stderr with line breaks folded) of one command."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, " ".join(result.stderr.split())
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def test_describe_shows_every_net_within_80_columns():

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from seeds import disturb, seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
@@ -17,19 +18,6 @@ from resrepro.normalisation import GroupedBatchNorm2d, norms_of
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 KINDS = [(None, "trailing"), ("A", "trailing"), ("A", "symmetric"), ("B", "trailing"), ("C", "trailing")]
-
-
-def seeded(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(number)
-
-
-def disturb(net: nn.Module) -> None:
-    """Give BN scales, shifts and running averages values that show when they are misplaced."""
-    generator = seeded(99)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
-                tensor.add_(torch.rand(tensor.shape, generator=generator))
 
 
 def reference(

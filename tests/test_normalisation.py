@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from seeds import disturb, seeded
 from torch import Tensor, distributed, nn
 
 from resrepro.nets import build_net
@@ -12,19 +13,6 @@ from resrepro.normalisation import GroupedBatchNorm2d, norms_of, plain_averages,
 
 MOMENTUM = 0.3
 WORLD = 2
-
-
-def seeded(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(number)
-
-
-def disturb(net: nn.Module) -> None:
-    """Give BN scales, shifts and running averages values that show when they are misplaced."""
-    generator = seeded(99)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
-                tensor.add_(torch.rand(tensor.shape, generator=generator))
 
 
 def images(count: int, channels: int = 5, size: int = 6) -> Tensor:
