@@ -21,13 +21,14 @@ from resrepro.device import (
     use_threads,
 )
 from resrepro.distributed import join, told_as_lost
+from resrepro.durable import json_bytes, write_out
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import Member, measure, precise_statistics
 from resrepro.feeds import open_feed
 from resrepro.held_out import HeldOut, open_held_out
 from resrepro.metrics import Errors
 from resrepro.processes import is_first, world_size
-from resrepro.recording import FORMAT, write_json
+from resrepro.record_files import FORMAT
 from resrepro.spread import bn_group_for, spread_batch
 from resrepro.subjects import Foreign, Subject, read_subject
 
@@ -214,7 +215,7 @@ def _record(
         path = runs / ("ensembles" if ours else "foreign") / ("-".join([*parts, told[:8], key]) + ".json")
         content |= {"members": members}
     if is_first():
-        write_json(path, content | {"data": data, "errors": figures})
+        write_out(path, json_bytes(content | {"data": data, "errors": figures}))
     say(f"Recorded in {path}.")
 
 

@@ -1,6 +1,11 @@
-"""Checkpoints: written atomically, read as weights only, never as pickled code."""
+"""Checkpoints: written atomically with a checksum, the one before kept, read as weights only.
+
+A checkpoint is a file of `torch.save` with a line behind it, the SHA-256 of all that comes before.
+"""
 
 import contextlib
+import errno
+import hashlib
 import os
 import pickle
 import struct
@@ -12,7 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from resrepro.archive import LARGEST_FILE, check_archive
+from resrepro.durable import replacing
 from resrepro.errors import RecordError
+from resrepro.files import open_plain
+from resrepro.record_files import CHECKPOINT, FORMAT, PREVIOUS
 
 # Other people's checkpoints keep numpy scalars ("best_acc") beside the weights.
 NUMPY_SCALARS = [
@@ -20,7 +29,9 @@ NUMPY_SCALARS = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
 ]
-MAGIC = (b"PK", b"\x80")  # a zip archive, or a pickle of the years before it
+MARK = b"\nsha256 "
+TRAILER_BYTES = len(MARK) + 64 + 1  # the mark, the checksum in hex, the end of the line
+DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved, so that no other takes its place
 
 # How torch's weights-only reader words its refusal of a pickled object, and what it raises on bytes
 # that are damaged.
@@ -38,43 +49,98 @@ DAMAGE = (
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place, force it to disk, then move it there in one step.
+    """Write a checkpoint with its checksum beside its place, then move it there; keep the one before.
 
     Raises:
-        RecordError: if it cannot be written; the previous checkpoint is then untouched.
+        RecordError: if it cannot be written; those that were there are then untouched.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
     try:
-        with beside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise RecordError(f"cannot write the checkpoint {path}: {error}.") from None
+        with replacing(path, keep=before) as sink:
+            torch.save({"format": FORMAT, **state}, sink)  # type: ignore[arg-type]
+            sink.write(MARK + sink.sha256().encode() + b"\n")
+    except RuntimeError as error:
+        raise RecordError(f"cannot write the checkpoint {path}: {str(error).splitlines()[0]}") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU; of ours the checksum is verified first.
 
     Raises:
         RecordError: if the file is missing, no checkpoint, damaged, or holds pickled objects other
             than tensors, plain values and numpy scalars.
     """
+    try:
+        sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
+        check_archive(path)
+        content = _read(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
+    if not isinstance(content, dict):
+        raise RecordError(f"{path} holds no state dict but a {type(content).__name__}.")
+    if content.get("format") == FORMAT and not sealed:
+        raise RecordError(f"{path} is damaged: its checksum is missing.")
+    content.pop("format", None)
+    return content
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
+    """The newest checkpoint of a run that is whole, and a notice if it is not the newest; None without any.
+
+    A damaged newest one is moved aside.
+
+    Raises:
+        RecordError: if there are some, and none is whole.
+    """
+    newest, before = folder / CHECKPOINT, folder / PREVIOUS
+    if not newest.exists():
+        return (load_checkpoint(before), "") if before.exists() else None
+    try:
+        return load_checkpoint(newest), ""
+    except RecordError as trouble:
+        try:
+            content = load_checkpoint(before)
+        except RecordError:
+            raise RecordError(
+                f"{str(trouble).rstrip('.')}, and there is no whole one before it: start anew with --fresh."
+            ) from None
+    with contextlib.suppress(OSError):
+        newest.replace(folder / DAMAGED)
+    return content, f"{newest} is damaged and was moved to {DAMAGED}; the checkpoint before it is whole."
+
+
+def _verify(path: Path) -> bool:
+    """Whether the file ends with a checksum, which then matches; reads it once.
+
+    Raises:
+        RecordError: if it does not match.
+    """
+    with open_plain(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > LARGEST_FILE:
+            return False  # which is refused for that
+        file.seek(max(0, size - TRAILER_BYTES))
+        trailer = file.read()
+        if not trailer.startswith(MARK) or not trailer.endswith(b"\n"):
+            return False
+        file.seek(0)
+        digest, rest = hashlib.sha256(), size - TRAILER_BYTES
+        while rest and (piece := file.read(min(rest, 2**20))):
+            digest.update(piece)
+            rest -= len(piece)
+    if digest.hexdigest().encode() != trailer[len(MARK) : -1]:
+        raise RecordError(f"{path} is damaged: its checksum does not match its content.")
+    return True
+
+
+def _read(path: Path) -> Any:
     damaged = RecordError(f"{path} is not a PyTorch checkpoint, or is damaged.")
     try:
-        with path.open("rb") as file:
-            if not file.read(4).startswith(MAGIC):
-                raise damaged
         with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickle protocols and TorchScript archives
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
-        hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
-        raise RecordError(f"there is no checkpoint {path}.{hint}") from None
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(sign in str(error) for sign in REFUSALS):
             raise RecordError(
@@ -85,7 +151,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except DAMAGE:
         raise damaged from None
     except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
-    if not isinstance(content, dict):
-        raise RecordError(f"{path} holds no state dict but a {type(content).__name__}.")
-    return content
+        if error.errno not in (None, errno.EINVAL):  # places in the file that cannot be
+            raise
+        raise damaged from None
+
+
+def _missing(path: Path) -> RecordError:
+    seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
+    hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
+    return RecordError(f"there is no checkpoint {path}.{hint}")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from resrepro import catalogue
 from resrepro.architectures import SUMMARY, Architecture, Layer, Part, count_multiply_adds, to_json
+from resrepro.durable import write_out
 from resrepro.errors import RecordError
 from resrepro.nets import Net, ZeroPadShortcut, build_net
-from resrepro.recording import write_whole
 
 IMAGE_SIZES = {"cifar10": 32, "imagenet": 224}  # of the datasets that the paper uses; Sections 4.2, 3.4
 TOLD = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.Identity, ZeroPadShortcut)
@@ -128,9 +128,9 @@ def write_summary(nets: Mapping[str, Architecture]) -> Path:
     """
     inside = Path("resrepro", *SUMMARY)
     try:
-        write_whole(summary_path(), to_json(nets).encode())
+        write_out(summary_path(), to_json(nets).encode())
     except RecordError as error:
-        reason = str(error).rpartition(": ")[2]
+        reason = str(error).rpartition(": ")[2].partition(" (")[0]
         raise RecordError(
             f"cannot write {inside} of the installed package ({reason.rstrip('.')}): run this in a checkout "
             "that you may write to."

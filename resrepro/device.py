@@ -54,16 +54,22 @@ def _own_gpu(name: str) -> str:
 
 @contextlib.contextmanager
 def telling_memory(what: str) -> Iterator[None]:
-    """Tell that a GPU's memory is full in a sentence: what it does not hold, and the way out.
+    """Tell that the memory is full in a sentence: what it does not hold, and the way out.
 
     Raises:
         UsageError: then; in a further process another ResreproError, as the first would not tell of it.
     """
+    kind = UsageError if is_first() else ResreproError
     try:
         yield
     except torch.OutOfMemoryError:
-        kind = UsageError if is_first() else ResreproError
         raise kind(f"the GPU's memory does not hold {what}.") from None
+    except MemoryError:
+        raise kind(f"this machine's memory does not hold {what}.") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # how PyTorch says it on a CPU
+            raise
+        raise kind(f"this machine's memory does not hold {what}.") from None
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -5,18 +5,22 @@ Started by `torchrun`, every process trains on its share of each batch. The firs
 
 import atexit
 import inspect
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from resrepro.errors import PeerLost, ResreproError
+from resrepro.interrupts import Interrupts
 from resrepro.metrics import ErrorSums
 from resrepro.normalisation import running_statistics
 from resrepro.processes import is_first, world_size
@@ -24,6 +28,7 @@ from resrepro.processes import is_first, world_size
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=1)  # while the first process downloads a data set, or looks at a large folder
+STOP = "stop"  # left on the board by the first that receives a signal
 FAREWELL = timedelta(seconds=5)
 OF_THE_CONNECTION = ("gloo", "nccl", "connection", "socket", "tcpstore", "process group")
 
@@ -164,35 +169,77 @@ def on_first(work: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
-class StopVote:
-    """Lets all processes learn of a signal that any of them received, so that they stop at one update.
+@dataclass(frozen=True)
+class Asked:
+    """What the processes of a run agreed on after an update: a signal's number (or 0), and a checkpoint."""
 
-    The votes travel beside the computation, over gloo: no process waits for its GPU.
+    signal: int = 0
+    checkpoint: bool = False
+
+
+class Ballot:
+    """Lets all processes of a run stop, and write checkpoints, after the same update.
+
+    Each says whether it received a signal or finds a checkpoint due; what any of them says holds for
+    all. The votes travel beside the computation, over gloo: no process waits for its GPU. A process
+    alone learns its own vote at once, several learn that of the update before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interrupts: Interrupts) -> None:
+        self.interrupts = interrupts
         self.channel: Any = distributed.new_group(backend="gloo") if world_size() > 1 else None
-        self.ballot = torch.zeros(1, dtype=torch.int64)
+        self.board = _open_board() if world_size() > 1 else None
+        self.votes = torch.zeros(2, dtype=torch.int64)
         self.sent: Any = None
+        self.owed = False  # a checkpoint that was agreed on while nobody could write it
 
-    def cast(self, received: int) -> int:
-        """Vote after an update (a signal's number, or 0) and learn the result of the vote before.
-
-        A process alone learns its own vote.
-        """
+    def cast(self, checkpoint: bool) -> Asked:
+        """Vote after an update and learn what is agreed."""
+        own = Asked(self.interrupts.received, checkpoint)
         if self.channel is None:
-            return received
-        decided = self.result()
-        self.ballot = torch.tensor([received])
-        self.sent = distributed.all_reduce(
-            self.ballot, distributed.ReduceOp.MAX, group=self.channel, async_op=True
-        )
-        return decided
+            return own
+        agreed, owed = self.result(), self.owed
+        self.owed = False
+        self._send(own)
+        return Asked(agreed.signal, agreed.checkpoint or owed)
 
-    def result(self) -> int:
-        """The highest vote of the last one; waits for it."""
+    def result(self) -> Asked:
+        """The outcome of the last vote; waits for it."""
         if self.sent is None:
-            return 0
+            return Asked(self.interrupts.received if self.channel is None else 0)
         self.sent.wait()
         self.sent = None
-        return int(self.ballot)
+        signal_number, checkpoint = self.votes.tolist()
+        return Asked(signal_number, bool(checkpoint))
+
+    def final(self) -> int:
+        """The signal that any process has received by now; all of them wait for each other."""
+        earlier = self.result()
+        self.owed |= earlier.checkpoint
+        if self.channel is not None:
+            self._send(Asked(self.interrupts.received))
+        return max(earlier.signal, self.result().signal)
+
+    def heard(self) -> bool:
+        """Whether any process has received a signal; asked between the parts of an evaluation."""
+        if self.board is None:
+            return bool(self.interrupts.received)
+        if self.interrupts.received:
+            self.board.set(STOP, "1")
+        return bool(self.board.check([STOP]))
+
+    def _send(self, own: Asked) -> None:
+        self.votes = torch.tensor([own.signal, int(own.checkpoint)])
+        self.sent = distributed.all_reduce(
+            self.votes, distributed.ReduceOp.MAX, group=self.channel, async_op=True
+        )
+
+
+def _open_board() -> Any:
+    """A place where any process can leave word for the others, whatever they are busy with."""
+    host = os.environ["MASTER_ADDR"]
+    if is_first():
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        on_first(lambda: store.port)
+        return store
+    return TCPStore(host, on_first(lambda: 0))

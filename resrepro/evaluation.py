@@ -1,6 +1,6 @@
 """Measuring nets on test views: top-1 and top-5 error of the averaged scores (Sections 3.4 and 4.2)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,10 +36,22 @@ class Member:
     window: int = 7
 
 
-def measure(members: Sequence[Member], views: Iterable[Views], dense: bool, device: torch.device) -> Errors:
+def never() -> bool:
+    """Let an evaluation go on to its end."""
+    return False
+
+
+def measure(
+    members: Sequence[Member],
+    views: Iterable[Views],
+    dense: bool,
+    device: torch.device,
+    stop: Callable[[], bool] = never,
+) -> Errors:
     """Loss and errors over all images of all processes, in evaluation mode.
 
-    The members' scores (softmax) are averaged; the loss is that of the average.
+    The members' scores (softmax) are averaged; the loss is that of the average. Once `stop()` holds the
+    rest is left out, and what comes out is to be thrown away.
     """
     sums = ErrorSums(device)
     modes = [member.net.training for member in members]
@@ -47,6 +59,8 @@ def measure(members: Sequence[Member], views: Iterable[Views], dense: bool, devi
         member.net.eval()
     with torch.inference_mode():
         for group in views:
+            if stop():
+                break
             labels = group.labels.to(device)
             scales = [scale.to(device, non_blocking=True) for scale in group.scales]
             scores = log_scores(members, scales, dense)
@@ -105,7 +119,12 @@ def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def precise_statistics(net: Net, batches: Iterable[tuple[Tensor, Tensor]], recipe: Recipe) -> Iterator[None]:
+def precise_statistics(
+    net: Net,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    stop: Callable[[], bool] = never,
+) -> Iterator[None]:
     """While active, BN uses plain averages over training batches, as the authors' README describes.
 
     Each pass holds one BN group, so neither the memory nor the result depends on how many images a
@@ -115,12 +134,15 @@ def precise_statistics(net: Net, batches: Iterable[tuple[Tensor, Tensor]], recip
         net: the net, whose running averages come back afterwards.
         batches: training images and labels, PRECISE_BATCHES of them or one epoch.
         recipe: the arithmetic and the size of the BN groups.
+        stop: once it holds the rest of the batches is left out.
     """
     buffers = running_statistics(net)
     before = [buffer.clone() for buffer in buffers]
     try:
         with torch.no_grad(), plain_averages(net):
             for images, _ in batches:
+                if stop():
+                    break
                 for group in torch.split(images, recipe.bn_group or len(images)):
                     with arithmetic(recipe.precision, images.device):
                         net(group)

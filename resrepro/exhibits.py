@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from resrepro import architecture_figure, architecture_table, comparison, plotting
+from resrepro.durable import write_out
 from resrepro.errors import UsageError
 from resrepro.panels import render
 from resrepro.paper import layouts
 from resrepro.plotting import Drawing
-from resrepro.recording import write_whole
 from resrepro.records import DEFAULT_FOLDERS, Collection, Run, collect
 from resrepro.tables import Table, write_table
 
@@ -92,7 +92,7 @@ def draw_figure(
     files = render(architecture_figure.make_figure(palette), architecture_figure.title())
     paths = tuple(folder / f"{exhibit}.{kind}" for kind in files)
     for path, content in zip(paths, files.values(), strict=True):
-        write_whole(path, content)
+        write_out(path, content)
     return Drawing(paths, (f"The paper has no curves for {exhibit}.",) if paper else ())
 
 

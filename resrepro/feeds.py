@@ -23,7 +23,14 @@ from resrepro.data.loading import Loading
 from resrepro.data.statistics import statistics_of
 from resrepro.data.views import PhotoViews, Views
 from resrepro.distributed import on_first
-from resrepro.evaluation import EVAL_BATCH, PRECISE_BATCHES, Member, measure, precise_statistics
+from resrepro.evaluation import (
+    EVAL_BATCH,
+    PRECISE_BATCHES,
+    Member,
+    measure,
+    never,
+    precise_statistics,
+)
 from resrepro.metrics import Errors
 from resrepro.nets import Net
 from resrepro.processes import rank, world_size
@@ -78,17 +85,20 @@ class Feed(ABC):
         """The net as an evaluation takes it."""
         return Member(net, self.normalisation, self.recipe.precision, window_of(self.recipe))
 
-    def measure(self, net: Net, device: torch.device) -> dict[str, Errors]:
-        """Errors on every held-out set, with the BN statistics that the recipe names."""
-        if getattr(self.recipe, "bn_stats", "running") == "precise":
-            with precise_statistics(net, self.first_batches(), self.recipe):
-                return self._measure(net, device)
-        return self._measure(net, device)
+    def measure(self, net: Net, device: torch.device, stop: Callable[[], bool] = never) -> dict[str, Errors]:
+        """Errors on every held-out set, with the BN statistics that the recipe names.
 
-    def _measure(self, net: Net, device: torch.device) -> dict[str, Errors]:
-        dense = self.protocol.crops == "dense"
+        Once `stop()` holds the rest is left out, and what comes out is to be thrown away.
+        """
+        if getattr(self.recipe, "bn_stats", "running") == "precise":
+            with precise_statistics(net, self.first_batches(), self.recipe, stop):
+                return self._measure(net, device, stop)
+        return self._measure(net, device, stop)
+
+    def _measure(self, net: Net, device: torch.device, stop: Callable[[], bool]) -> dict[str, Errors]:
+        dense, member = self.protocol.crops == "dense", self.member(net)
         return {
-            name: measure([self.member(net)], self.views(name), dense, device) for name in self.about.held_out
+            name: measure([member], self.views(name), dense, device, stop) for name in self.about.held_out
         }
 
     def first_batches(self) -> Iterator[tuple[Tensor, Tensor]]:

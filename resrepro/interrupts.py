@@ -4,11 +4,12 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C; what a machine that shuts down or a scheduler sends; what Slurm's --signal may be told to send.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupts:
-    """While active, the first SIGINT or SIGTERM is only noted in `received`; a second one acts at once.
+    """While active, the first of the SIGNALS is only noted in `received`; a second one acts at once.
 
     Python delivers signals to the main thread alone; elsewhere this does nothing.
     """

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from resrepro import catalogue
 from resrepro.captions import footnote, held_out_names
+from resrepro.durable import write_out
 from resrepro.errors import RecordError, UsageError
 from resrepro.panels import draw_sheet, render
-from resrepro.recording import write_whole
 from resrepro.records import Run
 from resrepro.selection import Cells, choose, iterations_of, paper_iterations
 from resrepro.sheets import Curve, Panel, Sheet
@@ -81,7 +81,7 @@ def draw(
     files = render(figure, str(_look_up("exhibit", exhibit)["title"]))
     paths = tuple(figures / f"{exhibit}.{kind}" for kind in files)
     for path, content in zip(paths, files.values(), strict=True):
-        write_whole(path, content)
+        write_out(path, content)
     return Drawing(paths, notes)
 
 

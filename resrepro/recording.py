@@ -1,121 +1,129 @@
 """Writing run records: one folder per run, small text files, replaced whole or appended to.
 
-Layout: `runs/<name>/seed<k>/` with spec.json, env.json, metrics.csv, result.json, checkpoint.pt and
-evals/. `resrepro.records` reads them.
+Layout: `runs/<name>/seed<k>/` with spec.json, env.json, metrics.csv, result.json, checkpoint.pt, the
+checkpoint before it, and evals/. `resrepro.records` reads them.
+
+Order matters: rows reach the disk before the result or the checkpoint that counts on them. Rows that
+neither tells of are those of a crash.
 """
 
-import contextlib
 import csv
-import datetime
-import importlib.metadata
-import json
+import io
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from resrepro.durable import append, cut_back, make_folder, seal_of, sweep, write_json, write_whole
 from resrepro.errors import RecordError, UsageError
-from resrepro.measurements import ensemble_from
-from resrepro.records import (
+from resrepro.record_files import (
     CHECKPOINT,
-    ENSEMBLES,
     ENV,
-    EVALS,
+    FORMAT,
     METRICS,
     METRICS_COLUMNS,
-    RECORD_FILES,
+    MOST_BYTES,
+    PREVIOUS,
     RESULT,
     SPEC,
-    Run,
+    describe_curve,
+    read_bytes,
     read_json,
-    read_measured,
 )
 from resrepro.specs import Spec, digest_of
 
-FORMAT = 1
-PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
-PATH_STARTS = ("/", "~", "..")
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file whole: a reader sees the old content or the new, never a part."""
-    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then move it there in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise RecordError(f"cannot write {path}: {error.strerror or error}.") from None
+LATER = "later_sessions"
+HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
 
 
 class RunWriter:
-    """The record of one run while it is being made; `aside` is where an earlier one was moved, if any."""
+    """The record of one run while it is being made.
+
+    Attributes:
+        folder: where it lies.
+        aside: where an earlier record was moved, if there was one.
+        env: the content of env.json.
+        curve: the content of metrics.csv.
+    """
 
     def __init__(self, folder: Path, aside: Path | None = None) -> None:
         self.folder = folder
         self.aside = aside
+        self.env: dict[str, Any] = {}
+        self.curve = HEADER
+        self._of: dict[str, Any] = {}  # what binds the result to its run
 
     @property
     def checkpoint(self) -> Path:
-        """Where the checkpoint lies."""
+        """Where the newest checkpoint lies."""
         return self.folder / CHECKPOINT
 
     def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
         """Write what is known before the first iteration."""
-        content = {"format": FORMAT, "name": spec.name, "digest": spec.digest, "seed": seed}
-        write_json(self.folder / SPEC, content | {"spec": spec.to_json()})
-        write_json(self.folder / ENV, env)
-        write_whole(self.folder / METRICS, (",".join(METRICS_COLUMNS) + "\n").encode())
+        self.env, self.curve = dict(env), HEADER
+        self._bind(spec, seed)
+        write_json(self.folder / SPEC, describe_spec(spec, seed))
+        write_json(self.folder / ENV, self.env)
+        write_whole(self.folder / METRICS, self.curve)
+
+    def go_on(
+        self, spec: Spec, seed: int, env: Mapping[str, Any], curve: bytes, result: Mapping[str, Any]
+    ) -> list[str]:
+        """Bring the record to the state of a checkpoint; returns the files that had to be restored.
+
+        Raises:
+            RecordError: if the disk refuses.
+        """
+        self.env, self.curve = dict(env), curve
+        self._bind(spec, seed)
+        self.result(result)  # first: it must never vouch for rows that are cut off
+        restored = []
+        told = _whole(self.folder / ENV)
+        if told is not None and _first_start(told) == _first_start(env):
+            self.env = told  # it may tell of a session that wrote no checkpoint
+        for name, wanted in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
+            found = _whole(self.folder / name)
+            if found is None or seal_of(found) != seal_of(wanted):
+                write_json(self.folder / name, wanted)
+                restored.append(name)
+        return restored + self._restore_curve()
+
+    def _restore_curve(self) -> list[str]:
+        """Cut metrics.csv back to the curve, or write it anew if it is not what it should be."""
+        path = self.folder / METRICS
+        try:
+            rows = read_bytes(path, MOST_BYTES)
+        except RecordError:
+            rows = b""
+        if not rows.startswith(self.curve):
+            write_whole(path, self.curve)
+            return [METRICS]
+        if len(rows) > len(self.curve):
+            cut_back(path, len(self.curve))
+        return []
+
+    def _bind(self, spec: Spec, seed: int) -> None:
+        self._of = {"digest": spec.digest, "seed": seed}
 
     def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
         """Note in env.json that another session, perhaps elsewhere, went on from `iteration`."""
-        record = read_json(self.folder / ENV)
-        session = {key: env[key] for key in env if record.get(key) != env[key] and key != "started"}
-        later = [*record.get("later_sessions", []), {"from_iteration": iteration, **session}]
-        write_json(self.folder / ENV, record | {"later_sessions": later})
+        session = {key: env[key] for key in env if self.env.get(key) != env[key] and key != "started"}
+        later = [*self.env.get(LATER, []), {"from_iteration": iteration, **session}]
+        self.env |= {LATER: later}
+        write_json(self.folder / ENV, self.env)
 
     def append(self, rows: Iterable[Sequence[object]]) -> None:
         """Append rows to metrics.csv and force them to disk."""
-        try:
-            with (self.folder / METRICS).open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows(rows)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RecordError(f"cannot write {self.folder / METRICS}: {error.strerror or error}.") from None
-
-    def cut_back(self, iteration: int) -> None:
-        """Drop the rows of metrics.csv past `iteration`, from which a resumed run goes on.
-
-        Raises:
-            RecordError: if the file is missing or broken.
-        """
-        path = self.folder / METRICS
-        try:
-            header, *lines = path.read_text(encoding="utf-8").split("\n")
-            *whole, _ = lines  # what follows the last line end is nothing, or a row torn by a crash
-            kept = [line for line in whole if int(line.split(",")[0]) <= iteration]
-        except (OSError, ValueError):
-            raise RecordError(
-                f"{path} is missing or broken, so the run cannot go on: start it anew with --fresh."
-            ) from None
-        write_whole(path, ("\n".join([header, *kept]) + "\n").encode())
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        added = text.getvalue().encode()
+        append(self.folder / METRICS, added, len(self.curve))
+        self.curve += added
 
     def result(self, content: Mapping[str, Any]) -> None:
-        """Replace result.json."""
-        write_json(self.folder / RESULT, {"format": FORMAT, **content})
+        """Replace result.json; it vouches for the rows so far."""
+        told = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
+        write_json(self.folder / RESULT, told)
 
 
 class Onlooker(RunWriter):
@@ -124,22 +132,50 @@ class Onlooker(RunWriter):
     def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
         """Leave it to the first process."""
 
+    def go_on(
+        self, spec: Spec, seed: int, env: Mapping[str, Any], curve: bytes, result: Mapping[str, Any]
+    ) -> list[str]:
+        """Leave it to the first process."""
+        return []
+
     def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
         """Leave it to the first process."""
 
     def append(self, rows: Iterable[Sequence[object]]) -> None:
         """Leave it to the first process."""
 
-    def cut_back(self, iteration: int) -> None:
-        """Leave it to the first process."""
-
     def result(self, content: Mapping[str, Any]) -> None:
         """Leave it to the first process."""
+
+
+def describe_spec(spec: Spec, seed: int) -> dict[str, Any]:
+    """The content of spec.json."""
+    return {
+        "format": FORMAT, "name": spec.name, "digest": spec.digest, "seed": seed, "spec": spec.to_json(),
+    }  # fmt: skip
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """A JSON record, None if it is missing or broken."""
+    try:
+        return read_json(path)
+    except RecordError:
+        return None
+
+
+def _first_start(env: Mapping[str, Any]) -> str:
+    """What tells whether two env.json are of one run: all but the later sessions."""
+    return seal_of({key: value for key, value in env.items() if key != LATER})
 
 
 def run_folder(runs: Path, spec: Spec, seed: int) -> Path:
     """Where a run's record lies: `runs/<name>/seed<k>`."""
     return runs / spec.name / f"seed{seed}"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from, newest or before."""
+    return any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
 
 
 def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
@@ -156,7 +192,7 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
     try:
         if fresh and folder.exists():
             aside = set_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         probe = folder / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
@@ -164,16 +200,25 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
         raise RecordError(
             f"cannot write to the runs folder {runs}: {error.strerror}. Choose another with --runs."
         ) from None
-    if (folder / SPEC).exists() and digest_of(read_json(folder / SPEC).get("spec", {})) != spec.digest:
-        raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
-    if (folder / METRICS).exists() and not (folder / CHECKPOINT).exists() and _has_rows(folder / METRICS):
+    sweep(folder)
+    if not has_checkpoint(folder) and _has_rows(folder / METRICS):
         aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
-        folder.mkdir()
+        make_folder(folder)
+    _check_same_spec(folder, spec)
     return RunWriter(folder, aside)
 
 
+def _check_same_spec(folder: Path, spec: Spec) -> None:
+    told = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint, which says whose it is
+    if told is not None and digest_of(told.get("spec", {})) != spec.digest:
+        raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
+
+
 def _has_rows(metrics: Path) -> bool:
-    return metrics.read_bytes().count(b"\n") > 1
+    try:
+        return read_bytes(metrics, MOST_BYTES).count(b"\n") > 1
+    except RecordError:
+        return metrics.exists()
 
 
 def set_aside(folder: Path) -> Path:
@@ -183,110 +228,3 @@ def set_aside(folder: Path) -> Path:
         number += 1
     folder.rename(aside)
     return aside
-
-
-def publish(run: Run, results: Path) -> Path:
-    """Copy a finished record, without its checkpoint, to `results/<name>/seed<k>/`; returns that folder.
-
-    Raises:
-        RecordError: if the run is unfinished, or another record lies there already.
-    """
-    if not run.finished:
-        raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
-    target = results / run.name / f"seed{run.seed}"
-    sources = [run.folder / name for name in RECORD_FILES] + sorted((run.folder / EVALS).glob("*.json"))
-    _copy({target / source.relative_to(run.folder): source.read_bytes() for source in sources})
-    return target
-
-
-def publish_ensemble(path: Path, results: Path) -> Path:
-    """Copy the record of an ensemble to `results/ensembles/`; returns the copy.
-
-    Raises:
-        RecordError: if it is broken, or another record lies there already.
-    """
-    read_measured(path, ensemble_from)
-    target = results / ENSEMBLES / path.name
-    _copy({target: path.read_bytes()})
-    return target
-
-
-def _copy(copies: Mapping[Path, bytes]) -> None:
-    """Write files that are not there yet.
-
-    Raises:
-        RecordError: if other content lies at one of the places; then nothing is written.
-    """
-    for path, content in copies.items():
-        if path.exists() and path.read_bytes() != content:
-            raise RecordError(
-                f"{path} holds another record already: move it away first, nothing is overwritten."
-            )
-    for path, content in copies.items():
-        write_whole(path, content)
-
-
-def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Versions, machine and arguments, without paths, host or user names."""
-    packages = ("resrepro", "torch", "torchvision", "numpy", "scikit-learn")
-    commit, modified = source_commit()
-    return {
-        "format": FORMAT,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "commit": commit,
-        "modified": modified,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "arguments": None if arguments is None else without_paths(arguments),
-        "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
-def without_paths(arguments: Sequence[str]) -> list[str]:
-    """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
-    told: list[str] = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if told and told[-1] in PATH_OPTIONS:
-            told.append("DIR")
-        elif equals and (option in PATH_OPTIONS or value.startswith(PATH_STARTS)):
-            told.append(f"{option}=DIR")
-        else:
-            told.append("DIR" if argument.startswith(PATH_STARTS) else argument)
-    return told
-
-
-def source_commit() -> tuple[str | None, bool | None]:
-    """The git commit that this package's source is checked out at, and whether it was changed since.
-
-    None where the package is not part of a git checkout.
-    """
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        call = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
-        return call.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -21,29 +21,29 @@ from resrepro.measurements import (
     evaluation_from,
     percentage,
 )
+from resrepro.record_files import (
+    ENSEMBLES,
+    ENV,
+    EVALS,
+    FORMAT,
+    METRICS,
+    RESULT,
+    SPEC,
+    read_json,
+    read_metrics,
+)
 from resrepro.specs import FAMILIES, digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SPEC, ENV, METRICS, RESULT, CHECKPOINT = (
-    "spec.json",
-    "env.json",
-    "metrics.csv",
-    "result.json",
-    "checkpoint.pt",
-)
-EVALS = "evals"  # in a run's folder
-ENSEMBLES = "ensembles"  # in a folder of runs
-RECORD_FILES = (SPEC, ENV, METRICS, RESULT)
-METRICS_COLUMNS = (
-    "iteration", "epoch", "split", "loss", "top1_err", "top5_err", "lr", "images_per_s", "wall_s",
-)  # fmt: skip
 FINISHED = ("complete", "shortened")
 STATUSES = (*FINISHED, "partial", "diverged")
 DEFAULT_FOLDERS = ("runs", "results")  # one's own runs, and those that were published
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 Measured = TypeVar("Measured", Evaluation, Ensemble)
 RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
+RUN_NAME = re.compile(r"\w[\w+=.,-]*", re.ASCII)  # a folder is made of it when a record is published
 
 
 @dataclass(frozen=True)
@@ -162,55 +162,7 @@ class Run:
         Raises:
             RecordError: if the file is broken.
         """
-        return read_metrics(self.folder / METRICS)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        RecordError: if it is missing, unreadable or no JSON object.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing.") from None
-    except (OSError, ValueError, RecursionError):
-        raise RecordError(f"{path} is broken: it is not valid JSON.") from None
-    if not isinstance(content, dict):
-        raise RecordError(f"{path} is broken: it holds no JSON object.")
-    return content
-
-
-def read_metrics(path: Path) -> "pd.DataFrame":
-    """metrics.csv with its types checked.
-
-    Raises:
-        RecordError: if the columns differ, a value is no number or an error is no percentage.
-    """
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path, dtype={"split": str})
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing.") from None
-    except (OSError, ValueError) as error:  # pandas' parser errors and bad encodings are ValueErrors
-        raise RecordError(f"{path} is broken: {str(error).splitlines()[0]}") from None
-    if tuple(frame.columns) != METRICS_COLUMNS:
-        raise RecordError(f"{path} is broken: its columns are not {','.join(METRICS_COLUMNS)}.")
-    if not path.read_bytes().endswith(b"\n"):
-        raise RecordError(f"{path} is broken: its last row is cut off.")
-    if frame.empty:  # a run that has only begun
-        return frame
-    numbers = frame.drop(columns="split")
-    if not all(pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes):
-        raise RecordError(f"{path} is broken: a value is not a number.")
-    if not frame["split"].isin(("train", "val", "test")).all():
-        raise RecordError(f"{path} is broken: a split is not train, val or test.")
-    errors = frame[["top1_err", "top5_err"]]
-    if not ((errors >= 0) & (errors <= 100)).all(axis=None):
-        raise RecordError(f"{path} is broken: an error lies outside 0 to 100 percent.")
-    return frame
+        return read_metrics(self.folder / METRICS, self.result.get("metrics"))
 
 
 def read_run(folder: Path) -> Run:
@@ -225,10 +177,12 @@ def read_run(folder: Path) -> Run:
         wanted = {"experiment", "dataset", "depth", "plain", "shortcut", "recipe"}
         if head["digest"] != digest_of(spec) or not spec.keys() >= wanted:
             raise RecordError(f"{folder / SPEC} is broken: its digest does not match its content.")
-        run = Run(folder, str(head["name"]), int(seed), spec, env, result)
+        if not isinstance(head["name"], str) or not RUN_NAME.fullmatch(head["name"]):
+            raise RecordError(f"{folder / SPEC} is broken: its name is none of a run.")
+        run = Run(folder, head["name"], int(seed), spec, env, result)
         _check_result(run)
         _ = run.cell
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
     _ = run.metrics
     evaluations, broken = _read_all(folder / EVALS, evaluation_from)
@@ -255,12 +209,17 @@ def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Me
     """
     try:
         return parse(read_json(path))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise RecordError(f"{path} is broken: {type(error).__name__} {error}.") from None
 
 
 def _check_result(run: Run) -> None:
     where = run.folder / RESULT
+    told = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
+    if told != (run.digest, run.seed):
+        raise RecordError(f"{where} is broken: it is the result of another run.")
+    if run.result.get("format") == FORMAT and not isinstance(run.result.get("metrics"), dict):
+        raise RecordError(f"{where} is broken: it does not vouch for {METRICS}.")
     if run.status not in STATUSES:
         raise RecordError(f"{where} is broken: no status {run.status!r}.")
     for key in ("departures", "notices"):

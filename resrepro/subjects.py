@@ -1,6 +1,7 @@
 """Nets that are to be measured, from checkpoints of ours or of other people's (Sections 3.4 and 4.2)."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,20 @@ from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import Member
 from resrepro.feeds import window_of
-from resrepro.foreign import find_state_dict, fit
+from resrepro.foreign import (
+    check_depth_of,
+    check_finite,
+    check_fit,
+    check_variances,
+    find_state_dict,
+    fit,
+)
 from resrepro.nets import Net, net_of
-from resrepro.records import CHECKPOINT, EVALS, RESULT, read_json
+from resrepro.record_files import CHECKPOINT, EVALS, RESULT, read_json
 from resrepro.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
 
+LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
+LARGEST_SIDE = 8192  # pixels of a scaled image's shorter side; ten times those of the paper
 USUAL = {  # the normalisation that most public checkpoints of a family were trained with
     "cifar": "--mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616",
     "imagenet": "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
@@ -140,16 +150,16 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: For
             f"{path} is a run of ours and says itself what net it is: leave the net's options out."
         )
     try:
-        told, num_classes = content["spec"], int(content["num_classes"])
+        told, num_classes = content["spec"], _count(content["num_classes"], least=1)
         recipe = recipe_from_json(told["recipe"])
         spec = _spec_of(told, recipe)
-        shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
-        net = net_of(recipe, *shape)
-        net.load_state_dict(content["net"])
-        normalisation, iteration = Normalisation(recipe, content["mean"]), int(content["iteration"])
+        net = _net_of_ours(path, content["net"], spec, num_classes)
+        normalisation = Normalisation(recipe, _mean(content["mean"]))
+        iteration, seed = _count(content["iteration"]), _count(content["seed"])
         classes = content.get("classes")
-        seed, trained_on = int(content["seed"]), dict(content["data"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        classes = None if classes is None else _texts(classes, num_classes)
+        trained_on = dict(zip(content["data"], _texts(list(content["data"].values())), strict=True))
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
     if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
         raise UsageError(f"{path} was trained on {spec.dataset}, whose nets do not fit {dataset}.")
@@ -160,13 +170,60 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: For
         label=f"{spec.label} after {iteration:,} of {recipe.iterations:,} iterations",
         path=path,
         num_classes=num_classes,
-        classes=None if classes is None else tuple(map(str, classes)),
-        facts={"digest": content["digest"], "iteration": iteration},
+        classes=classes,
+        facts={"digest": spec.digest, "iteration": iteration},
         record=path.parent / EVALS,
         iteration=iteration,
         seed=seed,
         trained_on=trained_on,
     )
+
+
+def _net_of_ours(path: Path, tensors: Any, spec: Spec, num_classes: int) -> Net:
+    """The net of a checkpoint of ours, made only when its tensors are known to fill it."""
+    if not all(isinstance(each, Tensor) for each in tensors.values()):
+        raise TypeError("a state dict holds tensors")
+    check_depth_of(tensors, spec.depth, str(path))
+    check_finite(tensors, str(path))
+    shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
+    outline = _outline(spec.recipe, *shape)
+    if {key: each.shape for key, each in tensors.items()} != {
+        key: each.shape for key, each in outline.state_dict().items()
+    }:
+        raise ValueError("the tensors are not those of the net")
+    net = net_of(spec.recipe, *shape)
+    net.load_state_dict(tensors)
+    check_variances(net, str(path))
+    return net
+
+
+def _outline(recipe: Recipe, *shape: Any) -> Net:
+    """The net of a recipe without memory for its weights."""
+    with torch.device("meta"):
+        return net_of(recipe, *shape)
+
+
+def _count(number: Any, least: int = 0) -> int:
+    if type(number) is not int or number < least:
+        raise TypeError("no whole number")
+    return number
+
+
+def _texts(values: Any, length: int | None = None) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(type(value) is str for value in values):
+        raise TypeError("no list of texts")
+    if length is not None and len(values) != length:
+        raise ValueError("too few or too many texts")
+    return tuple(values)
+
+
+def _mean(mean: Any) -> Tensor:
+    """The mean that the net's images are given less, (3, H, W) or (3, 1, 1)."""
+    if not isinstance(mean, Tensor) or mean.ndim != 3 or len(mean) != 3 or not mean.is_floating_point():
+        raise TypeError("no mean image")
+    if not torch.isfinite(mean).all():
+        raise ValueError("a mean of no numbers")
+    return mean
 
 
 def _spec_of(told: dict[str, Any], recipe: Recipe) -> Spec:
@@ -175,6 +232,8 @@ def _spec_of(told: dict[str, Any], recipe: Recipe) -> Spec:
     spec = catalogue.derive(experiment, told["shortcut"], **vars(recipe))
     if spec.to_json() != told:
         raise ValueError("the spec is none that this version makes")
+    if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
+        raise ValueError("a batch or an image that no memory holds")
     return spec
 
 
@@ -189,6 +248,8 @@ def _theirs(path: Path, content: dict[str, Any], dataset: str, foreign: Foreign,
     mean, std = (_per_channel(values) * 255 for values in (foreign.mean, foreign.std))
     if not bool((std > 0).all()):
         raise UsageError("every --std must be above 0.")
+    if not all(map(math.isfinite, (*foreign.mean, *foreign.std))):
+        raise UsageError("--mean and --std are finite numbers.")
     if max(*foreign.mean, *foreign.std) > 1 or min(foreign.mean) < 0:
         raise UsageError("--mean and --std are of pixels scaled to 0..1: divide those of 0..255 by 255.")
     experiment = catalogue.experiment_for(dataset, foreign.depth, foreign.plain, foreign.shortcut)
@@ -198,10 +259,11 @@ def _theirs(path: Path, content: dict[str, Any], dataset: str, foreign: Foreign,
     )  # fmt: skip
     tensors = find_state_dict(content, str(path))
     num_classes = _outputs(tensors) if experiment.family == "imagenet" else 10
-    net = net_of(spec.recipe, dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
+    shape = (dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
     label = _foreign_label(spec)
-    matched = fit(net, tensors, str(path), label)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    net, matched = _net_of_theirs(path, tensors, spec.recipe, shape, label)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {
         "checkpoint": path.name,
         "sha256": sha256,
@@ -217,6 +279,19 @@ def _theirs(path: Path, content: dict[str, Any], dataset: str, foreign: Foreign,
     named = dataset == "imagenet" and num_classes == len(imagenet_classes())
     classes = imagenet_classes() if named else None
     return Subject(net, normalisation, spec, label, path, num_classes, classes, facts, record)
+
+
+def _net_of_theirs(
+    path: Path, tensors: dict[str, Tensor], recipe: Recipe, shape: tuple[Any, ...], label: str
+) -> tuple[Net, str]:
+    """The net of a foreign checkpoint, made only when its tensors are known to fill it; and how they do."""
+    check_depth_of(tensors, shape[1], str(path))
+    check_fit(_outline(recipe, *shape), tensors, str(path), label)
+    check_finite(tensors, str(path))
+    net = net_of(recipe, *shape)
+    matched = fit(net, tensors, str(path), label)
+    check_variances(net, str(path))
+    return net, matched
 
 
 def _outputs(tensors: dict[str, Tensor]) -> int:

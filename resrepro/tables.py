@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resrepro.recording import write_whole
+from resrepro.durable import write_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
     paths = [folder / f"{table.name}.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        write_whole(path, text.encode())
+        write_out(path, text.encode())
     return paths
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro import catalogue
-from resrepro.checkpoint import load_checkpoint, save_checkpoint
+from resrepro.cadence import Cadence, Every
+from resrepro.checkpoint import save_checkpoint
 from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
 from resrepro.device import arithmetic, memory_format
 from resrepro.distributed import (
-    StopVote,
+    Ballot,
     average_statistics,
     collected,
     exchanging,
@@ -24,7 +25,7 @@ from resrepro.distributed import (
     in_parallel,
     on_first,
 )
-from resrepro.errors import Diverged, Interrupted, RecordError
+from resrepro.errors import Diverged, Interrupted
 from resrepro.feeds import Feed
 from resrepro.interrupts import Interrupts
 from resrepro.metrics import Errors, ErrorSums
@@ -32,8 +33,9 @@ from resrepro.nets import Net, net_of
 from resrepro.normalisation import norms_of
 from resrepro.optimizer import make_optimizer, set_learning_rate
 from resrepro.plateau import Plateau
-from resrepro.processes import rank, world_size
+from resrepro.processes import world_size
 from resrepro.recording import RunWriter
+from resrepro.resuming import Shares, state_of
 from resrepro.schedule import learning_rate, warmup_is_due
 from resrepro.specs import ImageNetRecipe, Recipe, Spec
 from resrepro.spread import Spread
@@ -51,7 +53,14 @@ class Target:
 
 
 class Trainer:
-    """The state of one run: net, optimizer, batches, and how far it has come."""
+    """The state of one run: net, optimizer, batches, and how far it has come.
+
+    Attributes:
+        done: updates made.
+        sampled: the update that the errors were last measured after.
+        saved: the update that a checkpoint was last written after.
+        still_alone: raises if another process has taken the run over.
+    """
 
     def __init__(
         self, spec: Spec, seed: int, feed: Feed, target: Target, writer: RunWriter, watcher: Watcher
@@ -66,7 +75,10 @@ class Trainer:
         self.optimizer = make_optimizer(self.net, self.recipe)
         self.headline = feed.about.held_out[0]
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
-        self.done = 0
+        self.done = self.sampled = 0
+        self.saved: int | None = None
+        self.cadence = Cadence(Every())
+        self.still_alone: Callable[[], None] = lambda: None
         self.warmup_switch: int | None = None
         self.plateau = _plateau_of(self.recipe)
         self.last: dict[str, Errors] = {}
@@ -92,34 +104,40 @@ class Trainer:
         self.net.train()
         batches = self.feed.batches(self.done, self.recipe.iterations)
         with Interrupts() as interrupts, contextlib.closing(batches):
-            vote = StopVote()
+            ballot = Ballot(interrupts)
+            self.sample_if_due(ballot)  # what a signal may have kept the session before from
             while self.done < self.recipe.iterations:
-                lr = self.step(*next(batches))
+                self.step(*next(batches))
                 if warmup_is_due(self.recipe, self.done, self.warmup_switch):
                     self.look_at_warmup()
-                if self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations:
-                    self.sample(lr)
-                    self.save()
-                    self.mark, self.images_before_mark = time.perf_counter(), 0
-                elif self.done % LOOK_FOR_DIVERGENCE == 0:
-                    self.stop_if_diverged(gathered(self.since_sample).read())
-                decided = vote.cast(interrupts.received)
-                if decided and self.done < self.recipe.iterations:
-                    self.stop(decided)
-            decided = vote.cast(interrupts.received) or vote.result()
-        exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
-        status = "shortened" if self.recipe.iterations < exact_length else "complete"
-        self.writer.result(self.result(status))
+                self.sample_if_due(ballot)
+                asked = ballot.cast(self.cadence.due(self.done))
+                if self.done < self.recipe.iterations:
+                    if asked.signal:
+                        self.stop(asked.signal)
+                    if asked.checkpoint:
+                        self.save()
+            self.finish()
+            decided = ballot.final()
         if decided:  # during the last step: the run is whole, but nothing may follow it
             raise Interrupted(f"{self.writer.folder} is finished; stopped there.", decided)
 
-    def step(self, images: Tensor, labels: Tensor) -> float:
-        """One update (Section 3.4) on this process's share of a batch, in one pass or several.
+    def finish(self) -> None:
+        """Close the record."""
+        if self.saved != self.done:
+            self.save()
+        exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
+        status = "shortened" if self.recipe.iterations < exact_length else "complete"
+        self.writer.result(self.result(status))
 
-        Returns the learning rate it was made at.
-        """
+    def rate_of(self, update: int) -> float:
+        """The learning rate that update number `update` (from 0) is made at."""
         drops = None if self.plateau is None else self.plateau.drops
-        lr = learning_rate(self.recipe, self.done, self.warmup_switch, drops)
+        return learning_rate(self.recipe, update, self.warmup_switch, drops)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One update (Section 3.4) on this process's share of a batch, in one pass or several."""
+        lr = self.rate_of(self.done)
         set_learning_rate(self.optimizer, lr, self.recipe.momentum_form)
         self.optimizer.zero_grad(set_to_none=True)
         micro = self.target.spread.micro
@@ -131,7 +149,6 @@ class Trainer:
         average_statistics(self.net)
         self.done += 1
         self.watcher.step(self.done, lr, self.since_sample.read)
-        return lr
 
     def pass_once(self, images: Tensor, labels: Tensor, passes: int) -> None:
         """Forward and backward of one of the passes of an update."""
@@ -154,17 +171,36 @@ class Trainer:
                 f"is below {self.recipe.warmup_until_err:g} %; learning rate {self.recipe.lr:g} from here."
             )
 
-    def sample(self, lr: float) -> None:
+    def sample_if_due(self, ballot: Ballot) -> None:
+        """Measure and record the errors where the recipe wants them; elsewhere look for divergence.
+
+        Raises:
+            Diverged: if a loss is not finite.
+            Interrupted: if a signal cut the measurement short; it is made anew by the next session.
+        """
+        wanted = self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations
+        if not wanted and self.done % LOOK_FOR_DIVERGENCE == 0:
+            self.stop_if_diverged(gathered(self.since_sample).read())
+        if not wanted or self.sampled == self.done:
+            return
+        train = gathered(self.since_sample).read()  # waits for the device: the time is of finished work
+        images = (self.since_sample.count - self.images_before_mark) * world_size()
+        speed = images / max(time.perf_counter() - self.mark, 1e-9)
+        held_out = self.feed.measure(self.net, self.device, ballot.heard)
+        if decided := ballot.final():
+            self.stop(decided)
+        self.sample(speed, {"train": train} | held_out)
+        self.mark, self.images_before_mark = time.perf_counter(), 0
+
+    def sample(self, speed: float, errors: dict[str, Errors]) -> None:
         """Record the training error since the last sample and the errors on the held-out sets.
 
         Raises:
             Diverged: if a loss is not finite.
         """
-        train = gathered(self.since_sample).read()  # waits for the device: the time is of finished work
-        images = (self.since_sample.count - self.images_before_mark) * world_size()
-        speed = images / max(time.perf_counter() - self.mark, 1e-9)
+        lr = self.rate_of(self.done - 1)
         self.since_sample.reset()
-        self.last = {"train": train} | self.feed.measure(self.net, self.device)
+        self.last, self.sampled = errors, self.done
         self.append_rows(lr, speed)
         self.stop_if_diverged(*self.last.values())
         headline = self.last[self.headline]
@@ -172,6 +208,7 @@ class Trainer:
             self.best = {"iteration": self.done, "top1_err": round(headline.top1_err, 4)}
         if self.plateau is not None and self.plateau.see(self.done, headline.top1_err):
             self.watcher.say(f"The error has come to a plateau by iteration {self.done:,}: the rate drops.")
+        self.writer.result(self.result("partial"))
         self.watcher.sample(Sample(self.done, lr, self.last, speed))
 
     def stop_if_diverged(self, *measured: Errors) -> None:
@@ -237,91 +274,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
+        start = time.perf_counter()
         own = [(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)]
         shares = collected(own)
         on_first(lambda: self._write(shares))
+        self.saved = self.done
+        self.cadence.written(time.perf_counter() - start)
 
-    def _write(self, shares: list[list[tuple[Tensor, int]]]) -> None:
-        save_checkpoint(self.writer.checkpoint, self.state(shares))
+    def _write(self, shares: Shares) -> None:
+        self.still_alone()
+        save_checkpoint(self.writer.checkpoint, state_of(self, shares))
         self.writer.result(self.result("partial"))
-
-    def state(self, shares: list[list[tuple[Tensor, int]]]) -> dict[str, Any]:
-        """The content of a checkpoint; `shares` are the sums of each process."""
-        about = self.feed.about
-        return {
-            "digest": self.spec.digest,
-            "spec": self.spec.to_json(),
-            "num_classes": about.num_classes,
-            "classes": None if about.classes is None else list(about.classes),
-            "seed": self.seed,
-            "data": dict(about.checksums),
-            "mean": self.feed.normalisation.mean.cpu(),
-            "iteration": self.done,
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "warmup_switch": self.warmup_switch,
-            "plateau": None if self.plateau is None else self.plateau.state(),
-            "shares": shares,
-            "best": self.best,
-            "last": {name: list(vars(errors).values()) for name, errors in self.last.items()},
-            "seconds": self.seconds(),
-        }
-
-    def resume(self) -> bool:
-        """Go back to the checkpoint, if there is one; False if the run starts from nothing.
-
-        Raises:
-            RecordError: if the checkpoint is damaged, or the data are not those it was trained on.
-        """
-        state = on_first(self._load)
-        if state is None:
-            return False
-        with self._telling_misfit():
-            self.net.load_state_dict(state["net"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self._take_up(state["shares"] if "shares" in state else [state["sums"]])  # as of version 0.1
-            self.done, self.warmup_switch = state["iteration"], state["warmup_switch"]
-            if self.plateau is not None:
-                self.plateau.drops, self.plateau.best, self.plateau.waited = state["plateau"]
-            self.best = state["best"]
-            self.last = {name: Errors(*values) for name, values in state["last"].items()}
-            self.seconds_before = state["seconds"]
-        on_first(lambda: self.writer.cut_back(self.done))
-        self.watcher.say(f"Going on from iteration {self.done:,} of {self.recipe.iterations:,}.")
-        return True
-
-    def _load(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one and it is of this run."""
-        path = self.writer.checkpoint
-        if not path.exists():
-            return None
-        state = load_checkpoint(path)
-        with self._telling_misfit():
-            if state["digest"] != self.spec.digest or state["seed"] != self.seed:
-                raise RecordError(f"{path} is of another run: start anew with --fresh.")
-            if state["data"] != dict(self.feed.about.checksums):
-                raise RecordError(
-                    f"{self.writer.folder} was trained on other data (checksum differs): "
-                    "name the same data folder, or start anew with --fresh."
-                )
-        return state
-
-    @contextlib.contextmanager
-    def _telling_misfit(self) -> Iterator[None]:
-        try:
-            yield
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RecordError(
-                f"{self.writer.checkpoint} does not fit its run ({type(error).__name__}): "
-                "start anew with --fresh."
-            ) from None
-
-    def _take_up(self, shares: list[list[tuple[Tensor, int]]]) -> None:
-        """Take this process's sums, or its part of them if the number of processes is another."""
-        for share in shares[rank() :: world_size()]:
-            for part, (sums, count) in zip((self.since_sample, self.since_look), share, strict=True):
-                part.sums += sums.to(self.device)
-                part.count += count
 
     def stop(self, signal_number: int) -> None:
         """Checkpoint and leave because of a signal.

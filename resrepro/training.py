@@ -1,19 +1,28 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from resrepro import catalogue
+from resrepro.cadence import Cadence, parse_every
 from resrepro.data.loading import Loading
 from resrepro.device import choose_device, telling_memory, use_precision, use_threads
 from resrepro.distributed import join, on_first, told_as_lost
+from resrepro.environment import describe_environment
 from resrepro.errors import Diverged, RecordError, UsageError
 from resrepro.feeds import Feed, open_feed
+from resrepro.freezing import differences, first_start, frozen_device, frozen_threads
+from resrepro.locking import Lock, locked
 from resrepro.processes import is_first, world_size
-from resrepro.recording import Onlooker, RunWriter, describe_environment, open_run, run_folder
-from resrepro.records import ENV, RESULT, read_json
+from resrepro.record_files import ENV, RESULT, read_json
+from resrepro.recording import Onlooker, RunWriter, has_checkpoint, open_run, run_folder
+from resrepro.records import read_run
+from resrepro.resuming import check_same_data, find_state, go_back
 from resrepro.specs import FAMILIES, Spec, Value
 from resrepro.spread import Spread, bn_group_for, spread_batch
 from resrepro.trainer import Target, Trainer
@@ -33,6 +42,8 @@ def train(
     sync_bn: bool = False,
     loading: Loading | None = None,
     fresh: bool = False,
+    checkpoint_every: str | None = None,
+    break_lock: bool = False,
     watcher: Watcher | None = None,
     arguments: Sequence[str] | None = None,
     **settings: Value | None,
@@ -47,12 +58,15 @@ def train(
             and `val/<class>/`.
         runs: folder in which the run's own folder is made.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        threads: CPU threads; one per core by default.
+        threads: CPU threads; one per core by default. A run that goes on keeps device and threads.
         micro_batch: images per forward and backward pass; fewer than the batch (or than a process's share
             of it) accumulate gradients.
         sync_bn: BN statistics over all processes of a `torchrun` together, instead of each its own.
         loading: how image files are read.
         fresh: set an existing run aside and start anew.
+        checkpoint_every: "500" iterations, "10m" minutes, or "500,10m" for whichever is first; by default
+            as often as costs less than 1 % of the time.
+        break_lock: go on with a run that a process on another machine has not given back.
         watcher: hears of every event; silent by default.
         arguments: the command line, for the record.
         **settings: settings of the recipe to change, such as `iterations=2000` or `split="45k5k"`.
@@ -63,56 +77,113 @@ def train(
     Raises:
         UsageError: for a wrong name, setting or device.
         DataError: if the data are missing or damaged.
-        RecordError: if the record cannot be written.
+        RecordError: if the record cannot be written, or another process is training the run.
         Diverged: if the loss became infinite or NaN; the record is kept.
         Interrupted: if a signal stopped the run; its checkpoint is written.
         PeerLost: if another process of the run ended.
     """
-    device_used = choose_device(device)
+    chosen, every = choose_device(device), parse_every(checkpoint_every)
     watcher = (watcher if is_first() else None) or Watcher()
-    join(device_used)
+    join(chosen)
     with told_as_lost():
         spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, sync_bn, settings))
         if seed < 0:
             raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-        use_threads(threads)
-        use_precision(spec.recipe.precision, device_used)
-        folder = run_folder(Path(runs), spec, seed)
-        if not fresh and on_first(lambda: _already_over(folder, watcher)):
+        asked = Asked(spec, seed, spread, Path(runs), data, loading or Loading(), fresh, watcher)
+        if not fresh and on_first(lambda: _already_over(asked.folder, watcher)):
             if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
-                about = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say).about
-                on_first(lambda: _check_same_images(folder, about.checksums))
-            return folder
-        smaller = max(1, spread.micro // 2)
-        with telling_memory(
-            f"{spread.micro} images per pass: try --micro-batch {smaller} "
-            "(gradients are accumulated; BN groups must fit into it)"
-        ):
-            feed = open_feed(spec, data, device_used, seed, loading or Loading(), watcher.say)
-            writer = _open_writer(spec, seed, feed, Path(runs), fresh)
-            _say_first(writer, spec, spread, feed.about.notices, watcher)
-            trainer = Trainer(spec, seed, feed, Target(device_used, spread), writer, watcher)
+                about = open_feed(spec, data, chosen, seed, asked.loading, watcher.say).about
+                on_first(lambda: _check_same_images(asked.folder, about.checksums))
+            return asked.folder
+        with _alone(asked.folder, break_lock, watcher) as lock, _telling_memory_of(spread):
+            env = None if fresh else on_first(lambda: first_start(asked.folder))
+            use_threads(frozen_threads(threads, chosen, env))
+            trainer = _prepare(asked, frozen_device(device, chosen, env))
+            trainer.cadence = Cadence(every)
+            if lock is not None:
+                trainer.still_alone = lock.check
             _open_record(trainer, arguments)
             try:
                 trainer.run()
             finally:
                 watcher.end()
-    return folder
+    return asked.folder
 
 
-def _open_writer(spec: Spec, seed: int, feed: Feed, runs: Path, fresh: bool) -> RunWriter:
+@dataclass(frozen=True)
+class Asked:
+    """A run that was asked for, as far as it does not depend on the machine."""
+
+    spec: Spec
+    seed: int
+    spread: Spread
+    runs: Path
+    data: str | Path | None
+    loading: Loading
+    fresh: bool
+    watcher: Watcher
+
+    @property
+    def folder(self) -> Path:
+        """Where its record lies."""
+        return run_folder(self.runs, self.spec, self.seed)
+
+
+def _prepare(asked: Asked, device: torch.device) -> Trainer:
+    """The run with its data and its folder, ready to begin or to go on."""
+    spec, watcher = asked.spec, asked.watcher
+    use_precision(spec.recipe.precision, device)
+    feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say)
+    writer = _open_writer(asked, feed)
+    _say_first(writer, spec, asked.spread, feed.about.notices, watcher)
+    return Trainer(spec, asked.seed, feed, Target(device, asked.spread), writer, watcher)
+
+
+@contextmanager
+def _alone(folder: Path, break_lock: bool, watcher: Watcher) -> Iterator[Lock | None]:
+    """While active, no other process trains this run; the first process of a run holds its lock.
+
+    Raises:
+        RecordError: if another one does already.
+    """
+    with ExitStack() as stack:
+        held: list[Lock] = []
+
+        def take() -> None:
+            held.append(stack.enter_context(locked(folder, break_lock=break_lock, say=watcher.say)))
+
+        missing = [each for each in folder.parents if not each.exists()]
+        on_first(take)
+        try:
+            yield held[0] if held else None
+        finally:
+            stack.close()
+            for each in missing:  # of a run that was refused nothing remains
+                with suppress(OSError):
+                    each.rmdir()
+
+
+def _telling_memory_of(spread: Spread) -> AbstractContextManager[None]:
+    smaller = max(1, spread.micro // 2)
+    return telling_memory(
+        f"{spread.micro} images per pass: try --micro-batch {smaller} "
+        "(gradients are accumulated; BN groups must fit into it)"
+    )
+
+
+def _open_writer(asked: Asked, feed: Feed) -> RunWriter:
     """The record of a run on these data, which the first process alone writes.
 
     Raises:
         UsageError: if the data do not fill a batch, or the folder holds a run of another specification.
         RecordError: if the folder cannot be written.
     """
-    if spec.recipe.batch_size > feed.about.sizes["train"]:
+    if asked.spec.recipe.batch_size > feed.about.sizes["train"]:
         raise UsageError(
-            f"a batch of {spec.recipe.batch_size} is larger than the training set of "
+            f"a batch of {asked.spec.recipe.batch_size} is larger than the training set of "
             f"{feed.about.sizes['train']:,} images: choose a smaller --batch-size."
         )
-    writer = on_first(lambda: open_run(runs, spec, seed, fresh=fresh))
+    writer = on_first(lambda: open_run(asked.runs, asked.spec, asked.seed, fresh=asked.fresh))
     return writer if is_first() else Onlooker(writer.folder)
 
 
@@ -130,16 +201,39 @@ def _check_same_images(folder: Path, checksums: Mapping[str, str]) -> None:
 
 
 def _open_record(trainer: Trainer, arguments: Sequence[str] | None) -> None:
-    """Begin the record of a run, or note in it that another session goes on."""
-    writer, spec = trainer.writer, trainer.spec
-    env = describe_environment(arguments) | _describe_device(trainer.target)
-    if trainer.resume():
-        writer.add_session(trainer.done, env)
+    """Begin the record of a run, or take up its newest checkpoint and note that another session goes on."""
+    writer, spec, seed = trainer.writer, trainer.spec, trainer.seed
+    now = describe_environment(arguments) | _describe_device(trainer.target)
+    found = on_first(lambda: find_state(writer.folder, spec, seed))
+    if found is not None:
+        _go_on(trainer, *found, now)
         return
-    command = catalogue.command_for(spec, trainer.seed)
-    told = env | {"mode": "default", "data": trainer.feed.about.describe(), "command": command}
-    writer.begin(spec, trainer.seed, told)
-    writer.result(trainer.result("partial"))
+    command = catalogue.command_for(spec, seed)
+    told = now | {"mode": "default", "data": trainer.feed.about.describe(), "command": command}
+    on_first(lambda: writer.begin(spec, seed, told))
+    on_first(lambda: writer.result(trainer.result("partial")))
+    trainer.save()  # so that there is always one to go on from; it also shows what the next will cost
+
+
+def _go_on(trainer: Trainer, state: Mapping[str, Any], notice: str, now: Mapping[str, Any]) -> None:
+    writer, watcher = trainer.writer, trainer.watcher
+    check_same_data(writer.folder, state["data"], trainer.feed.about.checksums)
+    go_back(trainer, state)
+    trainer.saved = trainer.done
+    told = [notice] if notice else []
+    restored = on_first(
+        lambda: writer.go_on(
+            trainer.spec, trainer.seed, state["env"], state["curve"].encode(), trainer.result("partial")
+        )
+    )
+    if restored:
+        told.append(f"Damaged or missing, and restored from the checkpoint: {', '.join(restored)}.")
+    if other := differences(state["env"], now):
+        told.append(f"Note: not the machine of the first start, so rounding may differ: {'; '.join(other)}.")
+    on_first(lambda: writer.add_session(trainer.done, now))
+    for sentence in told:
+        watcher.say(sentence)
+    watcher.say(f"Going on from iteration {trainer.done:,} of {trainer.recipe.iterations:,}.")
 
 
 def plan(
@@ -192,17 +286,24 @@ def _describe_device(target: Target) -> dict[str, object]:
 
 
 def _already_over(folder: Path, watcher: Watcher) -> bool:
-    """Whether the run in this folder is finished; says so.
+    """Whether the run in this folder is finished and its record whole; says so.
+
+    A broken record is no end: it is restored by going on from the checkpoint, where there is one.
 
     Raises:
         Diverged: if it ended with a loss that is not finite.
+        RecordError: if the record is broken and there is no checkpoint.
     """
     if not (folder / RESULT).exists():
         return False
-    status = read_json(folder / RESULT).get("status")
-    if status == "diverged":
+    try:
+        run = read_run(folder)
+    except RecordError:
+        if has_checkpoint(folder):
+            return False
+        raise
+    if run.status == "diverged":
         raise Diverged(f"{folder} diverged earlier and is kept: start it anew with --fresh.")
-    if status in ("complete", "shortened"):
-        watcher.say(f"{folder} is finished already ({status}); --fresh would train it anew.")
-        return True
-    return False
+    if run.finished:
+        watcher.say(f"{folder} is finished already ({run.status}); --fresh would train it anew.")
+    return run.finished

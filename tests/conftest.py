@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from resrepro.durable import json_bytes
+from resrepro.record_files import read_json
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels
 IMAGES_PER_FILE = 10_000
@@ -132,8 +135,9 @@ def write_run(
     if headline == "val" and split == "all":
         about["classes"] = classes or {"imagenet": 1000, "folder": 10}[spec.dataset]
     writer = RunWriter(folder / spec.name / f"seed{seed}")
+    writer.folder.mkdir(parents=True, exist_ok=True)
     env = {
-        "format": 1,
+        "format": 2,
         "versions": {"python": "3.11.9", "resrepro": "0.1.0", "torch": "2.6.0"},
         "commit": None,
         "modified": None,
@@ -177,6 +181,13 @@ def write_run(
     return writer.folder
 
 
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the content of a JSON record and seal it anew."""
+    content = read_json(path)
+    change(content)
+    path.write_bytes(json_bytes(content))
+
+
 def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str = "", **changed: Any) -> Path:
     """Write a made-up evaluation of a made-up run, on its validation images; returns the file.
 
@@ -186,7 +197,7 @@ def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str 
         json.loads((folder / f"{kind}.json").read_text()) for kind in ("spec", "env", "result")
     )
     content = {
-        "format": 1,
+        "format": 2,
         "protocol": protocol,
         "bn_stats": spec["spec"]["recipe"].get("bn_stats", "running"),
         "digest": spec["digest"],
@@ -195,7 +206,7 @@ def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str 
     }
     path = folder / "evals" / f"{name or protocol}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content | changed))
+    path.write_bytes(json_bytes(content | changed))
     return path
 
 
@@ -208,7 +219,7 @@ def write_ensemble(
 
     members = [read_run(folder) for folder in folders]
     content = {
-        "format": 1,
+        "format": 2,
         "protocol": "multi_scale",
         "bn_stats": "running",
         "members": [
@@ -228,7 +239,7 @@ def write_ensemble(
     }
     path = runs / "ensembles" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content | changed))
+    path.write_bytes(json_bytes(content | changed))
     return path
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from resrepro.assessment import Foreign, evaluate
+from resrepro.checkpoint import save_checkpoint
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
 from resrepro.nets import build_net
@@ -107,14 +108,14 @@ def test_validation_images_that_were_trained_on_are_told(make_run, fake_cifar, t
     assert any("among those trained on" in sentence for sentence in told)
 
 
-def test_a_net_with_weights_that_are_no_numbers_is_recorded_without_a_traceback(tmp_path):
+def test_a_net_with_weights_that_are_no_numbers_is_refused_and_not_recorded(tmp_path):
     weights = build_net("digits", 8).state_dict()
     weights["fc.bias"][0] = float("nan")
     torch.save(weights, tmp_path / "theirs.pt")
     foreign = Foreign(8, mean=(0, 0, 0), std=(1, 1, 1))
-    evaluate(tmp_path / "theirs.pt", dataset="digits", foreign=foreign, runs=tmp_path / "runs")
-    (file,) = (tmp_path / "runs").glob("foreign/*/*.json")
-    assert json.loads(file.read_text())["errors"]["test"]["loss"] is None
+    with pytest.raises(RecordError, match=r"fc\.bias"):
+        evaluate(tmp_path / "theirs.pt", dataset="digits", foreign=foreign, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_folder_without_checkpoint_says_so(tmp_path):
@@ -125,6 +126,6 @@ def test_a_run_folder_without_checkpoint_says_so(tmp_path):
 def test_a_checkpoint_of_ours_with_a_part_missing_is_refused(run, tmp_path):
     content = torch.load(run / "checkpoint.pt", weights_only=True)
     del content["mean"]
-    torch.save(content, tmp_path / "checkpoint.pt")
+    save_checkpoint(tmp_path / "checkpoint.pt", content)
     with pytest.raises(RecordError, match="not a whole checkpoint"):
         evaluate(tmp_path / "checkpoint.pt")

@@ -1,5 +1,6 @@
 """Checkpoints: whole or untouched when written, never code when read."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from resrepro import checkpoint
-from resrepro.checkpoint import load_checkpoint, save_checkpoint
+from resrepro import checkpoint, disk
+from resrepro.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from resrepro.errors import RecordError
 
 
@@ -144,10 +145,11 @@ def test_a_missing_checkpoint_and_a_folder_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["full disk", "torch", "last moment"])
-def test_a_failing_write_leaves_the_old_checkpoint_and_nothing_else(
+def test_a_failing_write_leaves_the_old_checkpoints_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"iteration": 0})
     save_checkpoint(path, {"iteration": 1})
 
     def fail(*arguments: object) -> None:
@@ -155,11 +157,63 @@ def test_a_failing_write_leaves_the_old_checkpoint_and_nothing_else(
             raise RuntimeError("PytorchStreamWriter failed")
         raise OSError(28, "No space left on device")
 
-    if trouble == "last moment":
-        monkeypatch.setattr(checkpoint.os, "fsync", fail)
-    else:
+    if trouble == "torch":
         monkeypatch.setattr(checkpoint.torch, "save", fail)
-    with pytest.raises(RecordError, match=r"cannot write the checkpoint .*checkpoint\.pt"):
+    else:
+        monkeypatch.setattr(disk, "sync" if trouble == "last moment" else "write", fail)
+    with pytest.raises(RecordError, match=r"cannot write .*checkpoint\.pt"):
         save_checkpoint(path, {"iteration": 2})
-    assert load_checkpoint(path) == {"iteration": 1}
-    assert [left.name for left in tmp_path.iterdir()] == ["checkpoint.pt"]
+    before = path.with_name("checkpoint.previous.pt")
+    assert (load_checkpoint(before), load_checkpoint(path)) == ({"iteration": 0}, {"iteration": 1})
+    assert {left.name for left in tmp_path.iterdir()} == {path.name, before.name}
+
+
+def test_a_full_disk_in_the_midst_of_a_large_checkpoint_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def fill(file: int, content: bytes) -> None:
+        written.append(len(content))
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "write", fill)
+    with pytest.raises(RecordError, match=r"checkpoint\.pt: No space left on device \(.*make room"):
+        save_checkpoint(tmp_path / "checkpoint.pt", {"w": torch.randn(2**20)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_changed_byte_and_every_cut_of_a_checkpoint_of_ours_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"w": torch.arange(100.0), "iteration": 3})
+    whole = path.read_bytes()
+    unharmed = 0
+    for place in range(0, len(whole), 7):
+        for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
+            path.write_bytes(content)
+            with contextlib.suppress(RecordError):
+                load_checkpoint(path)
+                unharmed += 1
+    assert unharmed == 0
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_a_damaged_one_is_kept_aside(tmp_path: Path) -> None:
+    newest, before = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt"
+    assert load_newest(tmp_path) is None
+    for iteration in (1, 2):
+        save_checkpoint(newest, {"iteration": iteration})
+    assert load_newest(tmp_path) == ({"iteration": 2}, "")
+    newest.write_bytes(newest.read_bytes()[:-9])
+    content, notice = load_newest(tmp_path)
+    assert content == {"iteration": 1}
+    assert "damaged" in notice
+    assert (tmp_path / "checkpoint.damaged.pt").exists()
+    assert load_newest(tmp_path) == ({"iteration": 1}, "")
+    save_checkpoint(newest, {"iteration": 3})
+    assert load_checkpoint(before) == {"iteration": 1}  # not overwritten by the damaged one
+    newest.unlink()  # a crash between the two moves
+    assert load_newest(tmp_path) == ({"iteration": 1}, "")
+    before.write_bytes(b"PK nothing")
+    with pytest.raises(RecordError, match=r"previous\.pt is not a PyTorch checkpoint, or is damaged"):
+        load_newest(tmp_path)

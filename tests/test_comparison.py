@@ -5,7 +5,7 @@ import io
 import statistics
 
 import pytest
-from conftest import write_eval
+from conftest import rewrite, write_eval
 
 from resrepro.cells import cells_of, data_told, eval_command, spell_mean
 from resrepro.comparison import build
@@ -129,12 +129,9 @@ def test_an_exact_run_on_an_incomplete_test_set_does_not_fill_the_papers_cell(ma
 
 
 def test_a_run_whose_warm_up_never_ended_does_not_fill_the_papers_cell(make_run, tmp_path):
-    import json
-
     folder = make_run(tmp_path, "cifar10-resnet110", curve=[(64000, 1.0, 8.0)])
-    result = json.loads((folder / "result.json").read_text())
     told = "the warm-up never ended: learning rate 0.01 throughout"
-    (folder / "result.json").write_text(json.dumps(result | {"departures": [told]}))
+    rewrite(folder / "result.json", lambda result: result.update(departures=[told]))
     table = build("table6", runs_in(tmp_path))
     own, other = rows_of(table, "ResNet-110")
     assert own["ours"] == DASH

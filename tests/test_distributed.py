@@ -21,7 +21,8 @@ from resrepro.data.folder import scan_both
 from resrepro.data.loading import Loading
 from resrepro.data.views import PhotoViews, Views
 from resrepro.distributed import (
-    StopVote,
+    Asked,
+    Ballot,
     average_statistics,
     collected,
     exchanging,
@@ -35,6 +36,7 @@ from resrepro.distributed import (
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.evaluation import Member, measure
 from resrepro.feeds import memory_views, on_device
+from resrepro.interrupts import Interrupts
 from resrepro.metrics import Errors, ErrorSums
 from resrepro.nets import Net, net_of
 from resrepro.normalisation import norms_of, running_statistics
@@ -206,30 +208,69 @@ def test_what_the_first_process_does_all_learn_and_its_errors_too() -> None:
 
 
 def test_all_processes_learn_of_a_signal_that_one_received_after_the_same_update() -> None:
-    def work(rank: int) -> list[int]:
+    def work(rank: int) -> list[Asked]:
         join(CPU)
-        vote = StopVote()
-        decided = []
+        interrupts = Interrupts()
+        ballot = Ballot(interrupts)
+        agreed = []
         for update in range(4):
             time.sleep(0.05 * rank)
-            decided.append(vote.cast(signal.SIGTERM if (rank, update) == (1, 1) else 0))
-        return [*decided, vote.result(), vote.result()]
+            interrupts.received = signal.SIGTERM if (rank, update) == (1, 1) else 0
+            agreed.append(ballot.cast((rank, update) == (2, 2)))
+        return [*agreed, ballot.result(), ballot.result()]
 
-    assert in_ranks(3, work) == [[0, 0, signal.SIGTERM, 0, 0, 0]] * 3
+    wanted = [Asked(), Asked(), Asked(signal.SIGTERM), Asked(0, True), Asked(), Asked()]
+    assert in_ranks(3, work) == [wanted] * 3
 
 
 def test_a_vote_for_the_last_update_is_still_counted() -> None:
-    def work(rank: int) -> tuple[int, int]:
+    def work(rank: int) -> tuple[Asked, int, int]:
         join(CPU)
-        vote = StopVote()
-        return vote.cast(signal.SIGINT * rank), vote.result()
+        interrupts = Interrupts()
+        ballot = Ballot(interrupts)
+        interrupts.received = signal.SIGINT * rank
+        first = ballot.cast(False)
+        interrupts.received = 0
+        return first, ballot.final(), ballot.final()
 
-    assert in_ranks(2, work) == [(0, signal.SIGINT)] * 2
+    assert in_ranks(2, work) == [(Asked(), signal.SIGINT, 0)] * 2
+
+
+def test_a_checkpoint_agreed_on_during_an_evaluation_is_written_after_the_next_update() -> None:
+    def work(rank: int) -> list[Asked]:
+        join(CPU)
+        ballot = Ballot(Interrupts())
+        ballot.cast(rank == 1)
+        assert ballot.final() == 0
+        return [ballot.cast(False), ballot.cast(False)]
+
+    assert in_ranks(2, work) == [[Asked(0, True), Asked()]] * 2
+
+
+def test_word_of_a_signal_reaches_a_process_that_is_busy_with_its_evaluation() -> None:
+    def work(rank: int) -> tuple[bool, bool]:
+        join(CPU)
+        interrupts = Interrupts()
+        ballot = Ballot(interrupts)
+        before = ballot.heard()
+        collected(None)
+        interrupts.received = signal.SIGTERM * rank
+        deadline = time.monotonic() + 20
+        while not ballot.heard() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        heard = ballot.heard()
+        collected(None)
+        return before, heard
+
+    assert in_ranks(2, work) == [(False, True)] * 2
 
 
 def test_alone_a_process_learns_its_own_vote_at_once() -> None:
-    vote = StopVote()
-    assert (vote.cast(0), vote.cast(15), vote.result()) == (0, 15, 0)
+    interrupts = Interrupts()
+    ballot = Ballot(interrupts)
+    assert (ballot.cast(False), ballot.cast(True), ballot.heard()) == (Asked(), Asked(0, True), False)
+    interrupts.received = 15
+    assert (ballot.cast(False), ballot.heard(), ballot.final()) == (Asked(15), True, 15)
 
 
 # --- lost processes ---------------------------------------------------------------------------------

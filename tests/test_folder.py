@@ -21,6 +21,7 @@ from resrepro.data.folder import (
     scan,
     scan_both,
 )
+from resrepro.data.images import BadImage, read_image
 from resrepro.errors import DataError
 
 
@@ -101,6 +102,22 @@ def test_pipes_are_passed_over(tmp_path: Path) -> None:
     made(tmp_path, "val/a/1.jpg")
     os.mkfifo(tmp_path / "val/a/0.jpg")
     assert list(scan(tmp_path, "val").paths) == ["a/1.jpg"]
+
+
+def test_a_link_out_of_the_folder_is_listed_and_gives_at_most_an_image(tmp_path: Path) -> None:
+    made(tmp_path, "secret.txt", "top/val/a/1.jpg")
+    (tmp_path / "top/val/a/2.jpg").symlink_to(tmp_path / "secret.txt")
+    photos = scan(tmp_path / "top", "val")
+    assert list(photos.paths) == ["a/1.jpg", "a/2.jpg"]
+    with pytest.raises(BadImage, match=r"^not an image$"):
+        read_image(photos.path(1))
+
+
+def test_names_with_control_characters_are_kept_but_written_out_in_messages(tmp_path: Path) -> None:
+    made(tmp_path, "train/a/1\n.jpg", "train/b/1.jpg", "val/a/1.jpg")
+    assert scan(tmp_path, "train").paths[0] == "a/1\n.jpg"
+    made(tmp_path, "val/\x1b[2J/1.jpg")
+    assert refusal(tmp_path).startswith("val has the class '\\x1b[2J'")
 
 
 def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:

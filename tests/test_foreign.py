@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from resrepro.errors import RecordError
-from resrepro.foreign import find_state_dict, fit
+from resrepro.foreign import (
+    check_depth_of,
+    check_finite,
+    check_fit,
+    check_variances,
+    find_state_dict,
+    fit,
+)
 from resrepro.nets import build_net
 
 
@@ -67,3 +74,50 @@ def test_option_b_weights_do_not_pass_for_option_a():
 def test_a_file_without_tensors_is_refused():
     with pytest.raises(RecordError, match="holds no state dict"):
         find_state_dict({"epoch": 3, "best_acc": 91.2}, "x.pt")
+
+
+def test_numbers_that_are_none_are_named_with_their_tensor():
+    for wrong in (float("nan"), float("inf"), -float("inf")):
+        spoiled = weights()
+        spoiled["stages.1.0.conv2.weight"][3, 2, 1, 0] = wrong
+        with pytest.raises(RecordError, match=r"NaN or infinite numbers in stages\.1\.0\.conv2\.weight"):
+            check_finite(spoiled, "x.pt")
+    check_finite(weights(), "x.pt")
+
+
+def test_the_counter_of_batches_may_be_a_whole_number_and_a_weight_may_not():
+    check_finite({"bn1.num_batches_tracked": torch.tensor(3)}, "x.pt")
+    with pytest.raises(RecordError, match=r"kind int64 in fc\.bias"):
+        check_finite({"fc.bias": torch.tensor([3])}, "x.pt")
+
+
+def test_a_number_too_large_for_float32_counts_as_infinite():
+    check_finite({"w": torch.tensor([3e38], dtype=torch.float64)}, "x.pt")
+    with pytest.raises(RecordError, match="infinite"):
+        check_finite({"w": torch.tensor([4e38], dtype=torch.float64)}, "x.pt")
+
+
+def test_as_many_layers_as_weights_are_believed_and_one_memory_counts_once():
+    check_depth_of(weights(14), 14, "x.pt")
+    with pytest.raises(RecordError, match="has weights for 8 at most"):
+        check_depth_of(weights(8), 14, "x.pt")
+    shared = torch.zeros(3, 3)
+    with pytest.raises(RecordError, match="for 1 at most"):
+        check_depth_of({f"w{k}": shared for k in range(20)}, 20, "x.pt")
+
+
+def test_negative_variances_are_refused():
+    net = build_net("digits", 8)
+    check_variances(net, "x.pt")
+    net.stages[2][0].bn1.running_var[5] = -0.1
+    with pytest.raises(RecordError, match="negative variances"):
+        check_variances(net, "x.pt")
+
+
+def test_an_outline_without_memory_is_enough_to_see_whether_tensors_fit():
+    with torch.device("meta"):
+        outline = build_net("digits", 8)
+        larger = build_net("digits", 8, num_classes=10**9)
+    check_fit(outline, find_state_dict(weights(), "x.pt"), "x.pt", "ResNet-8")
+    with pytest.raises(RecordError, match=r"fc\.weight has shape \(10, 64\) where"):
+        check_fit(larger, find_state_dict(weights(), "x.pt"), "x.pt", "ResNet-8")

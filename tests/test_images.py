@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import PHOTO_KINDS, TURNED, blotches, write_photo
 from PIL import Image, ImageOps
 from torchvision import transforms
 
+from resrepro.data import images
 from resrepro.data.images import (
     LONGEST,
     BadImage,
@@ -193,6 +195,35 @@ def test_want_of_memory_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("resrepro.data.images.to_rgb", full)
     with pytest.raises(MemoryError):
         read_image(written(tmp_path, "rgb.jpg"))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_every_format_of_photographs_is_read(form: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(encoded(form))
+    assert read_image(tmp_path / "a").image.size == (90, 70)
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "TGA", "PCX", "DDS", "SGI"])
+def test_another_format_is_no_image_here(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(form))
+    monkeypatch.setattr("subprocess.Popen", None)  # Ghostscript would be called by it
+    assert reason(tmp_path / "a.jpg") == "not an image"
+
+
+def test_a_file_of_the_largest_size_is_read_and_none_beyond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, "rgb.png")
+    size = path.stat().st_size
+    monkeypatch.setattr(images, "LARGEST_FILE", size)
+    assert read_image(path).image.size == (41, 30)
+    monkeypatch.setattr(images, "LARGEST_FILE", size - 1)
+    assert reason(path) == f"too large a file of {size:,} bytes"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    assert reason(tmp_path / "a.jpg") == "a pipe or device, not a file"
 
 
 # --- scaling and cutting, as torchvision does -------------------------------------------------------

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from resrepro.interrupts import Interrupts
+from resrepro.interrupts import SIGNALS, Interrupts
 
 
 def test_the_first_signal_is_only_noted() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         with Interrupts() as interrupts:
             assert interrupts.received == 0
             os.kill(os.getpid(), number)
@@ -26,11 +26,11 @@ def test_a_second_signal_acts_at_once() -> None:
 
 
 def test_the_handlers_of_before_come_back_also_after_an_error() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(ZeroDivisionError), Interrupts():  # noqa: PT012
         assert signal.getsignal(signal.SIGTERM) != before[1]
         _ = 1 / 0
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_outside_the_main_thread_nothing_is_touched() -> None:

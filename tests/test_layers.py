@@ -20,13 +20,15 @@ HEAVY = {"torch", "torchvision", "sklearn"}
 # Each layer with its modules (or packages, with everything below them).
 LAYERS = {
     "ground": (
-        "architectures", "errors", "measurements", "processes", "specs", "schedule", "catalogue", "records",
-        "recording",
+        "architectures", "archive", "catalogue", "disk", "durable", "environment", "errors", "files",
+        "holders", "locking", "measurements", "pickles", "processes", "publishing", "record_files",
+        "recording", "records", "schedule", "specs",
     ),
     "training": (
-        "assessment", "checkpoint", "data", "description", "device", "distributed", "evaluation", "feeds",
-        "foreign", "held_out", "interrupts", "metrics", "nets", "normalisation", "optimizer", "plateau",
-        "spread", "subjects", "trainer", "training", "watching",
+        "assessment", "cadence", "checkpoint", "data", "description", "device", "distributed", "evaluation",
+        "feeds", "foreign", "freezing", "held_out", "interrupts", "metrics", "nets", "normalisation",
+        "optimizer", "plateau", "resuming", "spread", "subjects", "trainer", "training", "verification",
+        "watching",
     ),
     "reading": (
         "architecture_figure", "architecture_table", "captions", "cells", "comparison", "ensembling",

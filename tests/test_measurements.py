@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_ensemble, write_eval
+from conftest import rewrite, write_ensemble, write_eval
 
 from resrepro.measurements import ensemble_from, evaluation_from
 from resrepro.records import Run, collect, load_runs, read_run
@@ -149,9 +149,7 @@ def test_a_file_that_is_no_json_object_is_named_too(folder: Path, text: str) -> 
 
 
 def test_a_record_of_a_folder_without_classes_is_broken(folder: Path) -> None:
-    env = json.loads((folder / "env.json").read_text())
-    del env["data"]["classes"]
-    (folder / "env.json").write_text(json.dumps(env))
+    rewrite(folder / "env.json", lambda env: env["data"].pop("classes"))
     collection = collect([folder.parent.parent])
     assert collection.runs == ()
     assert "does not say how many classes" in collection.broken[0]

@@ -14,7 +14,7 @@ from resrepro.data.folder import imagenet_classes
 from resrepro.data.loading import Loading
 from resrepro.errors import DataError, RecordError, UsageError
 from resrepro.nets import build_net
-from resrepro.recording import publish, publish_ensemble
+from resrepro.publishing import publish, publish_ensemble
 from resrepro.records import collect, read_run
 from resrepro.training import train
 

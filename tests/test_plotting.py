@@ -20,7 +20,8 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.exhibits import plot
 from resrepro.lettering import contrast, readable, spread, text_width, wrap
 from resrepro.plotting import draw, exhibits, make_figure, select
-from resrepro.records import METRICS_COLUMNS, Run, collect
+from resrepro.record_files import METRICS_COLUMNS
+from resrepro.records import Run, collect
 
 Samples = Sequence[tuple[int, Mapping[str, float]]]
 

@@ -1,24 +1,25 @@
 """Records: what is written is read back, and what is broken is named while the rest is used."""
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
+from conftest import rewrite
 
-from resrepro import catalogue, recording
+from resrepro import catalogue, disk, recording
+from resrepro.durable import write_json
+from resrepro.environment import without_paths
 from resrepro.errors import RecordError, UsageError
-from resrepro.recording import RunWriter, open_run, without_paths, write_json
-from resrepro.records import METRICS_COLUMNS, collect, load_runs, read_metrics, read_run
+from resrepro.record_files import METRICS_COLUMNS, describe_curve, read_json, read_metrics
+from resrepro.recording import HEADER, RunWriter, open_run
+from resrepro.records import collect, load_runs, read_run
 
 MakeRun = Callable[..., Path]
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 # --- reading what was written -----------------------------------------------------------------------
@@ -139,8 +140,13 @@ def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(t
 
 # --- broken records ---------------------------------------------------------------------------------
 
-HEADER = ",".join(METRICS_COLUMNS).encode() + b"\n"
 ROW = b"1000,2.56,train,1.2,45.5,4.5,0.1,1000.0,500.00\n"
+
+
+def damage_curve(folder: Path, content: bytes) -> None:
+    """Replace metrics.csv by something that result.json vouches for."""
+    (folder / "metrics.csv").write_bytes(content)
+    rewrite(folder / "result.json", lambda result: result.update(metrics=describe_curve(content)))
 
 
 @pytest.mark.parametrize(
@@ -168,12 +174,84 @@ def test_a_broken_metrics_file_is_named_and_the_good_runs_are_still_used(
     tmp_path: Path, make_run: MakeRun, content: bytes
 ) -> None:
     good, bad = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
-    (bad / "metrics.csv").write_bytes(content)
+    damage_curve(bad, content)
     collection = collect([tmp_path])
     assert [run.folder for run in collection.runs] == [good]
     (sentence,) = collection.broken
     assert f"{bad / 'metrics.csv'} is broken" in sentence
+    assert "checksum" not in sentence
     assert "\n" not in sentence
+
+
+def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path)
+    before = read_run(folder).metrics
+    with (folder / "metrics.csv").open("ab") as file:
+        file.write(b"99000,2.56,train,1.2,4")  # a run that is going on, or was killed
+    pd.testing.assert_frame_equal(read_run(folder).metrics, before)
+    content = (folder / "metrics.csv").read_bytes()
+    (folder / "metrics.csv").write_bytes(content.replace(b"train", b"trian", 1))
+    with pytest.raises(RecordError, match=r"metrics\.csv is broken: it does not match the checksum"):
+        read_run(folder)
+
+
+def test_a_value_of_absurd_length_is_refused(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path)
+    damage_curve(folder, HEADER + ROW.replace(b"train", b"t" * 1_000_000))
+    with pytest.raises(RecordError, match="a value has more than 100 characters"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])
+def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(
+    tmp_path: Path, make_run: MakeRun, name: str
+) -> None:
+    folder = make_run(tmp_path)
+    whole = json.loads((folder / name).read_text())
+    for change, complaint in (
+        (lambda it: it.pop("checksum"), "its checksum is missing"),
+        (lambda it: it.update(format=3), "is of format 3, which this version cannot read"),
+        (lambda it: it.update(format="2"), "is of format '2'"),
+        (lambda it: it.update(extra=1), "its checksum does not match"),
+    ):
+        content = dict(whole)
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(RecordError, match=complaint):
+            read_run(folder)
+    (folder / name).write_text(json.dumps(whole, indent=None))  # other spacing is no damage
+    assert read_run(folder).finished
+
+
+def test_a_record_cannot_steer_the_terminal_or_lead_out_of_the_results(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    folder = make_run(tmp_path)
+    rewrite(folder / "result.json", lambda result: result.update(notices=["\x1b[2J all is well"]))
+    with pytest.raises(RecordError, match="control characters"):
+        read_run(folder)
+    folder = make_run(tmp_path, seed=1)
+    rewrite(folder / "spec.json", lambda spec: spec.update(name="../../elsewhere"))
+    with pytest.raises(RecordError, match="its name is none of a run"):
+        read_run(folder)
+
+
+def test_the_result_of_another_run_is_refused(tmp_path: Path, make_run: MakeRun) -> None:
+    one, other = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+    (one / "result.json").write_bytes((other / "result.json").read_bytes())
+    with pytest.raises(RecordError, match="it is the result of another run"):
+        read_run(one)
+
+
+def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path)
+    for name in ("spec", "env", "result"):
+        content = json.loads((folder / f"{name}.json").read_text())
+        for key in ("checksum", "metrics"):
+            content.pop(key, None)
+        (folder / f"{name}.json").write_text(json.dumps(content | {"format": 1}))
+    assert read_run(folder).last("test") == 10
+    assert len(read_run(folder).metrics) > 0
 
 
 @pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])
@@ -206,7 +284,7 @@ def test_a_missing_file_is_named(tmp_path: Path, make_run: MakeRun, name: str) -
         ("status", "done"),
         ("status", None),
         ("iteration", "many"),
-        ("last", {"test": {"top1_err": float("nan"), "top5_err": 1.0}}),
+        ("last", {"test": {"top1_err": None, "top5_err": 1.0}}),
         ("last", {"test": {"top1_err": 101.0, "top5_err": 1.0}}),
         ("last", {"test": {"top1_err": "7.0", "top5_err": 1.0}}),
         ("last", {"test": {"top5_err": 1.0}}),
@@ -226,7 +304,7 @@ def test_a_result_with_a_wrong_value_is_named(
     tmp_path: Path, make_run: MakeRun, key: str, value: object
 ) -> None:
     folder = make_run(tmp_path)
-    edit(folder / "result.json", lambda content: content.update({key: value}))
+    rewrite(folder / "result.json", lambda content: content.update({key: value}))
     collection = collect([tmp_path])
     assert collection.runs == ()
     assert str(folder) in collection.broken[0]
@@ -237,7 +315,7 @@ def test_a_result_with_a_wrong_value_is_named(
 )
 def test_a_result_that_lacks_what_readers_need_is_named(tmp_path: Path, make_run: MakeRun, key: str) -> None:
     folder = make_run(tmp_path)
-    edit(folder / "result.json", lambda content: content.pop(key))
+    rewrite(folder / "result.json", lambda content: content.pop(key))
     collection = collect([tmp_path])
     assert collection.runs == ()
     assert str(folder) in collection.broken[0]
@@ -258,7 +336,7 @@ def test_a_result_that_lacks_what_readers_need_is_named(tmp_path: Path, make_run
 )
 def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, make_run: MakeRun, tamper: Callable) -> None:
     folder = make_run(tmp_path)
-    edit(folder / "spec.json", tamper)
+    rewrite(folder / "spec.json", tamper)
     collection = collect([tmp_path])
     assert collection.runs == ()
     assert str(folder) in collection.broken[0]
@@ -266,7 +344,7 @@ def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, make_run: MakeRu
 
 def test_an_environment_without_data_checksums_is_named(tmp_path: Path, make_run: MakeRun) -> None:
     folder = make_run(tmp_path)
-    edit(folder / "env.json", lambda content: content["data"].pop("sha256"))
+    rewrite(folder / "env.json", lambda content: content["data"].pop("sha256"))
     assert str(folder) in collect([tmp_path]).broken[0]
 
 
@@ -312,16 +390,45 @@ def test_load_runs_reads_the_folder_runs_by_default(
 SPEC = catalogue.find("cifar10-resnet20").spec()
 
 
-def test_cutting_back_keeps_the_rows_up_to_the_iteration_and_drops_a_torn_one(tmp_path: Path) -> None:
-    writer = RunWriter(tmp_path)
-    writer.begin(SPEC, 0, {})
-    rows = [(k, 0.1, "train", 1.0, 50.0, 5.0, 0.1, 10.0, 1.0) for k in (8, 9, 10, 100)]
-    writer.append(rows)
-    whole = (tmp_path / "metrics.csv").read_text().splitlines(keepends=True)
-    for torn in ("", "1", "10", "11,0.1,tr", "9,0.1,train,1.0,5"):
-        (tmp_path / "metrics.csv").write_text("".join(whole) + torn)
-        writer.cut_back(10)
-        assert (tmp_path / "metrics.csv").read_text() == "".join(whole[:4]), torn
+ROWS = [(k, 0.1, "train", 1.0, 50.0, 5.0, 0.1, 10.0, 1.0) for k in (8, 9, 10, 100)]
+
+
+def begun(folder: Path) -> RunWriter:
+    writer = RunWriter(folder)
+    writer.begin(SPEC, 0, {"format": 2})
+    writer.result({"status": "partial"})
+    return writer
+
+
+def test_going_on_cuts_the_curve_back_to_the_checkpoint_and_drops_a_torn_row(tmp_path: Path) -> None:
+    writer = begun(tmp_path)
+    writer.append(ROWS[:3])
+    at_checkpoint = writer.curve
+    writer.append(ROWS[3:])
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    assert whole == writer.curve
+    for torn in (b"", b"1", b"10", b"11,0.1,tr", b"9,0.1,train,1.0,5"):
+        (tmp_path / "metrics.csv").write_bytes(whole + torn)
+        restored = RunWriter(tmp_path).go_on(SPEC, 0, {"format": 2}, at_checkpoint, {"status": "partial"})
+        assert restored == []
+        assert (tmp_path / "metrics.csv").read_bytes() == at_checkpoint, torn
+        assert read_json(tmp_path / "result.json")["metrics"] == describe_curve(at_checkpoint)
+
+
+def test_going_on_restores_what_is_missing_or_damaged_and_keeps_later_sessions(tmp_path: Path) -> None:
+    writer = begun(tmp_path)
+    writer.append(ROWS)
+    files = {name: (tmp_path / name).read_bytes() for name in ("spec.json", "env.json", "metrics.csv")}
+    for name, content in files.items():
+        for damaged in (None, b"", content[:-20], content.replace(b"1", b"2", 1)):
+            (tmp_path / name).unlink() if damaged is None else (tmp_path / name).write_bytes(damaged)
+            again = RunWriter(tmp_path)
+            assert again.go_on(SPEC, 0, {"format": 2}, writer.curve, {"status": "partial"}) == [name]
+            assert (tmp_path / name).read_bytes() == content
+    writer.add_session(10, {"cpu": "another"})
+    again = RunWriter(tmp_path)
+    assert again.go_on(SPEC, 0, {"format": 2}, writer.curve, {"status": "partial"}) == []
+    assert again.env["later_sessions"] == [{"from_iteration": 10, "cpu": "another"}]
 
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,23 +440,59 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recording.os, "fsync", fail)
+    monkeypatch.setattr(disk, "sync", fail)
     with pytest.raises(RecordError, match=r"cannot write .*result\.json: No space left"):
         write_json(path, {"status": "complete"})
-    assert json.loads(path.read_text()) == {"status": "partial"}
+    assert read_json(path) == {"status": "partial"}
     assert [left.name for left in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_a_full_disk_while_appending_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = RunWriter(tmp_path)
-    writer.begin(SPEC, 0, {})
+    writer = begun(tmp_path)
+    writer.append(ROWS[:2])
+    before = writer.curve
 
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recording.os, "fsync", fail)
-    with pytest.raises(RecordError, match=r"cannot write .*metrics\.csv: No space left"):
-        writer.append([(1,)])
+    monkeypatch.setattr(disk, "sync", fail)
+    with pytest.raises(RecordError, match=r"cannot write .*metrics\.csv: No space left.*make room"):
+        writer.append(ROWS[2:])
+    assert writer.curve == before == (tmp_path / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO])
+def test_whatever_the_disk_refuses_is_one_sentence_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    writer = begun(tmp_path)
+
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(disk, "create", fail)
+    with pytest.raises(
+        RecordError, match=rf"{os.strerror(number)} \(.*what was written before is whole|vanished"
+    ):
+        writer.result({"status": "partial"})
+
+
+def test_a_folder_that_has_vanished_is_named_and_not_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    writer = begun(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    for write in (lambda: writer.append(ROWS), lambda: writer.result({"status": "partial"})):
+        with pytest.raises(RecordError, match="its folder has vanished"):
+            write()
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    folder = open_run(tmp_path, SPEC, 0).folder
+    (folder / ".checkpoint.pt.123.part").write_bytes(b"half")
+    (folder / "kept.part").write_bytes(b"somebody's own")
+    open_run(tmp_path, SPEC, 0)
+    assert [path.name for path in folder.iterdir()] == ["kept.part"]
 
 
 def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path: Path) -> None:

@@ -1,26 +1,25 @@
 """Whole runs of several processes: the weights and the record of one, one voice, one end."""
 
-import csv
-import json
 import os
 import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ranks import Failed, in_ranks, start_ranks, torchrun, write_photos
+from runs import TIMES, checkpoint_of, differences, json_of, rows_of
 
-from resrepro import trainer
+from resrepro import feeds, trainer
 from resrepro.data.loading import Loading
+from resrepro.data.views import Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
 from resrepro.training import train
 from resrepro.watching import Watcher
 
-TIMES = ("images_per_s", "wall_s")
 DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "iterations": 12, "eval_every": 3, "lr": 0.01}
 PHOTOS: dict[str, Any] = {
     "experiment": "folder-resnet18", "iterations": 4, "eval_every": 2, "batch_size": 8, "image_size": 32,
@@ -35,19 +34,6 @@ def cache_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def one_run(runs: Path, asked: dict[str, Any] = DIGITS, **options: Any) -> Path:
     return train(runs=runs, device="cpu", loading=Loading(workers=0), **asked | options)
-
-
-def rows_of(folder: Path, *left_out: str) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in left_out} for row in csv.DictReader(file)]
-
-
-def json_of(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / f"{name}.json").read_text())
-
-
-def checkpoint_of(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 def assert_same_run(one: Path, other: Path, images: int) -> None:
@@ -203,11 +189,48 @@ def test_a_signal_to_one_process_stops_all_at_one_update_and_the_run_goes_on_to_
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_signal_in_the_last_update_ends_all_processes_alike_with_a_finished_run(tmp_path: Path) -> None:
-    answers = in_ranks(2, lambda rank: signalled(12, rank, tmp_path, 1))
+def test_a_signal_in_the_last_update_leaves_the_last_evaluation_to_the_next_session(tmp_path: Path) -> None:
+    whole = in_ranks(2, lambda rank: one_run(tmp_path / "whole"))[0]
+    answers = in_ranks(2, lambda rank: signalled(12, rank, tmp_path / "parts", 1))
     assert answers == [(143, 12)] * 2
-    (folder,) = tmp_path.glob("*/seed0")
+    (folder,) = (tmp_path / "parts").glob("*/seed0")
+    assert json_of(folder, "result")["status"] == "partial"
+    in_ranks(2, lambda rank: one_run(tmp_path / "parts"))
     assert json_of(folder, "result")["status"] == "shortened"
+    assert differences(folder, whole) == []
+
+
+def test_an_evaluation_is_abandoned_by_all_when_one_process_hears_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "EVAL_BATCH", 1)  # 180 and 179 parts
+    whole = in_ranks(2, lambda rank: one_run(tmp_path / "whole"))[0]
+    views = feeds.MemoryFeed.views
+
+    def work(rank: int) -> tuple[str, int, int]:
+        seen = 0
+
+        def watched(feed: feeds.MemoryFeed, name: str) -> Iterator[Views]:
+            nonlocal seen
+            for part in views(feed, name):
+                seen += 1
+                if rank == 1 and seen == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05 * (rank == 0))  # it would take 9 s to the end
+                yield part
+
+        feeds.MemoryFeed.views = watched
+        answer = caught(lambda: one_run(tmp_path / "parts"))
+        return answer[0], answer[2], seen
+
+    (first, code, seen), second = in_ranks(2, work)
+    assert (first, code) == (Interrupted.__name__, 143)
+    assert second == (Interrupted.__name__, 143, 5)
+    assert seen < 100
+    (folder,) = (tmp_path / "parts").glob("*/seed0")
+    assert (json_of(folder, "result")["iteration"], rows_of(folder)) == (3, [])
+    in_ranks(2, lambda rank: one_run(tmp_path / "parts"))
+    assert differences(folder, whole) == []
 
 
 def test_a_run_goes_on_under_another_number_of_processes(tmp_path: Path) -> None:
@@ -278,14 +301,14 @@ def test_a_killed_process_ends_the_others_within_a_minute(tmp_path: Path) -> Non
             return step(self, *batch)
 
         trainer.Trainer.step = watched  # type: ignore[method-assign]
-        answer = caught(lambda: one_run(tmp_path))
+        answer = caught(lambda: one_run(tmp_path, checkpoint_every="3"))
         return answer[0], time.monotonic() - moment[0]
 
     (kind, waited), killed = in_ranks(2, work)
     assert (kind, killed) == (PeerLost.__name__, None)
     assert waited < 20
     (folder,) = tmp_path.glob("*/seed0")
-    assert checkpoint_of(folder)["iteration"] == 3
+    assert checkpoint_of(folder)["iteration"] == 4  # due after 3, agreed on by all an update later
 
 
 # --- whole commands, each process looked at ---------------------------------------------------------

@@ -1,38 +1,42 @@
 """Training: the record it leaves, going on after an interruption, and what it computes."""
 
 import contextlib
-import csv
 import json
 import math
 import os
 import re
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from runs import OF_TIMES, TIMES, differences, net_of, result_of, rows_of, same_weights
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from resrepro import feeds, trainer
+from resrepro.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
 from resrepro.data.loading import Loading
+from resrepro.data.views import Views
+from resrepro.durable import write_json
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
+from resrepro.interrupts import SIGNALS
 from resrepro.metrics import Errors
 from resrepro.nets import build_net
-from resrepro.records import METRICS_COLUMNS, RECORD_FILES, read_run
+from resrepro.record_files import METRICS_COLUMNS, RECORD_FILES, read_json
+from resrepro.records import read_run
 from resrepro.specs import Recipe
 from resrepro.subjects import Foreign, read_subject
 from resrepro.training import train
 from resrepro.watching import Sample, Watcher
 
 SECRET = "a-value-that-only-the-environment-holds"
-TIMES = ("images_per_s", "wall_s")
 
 
 class Recorder(Watcher):
@@ -61,24 +65,6 @@ class Recorder(Watcher):
 
     def end(self) -> None:
         self.ends += 1
-
-
-def rows_of(folder: Path, *left_out: str) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in left_out} for row in csv.DictReader(file)]
-
-
-def result_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "result.json").read_text())
-
-
-def net_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["net"]
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    ours, theirs = net_of(one), net_of(other)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # --- a run on the digits, looked at from all sides --------------------------------------------------
@@ -112,7 +98,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
 def test_a_run_lies_under_its_name_and_seed_with_all_its_files(finished: tuple[Path, Recorder]) -> None:
     folder, _ = finished
     assert folder.parts[-3:] == ("runs", "digits-resnet8+iterations=33", "seed3")
-    assert {path.name for path in folder.iterdir()} == {*RECORD_FILES, "checkpoint.pt"}
+    assert {path.name for path in folder.iterdir()} == {
+        *RECORD_FILES,
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+    }
 
 
 def test_both_errors_are_sampled_every_32nd_of_the_run_and_at_its_end(
@@ -320,7 +310,9 @@ WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
     ("number", "moment", "settings"),
     [
         (signal.SIGTERM, 5, {}),
-        (signal.SIGINT, 6, {}),
+        (signal.SIGINT, 6, {}),  # a sample is due
+        (signal.SIGUSR1, 8, {"precision": "bf16"}),
+        (signal.SIGUSR2, 12, {}),  # the last update
         (signal.SIGTERM, 2, WARM),
         (signal.SIGTERM, 7, WARM),
         (signal.SIGTERM, 1, {"eval_every": 12}),
@@ -330,13 +322,13 @@ def test_an_interrupted_run_goes_on_to_the_very_same_end(
     tmp_path: Path, number: signal.Signals, moment: int, settings: dict
 ) -> None:
     whole = short(tmp_path / "whole", **settings)
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(each) for each in SIGNALS]
     watcher = Recorder({moment: lambda: os.kill(os.getpid(), number)})
     with pytest.raises(Interrupted, match=f"iteration {moment} of 12") as caught:
         short(tmp_path / "parts", watcher=watcher, **settings)
     assert caught.value.exit_code == 128 + number
     assert (watcher.steps[-1], watcher.ends) == (moment, 1)
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
     (folder,) = (tmp_path / "parts").glob("*/seed0")
     assert (result_of(folder)["status"], result_of(folder)["iteration"]) == ("partial", moment)
     assert read_run(folder).status == "partial"
@@ -345,13 +337,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_end(
     assert short(tmp_path / "parts", watcher=watcher, **settings) == folder
     assert watcher.began == [(moment, 12)]
     assert watcher.steps == list(range(moment + 1, 13))
-    assert same_weights(folder, whole)
-    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
-    left_out = {"seconds"}
-    one, other = result_of(folder), result_of(whole)
-    assert {k: v for k, v in one.items() if k not in left_out} == {
-        k: v for k, v in other.items() if k not in left_out
-    }
+    assert differences(folder, whole) == []
 
 
 def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
@@ -361,24 +347,53 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
     write = trainer.save_checkpoint
     written = []
 
-    def fail_third(path: Path, state: dict) -> None:
+    def fail_fourth(path: Path, state: dict) -> None:
         written.append(state["iteration"])
-        if len(written) == 3:
+        if len(written) == 4:
             raise RecordError("the disk is full")
         write(path, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", fail_third)
+        patch.setattr(trainer, "save_checkpoint", fail_fourth)
         with pytest.raises(RecordError, match="disk is full"):
-            short(tmp_path / "parts")
-    assert written == [3, 6, 9]
+            short(tmp_path / "parts", checkpoint_every="3")
+    assert written == [0, 3, 6, 9]
     (folder,) = (tmp_path / "parts").glob("*/seed0")
     assert rows_of(folder)[-1]["iteration"] == "9"
     watcher = Recorder()
     short(tmp_path / "parts", watcher=watcher)
     assert watcher.began == [(6, 12)]
-    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
-    assert same_weights(folder, whole)
+    assert differences(folder, whole) == []
+
+
+@pytest.mark.parametrize(("moment", "iteration"), [(1, 3), (2, 6), (4, 12)])
+def test_an_evaluation_under_way_is_abandoned_at_a_signal_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, iteration: int
+) -> None:
+    monkeypatch.setattr(feeds, "EVAL_BATCH", 10)  # the 40 test images in four parts
+    whole = short(tmp_path / "whole")
+    views = feeds.MemoryFeed.views
+    opened: list[int] = []
+
+    def signalled(feed: feeds.MemoryFeed, name: str) -> Iterator[Views]:
+        opened.append(0)
+        for part in views(feed, name):
+            opened[-1] += 1
+            if len(opened) == moment and opened[-1] == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield part
+
+    monkeypatch.setattr(feeds.MemoryFeed, "views", signalled)
+    with pytest.raises(Interrupted, match=f"Stopped at iteration {iteration} of 12") as caught:
+        short(tmp_path / "parts")
+    assert caught.value.exit_code == 128 + signal.SIGUSR1
+    assert opened == [4] * (moment - 1) + [2]
+    (folder,) = (tmp_path / "parts").glob("*/seed0")
+    assert [int(row["iteration"]) for row in rows_of(folder)[::2]] == list(range(3, iteration, 3))
+    assert (result_of(folder)["status"], result_of(folder)["iteration"]) == ("partial", iteration)
+    short(tmp_path / "parts")
+    assert opened == [4] * (moment - 1) + [2] + [4] * (5 - moment)
+    assert differences(folder, whole) == []
 
 
 def test_another_session_is_noted_in_the_record_beside_the_first(tmp_path: Path) -> None:
@@ -393,25 +408,57 @@ def test_another_session_is_noted_in_the_record_beside_the_first(tmp_path: Path)
     assert env["later_sessions"] == [{"from_iteration": 5, "arguments": ["two"]}]
 
 
-def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path: Path) -> None:
+def interrupted(runs: Path, moment: int = 5, **options: Any) -> Path:
+    """A run stopped after an update; returns its folder."""
     with pytest.raises(Interrupted):
-        short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
-    (folder,) = tmp_path.glob("*/seed0")
-    (folder / "checkpoint.pt").unlink()
+        short(runs, watcher=stopped_at(moment), **options)
+    (folder,) = runs.glob("*/seed0")
+    return folder
+
+
+def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path)
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (folder / name).unlink()
     curves = (folder / "metrics.csv").read_bytes()
     assert short(tmp_path) == folder
     assert result_of(folder)["iteration"] == 12
     assert (folder.with_name("seed0.aside1") / "metrics.csv").read_bytes() == curves
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00\xff", b"iteration\n\n\n"])
-def test_going_on_with_a_broken_metrics_file_is_one_sentence(tmp_path: Path, damage: bytes) -> None:
-    with pytest.raises(Interrupted):
-        short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
-    (folder,) = tmp_path.glob("*/seed0")
-    (folder / "metrics.csv").write_bytes(damage)
-    with pytest.raises(RecordError, match=r"metrics\.csv is missing or broken.*--fresh"):
-        short(tmp_path)
+@pytest.mark.parametrize("damage", [None, b"", b"\x00\xff", b"iteration\n\n\n"])
+@pytest.mark.parametrize("name", RECORD_FILES)
+def test_a_damaged_or_missing_record_is_restored_from_the_checkpoint(
+    tmp_path: Path, damage: bytes | None, name: str, whole_run: Path
+) -> None:
+    folder = interrupted(tmp_path)
+    (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+    watcher = Recorder()
+    assert short(tmp_path, watcher=watcher) == folder
+    told = f"Damaged or missing, and restored from the checkpoint: {name}."
+    assert (told in watcher.said) is (name != "result.json")  # which is written anew in any case
+    assert differences(folder, whole_run) == []
+    assert read_run(folder).finished
+
+
+@pytest.mark.parametrize("name", RECORD_FILES)
+def test_the_damaged_record_of_a_finished_run_is_restored_without_training(tmp_path: Path, name: str) -> None:
+    folder = short(tmp_path)
+    before = result_of(folder, *OF_TIMES)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    watcher = Recorder()
+    short(tmp_path, watcher=watcher)
+    assert watcher.steps == []
+    assert result_of(folder, *OF_TIMES) == before
+    assert read_run(folder).finished
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
+        return short(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.gpu
@@ -426,11 +473,11 @@ def test_a_gpu_trains_to_about_the_same_errors(tmp_path: Path, precision: str) -
 
 def test_a_crash_before_the_first_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
     def crash() -> None:
-        raise MemoryError
+        raise KeyboardInterrupt
 
     whole = short(tmp_path / "whole")
     watcher = Recorder({2: crash})
-    with pytest.raises(MemoryError):
+    with pytest.raises(KeyboardInterrupt):
         short(tmp_path / "parts", watcher=watcher)
     assert watcher.ends == 1
     (folder,) = (tmp_path / "parts").glob("*/seed0")
@@ -537,18 +584,85 @@ def test_going_on_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest
     assert (folder / "metrics.csv").read_bytes() == before
 
 
-def test_going_on_from_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        with pytest.raises(Interrupted):
-            short(tmp_path, seed=seed, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
-    (zero,) = tmp_path.glob("*/seed0")
-    content = (zero / "checkpoint.pt").read_bytes()
-    (zero / "checkpoint.pt").write_bytes((zero.with_name("seed1") / "checkpoint.pt").read_bytes())
+def test_going_on_from_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    zero, one = interrupted(tmp_path / "zero"), tmp_path / "one"
+    with pytest.raises(Interrupted):
+        short(one, seed=1, watcher=stopped_at(5))
+    (zero / "checkpoint.pt").write_bytes(next(one.glob("*/seed1/checkpoint.pt")).read_bytes())
     with pytest.raises(RecordError, match="of another run"):
+        short(tmp_path / "zero")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_notice(
+    tmp_path: Path, whole_run: Path
+) -> None:
+    folder = interrupted(tmp_path, 8, checkpoint_every="3")
+    content = (folder / "checkpoint.pt").read_bytes()
+    (folder / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    watcher = Recorder()
+    short(tmp_path, watcher=watcher)
+    assert watcher.began == [(6, 12)]
+    assert "is damaged and was moved to checkpoint.damaged.pt" in " ".join(watcher.said)
+    assert (folder / "checkpoint.damaged.pt").exists()
+    assert differences(folder, whole_run) == []
+
+
+def test_two_damaged_checkpoints_are_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path)
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:500])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(RecordError, match=r"checkpoint\.pt.*no whole one before it: start anew with --fresh"):
         short(tmp_path)
-    (zero / "checkpoint.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(RecordError, match=r"checkpoint\.pt"):
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_threads_are_those_of_the_first_start(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path, threads=2)
+    with pytest.raises(UsageError, match=r"begun with 2 threads, and 1 would .* say --threads 2"):
+        short(tmp_path, threads=1)
+    torch.set_num_threads(1)
+    used = []
+    short(tmp_path, watcher=Recorder({7: lambda: used.append(torch.get_num_threads())}))
+    assert used == [2]
+    assert read_run(folder).env["threads"] == 2
+
+
+def test_a_run_that_was_begun_elsewhere_is_not_gone_on_with_here(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path)
+    env = read_json(folder / "env.json")
+    write_json(folder / "env.json", env | {"device": "mps"})
+    with pytest.raises(UsageError, match=r"begun on mps, and cpu would round differently: say --device mps"):
         short(tmp_path)
+
+
+def test_a_session_on_another_machine_is_told_and_recorded(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path)
+    state = load_checkpoint(folder / "checkpoint.pt")
+    other = state["env"] | {"cpu": "an older CPU"}
+    save_checkpoint(folder / "checkpoint.pt", state | {"env": other})
+    write_json(folder / "env.json", other)
+    watcher = Recorder()
+    short(tmp_path, watcher=watcher)
+    assert "CPU (an older CPU at the start, now" in " ".join(watcher.said)
+    assert read_run(folder).env["later_sessions"][0]["cpu"] != "an older CPU"
+
+
+def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = trainer.save_checkpoint
+
+    def note(path: Path, state: dict) -> None:
+        written.append(state["iteration"])
+        write(path, state)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", note)
+    for every, wanted in ((None, [0, 12]), ("5", [0, 5, 10, 12]), ("12", [0, 12]), ("10m", [0, 12])):
+        written.clear()
+        short(tmp_path / str(every), checkpoint_every=every)
+        assert written == wanted
 
 
 # --- requests that cannot be met --------------------------------------------------------------------
@@ -651,13 +765,30 @@ def test_gradients_of_several_passes_make_the_update_of_one_with_the_same_bn_gro
         assert float(row["loss"]) == pytest.approx(float(wanted["loss"]), rel=2e-3)
 
 
-def test_a_full_memory_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "whose"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "the GPU's"),
+        (MemoryError(), "this machine's"),
+        (RuntimeError("[..] DefaultCPUAllocator: can't allocate memory: you tried .."), "this machine's"),
+    ],
+    ids=["gpu", "python", "cpu"],
+)
+def test_a_full_memory_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, whose: str
+) -> None:
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise trouble
 
     monkeypatch.setattr(F, "cross_entropy", full)
-    with pytest.raises(UsageError, match=r"does not hold 32 images per pass: try --micro-batch 16"):
+    with pytest.raises(
+        UsageError, match=rf"{whose} memory does not hold 32 images per pass: try --micro-batch 16"
+    ):
         short(tmp_path)
+
+
+def stopped_at(moment: int) -> Recorder:
+    return Recorder({moment: lambda: os.kill(os.getpid(), signal.SIGTERM)})
 
 
 def on_photographs(runs: Path, photographs: Path, workers: int = 0, **options: Any) -> Path:
@@ -666,10 +797,6 @@ def on_photographs(runs: Path, photographs: Path, workers: int = 0, **options: A
         "folder-resnet18", runs=runs, data=photographs, device="cpu", loading=Loading(workers=workers),
         **settings | options,
     )  # fmt: skip
-
-
-def stopped_at(moment: int) -> Recorder:
-    return Recorder({moment: lambda: os.kill(os.getpid(), signal.SIGTERM)})
 
 
 @pytest.mark.parametrize(("workers", "moments"), [(0, (2,)), (1, (1, 4))])

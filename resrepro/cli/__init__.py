@@ -9,7 +9,8 @@ from typer.core import TyperGroup
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
 from resrepro.processes import is_first, local_rank, rank
 
-ORDER = ("train", "eval", "compare", "plot", "demo", "list", "protocol", "describe", "publish")  # in `--help`
+# The order in `--help`.
+ORDER = ("train", "eval", "compare", "plot", "demo", "list", "protocol", "describe", "verify", "publish")
 
 
 class Commands(TyperGroup):
@@ -86,4 +87,4 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import demo, describe, evaluate, exhibits, listing, train  # noqa: E402, F401
+from resrepro.cli import demo, describe, evaluate, exhibits, listing, train, verify  # noqa: E402, F401

@@ -88,6 +88,17 @@ def train(
     max_bad_images: MaxBadOption = None,
     pin_memory: PinOption = None,
     runs: RunsOption = Path("runs"),
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="500|10m",
+            help="Iterations or minutes between checkpoints, or both. (default: under 1 % of time)",
+            show_default=False,
+        ),
+    ] = None,
+    break_lock: Annotated[
+        bool, typer.Option("--break-lock", help="Take over a run whose process on another machine has ended.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set an existing run aside (it is kept) and start anew.")
     ] = False,
@@ -129,6 +140,7 @@ def train(
         parse_seeds(seeds) if seeds is not None else [seed or 0],
         shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
         micro_batch=micro_batch, sync_bn=sync_bn, arguments=sys.argv[1:],
+        checkpoint_every=checkpoint_every, break_lock=break_lock,
         loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
         **changed, **extra,
     )  # fmt: skip
@@ -166,8 +178,8 @@ def publish(
     results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where to.")] = Path("results"),
 ) -> None:
     """Copy finished records, without their checkpoints, to a folder that one commits."""
-    from resrepro.recording import publish as publish_run
-    from resrepro.recording import publish_ensemble
+    from resrepro.publishing import publish as publish_run
+    from resrepro.publishing import publish_ensemble
     from resrepro.records import read_run
 
     runs = [read_run(record) for record in records if not record.is_file()]

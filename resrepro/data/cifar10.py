@@ -13,11 +13,13 @@ import numpy.typing as npt
 
 from resrepro.data import Dataset, Images
 from resrepro.errors import DataError
+from resrepro.files import TooLarge, read_plain
 
 # Pixels then labels of the 50,000 official training images, in order.
 OFFICIAL_TRAIN_SHA256 = "1e91790dbaf241617ca1f29a9aba08eb9a62df84cc90676b47edd05ad2ab3c94"
 RECORD = 1 + 3 * 32 * 32  # bytes per image of the binary layout: the label, then R, G, B planes
 PER_FILE = 10_000
+LARGEST_PICKLE = 64 * 2**20  # bytes; the official batches have 31 million, any other size another MD5
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"
 VALIDATION = 5_000  # of the 45k/5k split, Section 4.2
@@ -90,18 +92,23 @@ def _official_md5(name: str) -> str:
     return dict(CIFAR10.train_list + CIFAR10.test_list)[name]  # type: ignore[no-any-return]
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path, most: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path, most)
     except FileNotFoundError:
         raise DataError(f"CIFAR-10 is incomplete: {path} is missing.") from None
+    except TooLarge as error:
+        raise DataError(
+            f"{path} is damaged: {error.size:,} bytes instead of {most:,} or fewer. "
+            "Copy or download it again."
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _read_python(layout: Path, name: str) -> Images:
     path = layout / name
-    content = _bytes_of(path)
+    content = _bytes_of(path, LARGEST_PICKLE)
     # The checksum comes first: unpickling bytes that nobody vouches for can run code.
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != _official_md5(name):
         raise DataError(f"{path} is damaged: its MD5 is not the official one. Delete it and get it again.")
@@ -112,7 +119,7 @@ def _read_python(layout: Path, name: str) -> Images:
 
 def _read_binary(layout: Path, name: str) -> Images:
     path = layout / f"{name}.bin"
-    content = np.frombuffer(_bytes_of(path), np.uint8)
+    content = np.frombuffer(_bytes_of(path, PER_FILE * RECORD), np.uint8)
     count, rest = divmod(len(content), RECORD)
     complete = count == PER_FILE or (name == TEST_FILE and 0 < count < PER_FILE)
     if rest or not complete:

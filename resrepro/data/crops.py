@@ -17,9 +17,10 @@ from torch.utils.data import Dataset
 from resrepro.data.batches import AUGMENTATION, Normalisation, Order, laid_out, own_share, stream_seed
 from resrepro.data.folder import Photos
 from resrepro.data.images import BadImage, Pixels, cut, read_image, scaled_to
-from resrepro.data.loading import Loading, printable, read_ahead
+from resrepro.data.loading import Loading, read_ahead
 from resrepro.data.statistics import Statistics
 from resrepro.errors import DataError
+from resrepro.files import printable
 from resrepro.specs import ImageNetRecipe
 
 # The components that later implementations use, computed once on ImageNet by fb.resnet.torch; pixels 0..1.

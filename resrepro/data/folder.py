@@ -1,6 +1,7 @@
 """Folders of photographs in the usual layout: `train/<class>/*` and `val/<class>/*`, any number of classes.
 
-Only names and sizes are looked at here; the files are opened by `resrepro.data.images`.
+Only names and sizes are looked at here; the files are opened by `resrepro.data.images`. Links are followed,
+out of the folder too: data sets are often put together of links, and what one leads to must be an image.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.errors import DataError
+from resrepro.files import printable
 from resrepro.specs import IMAGENET_IMAGES
 
 
@@ -123,7 +125,9 @@ def scan(root: Path, split: str) -> Photos:
         classes = sorted(entry.name for entry in os.scandir(top) if _is_class(entry))
         found = [(name, list(_files(top / name, name, (_identity(top),)))) for name in classes]
     except OSError as error:
-        raise DataError(f"{error.filename or top} cannot be read: {error.strerror}.") from None
+        raise DataError(
+            f"{printable(str(error.filename or top))} cannot be read: {error.strerror}."
+        ) from None
     if not classes:
         raise DataError(f"{top} has no classes: expected one folder per class there.")
     for name, files in found:

@@ -13,6 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from resrepro.files import NotPlain, TooLarge, read_plain
+
+# What Pillow decodes itself; of others, EPS would start Ghostscript. An MPO is a JPEG of several views.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+LARGEST_FILE = 256 * 2**20  # bytes of the largest image that Pillow opens, as plain RGB
 UNREADABLE = "cannot be read"  # the disk's fault, not the file's
 LONGEST = 40  # times the shorter side; a longer strip is no photograph, and costs memory without bound
 Pixels = npt.NDArray[np.uint8]
@@ -33,13 +38,19 @@ class Read:
 def read_image(path: Path) -> Read:
     """Open an image file and make it RGB; EXIF rotation is ignored, as ImageNet's usual loaders do.
 
+    A link is followed wherever it leads: of what it leads to, nothing is read but an image.
+
     Raises:
         BadImage: if it cannot be read, is no image, cut short, or too large or long to be one.
     """
     try:
-        content = path.read_bytes()
+        content = read_plain(path, LARGEST_FILE)
     except FileNotFoundError:
         raise BadImage("missing") from None
+    except NotPlain:
+        raise BadImage("a pipe or device, not a file") from None
+    except TooLarge as error:
+        raise BadImage(f"too large a file of {error.size:,} bytes") from None
     except OSError as error:
         raise BadImage(f"{UNREADABLE}: {error.strerror}") from None
     return Read(_decoded(content), hashlib.sha256(content).hexdigest())
@@ -55,7 +66,7 @@ def _decoded(content: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF entries, of which ImageNet has some
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 image.load()
                 rgb = to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

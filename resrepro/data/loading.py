@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from resrepro.errors import DataError, UsageError
+from resrepro.files import printable
 from resrepro.processes import local_world_size
 
 MOST_WORKERS = 16
@@ -117,11 +118,6 @@ def free_shared_memory() -> int:
     return found.f_bavail * found.f_frsize
 
 
-def printable(path: str) -> str:
-    """A file name in characters that can be printed, also one that is no UTF-8."""
-    return path.encode("utf-8", "replace").decode()
-
-
 def read_ahead(
     reader: Dataset[Any],
     items: Sequence[int],
@@ -154,8 +150,9 @@ def read_ahead(
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the workers too; the run stops them when it has finished its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals to the whole group reach the workers too; the run stops them when it has finished its step."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 

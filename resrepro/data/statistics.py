@@ -8,6 +8,8 @@ result is kept in the user's cache under the fingerprint of the files.
 import contextlib
 import io
 import os
+import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,13 @@ from resrepro.data.folder import Photos, PhotoSet, checksum
 from resrepro.data.images import UNREADABLE, BadImage, center_crop, read_image, scaled_to
 from resrepro.data.loading import BadImages, Loading, read_ahead
 from resrepro.distributed import collected, on_first
+from resrepro.files import read_plain
 from resrepro.processes import rank, world_size
 from resrepro.specs import scaled
 
 CHUNK = 64  # files that a worker reads at a time
 FORMAT = 1
+LARGEST_CACHE = 256 * 2**20  # bytes; a mean image has 1.2 MB, the rest are the names of bad images
 TEST_SIDE = 256  # shorter side of the centre crop, at crops of 224
 Array = npt.NDArray[np.float64]
 
@@ -104,7 +108,7 @@ def statistics_of(
     """The statistics of a folder, from the cache or by a pass over it that all processes share."""
     path = on_first(lambda: _cache_path(photos, image_size))
     found = on_first(lambda: _read(path))
-    if found is None:
+    if found is None or found.mean.shape[-1] != image_size:
         say(
             f"Reading {len(photos.train) + len(photos.val):,} images once, for their mean and checksums; "
             "the result is kept for later runs."
@@ -176,16 +180,35 @@ def _cache_folder() -> Path:
 def _read(path: Path) -> Statistics | None:
     """The statistics in a cache file; None if there is none, or it is damaged."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        content = read_plain(path, LARGEST_CACHE)
+        _check_stored(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             if int(file["format"]) != FORMAT:
                 return None
             bad = {
                 split: dict(zip(*file[f"bad_{split}"].tolist(), strict=True)) for split in ("train", "val")
             }
             checksums = dict(zip(("train", "val"), file["checksums"].tolist(), strict=True))
-            return Statistics(file["mean"], file["components"], file["variances"], bad, checksums)
+            found = Statistics(file["mean"], file["components"], file["variances"], bad, checksums)
     except Exception:  # damage can look like anything, an unknown compression for one
         return None
+    return found if _is_sound(found) else None
+
+
+def _check_stored(content: bytes) -> None:
+    """We write plainly, so what takes more memory unpacked than packed is not ours (ValueError)."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > len(content):
+            raise ValueError("larger inside than outside")
+
+
+def _is_sound(found: Statistics) -> bool:
+    """Whether the numbers are some that a pass over images can have found."""
+    side = found.mean.shape[-1]
+    shapes = ((found.mean, (3, side, side)), (found.components, (3, 3)), (found.variances, (3,)))
+    whole = all(a.shape == shape and a.dtype == np.float64 and np.isfinite(a).all() for a, shape in shapes)
+    told = all(re.fullmatch("[0-9a-f]{64}", str(text)) for text in found.checksums.values())
+    return whole and told and 0 <= found.mean.min() <= found.mean.max() <= 255
 
 
 def _write(path: Path, found: Statistics) -> None:

@@ -1,0 +1,81 @@
+"""What a record says of the machine and the versions that made it, without paths, host or user names."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resrepro.record_files import FORMAT
+
+PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
+PATH_STARTS = ("/", "~", "..")
+
+
+def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Versions, machine and arguments, without paths, host or user names."""
+    packages = ("resrepro", "torch", "torchvision", "numpy", "scikit-learn")
+    commit, modified = source_commit()
+    return {
+        "format": FORMAT,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "commit": commit,
+        "modified": modified,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "arguments": None if arguments is None else without_paths(arguments),
+        "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def without_paths(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
+    told: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if told and told[-1] in PATH_OPTIONS:
+            told.append("DIR")
+        elif equals and (option in PATH_OPTIONS or value.startswith(PATH_STARTS)):
+            told.append(f"{option}=DIR")
+        else:
+            told.append("DIR" if argument.startswith(PATH_STARTS) else argument)
+    return told
+
+
+def source_commit() -> tuple[str | None, bool | None]:
+    """The git commit that this package's source is checked out at, and whether it was changed since.
+
+    None where the package is not part of a git checkout.
+    """
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

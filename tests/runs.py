@@ -1,0 +1,57 @@
+"""Looking at finished runs and comparing them bit by bit, for the tests that train."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TIMES = ("images_per_s", "wall_s")  # columns that differ between equal runs
+OF_TIMES = {"seconds", "checksum", "metrics"}  # entries of result.json that depend on them
+
+
+def rows_of(folder: Path, *left_out: str) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without some columns."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in left_out} for row in csv.DictReader(file)]
+
+
+def json_of(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run."""
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def result_of(folder: Path, *left_out: str) -> dict[str, Any]:
+    """The content of result.json, without some entries."""
+    return {key: value for key, value in json_of(folder, "result").items() if key not in left_out}
+
+
+def checkpoint_of(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint, read by PyTorch alone."""
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def net_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights and BN statistics of the newest checkpoint."""
+    return checkpoint_of(folder)["net"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether weights and BN statistics agree bit by bit."""
+    ours, theirs = net_of(one), net_of(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Where two ends of one run differ: weights, BN statistics, momentum, curves, result; times left out."""
+    ours, theirs = checkpoint_of(one), checkpoint_of(other)
+    found = [f"net.{name}" for name in ours["net"] if not torch.equal(ours["net"][name], theirs["net"][name])]
+    momenta = [state["optimizer"]["state"] for state in (ours, theirs)]
+    found += [
+        f"momentum {key}"
+        for key, state in momenta[0].items()
+        if not torch.equal(state["momentum_buffer"], momenta[1][key]["momentum_buffer"])
+    ]
+    found += [] if rows_of(one, *TIMES) == rows_of(other, *TIMES) else ["metrics.csv"]
+    return found + ([] if result_of(one, *OF_TIMES) == result_of(other, *OF_TIMES) else ["result.json"])
