@@ -17,8 +17,8 @@ from resrepro.device import (
     forget_shapes_soon,
     memory_format,
     telling_memory,
+    threads_used,
     use_precision,
-    use_threads,
 )
 from resrepro.distributed import join, told_as_lost
 from resrepro.durable import json_bytes, write_out
@@ -82,7 +82,6 @@ def evaluate(
         PeerLost: if another process of a `torchrun` ended.
     """
     chosen, loading = choose_device(device), loading or Loading()
-    use_threads(threads)
     join(chosen)
     say = say if is_first() else lambda text: None
     targets = [target] if isinstance(target, str | Path) else target
@@ -99,6 +98,7 @@ def evaluate(
         forget_shapes_soon()
     use_precision(first.precision_on(chosen), chosen)
     with telling_memory("these views of the net: try --device cpu, or a GPU with more"), ExitStack() as stack:
+        stack.enter_context(threads_used(threads))
         members = [subject.member(chosen, memory_format(chosen)) for subject in subjects]
         for subject, member in zip(subjects, members, strict=True):
             stack.enter_context(_bn_statistics(statistics, subject, member, data, chosen, loading, say))

@@ -3,9 +3,9 @@
 A checkpoint is a file of `torch.save` with a line behind it, the SHA-256 of all that comes before.
 """
 
-import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import pickle
 import struct
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from resrepro import disk
 from resrepro.archive import LARGEST_FILE, check_archive
-from resrepro.durable import replacing
+from resrepro.durable import not_written, replacing
 from resrepro.errors import RecordError
 from resrepro.files import open_plain
 from resrepro.record_files import CHECKPOINT, FORMAT, PREVIOUS
@@ -44,15 +45,19 @@ REFUSALS = (
 )
 DAMAGE = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-    OverflowError, MemoryError, struct.error, zipfile.BadZipFile,
+    OverflowError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
+
+
+class Damaged(RecordError):
+    """A checkpoint that is not what was once written."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint with its checksum beside its place, then move it there; keep the one before.
 
     Raises:
-        RecordError: if it cannot be written; those that were there are then untouched.
+        RecordError: if it cannot be written; the newest that was there is then untouched.
     """
     before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
     try:
@@ -72,16 +77,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
-        check_archive(path)
+        _check(path)
         content = _read(path)
     except FileNotFoundError:
         raise _missing(path) from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
+    except MemoryError:
+        raise RecordError(f"this machine's memory does not hold {path}.") from None
     if not isinstance(content, dict):
         raise RecordError(f"{path} holds no state dict but a {type(content).__name__}.")
     if content.get("format") == FORMAT and not sealed:
-        raise RecordError(f"{path} is damaged: its checksum is missing.")
+        raise Damaged(f"{path} is damaged: its checksum is missing.")
     content.pop("format", None)
     return content
 
@@ -96,26 +103,36 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
     """
     newest, before = folder / CHECKPOINT, folder / PREVIOUS
     if not newest.exists():
-        return (load_checkpoint(before), "") if before.exists() else None
+        told = f"{newest} is missing; the checkpoint before it is whole."
+        return (load_checkpoint(before), told) if before.exists() else None
     try:
         return load_checkpoint(newest), ""
-    except RecordError as trouble:
+    except Damaged as trouble:
         try:
             content = load_checkpoint(before)
         except RecordError:
             raise RecordError(
                 f"{str(trouble).rstrip('.')}, and there is no whole one before it: start anew with --fresh."
             ) from None
-    with contextlib.suppress(OSError):
-        newest.replace(folder / DAMAGED)
-    return content, f"{newest} is damaged and was moved to {DAMAGED}; the checkpoint before it is whole."
+    aside = _free(folder / DAMAGED)
+    try:
+        disk.move(newest, aside)
+    except OSError as error:  # left there, the next one would push the whole one out
+        raise not_written(aside, error) from None
+    return content, f"{newest} is damaged and was moved to {aside.name}; the checkpoint before it is whole."
+
+
+def _free(path: Path) -> Path:
+    """The path, or one like it that is not taken."""
+    others = (path.with_name(f"{path.stem}{number}{path.suffix}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not each.exists())
 
 
 def _verify(path: Path) -> bool:
     """Whether the file ends with a checksum, which then matches; reads it once.
 
     Raises:
-        RecordError: if it does not match.
+        Damaged: if it does not match.
     """
     with open_plain(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -131,12 +148,20 @@ def _verify(path: Path) -> bool:
             digest.update(piece)
             rest -= len(piece)
     if digest.hexdigest().encode() != trailer[len(MARK) : -1]:
-        raise RecordError(f"{path} is damaged: its checksum does not match its content.")
+        raise Damaged(f"{path} is damaged: its checksum does not match its content.")
     return True
 
 
+def _check(path: Path) -> None:
+    """Look at the archive before PyTorch opens it; whatever is wrong with it, it is not what was written."""
+    try:
+        check_archive(path)
+    except RecordError as refused:
+        raise Damaged(str(refused)) from None
+
+
 def _read(path: Path) -> Any:
-    damaged = RecordError(f"{path} is not a PyTorch checkpoint, or is damaged.")
+    damaged = Damaged(f"{path} is not a PyTorch checkpoint, or is damaged.")
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickle protocols and TorchScript archives

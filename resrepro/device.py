@@ -90,18 +90,24 @@ def forget_shapes_soon() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
-def use_threads(count: int | None) -> None:
-    """Use `count` CPU threads; by default one per core that this process may run on.
+@contextlib.contextmanager
+def threads_used(count: int | None) -> Iterator[None]:
+    """While active, use `count` CPU threads; by default one per core that this process may run on.
 
     Raises:
         UsageError: if the count is not positive.
     """
+    before = torch.get_num_threads()
     if count is not None and count < 1:
         raise UsageError(f"--threads must be at least 1, not {count}.")
     if count is None and hasattr(os, "sched_getaffinity"):
         count = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
     if count is not None:
         torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def use_precision(precision: str, device: torch.device) -> None:

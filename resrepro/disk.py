@@ -46,6 +46,11 @@ def move(source: Path, target: Path) -> None:
     source.replace(target)
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name."""
+    os.link(source, target)
+
+
 def remove(path: Path) -> None:
     """Remove a file."""
     path.unlink()

@@ -80,7 +80,7 @@ def told_as_lost() -> Iterator[None]:
         atexit.unregister(_leave)  # there is nobody to wait for
         raise PeerLost(
             f"another process of this run has ended or cannot be reached ({_gist(error)}): look for its own "
-            "message; the same command goes on from the last checkpoint."
+            "message; the same command (without --fresh) goes on from the last checkpoint."
         ) from None
 
 
@@ -170,7 +170,7 @@ def on_first(work: Callable[[], T]) -> T:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Agreed:
     """What the processes of a run agreed on after an update: a signal's number (or 0), and a checkpoint."""
 
     signal: int = 0
@@ -193,31 +193,30 @@ class Ballot:
         self.sent: Any = None
         self.owed = False  # a checkpoint that was agreed on while nobody could write it
 
-    def cast(self, checkpoint: bool) -> Asked:
+    def cast(self, checkpoint: bool) -> Agreed:
         """Vote after an update and learn what is agreed."""
-        own = Asked(self.interrupts.received, checkpoint)
         if self.channel is None:
-            return own
-        agreed, owed = self.result(), self.owed
-        self.owed = False
-        self._send(own)
-        return Asked(agreed.signal, agreed.checkpoint or owed)
+            return Agreed(self.interrupts.received, checkpoint)
+        agreed = self.result()
+        due, self.owed = agreed.checkpoint or self.owed, False
+        self._send(Agreed(self.interrupts.received, checkpoint and not due))  # one, not two in a row
+        return Agreed(agreed.signal, due)
 
-    def result(self) -> Asked:
+    def result(self) -> Agreed:
         """The outcome of the last vote; waits for it."""
         if self.sent is None:
-            return Asked(self.interrupts.received if self.channel is None else 0)
+            return Agreed(self.interrupts.received if self.channel is None else 0)
         self.sent.wait()
         self.sent = None
         signal_number, checkpoint = self.votes.tolist()
-        return Asked(signal_number, bool(checkpoint))
+        return Agreed(signal_number, bool(checkpoint))
 
     def final(self) -> int:
         """The signal that any process has received by now; all of them wait for each other."""
         earlier = self.result()
         self.owed |= earlier.checkpoint
         if self.channel is not None:
-            self._send(Asked(self.interrupts.received))
+            self._send(Agreed(self.interrupts.received))
         return max(earlier.signal, self.result().signal)
 
     def heard(self) -> bool:
@@ -228,7 +227,7 @@ class Ballot:
             self.board.set(STOP, "1")
         return bool(self.board.check([STOP]))
 
-    def _send(self, own: Asked) -> None:
+    def _send(self, own: Agreed) -> None:
         self.votes = torch.tensor([own.signal, int(own.checkpoint)])
         self.sent = distributed.all_reduce(
             self.votes, distributed.ReduceOp.MAX, group=self.channel, async_op=True

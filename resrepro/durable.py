@@ -19,6 +19,7 @@ SEAL = "checksum"  # key of a JSON record: SHA-256 (hex) of all its other entrie
 PART = ".part"  # ending of a file that is still being written
 PIECE = 2**20  # bytes that are written at once
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
@@ -60,7 +61,7 @@ class Sink:
 def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
     """Write a file beside its place, force it to disk, then move it there in one step.
 
-    The file that was there goes to `keep`, if that is given. After an error everything is as it was.
+    The file that was there stays as `keep`, if that is given. After an error it is where it was.
 
     Raises:
         RecordError: if the disk refuses.
@@ -77,7 +78,7 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
         finally:
             disk.close(file)
         if keep is not None and path.exists():
-            disk.move(path, keep)
+            _keep(path, keep)
         disk.move(beside, path)
         disk.sync_folder(path.parent)
     except BaseException as error:
@@ -87,6 +88,24 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
         if trouble:
             raise not_written(path, trouble) from None
         raise
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Give a file another name besides its own, in place of what had it; at no moment it is without one."""
+    second = keep.with_name(f".{keep.name}.{os.getpid()}{PART}")
+    try:
+        disk.link(path, second)
+    except OSError as error:
+        if error.errno not in WITHOUT_LINKS:
+            raise
+        disk.move(path, keep)
+        return
+    try:
+        disk.move(second, keep)
+    finally:
+        if second.exists():  # where both were names of one file already, or the move failed
+            with contextlib.suppress(OSError):
+                disk.remove(second)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -116,11 +135,14 @@ def append(path: Path, content: bytes, size: int) -> None:
     """Append to a file of `size` bytes and force it to disk.
 
     Raises:
-        RecordError: if the disk refuses; the file is then as long as before, where that can be had.
+        RecordError: if the file has another size, or the disk refuses; the file is then as long as before,
+            where that can be had.
     """
     try:
         file = disk.open_end(path)
         try:
+            if os.fstat(file).st_size != size:
+                raise RecordError(f"{path} was changed by somebody else: the same command restores it.")
             disk.write(file, content)
             disk.sync(file)
         finally:
@@ -162,8 +184,8 @@ def not_written(path: Path, error: OSError) -> RecordError:
     """One sentence on a file that cannot be written, with the way out."""
     way_out = "what was written before is whole"
     if error.errno in FULL:
-        way_out += "; make room, then the same command goes on"
-    elif error.errno in GONE:
+        way_out += "; make room, then the same command, without --fresh, goes on"
+    elif error.errno in GONE and not path.parent.exists():
         way_out = "its folder has vanished; bring it back, or start anew"
     return RecordError(f"cannot write {path}: {error.strerror or error} ({way_out}).")
 

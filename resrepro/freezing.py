@@ -5,17 +5,19 @@ choices of its first start, or says why it cannot.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resrepro.checkpoint import load_newest
 from resrepro.device import choose_device
 from resrepro.errors import RecordError, UsageError
 from resrepro.processes import world_size
-from resrepro.record_files import ENV, read_json
+from resrepro.record_files import RESULT, SPEC, read_json
 from resrepro.recording import has_checkpoint
+from resrepro.records import MALFORMED
+from resrepro.specs import Spec, digest_of
 
 TOLD = {  # entries of env.json that change the rounding where they differ, and that nobody can repeat
     "cpu": "CPU",
@@ -25,20 +27,37 @@ TOLD = {  # entries of env.json that change the rounding where they differ, and 
 }
 
 
-def first_start(folder: Path) -> dict[str, Any] | None:
-    """The env.json of a run's first start, None if there is nothing to go on from.
+def check_no_twin(folder: Path, spec: Spec, seed: int) -> None:
+    """Refuse to begin a run that was begun already with other BN groups, from which it would go on.
+
+    The number of processes and of passes decides on the groups where nobody asked for any.
 
     Raises:
-        RecordError: if it has to be taken from a checkpoint that is damaged.
+        UsageError: if there is such a run; it is named.
     """
-    if not has_checkpoint(folder):
-        return None
+    if folder.exists():
+        return
+    runs, base = folder.parent.parent, folder.parent.name.partition("+")[0]
+    for other in [runs / base / folder.name, *sorted(runs.glob(f"{base}+*/{folder.name}"))]:
+        group = _group_of_twin(other, spec) if has_checkpoint(other) else None
+        if group is not None:
+            whose = f"groups of {group}" if group else "the whole batch"
+            raise UsageError(
+                f"{other} is this run, begun with BN over {whose}: go on with it by --bn-group {group}, "
+                f"or say --bn-group {spec.recipe.bn_group} for a run of its own."
+            )
+
+
+def _group_of_twin(folder: Path, spec: Spec) -> int | None:
+    """The BN group of a run that differs in nothing else and is not finished; None if it is another."""
     try:
-        return read_json(folder / ENV)
-    except RecordError:
-        found = load_newest(folder)
-        env = None if found is None else found[0].get("env")
-        return env if isinstance(env, dict) else None
+        told, result = read_json(folder / SPEC)["spec"], read_json(folder / RESULT)
+        group = told["recipe"]["bn_group"]
+        wanted = replace(spec, recipe=replace(spec.recipe, bn_group=group))
+        same = digest_of(told) == wanted.digest and group != spec.recipe.bn_group
+        return int(group) if same and result["status"] == "partial" else None
+    except (RecordError, *MALFORMED):
+        return None
 
 
 def frozen_device(asked: str, chosen: torch.device, env: Mapping[str, Any] | None) -> torch.device:
@@ -47,7 +66,7 @@ def frozen_device(asked: str, chosen: torch.device, env: Mapping[str, Any] | Non
     Raises:
         UsageError: if it is not there, or another one was asked for.
     """
-    kind = chosen.type if env is None else str(env.get("device", chosen.type))
+    kind = chosen.type if env is None else env["device"]
     if chosen.type == kind:
         return chosen
     if asked == "auto" and world_size() == 1:
@@ -64,9 +83,9 @@ def frozen_threads(asked: int | None, device: torch.device, env: Mapping[str, An
     Raises:
         UsageError: if another number was asked for.
     """
-    begun = None if env is None else env.get("threads")
-    if device.type != "cpu" or not isinstance(begun, int):
+    if env is None or device.type != "cpu":
         return asked
+    begun = int(env["threads"])
     if asked not in (None, begun):
         threads = f"{begun} thread{'s' * (begun != 1)}"
         raise UsageError(

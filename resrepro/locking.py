@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from resrepro.durable import make_folder
 from resrepro.errors import RecordError
 from resrepro.holders import LIMIT, Holder, holder_from, is_alive, this_process
 
@@ -143,7 +144,7 @@ def locked(
             given, or if the lock cannot be written.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         lock, notice = _acquire(folder, break_lock)
     except OSError as error:
         raise RecordError(

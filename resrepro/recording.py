@@ -10,11 +10,11 @@ neither tells of are those of a crash.
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resrepro.durable import append, cut_back, make_folder, seal_of, sweep, write_json, write_whole
+from resrepro.durable import PART, append, cut_back, make_folder, seal_of, sweep, write_json, write_whole
 from resrepro.errors import RecordError, UsageError
 from resrepro.record_files import (
     CHECKPOINT,
@@ -36,6 +36,10 @@ LATER = "later_sessions"
 HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
 
 
+def unchecked() -> None:
+    """Take it for granted that nobody else writes the record."""
+
+
 class RunWriter:
     """The record of one run while it is being made.
 
@@ -44,6 +48,7 @@ class RunWriter:
         aside: where an earlier record was moved, if there was one.
         env: the content of env.json.
         curve: the content of metrics.csv.
+        still_ours: raises if another process has taken the run over.
     """
 
     def __init__(self, folder: Path, aside: Path | None = None) -> None:
@@ -51,6 +56,7 @@ class RunWriter:
         self.aside = aside
         self.env: dict[str, Any] = {}
         self.curve = HEADER
+        self.still_ours: Callable[[], None] = unchecked
         self._of: dict[str, Any] = {}  # what binds the result to its run
 
     @property
@@ -117,11 +123,13 @@ class RunWriter:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         added = text.getvalue().encode()
+        self.still_ours()
         append(self.folder / METRICS, added, len(self.curve))
         self.curve += added
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Replace result.json; it vouches for the rows so far."""
+        self.still_ours()
         told = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
         write_json(self.folder / RESULT, told)
 
@@ -192,8 +200,10 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
     try:
         if fresh and folder.exists():
             aside = set_aside(folder)
+        if not has_checkpoint(folder) and _has_rows(folder / METRICS):
+            aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
         make_folder(folder)
-        probe = folder / f".probe.{os.getpid()}"
+        probe = folder / f".probe.{os.getpid()}{PART}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -201,9 +211,6 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
             f"cannot write to the runs folder {runs}: {error.strerror}. Choose another with --runs."
         ) from None
     sweep(folder)
-    if not has_checkpoint(folder) and _has_rows(folder / METRICS):
-        aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
-        make_folder(folder)
     _check_same_spec(folder, spec)
     return RunWriter(folder, aside)
 

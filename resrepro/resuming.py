@@ -7,11 +7,13 @@ that a record that was damaged or fell behind is brought back with it.
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from resrepro.checkpoint import load_newest
+from resrepro.durable import json_bytes
 from resrepro.errors import RecordError
 from resrepro.metrics import Errors
 from resrepro.processes import rank, world_size
@@ -20,6 +22,12 @@ from resrepro.specs import Spec
 if TYPE_CHECKING:
     from resrepro.trainer import Trainer
 
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "spec": dict, "data": dict, "mean": Tensor, "iteration": int, "sampled": int, "net": dict,
+    "optimizer": dict, "shares": list, "warmup_switch": (int, NoneType), "plateau": (list, NoneType),
+    "best": (dict, NoneType), "last": dict, "seconds": (int, float), "env": dict, "curve": str,
+}  # fmt: skip
+MOST_THREADS = 1024  # that anybody begins a run with
 Shares = list[list[tuple[Tensor, int]]]  # of each process: its sums since the last sample, and since a look
 
 
@@ -59,12 +67,32 @@ def find_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any], str
     if found is None:
         return None
     state, notice = found
+    if (state.get("digest"), state.get("seed")) != (spec.digest, seed):
+        raise RecordError(f"the checkpoint in {folder} is of another run: start anew with --fresh.")
+    if "curve" not in state:
+        raise RecordError(
+            f"the checkpoint in {folder} is of an earlier version, which kept less: start anew with --fresh."
+        )
     with telling_misfit(folder):
-        if state["digest"] != spec.digest or state["seed"] != seed:
-            raise RecordError(f"the checkpoint in {folder} is of another run: start anew with --fresh.")
-        if not isinstance(state["env"], dict) or not isinstance(state["curve"], str):
-            raise TypeError
+        _check_types(state, spec.recipe.iterations)
     return state, notice
+
+
+def _check_types(state: Mapping[str, Any], iterations: int) -> None:
+    """Look at a state before anything is built on it (ValueError, KeyError)."""
+    for key, kind in TYPES.items():
+        if not isinstance(state[key], kind) or isinstance(state[key], bool):
+            raise ValueError(key)
+    if not 0 <= state["sampled"] <= state["iteration"] <= iterations:
+        raise ValueError("iteration")
+    if not 0 <= state["seconds"] < float("inf"):
+        raise ValueError("seconds")
+    env = state["env"]
+    json_bytes(env)  # it is written down again
+    if type(env["threads"]) is not int or not 1 <= env["threads"] <= MOST_THREADS:
+        raise ValueError("threads")
+    if not isinstance(env["device"], str) or not isinstance(env["versions"], dict):
+        raise ValueError("env")
 
 
 def check_same_data(folder: Path, told: Mapping[str, str], here: Mapping[str, str]) -> None:

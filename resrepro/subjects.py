@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resrepro import catalogue
-from resrepro.checkpoint import load_checkpoint
+from resrepro.checkpoint import Damaged, load_checkpoint
 from resrepro.data.batches import Normalisation
 from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
@@ -26,7 +26,7 @@ from resrepro.foreign import (
     fit,
 )
 from resrepro.nets import Net, net_of
-from resrepro.record_files import CHECKPOINT, EVALS, RESULT, read_json
+from resrepro.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
 
 LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
@@ -138,7 +138,12 @@ def read_subject(target: str | Path, dataset: str | None, foreign: Foreign, runs
     """
     path = Path(target)
     path = path / CHECKPOINT if path.is_dir() else path
-    content = load_checkpoint(path)
+    try:
+        content = load_checkpoint(path)
+    except Damaged as damaged:
+        before = path.with_name(PREVIOUS)
+        hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""
+        raise RecordError(f"{damaged}{hint}") from None
     if {"digest", "spec", "net", "iteration"} <= content.keys():
         return _ours(path, content, dataset, foreign)
     return _theirs(path, content, dataset or "cifar10", foreign, runs)

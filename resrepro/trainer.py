@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +57,8 @@ class Trainer:
     Attributes:
         done: updates made.
         sampled: the update that the errors were last measured after.
-        saved: the update that a checkpoint was last written after.
-        still_alone: raises if another process has taken the run over.
+        saved: the updates made and sampled when a checkpoint was last written.
+        way_on: what to tell whoever stops the run.
     """
 
     def __init__(
@@ -76,9 +75,9 @@ class Trainer:
         self.headline = feed.about.held_out[0]
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
         self.done = self.sampled = 0
-        self.saved: int | None = None
+        self.saved: tuple[int, int] | None = None
         self.cadence = Cadence(Every())
-        self.still_alone: Callable[[], None] = lambda: None
+        self.way_on = "The same command goes on from here."
         self.warmup_switch: int | None = None
         self.plateau = _plateau_of(self.recipe)
         self.last: dict[str, Errors] = {}
@@ -94,7 +93,7 @@ class Trainer:
         shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, self.feed.about.num_classes)
         return net_of(self.recipe, *shape, weights)
 
-    def run(self) -> None:
+    def run(self, interrupts: Interrupts) -> None:
         """Make the missing updates, sampling and checkpointing on the way, then close the record."""
         self.watcher.begin(
             self.spec.name, self.seed, self.done, self.recipe.iterations, self.recipe.batch_size
@@ -103,7 +102,7 @@ class Trainer:
         self.images_before_mark = self.since_sample.count
         self.net.train()
         batches = self.feed.batches(self.done, self.recipe.iterations)
-        with Interrupts() as interrupts, contextlib.closing(batches):
+        with interrupts.patiently(), contextlib.closing(batches):
             ballot = Ballot(interrupts)
             self.sample_if_due(ballot)  # what a signal may have kept the session before from
             while self.done < self.recipe.iterations:
@@ -124,11 +123,11 @@ class Trainer:
 
     def finish(self) -> None:
         """Close the record."""
-        if self.saved != self.done:
+        if self.saved != (self.done, self.sampled):
             self.save()
         exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
-        self.writer.result(self.result(status))
+        on_first(lambda: self.writer.result(self.result(status)))
 
     def rate_of(self, update: int) -> float:
         """The learning rate that update number `update` (from 0) is made at."""
@@ -185,7 +184,7 @@ class Trainer:
             return
         train = gathered(self.since_sample).read()  # waits for the device: the time is of finished work
         images = (self.since_sample.count - self.images_before_mark) * world_size()
-        speed = images / max(time.perf_counter() - self.mark, 1e-9)
+        speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
         held_out = self.feed.measure(self.net, self.device, ballot.heard)
         if decided := ballot.final():
             self.stop(decided)
@@ -201,14 +200,14 @@ class Trainer:
         lr = self.rate_of(self.done - 1)
         self.since_sample.reset()
         self.last, self.sampled = errors, self.done
-        self.append_rows(lr, speed)
+        on_first(lambda: self.append_rows(lr, speed))
         self.stop_if_diverged(*self.last.values())
         headline = self.last[self.headline]
         if self.best is None or headline.top1_err < self.best["top1_err"]:
             self.best = {"iteration": self.done, "top1_err": round(headline.top1_err, 4)}
         if self.plateau is not None and self.plateau.see(self.done, headline.top1_err):
             self.watcher.say(f"The error has come to a plateau by iteration {self.done:,}: the rate drops.")
-        self.writer.result(self.result("partial"))
+        on_first(lambda: self.writer.result(self.result("partial")))
         self.watcher.sample(Sample(self.done, lr, self.last, speed))
 
     def stop_if_diverged(self, *measured: Errors) -> None:
@@ -219,7 +218,7 @@ class Trainer:
         """
         if all(math.isfinite(errors.loss) for errors in measured):
             return
-        self.writer.result(self.result("diverged"))
+        on_first(lambda: self.writer.result(self.result("diverged")))
         raise Diverged(
             f"the loss is no longer finite by iteration {self.done}: the run is stopped and "
             f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
@@ -278,11 +277,11 @@ class Trainer:
         own = [(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)]
         shares = collected(own)
         on_first(lambda: self._write(shares))
-        self.saved = self.done
+        self.saved = self.done, self.sampled
         self.cadence.written(time.perf_counter() - start)
 
     def _write(self, shares: Shares) -> None:
-        self.still_alone()
+        self.writer.still_ours()
         save_checkpoint(self.writer.checkpoint, state_of(self, shares))
         self.writer.result(self.result("partial"))
 
@@ -295,7 +294,7 @@ class Trainer:
         self.save()
         raise Interrupted(
             f"Stopped at iteration {self.done:,} of {self.recipe.iterations:,}, checkpoint written. "
-            "The same command goes on from here.",
+            f"{self.way_on}",
             signal_number,
         )
 

@@ -11,12 +11,13 @@ import torch
 from resrepro import catalogue
 from resrepro.cadence import Cadence, parse_every
 from resrepro.data.loading import Loading
-from resrepro.device import choose_device, telling_memory, use_precision, use_threads
+from resrepro.device import choose_device, telling_memory, threads_used, use_precision
 from resrepro.distributed import join, on_first, told_as_lost
 from resrepro.environment import describe_environment
-from resrepro.errors import Diverged, RecordError, UsageError
+from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.feeds import Feed, open_feed
-from resrepro.freezing import differences, first_start, frozen_device, frozen_threads
+from resrepro.freezing import check_no_twin, differences, frozen_device, frozen_threads
+from resrepro.interrupts import Interrupts, StoppedEarly
 from resrepro.locking import Lock, locked
 from resrepro.processes import is_first, world_size
 from resrepro.record_files import ENV, RESULT, read_json
@@ -95,19 +96,47 @@ def train(
                 about = open_feed(spec, data, chosen, seed, asked.loading, watcher.say).about
                 on_first(lambda: _check_same_images(asked.folder, about.checksums))
             return asked.folder
-        with _alone(asked.folder, break_lock, watcher) as lock, _telling_memory_of(spread):
-            env = None if fresh else on_first(lambda: first_start(asked.folder))
-            use_threads(frozen_threads(threads, chosen, env))
-            trainer = _prepare(asked, frozen_device(device, chosen, env))
-            trainer.cadence = Cadence(every)
-            if lock is not None:
-                trainer.still_alone = lock.check
-            _open_record(trainer, arguments)
-            try:
-                trainer.run()
-            finally:
-                watcher.end()
+        if not fresh and settings.get("bn_group") is None:
+            on_first(lambda: check_no_twin(asked.folder, spec, seed))
+        with (
+            _telling_early_stop(asked) as interrupts,
+            _alone(asked.folder, break_lock, watcher) as lock,
+            _telling_memory_of(spread),
+        ):
+            found = None if fresh else on_first(lambda: find_state(asked.folder, spec, seed))
+            env = None if found is None else found[0]["env"]
+            used = frozen_device(device, chosen, env)
+            with threads_used(frozen_threads(threads, used, env)):
+                trainer = _prepare(asked, used)
+                trainer.cadence = Cadence(every)
+                if lock is not None:
+                    trainer.writer.still_ours = lock.check
+                if fresh:
+                    trainer.way_on = "The same command without --fresh goes on from here."
+                _open_record(trainer, found, arguments)
+                try:
+                    trainer.run(interrupts)
+                finally:
+                    watcher.end()
     return asked.folder
+
+
+@contextmanager
+def _telling_early_stop(asked: "Asked") -> Iterator[Interrupts]:
+    """While active signals end the set-up at once; within the training they wait for its step.
+
+    Raises:
+        Interrupted: after a signal that came before the training.
+    """
+    try:
+        with Interrupts() as interrupts:
+            yield interrupts
+    except StoppedEarly as stop:
+        way = " without --fresh" if asked.fresh and has_checkpoint(asked.folder) else ""
+        raise Interrupted(
+            f"Stopped before the first update of {asked.folder}: the same command{way} starts again.",
+            stop.signal_number,
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -146,21 +175,21 @@ def _alone(folder: Path, break_lock: bool, watcher: Watcher) -> Iterator[Lock | 
     Raises:
         RecordError: if another one does already.
     """
+    held: list[Lock] = []
     with ExitStack() as stack:
-        held: list[Lock] = []
 
         def take() -> None:
+            for missing in [each for each in folder.parents if not each.exists()][::-1]:
+                stack.callback(_remove_if_empty, missing)  # of a run that was refused nothing remains
             held.append(stack.enter_context(locked(folder, break_lock=break_lock, say=watcher.say)))
 
-        missing = [each for each in folder.parents if not each.exists()]
         on_first(take)
-        try:
-            yield held[0] if held else None
-        finally:
-            stack.close()
-            for each in missing:  # of a run that was refused nothing remains
-                with suppress(OSError):
-                    each.rmdir()
+        yield held[0] if held else None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _telling_memory_of(spread: Spread) -> AbstractContextManager[None]:
@@ -200,11 +229,12 @@ def _check_same_images(folder: Path, checksums: Mapping[str, str]) -> None:
         )
 
 
-def _open_record(trainer: Trainer, arguments: Sequence[str] | None) -> None:
+def _open_record(
+    trainer: Trainer, found: tuple[dict[str, Any], str] | None, arguments: Sequence[str] | None
+) -> None:
     """Begin the record of a run, or take up its newest checkpoint and note that another session goes on."""
     writer, spec, seed = trainer.writer, trainer.spec, trainer.seed
     now = describe_environment(arguments) | _describe_device(trainer.target)
-    found = on_first(lambda: find_state(writer.folder, spec, seed))
     if found is not None:
         _go_on(trainer, *found, now)
         return
@@ -217,9 +247,9 @@ def _open_record(trainer: Trainer, arguments: Sequence[str] | None) -> None:
 
 def _go_on(trainer: Trainer, state: Mapping[str, Any], notice: str, now: Mapping[str, Any]) -> None:
     writer, watcher = trainer.writer, trainer.watcher
-    check_same_data(writer.folder, state["data"], trainer.feed.about.checksums)
+    on_first(lambda: check_same_data(writer.folder, state["data"], trainer.feed.about.checksums))
     go_back(trainer, state)
-    trainer.saved = trainer.done
+    trainer.saved = trainer.done, trainer.sampled
     told = [notice] if notice else []
     restored = on_first(
         lambda: writer.go_on(

@@ -118,6 +118,15 @@ def test_a_net_with_weights_that_are_no_numbers_is_refused_and_not_recorded(tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_of_a_run_whose_checkpoint_is_damaged_the_one_before_is_named(run, tmp_path):
+    before = tmp_path / "checkpoint.previous.pt"
+    before.write_bytes((run / "checkpoint.pt").read_bytes())
+    (tmp_path / "checkpoint.pt").write_bytes(before.read_bytes()[:-100])
+    with pytest.raises(RecordError, match=rf"damaged\. The one before it is {before}\."):
+        evaluate(tmp_path)
+    assert "test" in evaluate(before)
+
+
 def test_a_run_folder_without_checkpoint_says_so(tmp_path):
     with pytest.raises(RecordError, match="no checkpoint"):
         evaluate(tmp_path)

@@ -1,6 +1,7 @@
 """Checkpoints: whole or untouched when written, never code when read."""
 
 import contextlib
+import errno
 import io
 import os
 import pickle
@@ -120,6 +121,63 @@ def test_a_legacy_checkpoint_damaged_anywhere_is_loaded_or_refused_but_never_a_c
     assert refused > 400
 
 
+def test_at_no_moment_is_there_no_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest, before = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt"
+    save_checkpoint(newest, {"iteration": 0})
+    move, seen = disk.move, []
+
+    def watched(source: Path, target: Path) -> None:
+        seen.append(load_checkpoint(newest)["iteration"])
+        move(source, target)
+
+    monkeypatch.setattr(disk, "move", watched)
+    save_checkpoint(newest, {"iteration": 1})
+    save_checkpoint(newest, {"iteration": 2})
+    assert seen == [0, 0, 1, 1]
+    assert (load_checkpoint(before), load_checkpoint(newest)) == ({"iteration": 1}, {"iteration": 2})
+    assert {left.name for left in tmp_path.iterdir()} == {newest.name, before.name}
+
+
+def test_where_files_can_have_one_name_only_the_one_before_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(disk, "link", refuse)
+    for iteration in range(3):
+        save_checkpoint(tmp_path / "checkpoint.pt", {"iteration": iteration})
+    assert load_checkpoint(tmp_path / "checkpoint.previous.pt") == {"iteration": 1}
+    assert load_newest(tmp_path) == ({"iteration": 2}, "")
+
+
+def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for iteration in range(2):
+        save_checkpoint(tmp_path / "checkpoint.pt", {"iteration": iteration})
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "open_plain", fail)
+        with pytest.raises(RecordError, match=r"checkpoint\.pt cannot be read: Input/output error"):
+            load_newest(tmp_path)
+    assert load_newest(tmp_path) == ({"iteration": 1}, "")
+
+
+def test_every_damaged_checkpoint_is_kept(tmp_path: Path) -> None:
+    newest = tmp_path / "checkpoint.pt"
+    save_checkpoint(newest, {"iteration": 0})
+    for damage in (b"one", b"two"):
+        save_checkpoint(newest, {"iteration": 1})
+        newest.write_bytes(damage)
+        load_newest(tmp_path)
+    kept = [tmp_path / "checkpoint.damaged.pt", tmp_path / "checkpoint.damaged2.pt"]
+    assert [path.read_bytes() for path in kept] == [b"one", b"two"]
+
+
 def test_numpy_scalars_beside_the_weights_are_allowed(tmp_path: Path) -> None:
     path = tmp_path / "theirs.pt"
     content = {"state_dict": {"w": torch.ones(2)}, "best_acc": np.float64(91.25), "epoch": np.int64(200),
@@ -209,11 +267,13 @@ def test_the_newest_whole_checkpoint_is_taken_and_a_damaged_one_is_kept_aside(tm
     assert content == {"iteration": 1}
     assert "damaged" in notice
     assert (tmp_path / "checkpoint.damaged.pt").exists()
-    assert load_newest(tmp_path) == ({"iteration": 1}, "")
+    content, notice = load_newest(tmp_path)
+    assert (content, "is missing" in notice) == ({"iteration": 1}, True)
     save_checkpoint(newest, {"iteration": 3})
     assert load_checkpoint(before) == {"iteration": 1}  # not overwritten by the damaged one
-    newest.unlink()  # a crash between the two moves
-    assert load_newest(tmp_path) == ({"iteration": 1}, "")
+    newest.unlink()
+    content, notice = load_newest(tmp_path)
+    assert (content, "is missing; the checkpoint before it is whole" in notice) == ({"iteration": 1}, True)
     before.write_bytes(b"PK nothing")
     with pytest.raises(RecordError, match=r"previous\.pt is not a PyTorch checkpoint, or is damaged"):
         load_newest(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from resrepro.device import arithmetic, choose_device, memory_format, use_precision, use_threads
+from resrepro.device import arithmetic, choose_device, memory_format, threads_used, use_precision
 from resrepro.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -29,13 +29,16 @@ def test_auto_takes_a_gpu_where_there_is_one_and_else_the_cpu(monkeypatch: pytes
         assert choose_device("auto").type == wanted
 
 
-def test_threads_are_set_as_asked_and_less_than_one_is_refused() -> None:
-    use_threads(2)
-    assert torch.get_num_threads() == 2
-    use_threads(1)
-    assert torch.get_num_threads() == 1
-    with pytest.raises(UsageError, match="at least 1, not 0"):
-        use_threads(0)
+def test_threads_are_set_as_asked_put_back_and_less_than_one_is_refused() -> None:
+    before = torch.get_num_threads()
+    with threads_used(3):
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+    with pytest.raises(ZeroDivisionError), threads_used(2):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before
+    with pytest.raises(UsageError, match="at least 1, not 0"), threads_used(0):
+        pass
 
 
 def test_float32_means_float32_and_tf32_is_allowed_only_when_asked_for() -> None:

@@ -21,7 +21,7 @@ from resrepro.data.folder import scan_both
 from resrepro.data.loading import Loading
 from resrepro.data.views import PhotoViews, Views
 from resrepro.distributed import (
-    Asked,
+    Agreed,
     Ballot,
     average_statistics,
     collected,
@@ -208,7 +208,7 @@ def test_what_the_first_process_does_all_learn_and_its_errors_too() -> None:
 
 
 def test_all_processes_learn_of_a_signal_that_one_received_after_the_same_update() -> None:
-    def work(rank: int) -> list[Asked]:
+    def work(rank: int) -> list[Agreed]:
         join(CPU)
         interrupts = Interrupts()
         ballot = Ballot(interrupts)
@@ -219,12 +219,12 @@ def test_all_processes_learn_of_a_signal_that_one_received_after_the_same_update
             agreed.append(ballot.cast((rank, update) == (2, 2)))
         return [*agreed, ballot.result(), ballot.result()]
 
-    wanted = [Asked(), Asked(), Asked(signal.SIGTERM), Asked(0, True), Asked(), Asked()]
+    wanted = [Agreed(), Agreed(), Agreed(signal.SIGTERM), Agreed(0, True), Agreed(), Agreed()]
     assert in_ranks(3, work) == [wanted] * 3
 
 
 def test_a_vote_for_the_last_update_is_still_counted() -> None:
-    def work(rank: int) -> tuple[Asked, int, int]:
+    def work(rank: int) -> tuple[Agreed, int, int]:
         join(CPU)
         interrupts = Interrupts()
         ballot = Ballot(interrupts)
@@ -233,18 +233,31 @@ def test_a_vote_for_the_last_update_is_still_counted() -> None:
         interrupts.received = 0
         return first, ballot.final(), ballot.final()
 
-    assert in_ranks(2, work) == [(Asked(), signal.SIGINT, 0)] * 2
+    assert in_ranks(2, work) == [(Agreed(), signal.SIGINT, 0)] * 2
 
 
 def test_a_checkpoint_agreed_on_during_an_evaluation_is_written_after_the_next_update() -> None:
-    def work(rank: int) -> list[Asked]:
+    def work(rank: int) -> list[Agreed]:
         join(CPU)
         ballot = Ballot(Interrupts())
         ballot.cast(rank == 1)
         assert ballot.final() == 0
         return [ballot.cast(False), ballot.cast(False)]
 
-    assert in_ranks(2, work) == [[Asked(0, True), Asked()]] * 2
+    assert in_ranks(2, work) == [[Agreed(0, True), Agreed()]] * 2
+
+
+def test_a_checkpoint_that_stays_due_until_it_is_written_is_agreed_on_once() -> None:
+    def work(rank: int) -> list[bool]:
+        join(CPU)
+        ballot = Ballot(Interrupts())
+        due, agreed = True, []
+        for _ in range(6):
+            agreed.append(ballot.cast(due).checkpoint)
+            due = due and not agreed[-1]  # it was written
+        return agreed
+
+    assert in_ranks(2, work) == [[False, True, False, False, False, False]] * 2
 
 
 def test_word_of_a_signal_reaches_a_process_that_is_busy_with_its_evaluation() -> None:
@@ -268,9 +281,9 @@ def test_word_of_a_signal_reaches_a_process_that_is_busy_with_its_evaluation() -
 def test_alone_a_process_learns_its_own_vote_at_once() -> None:
     interrupts = Interrupts()
     ballot = Ballot(interrupts)
-    assert (ballot.cast(False), ballot.cast(True), ballot.heard()) == (Asked(), Asked(0, True), False)
+    assert (ballot.cast(False), ballot.cast(True), ballot.heard()) == (Agreed(), Agreed(0, True), False)
     interrupts.received = 15
-    assert (ballot.cast(False), ballot.heard(), ballot.final()) == (Asked(15), True, 15)
+    assert (ballot.cast(False), ballot.heard(), ballot.final()) == (Agreed(15), True, 15)
 
 
 # --- lost processes ---------------------------------------------------------------------------------

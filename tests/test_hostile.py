@@ -523,7 +523,7 @@ def test_a_hostile_file_is_refused_in_one_sentence_and_in_little_memory(
     with little_room(), pytest.raises(error) as trouble:
         read(path)
     told = str(trouble.value).replace(str(tmp_path), "")
-    assert type(trouble.value) is error
+    assert isinstance(trouble.value, error)
     assert told.isprintable()
     assert told.endswith(".")
     assert len(told) < LONGEST_SENTENCE

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import OF_TIMES, TIMES, differences, net_of, result_of, rows_of, same_weights
+from runs import OF_TIMES, TIMES, checkpoint_of, differences, net_of, result_of, rows_of, same_weights
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
-from resrepro import feeds, trainer
+from resrepro import feeds, freezing, trainer, training
 from resrepro.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
@@ -29,7 +30,7 @@ from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.interrupts import SIGNALS
 from resrepro.metrics import Errors
 from resrepro.nets import build_net
-from resrepro.record_files import METRICS_COLUMNS, RECORD_FILES, read_json
+from resrepro.record_files import METRICS_COLUMNS, RECORD_FILES
 from resrepro.records import read_run
 from resrepro.specs import Recipe
 from resrepro.subjects import Foreign, read_subject
@@ -630,10 +631,124 @@ def test_threads_are_those_of_the_first_start(tmp_path: Path) -> None:
 
 def test_a_run_that_was_begun_elsewhere_is_not_gone_on_with_here(tmp_path: Path) -> None:
     folder = interrupted(tmp_path)
-    env = read_json(folder / "env.json")
-    write_json(folder / "env.json", env | {"device": "mps"})
+    state = load_checkpoint(folder / "checkpoint.pt")
+    save_checkpoint(folder / "checkpoint.pt", state | {"env": state["env"] | {"device": "mps"}})
     with pytest.raises(UsageError, match=r"begun on mps, and cpu would round differently: say --device mps"):
         short(tmp_path)
+
+
+def test_a_cpu_run_keeps_device_and_threads_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = {"device": "cpu", "threads": 3}
+    monkeypatch.setattr(freezing, "choose_device", torch.device)
+    device = freezing.frozen_device("auto", torch.device("cuda"), begun)
+    assert (device.type, freezing.frozen_threads(None, device, begun)) == ("cpu", 3)
+    with pytest.raises(UsageError, match="begun on cpu, and cuda would round differently"):
+        freezing.frozen_device("cuda", torch.device("cuda"), begun)
+
+
+def test_the_threads_of_one_run_are_not_those_of_the_next(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    one = short(tmp_path, threads=1)
+    other = short(tmp_path, seed=1)
+    assert [read_run(folder).env["threads"] for folder in (one, other)] == [1, 2]
+
+
+def test_other_bn_groups_than_those_of_the_first_start_are_refused_by_name(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path, micro_batch=8)
+    assert "+bn_group=8" in folder.parent.name
+    with pytest.raises(UsageError, match=r"over groups of 8: go on with it by --bn-group 8, or"):
+        short(tmp_path)
+    assert short(tmp_path, bn_group=8) == folder
+    own = short(tmp_path)  # the other one is finished
+    assert "bn_group" not in own.parent.name
+    interrupted(tmp_path / "other")
+    with pytest.raises(
+        UsageError, match=r"the whole batch: go on with it by --bn-group 0, or say --bn-group 8"
+    ):
+        short(tmp_path / "other", micro_batch=8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": 3}, {"iteration": "5"}, {"iteration": 13}, {"iteration": -1}, {"sampled": 7},
+        {"seconds": "abc"}, {"seconds": math.nan}, {"net": []}, {"curve": 5}, {"shares": None},
+        {"env": []}, {"env": {"threads": 10**10}}, {"env": {"threads": True}}, {"env": {"threads": -5}},
+        {"env": {"versions": [1]}}, {"env": {"cpu": math.nan}}, {"last": {"test": 1}}, {"optimizer": {}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_that_makes_no_sense_is_one_sentence(
+    tmp_path: Path, change: dict[str, Any], stopped_run: Path
+) -> None:
+    folder = tmp_path / stopped_run.parent.name / "seed0"
+    shutil.copytree(stopped_run, folder)
+    state = load_checkpoint(folder / "checkpoint.pt")
+    changed = {
+        key: state[key] | value if isinstance(value, dict) and value and key == "env" else value
+        for key, value in change.items()
+    }
+    save_checkpoint(folder / "checkpoint.pt", state | changed)
+    with pytest.raises(RecordError, match=r"does not fit its run \(.*start anew with --fresh"):
+        short(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
+        return interrupted(tmp_path_factory.mktemp("stopped"))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_called_that(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path)
+    state = load_checkpoint(folder / "checkpoint.pt")
+    del state["curve"]
+    save_checkpoint(folder / "checkpoint.pt", state)
+    with pytest.raises(RecordError, match="of an earlier version, which kept less"):
+        short(tmp_path)
+
+
+def test_a_process_whose_lock_was_broken_writes_nothing_more(tmp_path: Path) -> None:
+    def break_it() -> None:
+        next(tmp_path.glob("*/.seed0.lock")).write_text("somebody else's")
+
+    with pytest.raises(RecordError, match="another process has broken the lock"):
+        short(tmp_path, watcher=Recorder({5: break_it}))
+    (folder,) = tmp_path.glob("*/seed0")
+    assert [row["iteration"] for row in rows_of(folder)] == ["3", "3"]
+
+
+def test_a_signal_before_the_first_update_says_that_nothing_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = training._prepare
+
+    def signalled(*asked: Any) -> trainer.Trainer:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return prepare(*asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_prepare", signalled)
+        with pytest.raises(Interrupted, match=r"before the first update .* the same command") as stop:
+            short(tmp_path)
+    assert stop.value.exit_code == 128 + signal.SIGUSR1
+    assert list(tmp_path.iterdir()) == []
+    assert result_of(short(tmp_path))["status"] == "shortened"
+
+
+def test_whoever_stops_a_fresh_run_is_told_to_leave_that_out(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="The same command without --fresh goes on"):
+        short(tmp_path, fresh=True, watcher=stopped_at(4))
+
+
+def test_an_owed_evaluation_enters_the_last_checkpoint_too(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path, 12)
+    assert checkpoint_of(folder)["sampled"] == 9
+    short(tmp_path)
+    assert checkpoint_of(folder)["sampled"] == 12
+    assert checkpoint_of(folder)["curve"].encode() == (folder / "metrics.csv").read_bytes()
+    assert math.isnan(float(rows_of(folder)[-1]["images_per_s"]))  # no image was trained on
 
 
 def test_a_session_on_another_machine_is_told_and_recorded(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resrepro import catalogue
-from resrepro.checkpoint import MARK, TRAILER_BYTES, load_checkpoint
+from resrepro.checkpoint import MARK, TRAILER_BYTES, Damaged, load_checkpoint
 from resrepro.errors import RecordError
 from resrepro.nets import net_of
 from resrepro.records import MALFORMED
@@ -65,7 +65,7 @@ def look_at_checkpoint(path: Path) -> Checkpoint:
     try:
         state = load_checkpoint(path)
     except RecordError as error:
-        return Checkpoint(path.name, trouble=str(error), damaged=True)
+        return Checkpoint(path.name, trouble=str(error), damaged=isinstance(error, Damaged))
     try:
         return _judge(Checkpoint(path.name, sealed=_is_sealed(path)), state)
     except UNFIT as error:
