@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := --runs results
 
-.PHONY: demo test slow check lint types tables figures clean
+.PHONY: demo test slow exhaustive check lint types tables figures clean
 
 demo: .venv/installed  ## the main job, offline, on embedded data
 	$(BIN)/resrepro demo
@@ -12,8 +12,11 @@ demo: .venv/installed  ## the main job, offline, on embedded data
 test: .venv/installed  ## the default test suite
 	$(BIN)/python -m pytest -n auto
 
-slow: .venv/installed  ## the long tests alone
+slow: .venv/installed  ## the long tests, minutes in all
 	$(BIN)/python -m pytest -m slow
+
+exhaustive: .venv/installed  ## every kill, error and power cut at every point: half an hour or more
+	$(BIN)/python -m pytest -m exhaustive -s
 
 check: lint types  ## what CI runs before the tests
 

@@ -144,17 +144,16 @@ def _nets(panel: Mapping[str, Any], cells: Cells) -> list[tuple[str, int]]:
 
 def _mean_curve(runs: Sequence[Run], depth: int, plain: bool, kind: str) -> Curve | None:
     """Mean error over seeds at each iteration that all have sampled; None if there is none."""
-    import pandas as pd
+    import numpy as np
 
     split = "train" if kind == "train" else runs[0].headline_split
-    columns = [
-        run.metrics[run.metrics["split"] == split].groupby("iteration")["top1_err"].last() for run in runs
-    ]
-    errors = pd.concat(columns, axis=1, join="inner").dropna().sort_index()
-    if errors.empty:
+    sampled = [run.top1_errors(split) for run in runs]
+    common = sorted(set.intersection(*map(set, sampled)))
+    if not common:
         return None
-    std = tuple(errors.std(axis=1, ddof=1)) if len(runs) > 1 else None
-    return Curve(depth, plain, kind, tuple(map(float, errors.index)), tuple(errors.mean(axis=1)), std)
+    errors = np.array([[one[at] for one in sampled] for at in common])
+    std = tuple(errors.std(axis=1, ddof=1).tolist()) if len(runs) > 1 else None
+    return Curve(depth, plain, kind, tuple(map(float, common)), tuple(errors.mean(axis=1).tolist()), std)
 
 
 def _paper_curves(exhibit: str, layout: Mapping[str, Any]) -> dict[str, list[Curve]]:

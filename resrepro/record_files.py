@@ -4,10 +4,9 @@ Nothing here imports torch.
 """
 
 import hashlib
-import io
 import json
-import unicodedata
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,12 @@ METRICS_COLUMNS = (
 MOST_BYTES = 64 * 2**20
 MOST_JSON_BYTES = 16 * 2**20
 MOST_FIELD = 100  # characters of a value in metrics.csv
-CONTROL = ("Cc", "Cf", "Cs")  # categories of characters that could steer a terminal
+SPLITS = ("train", "val", "test")
+Curve = dict[str, list[Any]]  # columns of metrics.csv by name
+# Control and format characters, which could steer a terminal or turn a text around.
+CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -62,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecordError(f"{path} is broken: it holds no JSON object.")
     _check_seal(path, content)
-    if any(unicodedata.category(sign) in CONTROL for text in _texts(content) for sign in text):
+    if any(CONTROL.search(text) for text in _texts(content)):
         raise RecordError(f"{path} is broken: it holds control characters.")
     content.pop(SEAL, None)
     return content
@@ -116,34 +120,55 @@ def read_rows(path: Path, told: Mapping[str, Any] | None) -> bytes:
     return rows[: told["bytes"]]
 
 
-def read_metrics(path: Path, told: Mapping[str, Any] | None = None) -> "pd.DataFrame":
-    """metrics.csv with its types checked; `told` is what result.json says of it.
+def read_curve(path: Path, told: Mapping[str, Any] | None = None) -> Curve:
+    """The columns of metrics.csv, checked; `told` is what result.json says of it.
 
     Raises:
         RecordError: if the columns differ, a value is no number or an error is no percentage.
     """
+    rows = read_rows(path, told)
+    header, *lines = rows.decode("ascii", "replace").split("\n")
+    if header.rstrip("\r") != ",".join(METRICS_COLUMNS):
+        raise RecordError(f"{path} is broken: its columns are not {','.join(METRICS_COLUMNS)}.")
+    if not lines or lines.pop():
+        raise RecordError(f"{path} is broken: its last row is cut off.")
+    values = [line.split(",") for line in lines]
+    for row in values:
+        if max(map(len, row)) > MOST_FIELD:
+            raise RecordError(f"{path} is broken: a value has more than {MOST_FIELD} characters.")
+        if len(row) != len(METRICS_COLUMNS) or row[2] not in SPLITS:
+            raise RecordError(f"{path} is broken: a row is no whole one of train, val or test.")
+    texts = dict(zip(METRICS_COLUMNS, zip(*values, strict=True), strict=True)) if values else {}
+    try:
+        curve: Curve = {name: _numbers(name, texts.get(name, ())) for name in METRICS_COLUMNS}
+    except ValueError:
+        raise RecordError(f"{path} is broken: a value is not a number.") from None
+    if not all(0 <= error <= 100 for name in ("top1_err", "top5_err") for error in curve[name]):
+        raise RecordError(f"{path} is broken: an error lies outside 0 to 100 percent.")
+    return curve
+
+
+def _numbers(name: str, texts: Iterable[str]) -> list[Any]:
+    if name == "split":
+        return list(texts)
+    if name == "iteration":
+        return [int(text) for text in texts if _is_plain(text)]
+    return [float(text) for text in texts if _is_plain(text)]
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text is a number as we write it (ValueError if not): Python would take `1_0` and ` 5` too."""
+    if "_" in text or text.strip() != text:
+        raise ValueError(text)
+    return True
+
+
+def read_metrics(path: Path, told: Mapping[str, Any] | None = None) -> "pd.DataFrame":
+    """The same as a frame.
+
+    Raises:
+        RecordError: as `read_curve`.
+    """
     import pandas as pd
 
-    rows = read_rows(path, told)
-    if max(map(len, rows.replace(b"\n", b",").split(b","))) > MOST_FIELD:
-        raise RecordError(f"{path} is broken: a value has more than {MOST_FIELD} characters.")
-    try:
-        frame = pd.read_csv(io.BytesIO(rows), dtype={"split": str})
-    except ValueError as error:  # pandas' parser errors and bad encodings are ValueErrors
-        reason = (str(error).splitlines() or ["it is no CSV"])[0]
-        raise RecordError(f"{path} is broken: {reason}") from None
-    if tuple(frame.columns) != METRICS_COLUMNS:
-        raise RecordError(f"{path} is broken: its columns are not {','.join(METRICS_COLUMNS)}.")
-    if not rows.endswith(b"\n"):
-        raise RecordError(f"{path} is broken: its last row is cut off.")
-    if frame.empty:  # a run that has only begun
-        return frame
-    numbers = frame.drop(columns="split")
-    if not all(pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes):
-        raise RecordError(f"{path} is broken: a value is not a number.")
-    if not frame["split"].isin(("train", "val", "test")).all():
-        raise RecordError(f"{path} is broken: a split is not train, val or test.")
-    errors = frame[["top1_err", "top5_err"]]
-    if not ((errors >= 0) & (errors <= 100)).all(axis=None):
-        raise RecordError(f"{path} is broken: an error lies outside 0 to 100 percent.")
-    return frame
+    return pd.DataFrame(read_curve(path, told))

@@ -29,8 +29,9 @@ from resrepro.record_files import (
     METRICS,
     RESULT,
     SPEC,
+    Curve,
+    read_curve,
     read_json,
-    read_metrics,
 )
 from resrepro.specs import FAMILIES, digest_of
 
@@ -156,13 +157,25 @@ class Run:
         return None if best is None else float(best["top1_err"])
 
     @cached_property
-    def metrics(self) -> "pd.DataFrame":
-        """metrics.csv as a frame with columns METRICS_COLUMNS.
+    def curve(self) -> Curve:
+        """The columns of metrics.csv by name.
 
         Raises:
             RecordError: if the file is broken.
         """
-        return read_metrics(self.folder / METRICS, self.result.get("metrics"))
+        return read_curve(self.folder / METRICS, self.result.get("metrics"))
+
+    def top1_errors(self, split: str) -> dict[int, float]:
+        """The sampled top-1 errors of a set by iteration, in percent."""
+        columns = (self.curve[name] for name in ("iteration", "split", "top1_err"))
+        return {at: error for at, part, error in zip(*columns, strict=True) if part == split}
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """metrics.csv as a frame with columns METRICS_COLUMNS."""
+        import pandas as pd
+
+        return pd.DataFrame(self.curve)
 
 
 def read_run(folder: Path) -> Run:
@@ -184,7 +197,7 @@ def read_run(folder: Path) -> Run:
         _ = run.cell
     except MALFORMED as error:
         raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
-    _ = run.metrics
+    _ = run.curve
     evaluations, broken = _read_all(folder / EVALS, evaluation_from)
     return replace(run, evaluations=tuple(evaluations), broken=tuple(broken))
 

@@ -45,7 +45,7 @@ def test_a_run_killed_5_times_ends_as_if_nothing_had_happened(tmp_path: Path) ->
 
 
 @on_linux
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_killed_25_times_in_all_phases_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     outcome = wreak(tmp_path, on_digits(25), 25)
     check(outcome, 25)
@@ -54,13 +54,13 @@ def test_a_run_killed_25_times_in_all_phases_ends_as_if_nothing_had_happened(tmp
 
 
 @on_linux
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_in_bf16_killed_5_times_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     check(wreak(tmp_path, on_digits(5, precision="bf16"), 5, seed=2), 5)
 
 
 @on_linux
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_on_images_that_workers_read_killed_6_times_ends_as_if_nothing_had_happened(
     tmp_path: Path,
 ) -> None:
@@ -74,7 +74,7 @@ def test_a_run_on_images_that_workers_read_killed_6_times_ends_as_if_nothing_had
 
 
 @on_linux
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_killed_together_4_times_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
     # The groups of two processes, so that the second command that is tried is one for the same run.
     words = [*on_digits(4), "--bn-group", "64"]

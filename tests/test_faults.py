@@ -71,7 +71,7 @@ def test_a_power_cut_at_some_operations_loses_no_checkpoint_and_changes_no_run(l
     assert cuts >= 9
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SESSIONS)
 def test_a_run_killed_at_any_operation_goes_on_to_the_very_same_end(lab: Lab, name: str) -> None:
     session = session_of(lab, name)
@@ -81,7 +81,7 @@ def test_a_run_killed_at_any_operation_goes_on_to_the_very_same_end(lab: Lab, na
     assert seen["readable at once"] >= seen["kills"] // 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SESSIONS)
 def test_a_disk_that_fails_at_any_operation_is_told_in_a_sentence_and_nothing_is_lost(
     lab: Lab, name: str
@@ -92,7 +92,7 @@ def test_a_disk_that_fails_at_any_operation_is_told_in_a_sentence_and_nothing_is
     assert seen["errors"] - 10 <= seen["sentences"] == seen["exit code 1"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SESSIONS)
 def test_a_power_cut_at_any_operation_loses_no_checkpoint_and_changes_no_run(lab: Lab, name: str) -> None:
     session = session_of(lab, name)

@@ -21,8 +21,8 @@ from resrepro.record_files import (
     RESULT,
     SPEC,
     read_bytes,
+    read_curve,
     read_json,
-    read_metrics,
 )
 from resrepro.records import MALFORMED, Run, read_run
 from resrepro.specs import digest_of
@@ -53,7 +53,7 @@ def look_at_record(folder: Path, found: Findings) -> Record:
                 found.parts[name] = UNSEALED
     told = files.get(RESULT, {}).get("metrics")
     vouched = told if isinstance(told, Mapping) else None
-    whole = found.read(METRICS, lambda: read_metrics(folder / METRICS, vouched)) is not None
+    whole = found.read(METRICS, lambda: read_curve(folder / METRICS, vouched)) is not None
     if whole and vouched is None:
         found.parts[METRICS] = UNSEALED
     rows = read_bytes(folder / METRICS, MOST_BYTES) if whole else None
