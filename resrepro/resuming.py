@@ -8,19 +8,21 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from resrepro.checkpoint import load_newest
 from resrepro.durable import json_bytes
 from resrepro.errors import RecordError
-from resrepro.metrics import Errors
+from resrepro.feeds import Feed
+from resrepro.metrics import Errors, ErrorSums
+from resrepro.nets import Net
+from resrepro.plateau import Plateau
 from resrepro.processes import rank, world_size
+from resrepro.recording import RunWriter
 from resrepro.specs import Spec
-
-if TYPE_CHECKING:
-    from resrepro.trainer import Trainer
 
 TYPES: dict[str, type | tuple[type, ...]] = {
     "spec": dict, "data": dict, "mean": Tensor, "iteration": int, "sampled": int, "net": dict,
@@ -31,7 +33,31 @@ MOST_THREADS = 1024  # that anybody begins a run with
 Shares = list[list[tuple[Tensor, int]]]  # of each process: its sums since the last sample, and since a look
 
 
-def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
+class Resumable(Protocol):
+    """What of a run its checkpoint keeps."""
+
+    spec: Spec
+    seed: int
+    feed: Feed
+    writer: RunWriter
+    device: torch.device
+    net: Net
+    optimizer: torch.optim.SGD
+    since_sample: ErrorSums
+    since_look: ErrorSums
+    done: int
+    sampled: int
+    warmup_switch: int | None
+    plateau: Plateau | None
+    best: dict[str, Any] | None
+    last: dict[str, Errors]
+    seconds_before: float
+
+    def seconds(self) -> float:
+        """Wall time of all sessions."""
+
+
+def state_of(run: Resumable, shares: Shares) -> dict[str, Any]:
     """The content of a checkpoint."""
     about = run.feed.about
     return {
@@ -108,7 +134,7 @@ def check_same_data(folder: Path, told: Mapping[str, str], here: Mapping[str, st
         )
 
 
-def go_back(run: "Trainer", state: Mapping[str, Any]) -> None:
+def go_back(run: Resumable, state: Mapping[str, Any]) -> None:
     """Take up the state of a checkpoint.
 
     Raises:
@@ -127,7 +153,7 @@ def go_back(run: "Trainer", state: Mapping[str, Any]) -> None:
         run.seconds_before = state["seconds"]
 
 
-def _take_up(run: "Trainer", shares: Shares) -> None:
+def _take_up(run: Resumable, shares: Shares) -> None:
     """Take this process's sums, or its part of them if the number of processes is another."""
     for share in shares[rank() :: world_size()]:
         for part, (sums, count) in zip((run.since_sample, run.since_look), share, strict=True):
