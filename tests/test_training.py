@@ -314,6 +314,8 @@ WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
         (signal.SIGINT, 6, {}),  # a sample is due
         (signal.SIGUSR1, 8, {"precision": "bf16"}),
         (signal.SIGUSR2, 12, {}),  # the last update
+        (signal.SIGTERM, 7, {"experiment": "cifar10-resnet8"}),  # crops, flips
+        (signal.SIGTERM, 7, {"sampling": "replacement", "momentum_form": "nesterov", "bn_group": 8}),
         (signal.SIGTERM, 2, WARM),
         (signal.SIGTERM, 7, WARM),
         (signal.SIGTERM, 1, {"eval_every": 12}),
