@@ -52,6 +52,17 @@ def _own_gpu(name: str) -> str:
     return f"cuda:{local_rank()}"
 
 
+def describe_device(device: torch.device, micro_batch: int) -> dict[str, object]:
+    """What a record says of where a run computes: `micro_batch` images in a pass."""
+    return {
+        "device": device.type,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+        "micro_batch": micro_batch,
+    }
+
+
 @contextlib.contextmanager
 def telling_memory(what: str) -> Iterator[None]:
     """Tell that the memory is full in a sentence: what it does not hold, and the way out.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from resrepro import catalogue
-from resrepro.cadence import Cadence, parse_every
+from resrepro.cadence import Cadence, Every, parse_every
 from resrepro.data.loading import Loading
-from resrepro.device import choose_device, telling_memory, threads_used, use_precision
+from resrepro.device import choose_device, describe_device, telling_memory, threads_used, use_precision
 from resrepro.distributed import join, on_first, told_as_lost
 from resrepro.environment import describe_environment
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
@@ -98,45 +98,8 @@ def train(
             return asked.folder
         if not fresh and settings.get("bn_group") is None:
             on_first(lambda: check_no_twin(asked.folder, spec, seed))
-        with (
-            _telling_early_stop(asked) as interrupts,
-            _alone(asked.folder, break_lock, watcher) as lock,
-            _telling_memory_of(spread),
-        ):
-            found = None if fresh else on_first(lambda: find_state(asked.folder, spec, seed))
-            env = None if found is None else found[0]["env"]
-            used = frozen_device(device, chosen, env)
-            with threads_used(frozen_threads(threads, used, env)):
-                trainer = _prepare(asked, used)
-                trainer.cadence = Cadence(every)
-                if lock is not None:
-                    trainer.writer.still_ours = lock.check
-                if fresh:
-                    trainer.way_on = "The same command without --fresh goes on from here."
-                _open_record(trainer, found, arguments)
-                try:
-                    trainer.run(interrupts)
-                finally:
-                    watcher.end()
+        _train(asked, Means(device, chosen, threads, every, break_lock, arguments))
     return asked.folder
-
-
-@contextmanager
-def _telling_early_stop(asked: "Asked") -> Iterator[Interrupts]:
-    """While active signals end the set-up at once; within the training they wait for its step.
-
-    Raises:
-        Interrupted: after a signal that came before the training.
-    """
-    try:
-        with Interrupts() as interrupts:
-            yield interrupts
-    except StoppedEarly as stop:
-        way = " without --fresh" if asked.fresh and has_checkpoint(asked.folder) else ""
-        raise Interrupted(
-            f"Stopped before the first update of {asked.folder}: the same command{way} starts again.",
-            stop.signal_number,
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -156,6 +119,60 @@ class Asked:
     def folder(self) -> Path:
         """Where its record lies."""
         return run_folder(self.runs, self.spec, self.seed)
+
+
+@dataclass(frozen=True)
+class Means:
+    """What was asked of this machine: `device` as named and as `chosen`, threads, checkpoints, the lock."""
+
+    device: str
+    chosen: torch.device
+    threads: int | None
+    every: Every
+    break_lock: bool
+    arguments: Sequence[str] | None
+
+
+def _train(asked: Asked, means: Means) -> None:
+    """Begin the run or go on with it, to its end, while nobody else does."""
+    with (
+        _telling_early_stop(asked) as interrupts,
+        _alone(asked.folder, means.break_lock, asked.watcher) as lock,
+        _telling_memory_of(asked.spread),
+    ):
+        found = None if asked.fresh else on_first(lambda: find_state(asked.folder, asked.spec, asked.seed))
+        env = None if found is None else found[0]["env"]
+        device = frozen_device(means.device, means.chosen, env)
+        with threads_used(frozen_threads(means.threads, device, env)):
+            trainer = _prepare(asked, device)
+            trainer.cadence = Cadence(means.every)
+            if lock is not None:
+                trainer.writer.still_ours = lock.check
+            if asked.fresh:
+                trainer.way_on = "The same command without --fresh goes on from here."
+            _open_record(trainer, found, means.arguments)
+            try:
+                trainer.run(interrupts)
+            finally:
+                asked.watcher.end()
+
+
+@contextmanager
+def _telling_early_stop(asked: Asked) -> Iterator[Interrupts]:
+    """While active signals end the set-up at once; within the training they wait for its step.
+
+    Raises:
+        Interrupted: after a signal that came before the training.
+    """
+    try:
+        with Interrupts() as interrupts:
+            yield interrupts
+    except StoppedEarly as stop:
+        way = " without --fresh" if asked.fresh and has_checkpoint(asked.folder) else ""
+        raise Interrupted(
+            f"Stopped before the first update of {asked.folder}: the same command{way} starts again.",
+            stop.signal_number,
+        ) from None
 
 
 def _prepare(asked: Asked, device: torch.device) -> Trainer:
@@ -234,7 +251,7 @@ def _open_record(
 ) -> None:
     """Begin the record of a run, or take up its newest checkpoint and note that another session goes on."""
     writer, spec, seed = trainer.writer, trainer.spec, trainer.seed
-    now = describe_environment(arguments) | _describe_device(trainer.target)
+    now = describe_environment(arguments) | describe_device(trainer.device, trainer.target.spread.micro)
     if found is not None:
         _go_on(trainer, *found, now)
         return
@@ -301,18 +318,6 @@ def _say_first(
             f"{passes} pass{'es' * (passes > 1)} of {spread.micro} images; BN over "
             f"{f'groups of {group}' if group else 'the whole batch'}."
         )
-
-
-def _describe_device(target: Target) -> dict[str, object]:
-    device = target.device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "device": device.type,
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-        "micro_batch": target.spread.micro,
-    }
 
 
 def _already_over(folder: Path, watcher: Watcher) -> bool:
