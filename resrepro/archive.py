@@ -21,6 +21,8 @@ LARGEST_DIRECTORY = 16 * 2**20  # bytes of a zip's list of entries: 200,000 of t
 END, END_SIZE, LONGEST_COMMENT = b"PK\5\6", 22, 2**16 - 1
 LOCATOR, LOCATOR_SIZE, WIDE_END, WIDE_END_SIZE = b"PK\6\7", 20, b"PK\6\6", 56  # of zip64
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # torch.serialization has the same
+# NotImplementedError is what zipfile says of a compression or version that it does not know.
+UNREADABLE = (Damaged, zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError)
 ANEW = "save the state dict alone (`torch.save(net.state_dict(), ...)`)"
 
 
@@ -44,7 +46,7 @@ def check_archive(path: Path) -> None:
         raise RecordError(
             f"{path} holds a pickled object that is no tensor, so it is not opened: {ANEW}."
         ) from None
-    except (Damaged, zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError):
+    except UNREADABLE:
         raise RecordError(f"{path} is not a PyTorch checkpoint, or is damaged.") from None
     except Refused as reason:
         raise RecordError(f"{path} is not opened, for {reason}: {ANEW}.") from None

@@ -71,14 +71,17 @@ HONEST = {
 @pytest.mark.parametrize("content", HONEST.values(), ids=HONEST)
 def test_what_people_keep_passes(content, zipped_up: bool, trailer: bytes, tmp_path: Path) -> None:
     path = tmp_path / "theirs.pt"
-    path.write_bytes(saved(content(), _use_new_zipfile_serialization=zipped_up) + trailer)
+    kept = content()
+    path.write_bytes(saved(kept, _use_new_zipfile_serialization=zipped_up) + trailer)
     check_archive(path)
+    assert torch.load(path, weights_only=False).keys() == kept.keys()  # of our own making
 
 
 def test_an_archive_saved_by_name_in_any_letters_passes(tmp_path: Path) -> None:
     path = tmp_path / "Räsnet-20 (best).pt"
     torch.save({"w": torch.zeros(3)}, path)
     check_archive(path)
+    assert torch.load(path, weights_only=True)["w"].tolist() == [0, 0, 0]
 
 
 def test_a_checksum_behind_the_archive_disturbs_neither_reader(tmp_path: Path) -> None:
