@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -213,3 +215,35 @@ def test_what_workers_hold_ready_fits_into_half_of_the_shared_memory(monkeypatch
     assert all(workers * count * batch <= 400_000_000 for workers, count in found.items() if count > 1)
     assert Loading(prefetch=3).prefetch_beside(16, batch) == 3
     assert loading.free_shared_memory() > 0
+
+
+KILLED_WHILE_TAKING_OVER = """
+import multiprocessing.connection as connection, os, signal, torch
+from resrepro.data.loading import Loading, read_ahead
+
+class Reader(torch.utils.data.Dataset):
+    def __getitem__(self, item):
+        return torch.zeros(4)
+
+def die_in(process, greet=connection.deliver_challenge):
+    def greeting(*arguments):
+        if os.getpid() == process:
+            os.kill(process, signal.SIGKILL)
+        greet(*arguments)
+    return greeting
+
+connection.deliver_challenge = die_in(os.getpid())
+list(read_ahead(Reader(), range(3), Loading(1)))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_whose_run_was_killed_while_it_took_a_batch_over_ends_without_a_word() -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_TAKING_OVER],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )  # returns once the worker, too, has ended: it holds the other end of stderr
+    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")

@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -143,14 +145,26 @@ def read_ahead(
                     num_workers=workers,
                     prefetch_factor=loading.prefetch_beside(workers, item_bytes) if workers else None,
                     pin_memory=loading.pins_for(device),
-                    worker_init_fn=_leave_signals_to_the_run,
+                    worker_init_fn=_start_worker,
                 )
             )
         yield from found
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Signals to the whole group reach the workers too; the run stops them when it has finished its step."""
+def _start_worker(worker: int) -> None:
+    """Leave it to the run to end this worker, and to tell of what it meets.
+
+    Signals to the whole group reach the workers too; the run stops them when it has finished its step.
+    Where the run was killed while it took over a batch, the thread that hands batches over meets a closed
+    connection: the worker then ends without a word.
+    """
+    told = sys.excepthook
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, EOFError | ConnectionError):
+            told(kind, error, trace)
+
+    sys.excepthook = tell
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
