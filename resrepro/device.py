@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
+from resrepro.environment import cpu_model
 from resrepro.errors import ResreproError, UsageError
 from resrepro.processes import is_first, local_rank, local_world_size, world_size
+
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -121,6 +124,29 @@ def threads_used(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or of the processor with the number of its threads that are used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def fast_precision(device: torch.device) -> str:
+    """The arithmetic of `--fast`: bf16 where the hardware has it, fp16 on older NVIDIA GPUs, else float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu" and _cpu_has_bf16():
+        return "bf16"
+    return "float32"
+
+
+def _cpu_has_bf16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def use_precision(precision: str, device: torch.device) -> None:
     """Make float32 mean float32: TF32 only when the recipe asks for it.
 
@@ -135,7 +161,7 @@ def use_precision(precision: str, device: torch.device) -> None:
 
 
 def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context in which a net is applied: bf16 autocast, or nothing."""
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
+    """The context in which a net is applied: autocast to bf16 or fp16, or nothing."""
+    if precision in NARROW:
+        return torch.autocast(device.type, NARROW[precision])
     return contextlib.nullcontext()

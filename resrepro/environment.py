@@ -25,7 +25,7 @@ def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
         "commit": commit,
         "modified": modified,
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "arguments": None if arguments is None else without_paths(arguments),
         "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -71,7 +71,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The model name of the processor, as far as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -79,3 +80,13 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def cache_folder() -> Path:
+    """Where what can be made anew is kept between runs: `resrepro` in XDG_CACHE_HOME, else in ~/.cache."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "resrepro"
+    try:
+        return Path.home() / ".cache" / "resrepro"
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull)

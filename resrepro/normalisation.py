@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from resrepro.kernels.normalising import Normaliser
+
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose statistics are those of groups of `group` images.
@@ -21,6 +23,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     Attributes:
         images: images of one update on this process; 0 if every forward pass is an update of its own.
         sync: take the statistics over the images of all processes.
+        kernels: what computes BN, shortcut and ReLU together, in training and where it can.
     """
 
     def __init__(self, channels: int, group: int = 0, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
@@ -28,6 +31,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         self.group = group
         self.images = 0
         self.sync = False
+        self.kernels: Normaliser | None = None
         self._seen = 0  # images of the update under way
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +40,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if self.sync:
             return self._over_processes(x)
-        if self.group in (0, len(x)) and self.images in (0, len(x)):
+        if self._whole(x):
             return super().forward(x)
         parts = [
             F.batch_norm(
@@ -46,6 +50,34 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             for part in torch.split(x, self.group or len(x))
         ]  # fmt: skip
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def relu(self, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`relu(BN(x) + shortcut)`, shapes (N, C, H, W), for the two uses that a map may have.
+
+        Both are the same numbers; with `kernels` they are two tensors (see there). What BN gave is
+        overwritten: no gradient needs it.
+        """
+        kernels = self.kernels
+        if kernels and self.training and not self.sync and self._whole(x) and kernels.takes(x):
+            return self._fused(kernels, x, shortcut)
+        y = self(x)
+        if shortcut is not None:
+            y = y.add_(shortcut)
+        y = F.relu(y, inplace=True)
+        return y, y
+
+    def _fused(self, kernels: Normaliser, x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        running = self.running_mean, self.running_var
+        return kernels.relu(x, shortcut, (self.weight, self.bias), running, self.momentum, self.eps)
+
+    def _whole(self, x: Tensor) -> bool:
+        """Whether these images are one group, and one update."""
+        return self.group in (0, len(x)) and self.images in (0, len(x))
 
     def _share(self, count: int, total: int) -> float:
         """The weight of the next `count` images against the averages so far.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resrepro.checkpoint import load_newest
 from resrepro.durable import json_bytes
+from resrepro.engines import EAGER, ENGINES
 from resrepro.errors import RecordError
 from resrepro.feeds import Feed
 from resrepro.metrics import Errors, ErrorSums
@@ -26,8 +27,9 @@ from resrepro.specs import Spec
 
 TYPES: dict[str, type | tuple[type, ...]] = {
     "spec": dict, "data": dict, "mean": Tensor, "iteration": int, "sampled": int, "net": dict,
-    "optimizer": dict, "shares": list, "warmup_switch": (int, NoneType), "plateau": (list, NoneType),
-    "best": (dict, NoneType), "last": dict, "seconds": (int, float), "env": dict, "curve": str,
+    "optimizer": dict, "scaler": dict, "shares": list, "warmup_switch": (int, NoneType),
+    "plateau": (list, NoneType), "best": (dict, NoneType), "last": dict, "seconds": (int, float),
+    "env": dict, "curve": str,
 }  # fmt: skip
 MOST_THREADS = 1024  # that anybody begins a run with
 Shares = list[list[tuple[Tensor, int]]]  # of each process: its sums since the last sample, and since a look
@@ -43,6 +45,7 @@ class Resumable(Protocol):
     device: torch.device
     net: Net
     optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
     since_sample: ErrorSums
     since_look: ErrorSums
     done: int
@@ -72,6 +75,7 @@ def state_of(run: Resumable, shares: Shares) -> dict[str, Any]:
         "sampled": run.sampled,
         "net": run.net.state_dict(),
         "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
         "warmup_switch": run.warmup_switch,
         "plateau": None if run.plateau is None else run.plateau.state(),
         "shares": shares,
@@ -100,6 +104,7 @@ def find_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any], str
             f"the checkpoint in {folder} is of an earlier version, which kept less: start anew with --fresh."
         )
     with telling_misfit(folder):
+        state = {"scaler": {}} | state | {"env": {"engine": EAGER} | state["env"]}  # all there was before
         _check_types(state, spec.recipe.iterations)
     return state, notice
 
@@ -119,6 +124,8 @@ def _check_types(state: Mapping[str, Any], iterations: int) -> None:
         raise ValueError("threads")
     if not isinstance(env["device"], str) or not isinstance(env["versions"], dict):
         raise ValueError("env")
+    if env["engine"] not in ENGINES:
+        raise ValueError("engine")
 
 
 def check_same_data(folder: Path, told: Mapping[str, str], here: Mapping[str, str]) -> None:
@@ -143,6 +150,7 @@ def go_back(run: Resumable, state: Mapping[str, Any]) -> None:
     with telling_misfit(run.writer.folder):
         run.net.load_state_dict(state["net"])
         run.optimizer.load_state_dict(state["optimizer"])
+        run.scaler.load_state_dict(state["scaler"])
         _take_up(run, state["shares"])
         run.done, run.sampled = state["iteration"], state["sampled"]
         run.warmup_switch = state["warmup_switch"]

@@ -24,6 +24,7 @@ from resrepro.distributed import (
     in_parallel,
     on_first,
 )
+from resrepro.engines import EAGER, equip
 from resrepro.errors import Diverged, Interrupted
 from resrepro.feeds import Feed
 from resrepro.interrupts import Interrupts
@@ -45,10 +46,11 @@ LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
 
 @dataclass(frozen=True)
 class Target:
-    """Where a run computes: a device, and this process's share of each batch."""
+    """Where and how a run computes: a device, this process's share of each batch, an engine."""
 
     device: torch.device
     spread: Spread
+    engine: str = EAGER
 
 
 class Trainer:
@@ -70,8 +72,10 @@ class Trainer:
         for norm in norms_of(self.net):
             norm.images = target.spread.local
             norm.sync = self.recipe.bn_group == 0 and world_size() > 1
-        self.model = in_parallel(self.net, self.device)
+        self.model = in_parallel(equip(self.net, target.engine), self.device)
         self.optimizer = make_optimizer(self.net, self.recipe)
+        # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
         self.headline = feed.about.held_out[0]
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
         self.done = self.sampled = 0
@@ -144,7 +148,8 @@ class Trainer:
         for number, (part, truth) in enumerate(parts, 1):
             with exchanging(self.model, number == len(parts)):
                 self.pass_once(part, truth, len(parts))
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         average_statistics(self.net)
         self.done += 1
         self.watcher.step(self.done, lr, self.since_sample.read)
@@ -154,7 +159,7 @@ class Trainer:
         with arithmetic(self.recipe.precision, self.device):
             logits = self.model(images)
             loss = F.cross_entropy(logits.float(), labels)
-        (loss if passes == 1 else loss / passes).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss if passes == 1 else loss / passes).backward()  # type: ignore[no-untyped-call]
         self.since_sample.add(loss.detach(), logits.detach(), labels)
         if self.recipe.warmup_lr and self.warmup_switch is None:
             self.since_look.add(loss.detach(), logits.detach(), labels)

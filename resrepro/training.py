@@ -1,6 +1,6 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,17 @@ import torch
 from resrepro import catalogue
 from resrepro.cadence import Cadence, Every, parse_every
 from resrepro.data.loading import Loading
-from resrepro.device import choose_device, describe_device, telling_memory, threads_used, use_precision
+from resrepro.device import (
+    NARROW,
+    choose_device,
+    describe_device,
+    fast_precision,
+    telling_memory,
+    threads_used,
+    use_precision,
+)
 from resrepro.distributed import join, on_first, told_as_lost
+from resrepro.engines import Plan, choose_engine
 from resrepro.environment import describe_environment
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.feeds import Feed, open_feed
@@ -39,6 +48,8 @@ def train(
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
+    fast: bool = False,
+    compiling: str = "auto",
     micro_batch: int | None = None,
     sync_bn: bool = False,
     loading: Loading | None = None,
@@ -60,6 +71,9 @@ def train(
         runs: folder in which the run's own folder is made.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         threads: CPU threads; one per core by default. A run that goes on keeps device and threads.
+        fast: bf16 arithmetic where the hardware has it (fp16 on older GPUs) instead of float32.
+        compiling: "auto", "on" or "off": see `resrepro.engines.choose_engine`. A run that goes on keeps its
+            engine.
         micro_batch: images per forward and backward pass; fewer than the batch (or than a process's share
             of it) accumulate gradients.
         sync_bn: BN statistics over all processes of a `torchrun` together, instead of each its own.
@@ -86,6 +100,8 @@ def train(
     chosen, every = choose_device(device), parse_every(checkpoint_every)
     watcher = (watcher if is_first() else None) or Watcher()
     join(chosen)
+    if fast:
+        settings |= fast_settings(chosen, settings.get("precision"), watcher.say)
     with told_as_lost():
         spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, sync_bn, settings))
         if seed < 0:
@@ -98,7 +114,7 @@ def train(
             return asked.folder
         if not fresh and settings.get("bn_group") is None:
             on_first(lambda: check_no_twin(asked.folder, spec, seed))
-        _train(asked, Means(device, chosen, threads, every, break_lock, arguments))
+        _train(asked, Means(device, chosen, threads, compiling, every, break_lock, arguments))
     return asked.folder
 
 
@@ -123,11 +139,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Means:
-    """What was asked of this machine: `device` as named and as `chosen`, threads, checkpoints, the lock."""
+    """What was asked of this machine; the device as it was named and as `chosen`."""
 
     device: str
     chosen: torch.device
     threads: int | None
+    compiling: str
     every: Every
     break_lock: bool
     arguments: Sequence[str] | None
@@ -144,7 +161,11 @@ def _train(asked: Asked, means: Means) -> None:
         env = None if found is None else found[0]["env"]
         device = frozen_device(means.device, means.chosen, env)
         with threads_used(frozen_threads(means.threads, device, env)):
-            trainer = _prepare(asked, device)
+            updates = asked.spec.recipe.iterations - (0 if found is None else found[0]["iteration"])
+            plan_ = Plan(asked.spec, device, updates)
+            begun = None if env is None else env["engine"]
+            engine = on_first(lambda: choose_engine(means.compiling, plan_, begun, asked.watcher.say))
+            trainer = _prepare(asked, Target(device, asked.spread, engine))
             trainer.cadence = Cadence(means.every)
             if lock is not None:
                 trainer.writer.still_ours = lock.check
@@ -175,14 +196,14 @@ def _telling_early_stop(asked: Asked) -> Iterator[Interrupts]:
         ) from None
 
 
-def _prepare(asked: Asked, device: torch.device) -> Trainer:
+def _prepare(asked: Asked, target: Target) -> Trainer:
     """The run with its data and its folder, ready to begin or to go on."""
-    spec, watcher = asked.spec, asked.watcher
+    spec, watcher, device = asked.spec, asked.watcher, target.device
     use_precision(spec.recipe.precision, device)
     feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say)
     writer = _open_writer(asked, feed)
     _say_first(writer, spec, asked.spread, feed.about.notices, watcher)
-    return Trainer(spec, asked.seed, feed, Target(device, asked.spread), writer, watcher)
+    return Trainer(spec, asked.seed, feed, target, writer, watcher)
 
 
 @contextmanager
@@ -252,11 +273,13 @@ def _open_record(
     """Begin the record of a run, or take up its newest checkpoint and note that another session goes on."""
     writer, spec, seed = trainer.writer, trainer.spec, trainer.seed
     now = describe_environment(arguments) | describe_device(trainer.device, trainer.target.spread.micro)
+    now["engine"] = trainer.target.engine
     if found is not None:
         _go_on(trainer, *found, now)
         return
     command = catalogue.command_for(spec, seed)
-    told = now | {"mode": "default", "data": trainer.feed.about.describe(), "command": command}
+    mode = "fast" if spec.recipe.precision in NARROW else "default"
+    told = now | {"mode": mode, "data": trainer.feed.about.describe(), "command": command}
     on_first(lambda: writer.begin(spec, seed, told))
     on_first(lambda: writer.result(trainer.result("partial")))
     trainer.save()  # so that there is always one to go on from; it also shows what the next will cost
@@ -281,6 +304,20 @@ def _go_on(trainer: Trainer, state: Mapping[str, Any], notice: str, now: Mapping
     for sentence in told:
         watcher.say(sentence)
     watcher.say(f"Going on from iteration {trainer.done:,} of {trainer.recipe.iterations:,}.")
+
+
+def fast_settings(device: torch.device, given: object, say: Callable[[str], None]) -> dict[str, str]:
+    """The settings that `--fast` stands for on a device; told if that has nothing faster than float32.
+
+    Raises:
+        UsageError: if a precision is given besides.
+    """
+    if given is not None:
+        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
+    precision = fast_precision(device)
+    if precision == "float32":
+        say("Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default.")
+    return {"precision": precision}
 
 
 def plan(

@@ -21,14 +21,14 @@ HEAVY = {"torch", "torchvision", "sklearn"}
 LAYERS = {
     "ground": (
         "architectures", "archive", "catalogue", "disk", "durable", "environment", "errors", "files",
-        "holders", "locking", "measurements", "pickles", "processes", "publishing", "record_files",
-        "recording", "records", "schedule", "specs",
+        "holders", "locking", "measurements", "memory", "pickles", "processes", "publishing", "record_files",
+        "recording", "records", "schedule", "seen", "specs",
     ),
     "training": (
-        "assessment", "cadence", "checkpoint", "data", "description", "device", "distributed", "evaluation",
-        "feeds", "foreign", "freezing", "held_out", "interrupts", "metrics", "nets", "normalisation",
-        "optimizer", "plateau", "resuming", "spread", "subjects", "trainer", "training", "verification",
-        "watching",
+        "assessment", "cadence", "checkpoint", "data", "description", "device", "distributed", "engines",
+        "evaluation", "feeds", "foreign", "freezing", "held_out", "interrupts", "kernels", "metrics", "nets",
+        "normalisation", "optimizer", "plateau", "resuming", "spread", "subjects", "trainer", "training",
+        "verification", "watching",
     ),
     "reading": (
         "architecture_figure", "architecture_table", "captions", "cells", "comparison", "ensembling",

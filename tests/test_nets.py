@@ -181,7 +181,7 @@ def test_a_block_with_projection_equals_torchvisions_basic_block(
     disturb(theirs)
     ours.load_state_dict({key.replace("downsample", "shortcut"): v for key, v in theirs.state_dict().items()})
     x = torch.randn(3, 16, 12, 12)
-    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours((x, x))[0], theirs(x))
 
 
 def torchvisions(depth: int) -> nn.Module:
@@ -311,8 +311,9 @@ def test_the_maps_of_an_imagenet_net_are_those_of_table_1(depth: int, widths: tu
     with torch.device("meta"):
         net = build_net("imagenet", depth)
     shapes: list[tuple[int, ...]] = []
-    for module in (net.conv1, *net.stages):
-        module.register_forward_hook(lambda m, inputs, output: shapes.append(tuple(output.shape[1:])))
+    net.conv1.register_forward_hook(lambda m, inputs, output: shapes.append(tuple(output.shape[1:])))
+    for stage in net.stages:
+        stage.register_forward_hook(lambda m, inputs, output: shapes.append(tuple(output[0].shape[1:])))
     assert net.eval()(torch.zeros(2, 3, 224, 224, device="meta")).shape == (2, 1000)
     assert shapes == [(64, 112, 112), *((c, s, s) for c, s in zip(widths, (56, 28, 14, 7), strict=True))]
     assert tuple(len(stage) for stage in net.stages) == BLOCKS[depth]

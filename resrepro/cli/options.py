@@ -32,6 +32,21 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", help="CPU threads. (default: one per core)", show_default=False),
 ]
+SPEED = "Speed"
+FastOption = Annotated[
+    bool,
+    typer.Option(
+        "--fast", rich_help_panel=SPEED,
+        help="bf16 arithmetic where the hardware has it (fp16 on older GPUs); told beside every number.",
+    ),
+]  # fmt: skip
+CompileOption = Annotated[
+    str,
+    typer.Option(
+        "--compile", metavar="auto|on|off", rich_help_panel=SPEED,
+        help="Compile what a step computes: auto does so where it saves more time than it takes.",
+    ),
+]  # fmt: skip
 
 
 PHOTOS = "Reading photographs"
@@ -92,7 +107,7 @@ BnStatsOption = Annotated[
     str | None, _recipe("Photographs, BN at test: running, or precise (plain averages over batches).")
 ]
 BnGroupOption = Annotated[int | None, _recipe("Images that share BN statistics; 0: the whole batch.")]
-PrecisionOption = Annotated[str | None, _recipe("float32, tf32 or bf16.")]
+PrecisionOption = Annotated[str | None, _recipe("float32, tf32, bf16 or fp16.")]
 EvalEveryOption = Annotated[int | None, _recipe("Iterations between samples.")]
 SettingsOption = Annotated[
     list[str] | None,

@@ -12,9 +12,11 @@ from resrepro.cli.options import (
     BatchSizeOption,
     BnGroupOption,
     BnStatsOption,
+    CompileOption,
     DataOption,
     DeviceOption,
     EvalEveryOption,
+    FastOption,
     ImageSizeOption,
     IterationsOption,
     MaxBadOption,
@@ -73,6 +75,8 @@ def train(
     data: DataOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    fast: FastOption = False,
+    compiling: CompileOption = "auto",
     micro_batch: Annotated[
         int | None,
         typer.Option(
@@ -139,6 +143,7 @@ def train(
         [experiment.name for experiment in chosen],
         parse_seeds(seeds) if seeds is not None else [seed or 0],
         shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
+        fast=fast, compiling=compiling,
         micro_batch=micro_batch, sync_bn=sync_bn, arguments=sys.argv[1:],
         checkpoint_every=checkpoint_every, break_lock=break_lock,
         loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
@@ -149,8 +154,10 @@ def train(
 def _train_all(names: list[str], seeds: list[int], **options: object) -> None:
     """One run after the other; a diverged one does not stop those after it."""
     from resrepro.cli.live import LiveView
+    from resrepro.memory import keep_memory
     from resrepro.training import train as train_one
 
+    keep_memory()
     view = LiveView() if is_first() else LiveView(Console(quiet=True))
     failed: list[Diverged] = []
     for name in names:

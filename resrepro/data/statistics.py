@@ -23,6 +23,7 @@ from resrepro.data.folder import Photos, PhotoSet, checksum
 from resrepro.data.images import UNREADABLE, BadImage, center_crop, read_image, scaled_to
 from resrepro.data.loading import BadImages, Loading, read_ahead
 from resrepro.distributed import collected, on_first
+from resrepro.environment import cache_folder
 from resrepro.files import read_plain
 from resrepro.processes import rank, world_size
 from resrepro.specs import scaled
@@ -165,16 +166,7 @@ def _add(whole: _Chunk, part: _Chunk) -> None:
 
 
 def _cache_path(photos: PhotoSet, image_size: int) -> Path:
-    return _cache_folder() / "resrepro" / f"{photos.fingerprint()[:32]}-{image_size}.npz"
-
-
-def _cache_folder() -> Path:
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given)
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError:  # a user without a home: nothing can be kept
-        return Path(os.devnull)
+    return cache_folder() / f"{photos.fingerprint()[:32]}-{image_size}.npz"
 
 
 def _read(path: Path) -> Statistics | None:

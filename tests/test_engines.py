@@ -1,0 +1,221 @@
+"""Which engine a run gets: by what was asked, seen on this machine, and begun; and that it trains alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from seeds import disturb, seeded
+from torch.nn import functional as F
+
+from resrepro import catalogue, engines
+from resrepro.engines import EAGER, INDUCTOR, KERNELS, Plan, choose_engine, equip, fitting_engine
+from resrepro.errors import UsageError
+from resrepro.kernels import NoCompiler, load_kernels
+from resrepro.nets import Convolution, Net, build_net
+from resrepro.seen import remember
+
+CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has not trained yet, whose kernels need no compiling."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(engines, "load_kernels", lambda: engines_kernels)
+    monkeypatch.setattr(engines, "device_name", lambda device: f"some {device.type}")
+
+
+engines_kernels = type("Loaded", (), {"seconds": 1.5})()
+
+
+def broken() -> None:
+    raise NoCompiler("no C compiler (cc) is installed here")
+
+
+def planned(device: torch.device = CPU, updates: int = 1000) -> Plan:
+    return Plan(catalogue.find("cifar10-resnet20").spec(), device, updates)
+
+
+def chosen(asked: str, plan: Plan, begun: str | None = None) -> tuple[str, list[str]]:
+    """The engine, and what is said of it."""
+    told: list[str] = []
+    return choose_engine(asked, plan, begun, told.append), told
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "updates", "engine"),
+    [
+        ("auto", CPU, 64_000, KERNELS), ("auto", CPU, 49, EAGER), ("auto", CPU, 50, KERNELS),
+        ("on", CPU, 1, KERNELS), ("off", CPU, 64_000, EAGER),
+        ("on", GPU, 1, INDUCTOR), ("off", GPU, 64_000, EAGER), ("off", APPLE, 64_000, EAGER),
+    ],
+)  # fmt: skip
+def test_where_nothing_was_seen(asked: str, device: torch.device, updates: int, engine: str) -> None:
+    assert chosen(asked, planned(device, updates)) == (engine, [])
+
+
+def test_a_gpu_compiles_by_itself_only_once_that_was_seen_to_pay() -> None:
+    engine, (told,) = chosen("auto", planned(GPU))
+    assert (engine, "resrepro bench" in told) == (EAGER, True)
+    plan = planned(GPU)
+    remember(plan.key, INDUCTOR, compile_seconds=60, images_per_s=4000)
+    assert chosen("auto", plan)[0] == EAGER  # the speed without it is not known yet
+    remember(plan.key, EAGER, images_per_s=2000)
+    # 60 s are saved by 240,000 images: 1,875 batches of 128.
+    assert chosen("auto", planned(GPU, 1874)) == (EAGER, [])
+    assert chosen("auto", planned(GPU, 1876)) == (INDUCTOR, [])
+
+
+def test_a_cpu_on_which_the_kernels_were_slower_goes_without() -> None:
+    plan = planned(CPU, 64_000)
+    remember(plan.key, KERNELS, compile_seconds=1, images_per_s=300)
+    remember(plan.key, EAGER, images_per_s=400)
+    assert chosen("auto", plan) == (EAGER, [])
+    assert chosen("on", plan) == (KERNELS, [])
+
+
+def test_a_missing_compiler_is_a_notice_unless_compiling_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "load_kernels", broken)
+    engine, (told,) = chosen("auto", planned())
+    assert engine == EAGER
+    assert "no C compiler" in told
+    with pytest.raises(UsageError, match="no C compiler"):
+        chosen("on", planned())
+    with pytest.raises(UsageError, match="begun with the engine kernels, but no C compiler"):
+        chosen("auto", planned(), KERNELS)
+    assert chosen("off", planned()) == (EAGER, [])
+
+
+@pytest.mark.parametrize("begun", [EAGER, KERNELS])
+def test_a_run_keeps_the_engine_that_it_began_with(begun: str) -> None:
+    for updates in (1, 64_000):
+        assert chosen("auto", planned(CPU, updates), begun) == (begun, [])
+    other = "off" if begun == KERNELS else "on"
+    with pytest.raises(UsageError, match=f"begun with the engine {begun}.*--fresh"):
+        chosen(other, planned(), begun)
+
+
+def test_a_run_of_another_kind_of_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="cpu has no such engine"):
+        chosen("auto", planned(CPU), INDUCTOR)
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(UsageError, match="auto, on or off, not 'maybe'"):
+        chosen("maybe", planned())
+
+
+def test_several_processes_do_without_the_compiler_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "world_size", lambda: 2)
+    with pytest.raises(UsageError, match="several processes"):
+        chosen("on", planned(GPU))
+
+
+def test_each_kind_of_device_has_its_engine() -> None:
+    assert [fitting_engine(device) for device in (CPU, GPU, APPLE)] == [KERNELS, INDUCTOR, EAGER]
+
+
+# --- what they compute -----------------------------------------------------------------------------
+
+
+def with_kernels(make: Callable[[], Net]) -> tuple[Net, Net]:
+    """The same net with kernels and without."""
+    usual, fused = make(), make()
+    disturb(usual)
+    fused.load_state_dict(usual.state_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            patch.setattr(engines, "load_kernels", load_kernels)
+            equip(fused, KERNELS)
+        except NoCompiler as missing:
+            pytest.skip(str(missing))
+    last = torch.channels_last
+    return usual.to(memory_format=last), fused.to(memory_format=last)
+
+
+def gradients(net: Net, images: torch.Tensor, kind: torch.dtype) -> dict[str, torch.Tensor]:
+    """Loss, gradients and running averages of one training pass."""
+    net.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+        logits = net(images)
+    loss = F.cross_entropy(logits.to(images.dtype), torch.arange(len(images)) % logits.shape[1])
+    loss.backward()
+    told = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
+    return {"loss": loss.detach()} | told | dict(net.named_buffers())
+
+
+NETS: dict[str, Callable[[], Net]] = {
+    "plain": lambda: build_net("cifar10", 14, plain=True),
+    "A": lambda: build_net("cifar10", 14),
+    "A symmetric": lambda: build_net("cifar10", 8, option_a_zeros="symmetric"),
+    "B": lambda: build_net("cifar10", 14, shortcut="B"),
+    "C": lambda: build_net("cifar10", 8, shortcut="C"),
+    "imagenet": lambda: build_net("imagenet", 18, num_classes=10),
+    "bottleneck": lambda: build_net("imagenet", 50, num_classes=10),
+}
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_step_with_kernels_is_the_eager_step_to_rounding(kind: str) -> None:
+    """Against the same step in double precision, both err alike: the error of a sum depends on its order."""
+    usual, fused = with_kernels(NETS[kind])
+    exact_net = NETS[kind]().double()
+    exact_net.load_state_dict(usual.state_dict())
+    side = 64 if kind in ("imagenet", "bottleneck") else 16
+    images = torch.randn(8, 3, side, side, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
+    exact = gradients(exact_net, images.double(), torch.float32)
+    eager, ours = (gradients(net, images, torch.float32) for net in (usual, fused))
+    assert exact.keys() == eager.keys() == ours.keys()
+
+    def error(told: dict[str, torch.Tensor], name: str) -> float:
+        return float((told[name].double() - exact[name]).norm() / exact[name].double().norm().clamp_min(1e-3))
+
+    worst = max(error(eager, name) for name in exact)
+    for name in exact:
+        assert error(ours, name) < 3 * worst + 1e-6, (name, error(ours, name), worst)
+    if kind != "bottleneck":  # 53 layers on maps of two pixels: rounding flips ReLUs
+        assert all(error(ours, name) < 1e-3 for name in exact)
+
+
+def test_a_narrow_step_with_kernels_is_as_near_to_float32_as_the_eager_one() -> None:
+    usual, fused = with_kernels(NETS["A"])
+    images = torch.randn(32, 3, 16, 16, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
+    exact = gradients(usual, images, torch.float32)
+    exact = {name: value.clone() for name, value in exact.items()}
+    usual.zero_grad()
+    eager, ours = (gradients(net, images, torch.bfloat16) for net in (usual, fused))
+
+    def error(told: dict[str, torch.Tensor], name: str) -> float:
+        return float((told[name] - exact[name]).norm() / exact[name].norm())
+
+    names = [name for name in exact if name.endswith("conv1.weight") or name.endswith("conv2.weight")]
+    for name in names:
+        assert error(ours, name) < 1.3 * error(eager, name) + 1e-3, name
+    strided = [name for name in names if ".1.0.conv1" in name or ".2.0.conv1" in name]
+    assert strided
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_wide_gradient_of_a_narrow_convolution(stride: int) -> None:
+    usual, wide = (Convolution(16, 32, 3, stride, padding=1) for _ in range(2))
+    wide.load_state_dict(usual.state_dict())
+    wide.wide = True
+    x = torch.randn(4, 16, 8, 8, generator=seeded(1)).to(torch.bfloat16)
+    upstream = torch.randn(4, 32, 8 // stride, 8 // stride, generator=seeded(2)).to(torch.bfloat16)
+    told = []
+    for module in (usual, wide):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(leaf)
+        told.append((y, *torch.autograd.grad(y, (leaf, module.weight), upstream)))
+    (y, of_x, of_weight), (other, other_x, other_weight) = told
+    assert torch.equal(y, other)
+    assert torch.equal(of_x, other_x)
+    assert other_weight.dtype == torch.float32
+    exact = torch.nn.grad.conv2d_weight(  # type: ignore[attr-defined]
+        x.double(), usual.weight.shape, upstream.double(), stride, 1
+    )
+    assert (other_weight - exact).norm() <= (of_weight - exact).norm()
