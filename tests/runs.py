@@ -22,6 +22,12 @@ def json_of(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
+def env_of(folder: Path) -> dict[str, Any]:
+    """The machine and choices of a run's first start."""
+    found: dict[str, Any] = json.loads((folder / "env.json").read_text())
+    return found
+
+
 def result_of(folder: Path, *left_out: str) -> dict[str, Any]:
     """The content of result.json, without some entries."""
     return {key: value for key, value in json_of(folder, "result").items() if key not in left_out}
@@ -44,7 +50,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Where two ends of one run differ: weights, BN statistics, momentum, curves, result; times left out."""
+    """Where two ends of one run differ: weights, BN statistics, momentum, scale, curves, result."""
     ours, theirs = checkpoint_of(one), checkpoint_of(other)
     found = [f"net.{name}" for name in ours["net"] if not torch.equal(ours["net"][name], theirs["net"][name])]
     momenta = [state["optimizer"]["state"] for state in (ours, theirs)]
@@ -53,5 +59,6 @@ def differences(one: Path, other: Path) -> list[str]:
         for key, state in momenta[0].items()
         if not torch.equal(state["momentum_buffer"], momenta[1][key]["momentum_buffer"])
     ]
+    found += [] if ours["scaler"] == theirs["scaler"] else ["scaler"]
     found += [] if rows_of(one, *TIMES) == rows_of(other, *TIMES) else ["metrics.csv"]
     return found + ([] if result_of(one, *OF_TIMES) == result_of(other, *OF_TIMES) else ["result.json"])

@@ -54,8 +54,8 @@ def test_a_run_killed_25_times_in_all_phases_ends_as_if_nothing_had_happened(tmp
 
 
 @on_linux
-@pytest.mark.exhaustive
-def test_a_run_in_bf16_killed_5_times_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_fast_run_killed_5_times_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     check(wreak(tmp_path, on_digits(5, precision="bf16"), 5, seed=2), 5)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import OF_TIMES, TIMES, checkpoint_of, differences, net_of, result_of, rows_of, same_weights
+from runs import OF_TIMES, TIMES, checkpoint_of, differences, env_of, net_of, result_of, rows_of, same_weights
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
@@ -304,6 +304,58 @@ def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path) -> None:
     assert other == one.with_name("seed1")
 
 
+def test_both_modes_and_their_engine_are_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "fast_precision", lambda device: "bf16")
+    default, fast = short(tmp_path), short(tmp_path, fast=True, compiling="on")
+    told = [env_of(folder) for folder in (default, fast)]
+    assert [(env["mode"], env["engine"]) for env in told] == [("default", "eager"), ("fast", "kernels")]
+    assert fast.parent.name.replace("+precision=bf16", "") == default.parent.name != fast.parent.name
+    assert any("precision bf16" in departure for departure in result_of(fast)["departures"])
+    assert not same_weights(default, fast)
+    with pytest.raises(UsageError, match="--fast chooses the precision itself"):
+        short(tmp_path, fast=True, precision="bf16")
+
+
+def test_where_there_is_nothing_faster_the_fast_mode_is_the_default_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "fast_precision", lambda device: "float32")
+    watcher = Recorder()
+    folder = short(tmp_path, fast=True, watcher=watcher)
+    assert env_of(folder)["mode"] == "default"
+    assert folder.parent.name == short(tmp_path / "other").parent.name
+    assert any("no bf16 arithmetic" in sentence for sentence in watcher.said)
+
+
+def test_the_scale_of_fp16_is_part_of_the_state_and_overflow_skips_an_update(tmp_path: Path) -> None:
+    begun = torch.amp.GradScaler("cpu").get_scale()
+    assert checkpoint_of(short(tmp_path, precision="fp16"))["scaler"]["scale"] <= begun
+    assert checkpoint_of(short(tmp_path))["scaler"] == {}
+
+
+def test_a_run_goes_on_with_its_engine_or_not_at_all(tmp_path: Path) -> None:
+    watcher = Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    with pytest.raises(Interrupted):
+        short(tmp_path, watcher=watcher, compiling="on")
+    with pytest.raises(UsageError, match="begun with the engine kernels"):
+        short(tmp_path, compiling="off")
+    assert env_of(short(tmp_path))["engine"] == "kernels"
+
+
+def test_a_checkpoint_from_before_there_were_engines_goes_on_eagerly(tmp_path: Path) -> None:
+    whole = short(tmp_path / "whole")
+    watcher = Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    with pytest.raises(Interrupted):
+        short(tmp_path / "parts", watcher=watcher)
+    (folder,) = (tmp_path / "parts").glob("*/seed0")
+    state = checkpoint_of(folder)
+    del state["scaler"], state["env"]["engine"]
+    save_checkpoint(folder / "checkpoint.pt", state)
+    assert differences(short(tmp_path / "parts"), whole) == []
+
+
 WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
 
 
@@ -319,6 +371,9 @@ WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
         (signal.SIGTERM, 2, WARM),
         (signal.SIGTERM, 7, WARM),
         (signal.SIGTERM, 1, {"eval_every": 12}),
+        (signal.SIGTERM, 7, {"compiling": "on"}),
+        (signal.SIGTERM, 7, {"compiling": "on", "fast": True}),
+        (signal.SIGTERM, 7, {"precision": "fp16"}),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_very_same_end(

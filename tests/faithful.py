@@ -1,0 +1,153 @@
+"""Does `--fast` change the science? Paired seeds, trained both ways, and the interval of their difference.
+
+    python tests/faithful.py --data DIR --runs DIR [--nets digits-plain56 ...] [--read-only]
+
+trains what is missing (the nets of CASES, each seed in both modes), then prints for each net and set the
+paired difference fast - default of the error at the last iteration, its 95 % interval (Student's t), and the
+standard deviation of the default over the seeds. `--fast` is faithful where the whole interval lies within
+one such deviation. The exit code is 1 where it does not.
+
+`--planted` trains the fast runs with an error planted in the fused backward pass (the mean of the gradient
+is not taken off), into another folder; the same test must then fail.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from resrepro.records import Run, collect
+
+ROOT = Path(__file__).resolve().parent.parent
+# 97.5 % quantiles of Student's t, by degrees of freedom.
+QUANTILES = {
+    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228,
+    14: 2.145, 19: 2.093, 29: 2.045,
+}  # fmt: skip
+PLANTED = ("-a * sum / count - b * mean", "-b * mean")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A net whose error does not saturate, and how many seeds of it are trained."""
+
+    experiment: str
+    seeds: int
+    options: tuple[str, ...]
+
+
+CASES = (
+    Case("digits-plain56", 10, ("--iterations", "120")),
+    Case("digits-resnet56", 10, ("--iterations", "120")),
+    Case("cifar10-resnet20", 3, ("--iterations", "2000", "--split", "45k5k")),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The paired difference of one error, in percentage points."""
+
+    mean: float
+    low: float
+    high: float
+    deviation: float
+    pairs: int
+
+    @property
+    def held(self) -> bool:
+        """Whether the whole interval lies within one standard deviation over the seeds."""
+        return -self.deviation <= self.low and self.high <= self.deviation
+
+
+def judge(default: dict[int, float], fast: dict[int, float]) -> Verdict:
+    """The difference fast - default over the seeds that both have; two of them at least (ValueError)."""
+    seeds = sorted(default.keys() & fast.keys())
+    if len(seeds) < 2:
+        raise ValueError("fewer than two seeds were trained in both modes")
+    differences = [fast[seed] - default[seed] for seed in seeds]
+    mean = statistics.mean(differences)
+    half = QUANTILES[len(seeds) - 1] * statistics.stdev(differences) / math.sqrt(len(seeds))
+    deviation = statistics.stdev(default[seed] for seed in seeds)
+    return Verdict(mean, mean - half, mean + half, deviation, len(seeds))
+
+
+def errors_of(runs: list[Run], case: Case, mode: str, name: str) -> dict[int, float]:
+    """By seed, the error on a set at the last iteration of the finished runs of a mode."""
+    iterations = int(case.options[case.options.index("--iterations") + 1])
+    return {
+        run.seed: error
+        for run in runs
+        if run.experiment == case.experiment
+        and run.finished
+        and run.env["mode"] == mode
+        and run.result["iterations"] == iterations
+        and (error := run.last(name)) is not None
+    }
+
+
+def train(case: Case, mode: str, package: Path, asked: argparse.Namespace) -> None:
+    """Train the seeds of one mode that are missing, each with one thread."""
+    words = [sys.executable, "-m", "resrepro", "train", case.experiment, *case.options]
+    words += [
+        "--seeds",
+        f"0-{case.seeds - 1}",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--runs",
+        str(asked.runs),
+    ]
+    words += ["--data", str(asked.data)] if case.experiment.startswith("cifar") else []
+    words += ["--fast"] if mode == "fast" else []
+    subprocess.run(words, cwd=package, check=True, env=os.environ | {"PYTHONPATH": str(package)})
+
+
+def with_error_planted(folder: Path) -> Path:
+    """A copy of the package whose kernels have an error."""
+    shutil.copytree(ROOT / "resrepro", folder / "resrepro")
+    path = folder / "resrepro" / "kernels" / "norm.h"
+    text = path.read_text()
+    assert text.count(PLANTED[0]) == 1
+    path.write_text(text.replace(*PLANTED))
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10")
+    parser.add_argument("--nets", nargs="+", default=[case.experiment for case in CASES])
+    parser.add_argument("--against", type=Path, help="folder of the fast runs (default: that of --runs)")
+    parser.add_argument("--planted", action="store_true", help="train the fast runs with an error")
+    parser.add_argument("--read-only", action="store_true", help="train nothing")
+    asked = parser.parse_args()
+    asked.runs = asked.runs.resolve()
+    chosen = [case for case in CASES if case.experiment in asked.nets]
+    with tempfile.TemporaryDirectory() as place:
+        package = with_error_planted(Path(place)) if asked.planted else ROOT
+        for case in chosen if not asked.read_only else []:
+            for mode in ("fast",) if asked.planted else ("default", "fast"):
+                train(case, mode, package, asked)
+    defaults, fasts = (list(collect([folder]).runs) for folder in (asked.runs, asked.against or asked.runs))
+    held = True
+    for case in chosen:
+        for name in ("train", "val" if "45k5k" in case.options else "test"):
+            verdict = judge(errors_of(defaults, case, "default", name), errors_of(fasts, case, "fast", name))
+            held &= verdict.held
+            print(
+                f"{case.experiment:18} {name:5} {verdict.pairs:2} pairs: fast - default {verdict.mean:+6.2f} "
+                f"[{verdict.low:+6.2f}, {verdict.high:+6.2f}], one deviation {verdict.deviation:5.2f}: "
+                f"{'held' if verdict.held else 'NOT HELD'}"
+            )
+    return int(not held)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The test of `--fast` against the default: its interval, its verdict, and the error that it must find."""
+
+from pathlib import Path
+
+import pytest
+from conftest import write_run
+from faithful import CASES, QUANTILES, ROOT, Case, Verdict, errors_of, judge, with_error_planted
+from scipy import stats
+
+from resrepro.records import collect
+
+
+def test_the_quantiles_are_those_of_students_t() -> None:
+    for freedom, quantile in QUANTILES.items():
+        assert quantile == pytest.approx(stats.t.ppf(0.975, freedom), abs=6e-4)
+
+
+def test_the_interval_is_that_of_the_paired_t_test() -> None:
+    default = {0: 10.0, 1: 12.0, 2: 11.0, 3: 15.0, 7: 1.0}
+    fast = {0: 10.5, 1: 11.0, 2: 11.5, 3: 15.5, 9: 2.0}
+    verdict = judge(default, fast)
+    told = stats.ttest_rel([fast[seed] for seed in range(4)], [default[seed] for seed in range(4)])
+    interval = told.confidence_interval(0.95)
+    assert (verdict.low, verdict.high) == pytest.approx((interval.low, interval.high), abs=2e-3)
+    assert verdict.pairs == 4
+    assert verdict.deviation == pytest.approx(2.1602, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "held"),
+    [(-1, 1, True), (-0.2, 0.9, True), (-0.2, 1.1, False), (-1.1, 0, False), (2, 3, False)],
+)
+def test_the_whole_interval_must_lie_within_one_deviation(low: float, high: float, held: bool) -> None:
+    assert Verdict((low + high) / 2, low, high, 1, 5).held is held
+
+
+def test_a_pair_alone_says_nothing() -> None:
+    with pytest.raises(ValueError, match="two seeds"):
+        judge({0: 1.0, 1: 2.0}, {1: 1.0})
+
+
+def test_only_finished_runs_of_the_mode_and_length_count(tmp_path: Path) -> None:
+    case = Case("digits-plain20", 2, ("--iterations", "240"))
+    for seed, mode in ((0, "default"), (1, "fast")):
+        write_run(tmp_path, "digits-plain20", seed=seed, mode=mode)
+    runs = list(collect([tmp_path]).runs)
+    assert len(runs) == 2
+    assert list(errors_of(runs, case, "default", "train")) == [0]
+    assert list(errors_of(runs, case, "fast", "train")) == [1]
+    assert errors_of(runs, Case("digits-plain20", 2, ("--iterations", "120")), "fast", "train") == {}
+
+
+def test_the_planted_error_is_one_line_of_the_kernels(tmp_path: Path) -> None:
+    planted = with_error_planted(tmp_path) / "resrepro" / "kernels" / "norm.h"
+    before = (ROOT / "resrepro" / "kernels" / "norm.h").read_text().splitlines()
+    changed = [
+        pair for pair in zip(before, planted.read_text().splitlines(), strict=True) if len(set(pair)) > 1
+    ]
+    assert len(changed) == 1
+
+
+def test_every_case_has_a_quantile() -> None:
+    assert all(case.seeds - 1 in QUANTILES for case in CASES)
