@@ -219,3 +219,18 @@ def test_the_wide_gradient_of_a_narrow_convolution(stride: int) -> None:
         x.double(), usual.weight.shape, upstream.double(), stride, 1
     )
     assert (other_weight - exact).norm() <= (of_weight - exact).norm()
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["residual", "plain"])
+def test_pytorchs_compiler_takes_the_nets_whole(plain: bool) -> None:
+    """Traced, without the code for a device: that takes a GPU, or half a minute."""
+    net = build_net("cifar10", 8, plain=plain, generator=seeded(1))
+    images = torch.randn(4, 3, 16, 16, generator=seeded(2))
+    told = []
+    for model in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
+        net.load_state_dict(build_net("cifar10", 8, plain=plain, generator=seeded(1)).state_dict())
+        net.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        told.append([logits.detach(), *(parameter.grad for parameter in net.parameters())])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*told, strict=True))

@@ -26,11 +26,13 @@ def demo(
     from resrepro.cli.live import LiveView
     from resrepro.comparison import build
     from resrepro.demonstration import DEMO_EXPERIMENTS, verdict
+    from resrepro.memory import keep_memory
     from resrepro.plotting import draw
     from resrepro.records import collect
     from resrepro.tables import to_rich, write_table
     from resrepro.training import train
 
+    keep_memory()
     view = LiveView()
     for name in DEMO_EXPERIMENTS:
         train(
