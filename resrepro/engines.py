@@ -113,6 +113,11 @@ def _pays(engine: str, plan: Plan, say: Callable[[str], None]) -> bool:
     return engine == KERNELS and plan.updates >= FEWEST
 
 
+def describe_engine(engine: str) -> dict[str, object]:
+    """What a record says of an engine: other code of the kernels may round differently."""
+    return {"engine": engine, "kernels": load_kernels().key if engine == KERNELS else None}
+
+
 def equip(net: Net, engine: str) -> nn.Module:
     """Make a net compute with an engine in training; returns what training passes go through.
 

@@ -24,6 +24,7 @@ TOLD = {  # entries of env.json that change the rounding where they differ, and 
     "gpu": "GPU",
     "processes": "number of processes",
     "micro_batch": "images per pass",
+    "kernels": "compiled kernels",
 }
 
 

@@ -21,7 +21,7 @@ from resrepro.device import (
     use_precision,
 )
 from resrepro.distributed import join, on_first, told_as_lost
-from resrepro.engines import Plan, choose_engine
+from resrepro.engines import Plan, choose_engine, describe_engine
 from resrepro.environment import describe_environment
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.feeds import Feed, open_feed
@@ -273,7 +273,7 @@ def _open_record(
     """Begin the record of a run, or take up its newest checkpoint and note that another session goes on."""
     writer, spec, seed = trainer.writer, trainer.spec, trainer.seed
     now = describe_environment(arguments) | describe_device(trainer.device, trainer.target.spread.micro)
-    now["engine"] = trainer.target.engine
+    now |= describe_engine(trainer.target.engine)
     if found is not None:
         _go_on(trainer, *found, now)
         return

@@ -30,9 +30,10 @@ class NoCompiler(ResreproError):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The loaded library, and the seconds that compiling it took now (0 if it was there)."""
+    """The loaded library, what names its code, and the seconds of compiling it (0 if it was there)."""
 
     library: ctypes.CDLL
+    key: str
     seconds: float
 
 
@@ -46,11 +47,12 @@ def load_kernels() -> Kernels:
     compiler = find_compiler()
     folder = resources.files(__package__)
     sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
-    path = cache_folder() / "kernels" / f"norm-{_key(compiler, sources)}.so"
+    key = _key(compiler, sources)
+    path = cache_folder() / "kernels" / f"norm-{key}.so"
     fresh = not path.exists()
     if fresh:
         _compile(compiler, sources, path)
-    return Kernels(_load(path), time.perf_counter() - start if fresh else 0.0)
+    return Kernels(_load(path), key, time.perf_counter() - start if fresh else 0.0)
 
 
 def find_compiler() -> str:
