@@ -1,7 +1,7 @@
 """Measuring nets on test views: top-1 and top-5 error of the averaged scores (Sections 3.4 and 4.2)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from resrepro.data.batches import Normalisation
 from resrepro.data.views import Views
 from resrepro.device import arithmetic
 from resrepro.distributed import average_statistics, gathered
+from resrepro.folding import folded
 from resrepro.metrics import Errors, ErrorSums
 from resrepro.nets import Net
 from resrepro.normalisation import plain_averages, running_statistics
@@ -57,7 +58,9 @@ def measure(
     modes = [member.net.training for member in members]
     for member in members:
         member.net.eval()
-    with torch.inference_mode():
+    with ExitStack() as stack, torch.inference_mode():
+        for member in members:
+            stack.enter_context(folded(member.net))
         for group in views:
             if stop():
                 break

@@ -23,6 +23,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     Attributes:
         images: images of one update on this process; 0 if every forward pass is an update of its own.
         sync: take the statistics over the images of all processes.
+        folded: the convolution before does this layer's work, in evaluation.
         kernels: what computes BN, shortcut and ReLU together, in training and where it can.
     """
 
@@ -32,12 +33,13 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         self.images = 0
         self.sync = False
         self.kernels: Normaliser | None = None
+        self.folded = False
         self._seen = 0  # images of the update under way
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x of shape (N, C, H, W), N a multiple of `group` in training."""
         if not self.training:
-            return super().forward(x)
+            return x if self.folded else super().forward(x)
         if self.sync:
             return self._over_processes(x)
         if self._whole(x):

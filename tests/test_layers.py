@@ -26,9 +26,9 @@ LAYERS = {
     ),
     "training": (
         "assessment", "cadence", "checkpoint", "data", "description", "device", "distributed", "engines",
-        "evaluation", "feeds", "foreign", "freezing", "held_out", "interrupts", "kernels", "metrics", "nets",
-        "normalisation", "optimizer", "plateau", "resuming", "spread", "subjects", "trainer", "training",
-        "verification", "watching",
+        "evaluation", "feeds", "folding", "foreign", "freezing", "held_out", "interrupts", "kernels",
+        "metrics", "nets", "normalisation", "optimizer", "plateau", "resuming", "spread", "subjects",
+        "trainer", "training", "verification", "watching",
     ),
     "reading": (
         "architecture_figure", "architecture_table", "captions", "cells", "comparison", "ensembling",
