@@ -36,6 +36,8 @@ from resrepro.trainer import Trainer
 from resrepro.training import plan
 
 TEST_IMAGES = 10_000  # of CIFAR-10
+LONG = 5  # times the seconds of a calibration; what a first step has to prepare is little beside that
+SHARE = 0.9  # of the free memory, that a calibration may take
 MADE_UP = 32  # photographs that are measured on over and over
 
 
@@ -148,7 +150,7 @@ def stay_within_memory() -> None:
     free = next((line.split()[1] for line in told.splitlines() if line.startswith("MemAvailable:")), None)
     if free is not None:
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        most = int(free) * 1024
+        most = int(SHARE * int(free) * 1024)
         resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
 
 
@@ -169,7 +171,7 @@ def _step_seconds(trainer: Trainer, seconds: float) -> float:
     batches = trainer.feed.batches(0, 10**9)
     try:
         _, first = timed(lambda: trainer.step(*next(batches)), 0.0, trainer.device)
-        if first > seconds:
+        if first > LONG * seconds:
             return first
         count, elapsed = timed(lambda: trainer.step(*next(batches)), seconds, trainer.device)
     finally:

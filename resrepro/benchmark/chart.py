@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 6.4, 3.0  # inches; the height is that of the frame
 LEFT, RIGHT, TOP, BOTTOM, LINE = 0.6, 0.12, 0.4, 0.4, 0.19
 NETS = 2  # that there is room for at least, so that the bars of one are not too wide
 BAR = 0.8  # of the distance between nets, that the bars of one net take
-# Okabe and Ito (2008), as in the palette for colour-blind readers; a mode without its engine is hatched.
+# Okabe and Ito (2008), as in the palette for colour-blind readers; a mode without its engine is paler.
 COLOURS = {"default": "#0072b2", "fast": "#d55e00", "default-eager": "#56b4e9", "fast-eager": "#e69f00"}
 INK = "#303030"
 

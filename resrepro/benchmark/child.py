@@ -20,7 +20,9 @@ from resrepro.device import choose_device, telling_memory, threads_used
 from resrepro.errors import ResreproError
 
 WARM_STEPS = 3
-SETTLE = 0.3  # seconds in which the workers of a DataLoader fill up again what was taken
+# Seconds in which a DataLoader's workers fill up what was taken, and threads stop to wait for more work
+# (up to 0.2 s with the OpenMP of LLVM and Intel).
+SETTLE = 0.3
 
 
 class Part(Protocol):
@@ -71,10 +73,9 @@ class Runner:
         return self.loop.built_seconds + max(0.0, first_step)
 
     def settle(self) -> None:
-        """Let workers come to rest, so that they take nothing from the next contestant's turn."""
+        """Let threads and workers come to rest, so that they take nothing from the next one's turn."""
         finish(self.device)
-        if self.contestant.workers:
-            time.sleep(SETTLE)
+        time.sleep(SETTLE)
 
     def turn(self, seconds: float) -> dict[str, Any]:
         """Train for so long."""
