@@ -23,7 +23,7 @@ class Estimate:
     """What one run takes.
 
     Attributes:
-        seconds: of training and evaluations.
+        seconds: of the start, training and evaluations.
         memory_mib: of the process; `gpu_mib` of the GPU, None without one.
         disk_mib: of its folder.
         reads: whether reading the data is part of the time.
@@ -81,10 +81,11 @@ def estimate(
 def estimate_from(told: Mapping[str, Any]) -> Estimate:
     """The estimate from what the child measured."""
     evaluations = math.ceil(told["iterations"] / told["eval_every"])
+    training = told["start_seconds"] + told["iterations"] * told["step_seconds"]
     rows = evaluations * told["sets"] * ROW_BYTES
     return Estimate(
         told["name"],
-        told["iterations"] * told["step_seconds"] + evaluations * told["evaluation_seconds"],
+        training + evaluations * told["evaluation_seconds"],
         told["memory_mib"],
         told["gpu_mib"],
         (CHECKPOINTS * told["checkpoint_bytes"] + rows) / MIB,

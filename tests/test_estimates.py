@@ -13,7 +13,7 @@ from resrepro.training import train
 CPU = torch.device("cpu")
 TOLD = {
     "name": "cifar10-resnet20", "iterations": 1000, "eval_every": 300, "sets": 2, "step_seconds": 0.5,
-    "evaluation_seconds": 7.0, "reads": True, "memory_mib": 900.0, "gpu_mib": None,
+    "start_seconds": 30.0,    "evaluation_seconds": 7.0, "reads": True, "memory_mib": 900.0, "gpu_mib": None,
     "checkpoint_bytes": 3 * 2**20,
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ def asked(experiment, data=None, **settings):
 
 def test_time_is_of_all_updates_and_evaluations_and_disk_of_two_checkpoints():
     found = estimate_from(TOLD)
-    assert found.seconds == 1000 * 0.5 + 4 * 7.0  # evaluated after 300, 600, 900 and 1000
+    assert found.seconds == 30 + 1000 * 0.5 + 4 * 7.0  # evaluated after 300, 600, 900 and 1000
     assert found.disk_mib == pytest.approx(6 + 4 * 2 * 75 / 2**20)
     assert (found.memory_mib, found.gpu_mib, found.reads) == (900.0, None, True)
     without = estimate_from(TOLD | {"reads": False})

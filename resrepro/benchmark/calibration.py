@@ -125,7 +125,7 @@ def calibrate(asked: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     trainer = our_trainer(spec, None, feed, device, spread)
     trainer.net.train()
     seconds = float(asked["seconds"])
-    step = _step_seconds(trainer, seconds)
+    step, first = _step_seconds(trainer, seconds)
     evaluation = _evaluation_seconds(trainer, seconds / 2, step)
     return {
         "name": spec.name,
@@ -133,6 +133,7 @@ def calibrate(asked: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         "eval_every": spec.recipe.eval_every,
         "sets": 1 + len(feed.about.held_out),
         "step_seconds": step,
+        "start_seconds": max(0.0, first - step),
         "evaluation_seconds": evaluation,
         "reads": reads,
         "memory_mib": peak_memory_mib(),
@@ -166,17 +167,21 @@ def _open(spec: Spec, data: str | None, device: torch.device, loading: Loading) 
     return MadeUpPhotos(spec, device), False
 
 
-def _step_seconds(trainer: Trainer, seconds: float) -> float:
-    """For a training step, its batch included; a first step that takes very long is measured itself."""
+def _step_seconds(trainer: Trainer, seconds: float) -> tuple[float, float]:
+    """For a training step, its batch included, and for the first, in which an engine may have to start.
+
+    Without an engine a first step that takes very long is like all others: no second one is made.
+    """
+    eager = getattr(trainer.target, "engine", "eager") == "eager"
     batches = trainer.feed.batches(0, 10**9)
     try:
         _, first = timed(lambda: trainer.step(*next(batches)), 0.0, trainer.device)
-        if first > LONG * seconds:
-            return first
+        if eager and first > LONG * seconds:
+            return first, first
         count, elapsed = timed(lambda: trainer.step(*next(batches)), seconds, trainer.device)
     finally:
         batches.close()
-    return max(elapsed / count, _reading_seconds(trainer, seconds / 2))
+    return max(elapsed / count, _reading_seconds(trainer, seconds / 2)), first
 
 
 def _reading_seconds(trainer: Trainer, seconds: float) -> float:
