@@ -65,6 +65,12 @@ def choose_engine(asked: str, plan: Plan, begun: str | None, say: Callable[[str]
     return fitting
 
 
+def best_engine(plan: Plan) -> str:
+    """The engine that is made for the device, or eager where it cannot be had."""
+    fitting = fitting_engine(plan.device)
+    return EAGER if _trouble(fitting, plan) else fitting
+
+
 def fitting_engine(device: torch.device) -> str:
     """The engine that is made for a kind of device."""
     return {"cpu": KERNELS, "cuda": INDUCTOR}.get(device.type, EAGER)

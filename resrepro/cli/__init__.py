@@ -10,7 +10,9 @@ from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
 from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
-ORDER = ("train", "eval", "compare", "plot", "demo", "list", "protocol", "describe", "verify", "publish")
+ORDER = (
+    "train", "eval", "compare", "plot", "demo", "bench", "list", "protocol", "describe", "verify", "publish",
+)  # fmt: skip
 
 
 class Commands(TyperGroup):
@@ -87,4 +89,4 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import demo, describe, evaluate, exhibits, listing, train, verify  # noqa: E402, F401
+from resrepro.cli import bench, demo, describe, evaluate, exhibits, listing, train, verify  # noqa: E402, F401

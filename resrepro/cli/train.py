@@ -106,6 +106,9 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set an existing run aside (it is kept) and start anew.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what time, memory and disk the runs will take.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Train nets as the paper did; the same command continues an interrupted run.
 
@@ -139,9 +142,19 @@ def train(
         raise UsageError(f"{', '.join(sorted(twice))} is given twice, by its own option and by --set.")
     for experiment in chosen:  # refuse before the first run starts, not after
         catalogue.derive(experiment, shortcut, **changed, **extra)
+    names = [experiment.name for experiment in chosen]
+    all_seeds = parse_seeds(seeds) if seeds is not None else [seed or 0]
+    if dry_run:
+        from resrepro.cli.forecast import forecast
+
+        forecast(
+            names, all_seeds, data, {**changed, **extra}, shortcut=shortcut, device=device, threads=threads,
+            fast=fast, compiling=compiling, micro_batch=micro_batch, sync_bn=sync_bn,
+            loading=(workers, prefetch, max_bad_images or 0, pin_memory),
+        )  # fmt: skip
+        return
     _train_all(
-        [experiment.name for experiment in chosen],
-        parse_seeds(seeds) if seeds is not None else [seed or 0],
+        names, all_seeds,
         shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
         fast=fast, compiling=compiling,
         micro_batch=micro_batch, sync_bn=sync_bn, arguments=sys.argv[1:],
