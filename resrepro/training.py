@@ -10,6 +10,7 @@ import torch
 
 from resrepro import catalogue
 from resrepro.cadence import Cadence, Every, parse_every
+from resrepro.data import Dataset
 from resrepro.data.loading import Loading
 from resrepro.device import choose_device, describe_device, telling_memory, threads_used, use_precision
 from resrepro.distributed import join, on_first, told_as_lost
@@ -36,9 +37,11 @@ def train(
     *,
     shortcut: str | None = None,
     data: str | Path | None = None,
+    dataset: Dataset | None = None,
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
+    threads_if_new: int | None = None,
     micro_batch: int | None = None,
     sync_bn: bool = False,
     loading: Loading | None = None,
@@ -57,9 +60,11 @@ def train(
         shortcut: "A", "B" or "C" for residual nets; the paper's A by default.
         data: folder of CIFAR-10 (see `resrepro.data.load_dataset`), or of photographs in `train/<class>/`
             and `val/<class>/`.
+        dataset: CIFAR-10 or the digits, where they are in memory already.
         runs: folder in which the run's own folder is made.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         threads: CPU threads; one per core by default. A run that goes on keeps device and threads.
+        threads_if_new: CPU threads of a run that does not go on, where `threads` are not given.
         micro_batch: images per forward and backward pass; fewer than the batch (or than a process's share
             of it) accumulate gradients.
         sync_bn: BN statistics over all processes of a `torchrun` together, instead of each its own.
@@ -90,7 +95,7 @@ def train(
         spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, sync_bn, settings))
         if seed < 0:
             raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-        asked = Asked(spec, seed, spread, Path(runs), data, loading or Loading(), fresh, watcher)
+        asked = Asked(spec, seed, spread, Path(runs), data, dataset, loading or Loading(), fresh, watcher)
         if not fresh and on_first(lambda: _already_over(asked.folder, watcher)):
             if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
                 about = open_feed(spec, data, chosen, seed, asked.loading, watcher.say).about
@@ -98,7 +103,7 @@ def train(
             return asked.folder
         if not fresh and settings.get("bn_group") is None:
             on_first(lambda: check_no_twin(asked.folder, spec, seed))
-        _train(asked, Means(device, chosen, threads, every, break_lock, arguments))
+        _train(asked, Means(device, chosen, threads, threads_if_new, every, break_lock, arguments))
     return asked.folder
 
 
@@ -111,6 +116,7 @@ class Asked:
     spread: Spread
     runs: Path
     data: str | Path | None
+    dataset: Dataset | None
     loading: Loading
     fresh: bool
     watcher: Watcher
@@ -128,6 +134,7 @@ class Means:
     device: str
     chosen: torch.device
     threads: int | None
+    threads_if_new: int | None
     every: Every
     break_lock: bool
     arguments: Sequence[str] | None
@@ -143,7 +150,7 @@ def _train(asked: Asked, means: Means) -> None:
         found = None if asked.fresh else on_first(lambda: find_state(asked.folder, asked.spec, asked.seed))
         env = None if found is None else found[0]["env"]
         device = frozen_device(means.device, means.chosen, env)
-        with threads_used(frozen_threads(means.threads, device, env)):
+        with threads_used(frozen_threads(means.threads, device, env, means.threads_if_new)):
             trainer = _prepare(asked, device)
             trainer.cadence = Cadence(means.every)
             if lock is not None:
@@ -179,7 +186,7 @@ def _prepare(asked: Asked, device: torch.device) -> Trainer:
     """The run with its data and its folder, ready to begin or to go on."""
     spec, watcher = asked.spec, asked.watcher
     use_precision(spec.recipe.precision, device)
-    feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say)
+    feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say, asked.dataset)
     writer = _open_writer(asked, feed)
     _say_first(writer, spec, asked.spread, feed.about.notices, watcher)
     return Trainer(spec, asked.seed, feed, Target(device, asked.spread), writer, watcher)

@@ -20,21 +20,21 @@ HEAVY = {"torch", "torchvision", "sklearn"}
 # Each layer with its modules (or packages, with everything below them).
 LAYERS = {
     "ground": (
-        "architectures", "archive", "catalogue", "disk", "durable", "environment", "errors", "files",
-        "holders", "locking", "measurements", "pickles", "processes", "publishing", "record_files",
+        "architectures", "archive", "capacity", "catalogue", "disk", "durable", "environment", "errors",
+        "files", "holders", "locking", "measurements", "pickles", "processes", "publishing", "record_files",
         "recording", "records", "schedule", "specs",
     ),
     "training": (
         "assessment", "cadence", "checkpoint", "data", "description", "device", "distributed", "evaluation",
-        "feeds", "foreign", "freezing", "held_out", "interrupts", "metrics", "nets", "normalisation",
-        "optimizer", "plateau", "resuming", "spread", "subjects", "trainer", "training", "verification",
-        "watching",
+        "feeds", "foreign", "freezing", "held_out", "interrupts", "job", "jobs", "metrics", "nets",
+        "normalisation", "optimizer", "plateau", "resuming", "spread", "subjects", "trainer", "training",
+        "verification", "watching",
     ),
     "reading": (
         "architecture_figure", "architecture_table", "captions", "cells", "comparison", "ensembling",
         "exhibits", "lettering", "panels", "paper", "plotting", "selection", "sheets", "tables",
     ),
-    "view": ("cli.live",),
+    "view": ("cli.live", "cli.many"),
     "top": ("", "__main__", "cli", "demonstration"),
 }  # fmt: skip
 # What a layer may import, anywhere in its modules; and what when it is itself imported.
@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "ground": {"ground"},
     "training": {"ground", "training"},
     "reading": {"ground", "reading"},
-    "view": {"ground", "training"},
+    "view": {"ground", "training", "view"},
     "top": {"ground", "training", "reading", "view", "top"},
 }
 AT_ONCE = MAY_IMPORT | {"top": {"ground", "reading", "top"}}

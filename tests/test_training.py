@@ -644,6 +644,9 @@ def test_a_cpu_run_keeps_device_and_threads_where_there_is_a_gpu(monkeypatch: py
     monkeypatch.setattr(freezing, "choose_device", torch.device)
     device = freezing.frozen_device("auto", torch.device("cuda"), begun)
     assert (device.type, freezing.frozen_threads(None, device, begun)) == ("cpu", 3)
+    assert freezing.frozen_threads(None, device, begun, if_new=1) == 3
+    assert freezing.frozen_threads(None, device, None, if_new=1) == 1
+    assert freezing.frozen_threads(2, device, None, if_new=1) == 2
     with pytest.raises(UsageError, match="begun on cpu, and cuda would round differently"):
         freezing.frozen_device("cuda", torch.device("cuda"), begun)
 

@@ -32,6 +32,13 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", help="CPU threads. (default: one per core)", show_default=False),
 ]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", show_default=False,
+        help="Runs at once, among which the CPU threads are divided. (default: by cores, memory and GPU)",
+    ),
+]  # fmt: skip
 
 
 PHOTOS = "Reading photographs"
