@@ -69,7 +69,6 @@ class Worker:
 
     def end(self) -> Outcome:
         """How it ended, which it may not have been able to say."""
-        self.process.join()
         self.pipe.close()
         return self.outcome or Failed(_cause_of_death(self.process.exitcode or 0))
 
@@ -148,7 +147,7 @@ class Crew:
             dead = not worker.process.is_alive()  # asked first: what it said before is all in the pipe
             for event in worker.heard():
                 self.hear(job, event)
-            if dead or worker.outcome is not None:
+            if dead:  # not before: the next one may need its memory
                 del self.active[job]
                 self._take(job, worker.end())
 

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import call
 from rich.console import Console
 from runs import checkpoint_of, differences, json_of, result_of
 
 from resrepro import catalogue, feeds, jobs
+from resrepro.capacity import this_machine, threads_each
 from resrepro.cli.many import JobsView, _as_error, train_many
 from resrepro.data import load_dataset
 from resrepro.data.loading import Loading
@@ -46,12 +48,13 @@ from resrepro.watching import Sample, Watcher
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
 DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "eval_every": 2, "lr": 0.01}
 JOBS = [Job("digits-resnet8", seed) for seed in range(5)]
-LONG = 60  # seconds that nothing here needs
+LONG = 120  # seconds that nothing here needs
 
 
 def command(runs: Path, iterations: int, seeds: str, *more: str) -> list[str]:
-    words = f"train digits-resnet8 --seeds {seeds} --iterations {iterations} --eval-every 2 --set lr=0.01"
-    words += f" --runs {runs} --device cpu"
+    """A net with several seeds; the net is named twice, which makes no run twice."""
+    words = f"train digits-resnet8 digits-resnet8 --seeds {seeds} --iterations {iterations} --runs {runs}"
+    words += " --eval-every 2 --set lr=0.01 --device cpu"
     return [sys.executable, "-m", "resrepro", *words.split(), *more]
 
 
@@ -109,7 +112,9 @@ def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_oth
 def test_a_signal_stops_all_with_checkpoints_and_the_same_command_goes_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    words = command(tmp_path, 40, "0-2", "--jobs", "2")
+    goes_on = number == signal.SIGINT  # the slow variant
+    iterations = 200 if goes_on else 20_000
+    words = command(tmp_path, iterations, "0-2", "--jobs", "2")
     with started(words) as process:
         until(lambda: len(sampled(tmp_path)) == 2)
         folders = [sampled(tmp_path)[0].with_name(f"seed{seed}") for seed in range(3)]
@@ -118,13 +123,13 @@ def test_a_signal_stops_all_with_checkpoints_and_the_same_command_goes_on(
     assert process.returncode == 128 + number
     assert "of 3 runs 2 stopped, 1 not begun): the same command goes on" in stderr
     assert stdout.count("checkpoint written") == 2
-    assert all(0 < checkpoint_of(each)["iteration"] < 40 for each in folders[:2])
+    assert all(0 < checkpoint_of(each)["iteration"] < iterations for each in folders[:2])
     assert [json_of(each, "result")["status"] for each in folders[:2]] == ["partial"] * 2
     assert not folders[2].exists()
-    if number == signal.SIGINT:  # the slow variant
+    if goes_on:
         code, stdout, _ = told_by(words)
         assert code == 0
-        assert [result_of(each)["iteration"] for each in folders] == [40] * 3
+        assert [result_of(each)["iteration"] for each in folders] == [200] * 3
         assert stdout.count("Going on from iteration") == 2
 
 
@@ -159,6 +164,17 @@ def test_what_no_run_can_have_is_refused_before_any_begins(tmp_path: Path) -> No
     assert (code, stdout) == (2, "")
     assert stderr == "error: --threads must be at least 1, not 0.\n"
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_where_forking_is_not_safe_each_process_loads_its_own(tmp_path: Path) -> None:
+    assert "torch" in sys.modules
+    code, stdout, _ = call(*command(tmp_path, 4, "0-1", "--jobs", "2")[3:])
+    assert code == 0
+    assert stdout.count("Record: ") == 2
+    share = threads_each(2, this_machine())
+    alone = train(runs=tmp_path / "alone", seed=1, threads=share, iterations=4, **DIGITS)
+    assert differences(tmp_path / alone.parent.name / "seed1", alone) == []
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from resrepro.specs import Spec
 from resrepro.watching import clock
 
 DRAW_EVERY = 0.25  # seconds
+ROOMY = 90  # columns of a terminal in which those of the table may stand apart
 STATES = {  # in the order in which rows are left out where there are more than lines, last ones first
     "running": "green", "starting": "green", "failed": "red", "stopped": "yellow", "finished": "dim",
     "waiting": "dim",
@@ -105,7 +106,8 @@ class JobsView:
 
     def picture(self) -> Group:
         """As many rows as fit on the screen, and how many runs there are of each state."""
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        gap = 1 if self.console.width < ROOMY else 2
+        table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
         table.add_column("run", no_wrap=True)
         table.add_column("seed", justify="right")
         table.add_column("state", no_wrap=True)

@@ -36,7 +36,7 @@ JobsOption = Annotated[
     int | None,
     typer.Option(
         "--jobs", show_default=False,
-        help="Runs at once, among which the CPU threads are divided. (default: by cores, memory and GPU)",
+        help="Runs at once, each with --threads, or its share of the cores. (default: by cores, memory, GPU)",
     ),
 ]  # fmt: skip
 
