@@ -17,11 +17,10 @@ from resrepro.kernels.normalising import Normaliser
 from resrepro.nets import Convolution, Net
 from resrepro.normalisation import norms_of
 from resrepro.processes import world_size
-from resrepro.seen import look_up, remember
+from resrepro.seen import check_choice, look_up, remember
 from resrepro.specs import Spec
 
 EAGER, KERNELS, INDUCTOR = ENGINES = ("eager", "kernels", "inductor")
-CHOICES = ("auto", "on", "off")  # of --compile
 FEWEST = 50  # updates for which compiling the kernels, a second or two, is assumed to pay
 
 
@@ -50,8 +49,7 @@ def choose_engine(asked: str, plan: Plan, begun: str | None, say: Callable[[str]
     Raises:
         UsageError: for an unknown choice, one that a begun run cannot follow, or "on" where nothing compiles.
     """
-    if asked not in CHOICES:
-        raise UsageError(f"--compile is auto, on or off, not {asked!r}.")
+    check_choice(asked)
     if begun is not None:
         return _frozen(asked, begun, plan)
     fitting = fitting_engine(plan.device)

@@ -23,6 +23,7 @@ from resrepro.data.loading import Loading
 from resrepro.data.statistics import statistics_of
 from resrepro.data.views import PhotoViews, Views
 from resrepro.distributed import on_first
+from resrepro.errors import UsageError
 from resrepro.evaluation import (
     EVAL_BATCH,
     PRECISE_BATCHES,
@@ -213,16 +214,28 @@ def open_feed(
     seed: int,
     loading: Loading,
     say: Callable[[str], None] = lambda text: None,
+    dataset: Dataset | None = None,
 ) -> Feed:
-    """The data of a run.
+    """The data of a run: those of `dataset`, if they are in memory already.
 
     Raises:
         DataError: if they are missing or damaged.
-        UsageError: for a split that the dataset does not have.
+        UsageError: for a split that the dataset does not have, or a `dataset` that is not the run's.
     """
+    if dataset is not None:
+        _check_is_of(dataset, spec)
+        assert isinstance(spec.recipe, CifarRecipe)
+        return MemoryFeed(spec.recipe, dataset, device, seed)
     if isinstance(spec.recipe, CifarRecipe):
         split = spec.recipe.split
         if world_size() > 1:  # the first process downloads what is missing, and tells of errors once
             on_first(lambda: load_dataset(spec.dataset, split, data).name)
         return MemoryFeed(spec.recipe, load_dataset(spec.dataset, split, data), device, seed)
     return PhotoFeed(spec, on_first(lambda: scan_both(data_folder(data))), device, seed, loading, say)
+
+
+def _check_is_of(dataset: Dataset, spec: Spec) -> None:
+    """Refuse data in memory that are another set than the run's, or split otherwise."""
+    split = "45k5k" if "val" in dataset.held_out else "all"
+    if (dataset.name, split) != (spec.dataset, getattr(spec.recipe, "split", None)):
+        raise UsageError(f"{spec.name} is not trained on {dataset.name}, split {split}: leave `dataset` out.")

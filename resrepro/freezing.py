@@ -78,14 +78,16 @@ def frozen_device(asked: str, chosen: torch.device, env: Mapping[str, Any] | Non
     )
 
 
-def frozen_threads(asked: int | None, device: torch.device, env: Mapping[str, Any] | None) -> int | None:
-    """The CPU threads that a run goes on with: as many as it began with.
+def frozen_threads(
+    asked: int | None, device: torch.device, env: Mapping[str, Any] | None, if_new: int | None = None
+) -> int | None:
+    """The CPU threads that a run goes on with: as many as it began with; a new one by default `if_new`.
 
     Raises:
         UsageError: if another number was asked for.
     """
     if env is None or device.type != "cpu":
-        return asked
+        return if_new if asked is None else asked
     begun = int(env["threads"])
     if asked not in (None, begun):
         threads = f"{begun} thread{'s' * (begun != 1)}"

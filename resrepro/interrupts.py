@@ -1,5 +1,6 @@
 """Signals as requests: the step under way is finished before the run stops."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -24,9 +25,9 @@ class StoppedEarly(BaseException):
 
 
 class Interrupts:
-    """While active, one of the SIGNALS raises StoppedEarly; in `patiently` the first is noted in `received`.
+    """While active, one of the SIGNALS raises StoppedEarly; in `patiently` it is only noted in `received`.
 
-    A second one then acts at once, unless it is but the echo of the first. Python delivers signals to the
+    A second one acts at once, unless it is but the echo of the first. Python delivers signals to the
     main thread alone; elsewhere this does nothing.
     """
 
@@ -53,10 +54,10 @@ class Interrupts:
         yield
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self.patient:
-            raise StoppedEarly(number)
         if not self.received:
             self.received, self._at = number, time.monotonic()
+            if not self.patient:
+                raise StoppedEarly(number)
         elif not self._is_echo(number):
             self._restore()
             os.kill(os.getpid(), number)
@@ -64,9 +65,11 @@ class Interrupts:
     def _is_echo(self, number: int) -> bool:
         """Whether a later signal is but the first one, passed on by somebody else.
 
-        Nobody passes on Ctrl-C to a process alone: that is a person who presses it again.
+        Nobody passes on Ctrl-C to a process alone: that is a person who presses it again. One of several
+        jobs hears it from the terminal and from the process that started it.
         """
-        alike = world_size() > 1 or (number == self.received and number != signal.SIGINT)
+        passed_on = world_size() > 1 or multiprocessing.parent_process() is not None
+        alike = passed_on or (number == self.received and number != signal.SIGINT)
         return alike and time.monotonic() - self._at < ECHO
 
     def _restore(self) -> None:

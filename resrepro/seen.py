@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from resrepro.environment import cache_folder
+from resrepro.errors import UsageError
 
 FILE = "seen.json"
+CHOICES = ("auto", "on", "off")  # of --compile
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class Seen:
         if engine not in speeds or "eager" not in speeds:
             return None
         return images * (1 / speeds["eager"] - 1 / speeds[engine])
+
+
+def check_choice(asked: str) -> None:
+    """Check what `--compile` asks for.
+
+    Raises:
+        UsageError: if there is no such choice.
+    """
+    if asked not in CHOICES:
+        raise UsageError(f"--compile is auto, on or off, not {asked!r}.")
 
 
 def look_up(key: str) -> Seen:

@@ -1,6 +1,6 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,28 +10,27 @@ import torch
 
 from resrepro import catalogue
 from resrepro.cadence import Cadence, Every, parse_every
+from resrepro.data import Dataset
 from resrepro.data.loading import Loading
 from resrepro.device import (
-    NARROW,
     choose_device,
     describe_device,
-    fast_precision,
     telling_memory,
     threads_used,
     use_precision,
 )
 from resrepro.distributed import join, on_first, told_as_lost
+from resrepro.earlier import already_over, check_same_images
 from resrepro.engines import Plan, choose_engine, describe_engine
 from resrepro.environment import describe_environment
-from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
+from resrepro.errors import Interrupted, UsageError
 from resrepro.feeds import Feed, open_feed
 from resrepro.freezing import check_no_twin, differences, frozen_device, frozen_threads
 from resrepro.interrupts import Interrupts, StoppedEarly
 from resrepro.locking import Lock, locked
+from resrepro.modes import fast_settings, mode_of
 from resrepro.processes import is_first, world_size
-from resrepro.record_files import ENV, RESULT, read_json
 from resrepro.recording import Onlooker, RunWriter, has_checkpoint, open_run, run_folder
-from resrepro.records import read_run
 from resrepro.resuming import check_same_data, find_state, go_back
 from resrepro.specs import FAMILIES, Spec, Value
 from resrepro.spread import Spread, bn_group_for, spread_batch
@@ -45,9 +44,11 @@ def train(
     *,
     shortcut: str | None = None,
     data: str | Path | None = None,
+    dataset: Dataset | None = None,
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
+    threads_if_new: int | None = None,
     fast: bool = False,
     compiling: str = "auto",
     micro_batch: int | None = None,
@@ -68,9 +69,11 @@ def train(
         shortcut: "A", "B" or "C" for residual nets; the paper's A by default.
         data: folder of CIFAR-10 (see `resrepro.data.load_dataset`), or of photographs in `train/<class>/`
             and `val/<class>/`.
+        dataset: CIFAR-10 or the digits, where they are in memory already.
         runs: folder in which the run's own folder is made.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         threads: CPU threads; one per core by default. A run that goes on keeps device and threads.
+        threads_if_new: CPU threads of a run that does not go on, where `threads` are not given.
         fast: bf16 arithmetic where the hardware has it (fp16 on older GPUs) instead of float32.
         compiling: "auto", "on" or "off": see `resrepro.engines.choose_engine`. A run that goes on keeps its
             engine.
@@ -106,15 +109,15 @@ def train(
         spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, sync_bn, settings))
         if seed < 0:
             raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-        asked = Asked(spec, seed, spread, Path(runs), data, loading or Loading(), fresh, watcher)
-        if not fresh and on_first(lambda: _already_over(asked.folder, watcher)):
+        asked = Asked(spec, seed, spread, Path(runs), data, dataset, loading or Loading(), fresh, watcher)
+        if not fresh and on_first(lambda: already_over(asked.folder, watcher)):
             if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
                 about = open_feed(spec, data, chosen, seed, asked.loading, watcher.say).about
-                on_first(lambda: _check_same_images(asked.folder, about.checksums))
+                on_first(lambda: check_same_images(asked.folder, about.checksums))
             return asked.folder
         if not fresh and settings.get("bn_group") is None:
             on_first(lambda: check_no_twin(asked.folder, spec, seed))
-        _train(asked, Means(device, chosen, threads, compiling, every, break_lock, arguments))
+        _train(asked, Means(device, chosen, threads, threads_if_new, compiling, every, break_lock, arguments))
     return asked.folder
 
 
@@ -127,6 +130,7 @@ class Asked:
     spread: Spread
     runs: Path
     data: str | Path | None
+    dataset: Dataset | None
     loading: Loading
     fresh: bool
     watcher: Watcher
@@ -144,6 +148,7 @@ class Means:
     device: str
     chosen: torch.device
     threads: int | None
+    threads_if_new: int | None
     compiling: str
     every: Every
     break_lock: bool
@@ -160,11 +165,10 @@ def _train(asked: Asked, means: Means) -> None:
         found = None if asked.fresh else on_first(lambda: find_state(asked.folder, asked.spec, asked.seed))
         env = None if found is None else found[0]["env"]
         device = frozen_device(means.device, means.chosen, env)
-        with threads_used(frozen_threads(means.threads, device, env)):
-            updates = asked.spec.recipe.iterations - (0 if found is None else found[0]["iteration"])
-            plan_ = Plan(asked.spec, device, updates)
-            begun = None if env is None else env["engine"]
-            engine = on_first(lambda: choose_engine(means.compiling, plan_, begun, asked.watcher.say))
+        with threads_used(frozen_threads(means.threads, device, env, means.threads_if_new)):
+            done, begun = (0, None) if found is None else (found[0]["iteration"], found[0]["env"]["engine"])
+            ahead = Plan(asked.spec, device, asked.spec.recipe.iterations - done)
+            engine = on_first(lambda: choose_engine(means.compiling, ahead, begun, asked.watcher.say))
             trainer = _prepare(asked, Target(device, asked.spread, engine))
             trainer.cadence = Cadence(means.every)
             if lock is not None:
@@ -200,7 +204,7 @@ def _prepare(asked: Asked, target: Target) -> Trainer:
     """The run with its data and its folder, ready to begin or to go on."""
     spec, watcher, device = asked.spec, asked.watcher, target.device
     use_precision(spec.recipe.precision, device)
-    feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say)
+    feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say, asked.dataset)
     writer = _open_writer(asked, feed)
     _say_first(writer, spec, asked.spread, feed.about.notices, watcher)
     return Trainer(spec, asked.seed, feed, target, writer, watcher)
@@ -254,19 +258,6 @@ def _open_writer(asked: Asked, feed: Feed) -> RunWriter:
     return writer if is_first() else Onlooker(writer.folder)
 
 
-def _check_same_images(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Refuse to offer a finished run as the result for other images.
-
-    Raises:
-        RecordError: if the run was trained on images with other checksums.
-    """
-    if read_json(folder / ENV).get("data", {}).get("sha256") != dict(checksums):
-        raise RecordError(
-            f"{folder} holds a finished run on other images (checksum differs): "
-            "keep the two apart with --runs, or start anew with --fresh."
-        )
-
-
 def _open_record(
     trainer: Trainer, found: tuple[dict[str, Any], str] | None, arguments: Sequence[str] | None
 ) -> None:
@@ -278,8 +269,7 @@ def _open_record(
         _go_on(trainer, *found, now)
         return
     command = catalogue.command_for(spec, seed)
-    mode = "fast" if spec.recipe.precision in NARROW else "default"
-    told = now | {"mode": mode, "data": trainer.feed.about.describe(), "command": command}
+    told = now | {"mode": mode_of(spec.recipe), "data": trainer.feed.about.describe(), "command": command}
     on_first(lambda: writer.begin(spec, seed, told))
     on_first(lambda: writer.result(trainer.result("partial")))
     trainer.save()  # so that there is always one to go on from; it also shows what the next will cost
@@ -304,20 +294,6 @@ def _go_on(trainer: Trainer, state: Mapping[str, Any], notice: str, now: Mapping
     for sentence in told:
         watcher.say(sentence)
     watcher.say(f"Going on from iteration {trainer.done:,} of {trainer.recipe.iterations:,}.")
-
-
-def fast_settings(device: torch.device, given: object, say: Callable[[str], None]) -> dict[str, str]:
-    """The settings that `--fast` stands for on a device; told if that has nothing faster than float32.
-
-    Raises:
-        UsageError: if a precision is given besides.
-    """
-    if given is not None:
-        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
-    precision = fast_precision(device)
-    if precision == "float32":
-        say("Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default.")
-    return {"precision": precision}
 
 
 def plan(
@@ -355,27 +331,3 @@ def _say_first(
             f"{passes} pass{'es' * (passes > 1)} of {spread.micro} images; BN over "
             f"{f'groups of {group}' if group else 'the whole batch'}."
         )
-
-
-def _already_over(folder: Path, watcher: Watcher) -> bool:
-    """Whether the run in this folder is finished and its record whole; says so.
-
-    A broken record is no end: it is restored by going on from the checkpoint, where there is one.
-
-    Raises:
-        Diverged: if it ended with a loss that is not finite.
-        RecordError: if the record is broken and there is no checkpoint.
-    """
-    if not (folder / RESULT).exists():
-        return False
-    try:
-        run = read_run(folder)
-    except RecordError:
-        if has_checkpoint(folder):
-            return False
-        raise
-    if run.status == "diverged":
-        raise Diverged(f"{folder} diverged earlier and is kept: start it anew with --fresh.")
-    if run.finished:
-        watcher.say(f"{folder} is finished already ({run.status}); --fresh would train it anew.")
-    return run.finished

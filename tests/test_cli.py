@@ -55,6 +55,8 @@ def python(*words, **options):
         ("train --depth 20 --fast --precision bf16", 2, "leave one of the two out"),
         ("train --depth 20 --compile always", 2, "auto, on or off, not 'always'"),
         ("train --depth 20 --threads 0", 2, "--threads must be at least 1"),
+        ("train --depth 20 --seeds 0-1 --jobs 0", 2, "--jobs must be at least 1"),
+        ("train --depth 20 --seeds 0-1 --jobs 2 --data nowhere", 1, "nowhere (--data) does not exist"),
         ("train", 2, "which net?"),
         ("train cifar10-resnet21", 2, "nearest is 20 or 26"),
         ("train cifar99-resnet20", 2, "no experiment 'cifar99-resnet20'"),
@@ -181,7 +183,7 @@ def test_publish_copies_all_but_the_checkpoint_and_overwrites_nothing(trained, t
 def test_several_depths_and_seeds_run_one_after_the_other(tmp_path):
     code, _, _ = call(
         "train", "--dataset", "digits", "--depth", 8, "--depth", 14, "--plain", "--seeds", "0-1",
-        "--iterations", 1, "--runs", tmp_path,
+        "--iterations", 1, "--runs", tmp_path, "--jobs", 1,
     )  # fmt: skip
     assert code == 0
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/seed*")) == [

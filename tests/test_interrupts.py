@@ -56,6 +56,27 @@ def test_under_torchrun_any_signal_soon_after_the_first_is_its_echo(monkeypatch:
         assert interrupts.received == signal.SIGINT
 
 
+def test_one_of_several_jobs_hears_ctrl_c_from_the_terminal_and_from_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: "a process")
+    with Interrupts() as interrupts, interrupts.patiently():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.received == signal.SIGINT
+
+
+def test_the_echo_of_a_signal_does_not_disturb_the_way_out() -> None:
+    left = []
+    with pytest.raises(StoppedEarly), Interrupts():  # noqa: PT012
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            left.append(True)
+    assert left == [True]
+
+
 def test_the_handlers_of_before_come_back_also_after_an_error() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(ZeroDivisionError), Interrupts():  # noqa: PT012

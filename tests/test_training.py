@@ -19,7 +19,7 @@ from runs import OF_TIMES, TIMES, checkpoint_of, differences, env_of, net_of, re
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
-from resrepro import feeds, freezing, trainer, training
+from resrepro import feeds, freezing, modes, trainer, training
 from resrepro.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
@@ -307,7 +307,7 @@ def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path) -> None:
 def test_both_modes_and_their_engine_are_in_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "fast_precision", lambda device: "bf16")
+    monkeypatch.setattr(modes, "fast_precision", lambda device: "bf16")
     default, fast = short(tmp_path), short(tmp_path, fast=True, compiling="on")
     told = [env_of(folder) for folder in (default, fast)]
     assert [(env["mode"], env["engine"]) for env in told] == [("default", "eager"), ("fast", "kernels")]
@@ -321,7 +321,7 @@ def test_both_modes_and_their_engine_are_in_the_record(
 def test_where_there_is_nothing_faster_the_fast_mode_is_the_default_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "fast_precision", lambda device: "float32")
+    monkeypatch.setattr(modes, "fast_precision", lambda device: "float32")
     watcher = Recorder()
     folder = short(tmp_path, fast=True, watcher=watcher)
     assert env_of(folder)["mode"] == "default"
@@ -699,6 +699,9 @@ def test_a_cpu_run_keeps_device_and_threads_where_there_is_a_gpu(monkeypatch: py
     monkeypatch.setattr(freezing, "choose_device", torch.device)
     device = freezing.frozen_device("auto", torch.device("cuda"), begun)
     assert (device.type, freezing.frozen_threads(None, device, begun)) == ("cpu", 3)
+    assert freezing.frozen_threads(None, device, begun, if_new=1) == 3
+    assert freezing.frozen_threads(None, device, None, if_new=1) == 1
+    assert freezing.frozen_threads(2, device, None, if_new=1) == 2
     with pytest.raises(UsageError, match="begun on cpu, and cuda would round differently"):
         freezing.frozen_device("cuda", torch.device("cuda"), begun)
 

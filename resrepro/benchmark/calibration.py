@@ -31,11 +31,12 @@ from resrepro.engines import EAGER, Plan, choose_engine
 from resrepro.evaluation import measure
 from resrepro.feeds import About, Feed, MemoryFeed, PhotoFeed
 from resrepro.memory import keep_memory
+from resrepro.modes import fast_settings
 from resrepro.record_files import FORMAT
 from resrepro.resuming import state_of
 from resrepro.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
 from resrepro.trainer import Trainer
-from resrepro.training import fast_settings, plan
+from resrepro.training import plan
 
 TEST_IMAGES = 10_000  # of CIFAR-10
 LONG = 5  # times the seconds of a calibration; what a first step has to prepare is little beside that

@@ -1,8 +1,8 @@
 """The view of a run: live in a terminal, plain lines elsewhere."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,12 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from resrepro.catalogue import Experiment, find
-from resrepro.metrics import Errors
 from resrepro.records import read_run
 from resrepro.specs import default_shortcut, net_label
-from resrepro.watching import Sample, Watcher
+from resrepro.watching import Pace, Sample, Watcher, clock, errors_line, sample_line
 
-LOOK_EVERY = 0.5  # seconds between looks at the device; each one waits for it
+if TYPE_CHECKING:
+    from resrepro.metrics import Errors
 
 
 class LiveView(Watcher):
@@ -25,10 +25,7 @@ class LiveView(Watcher):
         self.console = console or Console(highlight=False)
         self.live: Live | None = None
         self.last: Sample | None = None
-        self.looked = self.started = 0.0
-        self.looked_at = self.done_before = 0
-        self.batch_size = 0
-        self.iterations = 0
+        self.pace = Pace(0, 0, 0)
 
     def say(self, text: str) -> None:
         """Print a line (above the live view, while there is one)."""
@@ -36,9 +33,7 @@ class LiveView(Watcher):
 
     def begin(self, name: str, seed: int, done: int, iterations: int, batch_size: int) -> None:
         """Open the view."""
-        self.batch_size, self.iterations, self.done_before = batch_size, iterations, done
-        self.looked = self.started = time.perf_counter()
-        self.looked_at, self.last = done, None
+        self.pace, self.last = Pace(done, iterations, batch_size), None
         self.console.print(Text.assemble((name, "bold"), f", seed {seed}: {iterations:,} iterations"))
         if not self.console.is_terminal:
             return
@@ -49,15 +44,12 @@ class LiveView(Watcher):
         self.live = Live(self._picture(None, 0.0), console=self.console, refresh_per_second=4)
         self.live.start()
 
-    def step(self, done: int, lr: float, read: Callable[[], Errors]) -> None:
+    def step(self, done: int, lr: float, read: "Callable[[], Errors]") -> None:
         """Look at the run twice a second, not at every step."""
-        now = time.perf_counter()
-        if self.live is None or now - self.looked < LOOK_EVERY:
+        if self.live is None or not self.pace.is_due():
             return
         errors = read()
-        speed = (done - self.looked_at) * self.batch_size / (now - self.looked)
-        self.looked, self.looked_at = now, done
-        rest = f"{speed:,.0f} images/s, {self._time_left(done)} left"
+        rest = f"{self.pace.look(done):,.0f} images/s, {clock(self.pace.seconds_left(done))} left"
         self.progress.update(self.task, completed=done, rest=rest)
         self.live.update(self._picture(errors, lr))
 
@@ -65,10 +57,7 @@ class LiveView(Watcher):
         """Keep the newest sample; without a terminal, print it."""
         self.last = sample
         if self.live is None:
-            self.say(
-                f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} {_told(sample.errors)}  "
-                f"{sample.images_per_s:,.0f} images/s  {self._time_left(sample.iteration)} left"
-            )
+            self.say(sample_line(sample, self.pace))
 
     def end(self) -> None:
         """Close the view."""
@@ -106,24 +95,11 @@ class LiveView(Watcher):
         where = "" if folder.parent.parent == Path("runs") else f" --runs {folder.parent.parent}"
         return f"resrepro compare {experiment.exhibits[-1]}{where}"
 
-    def _time_left(self, done: int) -> str:
-        """By the speed of this session so far, evaluations included."""
-        each = (time.perf_counter() - self.started) / max(done - self.done_before, 1)
-        minutes, seconds = divmod(round(each * (self.iterations - done)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-    def _picture(self, errors: Errors | None, lr: float) -> Group:
+    def _picture(self, errors: "Errors | None", lr: float) -> Group:
         lines = [self.progress.get_renderable()]
         if errors is not None:
             now = f"lr {lr:g}   training loss {errors.loss:.4f}, error {errors.top1_err:.2f} %"
             lines.append(Text(f"{now}   (since the last sample)"))
         if self.last is not None:
-            lines.append(Text(f"at {self.last.iteration:,}: {_told(self.last.errors)}", style="dim"))
+            lines.append(Text(f"at {self.last.iteration:,}: {errors_line(self.last)}", style="dim"))
         return Group(*lines)
-
-
-def _told(errors: dict[str, Errors]) -> str:
-    """`loss 0.1234  train 1.20 %  test 9.30 %`."""
-    parts = [f"{name} {error.top1_err:.2f} %" for name, error in errors.items()]
-    return "  ".join([f"loss {errors['train'].loss:.4f}", *parts])

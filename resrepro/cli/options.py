@@ -47,6 +47,13 @@ CompileOption = Annotated[
         help="Compile what a step computes: auto does so where it saves more time than it takes.",
     ),
 ]  # fmt: skip
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", show_default=False,
+        help="Runs at once, each with --threads, or its share of the cores. (default: by cores, memory, GPU)",
+    ),
+]  # fmt: skip
 
 
 PHOTOS = "Reading photographs"

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from resrepro.cli.options import (
     FastOption,
     ImageSizeOption,
     IterationsOption,
+    JobsOption,
     MaxBadOption,
     PinOption,
     PrecisionOption,
@@ -35,7 +36,8 @@ from resrepro.cli.options import (
 )
 from resrepro.errors import Diverged, UsageError
 from resrepro.processes import is_first
-from resrepro.specs import FAMILIES, check_shortcut
+from resrepro.seen import check_choice
+from resrepro.specs import FAMILIES, Spec, check_shortcut
 
 
 @app.command(rich_help_panel="Run")
@@ -77,6 +79,7 @@ def train(
     threads: ThreadsOption = None,
     fast: FastOption = False,
     compiling: CompileOption = "auto",
+    jobs: JobsOption = None,
     micro_batch: Annotated[
         int | None,
         typer.Option(
@@ -131,6 +134,7 @@ def train(
     if seed is not None and seeds is not None:
         raise UsageError("--seed and --seeds exclude each other.")
     check_shortcut(plain, shortcut)
+    check_choice(compiling)
     changed = {
         "iterations": iterations, "batch_size": batch_size, "split": split, "image_size": image_size,
         "bn_group": bn_group, "bn_stats": bn_stats, "stride_3x3": stride_3x3 or None,
@@ -140,32 +144,50 @@ def train(
     extra = parse_settings(settings or [])
     if twice := changed.keys() & extra.keys():
         raise UsageError(f"{', '.join(sorted(twice))} is given twice, by its own option and by --set.")
-    for experiment in chosen:  # refuse before the first run starts, not after
-        catalogue.derive(experiment, shortcut, **changed, **extra)
-    names = [experiment.name for experiment in chosen]
+    if fast and {"precision"} & (changed.keys() | extra.keys()):
+        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
+    # Refuse before the first run starts, not after.
+    specs = [catalogue.derive(experiment, shortcut, **changed, **extra) for experiment in chosen]
     all_seeds = parse_seeds(seeds) if seeds is not None else [seed or 0]
+    reading = (workers, prefetch, max_bad_images or 0, pin_memory)
     if dry_run:
         from resrepro.cli.forecast import forecast
 
         forecast(
-            names, all_seeds, data, {**changed, **extra}, shortcut=shortcut, device=device, threads=threads,
-            fast=fast, compiling=compiling, micro_batch=micro_batch, sync_bn=sync_bn,
-            loading=(workers, prefetch, max_bad_images or 0, pin_memory),
+            [spec.experiment for spec in specs], all_seeds, data, {**changed, **extra}, shortcut=shortcut,
+            device=device, threads=threads, fast=fast, compiling=compiling, micro_batch=micro_batch,
+            sync_bn=sync_bn, loading=reading,
         )  # fmt: skip
         return
     _train_all(
-        names, all_seeds,
+        specs, all_seeds, jobs, reading,
         shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
         fast=fast, compiling=compiling,
         micro_batch=micro_batch, sync_bn=sync_bn, arguments=sys.argv[1:],
         checkpoint_every=checkpoint_every, break_lock=break_lock,
-        loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
         **changed, **extra,
     )  # fmt: skip
 
 
-def _train_all(names: list[str], seeds: list[int], **options: object) -> None:
-    """One run after the other; a diverged one does not stop those after it."""
+def _train_all(
+    specs: list[Spec], seeds: list[int], jobs: int | None, reading: tuple[Any, ...], **options: Any
+) -> None:
+    """Several runs at once, or one after the other; a diverged one does not stop those after it."""
+    from resrepro.capacity import choose_jobs, this_machine
+
+    machine = this_machine()
+    together = [spec for spec in dict.fromkeys(specs) for _ in seeds]
+    jobs = choose_jobs(jobs, together, options["device"], options["micro_batch"], machine)
+    if jobs > 1:
+        from resrepro.cli.many import train_at_once
+
+        train_at_once(list(dict.fromkeys(specs)), seeds, jobs, machine, reading, options)
+    else:
+        names = [spec.experiment for spec in specs]
+        _train_in_turn(names, seeds, loading=loading_of(*reading), **options)
+
+
+def _train_in_turn(names: list[str], seeds: list[int], **options: Any) -> None:
     from resrepro.cli.live import LiveView
     from resrepro.memory import keep_memory
     from resrepro.training import train as train_one
@@ -176,7 +198,7 @@ def _train_all(names: list[str], seeds: list[int], **options: object) -> None:
     for name in names:
         for seed in seeds:
             try:
-                folder = train_one(name, seed, watcher=view, **options)  # type: ignore[arg-type]
+                folder = train_one(name, seed, watcher=view, **options)
             except Diverged as error:
                 failed.append(error)
                 view.say(str(error))
