@@ -104,7 +104,7 @@ def test_a_child_is_warm_when_it_tells_of_itself_and_answers_each_turn(mode):
     code, (told, *turns) = answers_to(asked, {"seconds": 0.01}, {"seconds": 0.01})
     assert code == 0
     assert told["data_seconds"] > 0
-    assert told["compile_seconds"] == 0
+    assert (told["engine"], told["compile_seconds"] == 0) in [("eager", True), ("kernels", False)]
     assert len(turns) == 2
     for turn in turns:
         assert turn["images"] > 0
