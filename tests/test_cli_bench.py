@@ -8,6 +8,7 @@ from commands import call
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
+@pytest.mark.slow
 def test_bench_measures_writes_and_draws_what_it_was_asked_for(tmp_path):
     code, stdout, stderr = call(
         "bench", "--depth", 8, "--batch-size", 16, "--rounds", 1, "--seconds", 0.1, "--threads", 1,
