@@ -77,8 +77,8 @@ class Convolution(nn.Conv2d):
     """A convolution without bias.
 
     Attributes:
-        wide: in bf16, take the gradient of the weights in float32 where the stride is not 1. On a CPU that
-            is 2.5 times as fast, as its bf16 kernel for strides is slow, and no less exact.
+        wide: in bf16, take the gradient of the weights in float32 where the stride is not 1: faster on a
+            CPU, whose bf16 kernel for strides is slow (docs/performance.md), and no less exact.
         folded: weights and bias that BN is part of, in evaluation.
     """
 
