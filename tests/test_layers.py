@@ -29,9 +29,9 @@ LAYERS = {
         "assessment", "benchmark.calibration", "benchmark.child", "benchmark.ours", "benchmark.peak",
         "benchmark.timing", "benchmark.usual", "cadence", "checkpoint", "data", "description", "device",
         "distributed", "earlier", "engines", "evaluation", "feeds", "folding", "foreign", "freezing",
-        "held_out", "interrupts", "job", "jobs", "kernels", "metrics", "modes", "nets", "normalisation",
-        "optimizer", "plateau", "resuming", "spread", "subjects", "trainer", "training", "verification",
-        "watching",
+        "held_out", "interrupts", "job", "jobs", "kernels", "measuring_responses", "metrics",
+        "modes", "nets", "normalisation", "optimizer", "plateau", "resuming", "spread", "subjects", "trainer",
+        "training", "verification", "watching",
     ),
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
