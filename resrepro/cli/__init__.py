@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "train", "eval", "responses", "compare", "plot", "demo", "bench", "list", "protocol", "describe", "verify",
-    "publish",
+    "train", "eval", "responses", "compare", "plot", "demo", "bench", "list", "protocol", "describe",
+    "verify", "publish",
 )  # fmt: skip
 
 
