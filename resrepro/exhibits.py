@@ -11,7 +11,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from resrepro import architecture_figure, architecture_table, comparison, plotting, responses_figure
+from resrepro import (
+    architecture_figure,
+    architecture_table,
+    comparison,
+    plotting,
+    responses_figure,
+    responses_table,
+)
 from resrepro.durable import write_out
 from resrepro.errors import UsageError
 from resrepro.panels import render
@@ -26,7 +33,7 @@ FIGURE_7 = responses_figure.EXHIBIT
 
 def tables() -> tuple[str, ...]:
     """What `compare` knows, in the paper's order."""
-    return _in_order([TABLE_1, *layouts()])
+    return _in_order([TABLE_1, FIGURE_7, *layouts()])
 
 
 def figures() -> tuple[str, ...]:
@@ -79,6 +86,8 @@ def build_table(exhibit: str, found: Collection) -> Table:
     check_table(exhibit)
     if exhibit == TABLE_1:
         return architecture_table.build()
+    if exhibit == FIGURE_7:
+        return responses_table.build(found.runs)
     return comparison.build(exhibit, found.runs, found.ensembles)
 
 

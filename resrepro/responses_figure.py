@@ -100,8 +100,8 @@ def select(runs: Iterable[Run]) -> tuple[Cells, tuple[str, ...]]:
         layout = {**plan(), "panels": plan()["nets"], "datasets": [dataset]}
         cells, notes = choose(layout, measured)
         bare, _ = choose(layout, [run for run in runs if run.responses is None])
-        if lacking := [str(run.folder) for cell in bare.values() for run in cell]:
-            notes = (*notes, f"Not drawn, not measured yet: `resrepro responses {' '.join(lacking)}`.")
+        if lacking := [f"{run.name} seed {run.seed}" for cell in bare.values() for run in cell]:
+            notes = (*notes, f"Not drawn, not measured by `resrepro responses RUN`: {', '.join(lacking)}.")
         if cells:
             break
     return cells, notes
@@ -139,9 +139,12 @@ def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
 
 def _nothing_to_draw(notes: Sequence[str]) -> str:
     train = catalogue.command_for(catalogue.find(plan()["example"]).spec())
-    way = f"`{train}` makes a run and `resrepro responses RUN` measures it"
-    told = " ".join(notes) or f"{way}, and `--paper` draws the paper's curves alone."
-    return f"no finished run in the runs folders has responses for {EXHIBIT}: {told}"
+    way = f"`{train}` makes a run, `resrepro responses RUN` measures it"
+    told = " ".join(["", *notes])
+    return (
+        f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws the "
+        f"paper's curves alone.{told}"
+    )
 
 
 def _draw(ours: Sequence[Line], theirs: Sequence[Line], palette: Mapping[str, Any], cells: Cells) -> "Figure":
@@ -225,6 +228,17 @@ def _add_legend(axes: "Axes", ours: Sequence[Line], theirs: Sequence[Line]) -> N
     )
 
 
+def measured_on(cells: Cells) -> str:
+    """What a response is and on which images it was measured, in sentences."""
+    found = _first(cells).responses
+    assert found is not None
+    return (
+        "Response: what BN gives after each 3x3 convolution, before ReLU or addition. Its standard deviation "
+        f"is over all channels and positions of all {found.images:,} {SET_NAMES[found.part]} images, BN in "
+        "evaluation mode (assumed: the paper does not say)."
+    )
+
+
 def _first(cells: Cells) -> Run:
     return next(iter(cells.values()))[0]
 
@@ -235,13 +249,7 @@ def _footnote(cells: Cells, theirs: Sequence[Line], ends: tuple[float, float]) -
     if not cells:
         yield f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours."
         return
-    found = _first(cells).responses
-    assert found is not None
-    yield (
-        "Response: what BN gives after each 3x3 convolution, before ReLU or addition. Its standard deviation "
-        f"is over all channels and positions of all {found.images:,} {SET_NAMES[found.part]} images, BN in "
-        "evaluation mode (assumed: the paper does not say)."
-    )
+    yield measured_on(cells)
     yield lead(plan(), cells)
     if any(len(cell) > 1 for cell in cells.values()):
         yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
