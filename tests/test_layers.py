@@ -35,8 +35,9 @@ LAYERS = {
     ),
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
-        "benchmark.report", "captions", "cells", "comparison", "ensembling",
-        "exhibits", "lettering", "panels", "paper", "plotting", "selection", "sheets", "tables",
+        "benchmark.report", "captions", "cells", "claims", "comparison", "ensembling",
+        "exhibits", "lettering", "panels", "paper", "plotting", "selection", "sheets",
+        "significance", "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
     "asking": ("benchmark.children", "benchmark.contest", "estimates"),
