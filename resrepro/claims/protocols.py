@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from resrepro import catalogue
 from resrepro.cells import Cell
-from resrepro.claims.entries import Claim, Net
+from resrepro.claims.entries import Net
 from resrepro.records import Run
 from resrepro.selection import FREE_SETTINGS, iterations_of, protocol_of
 from resrepro.specs import FAMILIES, Spec, recipe_from_json, spell
@@ -110,10 +110,9 @@ def paper_command(net: Net, seeds: int) -> str:
     return with_seeds(catalogue.command_for(net.spec), seeds)
 
 
-def protocols_of(claim: Claim, runs: Iterable[Run]) -> list[Protocol]:
-    """The protocols under which there are runs for a claim, the one that says most of it first."""
+def protocols_of(nets: Sequence[Net], runs: Iterable[Run]) -> list[Protocol]:
+    """The protocols under which there are runs of some nets, the one that says most of them first."""
     groups: dict[str, dict[Net, dict[tuple[str, str, str], list[Run]]]] = {}
-    nets = claim.nets
     for run in runs:
         for net in nets:
             if run.finished and is_of(run, net) and _is_understood(run):
@@ -150,7 +149,7 @@ def is_of(run: Run, net: Net) -> bool:
     The shortcuts and the warm-up belong to the net, and so do the settings that it names.
     """
     dataset, _, rest = net.experiment.partition("-")
-    if run.experiment not in (net.experiment, f"{STAND_INS[dataset]}-{rest}"):
+    if run.experiment not in (net.experiment, f"{STAND_INS.get(dataset, dataset)}-{rest}"):
         return False
     own = catalogue.find(run.experiment).spec()
     wanted = dict(net.settings)
