@@ -41,6 +41,12 @@ def verdict(number, folder):
     return verdict_on(find_claim(number), runs_in(folder))
 
 
+@pytest.fixture(autouse=True)
+def hasty_disk(monkeypatch):
+    """Made-up records need not survive a power cut, and hundreds of them are written here."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def train(make_run, tmp_path):
     """Write finished made-up runs of a net: one seed per pair of training and held-out error."""
@@ -294,6 +300,13 @@ def test_unfinished_and_diverged_runs_never_count(train, status):
     train("cifar10-plain56", *around(13.3))
     found = verdict(1, train("cifar10-plain20", *around(9.7), status=status))
     assert "no runs of plain-20" in found.why
+
+
+def test_a_record_with_settings_that_this_version_does_not_know_is_passed_over(train):
+    (run,) = runs_in(train("cifar10-plain110", 88))
+    strange = dataclasses.replace(run, spec=run.spec | {"recipe": run.spec["recipe"] | {"paint": "red"}})
+    assert verdict_on(find_claim(3), [run]).protocol == "CIFAR-10"
+    assert verdict_on(find_claim(3), [strange]).protocol == "none"
 
 
 def test_another_shortcut_option_is_another_net(train):

@@ -112,17 +112,25 @@ def paper_command(net: Net, seeds: int) -> str:
 
 def protocols_of(nets: Sequence[Net], runs: Iterable[Run]) -> list[Protocol]:
     """The protocols under which there are runs of some nets, the one that says most of them first."""
-    groups: dict[str, dict[Net, dict[tuple[str, str, str], list[Run]]]] = {}
+    members: dict[tuple[Net, tuple[str, str, str]], list[Run]] = {}
     for run in runs:
         for net in nets:
-            if run.finished and is_of(run, net) and _is_understood(run):
-                groups.setdefault(protocol_of(run), {}).setdefault(net, {}).setdefault(run.cell, []).append(
-                    run
-                )
-    found = [
-        Protocol({net: _largest(group[net]) for net in nets if net in group}) for group in groups.values()
+            if run.finished and is_of(run, net):
+                members.setdefault((net, run.cell), []).append(run)
+    groups: dict[str, dict[Net, list[Cell]]] = {}
+    for (net, _), found in sorted(members.items(), key=lambda item: item[0][1]):
+        if _is_understood(found[0]):
+            cell = Cell(tuple(sorted(found, key=lambda run: run.seed)))
+            groups.setdefault(protocol_of(cell.first), {}).setdefault(net, []).append(cell)
+    protocols = [
+        Protocol({net: max(group[net], key=_size) for net in nets if net in group})
+        for group in groups.values()
     ]
-    return sorted(found, key=lambda protocol: (protocol.support, protocol.name), reverse=True)
+    return sorted(protocols, key=lambda protocol: (protocol.support, protocol.name), reverse=True)
+
+
+def _size(cell: Cell) -> tuple[bool, int]:
+    return cell.first.exact, len(cell.runs)
 
 
 def _spec_of(run: Run) -> Spec:
@@ -136,11 +144,6 @@ def _is_understood(run: Run) -> bool:
         return _spec_of(run).recipe.iterations > 0
     except (TypeError, ValueError):
         return False
-
-
-def _largest(cells: Mapping[tuple[str, str, str], Sequence[Run]]) -> Cell:
-    best = max(sorted(cells), key=lambda key: (cells[key][0].exact, len(cells[key])))
-    return Cell(tuple(sorted(cells[best], key=lambda run: run.seed)))
 
 
 def is_of(run: Run, net: Net) -> bool:
