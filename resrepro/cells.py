@@ -15,6 +15,7 @@ from resrepro import catalogue
 from resrepro.records import Run
 from resrepro.specs import IMAGENET_CLASSES, IMAGENET_IMAGES
 
+ON_VALIDATION = "validation images, not on the test set"
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -101,7 +102,7 @@ class Cell:
             sentences += data_told(self.first.classes, data["images"], sentences)
         elif self.first.headline_split == "val":
             size = data["images"]["val"]
-            sentences.append(f"error on the {size:,} validation images, not on the test set")
+            sentences.append(f"error on the {size:,} {ON_VALIDATION}")
         if self.first.env["mode"] != "default":
             sentences.append(f"trained in mode {self.first.env['mode']}")
         for quantity in quantities:
@@ -192,17 +193,22 @@ def train_command(experiment: str) -> str:
 
 
 def eval_command(runs: Iterable[Run], protocol: str) -> str:
-    """The command that evaluates finished runs under a test protocol.
+    """The command that evaluates finished runs under a test protocol."""
+    return f"resrepro eval {run_folders(runs)} --protocol {protocol} --data DIR"
 
-    Published records have no checkpoint, so it names the run that they were published from; and a
-    command that is written to a table holds no path of this machine.
+
+def run_folders(runs: Iterable[Run]) -> str:
+    """The folders of some runs, as words of a command that needs their checkpoints.
+
+    Published records have no checkpoint, so they are named by the run that they were published from; and
+    a command that is written to a table holds no path of this machine.
     """
     folders = []
     for run in runs:
         top = run.folder.parent.parent
         top = Path("runs") if top.is_absolute() or top.name == "results" else top
         folders.append(shlex.quote((top / run.name / run.folder.name).as_posix()))
-    return f"resrepro eval {' '.join(folders)} --protocol {protocol} --data DIR"
+    return " ".join(folders)
 
 
 def measured_otherwise(

@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "train", "eval", "responses", "compare", "plot", "demo", "bench", "list", "protocol", "describe",
-    "verify", "publish",
+    "train", "eval", "responses", "compare", "plot", "claims", "demo", "bench", "list", "protocol",
+    "describe", "verify", "publish",
 )  # fmt: skip
 
 
@@ -90,4 +90,4 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import bench, demo, describe, evaluate, exhibits, listing, responses, train, verify  # noqa: E402, F401
+from resrepro.cli import bench, claims, demo, describe, evaluate, exhibits, listing, responses, train, verify  # noqa: E402, F401
