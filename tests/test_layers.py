@@ -36,7 +36,7 @@ LAYERS = {
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
         "benchmark.report", "captions", "cells", "comparison", "ensembling",
-        "exhibits", "lettering", "panels", "paper", "plotting", "selection", "sheets", "tables",
+        "exhibits", "lettering", "panels", "paper", "plotting", "reporting", "selection", "sheets", "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
     "asking": ("benchmark.children", "benchmark.contest", "estimates"),
