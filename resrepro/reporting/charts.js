@@ -38,6 +38,7 @@ function axesOf(unit) {
 function closest(plot, lines) {
   const { left, top } = plot.cursor;
   let best = null;
+  if (left < 0) return best;
   lines.forEach((line, index) => {
     if (!plot.series[index + 1].show) return;
     line.x.forEach((x, at) => {
@@ -58,16 +59,15 @@ class Panel {
   constructor(holder, data, unit, say) {
     const [start, end, floor, top] = data.frame;
     Object.assign(this, { lines: data.lines, start, end });
-    const whole = (plot, low, high) => low <= start && high >= end;
-    const fitted = (plot, low, high) => {
-      const x = plot.scales.x;
-      return low == null || whole(plot, x.min, x.max) ? [floor, top] : uPlot.rangeNum(low, high, 0.08, true);
-    };
+    const fitted = (_, low, high) => (low == null || !this.zoomed ? [floor, top] : uPlot.rangeNum(low, high, 0.08, true));
     const options = {
       width: holder.clientWidth, height: holder.clientHeight, legend: { show: false },
       scales: { x: { time: false, range: (_, low, high) => this.bounded(low, high) }, y: { range: fitted } },
       series: [{}, ...data.lines.map(seriesOf)], axes: axesOf(unit),
-      cursor: { points: { show: false }, y: false, drag: { x: true, y: false } },
+      cursor: {
+        points: { show: false }, y: false, drag: { x: true, y: false },
+        bind: { dblclick: () => () => { this.reset(); return null; } }, // uPlot's own would fit the samples
+      },
       hooks: { setCursor: [(plot) => { const found = closest(plot, data.lines); if (found) say(told(found)); }] },
     };
     this.plot = new uPlot(options, data.lines.length ? aligned(data.lines) : [[start, end]], holder);
@@ -77,10 +77,12 @@ class Panel {
     }).observe(holder);
   }
 
-  // A range of iterations that lies within the frame; anything wider is the frame.
+  // A range of iterations that lies within the frame; anything wider is the frame. uPlot asks for it before
+  // it asks for that of the errors, which is the figure's own unless one has zoomed in.
   bounded(low, high) {
     const width = high - low;
-    if (low == null || width >= this.end - this.start) return [this.start, this.end];
+    this.zoomed = low != null && width < this.end - this.start;
+    if (!this.zoomed) return [this.start, this.end];
     const from = Math.min(Math.max(low, this.start), this.end - width);
     return [from, from + width];
   }

@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from resrepro import exhibits, plotting
-from resrepro.errors import RecordError
+from resrepro.errors import RecordError, UsageError
 from resrepro.records import Collection
 from resrepro.reporting.charts import Chart, chart_of
 from resrepro.tables import DASH, Row, Table
@@ -17,15 +18,23 @@ CONTINUED = "↳"  # begins the name of a row that belongs to the one above
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure as `plot` draws it: its title, and the SVG file as a data URL."""
+
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """What the page shows of one exhibit; `picture` is an SVG file as a data URL."""
+    """What the page shows of one exhibit; `lacking` are the rows of nets of which we have nothing."""
 
     name: str
     title: str
     table: Table | None
     lacking: frozenset[int]
     chart: Chart | None
-    picture: str | None
+    picture: Picture | None
 
 
 def all_exhibits() -> tuple[str, ...]:
@@ -50,16 +59,19 @@ def sections(found: Collection, names: Iterable[str]) -> list[Section]:
 
 
 def _section(name: str, found: Collection) -> Section:
+    if name not in all_exhibits():
+        raise UsageError(f"no exhibit {name!r} to report: there are {', '.join(all_exhibits())}.")
     table = exhibits.build_table(name, found) if name in exhibits.tables() else None
     chart = chart_of(name, found.runs) if name in plotting.exhibits() else None
-    title = table.title if table else chart.title if chart else name.replace("figure", "Figure ")
+    picture = picture_of(name, found) if name in exhibits.figures() else None
+    titled = (part.title for part in (table, chart, picture) if part)
     return Section(
         name=name,
-        title=title,
+        title=next(titled, f"{name.capitalize()}: nothing to show yet"),
         table=table,
         lacking=lacking(table) if table else frozenset(),
         chart=chart,
-        picture=picture_of(name, found) if name in exhibits.figures() else None,
+        picture=picture,
     )
 
 
@@ -75,12 +87,13 @@ def lacking(table: Table) -> frozenset[int]:
     return frozenset(empty) if ours else frozenset()
 
 
-def picture_of(name: str, found: Collection) -> str | None:
-    """The figure as `plot --paper` draws it, as a data URL; None if there is nothing to draw."""
+def picture_of(name: str, found: Collection) -> Picture | None:
+    """The figure as `plot --paper` draws it; None if there is nothing to draw."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             drawing = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, palette="safe")
         except RecordError:
             return None
-        path = next(path for path in drawing.paths if path.suffix == ".svg")
-        return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+        content = next(path for path in drawing.paths if path.suffix == ".svg").read_bytes()
+    title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
+    return Picture(title or name, "data:image/svg+xml;base64," + base64.b64encode(content).decode())
