@@ -6,7 +6,7 @@ from pathlib import Path
 from resrepro.durable import write_out
 from resrepro.errors import RecordError
 from resrepro.measurements import ensemble_from
-from resrepro.record_files import ENSEMBLES, EVALS, RECORD_FILES
+from resrepro.record_files import ENSEMBLES, EVALS, RECORD_FILES, RESPONSES
 from resrepro.records import Run, read_measured
 
 
@@ -19,7 +19,8 @@ def publish(run: Run, results: Path) -> Path:
     if not run.finished:
         raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
     target = results / run.name / f"seed{run.seed}"
-    sources = [run.folder / name for name in RECORD_FILES] + sorted((run.folder / EVALS).glob("*.json"))
+    names = [*RECORD_FILES, *([RESPONSES] if (run.folder / RESPONSES).exists() else [])]
+    sources = [run.folder / name for name in names] + sorted((run.folder / EVALS).glob("*.json"))
     _copy({target / source.relative_to(run.folder): source.read_bytes() for source in sources})
     return target
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPEC, ENV, METRICS, RESULT = "spec.json", "env.json", "metrics.csv", "result.json"
+RESPONSES = "responses.csv"  # of a run whose layers were measured
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 EVALS = "evals"  # in a run's folder
 ENSEMBLES = "ensembles"  # in a folder of runs
@@ -59,8 +60,17 @@ def read_json(path: Path) -> dict[str, Any]:
         RecordError: if it is missing, unreadable, no JSON object, of a later format, does not match its
             checksum, or holds characters that could steer a terminal.
     """
+    return parse_json(path, read_bytes(path, MOST_JSON_BYTES))
+
+
+def parse_json(path: Path, text: bytes) -> dict[str, Any]:
+    """The same from bytes that were read from a file already, of which the path is told.
+
+    Raises:
+        RecordError: as `read_json`.
+    """
     try:
-        content = json.loads(read_bytes(path, MOST_JSON_BYTES), parse_constant=_refuse_constant)
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise RecordError(f"{path} is broken: it is not valid JSON.") from None
     if not isinstance(content, dict):
@@ -152,11 +162,11 @@ def _numbers(name: str, texts: Iterable[str]) -> list[Any]:
     if name == "split":
         return list(texts)
     if name == "iteration":
-        return [int(text) for text in texts if _is_plain(text)]
-    return [float(text) for text in texts if _is_plain(text)]
+        return [int(text) for text in texts if is_plain(text)]
+    return [float(text) for text in texts if is_plain(text)]
 
 
-def _is_plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
     """Whether a text is a number as we write it (ValueError if not): Python would take `1_0` and ` 5` too."""
     if "_" in text or text.strip() != text:
         raise ValueError(text)

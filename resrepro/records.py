@@ -33,6 +33,7 @@ from resrepro.record_files import (
     read_curve,
     read_json,
 )
+from resrepro.responses import Responses, read_responses
 from resrepro.specs import FAMILIES, digest_of
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ class Run:
     result: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...] = ()
     """What `eval` measured of its checkpoints, whichever; `evaluation` picks what counts."""
+    responses: Responses | None = None
+    """What `responses` measured of its trained net."""
     broken: tuple[str, ...] = ()
-    """A sentence on each evaluation that could not be read."""
+    """A sentence on each evaluation, and on responses, that could not be read."""
 
     @property
     def experiment(self) -> str:
@@ -179,7 +182,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The record in one run folder, with its evaluations; a broken one of these is named in `broken`.
+    """The record in one run folder, with evaluations and responses; what of these is broken is in `broken`.
 
     Raises:
         RecordError: if a file is missing or broken; the file is named.
@@ -199,7 +202,12 @@ def read_run(folder: Path) -> Run:
         raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
     _ = run.curve
     evaluations, broken = _read_all(folder / EVALS, evaluation_from)
-    return replace(run, evaluations=tuple(evaluations), broken=tuple(broken))
+    responses = None
+    try:
+        responses = read_responses(folder)
+    except RecordError as error:
+        broken.append(str(error))
+    return replace(run, evaluations=tuple(evaluations), responses=responses, broken=tuple(broken))
 
 
 def _read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple[list[Measured], list[str]]:

@@ -23,7 +23,7 @@ LAYERS = {
         "architectures", "archive", "benchmark", "benchmark.contestants", "benchmark.results",
         "benchmark.work", "capacity", "catalogue", "disk", "durable", "environment", "errors", "files",
         "holders", "locking", "measurements", "memory", "pickles", "processes", "publishing", "record_files",
-        "recording", "records", "schedule", "seen", "specs",
+        "recording", "records", "responses", "schedule", "seen", "specs",
     ),
     "training": (
         "assessment", "benchmark.calibration", "benchmark.child", "benchmark.ours", "benchmark.peak",
@@ -35,8 +35,9 @@ LAYERS = {
     ),
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
-        "benchmark.report", "captions", "cells", "comparison", "ensembling",
-        "exhibits", "lettering", "panels", "paper", "plotting", "reporting", "selection", "sheets", "tables",
+        "benchmark.report", "captions", "cells", "claims", "comparison", "ensembling",
+        "exhibits", "lettering", "panels", "paper", "plotting", "reporting", "selection",
+        "sheets", "significance", "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
     "asking": ("benchmark.children", "benchmark.contest", "estimates"),

@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "train", "eval", "compare", "plot", "report", "demo", "bench", "list", "protocol", "describe", "verify",
-    "publish",
+    "train", "eval", "compare", "plot", "claims", "report", "demo", "bench", "list", "protocol", "describe",
+    "verify", "publish",
 )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def main() -> None:
 
 from resrepro.cli import (  # noqa: E402, F401
     bench,
+    claims,
     demo,
     describe,
     evaluate,

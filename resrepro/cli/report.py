@@ -1,8 +1,7 @@
 """`resrepro report`: one HTML file with everything that the records say, without torch."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,10 +10,6 @@ from resrepro.cli import app
 from resrepro.cli.exhibits import read_records
 from resrepro.cli.options import RunFoldersOption
 from resrepro.errors import UsageError
-
-if TYPE_CHECKING:
-    from resrepro.records import Run
-    from resrepro.reporting import Judged
 
 HEAD = 4096  # bytes of a page in which it says what made it
 
@@ -27,12 +22,13 @@ def report(
     runs: RunFoldersOption = None,
 ) -> None:
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
+    from resrepro.claims import judge
     from resrepro.durable import write_out
     from resrepro.reporting import build_report
 
     check_place(out)
     found = read_records(runs)
-    page = build_report(found, _verdicts(found.runs)).encode()
+    page = build_report(found, judge(found.runs)).encode()
     write_out(out, page)
     console = Console(highlight=False)
     console.print(f"Written: {out} ({len(page) / 1e6:.1f} MB)", markup=False, soft_wrap=True)
@@ -53,7 +49,3 @@ def check_place(out: Path) -> None:
             head = file.read(HEAD).decode(errors="replace")
         if f'name="generator" content="{GENERATOR}"' not in head:
             raise UsageError(f"{out} is no report of ours: give --out another name, nothing is overwritten.")
-
-
-def _verdicts(runs: Sequence["Run"]) -> Sequence["Judged"]:
-    return ()

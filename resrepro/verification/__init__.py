@@ -9,7 +9,17 @@ from pathlib import Path
 from resrepro.data.loading import Loading
 from resrepro.errors import RecordError
 from resrepro.measurements import Ensemble
-from resrepro.record_files import CHECKPOINT, ENSEMBLES, ENV, FORMAT, METRICS, PREVIOUS, RECORD_FILES, SPEC
+from resrepro.record_files import (
+    CHECKPOINT,
+    ENSEMBLES,
+    ENV,
+    FORMAT,
+    METRICS,
+    PREVIOUS,
+    RECORD_FILES,
+    RESPONSES,
+    SPEC,
+)
 from resrepro.records import DEFAULT_FOLDERS, RUN_FOLDER
 from resrepro.verification.checkpoints import Checkpoint, is_of, look_at_checkpoint, same_data, strays
 from resrepro.verification.images import DataAtHand
@@ -25,7 +35,7 @@ from resrepro.verification.uses import uses_of
 
 __all__ = ["Report", "verify"]
 
-FILES = (*RECORD_FILES, CHECKPOINT, PREVIOUS)
+FILES = (*RECORD_FILES, RESPONSES, CHECKPOINT, PREVIOUS)
 
 
 def verify(

@@ -18,6 +18,7 @@ from resrepro.record_files import (
     FORMAT,
     METRICS,
     MOST_BYTES,
+    RESPONSES,
     RESULT,
     SPEC,
     read_bytes,
@@ -25,6 +26,7 @@ from resrepro.record_files import (
     read_json,
 )
 from resrepro.records import MALFORMED, Run, read_run
+from resrepro.responses import read_responses
 from resrepro.specs import digest_of
 from resrepro.verification.reports import UNSEALED, Findings, in_brief
 
@@ -58,6 +60,8 @@ def look_at_record(folder: Path, found: Findings) -> Record:
         found.parts[METRICS] = UNSEALED
     rows = read_bytes(folder / METRICS, MOST_BYTES) if whole else None
     _look_at_evaluations(folder, files.get(SPEC, {}), found)
+    if (folder / RESPONSES).exists() and SPEC in files:  # without it nobody knows whose they are
+        found.read(RESPONSES, lambda: read_responses(folder))
     run = None
     try:
         run = read_run(folder)
