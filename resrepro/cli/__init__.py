@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "train", "eval", "compare", "plot", "claims", "report", "demo", "bench", "list", "protocol", "describe",
-    "verify", "publish",
+    "train", "eval", "responses", "compare", "plot", "claims", "report", "demo", "bench", "list", "protocol",
+    "describe", "verify", "publish",
 )  # fmt: skip
 
 
@@ -99,6 +99,7 @@ from resrepro.cli import (  # noqa: E402, F401
     exhibits,
     listing,
     report,
+    responses,
     train,
     verify,
 )
