@@ -22,7 +22,7 @@ MARKS = ("stated", "derived", "assumed")
 
 
 def datasets_told(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each dataset and length of schedule: how many runs, nets and iterations."""
+    """Of finished runs, a sentence for each dataset and length of schedule: how many runs, nets and iterations."""
 
     def kind(run: Run) -> tuple[str, int, str]:
         return str(run.spec["dataset"]), iterations_of(run), run.status
@@ -39,8 +39,6 @@ def _group_told(runs: Sequence[Run]) -> str:
     length = f"{ours:,} iterations"
     if first.status == "shortened" and ours < paper:
         length = f"shortened to {ours:,} of {paper:,} iterations"
-    elif not first.finished:
-        length = f"{first.status}, of {ours:,} iterations"
     dataset = DATASETS.get(str(first.spec["dataset"]), str(first.spec["dataset"]))
     return f"{dataset}: {_count(len(runs), 'run')} of {_count(len(nets), 'net')}, {length}."
 

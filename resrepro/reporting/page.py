@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from resrepro.records import Collection
 from resrepro.reporting import background
 from resrepro.reporting.exhibit_sections import Section, all_exhibits, sections
-from resrepro.reporting.verdicts import KINDS, Judged, counted, kind_of
+from resrepro.reporting.verdicts import Judged, counted, kind_of
 
 GENERATOR = "resrepro report"  # by which a report of ours is known
 STYLES = ("uplot/uPlot.min.css", "style.css", "tables.css")
@@ -52,7 +52,6 @@ def build_report(
             data=_data(shown),
             verdicts=[(verdict, kind_of(verdict)) for verdict in verdicts],
             counts=counted(verdicts),
-            kinds=KINDS,
             sections=shown,
             runs=len(finished),
             unfinished=len(found.runs) - len(finished),
@@ -61,7 +60,6 @@ def build_report(
             departures=background.departures(finished),
             surroundings=background.surroundings(finished),
             protocols=background.protocols(),
-            marks=background.MARKS,
         )
     )
 
