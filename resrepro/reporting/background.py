@@ -22,7 +22,7 @@ MARKS = ("stated", "derived", "assumed")
 
 
 def datasets_told(runs: Sequence[Run]) -> list[str]:
-    """Of finished runs, a sentence for each dataset and length of schedule: how many runs, nets and iterations."""
+    """Of finished runs, a sentence for each dataset and length: how many runs, nets and iterations."""
 
     def kind(run: Run) -> tuple[str, int, str]:
         return str(run.spec["dataset"]), iterations_of(run), run.status
