@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := --runs results
 
-.PHONY: demo test slow exhaustive check lint types tables figures clean
+.PHONY: demo test slow test-browser exhaustive check lint types tables figures report clean
 
 demo: .venv/installed  ## the main job, offline, on embedded data
 	$(BIN)/resrepro demo
@@ -14,6 +14,10 @@ test: .venv/installed  ## the default test suite
 
 slow: .venv/installed  ## the long tests, minutes in all
 	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/installed  ## the report in headless Chromium, which is installed from Debian's packages
+	{ command -v chromium && command -v chromedriver; } || { apt-get update && apt-get install -y chromium chromium-driver; }
+	$(BIN)/python -m pytest -m browser
 
 exhaustive: .venv/installed  ## every kill, error and power cut at every point: half an hour or more
 	$(BIN)/python -m pytest -m exhaustive -s
@@ -35,6 +39,9 @@ tables: .venv/installed  ## regenerate tables/ from the committed records
 figures: .venv/installed  ## regenerate figures/ from the committed records
 	$(BIN)/resrepro plot figure3 $(RESULTS) --figures figures
 	$(BIN)/resrepro plot figure1 figure4 figure6 demo $(RESULTS) --figures figures --paper
+
+report: .venv/installed  ## regenerate docs/report.html from the committed records
+	$(BIN)/resrepro report $(RESULTS) --out docs/report.html
 
 # The stamp is made last, so that an interrupted installation starts again.
 .venv/installed: requirements.lock pyproject.toml

@@ -103,6 +103,19 @@ def make_figure(
         UsageError: for an unknown exhibit or palette.
         RecordError: if there is nothing to draw.
     """
+    sheet, notes = make_sheet(exhibit, runs, paper=paper, palette=palette)
+    return draw_sheet(sheet), notes
+
+
+def make_sheet(
+    exhibit: str, runs: Sequence[Run], *, paper: bool = False, palette: str = "paper"
+) -> tuple[Sheet, tuple[str, ...]]:
+    """The figure as data, and sentences on what was left out.
+
+    Raises:
+        UsageError: for an unknown exhibit or palette.
+        RecordError: if there is nothing to draw.
+    """
     layout, colours = _look_up("exhibit", exhibit), _look_up("palette", palette)
     cells, notes = select(exhibit, runs)
     theirs = _paper_curves(exhibit, layout) if paper else {}
@@ -119,7 +132,7 @@ def make_figure(
                 curve
                 for label, depth in _nets(panel, cells)
                 for kind in panel["kinds"]
-                if (curve := _mean_curve(cells[label], depth, panel["plain"], kind))
+                if (curve := mean_curve(cells[label], depth, panel["plain"], kind))
             ),
             tuple(
                 _scaled(curve, iterations / paper_iterations(layout) if first else 1)
@@ -130,8 +143,7 @@ def make_figure(
     )
     held_out, told = held_out_names(layout, first)
     below = footnote(layout, cells, {curve.net for group in theirs.values() for curve in group})
-    sheet = Sheet(layout, panels, iterations, held_out, told, colours, below)
-    return draw_sheet(sheet), notes
+    return Sheet(layout, panels, iterations, held_out, told, colours, below), notes
 
 
 def select(exhibit: str, runs: Iterable[Run]) -> tuple[Cells, tuple[str, ...]]:
@@ -151,7 +163,7 @@ def _nets(panel: Mapping[str, Any], cells: Cells) -> list[tuple[str, int]]:
     return [(label, depth) for label, depth in nets if label in cells]
 
 
-def _mean_curve(runs: Sequence[Run], depth: int, plain: bool, kind: str) -> Curve | None:
+def mean_curve(runs: Sequence[Run], depth: int, plain: bool, kind: str) -> Curve | None:
     """Mean error over seeds at each iteration that all have sampled; None if there is none."""
     import numpy as np
 

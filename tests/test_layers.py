@@ -36,8 +36,9 @@ LAYERS = {
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
         "benchmark.report", "captions", "cells", "claims", "comparison", "ensembling",
-        "exhibits", "lettering", "panels", "paper", "plotting", "power_table", "responses_figure",
-        "responses_table", "selection", "sheets", "significance", "statistics_table", "tables",
+        "exhibits", "lettering", "panels", "paper", "plotting", "power_table", "reporting",
+        "responses_figure", "responses_table", "selection", "sheets", "significance", "statistics_table",
+        "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
     "asking": ("benchmark.children", "benchmark.contest", "estimates"),

@@ -11,7 +11,7 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "train", "eval", "responses", "compare", "plot", "claims", "demo", "bench", "list", "protocol",
+    "train", "eval", "responses", "compare", "plot", "claims", "report", "demo", "bench", "list", "protocol",
     "describe", "verify", "publish",
 )  # fmt: skip
 
@@ -90,4 +90,16 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import bench, claims, demo, describe, evaluate, exhibits, listing, responses, train, verify  # noqa: E402, F401
+from resrepro.cli import (  # noqa: E402, F401
+    bench,
+    claims,
+    demo,
+    describe,
+    evaluate,
+    exhibits,
+    listing,
+    report,
+    responses,
+    train,
+    verify,
+)

@@ -1,0 +1,297 @@
+"""The report in headless Chromium: it works, asks for nothing, and is usable by all (`make test-browser`)."""
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from reports import HOSTILE, Verdict, records, verdicts
+
+from resrepro.reporting import build_report
+
+pytestmark = pytest.mark.browser
+
+OPTIONS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WIDTHS = {"desktop": 1280, "phone": 375}
+SCHEMES = ("light", "dark")
+AXE = ROOT / "tests" / "axe" / "axe.min.js"
+FIGURE = '[data-figure="figure6"]'
+
+
+class Browser:
+    """A Chromium with one page, and what it did."""
+
+    def __init__(self, profile: Path) -> None:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        for option in (*OPTIONS, f"--user-data-dir={profile}"):
+            options.add_argument(option)
+        options.binary_location = _installed("chromium")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=Service(_installed("chromedriver")))
+
+    def show(self, page: Path, width: int = 1280, scheme: str = "light") -> None:
+        """Open a page in a window of this width, without anything from the page before."""
+        self.driver.get("about:blank")
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.tell("Emulation.setDeviceMetricsOverride", **size)
+        self.media("", scheme)
+        for log in ("browser", "performance"):
+            self.driver.get_log(log)
+        self.driver.get(page.as_uri())
+
+    def tell(self, command: str, **arguments: Any) -> Any:
+        """A command of the DevTools protocol."""
+        return self.driver.execute_cdp_cmd(command, arguments)
+
+    def media(self, media: str, scheme: str = "light") -> None:
+        """Show the page as on a screen (""), or as in "print"."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.tell("Emulation.setEmulatedMedia", media=media, features=features)
+
+    def js(self, program: str, *arguments: Any) -> Any:
+        """What a piece of JavaScript returns."""
+        return self.driver.execute_script(program, *arguments)
+
+    def find(self, selector: str) -> Any:
+        """The first element that a selector finds."""
+        return self.driver.find_element("css selector", selector)
+
+    def all(self, selector: str) -> list[Any]:
+        """All elements that a selector finds."""
+        return self.driver.find_elements("css selector", selector)
+
+    def seen(self, selector: str) -> list[Any]:
+        """Those that take room on the page, and are not folded away."""
+        program = "return arguments[0].filter((one) => one.checkVisibility() && one.getClientRects().length)"
+        return list(self.js(program, self.all(selector)))
+
+    def requests(self) -> list[str]:
+        """The addresses that were asked for since the page was opened."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        kinds = ("Network.requestWillBeSent", "Network.webSocketCreated")
+        sent = [message["params"] for message in messages if message["method"] in kinds]
+        return [one["request"]["url"] if "request" in one else one["url"] for one in sent]
+
+    def drawn(self) -> str:
+        """The pixels of the first panel of Figure 6, once they are drawn."""
+        program = (
+            "const [selector, done] = arguments, canvas = document.querySelector(selector);"
+            "requestAnimationFrame(() => requestAnimationFrame(() => done(canvas.toDataURL())));"
+        )
+        return str(self.driver.execute_async_script(program, f"{FIGURE} canvas"))
+
+
+def _installed(program: str) -> str:
+    path = shutil.which(program)
+    assert path, f"{program} is not installed: make test-browser installs it"
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "SE_AVOID_STATS", "true")
+        browser = Browser(tmp_path_factory.mktemp("profile"))
+        yield browser
+        browser.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    path = folder / "report.html"
+    found = records(folder / "runs", (HOSTILE,))
+    hostile = Verdict(27, "failed", words=HOSTILE, why=HOSTILE, notes=(HOSTILE,))
+    path.write_text(build_report(found, [*verdicts(26), hostile]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_the_page_is_quiet_fits_and_passes_the_accessibility_check(
+    browser: Browser, page: Path, width: int, scheme: str
+) -> None:
+    browser.show(page, width, scheme)
+    assert browser.js("return document.documentElement.scrollWidth") <= width
+    if scheme == "dark":  # the check knows the contrast of what is unfolded only
+        browser.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    browser.js(AXE.read_text(encoding="utf-8"))
+    result = browser.driver.execute_async_script("axe.run().then(arguments[0])")
+    told = [
+        (one["id"], one["nodes"][0]["html"][:200], one["nodes"][0]["failureSummary"])
+        for one in result["violations"]
+    ]
+    assert told == []
+    assert len(result["passes"]) > 20
+    assert browser.js("return document.documentElement.scrollWidth") <= width
+    assert browser.driver.get_log("browser") == []
+
+
+def test_no_request_leaves_the_page_and_no_record_runs_as_a_script(browser: Browser, page: Path) -> None:
+    browser.show(page)
+    for part in ("summary", ".zoom button", ".more", ".filters button"):
+        for element in browser.all(part):
+            browser.js("arguments[0].click()", element)
+    browser.js("scrollTo(0, document.body.scrollHeight)")
+    browser.drawn()
+    assert {url.partition(":")[0] for url in browser.requests()} <= {"file", "data"}
+    assert browser.js("return window.hacked") is None
+    assert browser.driver.get_log("browser") == []
+
+
+def test_the_policy_stops_what_the_page_does_not_bring_itself(browser: Browser, page: Path) -> None:
+    browser.show(page)
+    browser.js(
+        "const script = document.createElement('script'); script.textContent = 'window.hacked = 3';"
+        "document.body.append(script);"
+        "const image = document.createElement('img'); image.src = 'http://127.0.0.1:9/x.png';"
+        "document.body.append(image);"
+    )
+    assert browser.js("return window.hacked") is None
+    messages = [entry["message"] for entry in browser.driver.get_log("browser")]
+    assert sum("Content Security Policy" in message for message in messages) == 2
+
+
+def test_claims_are_filtered_by_verdict(browser: Browser, page: Path) -> None:
+    browser.show(page)
+    assert len(browser.seen(".claims > li")) == 27
+    button = browser.find('.filters [data-kind="failed"]')
+    button.send_keys("\n")  # by the keyboard
+    shown = browser.seen(".claims > li")
+    assert {claim.get_attribute("data-kind") for claim in shown} == {"failed"}
+    assert len(shown) == int(button.find_element("css selector", "b").text)
+    assert browser.find(".shown").text == f"{len(shown)} of 27 claims shown"
+    assert button.get_attribute("aria-pressed") == "true"
+    browser.find('.filters [data-kind=""]').click()
+    assert len(browser.seen(".claims > li")) == 27
+
+
+@pytest.mark.parametrize("switch", ["[data-depth='56']", "[data-line='train']", "[data-line='paper']"])
+def test_lines_are_switched_by_mouse_and_keyboard(browser: Browser, page: Path, switch: str) -> None:
+    browser.show(page)
+    before = browser.drawn()
+    box = browser.find(f"{FIGURE} {switch}")
+    box.click()
+    without = browser.drawn()
+    assert without != before
+    box.send_keys(" ")
+    assert browser.drawn() == before
+
+
+def test_seeds_are_shown_on_demand(browser: Browser, page: Path) -> None:
+    browser.show(page)
+    before = browser.drawn()
+    box = browser.find(f"{FIGURE} [data-line='seed']")
+    assert not box.is_selected()
+    box.click()
+    assert browser.drawn() != before
+
+
+def test_one_zooms_by_dragging_and_resets_by_double_click_or_button(browser: Browser, page: Path) -> None:
+    from selenium.webdriver import ActionChains
+
+    browser.show(page)
+    whole = browser.drawn()
+    area = browser.find(f"{FIGURE} .u-over")
+    browser.js("arguments[0].scrollIntoView({block: 'center'})", area)
+    drag = ActionChains(browser.driver).move_to_element_with_offset(area, -40, 0).click_and_hold()
+    drag.move_by_offset(90, 0).release().perform()
+    assert browser.drawn() != whole
+    ActionChains(browser.driver).double_click(area).perform()
+    assert browser.drawn() == whole
+    for kind in ("in", "right", "left", "out"):
+        browser.find(f"{FIGURE} [data-zoom='{kind}']").send_keys("\n")
+        assert (browser.drawn() == whole) == (kind == "out"), kind
+    browser.find(f"{FIGURE} [data-zoom='in']").click()
+    browser.find(f"{FIGURE} [data-zoom='reset']").click()
+    assert browser.drawn() == whole
+
+
+def test_a_curve_is_read_by_pointing_at_it(browser: Browser, page: Path) -> None:
+    from selenium.webdriver import ActionChains
+
+    browser.show(page)
+    area = browser.find(f"{FIGURE} .u-over")
+    browser.js("arguments[0].scrollIntoView({block: 'center'})", area)
+    width, height = area.size["width"], area.size["height"]
+    ActionChains(browser.driver).move_to_element_with_offset(area, width // 2 - 2, height // 2 - 20).perform()
+    assert " error, " in browser.find(f"{FIGURE} .readout").text
+    assert " iterations" in browser.find(f"{FIGURE} .readout").text
+
+
+def test_charts_are_drawn_anew_where_the_scheme_or_the_width_changes(browser: Browser, page: Path) -> None:
+    browser.show(page)
+    light = browser.drawn()
+    browser.media("", "dark")
+    assert browser.drawn() != light
+    browser.tell(
+        "Emulation.setDeviceMetricsOverride", width=375, height=900, deviceScaleFactor=1, mobile=True
+    )
+    browser.drawn()
+    assert browser.js("return document.documentElement.scrollWidth") <= 375
+    assert browser.js("return document.querySelector(arguments[0]).offsetWidth", f"{FIGURE} .uplot") <= 375
+
+
+def test_tables_scroll_in_their_box_and_fold_rows(browser: Browser, page: Path) -> None:
+    browser.show(page, WIDTHS["phone"])
+    box = browser.find("#table6 .scroll")
+    assert browser.js("return arguments[0].scrollWidth > arguments[0].clientWidth", box)
+    rows = len(browser.all("#table6 tbody tr"))
+    folded = len(browser.all("#table6 tr.lacking"))
+    assert folded > 0
+    assert len(browser.seen("#table6 tbody tr")) == rows - folded
+    button = browser.find("#table6 .more")
+    button.send_keys("\n")
+    assert button.get_attribute("aria-expanded") == "true"
+    assert len(browser.seen("#table6 tbody tr")) == rows
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_print_has_everything_and_no_controls(browser: Browser, page: Path, scripts: bool) -> None:
+    if not scripts:
+        browser.tell("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.show(page)
+        if scripts:
+            browser.find('.filters [data-kind="held"]').click()
+        browser.media("print")
+        assert len(browser.seen(".claims > li")) == 27
+        for part in ("tbody tr", ".picture", "details li", "details tr", ".counts"):
+            assert len(browser.seen(part)) == len(browser.all(part)) > 0, part
+        assert browser.seen("button, input, nav, .plot") == []
+        pdf = base64.b64decode(browser.tell("Page.printToPDF")["data"])
+        assert pdf.startswith(b"%PDF")
+    finally:
+        browser.tell("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_without_scripts_texts_tables_and_pictures_are_there(browser: Browser, page: Path) -> None:
+    browser.tell("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.show(page)
+        assert len(browser.seen(".claims > li")) == 27
+        for part in ("tr.lacking", ".picture"):
+            assert len(browser.seen(f"main > section:not(#protocol) {part}")) == len(browser.all(part)) > 0
+        assert browser.seen("button, input") == []
+    finally:
+        browser.tell("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_the_committed_report_is_quiet(browser: Browser) -> None:
+    browser.show(ROOT / "docs" / "report.html", WIDTHS["phone"])
+    browser.js("scrollTo(0, document.body.scrollHeight)")
+    browser.drawn()
+    assert browser.driver.get_log("browser") == []
+    assert {url.partition(":")[0] for url in browser.requests()} <= {"file", "data"}
+    assert browser.js("return document.documentElement.scrollWidth") <= WIDTHS["phone"]

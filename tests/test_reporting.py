@@ -1,0 +1,326 @@
+"""The report: what is in it, that it is well formed, and that records cannot break out of it."""
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+import statistics
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, falling_curve, rewrite, write_run
+from reports import HOSTILE, KINDS, LINE_END, Page, Verdict, records, verdicts
+from typer.testing import CliRunner
+
+from resrepro import catalogue, exhibits
+from resrepro.cli import app
+from resrepro.errors import UsageError
+from resrepro.paper import curves
+from resrepro.records import Collection, collect
+from resrepro.reporting import build_report
+from resrepro.reporting.background import protocols, surroundings
+from resrepro.reporting.charts import chart_of
+from resrepro.reporting.exhibit_sections import all_exhibits, lacking
+from resrepro.tables import Row, Table
+
+LIMIT = 2_000_000  # bytes
+EMPTY = Collection((), ())
+FEW = ("table6", "figure1")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    return records(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def whole(found: Collection) -> str:
+    return build_report(found, verdicts())
+
+
+@pytest.fixture(scope="module")
+def page(whole: str) -> Page:
+    return Page(whole)
+
+
+def test_every_exhibit_has_a_section_and_a_way_to_it(page: Page) -> None:
+    ids = [element.attributes["id"] for element in page.all("section")]
+    assert set(ids) == {
+        "claims",
+        "departures",
+        "protocol",
+        "environment",
+        *exhibits.tables(),
+        *exhibits.figures(),
+    }
+    links = [element.attributes["href"] for element in page.all("a") if "nav" in element.inside]
+    assert links == [f"#{name}" for name in ids]
+
+
+def test_ids_are_unique_and_whatever_is_pointed_at_is_there(page: Page) -> None:
+    ids = [element.attributes["id"] for element in page.elements if "id" in element.attributes]
+    assert len(set(ids)) == len(ids)
+    for element in page.elements:
+        for name in ("aria-labelledby", "aria-describedby", "for"):
+            assert element.attributes.get(name, ids[0]) in ids
+        target = element.attributes.get("href") or ""
+        assert not target.startswith("#") or target[1:] in ids
+
+
+def test_headings_go_down_one_level_at_a_time(page: Page) -> None:
+    levels = [int(element.tag[1]) for element in page.all("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels))
+
+
+def test_everything_that_can_be_used_or_seen_has_a_name(page: Page) -> None:
+    assert page.open == []
+    assert all(element.text.strip() for element in page.all("summary", "th", "legend"))
+    for button in page.all("button"):
+        told = (
+            button.text.strip() or button.attributes.get("aria-label") or button.attributes.get("data-count")
+        )
+        assert told
+    assert all("label" in element.inside for element in page.all("input"))
+    assert all(element.attributes["alt"] for element in page.all("img"))
+    assert all(element.attributes["aria-label"] for element in page.with_class("plot"))
+
+
+def test_the_size_stays_below_the_limit_and_nothing_is_loaded(whole: str, page: Page) -> None:
+    assert len(whole.encode()) < LIMIT
+    assert all(element.attributes["src"].startswith("data:image/svg+xml") for element in page.all("img"))
+    assert page.all("link", "iframe", "object", "embed", "base", "form") == []
+    assert all("src" not in element.attributes for element in page.all("script"))
+    assert [
+        element.attributes["href"] for element in page.all("a") if "://" in element.attributes["href"]
+    ] == ["https://arxiv.org/abs/1512.03385"]
+
+
+def test_only_the_scripts_and_the_style_of_the_page_are_let_through(page: Page) -> None:
+    policy = next(
+        element.attributes["content"] for element in page.all("meta") if "http-equiv" in element.attributes
+    )
+    run = [element.text for element in page.all("script") if element.attributes.get("type") is None]
+    for text in [*run, page.all("style")[0].text]:
+        assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
+    assert len(re.findall("sha256-", policy)) == len(run) + 1
+    assert "unsafe" not in policy
+    assert policy.startswith("default-src 'none'")
+    assert not any(
+        name == "style" or name.startswith("on") for one in page.elements for name in one.attributes
+    )
+
+
+def test_equal_records_give_equal_bytes(found: Collection) -> None:
+    assert build_report(found, verdicts(), FEW) == build_report(found, verdicts(), FEW)
+
+
+def test_verdicts_are_counted_and_told_in_a_word_and_a_sign(page: Page) -> None:
+    claims = [element for element in page.all("li") if "data-kind" in element.attributes]
+    assert len(claims) == 27
+    told = [next(word for word in KINDS if word in claim.text) for claim in claims]
+    assert told == [verdict.verdict for verdict in verdicts()]
+    buttons = [
+        " ".join(element.text.split()) for element in page.all("button") if "data-kind" in element.attributes
+    ]
+    assert buttons == ["27 all", "6 ✓ held", "7 ✗ failed", "7 ? undecided", "7 – not testable here"]
+    assert "difference 8.2, 95 % interval 7.1 to 9.2" in claims[0].text
+    assert "shortened: 2,000 of 64,000 iterations" in claims[0].text
+
+
+def test_a_verdict_of_no_known_kind_is_not_shown_as_another() -> None:
+    with pytest.raises(ValueError, match="claim 3 has the verdict 'perhaps'"):
+        build_report(EMPTY, [Verdict(3, "perhaps")], ())
+
+
+def test_the_tables_say_what_compare_says(page: Page, found: Collection) -> None:
+    table = exhibits.build_table("table6", found)
+    cells = [" ".join(element.text.split()) for element in page.all("td", "th")]
+    shown = {cell for row in table.rows for cell in row.cells[1:] if cell}
+    assert "9.96±0.18 (2)" not in shown  # not a number of these records
+    assert shown <= set(cells)
+    assert all(
+        note in page.text and remark.split("`")[0] in page.text
+        for note in table.notes
+        for remark in table.remarks
+    )
+    commands = [element.text for element in page.all("code")]
+    assert all(command in commands for _, command in table.missing)
+
+
+def test_rows_without_runs_of_ours_are_folded_unless_all_are() -> None:
+    rows = tuple(
+        Row((name, ours)) for name, ours in [("NIN", ""), ("a", "—"), ("↳ x", "5"), ("b", "—"), ("c", "4")]
+    )
+    assert lacking(Table("t", "t", ("net", "ours"), rows)) == {3}
+    assert lacking(Table("t", "t", ("net", "ours"), (Row(("a", "—")), Row(("b", "—"))))) == frozenset()
+
+
+def test_charts_hold_means_seeds_and_the_curves_of_the_paper(found: Collection) -> None:
+    chart = chart_of("figure6", found.runs)
+    assert chart is not None
+    assert chart.depths == (20, 32, 44, 56, 110, 1202)
+    assert [name for name, _, shown in chart.lines if not shown] == ["seed"]
+    lines = chart.data["panels"][0]["lines"]
+    ours = next(
+        line for line in lines if (line["net"], line["kind"], line["whose"]) == ("plain-56", "train", "ours")
+    )
+    points = [falling_curve(2000, 100, seed) for seed in (0, 1)]
+    assert ours["x"] == [point.iteration for point in points[0]]
+    expected = [statistics.fmean(p.train for p in both) for both in zip(*points, strict=True)]
+    assert ours["y"] == pytest.approx(expected, abs=1e-3)
+    seeds = [
+        line
+        for line in lines
+        if line["whose"] == "seed" and (line["net"], line["kind"]) == ("plain-56", "train")
+    ]
+    assert [line["seed"] for line in seeds] == [0, 1]
+    assert seeds[1]["y"] == [point.train for point in points[1]]
+    paper = next(
+        line
+        for line in lines
+        if (line["net"], line["kind"], line["whose"]) == ("plain-56", "held_out", "paper")
+    )
+    frame = curves("figure6")
+    rows = frame[
+        (frame["panel"] == "left") & (frame["series"] == "plain-56") & (frame["kind"] == "test")
+    ].sort_values("x")
+    assert paper["y"] == pytest.approx(rows["value"].tolist())
+    assert paper["x"] == pytest.approx([x * 10_000 * 2_000 / 64_000 for x in rows["x"]], abs=0.1)
+
+
+def test_the_curves_are_told_in_words(page: Page) -> None:
+    ends = {
+        kind: rows.sort_values("x")["value"].iloc[-1]
+        for kind, rows in curves("figure6").query("panel == 'left' and series == 'plain-56'").groupby("kind")
+    }
+    sentence = (
+        "plain-56: ours ends at 5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ends at "
+        f"{ends['train']:.1f} % training and {ends['test']:.1f} % test error."
+    )
+    assert sentence in page.text
+
+
+def test_pictures_are_those_that_plot_draws(page: Page) -> None:
+    pictures = [element.attributes["src"].partition("base64,")[2] for element in page.all("img")]
+    assert (
+        len(pictures) >= len(exhibits.figures()) - 1
+    )  # the demo's has no paper behind it, and there are no runs
+    for picture in pictures:
+        assert ET.fromstring(base64.b64decode(picture)).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_nothing_in_a_record_becomes_markup_or_ends_a_script(tmp_path: Path) -> None:
+    clean = Page(build_report(records(tmp_path / "clean", ("word",)), [Verdict(1)], FEW))
+    bad = Verdict(
+        1, words=HOSTILE, quantity=HOSTILE, paper=HOSTILE, ours=HOSTILE, why=f"`{HOSTILE}`", notes=(HOSTILE,)
+    )
+    found = records(tmp_path / "bad", (HOSTILE,))
+    for run in found.runs:
+        rewrite(run.folder / "env.json", lambda env: env.update(cpu=HOSTILE, gpu=HOSTILE))
+    hostile = Page(build_report(collect([tmp_path / "bad"]), [bad], FEW))
+    assert hostile.text.count("window.hacked = 1") >= 6 + 2 + 3  # verdict, machine, notes and departures
+    shape = [(element.tag, *element.attributes) for element in clean.elements if element.tag != "code"]
+    assert shape == [
+        (element.tag, *element.attributes) for element in hostile.elements if element.tag != "code"
+    ]
+    data = next(element.text for element in hostile.all("script") if element.attributes.get("id") == "curves")
+    assert set(json.loads(data)) == {"figure1"}
+
+
+def test_the_data_of_the_curves_cannot_end_their_script(found: Collection) -> None:
+    from resrepro.reporting.exhibit_sections import sections
+    from resrepro.reporting.page import _data
+
+    (section,) = sections(found, ["figure1"])
+    assert section.chart is not None
+    section.chart.data["panels"][0]["lines"][0]["net"] = HOSTILE + LINE_END
+    text = str(_data([section]))
+    assert "<" not in text
+    assert LINE_END not in text
+    assert json.loads(text)["figure1"]["panels"][0]["lines"][0]["net"] == HOSTILE + LINE_END
+
+
+def test_the_protocol_has_every_setting_with_its_mark() -> None:
+    known = {one.name: one for one in protocols()}
+    recipe = catalogue.recipes()["cifar-64k"]
+    assert [setting for setting, _, _ in known["cifar-64k"].settings] == list(recipe.settings.values())
+    assert sum(count for _, count in known["cifar-64k"].counts) == len(recipe.settings)
+    assert [setting.key for setting, _, _ in known["cifar-64k-warm"].settings] == ["warmup_lr"]
+    assert set(known) == {*catalogue.recipes(), *catalogue.protocols()}
+
+
+def test_departures_and_environment_are_told_with_their_runs(page: Page, found: Collection) -> None:
+    assert "2,000 iterations instead of 64,000" in page.text
+    assert "cifar10-plain20+iterations=2000" in page.text
+    assert "CIFAR-10: 8 runs of 4 nets, shortened to 2,000 of 64,000 iterations." in page.text
+    (place,) = surroundings(found.runs)
+    assert place.runs == 8
+    assert (place.facts["processor"], place.facts["torch"]) == ("a made-up CPU", "2.6.0")
+    assert "a made-up CPU" in page.text
+
+
+def test_without_records_the_side_of_the_paper_is_there_and_says_so() -> None:
+    page = Page(build_report(EMPTY, (), ("table6", "figure6", "demo")))
+    assert "There are no finished runs yet" in page.text
+    assert "8.75" in page.text
+    assert "no runs of ours" in page.text
+    assert page.all("h2")[0].text.startswith("Table 6")
+
+
+def test_the_page_stands_alone_where_figures_have_nothing_to_draw() -> None:
+    page = Page(build_report(EMPTY, (), ("demo",)))
+    assert page.all("img") == page.with_class("plot") == []
+
+
+def test_unfinished_runs_and_broken_files_are_counted_without_a_path(tmp_path: Path) -> None:
+    write_run(tmp_path, "cifar10-resnet20", curve=[(1000, 50.0, 50.0)])
+    (write_run(tmp_path, "cifar10-resnet20", 1) / "result.json").write_text("{")
+    text = Page(build_report(collect([tmp_path]), (), ("table6",))).text
+    assert "1 unfinished or diverged run enters no number here." in text
+    assert "1 file of the records could not be read" in text
+    assert str(tmp_path) not in text
+
+
+def test_all_exhibits_are_listed_once_tables_first() -> None:
+    names = all_exhibits()
+    assert sorted(names) == sorted({*exhibits.tables(), *exhibits.figures()})
+    assert names[:2] == ("table1", "table2")
+    assert names[-1] == "demo"
+    with pytest.raises(UsageError, match="table9"):
+        build_report(EMPTY, (), ("table9",))
+
+
+@pytest.mark.usefixtures("empty_folder")
+def test_the_command_writes_a_file_and_overwrites_only_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resrepro.reporting.page.all_exhibits", lambda: ("table6",))
+    write_run(tmp_path / "runs", "cifar10-resnet20", iterations=2000)
+    call = ["report", "--runs", str(tmp_path / "runs"), "--out"]
+    for _ in range(2):
+        answer = CliRunner().invoke(app, [*call, "new/page.html"])
+        assert answer.exit_code == 0, answer.output
+    assert "ResNet-20" in Page(Path("new/page.html").read_text(encoding="utf-8")).text
+    Path("notes.html").write_text("<p>mine</p>")
+    for place in ("notes.html", "spec.json", "new"):
+        answer = CliRunner().invoke(app, [*call, place])
+        assert answer.exit_code == 2, answer.output
+    assert Path("notes.html").read_text() == "<p>mine</p>"
+
+
+def test_the_library_comes_with_its_licence_and_version() -> None:
+    folder = ROOT / "resrepro" / "reporting" / "uplot"
+    assert "(v1.6.32)" in (folder / "uPlot.iife.min.js").read_text(encoding="utf-8")[:100]
+    assert "Permission is hereby granted" in (folder / "LICENSE").read_text(encoding="utf-8")
+    assert "1.6.32" in (ROOT / "resrepro" / "reporting" / "page.html.j2").read_text(encoding="utf-8")
+
+
+def test_the_committed_report_is_one_of_ours_and_small_enough() -> None:
+    text = (ROOT / "docs" / "report.html").read_text(encoding="utf-8")
+    assert len(text.encode()) < LIMIT
+    assert {element.attributes["id"] for element in Page(text).all("section")} >= set(all_exhibits())
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|Users)/", text)
