@@ -36,12 +36,13 @@ LAYERS = {
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
         "benchmark.report", "captions", "cells", "comparison", "ensembling",
-        "exhibits", "lettering", "panels", "paper", "plotting", "selection", "sheets", "tables",
+        "exhibits", "goals", "lettering", "panels", "paper", "planning", "plotting", "selection", "sheets",
+        "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
-    "asking": ("benchmark.children", "benchmark.contest", "estimates"),
+    "asking": ("benchmark.children", "benchmark.contest", "costs", "estimates"),
     "view": ("cli.live", "cli.many"),
-    "top": ("", "__main__", "cli", "demonstration"),
+    "top": ("", "__main__", "cli", "demonstration", "reproducing"),
 }  # fmt: skip
 # What a layer may import, anywhere in its modules; and what when it is itself imported.
 MAY_IMPORT = {

@@ -212,7 +212,9 @@ def test_unknown_names_are_told_in_one_sentence() -> None:
         make_figure("figure9", [])
     with pytest.raises(UsageError, match=r"^no palette 'pale': there are paper, safe\.$"):
         plot("figure6", palette="pale")
-    assert exhibits() == ("figure1", "figure4", "figure6", "demo")
+    assert exhibits() == (
+        "figure1", "figure4", "figure6", "figure1-digits", "figure6-digits", "demo",
+    )  # fmt: skip
 
 
 def test_two_protocols_are_not_mixed(tmp_path: Path) -> None:

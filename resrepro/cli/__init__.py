@@ -11,7 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "train", "eval", "compare", "plot", "demo", "bench", "list", "protocol", "describe", "verify", "publish",
+    "reproduce", "train", "eval", "compare", "plot", "demo", "bench", "list", "protocol", "describe",
+    "verify", "publish",
 )  # fmt: skip
 
 
@@ -89,4 +90,14 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import bench, demo, describe, evaluate, exhibits, listing, train, verify  # noqa: E402, F401
+from resrepro.cli import (  # noqa: E402
+    bench,  # noqa: F401
+    demo,  # noqa: F401
+    describe,  # noqa: F401
+    evaluate,  # noqa: F401
+    exhibits,  # noqa: F401
+    listing,  # noqa: F401
+    reproduce,  # noqa: F401
+    train,  # noqa: F401
+    verify,  # noqa: F401
+)
