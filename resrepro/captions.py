@@ -33,8 +33,8 @@ def footnote(layout: Mapping[str, Any], cells: Cells, theirs: Collection[str]) -
     if not cells:
         accuracy = layout["paper"]["accuracy"]
         return (f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours.",)
-    departures = _departures(cells)
-    told = [_lead(layout, cells), _data(cells, departures), departures]
+    departures = departures_told(cells)
+    told = [lead(layout, cells), _data(cells, departures), departures]
     told.append("Training error: on the batches trained on since the sample before.")
     if theirs:
         told.append(_whose(layout, cells, theirs))
@@ -45,7 +45,7 @@ def _first(cells: Cells) -> Run:
     return next(iter(cells.values()))[0]
 
 
-def _lead(layout: Mapping[str, Any], cells: Cells) -> str:
+def lead(layout: Mapping[str, Any], cells: Cells) -> str:
     """Length of the runs, number of seeds and split, in one sentence."""
     first = _first(cells)
     ours, full = iterations_of(first), paper_iterations(layout)
@@ -68,7 +68,7 @@ def _data(cells: Cells, said: str = "") -> str:
     return f"Data: {told[0]}." if told else ""
 
 
-def _departures(cells: Cells) -> str:
+def departures_told(cells: Cells) -> str:
     """How the runs depart from the paper; where not all nets do, which."""
     told: dict[str, list[str]] = {}
     for label, runs in cells.items():

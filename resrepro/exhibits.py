@@ -1,5 +1,7 @@
 """Every exhibit by its name: Table 1 and Figure 3 come from the nets, all others from run records.
 
+Figure 7 shows responses instead of errors, and has a module of its own.
+
 `compare` and `plot` are the public calls; `build_table` and `draw_figure` take records that were read
 already.
 """
@@ -9,7 +11,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from resrepro import architecture_figure, architecture_table, comparison, plotting
+from resrepro import (
+    architecture_figure,
+    architecture_table,
+    comparison,
+    plotting,
+    responses_figure,
+    responses_table,
+)
 from resrepro.durable import write_out
 from resrepro.errors import UsageError
 from resrepro.panels import render
@@ -19,16 +28,17 @@ from resrepro.records import DEFAULT_FOLDERS, Collection, Run, collect
 from resrepro.tables import Table, write_table
 
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
+FIGURE_7 = responses_figure.EXHIBIT
 
 
 def tables() -> tuple[str, ...]:
     """What `compare` knows, in the paper's order."""
-    return _in_order([TABLE_1, *layouts()])
+    return _in_order([TABLE_1, FIGURE_7, *layouts()])
 
 
 def figures() -> tuple[str, ...]:
     """What `plot` knows, in the paper's order."""
-    return _in_order([FIGURE_3, *plotting.exhibits()])
+    return _in_order([FIGURE_3, FIGURE_7, *plotting.exhibits()])
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -61,6 +71,8 @@ def check_figure(exhibit: str, palette: str = "paper") -> None:
         raise UsageError(f"no exhibit {exhibit!r} to plot: there are {', '.join(figures())}.")
     if exhibit == FIGURE_3:
         architecture_figure.palette_named(palette)
+    elif exhibit == FIGURE_7:
+        plotting.palette_named(palette)
     else:
         plotting.check(exhibit, palette)
 
@@ -74,6 +86,8 @@ def build_table(exhibit: str, found: Collection) -> Table:
     check_table(exhibit)
     if exhibit == TABLE_1:
         return architecture_table.build()
+    if exhibit == FIGURE_7:
+        return responses_table.build(found.runs)
     return comparison.build(exhibit, found.runs, found.ensembles)
 
 
@@ -87,13 +101,20 @@ def draw_figure(
         RecordError: if there is nothing to draw, or the files cannot be written.
     """
     check_figure(exhibit, palette)
-    if exhibit != FIGURE_3:
+    notes: tuple[str, ...] = ()
+    if exhibit == FIGURE_3:
+        name, figure = architecture_figure.title(), architecture_figure.make_figure(palette)
+        notes = (f"The paper has no curves for {exhibit}.",) if paper else ()
+    elif exhibit == FIGURE_7:
+        name, colours = responses_figure.title(), plotting.palette_named(palette)
+        figure, notes = responses_figure.make_figure(runs, colours, paper=paper)
+    else:
         return plotting.draw(exhibit, runs, folder, paper=paper, palette=palette)
-    files = render(architecture_figure.make_figure(palette), architecture_figure.title())
+    files = render(figure, name)
     paths = tuple(folder / f"{exhibit}.{kind}" for kind in files)
     for path, content in zip(paths, files.values(), strict=True):
         write_out(path, content)
-    return Drawing(paths, (f"The paper has no curves for {exhibit}.",) if paper else ())
+    return Drawing(paths, notes)
 
 
 def compare(

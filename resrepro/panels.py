@@ -52,7 +52,7 @@ def draw_sheet(sheet: Sheet) -> "Figure":
     """The figure as a matplotlib object."""
     from matplotlib.figure import Figure
 
-    with _own_settings():
+    with own_settings():
         margins = [_label_margin(sheet, panel) for panel in sheet.panels]
         shares = [float(panel.layout.get("share", 1)) for panel in sheet.panels]
         width = float(sheet.layout["width"])
@@ -88,7 +88,7 @@ def render(figure: "Figure", title: str) -> dict[str, bytes]:
         "png": {"Software": None, "Title": title},
         "svg": {"Date": None, "Creator": None, "Title": title},
     }
-    with _own_settings():
+    with own_settings():
         for kind, told in metadata.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=told)
@@ -97,7 +97,8 @@ def render(figure: "Figure", title: str) -> dict[str, bytes]:
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
+def own_settings() -> Iterator[None]:
+    """While active, figures look as these do, whatever the user has set up for his own."""
     import matplotlib
 
     with matplotlib.rc_context():

@@ -56,6 +56,15 @@ def check(exhibit: str, palette: str) -> None:
     _look_up("palette", palette)
 
 
+def palette_named(name: str) -> Mapping[str, Any]:
+    """Colours and markers of the nets by depth.
+
+    Raises:
+        UsageError: if there is no such palette.
+    """
+    return _look_up("palette", name)
+
+
 def _look_up(kind: str, name: str) -> Mapping[str, Any]:
     """An exhibit's layout or a palette.
 

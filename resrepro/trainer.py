@@ -44,6 +44,15 @@ from resrepro.watching import Sample, Watcher
 LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
 
 
+def initial_net(spec: Spec, seed: int, num_classes: int) -> Net:
+    """The net that a run of this seed begins with.
+
+    Its weights are drawn on the CPU, so that a seed means the same on every device.
+    """
+    weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
+    return net_of(spec.recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes, weights)
+
+
 @dataclass(frozen=True)
 class Target:
     """Where and how a run computes: a device, this process's share of each batch, an engine."""
@@ -68,7 +77,8 @@ class Trainer:
     ) -> None:
         self.spec, self.recipe, self.seed, self.feed = spec, spec.recipe, seed, feed
         self.target, self.device, self.writer, self.watcher = target, target.device, writer, watcher
-        self.net = self._new_net().to(self.device).to(memory_format=memory_format(self.device))
+        net = initial_net(spec, seed, feed.about.num_classes)
+        self.net = net.to(self.device).to(memory_format=memory_format(self.device))
         for norm in norms_of(self.net):
             norm.images = target.spread.local
             norm.sync = self.recipe.bn_group == 0 and world_size() > 1
@@ -89,13 +99,6 @@ class Trainer:
         self.seconds_before = 0.0  # spent by earlier sessions of this run
         self.session_start = self.mark = time.perf_counter()
         self.images_before_mark = 0
-
-    def _new_net(self) -> Net:
-        # The initial weights are drawn on the CPU, so that a seed means the same on every device.
-        weights = torch.Generator().manual_seed(stream_seed(self.seed, INITIAL_WEIGHTS))
-        spec = self.spec
-        shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, self.feed.about.num_classes)
-        return net_of(self.recipe, *shape, weights)
 
     def run(self, interrupts: Interrupts) -> None:
         """Make the missing updates, sampling and checkpointing on the way, then close the record."""

@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "reproduce", "train", "eval", "compare", "plot", "demo", "bench", "list", "protocol", "describe",
-    "verify", "publish",
+    "reproduce", "train", "eval", "responses", "compare", "plot", "demo", "bench", "list", "protocol",
+    "describe", "verify", "publish",
 )  # fmt: skip
 
 
@@ -90,14 +90,15 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import (  # noqa: E402
-    bench,  # noqa: F401
-    demo,  # noqa: F401
-    describe,  # noqa: F401
-    evaluate,  # noqa: F401
-    exhibits,  # noqa: F401
-    listing,  # noqa: F401
-    reproduce,  # noqa: F401
-    train,  # noqa: F401
-    verify,  # noqa: F401
+from resrepro.cli import (
+    bench,
+    demo,
+    describe,
+    evaluate,
+    exhibits,
+    listing,
+    reproduce,
+    responses,
+    train,
+    verify,
 )

@@ -1,0 +1,78 @@
+"""`resrepro responses`."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resrepro.cli import app
+from resrepro.cli.options import (
+    DataOption,
+    DeviceOption,
+    MaxBadOption,
+    PinOption,
+    PrefetchOption,
+    ThreadsOption,
+    WorkersOption,
+    loading_of,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from resrepro.responses import Responses
+
+
+@app.command(rich_help_panel="Run")
+def responses(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs, with checkpoints.")
+    ],
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    prefetch: PrefetchOption = None,
+    max_bad_images: MaxBadOption = None,
+    pin_memory: PinOption = None,
+) -> None:
+    """Measure the strength of each 3x3 layer's response and gradient, and record it (Figure 7)."""
+    from rich.console import Console
+
+    from resrepro.measuring_responses import measure
+
+    console = Console(highlight=False)
+    for run in runs:
+        found = measure(
+            run, data=data, device=device, threads=threads,
+            loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
+            say=lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
+        )  # fmt: skip
+        console.print(_summary(found))
+
+
+def _summary(found: "Responses") -> "Table":
+    """First and last layer, extremes with their layers, mean and median of each quantity."""
+    from rich.table import Table
+
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    grid.add_column(f"{len(found.layers)} layers")
+    for head in ("first", "last", "smallest", "largest", "mean", "median"):
+        grid.add_column(head, justify="right")
+    grid.add_row("std", *_figures(found.std))
+    grid.add_row("gradient, start", *_figures(found.gradient_norm_start))
+    grid.add_row("gradient, end", *_figures(found.gradient_norm_end))
+    return grid
+
+
+def _figures(values: Sequence[float]) -> list[str]:
+    low, high = (f"{_short(end)} ({values.index(end) + 1})" for end in (min(values), max(values)))
+    mean, median = statistics.fmean(values), statistics.median(values)
+    return [_short(values[0]), _short(values[-1]), low, high, _short(mean), _short(median)]
+
+
+def _short(value: float) -> str:
+    """Three digits; powers of ten only for what is very small or large."""
+    return f"{value:.3g}" if 1e-3 <= value < 1000 else f"{value:.1e}"
