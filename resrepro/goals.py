@@ -116,11 +116,12 @@ def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
 
 def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
     """The experiments of an exhibit: those of which the catalogue says so, or that its data list."""
-    known = catalogue.experiments()
-    listed = _facts()[name].get("experiments")
-    if listed is None:
-        found = [each for each, experiment in known.items() if shown in experiment.exhibits]
-    else:
-        own = _facts()[name]["dataset"]
-        found = [each.replace(own, dataset, 1) for each in listed if each.replace(own, dataset, 1) in known]
+    listed, own = _facts()[name].get("experiments"), _facts()[name]["dataset"]
+    source = "imagenet" if dataset == "folder" else dataset
+    wanted = {each.replace(own, source, 1) for each in listed or ()}
+    found = [
+        each.name
+        for each in catalogue.experiments().values()
+        if each.dataset == source and (each.name in wanted if listed else shown in each.exhibits)
+    ]
     return tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in found)

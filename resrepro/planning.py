@@ -15,7 +15,7 @@ from resrepro.goals import RESPONSES, Exhibit
 from resrepro.measurements import Ensemble
 from resrepro.record_files import SPEC
 from resrepro.recording import has_checkpoint, run_folder
-from resrepro.records import Collection, Run, collect, read_run
+from resrepro.records import Collection, Run, read_ensembles, read_run
 from resrepro.responses import read_responses
 from resrepro.specs import Spec, Value
 
@@ -110,7 +110,7 @@ class Plan:
         known = {(run.name, run.seed, run.digest) for run in runs}
         ensembles = [
             one
-            for one in _ensembles_in(self.runs)
+            for one in read_ensembles(self.runs)[0]
             if known >= {(member.name, member.seed, member.digest) for member in one.members}
         ]
         return Collection(runs, (), tuple(ensembles))
@@ -146,17 +146,13 @@ def make_plan(
             spec = catalogue.derive(experiment, None, **(settings or {}))
             own = experiment.seeds if seeds is None else seeds
             steps[name] = [_step(run_folder(runs, spec, seed), spec, seed) for seed in own]
-    ensembles = _ensembles_in(runs) if any(exhibit.ensemble for exhibit in exhibits) else ()
+    ensembles = read_ensembles(runs)[0] if any(exhibit.ensemble for exhibit in exhibits) else ()
     measurements: dict[tuple[str, tuple[Path, ...]], Measurement] = {}
     for exhibit in exhibits:
         for each in _measurements(exhibit, steps, ensembles):
             measurements.setdefault((each.what, tuple(step.folder for step in each.steps)), each)
     every = tuple(step for group in steps.values() for step in group)
     return Plan(runs, tuple(exhibits), every, tuple(measurements.values()))
-
-
-def _ensembles_in(runs: Path) -> tuple[Ensemble, ...]:
-    return collect([runs]).ensembles
 
 
 def _step(folder: Path, spec: Spec, seed: int) -> Step:

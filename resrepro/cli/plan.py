@@ -95,10 +95,10 @@ def _totals(plan: Plan, seen: Sequence[Seen], jobs: int) -> str:
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     each = [seconds_of(step.spec, step.done, seen) for step in missing]
     known = [seconds for seconds in each if seconds is not None]
-    time = told_time(wall_seconds(known, jobs)) if len(known) == len(each) else UNKNOWN
     at_once = f" with {jobs} at once" if jobs > 1 else ""
+    time = f"about {tell_time(wall_seconds(known, jobs))}{at_once}, " if len(known) == len(each) else ""
     disk = sum(disk_mib(step.spec) for step in missing if step.state == "start")
-    return f"{_runs(len(plan.steps))}: {told}; about {time}{at_once}, {disk:,.0f} MiB."
+    return f"{_runs(len(plan.steps))}: {told}; {time}{disk:,.0f} MiB."
 
 
 def _showing(plan: Plan) -> str:
