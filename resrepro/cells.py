@@ -192,17 +192,22 @@ def train_command(experiment: str) -> str:
 
 
 def eval_command(runs: Iterable[Run], protocol: str) -> str:
-    """The command that evaluates finished runs under a test protocol.
+    """The command that evaluates finished runs under a test protocol."""
+    return f"resrepro eval {run_folders(runs)} --protocol {protocol} --data DIR"
 
-    Published records have no checkpoint, so it names the run that they were published from; and a
-    command that is written to a table holds no path of this machine.
+
+def run_folders(runs: Iterable[Run]) -> str:
+    """The folders of some runs, as words of a command that needs their checkpoints.
+
+    Published records have no checkpoint, so they are named by the run that they were published from; and
+    a command that is written to a table holds no path of this machine.
     """
     folders = []
     for run in runs:
         top = run.folder.parent.parent
         top = Path("runs") if top.is_absolute() or top.name == "results" else top
         folders.append(shlex.quote((top / run.name / run.folder.name).as_posix()))
-    return f"resrepro eval {' '.join(folders)} --protocol {protocol} --data DIR"
+    return " ".join(folders)
 
 
 def measured_otherwise(

@@ -32,9 +32,9 @@ def choose(layout: Mapping[str, Any], runs: Iterable[Run]) -> tuple[Cells, tuple
     known = [run for run in known if run.spec["shortcut"] in (None, "A")]
     protocols: dict[str, list[Run]] = {}
     for run in known:
-        protocols.setdefault(_protocol(run), []).append(run)
+        protocols.setdefault(protocol_of(run), []).append(run)
     chosen = max(sorted(protocols), key=lambda key: _merit(layout, protocols[key]), default="")
-    others = [run for run in known if _protocol(run) != chosen]
+    others = [run for run in known if protocol_of(run) != chosen]
     cells, doubles = _one_cell_per_net(protocols.get(chosen, []))
     notes = [
         _note("Not drawn, unfinished", unfinished, with_status=True),
@@ -63,8 +63,8 @@ def _has_place(layout: Mapping[str, Any], run: Run) -> bool:
     )
 
 
-def _protocol(run: Run) -> str:
-    """What all runs of one figure share."""
+def protocol_of(run: Run) -> str:
+    """What all runs of one figure, or of one comparison, share: recipe, data, mode and dataset."""
     recipe = {key: value for key, value in run.spec["recipe"].items() if key not in FREE_SETTINGS}
     shared = [recipe, run.env["data"]["sha256"], run.env["mode"], run.spec["dataset"]]
     return json.dumps(shared, sort_keys=True)

@@ -30,7 +30,8 @@ class Table:
     """An exhibit's table.
 
     `notes` are numbered from 1; `missing` pairs a row label with the command that would fill it;
-    `remarks` are sentences below the notes. `records` are the same rows as raw numbers, for CSV.
+    `remarks` are sentences below the notes. `records` are the same rows as raw numbers, for CSV. A table of
+    sentences has the share of the page that each column `wraps` at, and its own `lead` to what is missing.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Table:
     missing: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
     records: tuple[dict[str, object], ...] = field(default=(), repr=False)
+    wraps: tuple[float, ...] = ()
+    lead: str = f"Cells with {DASH} are filled by:"
 
     @property
     def frame(self) -> "pd.DataFrame":
@@ -69,7 +72,8 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 def to_markdown(table: Table) -> str:
     """GitHub-flavoured Markdown, with notes as superscript numbers."""
     lines = [f"# {table.title}", "", "| " + " | ".join(table.columns) + " |"]
-    lines.append("|" + "|".join([":--", *["--:"] * (len(table.columns) - 1)]) + "|")
+    align = ":--" if table.wraps else "--:"
+    lines.append("|" + "|".join([":--", *[align] * (len(table.columns) - 1)]) + "|")
     for row in table.rows:
         if row.section:
             lines.append(f"| *{row.section}* |" + " |" * (len(table.columns) - 1))
@@ -79,7 +83,7 @@ def to_markdown(table: Table) -> str:
     if table.notes:
         lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
     if table.missing:
-        lines += ["", f"Cells with {DASH} are filled by:", ""]
+        lines += ["", table.lead, ""]
         lines += [f"- {label}: `{command}`" for label, command in table.missing]
     lines += [line for remark in table.remarks for line in ("", remark)]
     return "\n".join(lines) + "\n"
@@ -98,7 +102,9 @@ def to_csv(table: Table) -> str:
 def to_latex(table: Table) -> str:
     """A tabular that needs no package, with its notes below it."""
     width = len(table.columns)
-    lines = [f"% {table.title}", r"\begin{tabular}{l" + "r" * (width - 1) + "}", r"\hline"]
+    wrapped = "".join(rf"p{{{share:g}\linewidth}}" for share in table.wraps)
+    columns = wrapped or "l" + "r" * (width - 1)
+    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
     lines += [" & ".join(map(_tex, table.columns)) + r" \\", r"\hline"]
     for row in table.rows:
         if row.section:
@@ -108,8 +114,11 @@ def to_latex(table: Table) -> str:
         lines.append(" & ".join([first + marks, *others]) + r" \\")
     lines += [r"\hline", r"\end{tabular}", ""]
     lines += [rf"\par\noindent $^{{{number}}}$ {_tex(note)}" for number, note in enumerate(table.notes, 1)]
+    filling = f" fills the cells with {_tex(DASH)}." if DASH in table.lead else ""
+    if table.missing and not filling:
+        lines.append(rf"\par\noindent {_tex(table.lead)}")
     lines += [
-        rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}} fills the cells with {_tex(DASH)}."
+        rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}}{filling}"
         for label, command in table.missing
     ]
     lines += [rf"\par\noindent {_tex(remark)}" for remark in table.remarks]
@@ -179,7 +188,7 @@ def to_rich(table: Table) -> "RenderableType":
         notes.add_row(Text(f"{number:>2}"), Text(note))
     below.append(notes)
     if table.missing:
-        below.append(Text(f"\nCells with {DASH} are filled by:"))
+        below.append(Text(f"\n{table.lead}"))
         below += [Text(f"   {command}", style="cyan") for _, command in table.missing]
     below += [Text("\n" + remark, style="dim") for remark in table.remarks]
     return Group(Text(table.title + "\n", style="bold"), grid, *below)

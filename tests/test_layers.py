@@ -35,9 +35,9 @@ LAYERS = {
     ),
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
-        "benchmark.report", "captions", "cells", "comparison", "ensembling",
-        "exhibits", "goals", "lettering", "panels", "paper", "planning", "plotting", "responses_figure",
-        "responses_table", "selection", "sheets", "tables",
+        "benchmark.report", "captions", "cells", "claims", "comparison", "ensembling", "exhibits",
+        "goals", "lettering", "panels", "paper", "planning", "plotting", "responses_figure",
+        "responses_table", "selection", "sheets", "significance", "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
     "asking": ("benchmark.children", "benchmark.contest", "costs", "estimates"),

@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "reproduce", "train", "eval", "responses", "compare", "plot", "demo", "bench", "list", "protocol",
-    "describe", "verify", "publish",
+        "reproduce", "train", "eval", "responses", "compare", "plot", "claims", "demo", "bench", "list",
+    "protocol", "describe", "verify", "publish",
 )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def main() -> None:
 
 from resrepro.cli import (
     bench,
+    claims,
     demo,
     describe,
     evaluate,
