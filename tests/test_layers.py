@@ -22,8 +22,8 @@ LAYERS = {
     "ground": (
         "architectures", "archive", "benchmark", "benchmark.contestants", "benchmark.results",
         "benchmark.work", "capacity", "catalogue", "disk", "durable", "environment", "errors", "files",
-        "holders", "locking", "measurements", "memory", "pickles", "processes", "publishing", "record_files",
-        "recording", "records", "schedule", "seen", "specs",
+        "holders", "locking", "measurements", "memory", "pickles", "processes", "publishing", "queueing",
+        "record_files", "recording", "records", "schedule", "seen", "specs",
     ),
     "training": (
         "assessment", "benchmark.calibration", "benchmark.child", "benchmark.ours", "benchmark.peak",
@@ -36,11 +36,11 @@ LAYERS = {
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
         "benchmark.report", "captions", "cells", "comparison", "ensembling",
-        "exhibits", "lettering", "panels", "paper", "plotting", "selection", "sheets", "tables",
+        "exhibits", "lettering", "panels", "paper", "plotting", "progress", "selection", "sheets", "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
     "asking": ("benchmark.children", "benchmark.contest", "estimates"),
-    "view": ("cli.live", "cli.many"),
+    "view": ("cli.live", "cli.many", "cluster"),
     "top": ("", "__main__", "cli", "demonstration"),
 }  # fmt: skip
 # What a layer may import, anywhere in its modules; and what when it is itself imported.

@@ -11,7 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "train", "eval", "compare", "plot", "demo", "bench", "list", "protocol", "describe", "verify", "publish",
+    "train", "status", "eval", "compare", "plot", "demo", "bench", "list", "protocol", "describe", "verify",
+    "publish",
 )  # fmt: skip
 
 
@@ -89,4 +90,14 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import bench, demo, describe, evaluate, exhibits, listing, train, verify  # noqa: E402, F401
+from resrepro.cli import (  # noqa: E402, F401
+    bench,
+    demo,
+    describe,
+    evaluate,
+    exhibits,
+    listing,
+    queue,
+    train,
+    verify,
+)
