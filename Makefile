@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := --runs results
 
-.PHONY: demo test slow exhaustive check lint types tables figures clean
+.PHONY: demo test slow test-cluster exhaustive check lint types tables figures clean
 
 demo: .venv/installed  ## the main job, offline, on embedded data
 	$(BIN)/resrepro demo
@@ -14,6 +14,12 @@ test: .venv/installed  ## the default test suite
 
 slow: .venv/installed  ## the long tests, minutes in all
 	$(BIN)/python -m pytest -m slow
+
+test-cluster: .venv/installed  ## through a real Slurm of one node, from Debian's packages; as root
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld slurmd sbatch munged >/dev/null || { \
+	    apt-get update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends slurm-wlm munge; }
+	PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest -m cluster tests/cluster
 
 exhaustive: .venv/installed  ## every kill, error and power cut at every point: half an hour or more
 	$(BIN)/python -m pytest -m exhaustive -s

@@ -11,7 +11,7 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-        "reproduce", "train", "eval", "responses", "compare", "plot", "claims", "demo", "bench", "list",
+    "reproduce", "train", "status", "eval", "responses", "compare", "plot", "claims", "demo", "bench", "list",
     "protocol", "describe", "verify", "publish",
 )  # fmt: skip
 
@@ -90,7 +90,7 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-from resrepro.cli import (
+from resrepro.cli import (  # noqa: E402, F401
     bench,
     claims,
     demo,
@@ -98,6 +98,7 @@ from resrepro.cli import (
     evaluate,
     exhibits,
     listing,
+    queue,
     reproduce,
     responses,
     train,
