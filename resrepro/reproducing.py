@@ -115,6 +115,24 @@ class Reproduction:
             if not isinstance(end, Finished):
                 self.failures[names[job]] = end.sentence
 
+    def submit(self, jobs: int, sbatch: Mapping[str, str]) -> dict[str, str]:
+        """Hand what is missing to a cluster's queue instead of training it; returns each run's job id.
+
+        Images that fit in memory are looked for first, and so downloaded once, not by every job.
+
+        Raises:
+            ResreproError: if there is no such queue, or it refuses.
+        """
+        from resrepro import cluster
+
+        self._load([step for step in self.plan().to_train if FAMILIES[step.spec.dataset] == "cifar"])
+        steps = [step for step in self.plan().to_train if str(step) not in self.failures]
+        if not steps:
+            return {}
+        order = self.order(jobs, looks=False)
+        ids = cluster.submit([job_of(step) for step in steps], order, self.runs, **sbatch)
+        return dict(zip(map(str, steps), ids, strict=True))
+
     def measure(self, each: Measurement) -> None:
         """Measure something of trained nets and record it; a failure is kept."""
         try:
@@ -177,17 +195,3 @@ def verdicts_on(claims: Sequence[int], found: Collection) -> "tuple[Verdict, ...
     from resrepro.claims import judge
 
     return tuple(verdict for verdict in judge(found.runs) if verdict.number in claims)
-
-
-def submit(
-    reproduction: Reproduction, steps: Sequence[Step], jobs: int, options: Mapping[str, str]
-) -> list[str]:
-    """Hand runs to a cluster's queue instead of training them; returns the ids of the jobs.
-
-    Raises:
-        ResreproError: if there is no such queue, or it refuses.
-    """
-    from resrepro import cluster
-
-    order = reproduction.order(jobs, looks=False)
-    return cluster.submit([job_of(step) for step in steps], order, reproduction.runs, **options)

@@ -1,7 +1,6 @@
 """What a plan will take, from records that this machine wrote or a moment's measurement."""
 
 import pytest
-from conftest import write_run
 
 from resrepro import catalogue, costs
 from resrepro.costs import disk_mib, measure_missing, seconds_of, seen_in, wall_seconds

@@ -207,7 +207,7 @@ def test_the_paper_alone(tmp_path: Path) -> None:
 
 def test_unknown_names_are_told_in_one_sentence() -> None:
     with pytest.raises(
-        UsageError, match=r"^no exhibit 'figure9': there are figure1, figure4, figure6, demo\.$"
+        UsageError, match=r"^no exhibit 'figure9': there are figure1, figure4, figure6, .*demo\.$"
     ):
         make_figure("figure9", [])
     with pytest.raises(UsageError, match=r"^no palette 'pale': there are paper, safe\.$"):

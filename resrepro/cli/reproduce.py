@@ -1,5 +1,6 @@
 """`resrepro reproduce`: an exhibit of the paper, from what is missing to the verdict."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from resrepro.cli.options import (
     parse_seeds,
     parse_settings,
 )
+from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm
 from resrepro.errors import ResreproError, UsageError
 from resrepro.specs import Value
 
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from resrepro.costs import Seen
     from resrepro.planning import Plan
     from resrepro.reproducing import Reproduction
-
-LAUNCHERS = ("local", "slurm")
 
 
 class WithGoals(TyperCommand):
@@ -76,16 +76,8 @@ def reproduce(
     threads: ThreadsOption = None,
     fast: FastOption = False,
     jobs: JobsOption = None,
-    launcher: Annotated[
-        str, typer.Option(metavar="local|slurm", help="Train here, or submit to a cluster's queue.")
-    ] = "local",
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="With --launcher slurm: an option of sbatch; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    launcher: LauncherOption = "local",
+    slurm: SlurmOption = None,
     runs: RunsOption = Path("runs"),
     tables: Annotated[
         Path, typer.Option("--tables", metavar="DIR", help="Where the tables are written.")
@@ -105,10 +97,7 @@ def reproduce(
     from resrepro.processes import world_size
     from resrepro.reproducing import Reproduction
 
-    if launcher not in LAUNCHERS:
-        raise UsageError(f"--launcher is {' or '.join(LAUNCHERS)}, not {launcher!r}.")
-    if slurm and launcher != "slurm":
-        raise UsageError("--slurm goes with --launcher slurm.")
+    sbatch = parse_slurm(slurm or [], launcher)
     if world_size() > 1:
         raise UsageError("reproduce starts its own processes: leave torchrun out.")
     changed = _changed(settings or [], iterations=iterations, split=split)
@@ -125,7 +114,7 @@ def reproduce(
     if dry_run:
         return
     if launcher == "slurm":
-        _submit(reproduction, plan, count, slurm or [], console)
+        _submit(reproduction, count, sbatch, console)
     else:
         reproduction.train(jobs, looks=console.is_terminal)
         for each in reproduction.plan().to_measure:
@@ -197,27 +186,20 @@ def _seen(reproduction: "Reproduction", plan: "Plan", jobs: int) -> "list[Seen]"
     return seen
 
 
-def _submit(
-    reproduction: "Reproduction", plan: "Plan", jobs: int, pairs: list[str], console: Console
-) -> None:
+def _submit(reproduction: "Reproduction", jobs: int, sbatch: Mapping[str, str], console: Console) -> None:
     """Hand the missing runs to the queue; they are not waited for."""
-    from resrepro.reproducing import submit
-
-    options = dict(pair.partition("=")[::2] for pair in pairs)
-    if not all(options) or not all("=" in pair for pair in pairs):
-        raise UsageError("--slurm takes key=value, such as --slurm partition=gpu.")
-    if not plan.to_train:
-        return
-    ids = submit(reproduction, plan.to_train, jobs, options)
-    told = f"{ids[0]} to {ids[-1]}" if len(ids) > 1 else ids[0]
-    console.print(f"Submitted: {len(ids)} runs, job {told}.", markup=False)
-    where = "" if reproduction.runs == Path("runs") else f" --runs {reproduction.runs}"
-    console.print(f"Next: resrepro status{where}; the same command again shows what is there.", markup=False)
+    ids = reproduction.submit(jobs, sbatch)
+    for name, number in ids.items():
+        console.print(f"{name}: job {number}", markup=False, soft_wrap=True)
+    if ids:
+        where = "" if reproduction.runs == Path("runs") else f" --runs {reproduction.runs}"
+        console.print(f"Next: resrepro status{where}", markup=False, soft_wrap=True)
+        console.print("The same command shows what is there when they have ended.", markup=False)
 
 
 def write_all(reproduction: "Reproduction", tables: Path, figures: Path, console: Console) -> None:
     """Print and write table and figure of every exhibit from what there is, and print the verdicts."""
-    from resrepro.cli.verdicts import show_verdicts
+    from resrepro.claims.listing import to_rich as listed
     from resrepro.reproducing import show_exhibit, verdicts_on
     from resrepro.tables import to_rich, write_table
 
@@ -238,7 +220,9 @@ def write_all(reproduction: "Reproduction", tables: Path, figures: Path, console
             for note in drawing.notes:
                 console.print(note, markup=False)
         console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
-    show_verdicts(verdicts_on(plan.claims, found), console)
+    if verdicts := verdicts_on(plan.claims, found):
+        console.rule("claims", align="left")
+        console.print(listed(verdicts, detailed=True))
 
 
 def _tell_failures(reproduction: "Reproduction", console: Console) -> None:
