@@ -13,6 +13,7 @@ from torch import nn
 from resrepro.device import device_name
 from resrepro.errors import UsageError
 from resrepro.kernels import NoCompiler, load_kernels
+from resrepro.kernels.convolving import Convolver
 from resrepro.kernels.normalising import Normaliser
 from resrepro.nets import Convolution, Net
 from resrepro.normalisation import norms_of
@@ -129,12 +130,13 @@ def equip(net: Net, engine: str) -> nn.Module:
         NoCompiler: if the kernels cannot be compiled here.
     """
     if engine == KERNELS:
-        kernels = Normaliser(load_kernels())
+        kernels = load_kernels()
+        normaliser, convolver = Normaliser(kernels), Convolver(kernels)
         for norm in norms_of(net):
-            norm.kernels = kernels
+            norm.kernels = normaliser
         for module in net.modules():
             if isinstance(module, Convolution):
-                module.wide = True
+                module.wide, module.kernels = True, convolver
     if engine == INDUCTOR:
         return cast(nn.Module, torch.compile(net, mode="reduce-overhead"))  # records CUDA graphs
     return net

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from resrepro.catalogue import check_setting
 from resrepro.errors import UsageError
+from resrepro.kernels.convolving import Convolver
 from resrepro.normalisation import GroupedBatchNorm2d
 from resrepro.specs import (
     BOTTLENECK_FROM,
@@ -80,20 +81,25 @@ class Convolution(nn.Conv2d):
         wide: in bf16, take the gradient of the weights in float32 where the stride is not 1: faster on a
             CPU, whose bf16 kernel for strides is slow (docs/performance.md), and no less exact.
         folded: weights and bias that BN is part of, in evaluation.
+        kernels: what computes it in training, where it can.
     """
 
     wide = False
+    kernels: Convolver | None = None
     folded: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self, in_channels: int, channels: int, kernel: int, stride: int = 1, padding: int = 0
     ) -> None:
         super().__init__(in_channels, channels, kernel, stride, padding, bias=False)
+        self._fits = (kernel, stride, padding) == (3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, about H / stride, about W / stride)."""
         if self.folded is not None:
             return F.conv2d(x, *self.folded, self.stride, self.padding)
+        if self._fits and self.kernels and self.kernels.takes(x, self.weight) and torch.is_grad_enabled():
+            return self.kernels.convolve(x, self.weight)
         if self.wide and x.dtype == torch.bfloat16 and self.stride != (1, 1) and torch.is_grad_enabled():
             convolved: Tensor = _WideGradient.apply(x, self.weight, self.stride, self.padding)
             return convolved

@@ -93,18 +93,17 @@ def select(runs: Iterable[Run]) -> tuple[Cells, tuple[str, ...]]:
     Runs on CIFAR-10 come before those on the digits, whatever their length.
     """
     runs = list(runs)
-    measured = [run for run in runs if run.responses is not None]
-    cells: Cells = {}
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     for dataset in plan()["datasets"]:
         layout = {**plan(), "panels": plan()["nets"], "datasets": [dataset]}
-        cells, notes = choose(layout, measured)
+        cells, told = choose(layout, [run for run in runs if run.responses is not None])
         bare, _ = choose(layout, [run for run in runs if run.responses is None])
+        notes += told
         if lacking := [f"{run.name} seed {run.seed}" for cell in bare.values() for run in cell]:
-            notes = (*notes, f"Not drawn, not measured by `resrepro responses RUN`: {', '.join(lacking)}.")
+            notes.append(f"Not drawn, not measured by `resrepro responses RUN`: {', '.join(lacking)}.")
         if cells:
-            break
-    return cells, notes
+            return cells, tuple(notes)
+    return {}, tuple(notes)
 
 
 def line_of(cell: Sequence[Run]) -> Line:

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,33 @@ def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str 
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(json_bytes(content | changed))
     return path
+
+
+def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: Any) -> Any:
+    """Write made-up responses of a made-up run; returns them as they are read back.
+
+    By default each layer's std is another and lies between 1 and 2; `changed` replaces fields.
+    """
+    from resrepro.records import read_run
+    from resrepro.responses import Responses, count_layers, read_responses, write_responses
+
+    run = read_run(folder)
+    count = len(std) if std else count_layers(run.spec["dataset"], run.spec["depth"])
+    told = {
+        "layers": tuple(f"stages.0.{index}.conv1" for index in range(count)),
+        "std": tuple(std or (1 + (37 * index % count) / count for index in range(count))),
+        "gradient_norm_start": tuple(0.5**index for index in range(count)),
+        "gradient_norm_end": (0.25,) * count,
+        "part": run.headline_split,
+        "images": run.env["data"]["images"][run.headline_split],
+        "batch": 128,
+        "bn_stats": "running",
+        "digest": run.digest,
+        "seed": run.seed,
+        "iteration": run.spec["recipe"]["iterations"],
+    }
+    write_responses(folder, Responses(**told | changed))
+    return read_responses(folder)
 
 
 def write_ensemble(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_run
+from conftest import write_layers, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runs import OF_TIMES, TIMES, result_of, rows_of
@@ -24,7 +24,7 @@ TRIED = settings(
     deadline=None, derandomize=True, database=None, max_examples=300,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
-FILES = ("spec.json", "env.json", "metrics.csv", "result.json", "evals/ten_crop.json")
+FILES = ("spec.json", "env.json", "metrics.csv", "result.json", "evals/ten_crop.json", "responses.csv")
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ DAMAGES = st.builds(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CIFAR run, and one of ImageNet with an evaluation."""
+    """A CIFAR run, and one of ImageNet with an evaluation and responses."""
     top = tmp_path_factory.mktemp("damage") / "runs"
     write_run(top, "cifar10-resnet20", curve=[(32_000, 21.5, 25.25), (64_000, 5.5, 8.75)])
-    write_run(top, "imagenet-resnet34", evals={"ten_crop": (24.75, 7.5)}, curve=[(600_000, 20.5, 25.75)])
+    other = {"evals": {"ten_crop": (24.75, 7.5)}, "curve": [(600_000, 20.5, 25.75)]}
+    write_layers(write_run(top, "imagenet-resnet34", **other))
     return top
 
 
@@ -80,6 +81,7 @@ def seen(collection: Collection) -> dict[str, Any]:
             json.dumps([run.spec, run.env, run.result], sort_keys=True),
             run.metrics.to_csv(),
             sorted((found.protocol, str(found.errors), found.iteration) for found in run.evaluations),
+            run.responses,
         )
         for run in collection.runs
     }
@@ -108,9 +110,13 @@ def test_a_damaged_record_is_refused_in_one_sentence_or_read_as_it_was(
         (sentence,) = found.broken
         assert "broken" in sentence or "cannot read" in sentence
         assert sentence.isprintable()
-        assert "24.75" not in shown[0]
-        # The run itself may be used without an evaluation that is broken.
-        assert ours is None or (ours[:2] == whole[folder.parent.name][:2] and ours[2] == [])
+        # The run itself may be used without an evaluation, or responses, that are broken.
+        figures, curve, evaluations, responses = whole[folder.parent.name]
+        if name == "responses.csv":
+            assert ours == (figures, curve, evaluations, None)
+        else:
+            assert "24.75" not in shown[0]
+            assert ours in (None, (figures, curve, [], responses))
     assert shown[1] == tables(collect([runs]))[1]
 
 

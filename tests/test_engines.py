@@ -1,5 +1,6 @@
 """Which engine a run gets: by what was asked, seen on this machine, and begun; and that it trains alike."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -160,7 +161,8 @@ NETS: dict[str, Callable[[], Net]] = {
 
 @pytest.mark.parametrize("kind", NETS)
 def test_a_step_with_kernels_is_the_eager_step_to_rounding(kind: str) -> None:
-    """Against the same step in double precision, both err alike: the error of a sum depends on its order."""
+    """Against the same step in double precision, both err alike; where rounding opens or closes a single
+    ReLU, the gradients of the layers before it change by a thousandth."""
     usual, fused = with_kernels(NETS[kind])
     exact_net = NETS[kind]().double()
     exact_net.load_state_dict(usual.state_dict())
@@ -173,11 +175,10 @@ def test_a_step_with_kernels_is_the_eager_step_to_rounding(kind: str) -> None:
     def error(told: dict[str, torch.Tensor], name: str) -> float:
         return float((told[name].double() - exact[name]).norm() / exact[name].double().norm().clamp_min(1e-3))
 
-    worst = max(error(eager, name) for name in exact)
-    for name in exact:
-        assert error(ours, name) < 3 * worst + 1e-6, (name, error(ours, name), worst)
-    if kind not in ("imagenet", "bottleneck"):  # many layers on maps of two pixels: rounding flips ReLUs
-        assert all(error(ours, name) < 1e-3 for name in exact)
+    usual_errors, errors = ([error(told, name) for name in exact] for told in (eager, ours))
+    assert statistics.median(errors) < 2 * statistics.median(usual_errors)
+    assert max(errors) < max(3 * max(usual_errors), 5e-3)
+    assert error(ours, "loss") < 1e-6
 
 
 def test_a_narrow_step_with_kernels_is_as_near_to_float32_as_the_eager_one() -> None:

@@ -9,9 +9,9 @@ from resrepro.paper import layouts
 from resrepro.records import collect
 
 
-def test_the_names_are_those_of_the_layouts_with_table_1_and_figure_3_in_the_papers_order():
-    assert set(exhibits.tables()) == {"table1", *layouts()}
-    assert set(exhibits.figures()) == {"figure3", *plotting.exhibits()}
+def test_the_names_are_those_of_the_layouts_and_of_what_has_a_module_of_its_own_in_the_papers_order():
+    assert set(exhibits.tables()) == {"table1", "figure7", *layouts()}
+    assert set(exhibits.figures()) == {"figure3", "figure7", *plotting.exhibits()}
     assert exhibits.tables()[0] == "table1"
     assert exhibits.figures()[:2] == ("figure1", "figure3")
     assert exhibits.tables()[-1] == exhibits.figures()[-1] == "demo"
@@ -19,7 +19,7 @@ def test_the_names_are_those_of_the_layouts_with_table_1_and_figure_3_in_the_pap
 
 def test_order_is_by_number_not_by_letter(monkeypatch):
     monkeypatch.setattr(exhibits, "layouts", lambda: dict.fromkeys(("demo", "figure6", "table14", "table9")))
-    assert exhibits.tables() == ("table1", "table9", "table14", "figure6", "demo")
+    assert exhibits.tables() == ("table1", "table9", "table14", "figure6", "figure7", "demo")
 
 
 def test_table_1_needs_no_runs_and_is_written_where_asked(tmp_path):
@@ -70,6 +70,6 @@ def test_an_unknown_exhibit_is_refused_with_the_names_that_there_are(call):
 
 
 def test_an_unknown_palette_is_refused_for_either_kind_of_figure():
-    for exhibit in ("figure3", "figure6"):
+    for exhibit in ("figure3", "figure6", "figure7"):
         with pytest.raises(UsageError, match="no palette 'loud'"):
             resrepro.plot(exhibit, palette="loud")

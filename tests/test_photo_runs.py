@@ -13,6 +13,7 @@ from resrepro.assessment import Foreign, evaluate
 from resrepro.data.folder import imagenet_classes
 from resrepro.data.loading import Loading
 from resrepro.errors import DataError, RecordError, UsageError
+from resrepro.measuring_responses import measure
 from resrepro.nets import build_net
 from resrepro.publishing import publish, publish_ensemble
 from resrepro.records import collect, read_run
@@ -64,6 +65,14 @@ def test_the_imagenet_dataset_on_other_images_says_that_they_are_not_imagenets(
     (notice,) = read_run(folder).result["notices"]
     assert "not those of ImageNet: 4 classes" in notice
     assert not read_run(folder).paper_exact
+
+
+def test_responses_are_those_to_the_validation_images_in_layers_of_3x3(run: Path, photographs: Path) -> None:
+    found = measure(run, data=photographs, loading=INLINE)
+    assert (len(found.std), found.part, found.images, found.batch) == (16, "val", 40, 8)
+    assert found.layers[0] == "stages.0.0.conv1"  # the 7x7 one does not count
+    assert min(found.std) > 0
+    assert min(found.gradient_norm_start) > 0
 
 
 def test_the_centre_crop_of_eval_is_the_validation_error_of_the_curves(run: Path, photographs: Path) -> None:

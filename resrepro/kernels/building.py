@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from resrepro.environment import cache_folder
 from resrepro.errors import ResreproError
@@ -18,10 +19,15 @@ from resrepro.errors import ResreproError
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: sums keep their order, and NaN stays NaN.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
-SOURCES = ("norm.c", "norm.h")
+SOURCES = ("norm.c", "conv.c", "norm.h", "conv.h", "vectors.h")
 PATIENCE = 120  # seconds that a compiler may take
 TYPES = ("f32", "bf16")
-POINTERS = {"forward": 9, "backward": 11}  # arguments of each kernel before its numbers
+# The arguments of each kernel: tensors, real numbers, sizes; those of maps are there for each type, and are
+# also told how many threads to use.
+MAPS = {"forward": "ppppppppp dd lll", "backward": "ppppppppppp lll", "convolve": "pppp lllll",
+        "correlate": "ppppp lllll"}  # fmt: skip
+OTHERS = {"prepare": ("pp ll i", None), "scratch": ("lll i", ctypes.c_long), "parts": ("", ctypes.c_long)}
+KINDS = {"p": ctypes.c_void_p, "d": ctypes.c_double, "l": ctypes.c_long, "i": ctypes.c_int}
 
 
 class NoCompiler(ResreproError):
@@ -48,7 +54,7 @@ def load_kernels() -> Kernels:
     folder = resources.files(__package__)
     sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
     key = _key(compiler, sources)
-    path = cache_folder() / "kernels" / f"norm-{key}.so"
+    path = cache_folder() / "kernels" / f"{key}.so"
     fresh = not path.exists()
     if fresh:
         _compile(compiler, sources, path)
@@ -92,7 +98,8 @@ def _compile(compiler: str, sources: dict[str, str], path: Path) -> None:
             for name, text in sources.items():
                 Path(work, name).write_text(text, encoding="utf-8")
             made = Path(work, path.name)
-            _run([compiler, *FLAGS, "-o", str(made), str(Path(work, SOURCES[0])), "-lm"])
+            code = [str(Path(work, name)) for name in sources if name.endswith(".c")]
+            _run([compiler, *FLAGS, "-o", str(made), *code, "-lm"])
             made.replace(path)
     except OSError as error:
         raise NoCompiler(f"{path.parent} cannot be written ({error.strerror or error})") from None
@@ -122,14 +129,16 @@ def _load(path: Path) -> ctypes.CDLL:
 
     try:
         library = ctypes.CDLL(str(path))
-        for kind in TYPES:
-            for name, pointers in POINTERS.items():
-                kernel = getattr(library, f"{name}_{kind}")
-                numbers = [ctypes.c_double] * 2 * (name == "forward")
-                kernel.argtypes = (
-                    [ctypes.c_void_p] * pointers + numbers + [ctypes.c_long] * 3 + [ctypes.c_int]
-                )
-                kernel.restype = None
+        for name, (arguments, result) in _signatures().items():
+            kernel = getattr(library, name)
+            kernel.argtypes = [KINDS[letter] for letter in arguments.replace(" ", "")]
+            kernel.restype = result
     except (OSError, AttributeError) as error:
         raise NoCompiler(f"the compiled kernels do not load ({error})") from None
     return library
+
+
+def _signatures() -> dict[str, tuple[str, Any]]:
+    """Every function of the library with its arguments and what it returns."""
+    of_maps = {f"{name}_{kind}": (f"{told} i", None) for name, told in MAPS.items() for kind in TYPES}
+    return OTHERS | of_maps

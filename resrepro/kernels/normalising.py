@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from resrepro.kernels.building import Kernels
+from resrepro.kernels.layout import KINDS, laid_out, places
 
 LEAST = 64  # values of a row in norm.c
-KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class Normaliser:
@@ -62,13 +62,13 @@ class _Normalise(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x = _laid_out(x)
-        shortcut = None if shortcut is None else _laid_out(shortcut.to(x.dtype))
+        x = laid_out(x)
+        shortcut = None if shortcut is None else laid_out(shortcut.to(x.dtype))
         width = max(x.shape[1], LEAST)
         y = torch.empty_like(x)
         saved, partial = torch.empty(4, width), torch.empty(len(x), 2, width)
         getattr(library, f"forward_{KINDS[x.dtype]}")(
-            *_places(x, shortcut, y, weight, bias, *running, saved, partial), momentum, eps, *_sizes(x)
+            *places(x, shortcut, y, weight, bias, *running, saved, partial), momentum, eps, *_sizes(x)
         )
         ctx.library, ctx.added = library, shortcut is not None
         ctx.set_materialize_grads(False)
@@ -78,7 +78,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, saved, *y = ctx.saved_tensors
-        dy, *side = [_laid_out(gradient) for gradient in gradients if gradient is not None]
+        dy, *side = [laid_out(gradient) for gradient in gradients if gradient is not None]
         if side and not ctx.added:  # as no block has it; norm.c adds only on the way through a shortcut
             dy, side = dy + side[0], []
         width = max(x.shape[1], LEAST)
@@ -86,21 +86,13 @@ class _Normalise(torch.autograd.Function):
         weight, bias = torch.empty(x.shape[1]), torch.empty(x.shape[1])
         factors, partial = torch.empty(3, width), torch.empty(len(x), 2, width)
         getattr(ctx.library, f"backward_{KINDS[x.dtype]}")(
-            *_places(
+            *places(
                 dy, side[0] if side else None, y[0] if y else None, x, dx, shortcut, saved, weight, bias,
                 factors, partial,
             ),
             *_sizes(x),
         )  # fmt: skip
         return None, None, None, None, dx, shortcut, weight, bias
-
-
-def _laid_out(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _places(*tensors: Tensor | None) -> list[int | None]:
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:

@@ -1,0 +1,174 @@
+"""responses.csv: read back as it was written, refused where it is broken or of another net."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import write_layers, write_run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resrepro.durable import sealed
+from resrepro.errors import RecordError
+from resrepro.publishing import publish
+from resrepro.record_files import describe_curve
+from resrepro.records import collect, read_run
+from resrepro.responses import MOST_BYTES, read_responses, write_responses
+from resrepro.verification import verify
+
+TRIED = settings(
+    deadline=None, derandomize=True, database=None, max_examples=12,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+NUMBERS = st.floats(0, 1e30, allow_subnormal=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "runs", "cifar10-resnet20")
+
+
+@TRIED
+@given(figures=st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=19, max_size=19))
+def test_numbers_come_back_to_eight_digits(run: Path, figures: list[tuple[float, float, float]]) -> None:
+    std, start, end = zip(*figures, strict=True)
+    found = write_layers(run, std, gradient_norm_start=start, gradient_norm_end=end)
+    assert found.std == pytest.approx(std, rel=1e-7)
+    assert found.gradient_norm_start == pytest.approx(start, rel=1e-7)
+    assert found.gradient_norm_end == pytest.approx(end, rel=1e-7)
+    write_responses(run, found)
+    assert read_responses(run) == found == read_run(run).responses
+
+
+def test_any_reader_of_tables_reads_it(run: Path) -> None:
+    found = write_layers(run)
+    frame = pd.read_csv(run / "responses.csv", comment="#")
+    assert frame["index"].tolist() == list(range(1, 20))
+    assert tuple(frame["std"]) == found.std
+    assert tuple(frame["layer"]) == found.layers
+
+
+def test_a_run_that_was_not_measured_has_none(run: Path) -> None:
+    assert read_responses(run) is None
+    assert read_run(run).responses is None
+
+
+@pytest.mark.parametrize(
+    "other", [{"digest": "0" * 64}, {"seed": 1}, {"iteration": 63_999}, {"std": (1.0,) * 18}]
+)
+def test_what_was_measured_on_another_net_is_no_number_of_this_run(run: Path, other: dict[str, Any]) -> None:
+    count = len(other.get("std", range(19)))
+    columns = dict.fromkeys(("std", "gradient_norm_start", "gradient_norm_end"), (1.0,) * count)
+    found = write_layers(run)
+    write_responses(run, dataclasses.replace(found, **columns | {"layers": found.layers[:count]} | other))
+    with pytest.raises(RecordError, match=rf"not measured on the trained net.*`resrepro responses {run}`"):
+        read_responses(run)
+    whole = collect([run.parent.parent])
+    assert whole.runs[0].responses is None
+    assert "not measured on the trained net" in whole.broken[0]
+
+
+# --- files of strangers -----------------------------------------------------------------------------
+
+
+def forge(
+    run: Path,
+    rows: Callable[[str], str] = lambda text: text,
+    head: Callable[[dict[str, Any]], dict[str, Any]] = lambda content: content,
+) -> None:
+    """Change rows and first line of a whole file, and seal it anew."""
+    path = run / "responses.csv"
+    first, _, below = path.read_text().partition("\n")
+    changed = rows(below).encode("utf-8", "surrogateescape")
+    content = json.loads(first.removeprefix("# ")) | {"rows": describe_curve(changed)}
+    path.write_bytes(b"# " + json.dumps(sealed(head(content))).encode() + b"\n" + changed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (lambda text: text.replace("\n1,", "\n2,", 1), "not numbered from 1"),
+        (lambda text: text.replace("0.25", "nan", 1), "no number from 0 on"),
+        (lambda text: text.replace("0.25", "inf", 1), "no number from 0 on"),
+        (lambda text: text.replace("0.25", "-1", 1), "no number from 0 on"),
+        (lambda text: text.replace("0.25", "1_0", 1), "no number from 0 on"),
+        (lambda text: text.replace("0.25", "9" * 101, 1), "does not hold one layer"),
+        (lambda text: text.replace("0.25", "0.25,0.25", 1), "does not hold one layer"),
+        (lambda text: text.replace("stages", "\x1b[31m", 1), "no name of one"),
+        (lambda text: text.replace("stages", "=cmd|", 1), "no name of one"),
+        (lambda text: text.replace("std", "sd", 1), "its columns are not"),
+        (lambda text: text[:-1], "a row is cut off"),
+        (lambda text: "\n".join(text.split("\n")[:1]) + "\n", "does not hold one layer"),
+        (lambda text: "", "its columns are not"),
+    ],
+)
+def test_rows_that_are_none_are_refused_however_well_sealed(
+    run: Path, rows: Callable[[str], str], told: str
+) -> None:
+    write_layers(run)
+    forge(run, rows)
+    with pytest.raises(RecordError, match=told) as refused:
+        read_responses(run)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ({"set": "all"}, "what was measured"),
+        ({"bn_stats": None}, "what was measured"),
+        ({"images": -1}, "how much was measured"),
+        ({"seed": "0"}, "how much was measured"),
+        ({"images": True}, "how much was measured"),
+        ({"bn_stats": "\x1b[2J"}, "control characters"),
+        ({"format": 99}, "format 99"),
+    ],
+)
+def test_a_first_line_that_says_something_else_is_refused(run: Path, head: dict[str, Any], told: str) -> None:
+    write_layers(run)
+    forge(run, head=lambda content: content | head)
+    with pytest.raises(RecordError, match=told):
+        read_responses(run)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"# \n", b"# []\n", b"# {}\n", b"index,layer\n", b"\xff\xfe", b"# " + b"[" * 99_999],
+)
+def test_a_file_of_something_else_is_refused(run: Path, content: bytes) -> None:
+    (run / "responses.csv").write_bytes(content)
+    with pytest.raises(RecordError, match=r"responses\.csv is broken"):
+        read_responses(run)
+
+
+def test_a_file_that_is_too_large_is_not_read(run: Path) -> None:
+    with (run / "responses.csv").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(RecordError, match="cannot be read"):
+        read_responses(run)
+
+
+# --- where records go -------------------------------------------------------------------------------
+
+
+def test_published_records_carry_it(run: Path, tmp_path: Path) -> None:
+    found = write_layers(run)
+    assert read_responses(publish(read_run(run), tmp_path / "results")) == found
+
+
+def test_verify_says_whether_it_is_whole(run: Path) -> None:
+    write_layers(run)
+    (report,) = verify(run)
+    assert report.parts["responses.csv"] == "whole"
+    assert not report.broken
+    path = run / "responses.csv"
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26", 1))
+    (report,) = verify(run)
+    assert report.parts["responses.csv"] == "broken"
+    assert report.troubles == ("responses.csv is broken: its rows do not match their checksum.",)
+    with pytest.raises(RecordError, match="one of the files of a run"):
+        list(verify(path))

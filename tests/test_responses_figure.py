@@ -1,0 +1,200 @@
+"""Figure 7: what is drawn is what was measured, the paper's nets and frame, and what is left out is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_layers, write_run
+
+from resrepro import exhibits, plotting
+from resrepro.errors import RecordError
+from resrepro.paper import curves
+from resrepro.records import Run, collect
+from resrepro.responses_figure import make_figure, plan, select
+from resrepro.responses_table import build
+
+NETS = {"plain20": 19, "plain56": 55, "resnet20": 19, "resnet56": 55, "resnet110": 109}
+
+
+def made(runs: Path, *nets: str, dataset: str = "cifar10", seeds: int = 1, **options: Any) -> dict[str, Any]:
+    """Runs with made-up responses; what was written, by `plain-20 seed`."""
+    found = {}
+    for net in nets:
+        for seed in range(seeds):
+            folder = write_run(runs, f"{dataset}-{net}", seed, **options)
+            std = [1 + 0.2 * seed + (37 * index % NETS[net]) / NETS[net] for index in range(NETS[net])]
+            found[f"{net} {seed}"] = write_layers(folder, std)
+    return found
+
+
+def read(runs: Path) -> tuple[Run, ...]:
+    collection = collect([runs])
+    assert not collection.broken
+    return collection.runs
+
+
+def drawn(figure: Any) -> list[dict[str, tuple[list[float], list[float]]]]:
+    """x and y of each line by its label, panel by panel."""
+    return [
+        {
+            line.get_label(): ([*map(float, line.get_xdata())], [*map(float, line.get_ydata())])
+            for line in axes.get_lines()
+        }
+        for axes in figure.axes
+    ]
+
+
+def foot(figure: Any) -> str:
+    return " ".join(text.get_text() for text in reversed(figure.texts))
+
+
+def figure_of(runs: Path, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    return make_figure(read(runs), plotting.palette_named("paper"), **options)
+
+
+def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_path: Path) -> None:
+    found = made(tmp_path, *NETS)
+    figure, notes = figure_of(tmp_path)
+    top, bottom = drawn(figure)
+    names = {"plain20": "plain-20", "plain56": "plain-56", "resnet20": "ResNet-20", "resnet56": "ResNet-56"}
+    for net, label in (names | {"resnet110": "ResNet-110"}).items():
+        std = found[f"{net} 0"].std
+        assert top[f"ours {label}"] == (list(range(1, NETS[net] + 1)), pytest.approx(std))
+        assert bottom[f"ours {label}"][1] == pytest.approx(sorted(std, reverse=True))
+    assert notes == ()
+    assert len(top) == len(bottom) == 5
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "layer index (original)", "layer index (sorted by magnitude)",
+    ]  # fmt: skip
+
+
+def test_several_seeds_give_their_mean_and_a_band(tmp_path: Path) -> None:
+    found = made(tmp_path, "resnet20", seeds=3)
+    figure, _ = figure_of(tmp_path)
+    mean = [sum(layer) / 3 for layer in zip(*(each.std for each in found.values()), strict=True)]
+    assert drawn(figure)[0]["ours ResNet-20"][1] == pytest.approx(mean)
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (min(band), max(band)) == pytest.approx((min(mean) - 0.2, max(mean) + 0.2))
+    assert "bands: ± standard deviation" in foot(figure)
+
+
+def test_plain_nets_are_dashed_and_depths_have_the_papers_colours(tmp_path: Path) -> None:
+    made(tmp_path, *NETS)
+    figure, _ = figure_of(tmp_path)
+    styles = {
+        line.get_label(): (line.get_linestyle(), line.get_color()) for line in figure.axes[0].get_lines()
+    }
+    assert styles["ours plain-56"] == ("--", "#ff0000")
+    assert styles["ours ResNet-56"] == ("-", "#ff0000")
+    assert styles["ours ResNet-110"] == ("-", "#000000")
+    legend = figure.axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "plain-20", "plain-56", "ResNet-20", "ResNet-56", "ResNet-110",
+    ]  # fmt: skip
+
+
+def test_the_papers_curves_are_those_read_off_its_figure(tmp_path: Path) -> None:
+    made(tmp_path, "resnet20")
+    figure, _ = figure_of(tmp_path, paper=True)
+    theirs = curves("figure7")
+    for panel, name in zip(drawn(figure), ("top(original)", "bottom(sorted)"), strict=True):
+        for label in ("plain-20", "plain-56", "ResNet-20", "ResNet-56", "ResNet-110"):
+            rows = theirs[(theirs["panel"] == name) & (theirs["series"] == label)].sort_values("x")
+            assert panel[f"paper {label}"][0] == rows["x"].tolist()
+            assert panel[f"paper {label}"][1] == pytest.approx(rows["value"].tolist(), abs=0.0015)
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts[:2] == ["ResNet-20", "plain-20, the paper's alone"]
+    assert "Pale lines: the paper's curves" in foot(figure)
+
+
+@pytest.mark.parametrize(
+    ("std", "ends"),
+    [(1.0, (0.5, 3.5)), (3.5, (0.5, 3.5)), (3.51, (0.5, 4.0)), (0.3, (0.0, 3.5)), (20.2, (0.5, 20.5))],
+)
+def test_the_frame_is_the_papers_or_wider_where_a_line_needs_it(
+    tmp_path: Path, std: float, ends: tuple[float, float]
+) -> None:
+    write_layers(write_run(tmp_path), [std, *[1.0] * 18])
+    figure, _ = figure_of(tmp_path)
+    assert all(axes.get_ylim() == ends for axes in figure.axes)
+    assert all(axes.get_xlim() == (0, 110) for axes in figure.axes)
+    assert ("own frame ends at 0.5 and 3.5" in foot(figure)) is (ends != (0.5, 3.5))
+
+
+def test_cifar_comes_before_longer_runs_on_the_digits_which_are_called_so(tmp_path: Path) -> None:
+    made(tmp_path / "both", "plain20", "plain56", dataset="digits")
+    made(tmp_path / "both", "plain20", iterations=2000)
+    cells, _ = select(read(tmp_path / "both"))
+    assert [run.name for cell in cells.values() for run in cell] == ["cifar10-plain20+iterations=2000"]
+    made(tmp_path / "digits", "plain20", dataset="digits")
+    figure, _ = figure_of(tmp_path / "digits")
+    assert figure.axes[0].get_title() == "scikit-learn's digits, not CIFAR-10"
+    assert "all 359 test images" in foot(figure)
+    assert "dataset digits instead of CIFAR-10" in foot(figure)
+
+
+def test_length_split_and_images_are_told(tmp_path: Path) -> None:
+    made(tmp_path, "plain20", iterations=2000, split="45k5k")
+    figure, _ = figure_of(tmp_path)
+    assert "Shortened: 2,000 of the paper's 64,000 iterations, 1 seed per net, 45k/5k split." in foot(figure)
+    assert "all 5,000 validation images" in foot(figure)
+
+
+def test_runs_that_were_not_measured_are_named(tmp_path: Path) -> None:
+    made(tmp_path, "plain20")
+    write_run(tmp_path, "cifar10-resnet56", 4)
+    write_run(tmp_path, "cifar10-resnet32")  # which the figure does not show
+    _, notes = figure_of(tmp_path)
+    assert notes == ("Not drawn, not measured by `resrepro responses RUN`: cifar10-resnet56 seed 4.",)
+
+
+def test_nothing_to_draw_is_told_with_the_way_out(tmp_path: Path) -> None:
+    write_run(tmp_path, "cifar10-resnet56")
+    with pytest.raises(RecordError, match=r"`resrepro responses RUN` measures it.*cifar10-resnet56 seed 0"):
+        figure_of(tmp_path)
+    figure, _ = figure_of(tmp_path, paper=True)
+    assert "no runs of ours" in foot(figure)
+
+
+def test_equal_records_give_equal_files(tmp_path: Path) -> None:
+    made(tmp_path / "runs", "plain20", "resnet20")
+    one, other = (
+        exhibits.plot("figure7", tmp_path / "runs", tmp_path / name, paper=True, palette="safe")
+        for name in ("a", "b")
+    )
+    assert [path.name for path in one] == ["figure7.png", "figure7.svg"]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+# --- in numbers -------------------------------------------------------------------------------------
+
+
+def test_the_table_holds_the_papers_numbers_and_means_of_ours(tmp_path: Path) -> None:
+    for seed, last in ((0, 2.0), (1, 3.0)):
+        write_layers(
+            write_run(tmp_path, "cifar10-resnet20", seed), [1.5, *[1.0] * 17, last],
+            gradient_norm_start=(8.0, *[2.0] * 18), gradient_norm_end=(1.0, *[500.0] * 18),
+        )  # fmt: skip
+    table = build(read(tmp_path))
+    at = next(number for number, row in enumerate(table.rows) if row.cells[0] == "ResNet-20")
+    assert table.rows[at].cells == ("ResNet-20", "1.71", "2.50", "1.13", "1.62", "1.54", "", "")
+    assert table.rows[at + 1].cells == (
+        "↳ ours", "1.50±0.00", "2.50±0.71", "1.00±0.00", "1.11±0.04", "1.00±0.00", "4.0", "500",
+    )  # fmt: skip
+    record = table.frame.set_index("net").loc["ResNet-20"]
+    assert (record["n"], record["response_std_last_ours"], record["gradient_ratio_start"]) == (2, 2.5, 4)
+    assert table.rows[1].cells[1:] == ("—",) * 7
+    assert (
+        "plain-20",
+        "resrepro train --depth 20 --plain && resrepro responses runs/cifar10-plain20/seed0",
+    ) in table.missing
+
+
+def test_a_layer_without_any_gradient_is_no_ratio(tmp_path: Path) -> None:
+    write_layers(write_run(tmp_path), gradient_norm_end=(0.0, *[1.0] * 18))
+    assert build(read(tmp_path)).rows[5].cells[-1] == "inf"
+
+
+def test_the_table_and_the_figure_show_nets_that_the_paper_has_numbers_of() -> None:
+    nets = {(depth, group["plain"]) for group in plan()["nets"] for depth in group["depths"]}
+    assert len(nets) == len(build(()).rows) / 2 == 5
