@@ -36,6 +36,7 @@ types: .venv/installed
 tables: .venv/installed  ## regenerate tables/ from the committed records
 	$(BIN)/resrepro compare table1 table2 table3 table4 table5 table6 $(RESULTS) --tables tables
 	$(BIN)/resrepro compare figure1 figure4 figure6 demo $(RESULTS) --tables tables
+	$(BIN)/resrepro claims $(RESULTS) --tables tables
 
 figures: .venv/installed  ## regenerate figures/ from the committed records
 	$(BIN)/resrepro plot figure3 $(RESULTS) --figures figures

@@ -15,6 +15,7 @@ from resrepro import catalogue
 from resrepro.records import Run
 from resrepro.specs import IMAGENET_CLASSES, IMAGENET_IMAGES
 
+ON_VALIDATION = "validation images, not on the test set"
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -101,7 +102,7 @@ class Cell:
             sentences += data_told(self.first.classes, data["images"], sentences)
         elif self.first.headline_split == "val":
             size = data["images"]["val"]
-            sentences.append(f"error on the {size:,} validation images, not on the test set")
+            sentences.append(f"error on the {size:,} {ON_VALIDATION}")
         if self.first.env["mode"] != "default":
             sentences.append(f"trained in mode {self.first.env['mode']}")
         for quantity in quantities:

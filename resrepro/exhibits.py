@@ -24,7 +24,9 @@ from resrepro.errors import UsageError
 from resrepro.panels import render
 from resrepro.paper import layouts
 from resrepro.plotting import Drawing
+from resrepro.power_table import build_power
 from resrepro.records import DEFAULT_FOLDERS, Collection, Run, collect
+from resrepro.statistics_table import build_statistics
 from resrepro.tables import Table, write_table
 
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
@@ -89,6 +91,16 @@ def build_table(exhibit: str, found: Collection) -> Table:
     if exhibit == FIGURE_7:
         return responses_table.build(found.runs)
     return comparison.build(exhibit, found.runs, found.ensembles)
+
+
+def tables_about(exhibit: str, runs: Sequence[Run], statistics: bool, power: bool) -> list[Table]:
+    """What the runs of an exhibit tell beyond its means: its statistics, and the power of more seeds.
+
+    Raises:
+        UsageError: for an exhibit that is not of single nets.
+    """
+    made = [(statistics, build_statistics), (power, build_power)]
+    return [build(exhibit, runs) for wanted, build in made if wanted]
 
 
 def draw_figure(

@@ -36,8 +36,9 @@ LAYERS = {
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
         "benchmark.report", "captions", "cells", "claims", "comparison", "ensembling", "exhibits",
-        "goals", "lettering", "panels", "paper", "planning", "plotting", "progress",
-        "responses_figure", "responses_table", "selection", "sheets", "significance", "tables",
+        "goals", "lettering", "panels", "paper", "planning", "plotting", "power_table", "progress",
+        "responses_figure", "responses_table", "selection", "sheets", "significance",
+        "statistics_table", "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
     "asking": ("benchmark.children", "benchmark.contest", "costs", "estimates"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from resrepro.architectures import Architecture, Part, architectures, vgg19
-from resrepro.claims.entries import Source, Test, value_of
+from resrepro.claims.entries import Check, Source, value_of
 from resrepro.claims.testing import FAILED, HELD, Outcome
 
 VGG_19 = "VGG-19"
@@ -18,7 +18,7 @@ COUNTS: Mapping[str, Callable[[Architecture], int]] = {
 }
 
 
-def count(test: Test) -> Outcome:
+def count(test: Check) -> Outcome:
     """The outcome of a test of kind `count`: exact, so it either holds or fails."""
     low, high = test.region
     if test.measure == "work_with_projection":
@@ -58,7 +58,7 @@ def spell_ratio(ratio: float) -> str:
     return f"{100 * ratio:.1f} %"
 
 
-def paper_ratio(test: Test) -> str:
+def paper_ratio(test: Check) -> str:
     """The paper's own two counts and their ratio."""
     values = [value_of(source) for source in test.ratio]
     told = " against ".join(

@@ -39,7 +39,7 @@ class Net:
 
 
 @dataclass(frozen=True)
-class Test:
+class Check:
     """One of the things that must hold for a claim; see the head of claims.toml for the kinds."""
 
     kind: str
@@ -69,7 +69,7 @@ class Claim:
     number: int
     section: str
     words: str
-    tests: tuple[Test, ...]
+    tests: tuple[Check, ...]
     printed: tuple[tuple[str, Source], ...] = ()
     said: str = ""
     note: str = ""
@@ -119,7 +119,7 @@ def _claim(entry: Mapping[str, Any]) -> Claim:
     return Claim(**{**entry, **changed})
 
 
-def _test(entry: Mapping[str, Any]) -> Test:
+def _test(entry: Mapping[str, Any]) -> Check:
     changed: dict[str, Any] = {"nets": tuple(_net(net) for net in entry.get("nets", ()))}
     if "region" in entry:
         low, high = entry["region"]
@@ -129,7 +129,7 @@ def _test(entry: Mapping[str, Any]) -> Test:
     if isinstance(entry.get("over"), list):
         changed["over"] = _source(entry["over"])
     changed["needs"] = tuple(entry.get("needs", ()))
-    test = Test(**{**entry, **changed})
+    test = Check(**{**entry, **changed})
     if test.kind not in KINDS or not set(test.needs) <= set(NEEDS):
         raise AssertionError(f"claims.toml has no test of kind {test.kind} that needs {test.needs}")
     return test

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from resrepro.claims.counting import TITLES, count, paper_ratio, spell_count
-from resrepro.claims.entries import Claim, Source, Test, claims, value_of
+from resrepro.claims.entries import Check, Claim, Source, claims, value_of
 from resrepro.claims.measures import MEASURES, Measure, paper_curve, paper_row, paper_value
 from resrepro.claims.protocols import Protocol, protocols_of
 from resrepro.claims.testing import UNDECIDED, Outcome, smoothed, together, try_out
@@ -111,7 +111,7 @@ def _rulings(claim: Claim, runs: Iterable[Run]) -> list[Ruling]:
         return [Ruling("", "", UNTESTABLE, claim.untestable)]
     if not claim.nets:
         return [_ruling(claim, None)]
-    found = protocols_of(claim, runs)
+    found = protocols_of(claim.nets, runs)
     return [_ruling(claim, protocol) for protocol in found] or [_ruling(claim, None)]
 
 
@@ -146,16 +146,16 @@ def _why(claim: Claim, outcomes: Sequence[Outcome]) -> str:
     return "; ".join(text for text in told if text)
 
 
-def _title(test: Test) -> str:
+def _title(test: Check) -> str:
     return TITLES[test.measure] if test.kind == "count" else MEASURES[test.measure].title
 
 
-def _quantity(test: Test) -> str:
+def _quantity(test: Check) -> str:
     unit = "" if test.kind == "count" else MEASURES[test.measure].unit
     return _title(test) + (f" ({unit})" if unit else "")
 
 
-def _joined(tests: Sequence[Test], told: Sequence[Sequence[str]]) -> str:
+def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]]) -> str:
     """What is told of each test, each thing once, led by its quantity where they are of several."""
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
@@ -180,7 +180,7 @@ def _spell(source: Source) -> str:
     return spell_count(value) if value >= 1e6 else f"{published()[source].value:g}"
 
 
-def _paper_of(test: Test) -> list[str]:
+def _paper_of(test: Check) -> list[str]:
     """The paper's own values for a test, one by one."""
     if test.kind == "count":
         return [paper_ratio(test)] if test.ratio else []
@@ -201,7 +201,7 @@ def _paper_net(measure: Measure, exhibit: str, row: str) -> str:
     return measure.number(number.value) + (f"±{number.std:.{measure.digits}f}" if number.std else "")
 
 
-def _paper_curves(test: Test, rows: Sequence[str]) -> str:
+def _paper_curves(test: Check, rows: Sequence[str]) -> str:
     """At how many of the samples that the paper drew of both nets its first one lies above the second."""
     curves = [{round(at): error for at, error in paper_curve(test.paper, row).items()} for row in rows]
     told = []

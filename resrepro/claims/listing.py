@@ -25,7 +25,7 @@ REMARKS = (
     "within the spread over seeds is never called held, nor is one seed each.",
     "Several comparisons: a claim that held needs each of them at 95 %; one that failed has one beyond "
     "the interval of 1 − 0.05/k, k being the number of its comparisons (Bonferroni). Over claims "
-    "nothing is corrected: of forty that no truth is behind one would be called held by chance.",
+    "nothing is corrected: a claim with nothing behind it would be called held in one case of forty.",
     "Runs: a verdict is on one protocol, the paper's own if there are runs of it, else the one on the "
     "paper's data that has most nets and seeds, whichever way it speaks; those on other protocols stand "
     "below (↳). A shortened schedule or other images give a verdict on just these.",

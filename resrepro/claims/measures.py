@@ -74,6 +74,11 @@ def weakest(values: Sequence[float]) -> float:
     return min(values) / middle if middle else 0.0
 
 
+def _mean_of_curve(run: Run) -> float | None:
+    errors = run.top1_errors("train").values()
+    return statistics.fmean(errors) if errors else None
+
+
 def _time_to(level: float, training: bool, unit: Callable[[Run], float]) -> Reading:
     """How long until an error is below a level for the first time; the whole run if it never is."""
 
@@ -91,7 +96,7 @@ def _epoch(run: Run) -> float:
 
 def _warmup(run: Run) -> float | None:
     switch = run.result.get("warmup_switch")
-    return None if switch is None else float(switch)
+    return float(switch) if type(switch) is int else None
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -113,7 +118,7 @@ MEASURES: Mapping[str, Measure] = {
         command=_eval("multi_scale"),
     ),
     "train_curve": Measure(
-        "mean training error of the run", lambda run: _mean_of_curve(run), unit="%"
+        "mean training error of the run", _mean_of_curve, unit="%"
     ),
     "iterations_to_50": Measure(
         "iterations to below 50 % error", _time_to(50, False, lambda run: 1), digits=0, level=(50, False)
@@ -141,10 +146,6 @@ MEASURES: Mapping[str, Measure] = {
         _of_responses(lambda found: weakest(found.gradient_norm_end)), command=_respond,
     ),
 }  # fmt: skip
-
-
-def _mean_of_curve(run: Run) -> float:
-    return statistics.fmean(run.top1_errors("train").values())
 
 
 def paper_row(exhibit: str, experiment: str, label: str) -> str:

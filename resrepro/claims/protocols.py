@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from resrepro import catalogue
 from resrepro.cells import Cell
-from resrepro.claims.entries import Claim, Net
+from resrepro.claims.entries import Net
 from resrepro.records import Run
 from resrepro.selection import FREE_SETTINGS, iterations_of, protocol_of
 from resrepro.specs import FAMILIES, Spec, recipe_from_json, spell
@@ -110,20 +110,27 @@ def paper_command(net: Net, seeds: int) -> str:
     return with_seeds(catalogue.command_for(net.spec), seeds)
 
 
-def protocols_of(claim: Claim, runs: Iterable[Run]) -> list[Protocol]:
-    """The protocols under which there are runs for a claim, the one that says most of it first."""
-    groups: dict[str, dict[Net, dict[tuple[str, str, str], list[Run]]]] = {}
-    nets = claim.nets
+def protocols_of(nets: Sequence[Net], runs: Iterable[Run]) -> list[Protocol]:
+    """The protocols under which there are runs of some nets, the one that says most of them first."""
+    members: dict[tuple[Net, tuple[str, str, str]], list[Run]] = {}
     for run in runs:
         for net in nets:
-            if run.finished and is_of(run, net) and _is_understood(run):
-                groups.setdefault(protocol_of(run), {}).setdefault(net, {}).setdefault(run.cell, []).append(
-                    run
-                )
-    found = [
-        Protocol({net: _largest(group[net]) for net in nets if net in group}) for group in groups.values()
+            if run.finished and is_of(run, net):
+                members.setdefault((net, run.cell), []).append(run)
+    groups: dict[str, dict[Net, list[Cell]]] = {}
+    for (net, _), found in sorted(members.items(), key=lambda item: item[0][1]):
+        if _is_understood(found[0]):
+            cell = Cell(tuple(sorted(found, key=lambda run: run.seed)))
+            groups.setdefault(protocol_of(cell.first), {}).setdefault(net, []).append(cell)
+    protocols = [
+        Protocol({net: max(group[net], key=_size) for net in nets if net in group})
+        for group in groups.values()
     ]
-    return sorted(found, key=lambda protocol: (protocol.support, protocol.name), reverse=True)
+    return sorted(protocols, key=lambda protocol: (protocol.support, protocol.name), reverse=True)
+
+
+def _size(cell: Cell) -> tuple[bool, int]:
+    return cell.first.exact, len(cell.runs)
 
 
 def _spec_of(run: Run) -> Spec:
@@ -139,18 +146,13 @@ def _is_understood(run: Run) -> bool:
         return False
 
 
-def _largest(cells: Mapping[tuple[str, str, str], Sequence[Run]]) -> Cell:
-    best = max(sorted(cells), key=lambda key: (cells[key][0].exact, len(cells[key])))
-    return Cell(tuple(sorted(cells[best], key=lambda run: run.seed)))
-
-
 def is_of(run: Run, net: Net) -> bool:
     """Whether a run is one of a net, on whichever images and however long.
 
     The shortcuts and the warm-up belong to the net, and so do the settings that it names.
     """
     dataset, _, rest = net.experiment.partition("-")
-    if run.experiment not in (net.experiment, f"{STAND_INS[dataset]}-{rest}"):
+    if run.experiment not in (net.experiment, f"{STAND_INS.get(dataset, dataset)}-{rest}"):
         return False
     own = catalogue.find(run.experiment).spec()
     wanted = dict(net.settings)

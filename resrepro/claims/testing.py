@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from resrepro.cells import Cell
-from resrepro.claims.entries import Net, Region, Test
+from resrepro.claims.entries import Check, Net, Region
 from resrepro.claims.measures import MEASURES, Measure
 from resrepro.claims.protocols import Protocol, paper_command
 from resrepro.records import Run
@@ -63,7 +63,7 @@ def state_of(estimate: Estimate | None, region: Region, comparisons: int) -> str
     return FAILED if high < region[0] or region[1] < low else UNDECIDED
 
 
-def try_out(test: Test, protocol: Protocol | None, comparisons: int) -> Outcome:
+def try_out(test: Check, protocol: Protocol | None, comparisons: int) -> Outcome:
     """The outcome of a test on the runs of a protocol, None if there are none.
 
     `comparisons` is how many its claim makes in all.
@@ -103,7 +103,7 @@ def _read(measure: Measure, cell: Cell) -> list[float]:
     return [value for value in found if value is not None]
 
 
-def _what_it_needs(test: Test, protocol: Protocol) -> str:
+def _what_it_needs(test: Check, protocol: Protocol) -> str:
     """Why runs of a protocol cannot decide a test, whatever they say."""
     if "data" in test.needs and not protocol.own_data:
         return "an absolute level of the paper's data: other images do not decide it"
@@ -132,7 +132,7 @@ class _Comparison:
         return " less ".join(net.label for net in self.nets)
 
 
-def _comparisons(test: Test, values: Values) -> list[_Comparison]:
+def _comparisons(test: Check, values: Values) -> list[_Comparison]:
     if test.kind == "within":
         return [_Comparison((net,), mean_of(values[net]), test.region) for net in test.nets if net in values]
     region = (-test.margin, test.margin) if test.kind == "alike" else ABOVE
@@ -143,7 +143,7 @@ def _comparisons(test: Test, values: Values) -> list[_Comparison]:
     ]
 
 
-def _by_means(test: Test, protocol: Protocol, values: Values, comparisons: int) -> Outcome:
+def _by_means(test: Check, protocol: Protocol, values: Values, comparisons: int) -> Outcome:
     """A test of means: each comparison told, and what more seeds would decide."""
     measure = MEASURES[test.measure]
     states, told, commands, single = [], [], [], []
@@ -206,7 +206,7 @@ def _undecided(each: _Comparison, values: Values) -> tuple[str, int]:
     return f"{told}; such a gap takes about {wanted} seeds per net", wanted
 
 
-def _throughout(test: Test, protocol: Protocol, values: Values, comparisons: int) -> Outcome:
+def _throughout(test: Check, protocol: Protocol, values: Values, comparisons: int) -> Outcome:
     """A test of two curves: their means over the whole run by Welch's test, and no stretch the other way.
 
     A stretch is the mean of `window` samples in a row. It speaks against the claim where it is the other

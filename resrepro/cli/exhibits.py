@@ -53,9 +53,16 @@ def compare(
     tables: Annotated[
         Path, typer.Option("--tables", metavar="DIR", help="Where the tables are written.")
     ] = Path("tables"),
+    statistics: Annotated[
+        bool,
+        typer.Option("--statistics", help="Instead: last, best run, best sample, chosen on validation."),
+    ] = False,
+    power: Annotated[
+        bool, typer.Option("--power", help="Instead: seeds that it takes to tell neighbouring nets apart.")
+    ] = False,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.exhibits import build_table, check_table
+    from resrepro.exhibits import build_table, check_table, tables_about
     from resrepro.tables import to_rich, write_table
 
     names = exhibits or ["table6"]
@@ -63,8 +70,11 @@ def compare(
         check_table(name)
     found = read_records(runs)
     console = Console(highlight=False)
-    for name in names:
-        table = build_table(name, found)
+    if statistics or power:
+        made = [t for name in names for t in tables_about(name, found.runs, statistics, power)]
+    else:
+        made = [build_table(name, found) for name in names]
+    for table in made:
         console.print(to_rich(table))
         paths = write_table(table, tables)
         console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)

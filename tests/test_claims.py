@@ -1,0 +1,508 @@
+"""Verdicts on made-up records whose truth is known, and the paper's own values against the sheet."""
+
+import csv
+import dataclasses
+import io
+import math
+import shlex
+
+import numpy as np
+import pytest
+import typer
+from commands import call
+
+from resrepro.architectures import architectures
+from resrepro.claims import claims, find_claim, judge, table
+from resrepro.claims.counting import count, projection_ratios
+from resrepro.claims.entries import value_of
+from resrepro.claims.judging import paper_words, verdict_on
+from resrepro.claims.listing import summary
+from resrepro.claims.measures import MEASURES, weakest
+from resrepro.claims.testing import FAILED, HELD, UNDECIDED, state_of
+from resrepro.cli import app
+from resrepro.errors import UsageError
+from resrepro.records import collect
+from resrepro.responses import Responses
+from resrepro.significance import difference_of
+from resrepro.tables import to_csv, to_latex, to_markdown
+
+COMMANDS = typer.main.get_command(app).commands
+SHORT = {"iterations": 2000, "split": "45k5k"}
+SPREAD = (-0.2, 0.0, 0.2)
+
+
+def runs_in(folder):
+    found = collect([folder])
+    assert not found.broken
+    return found.runs
+
+
+def verdict(number, folder):
+    return verdict_on(find_claim(number), runs_in(folder))
+
+
+@pytest.fixture(autouse=True)
+def hasty_disk(monkeypatch):
+    """Made-up records need not survive a power cut, and hundreds of them are written here."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def train(make_run, tmp_path):
+    """Write finished made-up runs of a net: one seed per pair of training and held-out error."""
+
+    def write(experiment, *errors, end=64_000, **options):
+        for seed, error in enumerate(errors):
+            first, second = error if isinstance(error, tuple) else (error, error)
+            make_run(tmp_path, experiment, seed, curve=[(end, first, second)], **options)
+        return tmp_path
+
+    return write
+
+
+def around(middle, spread=SPREAD):
+    return [round(middle + shift, 4) for shift in spread]
+
+
+# --- the data -----------------------------------------------------------------------------------------
+
+
+def test_there_are_27_claims_in_the_papers_order():
+    assert [claim.number for claim in claims()] == list(range(1, 28))
+
+
+@pytest.mark.parametrize("claim", claims(), ids=lambda claim: f"claim{claim.number}")
+def test_every_claim_is_whole_and_every_net_and_number_in_it_exists(claim):
+    assert claim.words.endswith(".")
+    assert claim.section
+    assert bool(claim.tests) != bool(claim.untestable)
+    assert paper_words(claim)
+    for net in claim.nets:
+        assert net.spec.depth > 0
+        assert net.label
+    for test in claim.tests:
+        assert test.region[0] <= test.region[1]
+        assert (test.kind == "count") == (not test.nets)
+        assert test.kind == "count" or test.measure in MEASURES
+        assert len(test.nets) >= 2 or test.kind in ("within", "count")
+        assert (test.kind == "alike") == (test.margin > 0)
+    for _, source in claim.printed:
+        assert value_of(source) > 0
+
+
+# The right-hand column of the sheet of claims, transcribed independently of published.csv.
+@pytest.mark.parametrize(
+    ("number", "parts"),
+    [
+        (1, ["training error: plain-56 5.64, plain-20 1.39", "test error: plain-56 13.26, plain-20 9.65"]),
+        (2, ["plain-56 5.61, plain-44 2.73, plain-32 1.30, plain-20 1.38"]),
+        (3, ["above 60"]),
+        (4, ["8.75", "7.51", "7.17", "6.97", "6.61±0.16"]),
+        (5, ["1.70 million", "2.50 million", "2.30 million", "6.43"]),
+        (6, ["about 400"]),
+        (8, ["below 0.1"]),
+        (9, ["ResNet-1202 7.93"]),
+        (10, ["plain-20 1.822, ResNet-20 1.622, plain-56 1.515, ResNet-56 1.134"]),
+        (11, ["1.622", "1.134", "0.987"]),
+        (12, ["plain-34 above plain-18 at 92 of 99 samples, 97 of 97 stretches of 3"]),
+        (13, ["plain-34 28.54, plain-18 27.94"]),
+        (14, ["ResNet-18 27.88, ResNet-34 25.03"]),
+        (15, ["plain-34 28.54, ResNet-34 25.03"]),
+        (16, ["plain-18 27.94, ResNet-18 27.88", "plain-18 120,000, ResNet-18 45,000"]),
+        (17, ["plain-34 28.54, ResNet-34 25.03, ResNet-34 (B) 24.52, ResNet-34 (C) 24.19"]),
+        (18, ["25.03", "24.52", "24.19"]),
+        (23, ["24.52", "22.85", "21.75", "21.43"]),
+        (24, ["ResNet-152 4.49", "4.82"]),
+        (25, ["18.4 %", "11.30 billion against VGG-16 15.30 billion"]),
+        (27, ["76.4", "73.2", "27.2", "21.2"]),
+    ],
+)
+def test_the_papers_values_are_those_of_the_sheet(number, parts):
+    told = paper_words(find_claim(number))
+    assert [part for part in parts if part not in told] == []
+
+
+def test_bounds_are_the_papers_own_numbers():
+    assert find_claim(3).tests[0].region == (60, math.inf)
+    assert find_claim(5).tests[2].region == (-math.inf, 7.54)
+    assert find_claim(8).tests[0].region == (-math.inf, 0.1)
+    assert find_claim(24).tests[0].region == (-math.inf, 4.82)
+
+
+def test_an_unknown_number_is_one_sentence():
+    with pytest.raises(UsageError, match="numbered from 1 to 27"):
+        find_claim(28)
+
+
+# --- without runs ---------------------------------------------------------------------------------------
+
+
+def test_without_runs_what_is_counted_held_and_all_else_names_its_commands():
+    found = judge([])
+    assert {v.number: v.verdict for v in found if v.verdict != UNDECIDED} == {
+        22: HELD, 25: HELD, 26: HELD, 27: "not testable here",
+    }  # fmt: skip
+    assert summary(found) == "3 held, 0 failed, 23 undecided, 1 not testable here"
+    for each in found:
+        assert bool(each.commands) == (each.verdict == UNDECIDED)
+        assert each.verdict != UNDECIDED or "no runs of" in each.why
+        for command in each.commands:
+            name, *words = shlex.split(command)[1:]
+            COMMANDS[name].make_context(name, words)
+
+
+def test_the_count_of_a_projection_is_that_done_by_hand():
+    first = projection_ratios(architectures()["imagenet-resnet50"])[0]
+    own = 256 * 64 + 9 * 64 * 64 + 64 * 256
+    assert first == pytest.approx((own + 256 * 256) / own)
+
+
+def test_a_count_outside_of_its_region_fails():
+    test = find_claim(25).tests[0]
+    assert count(test).state == HELD
+    assert count(dataclasses.replace(test, region=(0.3, 0.4))).state == FAILED
+
+
+# --- differences over seeds -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("deep", "shallow", "state", "why"),
+    [
+        (around(13.3), around(9.7), HELD, "plain-56 less plain-20 3.60 [3.15, 4.05]"),
+        (around(9.7), around(13.3), FAILED, "the other way"),
+        (around(9.8), around(9.7), UNDECIDED, "within the spread over seeds"),
+        ([13.3], [9.7], UNDECIDED, "needs more than one seed of plain-56, plain-20"),
+        (around(13.3), [9.7], UNDECIDED, "needs more than one seed of plain-20"),
+        ([5.0, 5.0], [4.0, 4.0], UNDECIDED, "no spread"),
+    ],
+)
+def test_a_difference_counts_only_beyond_the_spread_over_seeds(train, deep, shallow, state, why):
+    train("cifar10-plain56", *deep)
+    found = verdict(1, train("cifar10-plain20", *shallow))
+    assert (found.verdict, why in found.why) == (state, True), found.why
+    assert found.notes == ()  # the paper's own protocol
+    assert bool(found.commands) == (state == UNDECIDED and "no spread" not in why)
+
+
+def test_one_part_that_fails_is_enough_and_one_that_is_open_keeps_the_claim_open(train, tmp_path):
+    train("cifar10-plain56", *((e, 8.0) for e in around(5.6)))
+    train("cifar10-plain20", *((e, t) for e, t in zip(around(1.4), around(9.7), strict=True)))
+    assert verdict(1, tmp_path).verdict == FAILED  # training error as claimed, test error reversed
+    claim = dataclasses.replace(find_claim(1), tests=find_claim(1).tests[:1])
+    assert verdict_on(claim, runs_in(tmp_path)).verdict == HELD
+
+
+def test_how_many_seeds_a_gap_takes_is_in_the_command(train):
+    train("cifar10-plain56", *around(9.8))
+    found = verdict(1, train("cifar10-plain20", *around(9.7)))
+    assert "takes about 64 seeds per net" in found.why  # a gap of half a deviation: Cohen's 64
+    assert "resrepro train --depth 56 --plain --seeds 0-63" in found.commands
+
+
+def test_of_an_order_every_neighbour_counts_and_a_missing_net_keeps_it_open(train):
+    for net, error in (("20", 8.7), ("32", 7.5), ("44", 7.1), ("56", 6.9)):
+        folder = train(f"cifar10-resnet{net}", *around(error, (-0.02, 0, 0.02)))
+    found = verdict(4, folder)
+    assert (found.verdict, found.commands) == (UNDECIDED, ("resrepro train --depth 110 --seeds 0-4",))
+    assert "no runs of ResNet-110" in found.why
+    train("cifar10-resnet110", *around(6.6, (-0.02, 0, 0.02)))
+    assert verdict(4, folder).verdict == HELD
+    train("cifar10-resnet110", *around(7.4, (-0.02, 0, 0.02)))
+    assert verdict(4, folder).verdict == FAILED
+
+
+def test_an_order_fails_even_if_nets_of_it_are_missing(train):
+    train("cifar10-resnet20", *around(7.0))
+    assert verdict(4, train("cifar10-resnet56", *around(9.0))).verdict == FAILED
+
+
+def test_failing_is_judged_the_more_strictly_the_more_comparisons_a_claim_makes():
+    gap = difference_of([10, 10.2, 10.1, 9.9], [10.2, 10.45, 10.4, 10.3])
+    assert gap.interval(0.95)[1] < 0 < gap.interval(1 - 0.05 / 4)[1]
+    above = (0.0, math.inf)
+    assert [state_of(gap, above, k) for k in (1, 4)] == [FAILED, UNDECIDED]
+
+
+def test_without_a_true_difference_a_claim_is_rarely_said_to_have_held():
+    rng = np.random.default_rng(2)
+    states = [
+        state_of(difference_of(list(a), list(b)), (0.0, math.inf), 1)
+        for a, b in rng.normal(0, 1, (2000, 2, 3))
+    ]
+    assert states.count(HELD) / 2000 < 0.03
+    assert states.count(FAILED) / 2000 < 0.03
+
+
+# --- which runs count -----------------------------------------------------------------------------------
+
+
+def test_a_shortened_protocol_gives_a_verdict_that_says_so(train):
+    train("cifar10-plain56", *around(70), end=2000, **SHORT)
+    found = verdict(1, train("cifar10-plain20", *around(28), end=2000, **SHORT))
+    assert (found.verdict, found.protocol) == (HELD, "CIFAR-10, 2,000 of 64,000 iterations, split 45k5k")
+    assert found.notes[-1].startswith("About the shortened protocol")
+    assert "error on the 5,000 validation images" in found.notes[-1]
+
+
+def test_more_seeds_are_asked_for_under_the_protocol_that_is_there(train):
+    train("cifar10-plain56", 70, end=2000, precision="bf16", mode="fast", **SHORT)
+    found = verdict(1, train("cifar10-plain20", 28, end=2000, precision="bf16", mode="fast", **SHORT))
+    assert found.commands == tuple(
+        f"resrepro train --depth {depth} --plain --iterations 2000 --split 45k5k --fast --seeds 0-4"
+        for depth in (56, 20)
+    )
+
+
+def test_digits_stand_in_and_are_named(train):
+    train("digits-plain56", *around(40), end=240)
+    found = verdict(2, train("digits-plain20", *around(1), end=240))
+    assert (found.verdict, found.protocol) == (UNDECIDED, "digits")
+    assert "resrepro train --dataset digits --depth 44 --plain --seeds 0-4" in found.commands
+
+
+def test_the_papers_own_protocol_comes_first_whatever_it_says_and_others_stand_beside(train):
+    for net, short, own in (("cifar10-plain56", 70, 13), ("cifar10-plain20", 28, 9)):
+        train(net, *around(short), end=2000, **SHORT)
+        folder = train(net, own)
+    for net, error in (("digits-plain56", 1), ("digits-plain20", 40)):
+        train(net, *around(error), end=240)
+    found = verdict(1, folder)
+    assert (found.protocol, found.verdict) == ("CIFAR-10", UNDECIDED)
+    assert [(other.protocol.split(",")[0], other.verdict) for other in found.others] == [
+        ("CIFAR-10", HELD),
+        ("digits", FAILED),
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"data": "other"}, {"mode": "fast"}, {"lr": 0.05}, {"bn_group": 64}],
+    ids=lambda other: next(iter(other)),
+)
+def test_nets_of_different_protocols_are_never_compared(train, other):
+    train("cifar10-plain56", *around(13.3))
+    found = verdict(1, train("cifar10-plain20", *around(9.7), **other))
+    assert found.verdict == UNDECIDED
+    assert "no runs of" in found.why
+    assert len(found.others) == 1
+
+
+def test_a_net_is_its_largest_cell_and_never_a_mixture(train):
+    train("cifar10-plain56", *around(13.3))
+    train("cifar10-plain20", *around(9.7))
+    found = verdict(1, train("cifar10-plain20", 20.0, eval_every=500))
+    assert "plain-20 9.70±0.20 (3)" in found.ours
+
+
+@pytest.mark.parametrize("status", ["partial", "diverged"])
+def test_unfinished_and_diverged_runs_never_count(train, status):
+    train("cifar10-plain56", *around(13.3))
+    found = verdict(1, train("cifar10-plain20", *around(9.7), status=status))
+    assert "no runs of plain-20" in found.why
+
+
+def test_a_record_with_settings_that_this_version_does_not_know_is_passed_over(train):
+    (run,) = runs_in(train("cifar10-plain110", 88))
+    strange = dataclasses.replace(run, spec=run.spec | {"recipe": run.spec["recipe"] | {"paint": "red"}})
+    assert verdict_on(find_claim(3), [run]).protocol == "CIFAR-10"
+    assert verdict_on(find_claim(3), [strange]).protocol == "none"
+
+
+def test_another_shortcut_option_is_another_net(train):
+    train("cifar10-resnet20", *around(8.7), shortcut="B")
+    assert verdict(4, train("cifar10-resnet56", *around(6.9))).ours == "ResNet-56 6.90±0.20 (3)"
+
+
+# --- the other kinds ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("errors", "state"),
+    [(around(88), HELD), (around(30), FAILED), (around(60.1), UNDECIDED), ([88], UNDECIDED)],
+)
+def test_a_mean_is_judged_against_the_papers_bound(train, errors, state):
+    assert verdict(3, train("cifar10-plain110", *errors)).verdict == state
+
+
+def test_a_shortened_run_decides_no_level_of_the_full_schedule(train):
+    found = verdict(3, train("cifar10-plain110", *around(88), end=2000, **SHORT))
+    assert (found.verdict, found.commands) == (
+        UNDECIDED,
+        ("resrepro train --depth 110 --plain --seeds 0-4",),
+    )
+    assert "a shortened one does not decide it" in found.why
+
+
+@pytest.mark.parametrize(
+    ("cold", "state"), [(6.62, HELD), (8.0, FAILED), (7.1, UNDECIDED)], ids=["alike", "apart", "open"]
+)
+def test_similar_means_within_the_stated_margin(make_run, tmp_path, cold, state):
+    for seed, shift in enumerate((-0.1, 0.0, 0.1, 0.05)):
+        ends = {"cold": cold + shift, "warm": 6.6 + shift}
+        late = [(1000, 91, 91), (2000, 89, 89)]
+        make_run(
+            tmp_path, "cifar10-resnet110", seed, warmup_lr=0.0,
+            curve=[*late, (3000 - 391 * seed, 85, 85), (64_000, 0.1, ends["cold"])][0 if seed % 2 else 1 :],
+        )  # fmt: skip
+        make_run(tmp_path, "cifar10-resnet110", seed, curve=[(1000, 70, 70), (64_000, 0.1, ends["warm"])])
+    claim = find_claim(7)
+    alike = dataclasses.replace(claim, tests=claim.tests[1:])
+    found = verdict_on(alike, runs_in(tmp_path))
+    assert found.verdict == state
+    assert found.ours.startswith("ResNet-110 (without warm-up)")
+
+
+def test_the_warm_up_and_when_an_error_is_reached(make_run, tmp_path):
+    for seed, (switch, first) in enumerate([(380, 3000), (420, 4000), (400, 5000)]):
+        own = [(1000, 70, 70), (64_000, 0.1, 6.6)]
+        make_run(tmp_path, "cifar10-resnet110", seed, curve=own, warmup_switch=switch)
+        late = [(1000, 95, 95), (first, 80, 80), (64_000, 0.1, 6.6)]
+        make_run(tmp_path, "cifar10-resnet110", seed, curve=late, warmup_lr=0.0)
+    found = verdict(6, tmp_path)
+    assert found.verdict == HELD
+    assert "iterations of the warm-up: ResNet-110 400±20 (3)" in found.ours
+    assert "ResNet-110 (without warm-up) 4,000±1000 (3), ResNet-110 1,000±0 (3)" in found.ours
+    epochs = verdict(7, tmp_path)
+    assert "epochs to below 90 % training error: ResNet-110 (without warm-up) 10.24±2.56 (3)" in epochs.ours
+
+
+def test_a_run_that_never_gets_below_a_level_counts_with_its_whole_length(make_run, tmp_path):
+    folder = make_run(tmp_path, "cifar10-resnet110", curve=[(64_000, 95, 95)])
+    assert MEASURES["iterations_to_90_train"].read(runs_in(tmp_path)[0]) == 64_000, folder
+
+
+def write_curves(make_run, folder, experiment, level, bumps=()):
+    """Three seeds of a flat training curve, higher at the samples in `bumps`."""
+    for seed, shift in enumerate(SPREAD):
+        points = [(5000 * k, level + shift + 20 * (k in bumps), 50) for k in range(1, 121)]
+        make_run(folder, experiment, seed, curve=points)
+
+
+@pytest.mark.parametrize(
+    ("deep", "bumps", "state", "told"),
+    [
+        (45, (), HELD, "above at 118 of 118 stretches of 3 samples"),
+        (45, (50, 51, 52), FAILED, "above at 113 of 118 stretches"),
+        (40.05, (), UNDECIDED, "above at 118 of 118"),
+        (39, (), FAILED, "above at 0 of 118"),
+    ],
+)
+def test_throughout_means_no_stretch_the_other_way(make_run, tmp_path, deep, bumps, state, told):
+    write_curves(make_run, tmp_path, "imagenet-plain34", deep)
+    write_curves(make_run, tmp_path, "imagenet-plain18", 40, bumps)
+    found = verdict(12, tmp_path)
+    assert (found.verdict, told in found.why) == (state, True), found.why
+
+
+def test_other_protocols_errors_are_read_from_evaluations_and_missing_ones_asked_for(make_run, tmp_path):
+    for seed, shift in enumerate(SPREAD):
+        make_run(
+            tmp_path,
+            "imagenet-plain34",
+            seed,
+            curve=[(600_000, 32, 33)],
+            evals={"ten_crop": (28.5 + shift, 10)},
+        )
+        make_run(tmp_path, "imagenet-resnet34", seed, curve=[(600_000, 25, 28)])
+    found = verdict(15, tmp_path)
+    assert (found.verdict, found.why) == (UNDECIDED, "not measured yet of ResNet-34")
+    assert found.commands[0].startswith("resrepro eval runs/imagenet-resnet34/seed0 ")
+    assert found.commands[0].endswith(" --protocol ten_crop --data DIR")
+    for seed, shift in enumerate(SPREAD):
+        make_run(
+            tmp_path,
+            "imagenet-resnet34",
+            seed,
+            curve=[(600_000, 25, 28)],
+            evals={"ten_crop": (25 + shift, 8)},
+        )
+    assert verdict(15, tmp_path).verdict == HELD
+
+
+# --- responses ------------------------------------------------------------------------------------------
+
+
+def with_responses(runs, std, gradients=(1.0, 1.0, 1.0)):
+    """The runs with made-up responses: `std` is a function of a run, the same for all its layers."""
+    return [
+        dataclasses.replace(
+            run,
+            responses=Responses(
+                ("a", "b", "c"), (std(run),) * 3, gradients, gradients, "test", 10_000, 128, "running",
+                run.digest, run.seed, 64_000,
+            ),
+        )
+        for run in runs
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("plain", "state"), [(1.5, HELD), (0.5, FAILED), (1.0, UNDECIDED)])
+def test_responses_are_compared_by_their_mean_over_layers(train, plain, state):
+    for net in ("plain20", "plain56", "resnet20", "resnet56"):
+        folder = train(f"cifar10-{net}", *around(9))
+    runs = with_responses(runs_in(folder), lambda run: (plain if run.spec["plain"] else 1) + 0.01 * run.seed)
+    assert verdict_on(find_claim(10), runs).verdict == state
+    assert verdict_on(find_claim(10), runs_in(folder)).commands[0].startswith("resrepro responses runs/")
+
+
+def test_a_deeper_residual_net_responds_less(train):
+    for net in (20, 56, 110):
+        folder = train(f"cifar10-resnet{net}", *around(7))
+    runs = with_responses(runs_in(folder), lambda run: 30 / run.spec["depth"] + 0.01 * run.seed)
+    assert verdict_on(find_claim(11), runs).verdict == HELD
+
+
+@pytest.mark.parametrize(("smallest", "state"), [(0.5, HELD), (0.0001, FAILED)])
+def test_a_vanishing_gradient_is_seen(train, smallest, state):
+    runs = runs_in(train("cifar10-plain56", *around(13)))
+    runs = [
+        with_responses([run], lambda run: 1.5, (smallest * (1 + 0.1 * run.seed), 1.0, 2.0))[0] for run in runs
+    ]
+    claim = find_claim(20)
+    gradients = dataclasses.replace(claim, tests=claim.tests[1:])
+    assert verdict_on(gradients, runs).verdict == state
+    assert weakest((4.0, 1.0, 2.0)) == 0.5
+    assert weakest((0.0, 0.0, 0.0)) == 0.0
+
+
+# --- tables and the command line ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def some(train):
+    train("cifar10-plain56", *around(70), end=2000, **SHORT)
+    train("cifar10-plain20", *around(28), end=2000, **SHORT)
+    return train("digits-plain20", 1.0, end=240)
+
+
+def test_the_table_has_a_row_per_claim_and_protocol_and_each_command_once(some):
+    made = table(judge(runs_in(some)))
+    heads = [row.cells[0].split(".")[0] for row in made.rows]
+    assert [head for head in heads if head != "↳"] == [str(number) for number in range(1, 28)]
+    assert heads[:4] == ["1", "↳", "2", "↳"]
+    assert "held (1 on shortened or other runs)" in made.title
+    commands = [command for _, command in made.missing]
+    assert len(commands) == len(set(commands))
+    text = to_markdown(made)
+    assert "What would decide the rest:" in text
+    assert str(some) not in text
+    rows = list(csv.DictReader(io.StringIO(to_csv(made))))
+    assert (rows[0]["claim"], rows[0]["verdict"], rows[1]["runs"]) == ("1", "held", "digits")
+    assert r"\begin{tabular}{p{0.22\linewidth}" in to_latex(made)
+
+
+@pytest.mark.usefixtures("empty_folder")
+def test_the_command_prints_a_verdict_on_each_and_details_on_those_named(some, tmp_path):
+    code, out, err = call("claims", "--runs", str(some))
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert "27." in out
+    assert "About the shortened protocol" not in out
+    code, out, _ = call("claims", "1", "--runs", str(some), "--tables", "out")
+    assert "27." not in out
+    assert "About the shortened protocol" in out
+    assert "All 27 claims: 4 held (1 on shortened or other runs)" in out
+    assert {path.name for path in (tmp_path / "here" / "out").iterdir()} == {
+        "claims.md", "claims.csv", "claims.tex",
+    }  # fmt: skip
