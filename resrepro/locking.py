@@ -17,6 +17,7 @@ from pathlib import Path
 
 from resrepro.durable import make_folder
 from resrepro.errors import RecordError
+from resrepro.files import read_plain
 from resrepro.holders import LIMIT, Holder, holder_from, is_alive, this_process
 
 WITHOUT_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -165,7 +166,7 @@ def holder_of(folder: Path) -> Holder | None:
     A holder on another host, which cannot be looked for, is taken at its word.
     """
     try:
-        content = _lock_of(folder).read_bytes()
+        content = read_plain(_lock_of(folder), LIMIT)
     except OSError:
         return None
     holder, here = holder_from(content), this_process()

@@ -1,5 +1,6 @@
 """How far every run of a runs folder is: from its record, from its lock, and from the cluster's queue."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,12 +8,12 @@ from pathlib import Path
 from resrepro.holders import Holder
 from resrepro.locking import holder_of
 from resrepro.queueing import Queued, QueueError, Ticket, ask_queue, read_tickets
-from resrepro.records import Run, collect
+from resrepro.records import RUN_NAME, Run, collect
 
 # What a run may be, in the order in which they are counted.
 STATES = ("running", "starting", "waiting", "interrupted", "failed", "diverged", "finished")
 COMING = ("RUNNING", "CONFIGURING", "COMPLETING", "STAGE_OUT")  # Slurm's states of a job that is not waiting
-LOCK = ".seed*.lock"
+LOCK = re.compile(r"\.seed(\d+)\.lock", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _process(holder: Holder) -> str:
 
 def _starting(runs: Path, known: Mapping[tuple[str, int], Progress]) -> Iterable[tuple[str, int]]:
     """The runs that have a lock and no record yet."""
-    for lock in sorted(runs.glob(f"*/{LOCK}")):
-        seed = lock.name.removeprefix(".seed").removesuffix(".lock")
-        if seed.isdecimal() and (lock.parent.name, int(seed)) not in known:
-            yield lock.parent.name, int(seed)
+    for lock in sorted(runs.glob("*/.seed*.lock")):
+        name, found = lock.parent.name, LOCK.fullmatch(lock.name)
+        if found and RUN_NAME.fullmatch(name) and (name, int(found[1])) not in known:
+            yield name, int(found[1])

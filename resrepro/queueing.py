@@ -17,7 +17,7 @@ from resrepro.record_files import CONTROL, FORMAT, read_json
 
 FOLDER = "slurm"  # in a runs folder: what is told here, submitit's files, the logs of the jobs
 PATIENCE = 60  # seconds for squeue, which waits for the queue's own daemon
-JOB = re.compile(r"\d+(_\d+)?")
+JOB = re.compile(r"\d+(_\d+)?", re.ASCII)
 FIELDS = ("%i", "%T", "%M", "%R")  # job, state, time used; why it waits, or the nodes that it is on
 UNKNOWN_JOB = "invalid job id"  # squeue's word where none of the jobs is left in the queue
 
