@@ -206,7 +206,7 @@ def test_fast_names_the_arithmetic_of_this_machine(monkeypatch):
     monkeypatch.setattr(costs, "precision_here", lambda device: "bf16")
     code, told, _ = call("reproduce", "figure1", *DIGITS, "--fast", "--dry-run")
     assert code == 0
-    assert "digits-plain20+precision=bf16" in told
+    assert "Settings: precision=bf16." in told
 
 
 def test_the_arithmetic_of_fast_is_that_which_a_run_would_have(monkeypatch):

@@ -9,6 +9,7 @@ from rich.table import Table
 from resrepro.benchmark.projection import tell_time
 from resrepro.costs import Seen, disk_mib, seconds_of, wall_seconds
 from resrepro.planning import Plan, Step
+from resrepro.specs import spell
 
 UNKNOWN = "?"
 STATES = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
@@ -21,7 +22,7 @@ def show_plan(plan: Plan, seen: Sequence[Seen], jobs: int, console: Console) -> 
     for step in plan.steps:
         if step.why:
             console.print(f"{step}: {step.why}", markup=False)
-    for line in (_measuring(plan), _totals(plan, seen, jobs), _showing(plan)):
+    for line in (_changed(plan), _measuring(plan), _totals(plan, seen, jobs), _showing(plan)):
         if line:
             console.print(line, markup=False)
 
@@ -36,7 +37,7 @@ def table_of(plan: Plan, seen: Sequence[Seen]) -> Table:
         grid.add_column(heading, justify="right", no_wrap=True)
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in plan.steps:
-        groups.setdefault((step.spec.name, state_told(step)), []).append(step)
+        groups.setdefault((step.spec.experiment, state_told(step)), []).append(step)
     for (name, state), steps in groups.items():
         first = steps[0]
         style = STATES[first.state]
@@ -64,6 +65,13 @@ def _seeds(seeds: Sequence[int]) -> str:
     """`0-4`, or `0, 3, 7`."""
     whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
     return f"{seeds[0]}-{seeds[-1]}" if whole else ", ".join(map(str, seeds))
+
+
+def _changed(plan: Plan) -> str:
+    """The settings that make runs others than those of the paper; the names of the runs end in them."""
+    changes = dict.fromkeys(change for step in plan.steps for change in step.spec.changes)
+    told = ", ".join(f"{key}={spell(value)}" for key, value in changes)
+    return f"Settings: {told}." if told else ""
 
 
 def _measuring(plan: Plan) -> str:
