@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := --runs results
 
-.PHONY: demo test slow test-browser exhaustive check lint types tables figures report clean
+.PHONY: demo test slow test-browser test-cluster exhaustive check lint types tables figures report clean
 
 demo: .venv/installed  ## the main job, offline, on embedded data
 	$(BIN)/resrepro demo
@@ -18,6 +18,12 @@ slow: .venv/installed  ## the long tests, minutes in all
 test-browser: .venv/installed  ## the report in headless Chromium, which is installed from Debian's packages
 	{ command -v chromium && command -v chromedriver; } || { apt-get update && apt-get install -y chromium chromium-driver; }
 	$(BIN)/python -m pytest -m browser
+
+test-cluster: .venv/installed  ## through a real Slurm of one node, from Debian's packages; as root
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld slurmd sbatch munged >/dev/null || { \
+	    apt-get update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends slurm-wlm munge; }
+	PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest -m cluster tests/cluster
 
 exhaustive: .venv/installed  ## every kill, error and power cut at every point: half an hour or more
 	$(BIN)/python -m pytest -m exhaustive -s

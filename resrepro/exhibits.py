@@ -44,11 +44,11 @@ def figures() -> tuple[str, ...]:
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Tables by their number, then figures, then what the paper does not have."""
+    """Tables by their number, then figures, each before its stand-ins, then what the paper does not have."""
 
-    def place(name: str) -> tuple[int, int]:
-        found = re.fullmatch(r"(table|figure)(\d+)", name)
-        return (("table", "figure").index(found[1]), int(found[2])) if found else (2, 0)
+    def place(name: str) -> tuple[int, int, str]:
+        found = re.fullmatch(r"(table|figure)(\d+)(-\w+)?", name)
+        return (("table", "figure").index(found[1]), int(found[2]), found[3] or "") if found else (2, 0, "")
 
     return tuple(sorted(names, key=place))
 

@@ -66,9 +66,11 @@ class Interrupts:
         """Whether a later signal is but the first one, passed on by somebody else.
 
         Nobody passes on Ctrl-C to a process alone: that is a person who presses it again. One of several
-        jobs hears it from the terminal and from the process that started it.
+        jobs hears it from the terminal and from the process that started it. A cluster's queue may send
+        several kinds of signals at once.
         """
         passed_on = world_size() > 1 or multiprocessing.parent_process() is not None
+        passed_on |= "SUBMITIT_EXECUTOR" in os.environ
         alike = passed_on or (number == self.received and number != signal.SIGINT)
         return alike and time.monotonic() - self._at < ECHO
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from resrepro.durable import make_folder
 from resrepro.errors import RecordError
+from resrepro.files import read_plain
 from resrepro.holders import LIMIT, Holder, holder_from, is_alive, this_process
 
 WITHOUT_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -159,6 +160,23 @@ def locked(
         lock.release()
 
 
+def holder_of(folder: Path) -> Holder | None:
+    """Who trains a run, as far as that can be seen from here, without touching the lock; None if nobody does.
+
+    A holder on another host, which cannot be looked for, is taken at its word.
+    """
+    try:
+        content = read_plain(_lock_of(folder), LIMIT)
+    except OSError:
+        return None
+    holder, here = holder_from(content), this_process()
+    return None if holder is None or _has_ended(holder, here, flocked=None) else holder
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def _acquire(folder: Path, break_lock: bool) -> tuple[Lock, str | None]:
     """The lock, held and named, and what to say of an earlier holder."""
     here, notice = this_process(), None
@@ -187,7 +205,7 @@ def _look(folder: Path) -> Lock:
 
     Whoever is just taking or leaving it may not be named in it yet, or not any more.
     """
-    path = folder.with_name(f".{folder.name}.lock")
+    path = _lock_of(folder)
     for looks in range(1, 4 * LOOKS):
         with contextlib.suppress(FileNotFoundError):  # removed since it was found to be there
             lock = Lock(path)

@@ -303,12 +303,17 @@ def collect(folders: Iterable[Path]) -> Collection:
             key = (run.name, run.seed, *run.cell)
             if key not in runs or (run.finished and not runs[key].finished):
                 runs[key] = run
-        found, damaged = _read_all(top / ENSEMBLES, ensemble_from)
+        found, damaged = read_ensembles(top)
         broken += damaged
         for ensemble in found:
             ensembles.setdefault(ensemble.key, ensemble)
     ordered = sorted(runs.values(), key=lambda run: (run.name, run.seed))
     return Collection(tuple(ordered), tuple(broken), tuple(ensembles[key] for key in sorted(ensembles)))
+
+
+def read_ensembles(top: Path) -> tuple[list[Ensemble], list[str]]:
+    """The ensembles of a runs folder, and a sentence on each that is broken."""
+    return _read_all(top / ENSEMBLES, ensemble_from)
 
 
 def load_runs(*folders: str | Path) -> "pd.DataFrame":

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from queues import Queue
 
 from resrepro.durable import json_bytes
 from resrepro.record_files import read_json
@@ -57,6 +58,14 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    """A made-up queue of a cluster, in which there is nothing."""
+    found = Queue(tmp_path / "bin", monkeypatch)
+    found.answers("squeue")
+    return found
 
 
 # --- run records ------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def python(*words, **options):
         ("train cifar10-resnet21", 2, "nearest is 20 or 26"),
         ("train cifar99-resnet20", 2, "no experiment 'cifar99-resnet20'"),
         ("train cifar10-resnet20 --plain", 2, "already says"),
-        ("compare table66", 2, "table6, figure1"),
+        ("compare table66", 2, "table6, table6-digits, figure1"),
         ("compare --runs nowhere", 2, "no runs folder nowhere"),
         ("claims 28", 2, "numbered from 1 to 27"),
         ("claims --runs nowhere", 2, "no runs folder nowhere"),

@@ -13,7 +13,7 @@ def test_the_names_are_those_of_the_layouts_and_of_what_has_a_module_of_its_own_
     assert set(exhibits.tables()) == {"table1", "figure7", *layouts()}
     assert set(exhibits.figures()) == {"figure3", "figure7", *plotting.exhibits()}
     assert exhibits.tables()[0] == "table1"
-    assert exhibits.figures()[:2] == ("figure1", "figure3")
+    assert exhibits.figures()[:3] == ("figure1", "figure1-digits", "figure3")
     assert exhibits.tables()[-1] == exhibits.figures()[-1] == "demo"
 
 

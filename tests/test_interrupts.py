@@ -66,6 +66,14 @@ def test_one_of_several_jobs_hears_ctrl_c_from_the_terminal_and_from_its_parent(
         assert interrupts.received == signal.SIGINT
 
 
+def test_in_a_job_of_a_cluster_signals_of_several_kinds_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    with Interrupts() as interrupts, interrupts.patiently():
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert interrupts.received == signal.SIGTERM
+
+
 def test_the_echo_of_a_signal_does_not_disturb_the_way_out() -> None:
     left = []
     with pytest.raises(StoppedEarly), Interrupts():  # noqa: PT012

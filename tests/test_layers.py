@@ -22,8 +22,8 @@ LAYERS = {
     "ground": (
         "architectures", "archive", "benchmark", "benchmark.contestants", "benchmark.results",
         "benchmark.work", "capacity", "catalogue", "disk", "durable", "environment", "errors", "files",
-        "holders", "locking", "measurements", "memory", "pickles", "processes", "publishing", "record_files",
-        "recording", "records", "responses", "schedule", "seen", "specs",
+        "holders", "locking", "measurements", "memory", "pickles", "processes", "publishing", "queueing",
+        "record_files", "recording", "records", "responses", "schedule", "seen", "specs",
     ),
     "training": (
         "assessment", "benchmark.calibration", "benchmark.child", "benchmark.ours", "benchmark.peak",
@@ -35,15 +35,15 @@ LAYERS = {
     ),
     "reading": (
         "architecture_figure", "architecture_table", "benchmark.chart", "benchmark.projection",
-        "benchmark.report", "captions", "cells", "claims", "comparison", "ensembling",
-        "exhibits", "lettering", "panels", "paper", "plotting", "power_table", "reporting",
+        "benchmark.report", "captions", "cells", "claims", "comparison", "ensembling", "exhibits", "goals",
+        "lettering", "panels", "paper", "planning", "plotting", "power_table", "progress", "reporting",
         "responses_figure", "responses_table", "selection", "sheets", "significance", "statistics_table",
         "tables",
     ),
     # What lets child processes measure: it knows them by their answers only, never by an import.
-    "asking": ("benchmark.children", "benchmark.contest", "estimates"),
-    "view": ("cli.live", "cli.many"),
-    "top": ("", "__main__", "cli", "demonstration"),
+    "asking": ("benchmark.children", "benchmark.contest", "costs", "estimates"),
+    "view": ("cli.live", "cli.many", "cluster"),
+    "top": ("", "__main__", "cli", "demonstration", "reproducing"),
 }  # fmt: skip
 # What a layer may import, anywhere in its modules; and what when it is itself imported.
 MAY_IMPORT = {

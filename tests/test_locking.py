@@ -579,3 +579,20 @@ def test_no_descriptor_is_left_open(folder: Path) -> None:
     with locked(folder, break_lock=True), pytest.raises(RecordError), locked(folder):
         pass
     assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_who_trains_a_run_is_seen_without_touching_its_lock(folder: Path) -> None:
+    assert locking.holder_of(folder) is None
+    lock = folder.with_name(f".{folder.name}.lock")
+    with locked(folder):
+        content = lock.read_bytes()
+        assert locking.holder_of(folder) == holder_from(content)
+        assert lock.read_bytes() == content
+    here = holders.this_process()
+    far = replace(here, host="far", boot="another", machine="another")
+    for left, seen in ((far, far), (replace(here, ticks=1), None)):  # the second has ended
+        lock.write_text(json.dumps(asdict(left)))
+        assert locking.holder_of(folder) == seen
+    lock.unlink()
+    os.mkfifo(lock)
+    assert locking.holder_of(folder) is None

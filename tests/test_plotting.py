@@ -207,12 +207,14 @@ def test_the_paper_alone(tmp_path: Path) -> None:
 
 def test_unknown_names_are_told_in_one_sentence() -> None:
     with pytest.raises(
-        UsageError, match=r"^no exhibit 'figure9': there are figure1, figure4, figure6, demo\.$"
+        UsageError, match=r"^no exhibit 'figure9': there are figure1, figure4, figure6, .*demo\.$"
     ):
         make_figure("figure9", [])
     with pytest.raises(UsageError, match=r"^no palette 'pale': there are paper, safe\.$"):
         plot("figure6", palette="pale")
-    assert exhibits() == ("figure1", "figure4", "figure6", "demo")
+    assert exhibits() == (
+        "figure1", "figure4", "figure6", "figure1-digits", "figure6-digits", "demo",
+    )  # fmt: skip
 
 
 def test_two_protocols_are_not_mixed(tmp_path: Path) -> None:

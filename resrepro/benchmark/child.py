@@ -16,7 +16,7 @@ import torch
 
 from resrepro.benchmark.contestants import TRAINING_IMAGES, USUAL, Contestant
 from resrepro.benchmark.timing import finish, memory_used_mib, timed
-from resrepro.device import choose_device, telling_memory, threads_used
+from resrepro.device import choose_device, fast_precision, telling_memory, threads_used
 from resrepro.errors import ResreproError
 
 WARM_STEPS = 3
@@ -121,6 +121,10 @@ def _calibration(asked: Mapping[str, Any], device: torch.device) -> Part:
     return _Told(calibrate(asked, device), lambda seconds: {})
 
 
+def _precision(asked: Mapping[str, Any], device: torch.device) -> Part:
+    return _Told({"precision": fast_precision(device)}, lambda seconds: {})
+
+
 class _Told:
     """A part of which only the turn matters, or only what it tells."""
 
@@ -130,6 +134,7 @@ class _Told:
 
 PARTS: Mapping[str, Callable[[Mapping[str, Any], torch.device], Part]] = {
     "contestant": Runner, "peak": _peak, "calibration": _calibration,
+    "precision": _precision,
 }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "train", "eval", "responses", "compare", "plot", "claims", "report", "demo", "bench", "list", "protocol",
-    "describe", "verify", "publish",
+    "reproduce", "train", "status", "eval", "responses", "compare", "plot", "claims", "report", "demo", "bench",
+    "list", "protocol", "describe", "verify", "publish",
 )  # fmt: skip
 
 
@@ -98,7 +98,9 @@ from resrepro.cli import (  # noqa: E402, F401
     evaluate,
     exhibits,
     listing,
+    queue,
     report,
+    reproduce,
     responses,
     train,
     verify,

@@ -29,9 +29,8 @@ def list_experiments() -> None:
         dataset = experiment.dataset
         seeds = experiment.seeds
         span = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
-        grid.add_row(
-            experiment.name, experiment.label, experiment.recipe, span, ", ".join(experiment.exhibits)
-        )
+        shown = ", ".join(name.removesuffix(f"-{dataset}") for name in experiment.exhibits)
+        grid.add_row(experiment.name, experiment.label, experiment.recipe, span, shown)
     console.print(grid)
     console.print("Run one: resrepro train --depth 56 --plain     (any depth 6n+2, not only these)")
     console.print("Photographs of your own: resrepro train --dataset folder --depth 18 --data DIR")

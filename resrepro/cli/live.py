@@ -66,8 +66,8 @@ class LiveView(Watcher):
             self.live.stop()
             self.live = None
 
-    def finish(self, folder: Path) -> None:
-        """Say what came out, where its record is, and what to type next."""
+    def finish(self, folder: Path, *, onward: bool = True) -> None:
+        """Say what came out, and `onward` how it departs, where its record is, and what to type next."""
         run = read_run(folder)
         names = {"train": "training error", "val": "validation error", "test": "test error"}
         told = ", ".join(
@@ -76,6 +76,8 @@ class LiveView(Watcher):
         usual = run.spec["shortcut"] == default_shortcut(run.spec["dataset"], run.spec["depth"])
         label = net_label(run.spec["depth"], run.spec["plain"], None if usual else run.spec["shortcut"])
         self.say(f"{label}, seed {run.seed}: {told} (last iteration).")
+        if not onward:
+            return
         for departure in run.result["departures"]:
             self.say(f"  departs from the paper: {departure}")
         self._print_whole(f"Record: {folder}")

@@ -41,10 +41,13 @@ class Row:
 
 
 class JobsView:
-    """Shows of every run its state, iteration, errors, images/s and the time left."""
+    """Shows of every run its state, iteration, errors, images/s and the time left.
 
-    def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
-        self.speaker = LiveView(console)
+    `onward`: whether each run that ends is told with its record and what to type next.
+    """
+
+    def __init__(self, jobs: Sequence[Job], console: Console | None = None, *, onward: bool = True) -> None:
+        self.speaker, self.onward = LiveView(console), onward
         self.console = self.speaker.console
         self.rows = {job: Row() for job in jobs}
         self.drawn = 0.0
@@ -86,7 +89,7 @@ class JobsView:
         row.speed = row.left = ""
         if isinstance(outcome, Finished):
             row.state, row.done = "finished", None if row.done is None else row.iterations
-            self.speaker.finish(outcome.folder)
+            self.speaker.finish(outcome.folder, onward=self.onward)
             return
         row.state = "stopped" if isinstance(outcome, Stopped) else "failed"
         self.say(job, outcome.sentence)
@@ -166,14 +169,25 @@ def train_many(crew: Crew) -> None:
         Interrupted: after a signal; what was begun has its checkpoint.
         ResreproError: if some failed; those after them were trained all the same.
     """
-    with JobsView(crew.jobs) as view:
+    view = JobsView(crew.jobs)
+    failed = train_watched(crew, view)
+    if failed:
+        raise _as_error(failed, len(crew.jobs), view)
+
+
+def train_watched(crew: Crew, view: JobsView) -> dict[Job, Outcome]:
+    """Train all jobs of a crew, shown in a view; returns how those ended that did not finish.
+
+    Raises:
+        UsageError: if the machine cannot do what is asked.
+        Interrupted: after a signal; what was begun has its checkpoint.
+    """
+    with view:
         crew.hear, crew.look = view.hear, view.draw
         crew.train()
     if crew.received:
         raise Interrupted(_told_of_the_stop(crew, bool(crew.order.options.get("fresh"))), crew.received)
-    failed = {job: end for job, end in crew.outcomes.items() if not isinstance(end, Finished)}
-    if failed:
-        raise _as_error(failed, len(crew.jobs), view)
+    return {job: end for job, end in crew.outcomes.items() if not isinstance(end, Finished)}
 
 
 def _told_of_the_stop(crew: Crew, fresh: bool) -> str:

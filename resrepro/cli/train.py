@@ -34,6 +34,7 @@ from resrepro.cli.options import (
     parse_seeds,
     parse_settings,
 )
+from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm
 from resrepro.errors import Diverged, UsageError
 from resrepro.processes import is_first
 from resrepro.seen import check_choice
@@ -94,6 +95,8 @@ def train(
     prefetch: PrefetchOption = None,
     max_bad_images: MaxBadOption = None,
     pin_memory: PinOption = None,
+    launcher: LauncherOption = "local",
+    slurm: SlurmOption = None,
     runs: RunsOption = Path("runs"),
     checkpoint_every: Annotated[
         str | None,
@@ -142,6 +145,7 @@ def train(
     }  # fmt: skip
     changed = {key: value for key, value in changed.items() if value is not None}
     extra = parse_settings(settings or [])
+    sbatch = parse_slurm(slurm or [], launcher)
     if twice := changed.keys() & extra.keys():
         raise UsageError(f"{', '.join(sorted(twice))} is given twice, by its own option and by --set.")
     if fast and {"precision"} & (changed.keys() | extra.keys()):
@@ -160,7 +164,7 @@ def train(
         )  # fmt: skip
         return
     _train_all(
-        specs, all_seeds, jobs, reading,
+        specs, all_seeds, jobs, reading, sbatch if launcher == "slurm" else None,
         shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
         fast=fast, compiling=compiling,
         micro_batch=micro_batch, sync_bn=sync_bn, arguments=sys.argv[1:],
@@ -170,9 +174,22 @@ def train(
 
 
 def _train_all(
-    specs: list[Spec], seeds: list[int], jobs: int | None, reading: tuple[Any, ...], **options: Any
+    specs: list[Spec],
+    seeds: list[int],
+    jobs: int | None,
+    reading: tuple[Any, ...],
+    slurm: dict[str, str] | None,
+    **options: Any,
 ) -> None:
-    """Several runs at once, or one after the other; a diverged one does not stop those after it."""
+    """Several runs in a cluster's queue, at once, or one after the other.
+
+    A diverged one does not stop those after it.
+    """
+    if slurm is not None:
+        from resrepro.cli.queue import submit_runs
+
+        submit_runs(list(dict.fromkeys(specs)), seeds, reading, slurm, options)
+        return
     from resrepro.capacity import choose_jobs, this_machine
 
     machine = this_machine()

@@ -1,0 +1,150 @@
+"""`resrepro status`, and what `--launcher slurm` does."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resrepro.cli import app
+from resrepro.cli.options import RunsOption
+from resrepro.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from resrepro.progress import Progress
+    from resrepro.specs import Spec
+
+LAUNCHERS = ("local", "slurm")
+STYLES = {
+    "running": "green", "starting": "green", "waiting": "cyan", "interrupted": "yellow", "failed": "red",
+    "diverged": "red", "finished": "dim",
+}  # fmt: skip
+QUEUE = "Cluster"
+LauncherOption = Annotated[
+    str,
+    typer.Option(
+        "--launcher", metavar="local|slurm", rich_help_panel=QUEUE,
+        help="Train here, or submit the runs to a Slurm cluster's queue.",
+    ),
+]  # fmt: skip
+SlurmOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm", metavar="KEY=VALUE", rich_help_panel=QUEUE, show_default=False,
+        help="time, cpus, gpus, parallel, or any option of sbatch (partition, account, mem, ..); may be "
+        "repeated.",
+    ),
+]  # fmt: skip
+
+
+@app.command(rich_help_panel="Read")
+def status(runs: RunsOption = Path("runs")) -> None:
+    """Show how far every run is, here and in the cluster's queue."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from resrepro.progress import STATES, look
+
+    console = Console(highlight=False)
+    found, notices = look(runs)
+    _show(found, console)
+    states = Counter(progress.state for progress in found)
+    told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    console.print(f"{len(found)} run{'s' * (len(found) != 1)}{': ' * bool(told)}{told}.")
+    if states["interrupted"] or states["failed"]:
+        console.print("The command that started a run goes on with it.")
+    for notice in notices:
+        _print(console, Text(f"Note: {notice}"), 0)
+
+
+def _show(found: Sequence["Progress"], console: "Console") -> None:
+    """The runs, those of one name below it, in columns that are as wide in all of them."""
+    from rich.text import Text
+
+    rows = [_cells(progress) for progress in found]
+    widths = [max((len(row[k]) for row in rows), default=0) for k in range(4)]
+    name = ""
+    for progress, (seed, state, done, errors) in zip(found, rows, strict=True):
+        if progress.run != name:
+            name = progress.run
+            console.print(Text(name, "bold"), soft_wrap=True)
+        line = Text(f"  {seed:<{widths[0]}}  ")
+        line.append(f"{state:<{widths[1]}}", STYLES[progress.state])
+        line.append(f"  {done:>{widths[2]}}  {errors:>{widths[3]}}  {progress.where}".rstrip())
+        _print(console, line, widths[0] + widths[1] + 6)
+        if progress.why:
+            _print(console, Text(f"{progress.why.rstrip('.')}.", "red"), 4, lead=4)
+        if progress.log:
+            console.print(f"    log: {progress.log}", soft_wrap=True, markup=False)
+
+
+def _cells(progress: "Progress") -> tuple[str, str, str, str]:
+    """Seed, state, iterations and errors of a run."""
+    done = f"{progress.done:,}/{progress.iterations:,}" if progress.iterations else ""
+    errors = " ".join(f"{error:.2f} %" for error in progress.errors)
+    return f"seed {progress.seed}", progress.state, done, errors
+
+
+def _print(console: "Console", text: Any, indent: int, lead: int = 0) -> None:
+    """Print a line, wrapped under `indent` in a terminal and left whole in a pipe."""
+    from rich.text import Text
+
+    if not console.is_terminal:
+        console.print(Text(" " * lead) + text, soft_wrap=True)
+        return
+    first, *rest = text.wrap(console, console.width - lead, no_wrap=False)
+    console.print(Text(" " * lead) + first)
+    for line in Text(" ").join(rest).wrap(console, console.width - indent) if rest else ():
+        console.print(Text(" " * indent) + line)
+
+
+def parse_slurm(pairs: Sequence[str], launcher: str) -> dict[str, str]:
+    """`["partition=gpu", "time=90"]` -> `{"partition": "gpu", "time": "90"}`.
+
+    Raises:
+        UsageError: if one is not key=value, or is given where nothing is submitted; if there is no such
+            launcher.
+    """
+    if launcher not in LAUNCHERS:
+        raise UsageError(f"--launcher takes {' or '.join(LAUNCHERS)}, not {launcher!r}.")
+    if pairs and launcher != "slurm":
+        raise UsageError("--slurm is for --launcher slurm, which submits the runs to a cluster's queue.")
+    split = [pair.partition("=") for pair in pairs]
+    for pair, (key, equals, _) in zip(pairs, split, strict=True):
+        if not equals or not key:
+            raise UsageError(f"--slurm takes key=value, such as partition=gpu, not {pair!r}.")
+    return {key.strip().replace("-", "_"): value for key, _, value in split}
+
+
+def submit_runs(
+    specs: Sequence["Spec"],
+    seeds: Sequence[int],
+    reading: tuple[Any, ...],
+    slurm: Mapping[str, str],
+    options: Mapping[str, Any],
+) -> None:
+    """Submit every spec with every seed, and say how to look after them.
+
+    Raises:
+        DataError: if the images are missing or damaged; nothing is submitted then.
+        ResreproError: as `resrepro.cluster.submit`.
+    """
+    from resrepro.cluster import submit
+    from resrepro.job import Job, Order
+    from resrepro.jobs import load_shared
+
+    runs = Path(options["runs"])
+    jobs = [
+        Job(spec.experiment, seed, (spec.dataset, getattr(spec.recipe, "split", "")))
+        for spec in specs
+        for seed in seeds
+    ]
+    load_shared(specs, options["data"])  # downloaded once, not by every job
+    ids = submit(jobs, Order(dict(options), reading), runs, **slurm)
+    for job, number in zip(jobs, ids, strict=True):
+        typer.echo(f"{job}: job {number}")
+    where = "" if runs == Path("runs") else f" --runs {runs}"
+    typer.echo(f"Next: resrepro status{where}")

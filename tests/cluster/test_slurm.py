@@ -1,0 +1,156 @@
+"""Runs through a real Slurm that stops them: requeued, finished, bit by bit those of an undisturbed start."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from one_node import OneNode
+from runs import differences, env_of, json_of
+
+pytestmark = pytest.mark.cluster
+NAME = "digits-resnet8+iterations=120+eval_every=10"
+TRAIN = [
+    sys.executable, "-m", "resrepro", "train", "digits-resnet8", "--iterations", "120", "--eval-every", "10",
+    "--checkpoint-every", "10", "--device", "cpu", "--threads", "1",
+]  # fmt: skip
+LONG = 300.0  # seconds for what takes ten, on a machine that is busy
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneNode]:
+    """A cluster of one node with two cores."""
+    cluster = OneNode(tmp_path_factory.mktemp("slurm"))
+    with cluster:
+        yield cluster
+    assert cluster.left() == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of the same runs, trained here and without a break."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    command = [*TRAIN, "--seeds", "0-4", "--jobs", "2", "--runs", str(runs)]
+    subprocess.run(command, check=True, capture_output=True, timeout=LONG)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of the cluster."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def submit(slurm: OneNode, runs: Path, seeds: str, *options: str) -> list[str]:
+    """Submit runs by the command; returns the ids of their jobs."""
+    words = [*TRAIN, "--seeds", seeds, "--runs", str(runs), "--launcher", "slurm", "--slurm", "partition=low"]
+    told = subprocess.run([*words, *options], env=slurm.env, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    return [line.rpartition("job ")[2] for line in told.stdout.splitlines() if ": job " in line]
+
+
+def status(slurm: OneNode, runs: Path) -> str:
+    words = [sys.executable, "-m", "resrepro", "status", "--runs", str(runs)]
+    return subprocess.run(words, env=slurm.env, capture_output=True, text=True, check=True).stdout
+
+
+def folder(runs: Path, seed: int) -> Path:
+    return runs / NAME / f"seed{seed}"
+
+
+def done(runs: Path, seed: int) -> int:
+    """The iteration that a run's record has come to."""
+    try:
+        return int(json_of(folder(runs, seed), "result")["iteration"])
+    except (OSError, json.JSONDecodeError):
+        return 0
+
+
+def starts(runs: Path, seed: int) -> list[int]:
+    """The iterations that the run was taken up again from."""
+    return [each["from_iteration"] for each in env_of(folder(runs, seed)).get("later_sessions", [])]
+
+
+def restarts(slurm: OneNode, job: str) -> int:
+    told = slurm.ask("scontrol", "show", "job", job).stdout
+    return int(told.partition("Restarts=")[2].split()[0])
+
+
+def log(runs: Path, job: str) -> str:
+    return (runs / "slurm" / f"{job}_0_log.out").read_text()
+
+
+def gone(slurm: OneNode, jobs: list[str]) -> bool:
+    """Whether Slurm has ended them all, and well."""
+    states = {job: slurm.ask("scontrol", "show", "job", job).stdout for job in jobs}
+    assert not [text for text in states.values() if "JobState=FAILED" in text], slurm.logs()
+    return all("JobState=COMPLETED" in text for text in states.values())
+
+
+def test_a_preempted_run_of_a_grid_is_requeued_and_ends_as_if_nothing_had_been(
+    slurm: OneNode, runs: Path, undisturbed: Path
+) -> None:
+    jobs = submit(slurm, runs, "0-2", "--slurm", "cpus=1")
+    assert jobs == [f"{jobs[0].partition('_')[0]}_{k}" for k in range(3)]  # one array
+    assert submit(slurm, runs, "0-2", "--slurm", "cpus=1") == jobs  # which is not submitted twice
+    slurm.wait_until(lambda: done(runs, 0) >= 10 and done(runs, 1) >= 10, LONG)
+    told = status(slurm, runs)
+    assert told.count("running") == 3, told  # two, and the sum of them
+    assert f"job {jobs[0]} on localhost" in told
+    assert f"job {jobs[2]}: " in told
+    slurm.sbatch("--wrap=sleep 2", "--ntasks=1", partition="high")
+    slurm.wait_until(lambda: any(restarts(slurm, job) for job in jobs), LONG)
+    slurm.wait_until(lambda: gone(slurm, jobs), LONG)
+    (preempted,) = [seed for seed in range(3) if starts(runs, seed)]
+    assert "Stopped at iteration" in log(runs, jobs[preempted])  # it had the time for a checkpoint
+    assert min(starts(runs, preempted)) >= 10
+    for seed in range(3):
+        assert differences(folder(runs, seed), folder(undisturbed, seed)) == []
+    assert "3 runs: 3 finished." in status(slurm, runs)
+
+
+def test_a_run_with_a_grace_time_is_requeued_by_its_own_wish(
+    slurm: OneNode, runs: Path, undisturbed: Path
+) -> None:
+    slurm.ask("scontrol", "update", "PartitionName=low", "GraceTime=60")
+    try:
+        jobs = submit(slurm, runs, "3", "--slurm", "cpus=2")
+        slurm.wait_until(lambda: done(runs, 3) >= 10, LONG)
+        slurm.sbatch("--wrap=sleep 2", "--ntasks=1", partition="high")
+        slurm.wait_until(lambda: gone(slurm, jobs), LONG)
+    finally:
+        slurm.ask("scontrol", "update", "PartitionName=low", "GraceTime=0")
+    assert restarts(slurm, jobs[0]) == len(starts(runs, 3)) == 1
+    assert differences(folder(runs, 3), folder(undisturbed, 3)) == []
+
+
+def test_a_run_that_comes_to_its_time_limit_is_requeued(
+    slurm: OneNode, runs: Path, undisturbed: Path
+) -> None:
+    jobs = submit(slurm, runs, "4", "--slurm", "cpus=2")
+    slurm.wait_until(lambda: done(runs, 4) >= 10, LONG)
+    slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=1")  # SIGUSR2 comes 90 s before, so now
+    slurm.wait_until(lambda: gone(slurm, jobs), LONG)
+    assert restarts(slurm, jobs[0]) == len(starts(runs, 4)) >= 1
+    assert "Caught signal SIGUSR2" in log(runs, jobs[0])  # by submitit, after the checkpoint
+    assert differences(folder(runs, 4), folder(undisturbed, 4)) == []
+
+
+def test_a_cancelled_run_writes_a_checkpoint_and_is_not_brought_back(slurm: OneNode, runs: Path) -> None:
+    jobs = submit(slurm, runs, "5", "--slurm", "cpus=2")
+    slurm.wait_until(lambda: done(runs, 5) >= 10, LONG)
+    slurm.ask("scancel", jobs[0])
+    slurm.wait_until(lambda: not slurm.queue(), LONG)
+    assert "Stopped at iteration" in log(runs, jobs[0])
+    assert "JobState=CANCELLED" in slurm.ask("scontrol", "show", "job", jobs[0]).stdout
+    assert "1 interrupted" in status(slurm, runs)
+
+
+def test_what_sbatch_refuses_is_told_in_a_sentence(slurm: OneNode, runs: Path) -> None:
+    words = [*TRAIN, "--runs", str(runs), "--launcher", "slurm", "--slurm", "partition=nowhere"]
+    told = subprocess.run([*words, "--seed", "9"], env=slurm.env, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "invalid partition specified: nowhere" in told.stderr
+    assert "Traceback" not in told.stderr

@@ -1,0 +1,290 @@
+"""`resrepro reproduce`: the plan, what is missing and no more, and what is shown at the end."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import call
+from conftest import write_run
+from runs import differences
+
+from resrepro import cluster, costs, jobs, reproducing
+from resrepro.benchmark.child import serve
+from resrepro.cli.reproduce import seeds_of
+from resrepro.device import choose_device
+from resrepro.errors import RecordError
+from resrepro.estimates import Estimate
+from resrepro.job import Failed, Finished, Stopped
+from resrepro.modes import fast_settings
+from resrepro.training import train
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
+DIGITS = ("--dataset", "digits", "--device", "cpu", "--threads", 1)
+LONG = 120  # seconds that nothing here needs
+
+
+@pytest.fixture(autouse=True)
+def here(empty_folder, monkeypatch):
+    """An empty folder, in which no time is measured."""
+    monkeypatch.setattr(costs, "estimate", lambda name, **means: Estimate(name, 24.0, 500.0, None, 1.0, True))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs are made up in an instant, in forked processes; those in `ends` end otherwise. Returns `ends`."""
+    ends = {}
+
+    def work(job, order, dataset, pipe, parent):
+        end = ends.get((job.experiment, job.seed))
+        if end is None:
+            changed = {key: order.options[key] for key in ("iterations", "lr") if key in order.options}
+            data = "at hand" if dataset is None else "digits"
+            end = Finished(write_run(order.options["runs"], job.experiment, job.seed, data=data, **changed))
+        pipe.send(end)
+
+    monkeypatch.setattr(jobs, "work", work)
+    monkeypatch.setattr(jobs, "starts_by_forking", lambda: True)
+    monkeypatch.setattr(reproducing, "set_apart", lambda plan, name, checksums: plan)  # of made-up images
+    return ends
+
+
+def files(folder="."):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing():
+    write_run(Path("runs"), "digits-plain20", 0)
+    before = files()
+    code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 3, "--jobs", 2, "--dry-run")
+    assert (code, error) == (0, "")
+    lines = [" ".join(line.split()) for line in told.splitlines()]
+    assert "digits-plain20 0 done" in lines
+    assert "digits-plain20 1, 2 to start 24 s 4.1" in lines
+    assert any(line.startswith("digits-plain56 0-2 to start 74 s") for line in lines)
+    assert "6 runs: 1 done, 5 to start; about 2 min with 2 at once, 47 MiB." in lines
+    assert "Shown at the end: figure1-digits; verdicts on claims 1." in lines
+    assert max(map(len, told.splitlines())) <= 80
+    assert files() == before
+
+
+@LINUX
+def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(trained):
+    code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 2)
+    assert code == 0, error
+    made = files()
+    for name in ("tables/figure1-digits.md", "tables/figure1-digits.csv", "figures/figure1-digits.png"):
+        assert name in made
+    table = Path("tables/figure1-digits.md").read_text()
+    assert "dataset digits instead of CIFAR-10" in table
+    assert "5.12±0.18 (2)" in table  # training errors of 5 and 5.25: mean and spread over the seeds
+    assert "1. Of two plain nets" in told
+    assert "about this protocol (digits)" in " ".join(told.lower().split())
+    before = {path: Path("runs", path).stat().st_mtime_ns for path in files("runs")}
+    trained |= {(f"digits-plain{depth}", seed): Failed("asked") for depth in (20, 56) for seed in (0, 1)}
+    code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 2)
+    assert code == 0, error
+    assert "4 runs: all runs are done; nothing to do." in told
+    assert {path: Path("runs", path).stat().st_mtime_ns for path in files("runs")} == before
+    trained.clear()
+    call("reproduce", "figure1", *DIGITS, "--seeds", "0-2")
+    assert len(list(Path("runs").glob("*/seed2"))) == 2
+    assert "(3)" in Path("tables/figure1-digits.md").read_text()
+
+
+@LINUX
+def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(trained):
+    trained["digits-plain56", 0] = Failed("the disk is full.", RecordError)
+    write_run(Path("runs"), "digits-resnet20", 0, status="diverged", curve=[(16, 90.0, 90.0)])
+    code, told, error = call("reproduce", "figure1", "table6", *DIGITS)
+    assert code == 1
+    assert "Failed: digits-plain56, seed 0: the disk is full." in error
+    assert "digits-resnet20, seed 0: it diverged at iteration 16; `resrepro train" in error
+    assert "error: 2 could not be done; the same command tries again." in error
+    assert "Written: tables/figure1-digits.md" in told
+    assert (Path("runs") / "digits-resnet110" / "seed0" / "result.json").exists()
+    table = Path("tables/figure1-digits.md").read_text()
+    assert "| plain-20 <sup>" in table
+    assert "| plain-56 | — | — | — | — |" in table
+    trained.clear()
+    assert call("reproduce", "figure1", *DIGITS)[0] == 0
+
+
+@LINUX
+def test_where_no_run_finished_nothing_is_written_over(trained):
+    trained |= {(f"digits-plain{depth}", 0): Failed("no.") for depth in (20, 56)}
+    Path("tables").mkdir()
+    Path("tables/figure1-digits.md").write_text("earlier")
+    code, told, _ = call("reproduce", "figure1", *DIGITS)
+    assert code == 1
+    assert "No finished run for figure1-digits yet: nothing is written." in told
+    assert files("tables") == ["figure1-digits.md"]
+    assert Path("tables/figure1-digits.md").read_text() == "earlier"
+
+
+@LINUX
+def test_missing_images_fail_the_runs_that_need_them_and_no_other(trained):
+    Path("empty").mkdir()
+    code, told, error = call(
+        "reproduce", "figure1", "demo", "table1", "--data", "empty", "--device", "cpu", "--jobs", 2
+    )
+    assert code == 1
+    assert "cifar10-plain20, seed 0: " in error
+    assert "cifar10-plain56, seed 0: " in error
+    assert "error: 2 could not be done" in error
+    assert "No finished run for figure1 yet" in told
+    assert {"tables/demo.md", "tables/table1.md", "figures/demo.png"} <= set(files())
+
+
+@LINUX
+def test_a_test_protocol_is_measured_once_the_nets_are_trained(trained, monkeypatch):
+    asked = []
+
+    def measure(each, runs, **means):
+        asked.append((str(each), means["data"]))
+        if "plain18" in str(each):
+            raise RecordError("its checkpoint is missing.")
+
+    monkeypatch.setattr(reproducing, "measure", measure)
+    changed = ("--iterations", 4, "--dataset", "folder", "--data", "photos", "--device", "cpu")
+    code, _, error = call("reproduce", "table2", *changed)
+    assert code == 1
+    names = ("plain18", "plain34", "resnet18", "resnet34")
+    wanted = [f"ten_crop of folder-{name}+iterations=4, seed 0" for name in names]
+    assert asked == [(name, Path("photos")) for name in wanted]
+    assert f"{wanted[0]}: its checkpoint is missing." in error
+
+
+@LINUX
+def test_a_signal_ends_it_with_the_way_on_and_without_tables(trained, monkeypatch):
+    trained["digits-plain20", 0] = Stopped("stopped.", signal.SIGTERM)
+    work = jobs.work
+
+    def signalling(job, order, dataset, pipe, parent):
+        os.kill(parent, signal.SIGTERM)
+        time.sleep(0.5)
+        work(job, order, dataset, pipe, parent)
+
+    monkeypatch.setattr(jobs, "work", signalling)
+    code, _, error = call("reproduce", "figure1", *DIGITS, "--jobs", 1)
+    assert code == 128 + signal.SIGTERM
+    assert "the same command goes on" in error
+    assert not Path("tables").exists()
+
+
+def test_a_queue_is_handed_what_is_missing_and_not_waited_for(monkeypatch):
+    submitted = []
+
+    def submit(jobs, order, folder, **options):
+        submitted.append((jobs, order, folder, options))
+        return [f"12_{number}" for number, _ in enumerate(jobs)]
+
+    monkeypatch.setattr(cluster, "submit", submit)
+    monkeypatch.setattr(reproducing, "set_apart", lambda plan, name, checksums: plan)  # of made-up images
+    write_run(Path("there"), "digits-plain20", 0, iterations=8)
+    words = ("reproduce", "figure1", "--dataset", "digits", "--iterations", 8, "--launcher", "slurm")
+    code, told, error = call(*words, "--slurm", "partition=cpu", "--runs", "there", "--seeds", 2)
+    assert code == 0, error
+    ((jobs, order, folder, options),) = submitted
+    assert [str(job) for job in jobs] == [
+        "digits-plain20, seed 1", "digits-plain56, seed 0", "digits-plain56, seed 1",
+    ]  # fmt: skip
+    assert (order.options["iterations"], folder, options) == (8, Path("there"), {"partition": "cpu"})
+    assert "digits-plain56+iterations=8, seed 1: job 12_2" in told
+    assert "Next: resrepro status --runs there" in told
+    assert Path("tables/figure1-digits.md").exists()  # of what is there
+    assert call(*words, "--slurm", "partition", "--seeds", 2)[0] == 2
+    assert len(submitted) == 1
+
+
+def test_fast_names_the_arithmetic_of_this_machine(monkeypatch):
+    monkeypatch.setattr(costs, "precision_here", lambda device: "bf16")
+    code, told, _ = call("reproduce", "figure1", *DIGITS, "--fast", "--dry-run")
+    assert code == 0
+    assert "Settings: precision=bf16." in told
+
+
+def test_the_arithmetic_of_fast_is_that_which_a_run_would_have(monkeypatch):
+    """What a child process is asked and answers, in this process."""
+
+    class Here:
+        def __init__(self, what, asked):
+            answers = []
+            serve(io.StringIO(json.dumps({"what": what, **asked}) + "\n"), answers.append)
+            (self.told,) = answers
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(costs, "Child", Here)
+    assert costs.precision_here("cpu") == fast_settings(choose_device("cpu"), None, print)["precision"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("table99",), "no exhibit 'table99' to reproduce"),
+        (("table2", "--dataset", "digits"), "table2 is an exhibit of imagenet or folder"),
+        (("figure1", "--split", "45k5k", "--dataset", "digits"), "45k/5k split is one of CIFAR-10"),
+        (("figure1", "--launcher", "cloud"), "--launcher takes local or slurm, not 'cloud'"),
+        (("figure1", "--slurm", "a=b"), "--slurm is for --launcher slurm"),
+        (("figure1", "--seeds", "0"), "--seeds takes how many, from 1 on"),
+        (("figure1", "--fast", "--set", "precision=fp16"), "--fast chooses the precision itself"),
+        (("figure1", "--iterations", "9", "--set", "iterations=8"), "iterations is given twice"),
+        (("figure1", "--without", "cifar10-resnet20"), "cifar10-resnet20 is no part of what is asked for"),
+        (("figure1", "--jobs", "0"), "--jobs must be at least 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(words, sentence):
+    code, _, error = call("reproduce", *words)
+    assert code == 2
+    assert sentence in error
+    assert error.count("error:") == 1
+    assert files() == []
+
+
+def test_seeds_are_how_many_or_which():
+    assert seeds_of("3") == [0, 1, 2]
+    assert seeds_of("0,3") == [0, 3]
+    assert seeds_of("2-4") == [2, 3, 4]
+
+
+# --- with real training -------------------------------------------------------------------------------
+
+
+def command(*more):
+    words = "reproduce figure1 --dataset digits --set eval_every=2 --device cpu --threads 1 --jobs 2"
+    return [sys.executable, "-m", "resrepro", *words.split(), *map(str, more)]
+
+
+@pytest.mark.slow
+def test_an_interrupted_one_goes_on_to_the_records_of_runs_that_were_left_alone():
+    settings = {"eval_every": 2, "iterations": 12, "threads": 1, "device": "cpu"}
+    alone = [train(f"digits-plain{depth}", runs="alone", **settings) for depth in (20, 56)]
+    words = command("--iterations", 12)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + LONG
+        while not any("\n2," in each.read_text() for each in Path("runs").glob("*/seed0/metrics.csv")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=LONG)
+    assert process.returncode == 130
+    assert "the same command goes on" in stderr
+    assert not Path("tables").exists()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "to resume at" in done.stdout
+    for folder in alone:
+        assert differences(Path("runs") / folder.parent.name / folder.name, folder) == []
+    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "2 runs: all runs are done; nothing to do." in again.stdout
+    assert {"tables/figure1-digits.md", "figures/figure1-digits.png"} <= set(files())
