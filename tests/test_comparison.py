@@ -206,9 +206,7 @@ def test_compare_writes_three_forms_that_do_not_change_from_call_to_call(five_of
 
 
 def test_an_unknown_exhibit_is_refused_with_the_known_ones():
-    with pytest.raises(
-        UsageError, match="table2, table3, table4, table5, table6, figure1, figure4, figure6, demo"
-    ):
+    with pytest.raises(UsageError, match=r"there are table2, .*table6, .*figure1, .*figure6, .*demo"):
         build("table7", [])
 
 

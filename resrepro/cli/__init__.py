@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "reproduce", "train", "status", "eval", "responses", "compare", "plot", "claims", "report", "demo", "bench",
-    "list", "protocol", "describe", "verify", "publish",
+    "reproduce", "train", "status", "eval", "responses", "compare", "plot", "claims", "report", "demo",
+    "bench", "list", "protocol", "describe", "verify", "publish",
 )  # fmt: skip
 
 
