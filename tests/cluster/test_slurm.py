@@ -1,9 +1,12 @@
 """Runs through a real Slurm that stops them: requeued, finished, bit by bit those of an undisturbed start."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,11 +134,34 @@ def test_a_run_that_comes_to_its_time_limit_is_requeued(
 ) -> None:
     jobs = submit(slurm, runs, "4", "--slurm", "cpus=2")
     slurm.wait_until(lambda: done(runs, 4) >= 10, LONG)
-    slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=1")  # SIGUSR2 comes 90 s before, so now
+    trainer = trainer_of(runs, 4)
+    os.kill(trainer, signal.SIGSTOP)  # or the run is over before Slurm looks at time limits, twice a minute
+    try:
+        slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=1")  # the warning comes 90 s before
+        slurm.wait_until(lambda: not is_held(trainer, signal.SIGUSR2), LONG)
+        slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=60")
+    finally:
+        with suppress(ProcessLookupError):  # where Slurm has woken it up itself
+            os.kill(trainer, signal.SIGCONT)
     slurm.wait_until(lambda: gone(slurm, jobs), LONG)
-    assert restarts(slurm, jobs[0]) == len(starts(runs, 4)) >= 1
+    assert restarts(slurm, jobs[0]) == len(starts(runs, 4)) == 1
     assert "Caught signal SIGUSR2" in log(runs, jobs[0])  # by submitit, after the checkpoint
     assert differences(folder(runs, 4), folder(undisturbed, 4)) == []
+
+
+def trainer_of(runs: Path, seed: int) -> int:
+    """The process that trains a run, as its lock names it."""
+    return int(json.loads((runs / NAME / f".seed{seed}.lock").read_text())["pid"])
+
+
+def is_held(pid: int, number: signal.Signals) -> bool:
+    """Whether a process is stopped, and no such signal waits for it."""
+    try:
+        told = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    waiting = int(told["ShdPnd"], 16) | int(told["SigPnd"], 16)
+    return "T" in told["State"] and not waiting >> (number - 1) & 1
 
 
 def test_a_cancelled_run_writes_a_checkpoint_and_is_not_brought_back(slurm: OneNode, runs: Path) -> None:
