@@ -20,9 +20,9 @@ test-browser: .venv/installed  ## the report in headless Chromium, which is inst
 	$(BIN)/python -m pytest -m browser
 
 test-cluster: .venv/installed  ## through a real Slurm of one node, from Debian's packages; as root
-	@PATH="$$PATH:/usr/sbin"; command -v slurmctld slurmd sbatch munged >/dev/null || { \
-	    apt-get update && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends slurm-wlm munge; }
+	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v munged; } >/dev/null || { \
+	    apt-get update --quiet && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install --quiet --yes --no-install-recommends slurm-wlm munge; }
 	PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest -m cluster tests/cluster
 
 exhaustive: .venv/installed  ## every kill, error and power cut at every point: half an hour or more

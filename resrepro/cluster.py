@@ -163,14 +163,14 @@ def submit(jobs: Sequence[Job], order: Order, folder: Path, **slurm_options: str
         QueueError: if the queue cannot be asked what is there already.
         ResreproError: if sbatch refuses the jobs.
     """
-    runs = folder.resolve()
+    runs = folder.absolute()  # not resolved: a node may know the folder by this name only
     if order.options.get("threads"):
         slurm_options = {"cpus": str(order.options["threads"])} | slurm_options
     parameters = sbatch_parameters(slurm_options)
     executor = _executor(runs)
     options = dict(order.options) | {"runs": runs, "threads_if_new": parameters["cpus_per_task"]}
     if options.get("data") is not None:
-        options["data"] = Path(options["data"]).resolve()
+        options["data"] = Path(options["data"]).absolute()
     told = replace(order, options=options, looks=False)
     tasks = [Task(job, told, runs, _name_of(job, options)) for job in jobs]
     fast = bool(options.get("fast"))

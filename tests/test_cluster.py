@@ -39,7 +39,8 @@ def sbatch(queue: Queue) -> Queue:
 def on_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Any]]:
     """Runs the first job of array 17 as submitit does on a node; the folder is the runs folder."""
     told = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "18", "SLURM_ARRAY_JOB_ID": "17"}
-    for key, value in {**told, "SLURM_ARRAY_TASK_ID": "0"}.items():
+    told |= {"SLURM_ARRAY_TASK_ID": "0", "SUBMITIT_FOLDER": ""}  # the last is set by submitit itself
+    for key, value in told.items():
         monkeypatch.setenv(key, value)
     numbers = (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
@@ -228,11 +229,13 @@ def test_what_sbatch_refuses_is_one_harmless_sentence(tmp_path: Path, sbatch: Qu
 
 
 def test_the_command_submits_and_status_shows(tmp_path: Path, sbatch: Queue, empty_folder: None) -> None:
-    words = ["train", NET, "--seeds", "0-1", "--iterations", "6", "--launcher", "slurm", "--slurm", "mem=2G"]
+    words = ["train", NET, "--seeds", "0-1", "--iterations", "6", "--launcher", "slurm", "--jobs", "1"]
     code, told, _ = call(*words)
     assert (code, told.splitlines()) == (
         0, [f"{NET}, seed 0: job 17_0", f"{NET}, seed 1: job 17_1", "Next: resrepro status"],
     )  # fmt: skip
+    (script,) = Path("runs/slurm").glob("*_submission.sh")
+    assert "--array=0-1%1\n" in script.read_text()
     sbatch.answers("squeue", "17_0|RUNNING|0:01|node3\n17_1|PENDING|0:00|(Priority)\n")
     code, told, _ = call("status")
     assert (code, told.splitlines()) == (
@@ -244,6 +247,7 @@ def test_the_command_submits_and_status_shows(tmp_path: Path, sbatch: Queue, emp
             "2 runs: 1 starting, 1 waiting.",
         ],
     )
+    assert call("status", "--runs", "nowhere")[:2] == (0, "No runs in nowhere.\n")
 
 
 @pytest.mark.parametrize(

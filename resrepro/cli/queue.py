@@ -13,6 +13,7 @@ from resrepro.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from resrepro.progress import Progress
     from resrepro.specs import Spec
@@ -46,16 +47,15 @@ def status(runs: RunsOption = Path("runs")) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from resrepro.progress import STATES, look
+    from resrepro.progress import look
 
     console = Console(highlight=False)
     found, notices = look(runs)
-    _show(found, console)
-    states = Counter(progress.state for progress in found)
-    told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-    console.print(f"{len(found)} run{'s' * (len(found) != 1)}{': ' * bool(told)}{told}.")
-    if states["interrupted"] or states["failed"]:
-        console.print("The command that started a run goes on with it.")
+    if found:
+        _show(found, console)
+        _sum_up(found, console)
+    else:
+        console.print(f"No runs in {runs}.", markup=False)
     for notice in notices:
         _print(console, Text(f"Note: {notice}"), 0)
 
@@ -73,12 +73,26 @@ def _show(found: Sequence["Progress"], console: "Console") -> None:
             console.print(Text(name, "bold"), soft_wrap=True)
         line = Text(f"  {seed:<{widths[0]}}  ")
         line.append(f"{state:<{widths[1]}}", STYLES[progress.state])
-        line.append(f"  {done:>{widths[2]}}  {errors:>{widths[3]}}  {progress.where}".rstrip())
+        line.append(f"  {done:>{widths[2]}}  {errors:>{widths[3]}}  {progress.where}")
+        line.rstrip()
         _print(console, line, widths[0] + widths[1] + 6)
         if progress.why:
             _print(console, Text(f"{progress.why.rstrip('.')}.", "red"), 4, lead=4)
         if progress.log:
             console.print(f"    log: {progress.log}", soft_wrap=True, markup=False)
+
+
+def _sum_up(found: Sequence["Progress"], console: "Console") -> None:
+    """How many runs there are of each state, and what the columns mean."""
+    from resrepro.progress import STATES
+
+    states = Counter(progress.state for progress in found)
+    told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    if any(progress.errors for progress in found):
+        console.print("Errors: training, then test or validation, as last measured.")
+    console.print(f"{len(found)} run{'s' * (len(found) != 1)}: {told}.")
+    if states["interrupted"] or states["failed"]:
+        console.print("The command that started a run goes on with it.")
 
 
 def _cells(progress: "Progress") -> tuple[str, str, str, str]:
@@ -88,17 +102,20 @@ def _cells(progress: "Progress") -> tuple[str, str, str, str]:
     return f"seed {progress.seed}", progress.state, done, errors
 
 
-def _print(console: "Console", text: Any, indent: int, lead: int = 0) -> None:
-    """Print a line, wrapped under `indent` in a terminal and left whole in a pipe."""
+def _print(console: "Console", text: "Text", indent: int, lead: int = 0) -> None:
+    """Print a line that begins at `lead`, wrapped under `indent` in a terminal and left whole in a pipe."""
+    from rich.padding import Padding
     from rich.text import Text
 
     if not console.is_terminal:
         console.print(Text(" " * lead) + text, soft_wrap=True)
         return
-    first, *rest = text.wrap(console, console.width - lead, no_wrap=False)
-    console.print(Text(" " * lead) + first)
-    for line in Text(" ").join(rest).wrap(console, console.width - indent) if rest else ():
-        console.print(Text(" " * indent) + line)
+    first = text.wrap(console, console.width - lead)[0]
+    rest = text[len(first) :]
+    first.rstrip()
+    console.print(Padding(first, (0, 0, 0, lead), expand=False))
+    if rest.plain.strip():
+        console.print(Padding(Text(rest.plain.strip(), text.style), (0, 0, 0, indent), expand=False))
 
 
 def parse_slurm(pairs: Sequence[str], launcher: str) -> dict[str, str]:
@@ -122,11 +139,12 @@ def parse_slurm(pairs: Sequence[str], launcher: str) -> dict[str, str]:
 def submit_runs(
     specs: Sequence["Spec"],
     seeds: Sequence[int],
+    parallel: int | None,
     reading: tuple[Any, ...],
     slurm: Mapping[str, str],
     options: Mapping[str, Any],
 ) -> None:
-    """Submit every spec with every seed, and say how to look after them.
+    """Submit every spec with every seed, `parallel` to run at once, and say how to look after them.
 
     Raises:
         DataError: if the images are missing or damaged; nothing is submitted then.
@@ -143,7 +161,8 @@ def submit_runs(
         for seed in seeds
     ]
     load_shared(specs, options["data"])  # downloaded once, not by every job
-    ids = submit(jobs, Order(dict(options), reading), runs, **slurm)
+    asked = {} if parallel is None else {"parallel": str(parallel)}
+    ids = submit(jobs, Order(dict(options), reading), runs, **asked | dict(slurm))
     for job, number in zip(jobs, ids, strict=True):
         typer.echo(f"{job}: job {number}")
     where = "" if runs == Path("runs") else f" --runs {runs}"

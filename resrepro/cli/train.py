@@ -188,7 +188,7 @@ def _train_all(
     if slurm is not None:
         from resrepro.cli.queue import submit_runs
 
-        submit_runs(list(dict.fromkeys(specs)), seeds, reading, slurm, options)
+        submit_runs(list(dict.fromkeys(specs)), seeds, jobs, reading, slurm, options)
         return
     from resrepro.capacity import choose_jobs, this_machine
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -194,10 +194,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def missing(programs: Sequence[str] = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")) -> list[str]:
-    """Those of the programs that are not installed."""
-    import shutil
-
-    return [name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]

@@ -1,9 +1,12 @@
 """Runs through a real Slurm that stops them: requeued, finished, bit by bit those of an undisturbed start."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,9 @@ from one_node import OneNode
 from runs import differences, env_of, json_of
 
 pytestmark = pytest.mark.cluster
-NAME = "digits-resnet8+iterations=120+eval_every=10"
+NAME = "digits-resnet8+iterations=80+eval_every=10"
 TRAIN = [
-    sys.executable, "-m", "resrepro", "train", "digits-resnet8", "--iterations", "120", "--eval-every", "10",
+    sys.executable, "-m", "resrepro", "train", "digits-resnet8", "--iterations", "80", "--eval-every", "10",
     "--checkpoint-every", "10", "--device", "cpu", "--threads", "1",
 ]  # fmt: skip
 LONG = 300.0  # seconds for what takes ten, on a machine that is busy
@@ -89,6 +92,34 @@ def gone(slurm: OneNode, jobs: list[str]) -> bool:
     return all("JobState=COMPLETED" in text for text in states.values())
 
 
+def trainer_of(runs: Path, seed: int) -> int:
+    """The process that trains a run, as its lock names it."""
+    return int(json.loads((runs / NAME / f".seed{seed}.lock").read_text())["pid"])
+
+
+def is_held(pid: int, number: signal.Signals) -> bool:
+    """Whether a process is stopped, and no such signal waits for it."""
+    try:
+        told = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    waiting = int(told["ShdPnd"], 16) | int(told["SigPnd"], 16)
+    return "T" in told["State"] and not waiting >> (number - 1) & 1
+
+
+@contextmanager
+def held(*pids: int) -> Iterator[None]:
+    """While active, runs stand still: they are not to be over before Slurm has done what it is to do."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # Slurm wakes up itself what it stops
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_a_preempted_run_of_a_grid_is_requeued_and_ends_as_if_nothing_had_been(
     slurm: OneNode, runs: Path, undisturbed: Path
 ) -> None:
@@ -96,12 +127,14 @@ def test_a_preempted_run_of_a_grid_is_requeued_and_ends_as_if_nothing_had_been(
     assert jobs == [f"{jobs[0].partition('_')[0]}_{k}" for k in range(3)]  # one array
     assert submit(slurm, runs, "0-2", "--slurm", "cpus=1") == jobs  # which is not submitted twice
     slurm.wait_until(lambda: done(runs, 0) >= 10 and done(runs, 1) >= 10, LONG)
-    told = status(slurm, runs)
+    trainers = [trainer_of(runs, seed) for seed in (0, 1)]
+    with held(*trainers):
+        told = status(slurm, runs)
+        slurm.sbatch("--wrap=sleep 2", "--ntasks=1", partition="high")
+        slurm.wait_until(lambda: not all(is_held(pid, signal.SIGTERM) for pid in trainers), LONG)
     assert told.count("running") == 3, told  # two, and the sum of them
     assert f"job {jobs[0]} on localhost" in told
     assert f"job {jobs[2]}: " in told
-    slurm.sbatch("--wrap=sleep 2", "--ntasks=1", partition="high")
-    slurm.wait_until(lambda: any(restarts(slurm, job) for job in jobs), LONG)
     slurm.wait_until(lambda: gone(slurm, jobs), LONG)
     (preempted,) = [seed for seed in range(3) if starts(runs, seed)]
     assert "Stopped at iteration" in log(runs, jobs[preempted])  # it had the time for a checkpoint
@@ -118,7 +151,9 @@ def test_a_run_with_a_grace_time_is_requeued_by_its_own_wish(
     try:
         jobs = submit(slurm, runs, "3", "--slurm", "cpus=2")
         slurm.wait_until(lambda: done(runs, 3) >= 10, LONG)
-        slurm.sbatch("--wrap=sleep 2", "--ntasks=1", partition="high")
+        with held(trainer := trainer_of(runs, 3)):
+            slurm.sbatch("--wrap=sleep 2", "--ntasks=1", partition="high")
+            slurm.wait_until(lambda: not is_held(trainer, signal.SIGTERM), LONG)
         slurm.wait_until(lambda: gone(slurm, jobs), LONG)
     finally:
         slurm.ask("scontrol", "update", "PartitionName=low", "GraceTime=0")
@@ -131,9 +166,12 @@ def test_a_run_that_comes_to_its_time_limit_is_requeued(
 ) -> None:
     jobs = submit(slurm, runs, "4", "--slurm", "cpus=2")
     slurm.wait_until(lambda: done(runs, 4) >= 10, LONG)
-    slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=1")  # SIGUSR2 comes 90 s before, so now
+    with held(trainer := trainer_of(runs, 4)):
+        slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=1")  # the warning comes 90 s before
+        slurm.wait_until(lambda: not is_held(trainer, signal.SIGUSR2), LONG)
+        slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=60")
     slurm.wait_until(lambda: gone(slurm, jobs), LONG)
-    assert restarts(slurm, jobs[0]) == len(starts(runs, 4)) >= 1
+    assert restarts(slurm, jobs[0]) == len(starts(runs, 4)) == 1
     assert "Caught signal SIGUSR2" in log(runs, jobs[0])  # by submitit, after the checkpoint
     assert differences(folder(runs, 4), folder(undisturbed, 4)) == []
 
@@ -141,7 +179,8 @@ def test_a_run_that_comes_to_its_time_limit_is_requeued(
 def test_a_cancelled_run_writes_a_checkpoint_and_is_not_brought_back(slurm: OneNode, runs: Path) -> None:
     jobs = submit(slurm, runs, "5", "--slurm", "cpus=2")
     slurm.wait_until(lambda: done(runs, 5) >= 10, LONG)
-    slurm.ask("scancel", jobs[0])
+    with held(trainer_of(runs, 5)):
+        slurm.ask("scancel", jobs[0])
     slurm.wait_until(lambda: not slurm.queue(), LONG)
     assert "Stopped at iteration" in log(runs, jobs[0])
     assert "JobState=CANCELLED" in slurm.ask("scontrol", "show", "job", jobs[0]).stdout
