@@ -10,12 +10,13 @@ from typing import cast
 import torch
 from torch import nn
 
+from resrepro.convolution import Convolution
 from resrepro.device import device_name
 from resrepro.errors import UsageError
 from resrepro.kernels import NoCompiler, load_kernels
 from resrepro.kernels.convolving import Convolver
 from resrepro.kernels.normalising import Normaliser
-from resrepro.nets import Convolution, Net
+from resrepro.nets import Net
 from resrepro.normalisation import norms_of
 from resrepro.processes import world_size
 from resrepro.seen import check_choice, look_up, remember

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from resrepro.nets import Convolution, ProjectionShortcut
+from resrepro.convolution import Convolution
+from resrepro.nets import ProjectionShortcut
 from resrepro.normalisation import GroupedBatchNorm2d
 
 
