@@ -28,7 +28,8 @@ LAYERS = {
     "training": (
         "assessment", "benchmark.calibration", "benchmark.child", "benchmark.ours", "benchmark.peak",
         "benchmark.timing", "benchmark.usual", "cadence", "checkpoint", "convolution", "data",
-        "description", "device", "distributed", "earlier", "engines", "evaluation", "feeds", "folding", "foreign", "freezing",
+        "description", "device", "distributed", "earlier", "engines", "evaluation", "feeds", "folding",
+        "foreign", "freezing",
         "held_out", "interrupts", "job", "jobs", "kernels", "measuring_responses", "metrics",
         "modes", "nets", "normalisation", "optimizer", "plateau", "resuming", "spread", "subjects", "trainer",
         "training", "verification", "watching",
