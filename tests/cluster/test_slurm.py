@@ -193,3 +193,30 @@ def test_what_sbatch_refuses_is_told_in_a_sentence(slurm: OneNode, runs: Path) -
     assert told.returncode == 1
     assert "invalid partition specified: nowhere" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_an_exhibit_is_reproduced_through_the_queue(slurm: OneNode, tmp_path: Path) -> None:
+    """The command that README shows, handed to the queue, and again once that has worked it off."""
+    words = [
+        sys.executable, "-m", "resrepro", "reproduce", "figure1", "--dataset", "digits", "--seeds", "3",
+        "--device", "cpu", "--launcher", "slurm", "--slurm", "partition=low", "--slurm", "cpus=1",
+    ]  # fmt: skip
+
+    def reproduce() -> str:
+        told = subprocess.run(words, env=slurm.env, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert told.returncode == 0, told.stderr
+        return told.stdout
+
+    submitted = reproduce()
+    jobs = [line.rpartition("job ")[2] for line in submitted.splitlines() if ": job " in line]
+    assert len(jobs) == 6
+    assert "No finished run for figure1-digits yet" in submitted
+    slurm.wait_until(lambda: gone(slurm, jobs), 5 * LONG)
+    shown = reproduce()
+    assert ": job " not in shown  # nothing was left to submit
+    rows = (tmp_path / "tables" / "figure1-digits.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["plain-20", "plain-56"]
+    assert (tmp_path / "figures" / "figure1-digits.png").stat().st_size > 10_000
+    verdicts = shown.partition("claims")[2]
+    assert "plain-56" in verdicts
+    assert any(word in verdicts for word in ("held", "failed", "undecided"))
