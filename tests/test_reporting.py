@@ -22,7 +22,7 @@ from resrepro.records import Collection, collect
 from resrepro.reporting import build_report
 from resrepro.reporting.background import protocols, surroundings
 from resrepro.reporting.charts import chart_of
-from resrepro.reporting.exhibit_sections import all_exhibits, lacking
+from resrepro.reporting.exhibit_sections import all_exhibits, lacking, shown_exhibits
 from resrepro.tables import Row, Table
 
 LIMIT = 2_000_000  # bytes
@@ -54,7 +54,7 @@ def test_every_exhibit_has_a_section_and_a_way_to_it(page: Page) -> None:
         "environment",
         *exhibits.tables(),
         *exhibits.figures(),
-    }
+    } - {"demo"}
     links = [element.attributes["href"] for element in page.all("a") if "nav" in element.inside]
     assert links == [f"#{name}" for name in ids]
 
@@ -297,7 +297,7 @@ def test_all_exhibits_are_listed_once_tables_first() -> None:
 def test_the_command_writes_a_file_and_overwrites_only_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resrepro.reporting.page.all_exhibits", lambda: ("table6",))
+    monkeypatch.setattr("resrepro.reporting.page.shown_exhibits", lambda: ("table6",))
     write_run(tmp_path / "runs", "cifar10-resnet20", iterations=2000)
     call = ["report", "--runs", str(tmp_path / "runs"), "--out"]
     for _ in range(2):
@@ -321,5 +321,5 @@ def test_the_library_comes_with_its_licence_and_version() -> None:
 def test_the_committed_report_is_one_of_ours_and_small_enough() -> None:
     text = (ROOT / "docs" / "report.html").read_text(encoding="utf-8")
     assert len(text.encode()) < LIMIT
-    assert {element.attributes["id"] for element in Page(text).all("section")} >= set(all_exhibits())
+    assert {element.attributes["id"] for element in Page(text).all("section")} >= set(shown_exhibits())
     assert not re.search(r"(?<![\w.])/(home|root|tmp|Users)/", text)

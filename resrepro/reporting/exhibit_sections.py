@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from resrepro.records import Collection
 from resrepro.reporting.charts import Chart, chart_of
 from resrepro.tables import DASH, Row, Table
 
+REPEATED = ("demo",)  # its nets stand in Figure 6 on digits
+LONG_NUMBER = re.compile(rb"\d+\.\d{3,}")
 CONTINUED = "↳"  # begins the name of a row that belongs to the one above
 
 
@@ -43,6 +46,11 @@ def all_exhibits() -> tuple[str, ...]:
     both = [*tables, *(name for name in exhibits.figures() if name not in tables)]
     kinds = ("table", "figure")
     return tuple(sorted(both, key=lambda name: (_place(name, kinds), name)))
+
+
+def shown_exhibits() -> tuple[str, ...]:
+    """What a report shows if nobody chooses: all but what another exhibit shows of the same runs."""
+    return tuple(name for name in all_exhibits() if name not in REPEATED)
 
 
 def _place(name: str, kinds: tuple[str, ...]) -> int:
@@ -96,4 +104,5 @@ def picture_of(name: str, found: Collection) -> Picture | None:
             return None
         content = next(path for path in drawing.paths if path.suffix == ".svg").read_bytes()
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
-    return Picture(title or name, "data:image/svg+xml;base64," + base64.b64encode(content).decode())
+    slim = LONG_NUMBER.sub(lambda found: b"%.2f" % float(found[0]), content)  # of a point of 1/72 inch
+    return Picture(title or name, "data:image/svg+xml;base64," + base64.b64encode(slim).decode())

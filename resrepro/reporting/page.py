@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from resrepro.records import Collection
 from resrepro.reporting import background
-from resrepro.reporting.exhibit_sections import Section, all_exhibits, sections
+from resrepro.reporting.exhibit_sections import Section, sections, shown_exhibits
 from resrepro.reporting.verdicts import Judged, counted, kind_of
 
 GENERATOR = "resrepro report"  # by which a report of ours is known
@@ -33,12 +33,12 @@ def build_report(
     Args:
         found: the runs and ensembles that it is made from.
         verdicts: on the paper's claims, in its order.
-        exhibits: what is shown, in this order; all tables and figures by default.
+        exhibits: what is shown, in this order; `shown_exhibits` by default.
 
     Raises:
         UsageError: for an unknown exhibit.
     """
-    shown = sections(found, all_exhibits() if exhibits is None else exhibits)
+    shown = sections(found, shown_exhibits() if exhibits is None else exhibits)
     style, scripts = "\n".join(map(_file, STYLES)), [_file(name) for name in SCRIPTS]
     finished = [run for run in found.runs if run.finished]
     return (
