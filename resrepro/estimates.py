@@ -30,6 +30,7 @@ class Estimate:
     """
 
     name: str
+    iterations: int
     seconds: float
     memory_mib: float
     gpu_mib: float | None
@@ -90,6 +91,7 @@ def estimate_from(told: Mapping[str, Any]) -> Estimate:
     rows = evaluations * told["sets"] * ROW_BYTES
     return Estimate(
         told["name"],
+        told["iterations"],
         training + evaluations * told["evaluation_seconds"],
         told["memory_mib"],
         told["gpu_mib"],
@@ -98,9 +100,11 @@ def estimate_from(told: Mapping[str, Any]) -> Estimate:
     )
 
 
-def notes_on(estimates: Sequence[Estimate]) -> list[str]:
+def notes_on(estimates: Sequence[Estimate], at_once: int = 1) -> list[str]:
     """What the numbers do not include."""
     notes = ["Measured in a moment on this machine as it is now; nothing was written."]
+    if at_once > 1:
+        notes.append("Each net was measured alone: side by side they slow each other down somewhat.")
     if not all(each.reads for each in estimates):
         notes.append("Reading photographs is not included: --data names them. Taken are as many as ImageNet.")
     return notes

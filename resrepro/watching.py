@@ -1,5 +1,6 @@
 """What training tells whoever looks on; the base class hears everything and says nothing."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ LOOK_EVERY = 0.5  # seconds between looks at the device; each one waits for it
 
 @dataclass(frozen=True)
 class Sample:
-    """One point of the curves: errors by set ("train", "val", "test") after `iteration` updates."""
+    """One point of the curves: errors by set ("train", "val", "test") after `iteration` updates.
+
+    `images_per_s` is NaN where a session measures before it has made a step.
+    """
 
     iteration: int
     lr: float
@@ -76,10 +80,11 @@ def clock(seconds: float) -> str:
 
 def sample_line(sample: Sample, pace: Pace) -> str:
     """A sample as a line of its own."""
-    return (
-        f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} {errors_line(sample)}  "
-        f"{sample.images_per_s:,.0f} images/s  {clock(pace.seconds_left(sample.iteration))} left"
-    )
+    told = f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} {errors_line(sample)}"
+    if math.isnan(sample.images_per_s):  # nothing is known of the time either
+        return told
+    left = clock(pace.seconds_left(sample.iteration))
+    return f"{told}  {sample.images_per_s:,.0f} images/s  {left} left"
 
 
 def errors_line(sample: Sample) -> str:

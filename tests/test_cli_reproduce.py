@@ -32,7 +32,11 @@ LONG = 120  # seconds that nothing here needs
 @pytest.fixture(autouse=True)
 def here(empty_folder, monkeypatch):
     """An empty folder, in which no time is measured."""
-    monkeypatch.setattr(costs, "estimate", lambda name, **means: Estimate(name, 24.0, 500.0, None, 1.0, True))
+
+    def estimate(name, **means):
+        return Estimate(name, 240, 24.0, 500.0, None, 1.0, True)
+
+    monkeypatch.setattr(costs, "estimate", estimate)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_what_was_never_seen_is_measured_once_of_each_kind_with_its_smallest_net
 
     def estimate(name, **means):
         asked.append((name, dict(means["settings"]), means["threads"]))
-        return Estimate(name, 4.0, 500.0, None, 1.0, True)
+        return Estimate(name, 8, 4.0, 500.0, None, 1.0, True)
 
     monkeypatch.setattr(costs, "estimate", estimate)
     specs = [spec(f"digits-{net}", iterations=8) for net in ("plain56", "plain20", "resnet110")]

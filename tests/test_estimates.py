@@ -1,11 +1,15 @@
 """`resrepro train --dry-run`: what a run will take, from a few real steps, with nothing written."""
 
+from functools import partial
+
 import pytest
 import torch
 from commands import call
 from conftest import use_one_thread
+from rich.console import Console
 
 from resrepro.benchmark.calibration import calibrate
+from resrepro.cli.forecast import Outlook, table_of
 from resrepro.errors import UsageError
 from resrepro.estimates import Estimate, estimate_from, notes_on
 from resrepro.training import train
@@ -82,7 +86,7 @@ def test_a_dry_run_tells_of_every_run_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("resrepro.estimates.SECONDS", 0.1)
     code, stdout, stderr = call(
         "train", "--dataset", "digits", "--depth", 8, "--seeds", "0-2", "--dry-run", "--threads", 1,
-        "--device", "cpu",
+        "--device", "cpu", "--jobs", 1,
     )  # fmt: skip
     assert code == 0, stderr
     assert "digits-resnet8" in stdout
@@ -93,15 +97,37 @@ def test_a_dry_run_tells_of_every_run_and_writes_nothing(tmp_path, monkeypatch):
 
 
 def test_the_table_adds_up_what_runs_one_after_the_other(capsys):
-    from rich.console import Console
+    one = Estimate("a", 100, 3600.0, 500.0, None, 2.0, True)
+    other = Estimate("b", 100, 7200.0, 700.0, None, 3.0, True)
+    last_line = partial(_last_line, capsys)
+    fresh = [Outlook(one, (0, 0)), Outlook(other, (0, 0))]
+    assert last_line(fresh, 1) == "all, one after the other 4 6.0 h 700 10.0"
+    assert last_line(fresh, 2) == "all, 2 at once 4 3.0 h 1,400 10.0"  # the two largest of them
+    assert last_line(fresh, 8) == "all, 8 at once 4 2.0 h 2,400 10.0"  # no shorter than the longest
+    begun = [Outlook(one, (100, 50)), Outlook(other, (0, 0))]  # one done, one half done
+    assert last_line(begun, 1) == "what is left, one after the other 3 4.5 h 700 6.0"
+    done = [Outlook(one, (100, 100))]
+    assert last_line(done, 1).startswith("what is left, one after the other 0 0")
 
-    from resrepro.cli.forecast import table_of
 
-    one = Estimate("a", 3600.0, 500.0, None, 2.0, True)
-    other = Estimate("b", 7200.0, 700.0, None, 3.0, True)
-    Console(width=80).print(table_of([one, other], seeds=2))
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert " ".join(last.split()) == "all, one after the other 4 6.0 h 700 10.0"
+def _last_line(capsys, *told):
+    Console(width=80).print(table_of(*told))
+    return " ".join(capsys.readouterr().out.strip().splitlines()[-1].split())
+
+
+@pytest.mark.usefixtures("empty_folder")
+def test_a_dry_run_counts_what_was_made_already(monkeypatch):
+    monkeypatch.setattr("resrepro.estimates.SECONDS", 0.1)
+    asked = ("train", "--dataset", "digits", "--depth", 8, "--iterations", 4, "--threads", 1)
+    assert call(*asked)[0] == 0
+    code, told, _ = call(*asked, "--seeds", "0-2", "--jobs", 2, "--dry-run")
+    assert code == 0
+    assert "what is left, 2 at once" in told
+    assert "1 of 3 done already." in told
+    assert "Each net was measured alone" in told
+    assert max(map(len, told.splitlines())) <= 80
+    code, told, _ = call(*asked, "--seeds", "0-2", "--jobs", 1, "--fresh", "--dry-run")
+    assert (code, "done already" in told, "all, one after the other" in told) == (0, False, True)
 
 
 @pytest.mark.usefixtures("empty_folder")

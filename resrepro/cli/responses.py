@@ -18,6 +18,7 @@ from resrepro.cli.options import (
     WorkersOption,
     loading_of,
 )
+from resrepro.errors import RecordError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,19 +39,31 @@ def responses(
     max_bad_images: MaxBadOption = None,
     pin_memory: PinOption = None,
 ) -> None:
-    """Measure the strength of each 3x3 layer's response and gradient, and record it (Figure 7)."""
+    """Measure the strength of each 3x3 layer's response and gradient, and record it (Figure 7).
+
+    Of several runs, one that is refused does not stop those after it.
+    """
     from rich.console import Console
 
     from resrepro.measuring_responses import measure
 
-    console = Console(highlight=False)
+    console, refused = Console(highlight=False), 0
     for run in runs:
-        found = measure(
-            run, data=data, device=device, threads=threads,
-            loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
-            say=lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
-        )  # fmt: skip
+        try:
+            found = measure(
+                run, data=data, device=device, threads=threads,
+                loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
+                say=lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
+            )  # fmt: skip
+        except (UsageError, RecordError) as error:
+            if len(runs) == 1:
+                raise
+            refused += 1
+            console.print(f"Left out: {error}", markup=False, soft_wrap=not console.is_terminal)
+            continue
         console.print(_summary(found))
+    if refused:
+        raise RecordError(f"{refused} of {len(runs)} runs were left out: the sentences above tell why.")
 
 
 def _summary(found: "Responses") -> "Table":

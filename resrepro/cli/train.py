@@ -158,9 +158,9 @@ def train(
         from resrepro.cli.forecast import forecast
 
         forecast(
-            [spec.experiment for spec in specs], all_seeds, data, {**changed, **extra}, shortcut=shortcut,
-            device=device, threads=threads, fast=fast, compiling=compiling, micro_batch=micro_batch,
-            sync_bn=sync_bn, loading=reading,
+            specs, all_seeds, data, {**changed, **extra}, runs=None if fresh else runs, jobs=jobs,
+            shortcut=shortcut, device=device, threads=threads, fast=fast, compiling=compiling,
+            micro_batch=micro_batch, sync_bn=sync_bn, loading=reading,
         )  # fmt: skip
         return
     _train_all(
