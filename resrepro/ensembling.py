@@ -57,7 +57,7 @@ def _sorted_out(ensembles: Iterable[Ensemble], runs: Sequence[Run]) -> tuple[lis
     ours: list[Ensemble] = []
     reasons: list[str] = []
     for ensemble in ensembles:
-        reason = _why_not(ensemble, runs)
+        reason = why_left_out(ensemble, runs)
         if reason:
             reasons.append(f"the ensemble of {members_told(ensemble)} ({reason})")
         else:
@@ -65,7 +65,8 @@ def _sorted_out(ensembles: Iterable[Ensemble], runs: Sequence[Run]) -> tuple[lis
     return ours, reasons
 
 
-def _why_not(ensemble: Ensemble, runs: Sequence[Run]) -> str:
+def why_left_out(ensemble: Ensemble, runs: Sequence[Run]) -> str:
+    """Why an ensemble has no place in the table of ensembles; empty if it has one."""
     if FAMILIES.get(ensemble.data.name) != "imagenet" or SET not in ensemble.errors:
         return f"measured on {ensemble.data.name}"
     partial = [member for member in ensemble.members if member.status not in FINISHED]

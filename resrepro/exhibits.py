@@ -9,6 +9,7 @@ already.
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from resrepro import (
@@ -23,7 +24,6 @@ from resrepro.durable import write_out
 from resrepro.errors import UsageError
 from resrepro.panels import render
 from resrepro.paper import layouts
-from resrepro.plotting import Drawing
 from resrepro.power_table import build_power
 from resrepro.records import DEFAULT_FOLDERS, Collection, Run, collect
 from resrepro.statistics_table import build_statistics
@@ -31,6 +31,14 @@ from resrepro.tables import Table, write_table
 
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
 FIGURE_7 = responses_figure.EXHIBIT
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The files of a figure, and sentences on what is not in it."""
+
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...]
 
 
 def tables() -> tuple[str, ...]:
@@ -104,9 +112,15 @@ def tables_about(exhibit: str, runs: Sequence[Run], statistics: bool, power: boo
 
 
 def draw_figure(
-    exhibit: str, runs: Sequence[Run], folder: Path, *, paper: bool = False, palette: str = "paper"
+    exhibit: str,
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    paper: bool = False,
+    palette: str = "paper",
+    stem: str | None = None,
 ) -> Drawing:
-    """Draw an exhibit into a folder; also tells what was left out.
+    """Draw an exhibit into a folder, as files of its own name or another `stem`; tells what was left out.
 
     Raises:
         UsageError: for an unknown exhibit or palette.
@@ -121,9 +135,10 @@ def draw_figure(
         name, colours = responses_figure.title(), plotting.palette_named(palette)
         figure, notes = responses_figure.make_figure(runs, colours, paper=paper)
     else:
-        return plotting.draw(exhibit, runs, folder, paper=paper, palette=palette)
+        figure, notes = plotting.make_figure(exhibit, runs, paper=paper, palette=palette)
+        name = plotting.title(exhibit)
     files = render(figure, name)
-    paths = tuple(folder / f"{exhibit}.{kind}" for kind in files)
+    paths = tuple(folder / f"{stem or exhibit}.{kind}" for kind in files)
     for path, content in zip(paths, files.values(), strict=True):
         write_out(path, content)
     return Drawing(paths, notes)

@@ -27,6 +27,7 @@ class Exhibit:
 
     Attributes:
         name: as `compare` and `plot` know it.
+        stem: of its files; a stand-in never takes those of the paper's exhibit.
         dataset: of its runs, None if it needs none.
         experiments: the catalogue's experiments that it shows.
         measures: what is measured of each trained net: test protocols, or RESPONSES.
@@ -35,6 +36,7 @@ class Exhibit:
     """
 
     name: str
+    stem: str
     dataset: str | None
     experiments: tuple[str, ...]
     measures: tuple[str, ...]
@@ -104,14 +106,15 @@ def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
     dataset = dataset if own and dataset else own
     if own and FAMILIES[str(dataset)] != FAMILIES[own]:
         return None
-    shown = f"{name}-{dataset}" if f"{name}-{dataset}" in (*tables(), *figures()) else name
+    stem = name if dataset == own else f"{name}-{dataset}"
+    shown = stem if stem in (*tables(), *figures()) else name
     experiments = _experiments(name, shown, dataset) if dataset else ()
     if dataset and not experiments:
         return None
     plan = layouts().get(shown, {})
     protocols = dict.fromkeys(q["protocol"] for q in plan.get("quantities", ()) if "protocol" in q)
     measures = (*protocols, *((RESPONSES,) if facts.get("responses") else ()))
-    return Exhibit(shown, dataset, experiments, measures, "members" in plan, tuple(facts["claims"]))
+    return Exhibit(shown, stem, dataset, experiments, measures, "members" in plan, tuple(facts["claims"]))
 
 
 def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:

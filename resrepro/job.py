@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro.data import Dataset
-from resrepro.errors import Interrupted, ResreproError, UsageError
+from resrepro.errors import Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.interrupts import SIGNALS, Interrupts, StoppedEarly
 from resrepro.memory import keep_memory
 from resrepro.watching import Pace, Sample, Watcher, sample_line
@@ -186,9 +186,9 @@ def outcome_of(job: Job, order: Order, dataset: Dataset | None, watcher: Watcher
     except ResreproError as error:
         return Failed(str(error), type(error))
     except OSError as error:
-        return Failed(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
+        return Failed(sentence_on(error))
     except Exception as error:
-        return Failed(f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+        return Failed(sentence_on(error), trace=traceback.format_exc())
 
 
 def _checked(order: Order) -> "Loading":

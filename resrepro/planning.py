@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from resrepro import catalogue
+from resrepro.ensembling import why_left_out
 from resrepro.errors import RecordError, UsageError
 from resrepro.goals import RESPONSES, Exhibit
 from resrepro.measurements import Ensemble
-from resrepro.record_files import SPEC
+from resrepro.record_files import RESULT
 from resrepro.recording import has_checkpoint, run_folder
 from resrepro.records import Collection, Run, read_ensembles, read_run
 from resrepro.responses import read_responses
@@ -157,24 +158,25 @@ def make_plan(
 
 def _step(folder: Path, spec: Spec, seed: int) -> Step:
     """The state of a run, as its folder says."""
-    if not (folder / SPEC).exists():
-        return Step(spec, seed, folder, "resume" if has_checkpoint(folder) else "start")
+    going_on = has_checkpoint(folder)
+    if not (folder / RESULT).exists():  # of a run cut short before its first checkpoint nothing is kept
+        return Step(spec, seed, folder, "resume" if going_on else "start")
+    command = catalogue.in_folder(f"{catalogue.command_for(spec, seed)} --fresh", folder.parent.parent)
     try:
         run = read_run(folder)
     except RecordError as error:
-        state: State = "resume" if has_checkpoint(folder) else "blocked"
-        return Step(spec, seed, folder, state, why=str(error))
+        state: State = "resume" if going_on else "blocked"
+        way_out = "" if going_on else f" `{command}` sets it aside and starts it anew."
+        return Step(spec, seed, folder, state, why=f"{error}{way_out}")
     done = int(run.result["iteration"])
     if (run.digest, run.seed) != (spec.digest, seed):
         why = f"{folder} holds a run of another specification: name another folder with --runs."
         return Step(spec, seed, folder, "blocked", why=why)
     if run.status == "diverged":
-        command = f"{catalogue.command_for(spec, seed)} --fresh"
         why = f"it diverged at iteration {done:,}; `{command}` starts it anew."
         return Step(spec, seed, folder, "blocked", done, why, run)
     if run.finished:
         return Step(spec, seed, folder, "done", done, run=run)
-    going_on = has_checkpoint(folder)
     return Step(spec, seed, folder, "resume" if going_on else "start", done if going_on else 0, run=run)
 
 
@@ -188,13 +190,16 @@ def _measurements(
             yield Measurement(what, (step,), _is_measured(what, step.run))
     members = tuple(group[0] for group in groups if group and group[0].state != "blocked")
     if exhibit.ensemble and len(members) > 1:
-        wanted = {(step.spec.name, step.seed, step.spec.digest) for step in members}
-        done = any(
-            {(member.name, member.seed, member.digest) for member in one.members} == wanted
-            for one in ensembles
-            if one.protocol == ENSEMBLE_PROTOCOL
-        )
+        done = any(_is_of(one, members) for one in ensembles if one.protocol == ENSEMBLE_PROTOCOL)
         yield Measurement(ENSEMBLE_PROTOCOL, members, done)
+
+
+def _is_of(ensemble: Ensemble, members: Sequence[Step]) -> bool:
+    """Whether an ensemble is of these runs as they are now, and belongs in a table."""
+    wanted = {(step.spec.name, step.seed, step.spec.digest, step.done) for step in members}
+    found = {(each.name, each.seed, each.digest, each.iteration) for each in ensemble.members}
+    runs = [step.run for step in members if step.run is not None]
+    return found == wanted and not why_left_out(ensemble, runs)
 
 
 def _is_measured(what: str, run: Run | None) -> bool:

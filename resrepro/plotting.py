@@ -7,17 +7,14 @@ torch.
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro import catalogue
 from resrepro.captions import footnote, held_out_names
-from resrepro.durable import write_out
 from resrepro.errors import RecordError, UsageError
-from resrepro.panels import draw_sheet, render
+from resrepro.panels import draw_sheet
 from resrepro.records import Run
 from resrepro.selection import Cells, choose, iterations_of, paper_iterations
 from resrepro.sheets import Curve, Panel, Sheet
@@ -25,14 +22,6 @@ from resrepro.specs import net_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """The files of a figure, and sentences on what is not in it."""
-
-    paths: tuple[Path, ...]
-    notes: tuple[str, ...]
 
 
 @cache
@@ -77,21 +66,13 @@ def _look_up(kind: str, name: str) -> Mapping[str, Any]:
     return known[name]
 
 
-def draw(
-    exhibit: str, runs: Sequence[Run], figures: Path, *, paper: bool = False, palette: str = "paper"
-) -> Drawing:
-    """The same from runs that were read already; also tells what was left out.
+def title(exhibit: str) -> str:
+    """What the files of a figure call it.
 
     Raises:
-        UsageError: for an unknown exhibit or palette.
-        RecordError: if there is nothing to draw, or the files cannot be written.
+        UsageError: for an unknown exhibit.
     """
-    figure, notes = make_figure(exhibit, runs, paper=paper, palette=palette)
-    files = render(figure, str(_look_up("exhibit", exhibit)["title"]))
-    paths = tuple(figures / f"{exhibit}.{kind}" for kind in files)
-    for path, content in zip(paths, files.values(), strict=True):
-        write_out(path, content)
-    return Drawing(paths, notes)
+    return str(_look_up("exhibit", exhibit)["title"])
 
 
 def make_figure(

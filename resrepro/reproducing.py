@@ -4,17 +4,16 @@ Whatever fails is kept with its reason, and the rest goes on.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro.capacity import choose_jobs, this_machine, threads_each
-from resrepro.errors import DataError, ResreproError
-from resrepro.exhibits import build_table, draw_figure
+from resrepro.errors import DataError, Interrupted, sentence_on
+from resrepro.exhibits import Drawing, build_table, draw_figure
 from resrepro.goals import RESPONSES, Exhibit
 from resrepro.planning import Measurement, Plan, Step, make_plan, set_apart
-from resrepro.plotting import Drawing
 from resrepro.records import Collection
 from resrepro.specs import FAMILIES, Value
 from resrepro.tables import Table
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from resrepro.job import Job, Order
 
 
+SMALL = "cifar"
+TRAINED = (SMALL, "imagenet")  # the families, in the order in which their nets are trained
+
+
 @dataclass
 class Reproduction:
     """Some exhibits, and the runs that they are to be made of.
@@ -33,7 +36,7 @@ class Reproduction:
         seeds: of every net; None for those that the paper ran.
         without: experiments that are left out.
         settings: of the recipe, changed.
-        data: folder of CIFAR-10 or of photographs.
+        data: folders of CIFAR-10 and of photographs.
         failures: what could not be done, with the reason.
     """
 
@@ -42,7 +45,7 @@ class Reproduction:
     seeds: Sequence[int] | None = None
     without: Sequence[str] = ()
     settings: Mapping[str, Value] = field(default_factory=dict)
-    data: Path | None = None
+    data: Sequence[Path] = ()
     device: str = "auto"
     threads: int | None = None
     failures: dict[str, str] = field(default_factory=dict)
@@ -57,20 +60,24 @@ class Reproduction:
             plan = set_apart(plan, name, dataset.checksums)
         return plan
 
-    def jobs(self, asked: int | None, steps: Sequence[Step]) -> int:
-        """How many of these runs are trained at once.
+    def jobs(self, asked: int | None, plan: Plan) -> dict[str, int]:
+        """How many of the missing runs are trained at once, of nets on small images and on photographs.
 
         Raises:
             UsageError: if the number asked for is none, or under torchrun.
         """
-        return choose_jobs(asked, [step.spec for step in steps], self.device, None, this_machine())
+        found = {}
+        for family in TRAINED:
+            specs = [step.spec for step in of_family(plan.to_train, family)]
+            found[family] = choose_jobs(asked, specs, self.device, None, this_machine())
+        return found
 
-    def order(self, jobs: int, *, looks: bool) -> "Order":
-        """What is asked of all runs alike."""
+    def order(self, jobs: int, family: str, *, looks: bool) -> "Order":
+        """What is asked of all runs of a family alike."""
         from resrepro.job import Order
 
         options: dict[str, Any] = {
-            **self.settings, "data": self.data, "runs": self.runs, "device": self.device,
+            **self.settings, "data": folder_of(family, self.data), "runs": self.runs, "device": self.device,
             "threads": self.threads, "threads_if_new": threads_each(jobs, this_machine()),
             "arguments": sys.argv[1:],
         }  # fmt: skip
@@ -83,34 +90,32 @@ class Reproduction:
             UsageError: if the machine cannot do what is asked.
             Interrupted: after a signal; what was begun has its checkpoint.
         """
-        for family in ("cifar", "imagenet"):
-            self._load([s for s in self.plan().to_train if FAMILIES[s.spec.dataset] == family == "cifar"])
-            steps = [
-                step
-                for step in self.plan().to_train
-                if FAMILIES[step.spec.dataset] == family and str(step) not in self.failures
-            ]
-            if steps:
-                self._train(steps, self.jobs(asked, steps), looks)
+        for family in TRAINED:
+            self._load()
+            count = self.jobs(asked, self.plan())[family]
+            missing = of_family(self.plan().to_train, family)
+            if steps := [step for step in missing if str(step) not in self.failures]:
+                self._train(steps, self.order(count, family, looks=looks), count)
 
-    def _load(self, steps: Sequence[Step]) -> None:
-        """Read the images of some runs into memory; runs whose images are missing or damaged have failed."""
+    def _load(self) -> None:
+        """Read the small images into memory; runs whose images are missing or damaged have failed."""
         from resrepro.jobs import load_shared
 
+        steps = of_family(self.plan().to_train, SMALL)
         for data in dict.fromkeys(map(data_of, steps)):
             own = [step for step in steps if data_of(step) == data]
             try:
-                self._datasets |= load_shared([own[0].spec], self.data)
+                self._datasets |= load_shared([own[0].spec], folder_of(SMALL, self.data))
             except DataError as error:
                 self.failures |= dict.fromkeys(map(str, own), str(error))
 
-    def _train(self, steps: Sequence[Step], count: int, looks: bool) -> None:
+    def _train(self, steps: Sequence[Step], order: "Order", count: int) -> None:
         from resrepro.cli.many import JobsView, train_watched
         from resrepro.job import Finished
         from resrepro.jobs import Crew
 
         names = {job_of(step): str(step) for step in steps}
-        crew = Crew(list(names), count, self.order(count, looks=looks), self._datasets)
+        crew = Crew(list(names), count, order, self._datasets)
         for job, end in train_watched(crew, JobsView(crew.jobs, onward=False)).items():
             if not isinstance(end, Finished):
                 self.failures[names[job]] = end.sentence
@@ -125,20 +130,50 @@ class Reproduction:
         """
         from resrepro import cluster
 
-        self._load([step for step in self.plan().to_train if FAMILIES[step.spec.dataset] == "cifar"])
-        steps = [step for step in self.plan().to_train if str(step) not in self.failures]
-        if not steps:
-            return {}
-        order = self.order(jobs, looks=False)
-        ids = cluster.submit([job_of(step) for step in steps], order, self.runs, **sbatch)
-        return dict(zip(map(str, steps), ids, strict=True))
+        self._load()
+        ids: dict[str, str] = {}
+        for family in TRAINED:
+            steps = [s for s in of_family(self.plan().to_train, family) if str(s) not in self.failures]
+            if steps:
+                order = self.order(jobs, family, looks=False)
+                found = cluster.submit([job_of(step) for step in steps], order, self.runs, **sbatch)
+                ids |= zip(map(str, steps), found, strict=True)
+        return ids
 
     def measure(self, each: Measurement) -> None:
-        """Measure something of trained nets and record it; a failure is kept."""
+        """Measure something of trained nets and record it; what failed, or gave no number of use, is kept."""
+        data = folder_of(FAMILIES[each.steps[0].spec.dataset], self.data)
         try:
-            measure(each, self.runs, data=self.data, device=self.device, threads=self.threads)
-        except ResreproError as error:
-            self.failures[str(each)] = str(error)
+            measure(each, self.runs, data=data, device=self.device, threads=self.threads)
+        except Interrupted:
+            raise
+        except Exception as error:  # also what nobody expected: the others are measured all the same
+            self.failures[str(each)] = sentence_on(error)
+            return
+        if any((other.what, other.steps) == (each.what, each.steps) for other in self.plan().to_measure):
+            self.failures[str(each)] = (
+                "it was measured, but on other images than those of the run, so no table takes it: "
+                "name those with --data."
+            )
+
+
+def of_family(steps: Iterable[Step], family: str) -> list[Step]:
+    """The runs of nets on small images, or on photographs."""
+    return [step for step in steps if FAMILIES[step.spec.dataset] == family]
+
+
+def folder_of(family: str, given: Sequence[Path]) -> Path | None:
+    """Which of the folders given holds the images of a family; None if none does, and none must.
+
+    Photographs lie in train/ and val/. What is not theirs is taken for CIFAR-10's, and so is one folder that
+    holds both; where there is nothing else, photographs are looked for in whatever was given.
+    """
+    photos = [folder for folder in given if all((folder / part).is_dir() for part in ("train", "val"))]
+    if family == SMALL:
+        given = [each for each in given if each not in photos or any(each.glob("cifar-10-batches-*"))]
+    else:
+        given = photos or given
+    return given[0] if given else None
 
 
 def data_of(step: Step) -> tuple[str, str]:
@@ -183,11 +218,13 @@ def show_exhibit(exhibit: Exhibit, found: Collection, figures: Path) -> tuple[Ta
     if exhibit.dataset and not any(run.finished for run in own):
         return None, None
     shown = Collection(own, (), found.ensembles)
-    table = build_table(exhibit.name, shown) if exhibit.is_table else None
+    table = None
+    if exhibit.is_table:
+        table = replace(build_table(exhibit.name, shown), name=exhibit.stem)
     if not exhibit.is_figure:
         return table, None
     paper = exhibit.dataset in ("cifar10", "imagenet")
-    return table, draw_figure(exhibit.name, own, figures, paper=paper)
+    return table, draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
 
 
 def verdicts_on(claims: Sequence[int], found: Collection) -> "tuple[Verdict, ...]":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import call
-from conftest import write_run
+from conftest import write_eval, write_run
 from runs import differences
 
 from resrepro import cluster, costs, jobs, reproducing
@@ -22,6 +22,7 @@ from resrepro.errors import RecordError
 from resrepro.estimates import Estimate
 from resrepro.job import Failed, Finished, Stopped
 from resrepro.modes import fast_settings
+from resrepro.reproducing import folder_of
 from resrepro.training import train
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
@@ -153,15 +154,57 @@ def test_a_test_protocol_is_measured_once_the_nets_are_trained(trained, monkeypa
         asked.append((str(each), means["data"]))
         if "plain18" in str(each):
             raise RecordError("its checkpoint is missing.")
+        if "plain34" in str(each):
+            raise RuntimeError("nobody expected this")
+        if "resnet18" not in str(each):  # as if that were measured on other images
+            write_eval(each.steps[0].folder, each.what, 30.0, 10.0)
 
     monkeypatch.setattr(reproducing, "measure", measure)
     changed = ("--iterations", 4, "--dataset", "folder", "--data", "photos", "--device", "cpu")
-    code, _, error = call("reproduce", "table2", *changed)
+    code, told, error = call("reproduce", "table2", *changed)
     assert code == 1
     names = ("plain18", "plain34", "resnet18", "resnet34")
     wanted = [f"ten_crop of folder-{name}+iterations=4, seed 0" for name in names]
     assert asked == [(name, Path("photos")) for name in wanted]
     assert f"{wanted[0]}: its checkpoint is missing." in error
+    assert f"{wanted[1]}: RuntimeError: nobody expected this" in error
+    assert f"{wanted[2]}: it was measured, but on other images" in error
+    assert "error: 3 could not be done" in error
+    assert "Written: tables/table2-folder.md" in told
+    assert not Path("tables/table2.md").exists()
+
+
+def test_an_exhibit_that_cannot_be_shown_stops_no_other(monkeypatch):
+    for depth in (20, 56):
+        write_run(Path("runs"), f"digits-plain{depth}", data="digits")
+    for net in ("digits-resnet20", "digits-resnet56", "digits-resnet110"):
+        write_run(Path("runs"), net, data="digits")
+    code, told, error = call("reproduce", "figure7", "figure1", *DIGITS)  # made-up runs have no checkpoints
+    assert code == 1
+    assert "responses of digits-plain20, seed 0: there is no checkpoint" in error
+    assert "Not shown: " in told
+    assert "figure7-digits: " in error
+    assert {"tables/figure1-digits.md", "figures/figure1-digits.png"} <= set(files())
+    assert "1. Of two plain nets" in told
+
+
+def test_images_of_either_family_are_looked_for_where_they_can_be():
+    photos, small, both = (Path(name) for name in ("photos", "small", "both"))
+    for folder in (photos, both):
+        for part in ("train", "val"):
+            (folder / part).mkdir(parents=True)
+    for folder in (small, both):
+        (folder / "cifar-10-batches-bin").mkdir(parents=True)
+    cases = {
+        (): (None, None),
+        (photos,): (None, photos),  # CIFAR-10 is then where it is by default, or downloaded there
+        (small,): (small, small),  # where it is said that photographs are missing
+        (both,): (both, both),
+        (photos, small): (small, photos),
+        (small, photos): (small, photos),
+    }
+    for given, wanted in cases.items():
+        assert (folder_of("cifar", given), folder_of("imagenet", given)) == wanted
 
 
 @LINUX
@@ -241,6 +284,7 @@ def test_the_arithmetic_of_fast_is_that_which_a_run_would_have(monkeypatch):
         (("figure1", "--launcher", "cloud"), "--launcher takes local or slurm, not 'cloud'"),
         (("figure1", "--slurm", "a=b"), "--slurm is for --launcher slurm"),
         (("figure1", "--seeds", "0"), "--seeds takes how many, from 1 on"),
+        (("figure1", "--seeds", "99999999999999999999"), "more than 10,000 seeds"),
         (("figure1", "--fast", "--set", "precision=fp16"), "--fast chooses the precision itself"),
         (("figure1", "--iterations", "9", "--set", "iterations=8"), "iterations is given twice"),
         (("figure1", "--without", "cifar10-resnet20"), "cifar10-resnet20 is no part of what is asked for"),

@@ -51,7 +51,8 @@ def test_all_others_come_from_records(make_run, tmp_path):
     table = resrepro.compare("table6", runs=tmp_path / "runs", tables=None)
     assert table == comparison.build("table6", found.runs) == exhibits.build_table("table6", found)
     ours = resrepro.plot("figure6", runs=tmp_path / "runs", figures=tmp_path / "a", paper=True)
-    theirs = plotting.draw("figure6", found.runs, tmp_path / "b", paper=True).paths
+    theirs = exhibits.draw_figure("figure6", found.runs, tmp_path / "b", paper=True, stem="mine").paths
+    assert [path.name for path in theirs] == ["mine.png", "mine.svg"]
     assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
 
 

@@ -49,6 +49,10 @@ def test_the_papers_own_nets_and_what_is_measured_of_them():
 def test_digits_stand_in_for_cifar10_under_names_of_their_own():
     exhibit = chosen("figure1", "digits")
     assert (exhibit.name, exhibit.experiments) == ("figure1-digits", ("digits-plain20", "digits-plain56"))
+    assert {chosen(name, "digits").stem for name in ("figure1", "figure7")} == {
+        "figure1-digits", "figure7-digits",
+    }  # fmt: skip
+    assert chosen("figure7").stem == "figure7"
     depths = (20, 32, 44, 56)
     residual = {f"resnet{depth}" for depth in (*depths, 110)}
     assert nets(chosen("figure6", "digits")) == residual | {f"plain{depth}" for depth in depths}
@@ -60,7 +64,7 @@ def test_digits_stand_in_for_cifar10_under_names_of_their_own():
 
 def test_a_folder_of_photographs_takes_imagenets_nets_and_stands_in_its_exhibits():
     exhibit = chosen("table3", "folder")
-    assert exhibit.name == "table3"
+    assert (exhibit.name, exhibit.stem) == ("table3", "table3-folder")
     assert "folder-resnet34-b" in exhibit.experiments
     assert {name.replace("folder", "imagenet") for name in exhibit.experiments} == set(
         chosen("table3").experiments

@@ -51,8 +51,8 @@ def test_each_run_is_in_the_state_that_its_folder_tells(tmp_path):
     assert len(plan.to_train) == 4
     (diverged,) = plan.blocked
     assert diverged.why == (
-        "it diverged at iteration 16; `resrepro train --dataset digits --depth 56 --plain --fresh` starts it "
-        "anew."
+        "it diverged at iteration 16; `resrepro train --dataset digits --depth 56 --plain --fresh "
+        f"--runs {tmp_path}` starts it anew."
     )
 
 
@@ -71,6 +71,16 @@ def test_a_broken_record_goes_on_from_its_checkpoint_or_is_in_the_way(tmp_path):
     assert found["digits-plain56", 0].state == "resume"
     for seed in (0, 1):
         assert "result.json is broken" in found["digits-plain20", seed].why
+    way_out = f"`resrepro train --dataset digits --depth 20 --plain --seed 1 --fresh --runs {tmp_path}`"
+    assert way_out in found["digits-plain20", 1].why
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts(tmp_path):
+    """What training itself makes of such a folder (see `earlier.already_over`)."""
+    folder = write_run(tmp_path, "digits-plain20")
+    for name in ("result.json", "env.json", "metrics.csv"):
+        (folder / name).unlink()
+    assert states(plan_of(tmp_path, "figure1", dataset="digits"))["digits-plain20", 0] == ("start", 0)
 
 
 def test_a_run_of_another_specification_is_in_the_way(tmp_path):
@@ -148,6 +158,15 @@ def test_an_ensemble_of_table_5_is_measured_once_all_its_nets_are_trained(tmp_pa
     plan = plan_of(tmp_path, "table5", dataset="folder")
     assert plan.to_measure == ()
     assert len(plan.records().ensembles) == 2
+
+
+def test_an_ensemble_of_nets_that_were_not_trained_to_their_end_is_measured_anew(tmp_path):
+    names = [f"folder-resnet{net}" for net in ("34-b", "34-c", "50", "101", "152")]
+    halfway = [begun(tmp_path, name, done=300_000) for name in names]
+    write_ensemble(tmp_path, halfway, 30.0, 10.0)
+    for name in names:
+        write_run(tmp_path, name, curve=[(600_000, 20.0, 30.0)])
+    assert len(plan_of(tmp_path, "table5", dataset="folder").to_measure) == 1
 
 
 def test_responses_are_measured_of_trained_nets_that_have_none(tmp_path):

@@ -17,9 +17,9 @@ from conftest import write_run
 
 from resrepro import catalogue
 from resrepro.errors import RecordError, UsageError
-from resrepro.exhibits import plot
+from resrepro.exhibits import draw_figure, plot
 from resrepro.lettering import contrast, readable, spread, text_width, wrap
-from resrepro.plotting import draw, exhibits, make_figure, select
+from resrepro.plotting import exhibits, make_figure, select
 from resrepro.record_files import METRICS_COLUMNS
 from resrepro.records import Run, collect
 
@@ -475,7 +475,7 @@ def test_files_are_the_same_each_time(tmp_path: Path) -> None:
     for seed in (0, 1):
         make_run(tmp_path / "runs", "digits-plain20", seed, falling(240, 5.0 + seed))
     first = plot("demo", tmp_path / "runs", tmp_path / "a")
-    again = draw("demo", read(tmp_path / "runs"), tmp_path / "b")
+    again = draw_figure("demo", read(tmp_path / "runs"), tmp_path / "b")
     assert [path.name for path in first] == ["demo.png", "demo.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again.paths]
     assert ET.fromstring(first[1].read_text()).tag.endswith("svg")
@@ -495,9 +495,9 @@ def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path) -> None
     import matplotlib
 
     with matplotlib.rc_context({"lines.linewidth": 9.0, "svg.hashsalt": "mine"}):
-        changed = draw("figure1", [], tmp_path / "a", paper=True)
+        changed = draw_figure("figure1", [], tmp_path / "a", paper=True)
         assert matplotlib.rcParams["svg.hashsalt"] == "mine"
-    plain = draw("figure1", [], tmp_path / "b", paper=True)
+    plain = draw_figure("figure1", [], tmp_path / "b", paper=True)
     assert [path.read_bytes() for path in changed.paths] == [path.read_bytes() for path in plain.paths]
 
 

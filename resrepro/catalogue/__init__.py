@@ -4,7 +4,7 @@ Every setting of a recipe is marked: stated by the paper, derived from it, or as
 Adding an experiment is one entry in `experiments.toml`.
 """
 
-from resrepro.catalogue.deriving import command_for, departures, derive
+from resrepro.catalogue.deriving import command_for, departures, derive, in_folder
 from resrepro.catalogue.entries import (
     Experiment,
     NamedRecipe,
@@ -35,6 +35,7 @@ __all__ = [
     "experiment_for",
     "experiments",
     "find",
+    "in_folder",
     "ordered_settings",
     "paper_recipe",
     "protocol_for",

@@ -1,7 +1,9 @@
 """Changing an experiment's settings, and telling in words how a run departs from the paper."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from resrepro.catalogue.entries import (
     Experiment,
@@ -137,6 +139,11 @@ def command_for(spec: Spec, seed: int = 0) -> str:
     if FAMILIES[spec.dataset] == "imagenet":
         words += ["--data", "DIR"]
     return " ".join(words + (["--seed", str(seed)] if seed else []))
+
+
+def in_folder(command: str, runs: str | Path) -> str:
+    """A command, told which runs folder it is about, where that is not the default."""
+    return command if Path(runs) == Path("runs") else f"{command} --runs {shlex.quote(str(runs))}"
 
 
 def departures(spec: Spec) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
+from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
@@ -42,8 +42,7 @@ class Commands(TyperGroup):
             sys.stderr.close()  # the reader of our output has gone: nothing left to say
             raise SystemExit(1) from None
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            _fail(f"{where}{error.strerror or error}.", 1)
+            _fail(sentence_on(error), 1)
 
 
 def _fail(sentence: str, code: int, lead: str = "error: ") -> None:

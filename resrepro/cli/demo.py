@@ -26,8 +26,8 @@ def demo(
     from resrepro.cli.live import LiveView
     from resrepro.comparison import build
     from resrepro.demonstration import DEMO_EXPERIMENTS, verdict
+    from resrepro.exhibits import draw_figure
     from resrepro.memory import keep_memory
-    from resrepro.plotting import draw
     from resrepro.records import collect
     from resrepro.tables import to_rich, write_table
     from resrepro.training import train
@@ -43,7 +43,7 @@ def demo(
     console = Console(highlight=False)
     table = build("demo", runs)
     console.print(to_rich(table))
-    paths = [*write_table(table, out), *draw("demo", runs, out).paths]
+    paths = [*write_table(table, out), *draw_figure("demo", runs, out).paths]
     console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
     console.print(f"\n{verdict(runs)}", style="bold", markup=False)
     console.print("Next: resrepro train --depth 20        (CIFAR-10, as in the paper)", markup=False)

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from resrepro.catalogue import Experiment, find
+from resrepro.catalogue import Experiment, find, in_folder
 from resrepro.records import read_run
 from resrepro.specs import default_shortcut, net_label
 from resrepro.watching import Pace, Sample, Watcher, clock, errors_line, sample_line
@@ -94,8 +94,7 @@ class LiveView(Watcher):
             return f"resrepro eval {folder} --protocol ten_crop --data DIR"
         if not experiment.exhibits:
             return f"resrepro eval {folder}"
-        where = "" if folder.parent.parent == Path("runs") else f" --runs {folder.parent.parent}"
-        return f"resrepro compare {experiment.exhibits[-1]}{where}"
+        return in_folder(f"resrepro compare {experiment.exhibits[-1]}", folder.parent.parent)
 
     def _picture(self, errors: "Errors | None", lr: float) -> Group:
         lines = [self.progress.get_renderable()]

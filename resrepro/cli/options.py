@@ -56,6 +56,7 @@ JobsOption = Annotated[
 ]  # fmt: skip
 
 
+MOST_SEEDS = 10_000
 PHOTOS = "Reading photographs"
 
 
@@ -148,10 +149,12 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--seeds takes 0-4 or 0,1,2, not {text!r}.")
-        span = range(int(first), int(last or first) + 1)
-        if not span or len(span) > 10_000:
+        low, high = int(first), int(last or first)
+        if low > high:
             raise UsageError(f"--seeds {text}: {part.strip()} is not a range from low to high.")
-        seeds += span
+        if high - low >= MOST_SEEDS:
+            raise UsageError(f"--seeds {text}: that is more than {MOST_SEEDS:,} seeds.")
+        seeds += range(low, high + 1)
     return list(dict.fromkeys(seeds))
 
 

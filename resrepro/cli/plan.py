@@ -1,6 +1,6 @@
 """How `resrepro reproduce` shows what there is, what is missing and what that takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -9,14 +9,21 @@ from rich.table import Table
 from resrepro.benchmark.projection import tell_time
 from resrepro.costs import Seen, disk_mib, seconds_of, wall_seconds
 from resrepro.planning import Plan, Step
-from resrepro.specs import spell
+from resrepro.specs import FAMILIES, spell
 
 UNKNOWN = "?"
 STATES = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
 
 
-def show_plan(plan: Plan, seen: Sequence[Seen], jobs: int, console: Console) -> None:
-    """Print a line for each net and state, what is measured after, and what all of it takes."""
+def show_plan(plan: Plan, seen: Sequence[Seen], jobs: Mapping[str, int], console: Console) -> None:
+    """Print a line for each net and state, what is measured after, and what all of it takes.
+
+    Args:
+        plan: what there is and what is missing.
+        seen: what tells the time.
+        jobs: runs at once, by the family of their nets.
+        console: where to.
+    """
     if plan.steps:
         console.print(table_of(plan, seen))
     for step in plan.steps:
@@ -84,7 +91,7 @@ def _measuring(plan: Plan) -> str:
     return f"Then measured: {', '.join(told)}." if told else ""
 
 
-def _totals(plan: Plan, seen: Sequence[Seen], jobs: int) -> str:
+def _totals(plan: Plan, seen: Sequence[Seen], jobs: Mapping[str, int]) -> str:
     """How many runs there are of each state, and what the missing ones take together."""
     missing = plan.to_train
     if not plan.steps:
@@ -101,16 +108,26 @@ def _totals(plan: Plan, seen: Sequence[Seen], jobs: int) -> str:
         "blocked": len(plan.blocked),
     }
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    each = [seconds_of(step.spec, step.done, seen) for step in missing]
-    known = [seconds for seconds in each if seconds is not None]
-    at_once = f" with {jobs} at once" if jobs > 1 else ""
-    time = f"about {tell_time(wall_seconds(known, jobs))}{at_once}, " if len(known) == len(each) else ""
     disk = sum(disk_mib(step.spec) for step in missing if step.state == "start")
-    return f"{_runs(len(plan.steps))}: {told}; {time}{disk:,.0f} MiB."
+    return f"{_runs(len(plan.steps))}: {told}; {_time(missing, seen, jobs)}{disk:,.0f} MiB."
+
+
+def _time(missing: Sequence[Step], seen: Sequence[Seen], jobs: Mapping[str, int]) -> str:
+    """`about 2 min with 2 at once, `; families are trained one after the other. Empty if it is not known."""
+    total = 0.0
+    for family, count in jobs.items():
+        steps = [step for step in missing if FAMILIES[step.spec.dataset] == family]
+        each = [seconds_of(step.spec, step.done, seen) for step in steps]
+        known = [seconds for seconds in each if seconds is not None]
+        if len(known) < len(each):
+            return ""
+        total += wall_seconds(known, count)
+    most = max(jobs[FAMILIES[step.spec.dataset]] for step in missing)
+    return f"about {tell_time(total)}{f' with {most} at once' if most > 1 else ''}, "
 
 
 def _showing(plan: Plan) -> str:
-    shown = ", ".join(exhibit.name for exhibit in plan.exhibits)
+    shown = ", ".join(exhibit.stem for exhibit in plan.exhibits)
     claims = ", ".join(map(str, plan.claims))
     return f"Shown at the end: {shown}; verdicts on claims {claims}." if claims else f"At the end: {shown}."
 

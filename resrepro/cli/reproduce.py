@@ -10,7 +10,6 @@ from typer.core import TyperCommand
 
 from resrepro.cli import app
 from resrepro.cli.options import (
-    DataOption,
     DeviceOption,
     FastOption,
     IterationsOption,
@@ -28,7 +27,9 @@ from resrepro.specs import Value
 
 if TYPE_CHECKING:
     from resrepro.costs import Seen
+    from resrepro.goals import Exhibit
     from resrepro.planning import Plan
+    from resrepro.records import Collection
     from resrepro.reproducing import Reproduction
 
 
@@ -71,7 +72,14 @@ def reproduce(
             metavar="EXPERIMENT", help="Leave a net out; may be repeated.", show_default=False
         ),
     ] = None,
-    data: DataOption = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data", metavar="DIR", show_default=False,
+            help="Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of "
+            "photographs: train/<class>/* and val/<class>/*; repeat it for both.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     fast: FastOption = False,
@@ -105,16 +113,16 @@ def reproduce(
         changed["precision"] = _fast(changed, device, launcher)
     reproduction = Reproduction(
         choose_exhibits(exhibits, dataset), runs, None if seeds is None else seeds_of(seeds),
-        tuple(without or ()), changed, data, device, threads,
+        tuple(without or ()), changed, tuple(data or ()), device, threads,
     )  # fmt: skip
     plan = reproduction.plan()
-    count = reproduction.jobs(jobs, plan.to_train)
+    counts = reproduction.jobs(jobs, plan)
     console = Console(highlight=False)
-    show_all(reproduction, plan, count, console, timed=launcher == "local")
+    show_all(reproduction, plan, counts, console, timed=launcher == "local")
     if dry_run:
         return
     if launcher == "slurm":
-        _submit(reproduction, count, sbatch, console)
+        _submit(reproduction, max(counts.values()), sbatch, console)
     else:
         reproduction.train(jobs, looks=console.is_terminal)
         for each in reproduction.plan().to_measure:
@@ -155,27 +163,37 @@ def _fast(changed: dict[str, Value], device: str, launcher: str) -> str:
     return "bf16" if launcher == "slurm" else precision_here(device)
 
 
-def show_all(reproduction: "Reproduction", plan: "Plan", jobs: int, console: Console, *, timed: bool) -> None:
+def show_all(
+    reproduction: "Reproduction", plan: "Plan", jobs: Mapping[str, int], console: Console, *, timed: bool
+) -> None:
     """Show the plan, with times as far as they are known or `timed` here in a moment."""
     from resrepro.cli.plan import show_plan
+    from resrepro.costs import seen_in
+    from resrepro.records import collect
 
-    seen = _seen(reproduction, plan, jobs) if timed and plan.to_train else []
+    seen: list[Seen] = []
+    if timed and plan.to_train:
+        seen = seen_in(collect([reproduction.runs]).runs, reproduction.device)
+        for family, count in jobs.items():
+            seen += _measured(reproduction, plan, family, count, seen)
     show_plan(plan, seen, jobs, console)
 
 
-def _seen(reproduction: "Reproduction", plan: "Plan", jobs: int) -> "list[Seen]":
-    """What tells how long runs take; where a measurement fails its kind of net stays unknown."""
+def _measured(
+    reproduction: "Reproduction", plan: "Plan", family: str, jobs: int, seen: "list[Seen]"
+) -> "list[Seen]":
+    """What a moment's measurement tells of a family's nets; where it fails their time stays unknown."""
     from resrepro.capacity import this_machine, threads_each
-    from resrepro.costs import measure_missing, seen_in
-    from resrepro.records import collect
+    from resrepro.costs import measure_missing
+    from resrepro.reproducing import folder_of, of_family
 
-    specs = list(dict.fromkeys(step.spec for step in plan.to_train))
-    seen = seen_in(collect([reproduction.runs]).runs, reproduction.device)
+    specs = list(dict.fromkeys(step.spec for step in of_family(plan.to_train, family)))
+    data = folder_of(family, reproduction.data)
     stderr = Console(stderr=True, highlight=False)
     with stderr.status("measuring a few steps"):
         try:
-            seen += measure_missing(
-                specs, seen, data=None if reproduction.data is None else str(reproduction.data),
+            return measure_missing(
+                specs, seen, data=None if data is None else str(data),
                 device=reproduction.device, loading=(None, None, 0, None),
                 threads=reproduction.threads or threads_each(jobs, this_machine()),
             )  # fmt: skip
@@ -183,7 +201,7 @@ def _seen(reproduction: "Reproduction", plan: "Plan", jobs: int) -> "list[Seen]"
             raise
         except ResreproError as error:
             stderr.print(f"No time is told: {error}", markup=False)
-    return seen
+    return []
 
 
 def _submit(reproduction: "Reproduction", jobs: int, sbatch: Mapping[str, str], console: Console) -> None:
@@ -198,31 +216,44 @@ def _submit(reproduction: "Reproduction", jobs: int, sbatch: Mapping[str, str], 
 
 
 def write_all(reproduction: "Reproduction", tables: Path, figures: Path, console: Console) -> None:
-    """Print and write table and figure of every exhibit from what there is, and print the verdicts."""
+    """Print and write table and figure of every exhibit from what there is, and print the verdicts.
+
+    An exhibit that cannot be shown is kept with its reason and stops no other.
+    """
     from resrepro.claims.listing import to_rich as listed
-    from resrepro.reproducing import show_exhibit, verdicts_on
-    from resrepro.tables import to_rich, write_table
+    from resrepro.reproducing import verdicts_on
 
     plan = reproduction.plan()
     found = plan.records()
     for exhibit in plan.exhibits:
-        table, drawing = show_exhibit(exhibit, found, figures)
-        console.rule(exhibit.name, align="left")
-        if table is None and drawing is None:
-            console.print(f"No finished run for {exhibit.name} yet: nothing is written.", markup=False)
-            continue
-        paths: list[Path] = []
-        if table is not None:
-            console.print(to_rich(table))
-            paths += write_table(table, tables)
-        if drawing is not None:
-            paths += drawing.paths
-            for note in drawing.notes:
-                console.print(note, markup=False)
-        console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+        console.rule(exhibit.stem, align="left")
+        try:
+            _write(exhibit, found, tables, figures, console)
+        except ResreproError as error:
+            reproduction.failures[exhibit.stem] = str(error)
+            console.print(f"Not shown: {error}", markup=False)
     if verdicts := verdicts_on(plan.claims, found):
         console.rule("claims", align="left")
         console.print(listed(verdicts, detailed=True))
+
+
+def _write(exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path, console: Console) -> None:
+    from resrepro.reproducing import show_exhibit
+    from resrepro.tables import to_rich, write_table
+
+    table, drawing = show_exhibit(exhibit, found, figures)
+    if table is None and drawing is None:
+        console.print(f"No finished run for {exhibit.stem} yet: nothing is written.", markup=False)
+        return
+    paths: list[Path] = []
+    if table is not None:
+        console.print(to_rich(table))
+        paths += write_table(table, tables)
+    if drawing is not None:
+        paths += drawing.paths
+        for note in drawing.notes:
+            console.print(note, markup=False)
+    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
 
 
 def _tell_failures(reproduction: "Reproduction", console: Console) -> None:
