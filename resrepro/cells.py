@@ -86,10 +86,12 @@ class Cell:
 
     def label(self) -> str:
         """What sets this cell apart from the experiment, in a word or two."""
+        mode = self.first.env["mode"]
         if not self.first.exact:
-            return "shortened" if self.first.status == "shortened" else "other settings"
-        if self.first.env["mode"] != "default":
-            return "other mode"
+            kind = "shortened" if self.first.status == "shortened" else "other settings"
+            return kind if mode == "default" else f"{kind}, {mode}"
+        if mode != "default":
+            return f"mode {mode}"
         other = self.first.result["notices"] or self.first.spec["dataset"] == "folder"
         return "other data" if other else "set apart"
 
@@ -136,6 +138,7 @@ def cells_of(experiment: str, runs: Iterable[Run]) -> list[Cell]:
         key=lambda cell: (
             not cell.exact,
             -cell.first.result["iterations"],
+            cell.first.env["mode"] != "default",
             -len(cell.runs),
             cell.first.name,
             cell.first.cell,

@@ -22,7 +22,7 @@ from resrepro.archive import LARGEST_FILE, check_archive
 from resrepro.durable import not_written, replacing
 from resrepro.errors import RecordError
 from resrepro.files import open_plain
-from resrepro.record_files import CHECKPOINT, FORMAT, PREVIOUS
+from resrepro.record_files import CHECKPOINT, FORMAT, PREVIOUS, RESULT
 
 # Other people's checkpoints keep numpy scalars ("best_acc") beside the weights.
 NUMPY_SCALARS = [
@@ -184,4 +184,6 @@ def _read(path: Path) -> Any:
 def _missing(path: Path) -> RecordError:
     seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
     hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
+    if path.with_name(RESULT).exists():
+        hint = " Records that were published have none: name the folder of the run itself."
     return RecordError(f"there is no checkpoint {path}.{hint}")

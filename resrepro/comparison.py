@@ -41,7 +41,7 @@ class _Notes:
         self.numbers: dict[str, int] = {}
 
     def number(self, sentences: Iterable[str]) -> tuple[int, ...]:
-        return tuple(self.numbers.setdefault(text, len(self.numbers) + 1) for text in sentences)
+        return tuple(sorted(self.numbers.setdefault(text, len(self.numbers) + 1) for text in sentences))
 
 
 def build(exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = ()) -> Table:

@@ -326,6 +326,15 @@ def test_an_unknown_experiment_is_refused_by_name(name: str) -> None:
         catalogue.find(name)
 
 
+def test_a_mistyped_experiment_and_the_name_of_a_run_lead_to_the_one_meant() -> None:
+    for name in ("cifar10-resnt56", "cifar10-resnet56+iterations=2000", "cifar-resnet56"):
+        with pytest.raises(UsageError, match=r"did you mean cifar10-resnet56\?"):
+            catalogue.find(name)
+    with pytest.raises(UsageError) as told:
+        catalogue.find("vgg16")
+    assert "did you mean" not in str(told.value)
+
+
 def test_an_unknown_dataset_is_refused_naming_those_there_are() -> None:
     with pytest.raises(UsageError, match=r"'mnist'.*cifar10, digits, imagenet and folder"):
         catalogue.experiment_for("mnist", 20)

@@ -198,6 +198,9 @@ def test_a_checkpoint_that_is_a_bare_tensor_is_refused(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"there is no checkpoint .*gone\.pt"):
         load_checkpoint(tmp_path / "gone.pt")
+    (tmp_path / "result.json").touch()
+    with pytest.raises(RecordError, match="Records that were published have none"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
     with pytest.raises(RecordError, match=str(tmp_path)):
         load_checkpoint(tmp_path)
 

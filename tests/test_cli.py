@@ -52,6 +52,8 @@ def python(*words, **options):
         ("train --depth 20 --split 40k", 2, "all, 45k5k"),
         ("train --depth 20 --seed 1 --seeds 0-4", 2, "exclude each other"),
         ("train --depth 20 --seeds 4-1", 2, "not a range"),
+        ("train --depth 20 --seeds 3", 2, "say --seed 3 for that one, or --seeds 0-2 for several"),
+        ("train --depth 20 --data nowhere --dry-run", 1, "nowhere (--data) does not exist"),
         ("train --depth 20 --seeds 0-99999999999999999999", 2, "more than 10,000 seeds"),
         ("train --depth 20 --fast --precision bf16", 2, "leave one of the two out"),
         ("train --depth 20 --compile always", 2, "auto, on or off, not 'always'"),

@@ -431,3 +431,18 @@ def test_data_are_told_unless_they_are_imagenets_or_said_already():
 def test_a_single_run_has_no_spread():
     assert spell_mean([8.75]) == "8.75 (1)"
     assert spell_mean([1.0, 3.0]) == "2.00±1.41 (2)"
+
+
+def test_shortened_runs_of_two_modes_are_told_apart_the_default_first_and_notes_are_in_order(
+    make_run, tmp_path
+):
+    short = {"iterations": 400, "split": "45k5k"}
+    for seed in (0, 1):
+        make_run(tmp_path, "cifar10-resnet20", seed, precision="bf16", mode="fast", **short)
+    make_run(tmp_path, "cifar10-resnet20", iterations=800)
+    make_run(tmp_path, "cifar10-resnet20", **short)
+    table = build("table6", collect([tmp_path]).runs)
+    rows = [row for row in table.rows if row.cells[0].startswith("↳")]
+    assert [row.cells[0] for row in rows] == ["↳ shortened", "↳ shortened", "↳ shortened, fast"]
+    assert ["(1)" in row.cells[4] for row in rows] == [True, True, False]
+    assert all(list(row.notes) == sorted(row.notes) for row in table.rows)

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 MACHINE = ("date", "cpu", "gpu", "device", "cores", "threads", "torch", "resrepro")
 LEGEND = (
     "images/s: median over rounds, lowest–highest below. × usual: ratio within each round. GFLOP/s: 3 "
-    "passes, 2 per multiply-add. peak: share of this machine's matrix product in the same precision. "
+    "passes, 2 per multiply-add, as a direct convolution takes them. peak: share of this machine's matrix "
+    "product in the same precision; above 100 % where a convolution takes fewer (Winograd). "
     "data: data pipeline alone against a step. Images are made up; no data set is needed."
 )
 

@@ -1,5 +1,6 @@
 """What the catalogue's files hold: settings, recipes, experiments and test protocols, loaded and checked."""
 
+import difflib
 import math
 import re
 import tomllib
@@ -201,13 +202,20 @@ def find(name: str) -> Experiment:
     if name in experiments():
         return experiments()[name]
     parts = re.fullmatch(r"([a-z0-9]+)-(plain|resnet)([0-9]+)(?:-([abc]))?", name)
-    unknown = UsageError(f"no experiment {name!r}: `resrepro list` shows them all.")
+    unknown = _unknown(name)
     if parts is None or parts[1] not in DATASETS or (parts[2] == "plain" and parts[4]):
         raise unknown
     found = experiment_for(parts[1], int(parts[3]), parts[2] == "plain", parts[4])
     if found.name != name:  # an option that has no experiment of its own
         raise unknown
     return found
+
+
+def _unknown(name: str) -> UsageError:
+    """Says so, with the experiment that may be meant: of a run, what its name begins with."""
+    alike = difflib.get_close_matches(name.partition("+")[0], experiments(), n=1, cutoff=0.8)
+    hint = f"did you mean {alike[0]}? " if alike else ""
+    return UsageError(f"no experiment {name!r}: {hint}`resrepro list` shows them all.")
 
 
 def twin_on_folder(name: str) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from resrepro.benchmark.projection import tell_time
 from resrepro.capacity import choose_jobs, this_machine, threads_each
 from resrepro.costs import wall_seconds
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import DataError, RecordError, UsageError
 from resrepro.estimates import Estimate, estimate, notes_on
 from resrepro.processes import world_size
 from resrepro.recording import has_checkpoint
@@ -59,9 +59,14 @@ def forecast(
 
     Raises:
         UsageError: if a run could not be started, or under torchrun.
+        DataError: if there is no such folder of images.
     """
     if world_size() > 1:
         raise UsageError("--dry-run measures one process: leave torchrun out.")
+    if data is not None and not data.is_dir():
+        raise DataError(
+            f"the data folder {data} (--data) does not exist: name the one that holds the images."
+        )
     machine, nets = this_machine(), list(dict.fromkeys(specs))
     together = [spec for spec in nets for _ in seeds]
     at_once = choose_jobs(jobs, together, means["device"], means["micro_batch"], machine)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from resrepro.cli import app
 from resrepro.cli.options import (
+    MOST_SEEDS,
     BatchSizeOption,
     BnGroupOption,
     BnStatsOption,
@@ -136,6 +137,9 @@ def train(
         )
     if seed is not None and seeds is not None:
         raise UsageError("--seed and --seeds exclude each other.")
+    if seeds is not None and seeds.strip().isdecimal():  # which `reproduce` takes for how many
+        many = f"--seeds 0-{int(seeds) - 1}" if 1 < int(seeds) <= MOST_SEEDS else "--seeds 0-4"
+        raise UsageError(f"--seeds {seeds}: say --seed {seeds} for that one, or {many} for several.")
     check_shortcut(plain, shortcut)
     check_choice(compiling)
     changed = {
