@@ -15,6 +15,16 @@ VOID = {"meta", "input", "img", "br", "link"}
 
 
 @dataclass(frozen=True)
+class Ruling:
+    """What other runs say of a claim, made up."""
+
+    verdict: str = "held"
+    protocol: str = "digits"
+    ours: str = "49.0 ± 11.5 against 0.1"
+    why: str = "difference 49.0, 95 % interval 34.8 to 63.2"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A made-up verdict."""
 
@@ -27,6 +37,7 @@ class Verdict:
     ours: str = "13.9 ± 0.6 against 5.7 ± 0.8"
     why: str = "difference 8.2, 95 % interval 7.1 to 9.2"
     notes: tuple[str, ...] = ("shortened: 2,000 of 64,000 iterations",)
+    others: tuple[Ruling, ...] = ()
 
 
 def verdicts(count: int = 27) -> list[Verdict]:

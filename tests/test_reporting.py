@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, falling_curve, rewrite, write_run
-from reports import HOSTILE, KINDS, LINE_END, Page, Verdict, records, verdicts
+from reports import HOSTILE, KINDS, LINE_END, Page, Ruling, Verdict, records, verdicts
 from typer.testing import CliRunner
 
 from resrepro import catalogue, exhibits
@@ -129,6 +129,24 @@ def test_verdicts_are_counted_and_told_in_a_word_and_a_sign(page: Page) -> None:
     assert buttons == ["27 all", "6 ✓ held", "7 ✗ failed", "7 ? undecided", "7 – not testable here"]
     assert "difference 8.2, 95 % interval 7.1 to 9.2" in claims[0].text
     assert "shortened: 2,000 of 64,000 iterations" in claims[0].text
+
+
+def test_what_other_runs_say_stands_below_a_claim_and_is_summed_up() -> None:
+    told = [
+        Verdict(1, "undecided", others=(Ruling(), Ruling("undecided", why="one seed"))),
+        Verdict(2, "held", others=(Ruling(),)),
+        Verdict(3, "undecided", others=(Ruling("failed"),)),
+        Verdict(4, "undecided", others=(Ruling(),)),
+    ]
+    page = Page(build_report(EMPTY, told, ()))
+    claims = [element for element in page.all("li") if "data-kind" in element.attributes]
+    assert "digits: ✓ held. 49.0 ± 11.5 against 0.1. difference 49.0" in " ".join(claims[0].text.split())
+    assert "one seed" in claims[0].text
+    (summed,) = [element.text for element in page.all("p") if "On other runs" in element.text]
+    assert summed == "On other runs, shown with each claim, claims 1 and 4 held; claim 3 failed."
+    assert "On other runs" not in build_report(EMPTY, [Verdict(1)], ())
+    with pytest.raises(ValueError, match="claim 3 has the verdict 'perhaps'"):
+        build_report(EMPTY, [Verdict(3, others=(Ruling("perhaps"),))], ())
 
 
 def test_a_verdict_of_no_known_kind_is_not_shown_as_another() -> None:

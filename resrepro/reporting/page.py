@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from resrepro.records import Collection
 from resrepro.reporting import background
 from resrepro.reporting.exhibit_sections import Section, sections, shown_exhibits
-from resrepro.reporting.verdicts import Judged, counted, kind_of
+from resrepro.reporting.verdicts import Judged, counted, decided_elsewhere, kind_of, kinds_of_others
 
 GENERATOR = "resrepro report"  # by which a report of ours is known
 STYLES = ("uplot/uPlot.min.css", "style.css", "tables.css")
@@ -50,8 +50,9 @@ def build_report(
             style=Markup(style),
             scripts=[Markup(script) for script in scripts],
             data=_data(shown),
-            verdicts=[(verdict, kind_of(verdict)) for verdict in verdicts],
+            verdicts=[(verdict, kind_of(verdict), kinds_of_others(verdict)) for verdict in verdicts],
             counts=counted(verdicts),
+            elsewhere=decided_elsewhere(verdicts),
             sections=shown,
             runs=len(finished),
             unfinished=len(found.runs) - len(finished),

@@ -6,6 +6,26 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+class Ruled(Protocol):
+    """What the runs of another protocol say of a claim; only these fields are read."""
+
+    @property
+    def protocol(self) -> str:
+        """Which runs these are, in short."""
+
+    @property
+    def ours(self) -> str:
+        """Our value."""
+
+    @property
+    def verdict(self) -> str:
+        """One of KINDS."""
+
+    @property
+    def why(self) -> str:
+        """What is missing, or the test with its interval."""
+
+
 class Judged(Protocol):
     """A verdict on one claim; only these fields are read."""
 
@@ -45,6 +65,10 @@ class Judged(Protocol):
     def notes(self) -> tuple[str, ...]:
         """Shortened runs and departures."""
 
+    @property
+    def others(self) -> Sequence[Ruled]:
+        """What other runs say of it."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -69,13 +93,47 @@ def kind_of(verdict: Judged) -> Kind:
     Raises:
         ValueError: if it is of none.
     """
+    return _kind(verdict.verdict, verdict.number)
+
+
+def kinds_of_others(verdict: Judged) -> list[tuple[Ruled, Kind]]:
+    """What other runs say of a claim, each with its kind.
+
+    Raises:
+        ValueError: if one is of none.
+    """
+    return [(other, _kind(other.verdict, verdict.number)) for other in verdict.others]
+
+
+def _kind(word: str, number: int) -> Kind:
     for kind in KINDS:
-        if kind.word == verdict.verdict:
+        if kind.word == word:
             return kind
-    raise ValueError(f"claim {verdict.number} has the verdict {verdict.verdict!r}, which is none.")
+    raise ValueError(f"claim {number} has the verdict {word!r}, which is none.")
 
 
 def counted(verdicts: Sequence[Judged]) -> list[tuple[Kind, int]]:
     """How many verdicts there are of each kind, those of none too."""
     counts = Counter(kind_of(verdict) for verdict in verdicts)
     return [(kind, counts[kind]) for kind in KINDS]
+
+
+def decided_elsewhere(verdicts: Sequence[Judged]) -> str:
+    """`On other runs, shown below each, claims 1 and 20 held.`; empty if those decide nothing more."""
+    told = []
+    for kind in KINDS[:2]:
+        found = [v.number for v in verdicts if kind_of(v) != kind and _is_said(kind, v)]
+        if found:
+            told.append(f"{_numbered(found)} {kind.word}")
+    return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
+
+
+def _is_said(kind: Kind, verdict: Judged) -> bool:
+    """Whether some other runs have this verdict on a claim."""
+    return any(its == kind for _, its in kinds_of_others(verdict))
+
+
+def _numbered(numbers: Sequence[int]) -> str:
+    """`claim 3`, or `claims 1, 4 and 20`."""
+    *most, last = map(str, numbers)
+    return f"claims {', '.join(most)} and {last}" if most else f"claim {last}"
