@@ -1,6 +1,8 @@
 """What a few seeds can tell: Student's t for a mean, Welch's for a difference, and how many seeds it takes.
 
-All intervals are two-sided. Nothing here knows what the numbers are of.
+All intervals are two-sided. Nothing here knows what the numbers are of. A `resolution` is the step in which
+a quantity is measured: seeds that agree may still differ by less than one step, so their variance counts as
+at least that of a number rounded to it, a twelfth of its square.
 """
 
 import math
@@ -29,21 +31,29 @@ class Estimate:
         return self.value - reach, self.value + reach
 
 
-def mean_of(values: Sequence[float]) -> Estimate | None:
-    """The mean of some seeds by Student's t; None for fewer than two, or without any spread."""
-    if len(values) < 2 or not (variance := statistics.variance(values)):
+def variance_of(values: Sequence[float], resolution: float = 0.0) -> float:
+    """The variance of two seeds or more, never below what their resolution leaves open."""
+    return max(statistics.variance(values), resolution**2 / 12)
+
+
+def mean_of(values: Sequence[float], resolution: float = 0.0) -> Estimate | None:
+    """The mean of some seeds by Student's t; None for fewer than two, or without spread and resolution."""
+    if len(values) < 2 or not (variance := variance_of(values, resolution)):
         return None
     return Estimate(statistics.fmean(values), math.sqrt(variance / len(values)), len(values) - 1)
 
 
-def difference_of(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
+def difference_of(
+    first: Sequence[float], second: Sequence[float], resolution: float = 0.0
+) -> Estimate | None:
     """The mean of the first less that of the second by Welch's t, which takes no spreads for equal.
 
-    None if one has fewer than two values, or if neither has any spread: then there is no test.
+    None if one has fewer than two values, or if there is neither a spread nor a resolution: then there is no
+    test.
     """
     if min(len(first), len(second)) < 2:
         return None
-    shares = [statistics.variance(values) / len(values) for values in (first, second)]
+    shares = [variance_of(values, resolution) / len(values) for values in (first, second)]
     total = sum(shares)
     if not total:
         return None
@@ -53,12 +63,12 @@ def difference_of(first: Sequence[float], second: Sequence[float]) -> Estimate |
     return Estimate(gap, math.sqrt(total), total**2 / sum(parts))
 
 
-def pooled_std(first: Sequence[float], second: Sequence[float]) -> float | None:
+def pooled_std(first: Sequence[float], second: Sequence[float], resolution: float = 0.0) -> float | None:
     """The standard deviation of two nets' seeds taken together; None if one has fewer than two."""
     if min(len(first), len(second)) < 2:
         return None
     freedom = len(first) + len(second) - 2
-    squares = sum((len(values) - 1) * statistics.variance(values) for values in (first, second))
+    squares = sum((len(values) - 1) * variance_of(values, resolution) for values in (first, second))
     return math.sqrt(squares / freedom)
 
 
@@ -72,11 +82,13 @@ def power_of(effect: float, seeds: int, level: float = LEVEL) -> float:
     freedom = 2 * (seeds - 1)
     shift = abs(effect) * math.sqrt(seeds / 2)
     bound = float(stdtrit(freedom, (1 + level) / 2))
-    return float(1 - nctdtr(freedom, shift, bound) + nctdtr(freedom, shift, -bound))
+    below = (float(nctdtr(freedom, shift, end)) for end in (bound, -bound))
+    missed, reversed_ = (share if math.isfinite(share) else 0.0 for share in below)  # too small: scipy's nan
+    return 1 - missed + reversed_
 
 
-def seeds_needed(gap: float, std: float, power: float = POWER) -> int | None:
-    """Seeds per net with which a gap is told from chance (5 %, two-sided) with the given power.
+def seeds_needed(gap: float, std: float, power: float = POWER, level: float = LEVEL) -> int | None:
+    """Seeds per net with which a gap is told from chance (two-sided, at a level) with the given power.
 
     None if that would take more than `MOST_SEEDS`; a spread of 0 cannot be told from an unknown one.
     """
@@ -84,11 +96,11 @@ def seeds_needed(gap: float, std: float, power: float = POWER) -> int | None:
         return None
     effect = abs(gap) / std
     low, high = 1, 2  # power rises with seeds: low never suffices, high is doubled until it does
-    while power_of(effect, high) < power:
-        low, high = high, 2 * high
-        if low >= MOST_SEEDS:
+    while power_of(effect, high, level) < power:
+        if high >= MOST_SEEDS:
             return None
+        low, high = high, min(2 * high, MOST_SEEDS)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power_of(effect, middle) >= power else (middle, high)
+        low, high = (low, middle) if power_of(effect, middle, level) >= power else (middle, high)
     return high

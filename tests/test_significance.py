@@ -1,17 +1,20 @@
 """Intervals and power against scipy's own tests, textbook numbers, and simulated nets that do not differ."""
 
+import math
 import statistics
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from resrepro.significance import (
+    MOST_SEEDS,
     difference_of,
     mean_of,
     pooled_std,
     power_of,
     seeds_needed,
+    variance_of,
 )
 
 FIVE, THREE = [6.4, 6.7, 6.5, 6.9, 6.6], [7.3, 6.8, 8.0]
@@ -37,6 +40,17 @@ def test_one_seed_or_no_spread_at_all_is_no_test(first, second):
     assert mean_of(first if len(first) < 2 or first[0] == first[1] else second) is None
 
 
+def test_seeds_that_agree_are_known_to_within_their_resolution():
+    step = 100.0
+    exact = np.random.default_rng(3).uniform(-step / 2, step / 2, 100_000)  # what rounding to a step hides
+    assert variance_of([400, 400], step) == pytest.approx(exact.var(), rel=0.01)
+    reach = float(stats.t.ppf(0.975, 4)) * step / math.sqrt(12 * 5)
+    assert mean_of([400] * 5, step).interval() == pytest.approx((400 - reach, 400 + reach))
+    assert difference_of([2.0, 2.0], [1.0, 1.0], 0.01).interval()[0] > 0.9
+    assert pooled_std([2.0, 2.0], [1.0, 1.0], 0.01) == pytest.approx(0.01 / math.sqrt(12))
+    assert mean_of(FIVE, 0.01) == mean_of(FIVE)  # a spread beyond it is what it is
+
+
 def test_a_spread_of_one_net_alone_is_enough():
     assert difference_of([2.0, 2.0], THREE).interval()[0] < -5
 
@@ -55,6 +69,30 @@ def test_power_is_what_simulated_nets_show():
     first, second = rng.normal(1.5, 1, (4000, 5)), rng.normal(0, 1, (4000, 5))
     told = stats.ttest_ind(first, second, axis=1).pvalue < 0.05
     assert power_of(1.5, 5) == pytest.approx(told.mean(), abs=0.03)
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(8, 2), (8, 5), (12, 2), (1.6, 64), (50, 3), (1e5, 2)])
+def test_power_of_large_effects_is_that_of_the_integral(effect, seeds):
+    freedom, shift = 2 * (seeds - 1), effect * math.sqrt(seeds / 2)
+    bound = stats.t.ppf(0.975, freedom)
+
+    def told_apart(squares):  # times the density of a chi-squared number of so many degrees of freedom
+        reach = bound * math.sqrt(squares / freedom)
+        both = stats.norm.sf(reach - shift) + stats.norm.cdf(-reach - shift)
+        return both * stats.chi2.pdf(squares, freedom)
+
+    end = freedom + 40 * math.sqrt(2 * freedom) + 40
+    assert power_of(effect, seeds) == pytest.approx(integrate.quad(told_apart, 0, end, limit=300)[0], abs=1e-6)
+
+
+def test_no_more_seeds_are_named_than_are_worth_naming():
+    assert seeds_needed(0.036, 1) is None  # 12,114
+    assert 9_000 < seeds_needed(0.0401, 1) <= MOST_SEEDS
+
+
+def test_a_stricter_level_takes_more_seeds():
+    assert power_of(1.0, 17, 0.95) >= 0.8 > power_of(1.0, 17, 0.99)
+    assert seeds_needed(1.0, 1.0, level=0.99) == 26  # Cohen (1988), two-sided 1 %
 
 
 def test_what_cannot_be_estimated_is_none_and_a_gap_far_above_the_spread_takes_two_seeds():
