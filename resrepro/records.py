@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from resrepro.catalogue import find
 from resrepro.errors import RecordError, UsageError
-from resrepro.measurements import (
-    METRICS_MEASURED,
-    Ensemble,
-    Evaluation,
-    ensemble_from,
-    evaluation_from,
-    percentage,
-)
+from resrepro.measurements import Ensemble, Evaluation, ensemble_from, evaluation_from
+from resrepro.record_checks import check_run
 from resrepro.record_files import (
     ENSEMBLES,
     ENV,
     EVALS,
-    FORMAT,
     METRICS,
     RESULT,
     SPEC,
@@ -40,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FINISHED = ("complete", "shortened")
-STATUSES = (*FINISHED, "partial", "diverged")
 DEFAULT_FOLDERS = ("runs", "results")  # one's own runs, and those that were published
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 Measured = TypeVar("Measured", Evaluation, Ensemble)
@@ -196,7 +188,7 @@ def read_run(folder: Path) -> Run:
         if not isinstance(head["name"], str) or not RUN_NAME.fullmatch(head["name"]):
             raise RecordError(f"{folder / SPEC} is broken: its name is none of a run.")
         run = Run(folder, head["name"], int(seed), spec, env, result)
-        _check_result(run)
+        check_run(run)
         _ = run.cell
     except MALFORMED as error:
         raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
@@ -232,39 +224,6 @@ def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Me
         return parse(read_json(path))
     except MALFORMED as error:
         raise RecordError(f"{path} is broken: {type(error).__name__} {error}.") from None
-
-
-def _check_result(run: Run) -> None:
-    where = run.folder / RESULT
-    told = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
-    if told != (run.digest, run.seed):
-        raise RecordError(f"{where} is broken: it is the result of another run.")
-    if run.result.get("format") == FORMAT and not isinstance(run.result.get("metrics"), dict):
-        raise RecordError(f"{where} is broken: it does not vouch for {METRICS}.")
-    if run.status not in STATUSES:
-        raise RecordError(f"{where} is broken: no status {run.status!r}.")
-    for key in ("departures", "notices"):
-        if not isinstance(run.result[key], list) or not all(
-            isinstance(text, str) for text in run.result[key]
-        ):
-            raise RecordError(f"{where} is broken: {key} is no list of sentences.")
-    for key, kind in (("iteration", int), ("iterations", int), ("seconds", int | float)):
-        if not isinstance(run.result[key], kind):
-            raise RecordError(f"{where} is broken: {key} is no number.")
-    if not isinstance(run.env["data"]["images"].get(run.headline_split), int):
-        raise RecordError(f"{run.folder / ENV} is broken: it does not say how many images were measured.")
-    if run.family == "imagenet" and not isinstance(run.classes, int):
-        raise RecordError(f"{run.folder / ENV} is broken: it does not say how many classes there were.")
-    if run.best is not None and not 0 <= run.best <= 100:
-        raise RecordError(f"{where} is broken: the best error is no percentage.")
-    for split, figures in run.result["last"].items():
-        for metric in METRICS_MEASURED:
-            try:
-                percentage(figures[metric], f"{split} {metric}")
-            except ValueError as error:
-                raise RecordError(f"{where} is broken: {error}.") from None
-    if run.finished and run.last(run.headline_split) is None:
-        raise RecordError(f"{where} is broken: a finished run without a headline error.")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ LAYERS = {
         "architectures", "archive", "benchmark", "benchmark.contestants", "benchmark.results",
         "benchmark.work", "capacity", "catalogue", "disk", "durable", "environment", "errors", "files",
         "holders", "locking", "measurements", "memory", "pickles", "processes", "publishing", "queueing",
-        "record_files", "recording", "records", "responses", "schedule", "seen", "specs",
+        "record_checks", "record_files", "recording", "records", "responses", "schedule", "seen", "specs",
     ),
     "training": (
         "assessment", "benchmark.calibration", "benchmark.child", "benchmark.ours", "benchmark.peak",

@@ -18,6 +18,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.record_files import METRICS_COLUMNS, describe_curve, read_json, read_metrics
 from resrepro.recording import HEADER, RunWriter, open_run
 from resrepro.records import collect, load_runs, read_run
+from resrepro.specs import digest_of
 
 MakeRun = Callable[..., Path]
 
@@ -340,6 +341,47 @@ def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, make_run: MakeRu
     collection = collect([tmp_path])
     assert collection.runs == ()
     assert str(folder) in collection.broken[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"recipe": []}, "no list of settings"),
+        ({"recipe": {"batch_size": 128}}, "iterations"),
+        ({"recipe": {"iterations": 64_000, "batch_size": 0}}, "batch_size"),
+        ({"recipe": {"iterations": "64000", "batch_size": 128}}, "iterations"),
+        ({"dataset": "nonesuch"}, "no dataset 'nonesuch'"),
+        ({"dataset": ["cifar10"]}, "broken"),
+        ({"depth": "20"}, "depth"),
+        ({"plain": 0}, "kind"),
+    ],
+)
+def test_a_spec_that_says_something_else_is_named_however_well_sealed(
+    tmp_path: Path, make_run: MakeRun, changed: dict[str, object], told: str
+) -> None:
+    good, bad = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+    rewrite(bad / "spec.json", lambda content: content["spec"].update(changed))
+    rewrite(bad / "spec.json", lambda content: content.update(digest=digest_of(content["spec"])))
+    rewrite(bad / "result.json", lambda content: content.pop("digest"))
+    found = collect([tmp_path])
+    assert [run.folder for run in found.runs] == [good]
+    (sentence,) = found.broken
+    assert str(bad) in sentence
+    assert told in sentence
+
+
+@pytest.mark.parametrize("images", [None, 0, "50000", True])
+def test_an_environment_that_does_not_say_how_many_images_there_were_is_named(
+    tmp_path: Path, make_run: MakeRun, images: object
+) -> None:
+    for seed, part in enumerate(("train", "test")):
+        folder = make_run(tmp_path, seed=seed)
+        rewrite(
+            folder / "env.json", lambda content, part=part: content["data"]["images"].update({part: images})
+        )
+    found = collect([tmp_path])
+    assert found.runs == ()
+    assert ["how many images were" in sentence for sentence in found.broken] == [True, True]
 
 
 def test_an_environment_without_data_checksums_is_named(tmp_path: Path, make_run: MakeRun) -> None:

@@ -82,7 +82,9 @@ def test_power_of_large_effects_is_that_of_the_integral(effect, seeds):
         return both * stats.chi2.pdf(squares, freedom)
 
     end = freedom + 40 * math.sqrt(2 * freedom) + 40
-    assert power_of(effect, seeds) == pytest.approx(integrate.quad(told_apart, 0, end, limit=300)[0], abs=1e-6)
+    assert power_of(effect, seeds) == pytest.approx(
+        integrate.quad(told_apart, 0, end, limit=300)[0], abs=1e-6
+    )
 
 
 def test_no_more_seeds_are_named_than_are_worth_naming():
