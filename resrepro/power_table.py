@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from resrepro.catalogue import twin_on_folder
+from resrepro.cells import SET_NAMES
 from resrepro.claims.entries import Net
 from resrepro.claims.protocols import Protocol, protocols_of
 from resrepro.paper import layout
 from resrepro.records import Run
+from resrepro.selection import FREE_SETTINGS, WARM_UP
 from resrepro.significance import MOST_SEEDS, difference_of, pooled_std, seeds_needed
-from resrepro.statistics_table import experiments_in
-from resrepro.tables import DASH, Row, Table
+from resrepro.statistics_table import Entry, experiments_in, tabulated
+from resrepro.tables import DASH, Table
 
 COLUMNS = ("nets", "error", "gap", "std", "n", "interval", "seeds per net")
 UNKNOWN = "cannot be estimated: a spread takes two seeds of each net"
@@ -31,26 +33,22 @@ def build_power(exhibit: str, runs: Sequence[Run]) -> Table:
     Raises:
         UsageError: for an exhibit that is not of single nets.
     """
-    notes: dict[str, int] = {}
-    rows, records = [], []
+    entries: list[Entry] = []
     for protocol, pair, quantity in _pairs(exhibit, runs):
         values = [protocol.cells[net].values(quantity) for net in pair.values()]
-        told = [protocol.told] if protocol.told else []
+        told = [note for note in (protocol.told, protocol.left_out_told) if note]
         record = _record(*values)
         if record["seeds_needed"] == "":
             told.append(UNKNOWN if min(map(len, values)) < 2 else NO_SPREAD)
-        marks = tuple(notes.setdefault(note, len(notes) + 1) for note in told)
-        name = _quantity_name(quantity)
-        rows.append(Row((", ".join(pair), name, *_texts(record)), marks))
-        records.append({"nets": ", ".join(pair), "error": name, "runs": protocol.name, **record})
-    return Table(
-        name=f"{exhibit}-power",
-        title=f"Power in {exhibit}: seeds that tell two neighbouring nets apart",
-        columns=COLUMNS,
-        rows=tuple(rows),
-        notes=tuple(notes),
-        remarks=REMARKS if rows else ("There are no two nets with finished runs under one protocol.",),
-        records=tuple(records),
+        name = _quantity_name(quantity, protocol)
+        head = {"nets": ", ".join(pair), "error": name, "runs": protocol.name}
+        entries.append(((head["nets"], name, *_texts(record)), told, head | record))
+    return tabulated(
+        f"{exhibit}-power",
+        f"Power in {exhibit}: seeds that tell two neighbouring nets apart",
+        COLUMNS,
+        entries,
+        REMARKS if entries else ("There are no two nets with finished runs under one protocol.",),
     )
 
 
@@ -59,8 +57,10 @@ def _pairs(exhibit: str, runs: Sequence[Run]) -> Iterator[tuple[Protocol, dict[s
     nets = {label: Net(name) for label, name in experiments_in(exhibit).items()}
     names = {name for net in nets.values() for name in (net.experiment, twin_on_folder(net.experiment))}
     own = [run for run in runs if run.experiment in names]
-    for protocol in protocols_of(tuple(nets.values()), own):
-        for quantity in layout(exhibit)["quantities"]:
+    quantities = layout(exhibit)["quantities"]
+    sampled = any(quantity["set"] == "train" for quantity in quantities)  # by the sample before
+    for protocol in protocols_of(tuple(nets.values()), own, WARM_UP if sampled else FREE_SETTINGS):
+        for quantity in quantities:
             measured = {
                 label: net
                 for label, net in nets.items()
@@ -71,8 +71,11 @@ def _pairs(exhibit: str, runs: Sequence[Run]) -> Iterator[tuple[Protocol, dict[s
                     yield protocol, dict(pair), quantity
 
 
-def _quantity_name(quantity: Mapping[str, Any]) -> str:
-    return str(quantity["name"]).removesuffix(" error")
+def _quantity_name(quantity: Mapping[str, Any], protocol: Protocol) -> str:
+    """What an error is called; one measured while training by the set that these runs were measured on."""
+    if quantity["set"] == "train" or "protocol" in quantity:
+        return str(quantity["name"]).removesuffix(" error")
+    return SET_NAMES[protocol.first.headline_split]
 
 
 def _record(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:

@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from resrepro import catalogue
 from resrepro.captions import departures_told, lead
+from resrepro.cells import Cell
+from resrepro.claims.entries import Net
+from resrepro.claims.protocols import Protocol, paper_command
 from resrepro.paper import published
 from resrepro.records import Run
 from resrepro.responses import Responses
 from resrepro.responses_figure import EXHIBIT, measured_on, plan, select
+from resrepro.selection import Cells
 from resrepro.specs import net_label
 from resrepro.tables import DASH, Row, Table
 
@@ -35,7 +39,7 @@ GRADIENT = (
 
 def build(runs: Iterable[Run]) -> Table:
     """The table from runs that were read already."""
-    cells, _ = select(runs)
+    cells, left_out = select(runs)
     nets = [(depth, bool(group["plain"])) for group in plan()["nets"] for depth in group["depths"]]
     ours = {
         net_label(*net): [run.responses for run in cells.get(net_label(*net), ()) if run.responses]
@@ -47,8 +51,8 @@ def build(runs: Iterable[Run]) -> Table:
         title=TITLE,
         columns=("net", *STD, *RATIOS),
         rows=tuple(row for label, found in ours.items() for row in _rows(label, found)),
-        missing=tuple((net_label(*net), _command(*net)) for net in nets if not ours[net_label(*net)]),
-        remarks=(ROWS, *filter(None, told), GRADIENT),
+        missing=tuple((net_label(*net), _command(*net, cells)) for net in nets if not ours[net_label(*net)]),
+        remarks=(ROWS, *filter(None, told), GRADIENT, *left_out),
         records=tuple(_record(label, found) for label, found in ours.items()),
     )
 
@@ -87,10 +91,16 @@ def _ratio(norms: Sequence[float]) -> float:
     return max(norms) / min(norms) if min(norms) > 0 else float("inf")
 
 
-def _command(depth: int, plain: bool) -> str:
-    """What trains and measures a net on CIFAR-10."""
-    spec = catalogue.experiment_for("cifar10", depth, plain, None).spec()
-    return f"{catalogue.command_for(spec)} && resrepro responses runs/{spec.name}/seed0"
+def _command(depth: int, plain: bool, cells: Cells) -> str:
+    """What trains and measures a net as those shown were; as the paper did if there are none."""
+    net = Net(catalogue.experiment_for("cifar10", depth, plain, None).name)
+    shown = {Net(runs[0].experiment): Cell(runs) for runs in cells.values()}
+    seeds = min((len(cell.runs) for cell in shown.values()), default=1)
+    protocol = Protocol(shown)
+    spec = protocol.spec_of(net) if shown else net.spec
+    train = protocol.command(net, seeds) if shown else paper_command(net, seeds)
+    folders = " ".join(f"runs/{spec.name}/seed{seed}" for seed in range(seeds))
+    return f"{train} && resrepro responses {folders}"
 
 
 def _record(label: str, ours: Sequence[Responses]) -> dict[str, object]:

@@ -5,7 +5,7 @@ protocol: the same recipe, data and mode. Nothing here imports torch.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from resrepro import catalogue
@@ -13,8 +13,10 @@ from resrepro.records import Run
 from resrepro.specs import FAMILIES, net_label
 
 # What nets of one protocol may differ in: the warm-up belongs to the net (Section 4.2), and how often
-# we sample does not change what is trained.
-FREE_SETTINGS = ("warmup_lr", "warmup_until_err", "warmup_window", "eval_every")
+# we sample does not change what is trained. It does change what is recorded as training error, so verdicts
+# on that one keep to one interval of sampling.
+WARM_UP = ("warmup_lr", "warmup_until_err", "warmup_window")
+FREE_SETTINGS = (*WARM_UP, "eval_every")
 Cells = Mapping[str, tuple[Run, ...]]  # by net label
 
 
@@ -63,9 +65,12 @@ def _has_place(layout: Mapping[str, Any], run: Run) -> bool:
     )
 
 
-def protocol_of(run: Run) -> str:
-    """What all runs of one figure, or of one comparison, share: recipe, data, mode and dataset."""
-    recipe = {key: value for key, value in run.spec["recipe"].items() if key not in FREE_SETTINGS}
+def protocol_of(run: Run, free: Collection[str] = FREE_SETTINGS) -> str:
+    """What all runs of one figure, or of one comparison, share: recipe, data, mode and dataset.
+
+    `free` are the settings in which they may differ.
+    """
+    recipe = {key: value for key, value in run.spec["recipe"].items() if key not in free}
     shared = [recipe, run.env["data"]["sha256"], run.env["mode"], run.spec["dataset"]]
     return json.dumps(shared, sort_keys=True)
 

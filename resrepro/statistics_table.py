@@ -13,6 +13,8 @@ from resrepro.paper import layout, layouts
 from resrepro.records import Run
 from resrepro.tables import DASH, Row, Table
 
+Entry = tuple[tuple[str, ...], Sequence[str], dict[str, Any]]
+"""A row's cells, what must be said of it, and its raw numbers."""
 COLUMNS = ("net", "set", "last", "best run", "best sample", "chosen on validation")
 REMARKS = (
     "Last: mean ± standard deviation (n runs) of the last-iteration error, the headline of all other "
@@ -30,25 +32,32 @@ def build_statistics(exhibit: str, runs: Sequence[Run]) -> Table:
     Raises:
         UsageError: for an exhibit that is not of single nets.
     """
-    found = list(cells_in(exhibit, runs))
-    notes: dict[str, int] = {}
-    rows, records = [], []
-    for label, cell in found:
+    entries: list[Entry] = []
+    for label, cell in cells_in(exhibit, runs):
         for part in _sets(cell):
             told = [note for note in cell.told() if not note.endswith(ON_VALIDATION)]  # the row names its set
-            marks = tuple(notes.setdefault(note, len(notes) + 1) for note in told)
             figures = _figures(cell, part)
-            rows.append(Row((label, SET_NAMES[part], *_texts(figures)), marks))
-            records.append({"net": label, "run": cell.first.name, "set": part, **_numbers(cell, figures)})
-    return Table(
-        name=f"{exhibit}-statistics",
-        title=f"Statistics of {exhibit}: error (%) as measured while training, by what is chosen",
-        columns=COLUMNS,
-        rows=tuple(rows),
-        notes=tuple(notes),
-        remarks=REMARKS if rows else ("There are no finished runs of these nets.",),
-        records=tuple(records),
+            record = {"net": label, "run": cell.first.name, "set": part, **_numbers(cell, figures)}
+            entries.append(((label, SET_NAMES[part], *_texts(figures)), told, record))
+    return tabulated(
+        f"{exhibit}-statistics",
+        f"Statistics of {exhibit}: error (%) as measured while training, by what is chosen",
+        COLUMNS,
+        entries,
+        REMARKS if entries else ("There are no finished runs of these nets.",),
     )
+
+
+def tabulated(
+    name: str, title: str, columns: tuple[str, ...], entries: Iterable[Entry], remarks: tuple[str, ...]
+) -> Table:
+    """A table from its entries; what is told of several of them stands below it once."""
+    notes: dict[str, int] = {}
+    rows, records = [], []
+    for cells, told, record in entries:
+        rows.append(Row(cells, tuple(notes.setdefault(note, len(notes) + 1) for note in told)))
+        records.append(record)
+    return Table(name, title, columns, tuple(rows), tuple(notes), remarks=remarks, records=tuple(records))
 
 
 def experiments_in(exhibit: str) -> dict[str, str]:

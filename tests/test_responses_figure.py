@@ -186,8 +186,41 @@ def test_the_table_holds_the_papers_numbers_and_means_of_ours(tmp_path: Path) ->
     assert table.rows[1].cells[1:] == ("—",) * 7
     assert (
         "plain-20",
-        "resrepro train --depth 20 --plain && resrepro responses runs/cifar10-plain20/seed0",
+        "resrepro train --depth 20 --plain --seeds 0-1 && "
+        "resrepro responses runs/cifar10-plain20/seed0 runs/cifar10-plain20/seed1",
     ) in table.missing
+    assert build(()).missing[0] == (
+        "plain-20",
+        "resrepro train --depth 20 --plain && resrepro responses runs/cifar10-plain20/seed0",
+    )
+
+
+def test_what_fills_a_gap_follows_the_protocol_shown_and_so_leaves_the_rest_of_the_table(
+    tmp_path: Path,
+) -> None:
+    short: dict[str, Any] = {"iterations": 2000, "split": "45k5k", "precision": "bf16", "mode": "fast"}
+    made(tmp_path, "plain20", "resnet20", seeds=2, **short)
+    write_run(tmp_path, "cifar10-resnet56", 4)
+    before = build(read(tmp_path))
+    assert before.remarks[-1].endswith("not measured by `resrepro responses RUN`: cifar10-resnet56 seed 4.")
+    name = "cifar10-plain56+iterations=2000+split=45k5k+precision=bf16"
+    assert before.missing[0] == (
+        "plain-56",
+        "resrepro train --depth 56 --plain --iterations 2000 --split 45k5k --fast --seeds 0-1 && "
+        f"resrepro responses runs/{name}/seed0 runs/{name}/seed1",
+    )
+    made(tmp_path, "plain56", seeds=2, **short)
+    assert (tmp_path / name / "seed1").is_dir()
+    after = build(read(tmp_path))
+    assert [row.cells[1] == "—" for row in after.rows[1::2]] == [False, False, False, True, True]
+
+
+def test_on_the_digits_a_gap_is_filled_on_the_digits(tmp_path: Path) -> None:
+    made(tmp_path, "plain20", dataset="digits")
+    assert build(read(tmp_path)).missing[0] == (
+        "plain-56",
+        "resrepro train --dataset digits --depth 56 --plain && resrepro responses runs/digits-plain56/seed0",
+    )
 
 
 def test_a_layer_without_any_gradient_is_no_ratio(tmp_path: Path) -> None:

@@ -95,6 +95,30 @@ def test_a_gap_that_no_one_will_tell_apart_says_so(make_run, tmp_path):
     assert rows_of(build_power("table6", runs_in(tmp_path)))[0]["seeds per net"] == ">10000"
 
 
+def test_an_error_is_called_by_the_set_that_it_was_measured_on(make_run, tmp_path):
+    for net in ("resnet20", "resnet32"):
+        for seed in (0, 1):
+            make_run(tmp_path, f"cifar10-{net}", seed, split="45k5k", curve=[(64_000, 1, 9.0 + seed)])
+    table = build_power("table6", runs_in(tmp_path))
+    assert [row["error"] for row in rows_of(table)] == ["validation"]
+    assert table.records[0]["error"] == "validation"
+
+
+def test_training_errors_recorded_over_different_intervals_are_no_neighbours(make_run, tmp_path):
+    make_run(tmp_path, "cifar10-plain20")
+    make_run(tmp_path, "cifar10-plain56", eval_every=500)
+    assert build_power("figure1", runs_in(tmp_path)).rows == ()
+
+
+def test_seeds_that_are_left_out_are_told(make_run, tmp_path):
+    for net in ("resnet20", "resnet32"):
+        make_run(tmp_path, f"cifar10-{net}", curve=[(64_000, 1, 9.0)])
+    make_run(tmp_path, "cifar10-resnet32", 1, curve=[(3000, 90, 90)], status="diverged")
+    assert "Left out: ResNet-32 seed 1 (diverged at iteration 3,000)." in (
+        build_power("table6", runs_in(tmp_path)).notes
+    )
+
+
 def test_plain_and_residual_nets_are_no_neighbours_and_neither_are_two_protocols(make_run, tmp_path):
     make_run(tmp_path, "cifar10-resnet56")
     make_run(tmp_path, "cifar10-plain20")

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from resrepro.architectures import Architecture, Part, architectures, vgg19
+from resrepro.claims.comparing import FAILED, HELD
 from resrepro.claims.entries import Check, Source, value_of
-from resrepro.claims.testing import FAILED, HELD, Outcome
+from resrepro.claims.testing import Outcome
 
 VGG_19 = "VGG-19"
 TITLES = {

@@ -58,8 +58,8 @@ class Check:
 
     @property
     def comparisons(self) -> int:
-        """How many means or differences it looks at."""
-        return max(1, len(self.nets) - 1 if self.kind == "falls" else len(self.nets))
+        """How many means or differences it looks at; the stretches of a curve count by themselves."""
+        return len(self.nets) if self.kind == "within" else max(1, len(self.nets) - 1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Claim:
 
     @property
     def comparisons(self) -> int:
-        """How many means or differences all its tests look at; a curve counts once."""
+        """How many means or differences all its tests look at; what is counted is not among them."""
         return sum(test.comparisons for test in self.tests if test.kind != "count")
 
 

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from resrepro.claims.comparing import UNDECIDED, together
 from resrepro.claims.counting import TITLES, count, paper_ratio, spell_count
 from resrepro.claims.entries import Check, Claim, Source, claims, value_of
 from resrepro.claims.measures import MEASURES, Measure, paper_curve, paper_row, paper_value
 from resrepro.claims.protocols import Protocol, protocols_of
-from resrepro.claims.testing import UNDECIDED, Outcome, smoothed, together, try_out
+from resrepro.claims.testing import Outcome, smoothed, try_out
 from resrepro.paper import published
 from resrepro.records import Run
+from resrepro.selection import FREE_SETTINGS, WARM_UP
 
 UNTESTABLE = "not testable here"
 BY_COUNTING = "counted on the nets"
@@ -25,8 +27,9 @@ class Ruling:
         ours: our values in words.
         verdict: "held", "failed", "undecided" or "not testable here".
         why: the tests with their intervals, or what is missing.
-        notes: what must be said beside it: a shortened schedule, other data, every departure.
+        notes: what must be said beside it: a shortened schedule, other data, every departure, seeds left out.
         commands: what would decide it, if it is undecided.
+        exact: whether it is about the paper's own protocol, or needs none.
     """
 
     protocol: str
@@ -35,6 +38,7 @@ class Ruling:
     why: str
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,14 @@ def _rulings(claim: Claim, runs: Iterable[Run]) -> list[Ruling]:
         return [Ruling("", "", UNTESTABLE, claim.untestable)]
     if not claim.nets:
         return [_ruling(claim, None)]
-    found = protocols_of(claim.nets, runs)
+    found = protocols_of(claim.nets, runs, _free(claim))
     return [_ruling(claim, protocol) for protocol in found] or [_ruling(claim, None)]
+
+
+def _free(claim: Claim) -> tuple[str, ...]:
+    """In which settings its runs may differ: how often is sampled, unless a test depends on it."""
+    measures = [MEASURES[test.measure] for test in claim.tests if test.kind != "count"]
+    return WARM_UP if any(measure.sampled for measure in measures) else FREE_SETTINGS
 
 
 def _ruling(claim: Claim, protocol: Protocol | None) -> Ruling:
@@ -123,31 +133,34 @@ def _ruling(claim: Claim, protocol: Protocol | None) -> Ruling:
     ]
     state = together([outcome.state for outcome in outcomes])
     commands = (command for outcome in outcomes for command in outcome.commands)
+    part = protocol.first.headline_split if protocol else "test"
     return Ruling(
         protocol=(NO_RUNS if claim.nets else BY_COUNTING) if protocol is None else protocol.name,
-        ours=_joined(claim.tests, [outcome.ours for outcome in outcomes]),
+        ours=_joined(claim.tests, [outcome.ours for outcome in outcomes], part),
         verdict=state,
-        why=_why(claim, outcomes),
-        notes=(protocol.told,) if protocol and protocol.told else (),
+        why=_why(claim, outcomes, part),
+        notes=tuple(filter(None, (protocol.told, protocol.left_out_told))) if protocol else (),
         commands=tuple(dict.fromkeys(commands)) if state == UNDECIDED else (),
+        exact=protocol is None or protocol.exact,
     )
 
 
-def _why(claim: Claim, outcomes: Sequence[Outcome]) -> str:
+def _why(claim: Claim, outcomes: Sequence[Outcome], part: str) -> str:
     """The comparisons of all tests, then which nets lack runs or seeds."""
-    told = [_joined(claim.tests, [outcome.told for outcome in outcomes])]
+    told = [_joined(claim.tests, [outcome.told for outcome in outcomes], part)]
     for words, nets in (
-        ("no runs of", [net for outcome in outcomes for net in outcome.missing]),
-        ("not measured yet of", [net for outcome in outcomes for net in outcome.unmeasured]),
-        ("needs more than one seed of", [net for outcome in outcomes for net in outcome.single]),
+        ("no runs of", [net.label for outcome in outcomes for net in outcome.missing]),
+        ("not measured yet of", [name for outcome in outcomes for name in outcome.unmeasured]),
+        ("needs more than one seed of", [net.label for outcome in outcomes for net in outcome.single]),
     ):
         if nets:
-            told.append(f"{words} {', '.join(dict.fromkeys(net.label for net in nets))}")
+            told.append(f"{words} {', '.join(dict.fromkeys(nets))}")
     return "; ".join(text for text in told if text)
 
 
-def _title(test: Check) -> str:
-    return TITLES[test.measure] if test.kind == "count" else MEASURES[test.measure].title
+def _title(test: Check, part: str = "test") -> str:
+    """What a test is about, of runs whose headline set is `part`."""
+    return TITLES[test.measure] if test.kind == "count" else MEASURES[test.measure].title_on(part)
 
 
 def _quantity(test: Check) -> str:
@@ -155,12 +168,15 @@ def _quantity(test: Check) -> str:
     return _title(test) + (f" ({unit})" if unit else "")
 
 
-def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]]) -> str:
-    """What is told of each test, each thing once, led by its quantity where they are of several."""
+def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "test") -> str:
+    """What is told of each test, each thing once, led by its quantity where that is not clear.
+
+    It is not where they are of several, or where the paper's is a test error and these are none.
+    """
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
-        parts.setdefault(_title(test), []).extend(words)
-    several = len(parts) > 1
+        parts.setdefault(_title(test, part), []).extend(words)
+    several = len(parts) > 1 or list(parts) != list(dict.fromkeys(map(_title, tests)))
     return "; ".join(
         (f"{title}: " if several else "") + ", ".join(dict.fromkeys(words))
         for title, words in parts.items()

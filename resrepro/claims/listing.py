@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from resrepro.claims.comparing import FAILED, HELD, UNDECIDED
 from resrepro.claims.judging import UNTESTABLE, Ruling, Verdict
-from resrepro.claims.testing import FAILED, HELD, UNDECIDED
 from resrepro.tables import DASH, Row, Table
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ REMARKS = (
     "Ours: mean ± standard deviation (n runs) at the last iteration; in brackets the two-sided 95 % "
     "interval, by Welch's t test for a difference and Student's for a mean. A claim held if all its "
     "intervals lie where it says, failed if one lies elsewhere, and is undecided otherwise: a gap "
-    "within the spread over seeds is never called held, nor is one seed each.",
+    "within the spread over seeds is never called held, nor is one seed each, nor what a seed that "
+    "diverged or was not measured could turn.",
     "Several comparisons: a claim that held needs each of them at 95 %; one that failed has one beyond "
     "the interval of 1 − 0.05/k, k being the number of its comparisons (Bonferroni). Over claims "
     "nothing is corrected: a claim with nothing behind it would be called held in one case of forty.",
@@ -61,7 +62,7 @@ def table(verdicts: Sequence[Verdict]) -> Table:
 def summary(verdicts: Sequence[Verdict]) -> str:
     """`5 held (2 on shortened or other runs), 1 failed, 20 undecided, 1 not testable here`."""
     counts = Counter(verdict.verdict for verdict in verdicts)
-    elsewhere = Counter(verdict.verdict for verdict in verdicts if verdict.ruling.notes)
+    elsewhere = Counter(verdict.verdict for verdict in verdicts if not verdict.ruling.exact)
     return ", ".join(
         f"{counts[name]} {name}"
         + (f" ({elsewhere[name]} on shortened or other runs)" if name in DECIDED and elsewhere[name] else "")

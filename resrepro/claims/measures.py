@@ -6,8 +6,9 @@ Errors are top-1 in percent and of the last iteration unless said otherwise. Not
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from resrepro.cells import eval_command, run_folders
+from resrepro.cells import SET_NAMES, eval_command, run_folders
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
 from resrepro.responses import Responses
@@ -15,6 +16,7 @@ from resrepro.responses import Responses
 RESPONSES_COMMAND = "resrepro responses"
 X_UNIT = 10_000  # iterations per unit of the paper's x axes
 Reading = Callable[[Run], float | None]
+At = TypeVar("At", int, float)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Measure:
         unit: "%" for errors.
         digits: decimals to print.
         command: what fills it in for runs that lack it; None if training always records it.
+        resolution: the step in which it is measured; 0 if it is a number like any other.
+        never: of a time until something: whether that did not happen, so that the run's length stands for it.
+        sampled: whether it depends on how often the training was sampled.
         level: of a time to an error level: that level in percent, and whether of the training error.
     """
 
@@ -37,16 +42,23 @@ class Measure:
     unit: str = ""
     digits: int = 2
     command: Callable[[Sequence[Run]], str] | None = None
+    resolution: Callable[[Run], float] = lambda run: 0.0
+    never: Callable[[Run], bool] = lambda run: False
+    sampled: bool = False
     level: tuple[float, bool] | None = None
+
+    def title_on(self, part: str) -> str:
+        """What to call it of runs whose headline set is `part`: a test error may be a validation error."""
+        return self.title.replace(SET_NAMES["test"], SET_NAMES[part])
 
     def spell(self, values: Sequence[float]) -> str:
         """`6.61±0.16 (5)`, or `6.61 (1)` for a single run."""
         spread = f"±{statistics.stdev(values):.{self.digits}f}" if len(values) > 1 else ""
         return f"{self.number(statistics.fmean(values))}{spread} ({len(values)})"
 
-    def number(self, value: float) -> str:
+    def number(self, value: float, digits: int | None = None) -> str:
         """A value, or a bound of one, with a proper minus sign."""
-        return f"{value:,.{self.digits}f}".replace("-", "−")
+        return f"{value:,.{self.digits if digits is None else digits}f}".replace("-", "−")
 
 
 def _evaluated(protocol: str, metric: str) -> Reading:
@@ -79,55 +91,101 @@ def _mean_of_curve(run: Run) -> float | None:
     return statistics.fmean(errors) if errors else None
 
 
-def _time_to(level: float, training: bool, unit: Callable[[Run], float]) -> Reading:
-    """How long until an error is below a level for the first time; the whole run if it never is."""
+def reached(curve: Mapping[At, float], level: float) -> At | None:
+    """The first sample from which on a curve stays below a level; None if it ends above.
 
-    def read(run: Run) -> float:
-        errors = run.top1_errors("train" if training else run.headline_split)
-        first = next((at for at, error in sorted(errors.items()) if error < level), None)
-        return (int(run.result["iteration"]) if first is None else first) / unit(run)
+    A single dip does not count: 90 % is what ten classes have by chance.
+    """
+    found: At | None = None
+    for at, error in sorted(curve.items()):
+        found = None if error >= level else at if found is None else found
+    return found
 
-    return read
+
+def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
+    """How long until an error is below a level for good; the whole run, as a lower bound, if it never is."""
+
+    def curve(run: Run) -> dict[int, float]:
+        return run.top1_errors("train" if training else run.headline_split)
+
+    def unit(run: Run) -> float:
+        return float(_images(run, "train") / _setting(run, "batch_size")) if epochs else 1.0
+
+    def read(run: Run) -> float | None:
+        errors = curve(run)
+        end = int(run.result["iteration"])
+        return (reached(errors, level) or end) / unit(run) if errors else None
+
+    return Measure(
+        title,
+        read,
+        digits=2 if epochs else 0,
+        resolution=lambda run: _setting(run, "eval_every") / unit(run),
+        never=lambda run: reached(curve(run), level) is None,
+        sampled=True,
+        level=(level, training),
+    )
 
 
-def _epoch(run: Run) -> float:
-    return float(run.env["data"]["images"]["train"] / run.spec["recipe"]["batch_size"])
+def _images(run: Run, part: str) -> int:
+    return int(run.env["data"]["images"][part])
+
+
+def _setting(run: Run, key: str) -> int:
+    return int(run.spec["recipe"][key])
+
+
+def _one_held_out(run: Run) -> float:
+    """One image of the held-out set, in percent."""
+    return 100 / _images(run, run.headline_split)
+
+
+def _one_trained_on(run: Run) -> float:
+    """One image of those that a recorded training error is the mean of, in percent."""
+    return 100 / min(_images(run, "train"), _setting(run, "eval_every") * _setting(run, "batch_size"))
 
 
 def _warmup(run: Run) -> float | None:
+    """The iteration at which the warm-up ended, or the whole run if it did not."""
+    if _warmup_lasts(run):
+        return float(run.result["iteration"])
     switch = run.result.get("warmup_switch")
     return float(switch) if type(switch) is int else None
 
 
+def _warmup_lasts(run: Run) -> bool:
+    return "warmup_switch" in run.result and run.result["warmup_switch"] is None
+
+
 MEASURES: Mapping[str, Measure] = {
     "train_err": Measure(
-        "training error", lambda run: run.last("train"), ("train_err_mean_last5", "train_err_final"), unit="%"
+        "training error", lambda run: run.last("train"), ("train_err_mean_last5", "train_err_final"),
+        unit="%", resolution=_one_trained_on, sampled=True,
     ),
     "held_out_err": Measure(
         "test error",
         lambda run: run.last(run.headline_split),
         ("test_err_mean", "test_err", "test_err_mean_last5"),
-        unit="%",
+        unit="%", resolution=_one_held_out,
     ),
     "ten_crop_top1": Measure(
         "10-crop error", _evaluated("ten_crop", "top1_err"), ("top1_err",), unit="%",
-        command=_eval("ten_crop"),
+        command=_eval("ten_crop"), resolution=_one_held_out,
     ),
     "multi_scale_top5": Measure(
         "multi-scale top-5 error", _evaluated("multi_scale", "top5_err"), ("top5_err",), unit="%",
-        command=_eval("multi_scale"),
+        command=_eval("multi_scale"), resolution=_one_held_out,
     ),
     "train_curve": Measure(
-        "mean training error of the run", _mean_of_curve, unit="%"
+        "mean training error of the run", _mean_of_curve, unit="%", resolution=_one_trained_on, sampled=True
     ),
-    "iterations_to_50": Measure(
-        "iterations to below 50 % error", _time_to(50, False, lambda run: 1), digits=0, level=(50, False)
+    "iterations_to_50": _time_to("iterations to below 50 % error", 50),
+    "iterations_to_90_train": _time_to("iterations to below 90 % training error", 90, training=True),
+    "epochs_to_90_train": _time_to("epochs to below 90 % training error", 90, training=True, epochs=True),
+    "warmup_iterations": Measure(
+        "iterations of the warm-up", _warmup, digits=0,
+        resolution=lambda run: _setting(run, "warmup_window"), never=_warmup_lasts,
     ),
-    "iterations_to_90_train": Measure(
-        "iterations to below 90 % training error", _time_to(90, True, lambda run: 1), digits=0
-    ),
-    "epochs_to_90_train": Measure("epochs to below 90 % training error", _time_to(90, True, _epoch)),
-    "warmup_iterations": Measure("iterations of the warm-up", _warmup, digits=0),
     "mean_response": Measure(
         "standard deviation of the responses, mean over layers",
         _of_responses(lambda found: statistics.fmean(found.std)),
@@ -135,15 +193,15 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "weakest_response": Measure(
         "weakest response over the median layer's",
-        _of_responses(lambda found: weakest(found.std)), command=_respond,
+        _of_responses(lambda found: weakest(found.std)), digits=3, command=_respond,
     ),
     "weakest_gradient_start": Measure(
         "weakest gradient over the median layer's, at initialisation",
-        _of_responses(lambda found: weakest(found.gradient_norm_start)), command=_respond,
+        _of_responses(lambda found: weakest(found.gradient_norm_start)), digits=3, command=_respond,
     ),
     "weakest_gradient_end": Measure(
         "weakest gradient over the median layer's, trained",
-        _of_responses(lambda found: weakest(found.gradient_norm_end)), command=_respond,
+        _of_responses(lambda found: weakest(found.gradient_norm_end)), digits=3, command=_respond,
     ),
 }  # fmt: skip
 
@@ -159,7 +217,7 @@ def paper_value(measure: Measure, exhibit: str, row: str) -> Number | None:
     if measure.level is not None:
         level, training = measure.level
         curve = paper_curve(exhibit, row, training)
-        first = next((at for at, error in sorted(curve.items()) if error < level), None)
+        first = reached(curve, level)
         return None if first is None else Number(first)
     found = (published().get((exhibit, row, metric)) for metric in measure.metrics)
     return next((number for number in found if number is not None), None)
