@@ -123,9 +123,10 @@ def test_a_warm_up_of_other_settings_is_that_of_another_net(tmp_path):
 # --- what never happens ---------------------------------------------------------------------------------
 
 
-def test_a_level_is_reached_where_the_error_stays_below_it():
-    assert reached({1000: 89.9, 2000: 90.1, 3000: 89.0, 4000: 50.0}, 90) == 3000
-    assert reached({1000: 89.9, 2000: 90.0}, 90) is None
+def test_a_level_is_reached_at_the_first_sample_below_it_or_where_all_stay_there():
+    dip = {1000: 89.9, 2000: 90.1, 3000: 89.0, 4000: 50.0}
+    assert (reached(dip, 90), reached(dip, 90, for_good=True)) == (1000, 3000)
+    assert reached({1000: 89.9, 2000: 90.0}, 90, for_good=True) is None
     assert reached({}, 90) is None
 
 

@@ -11,6 +11,8 @@ from resrepro.tables import DASH, Row, Table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from resrepro.reporting.verdicts import Judged
+
 DECIDED = (HELD, FAILED)
 VERDICTS = (*DECIDED, UNDECIDED, UNTESTABLE)
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
@@ -52,7 +54,7 @@ def table(verdicts: Sequence[Verdict]) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
         missing=_deciding(verdicts),
-        remarks=REMARKS,
+        remarks=tuple(text for text in (decided_elsewhere(verdicts), *REMARKS) if text),
         records=tuple(_record(verdict, ruling) for verdict in verdicts for ruling in _rulings(verdict)),
         wraps=WRAPS,
         lead=LEAD,
@@ -68,6 +70,22 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         + (f" ({elsewhere[name]} on shortened or other runs)" if name in DECIDED and elsewhere[name] else "")
         for name in VERDICTS
     )
+
+
+def decided_elsewhere(verdicts: "Sequence[Judged]") -> str:
+    """`On other runs, shown with each claim, claims 1 and 20 held.`; empty if those decide nothing more."""
+    told = []
+    for word in DECIDED:
+        found = [v.number for v in verdicts if v.verdict != word and word in {o.verdict for o in v.others}]
+        if found:
+            told.append(f"{_numbered(found)} {word}")
+    return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
+
+
+def _numbered(numbers: Sequence[int]) -> str:
+    """`claim 3`, or `claims 1, 4 and 20`."""
+    *most, last = map(str, numbers)
+    return f"claims {', '.join(most)} and {last}" if most else f"claim {last}"
 
 
 def _rulings(verdict: Verdict) -> tuple[Ruling, ...]:

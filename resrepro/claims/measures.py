@@ -91,11 +91,13 @@ def _mean_of_curve(run: Run) -> float | None:
     return statistics.fmean(errors) if errors else None
 
 
-def reached(curve: Mapping[At, float], level: float) -> At | None:
-    """The first sample from which on a curve stays below a level; None if it ends above.
+def reached(curve: Mapping[At, float], level: float, *, for_good: bool = False) -> At | None:
+    """The first sample that is below a level, or from which on all are; None if there is none.
 
-    A single dip does not count: 90 % is what ten classes have by chance.
+    Where the level is what a net has by chance (90 % of ten classes), a single dip says nothing.
     """
+    if not for_good:
+        return next((at for at, error in sorted(curve.items()) if error < level), None)
     found: At | None = None
     for at, error in sorted(curve.items()):
         found = None if error >= level else at if found is None else found
@@ -103,25 +105,30 @@ def reached(curve: Mapping[At, float], level: float) -> At | None:
 
 
 def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
-    """How long until an error is below a level for good; the whole run, as a lower bound, if it never is."""
+    """How long until an error is below a level, the training error's for good.
+
+    Of a run that never gets there its whole length, as a lower bound.
+    """
 
     def curve(run: Run) -> dict[int, float]:
         return run.top1_errors("train" if training else run.headline_split)
+
+    def time_of(run: Run) -> int | None:
+        return reached(curve(run), level, for_good=training)
 
     def unit(run: Run) -> float:
         return float(_images(run, "train") / _setting(run, "batch_size")) if epochs else 1.0
 
     def read(run: Run) -> float | None:
-        errors = curve(run)
         end = int(run.result["iteration"])
-        return (reached(errors, level) or end) / unit(run) if errors else None
+        return (time_of(run) or end) / unit(run) if curve(run) else None
 
     return Measure(
         title,
         read,
         digits=2 if epochs else 0,
         resolution=lambda run: _setting(run, "eval_every") / unit(run),
-        never=lambda run: reached(curve(run), level) is None,
+        never=lambda run: time_of(run) is None,
         sampled=True,
         level=(level, training),
     )
@@ -217,7 +224,7 @@ def paper_value(measure: Measure, exhibit: str, row: str) -> Number | None:
     if measure.level is not None:
         level, training = measure.level
         curve = paper_curve(exhibit, row, training)
-        first = reached(curve, level)
+        first = reached(curve, level, for_good=training)
         return None if first is None else Number(first)
     found = (published().get((exhibit, row, metric)) for metric in measure.metrics)
     return next((number for number in found if number is not None), None)

@@ -26,7 +26,7 @@ def claims(
 ) -> None:
     """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
     from resrepro.claims import find_claim, judge, table
-    from resrepro.claims.listing import summary, to_rich
+    from resrepro.claims.listing import decided_elsewhere, summary, to_rich
     from resrepro.tables import write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}
@@ -35,5 +35,7 @@ def claims(
     console = Console(highlight=False)
     console.print(to_rich(shown, detailed=bool(wanted)))
     console.print(f"All {len(verdicts)} claims: {summary(verdicts)}.", markup=False)
+    if elsewhere := decided_elsewhere(verdicts):
+        console.print(elsewhere, markup=False)
     paths = write_table(table(verdicts), tables)
     console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)

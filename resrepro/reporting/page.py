@@ -15,10 +15,11 @@ import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
+from resrepro.claims.listing import decided_elsewhere
 from resrepro.records import Collection
 from resrepro.reporting import background
 from resrepro.reporting.exhibit_sections import Section, sections, shown_exhibits
-from resrepro.reporting.verdicts import Judged, counted, decided_elsewhere, kind_of, kinds_of_others
+from resrepro.reporting.verdicts import Judged, counted, kind_of, kinds_of_others
 
 GENERATOR = "resrepro report"  # by which a report of ours is known
 STYLES = ("uplot/uPlot.min.css", "style.css", "tables.css")

@@ -116,24 +116,3 @@ def counted(verdicts: Sequence[Judged]) -> list[tuple[Kind, int]]:
     """How many verdicts there are of each kind, those of none too."""
     counts = Counter(kind_of(verdict) for verdict in verdicts)
     return [(kind, counts[kind]) for kind in KINDS]
-
-
-def decided_elsewhere(verdicts: Sequence[Judged]) -> str:
-    """`On other runs, shown below each, claims 1 and 20 held.`; empty if those decide nothing more."""
-    told = []
-    for kind in KINDS[:2]:
-        found = [v.number for v in verdicts if kind_of(v) != kind and _is_said(kind, v)]
-        if found:
-            told.append(f"{_numbered(found)} {kind.word}")
-    return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
-
-
-def _is_said(kind: Kind, verdict: Judged) -> bool:
-    """Whether some other runs have this verdict on a claim."""
-    return any(its == kind for _, its in kinds_of_others(verdict))
-
-
-def _numbered(numbers: Sequence[int]) -> str:
-    """`claim 3`, or `claims 1, 4 and 20`."""
-    *most, last = map(str, numbers)
-    return f"claims {', '.join(most)} and {last}" if most else f"claim {last}"
