@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID")
+ARRAY = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")  # of a task, which has a JOB_ID of its own besides
 LIMIT = 4096  # bytes; what we write is far shorter
 
 
@@ -47,9 +48,17 @@ def this_process() -> Holder:
         started=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         boot=_line_of(Path("/proc/sys/kernel/random/boot_id")),
         machine=_line_of(Path("/etc/machine-id")),
-        job=next((job for name in JOBS if (job := _as_name(os.environ.get(name)))), None),
+        job=_job_here(),
         ticks=_state_and_start(os.getpid())[1],
     )
+
+
+def _job_here() -> str | None:
+    """The cluster job that this process is of, by the id that its queue shows: 17_0 in an array of Slurm."""
+    parts = [_as_name(os.environ.get(name)) for name in ARRAY]
+    if all(parts) and _as_name(os.environ.get(JOBS[0])):
+        return "_".join(part for part in parts if part)
+    return next((job for name in JOBS if (job := _as_name(os.environ.get(name)))), None)
 
 
 def holder_from(content: bytes) -> Holder | None:

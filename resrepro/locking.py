@@ -24,6 +24,8 @@ WITHOUT_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 LOOKS = 8  # at a lock that somebody may just be taking or leaving
 PAUSE = 0.02  # seconds, between two looks
 TAKEOVERS = 5
+Breaks = bool | Callable[[Holder], bool]
+"""Whether the lock of a holder who cannot be looked for from here is taken; or what knows it of a holder."""
 
 
 class Lock:
@@ -136,13 +138,13 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextlib.contextmanager
 def locked(
-    folder: Path, *, break_lock: bool = False, say: Callable[[str], None] = lambda text: None
+    folder: Path, *, break_lock: Breaks = False, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Lock]:
     """Hold the lock of a run folder; `say` is told when it was taken over from another process.
 
     Raises:
-        RecordError: if another process holds it, or may hold it on another host and `break_lock` is not
-            given, or if the lock cannot be written.
+        RecordError: if another process holds it, or may hold it on another host and `break_lock` does not
+            say that it has ended, or if the lock cannot be written.
     """
     try:
         make_folder(folder.parent)
@@ -177,7 +179,7 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def _acquire(folder: Path, break_lock: bool) -> tuple[Lock, str | None]:
+def _acquire(folder: Path, break_lock: Breaks) -> tuple[Lock, str | None]:
     """The lock, held and named, and what to say of an earlier holder."""
     here, notice = this_process(), None
     for _ in range(TAKEOVERS):
@@ -227,7 +229,7 @@ def _stays(lock: Lock, was_taken: bool) -> bool:
     return lock.is_in_place()
 
 
-def _reason_to_take(lock: Lock, here: Holder, folder: Path, break_lock: bool) -> str | None:
+def _reason_to_take(lock: Lock, here: Holder, folder: Path, break_lock: Breaks) -> str | None:
     """What to say on taking the lock from its holder; nothing of one that ended before it was named.
 
     Raises:
@@ -246,7 +248,9 @@ def _reason_to_take(lock: Lock, here: Holder, folder: Path, break_lock: bool) ->
         return f"The lock of process {holder.pid}, which has ended, was taken over."
     if holder.job is not None and holder.job == here.job:
         return f"The lock of {holder} was taken over, since this is the same job."
-    if break_lock:
+    if callable(break_lock) and break_lock(holder):
+        return f"The lock of {holder} was taken over, since that job has ended."
+    if break_lock is True:
         return f"The lock of {holder} was broken, as asked."
     raise RecordError(
         f"{folder} is locked by {holder}, which cannot be looked for from {here.host}: wait for it, "

@@ -27,7 +27,7 @@ from resrepro.errors import Interrupted, UsageError
 from resrepro.feeds import Feed, open_feed
 from resrepro.freezing import check_no_twin, differences, frozen_device, frozen_threads
 from resrepro.interrupts import Interrupts, StoppedEarly
-from resrepro.locking import Lock, locked
+from resrepro.locking import Breaks, Lock, locked
 from resrepro.modes import fast_settings, mode_of
 from resrepro.processes import is_first, world_size
 from resrepro.recording import Onlooker, RunWriter, has_checkpoint, open_run, run_folder
@@ -56,7 +56,7 @@ def train(
     loading: Loading | None = None,
     fresh: bool = False,
     checkpoint_every: str | None = None,
-    break_lock: bool = False,
+    break_lock: Breaks = False,
     watcher: Watcher | None = None,
     arguments: Sequence[str] | None = None,
     **settings: Value | None,
@@ -84,7 +84,8 @@ def train(
         fresh: set an existing run aside and start anew.
         checkpoint_every: "500" iterations, "10m" minutes, or "500,10m" for whichever is first; by default
             as often as costs less than 1 % of the time.
-        break_lock: go on with a run that a process on another machine has not given back.
+        break_lock: go on with a run that a process on another machine has not given back; or a function
+            that knows whether the holder of a lock has ended.
         watcher: hears of every event; silent by default.
         arguments: the command line, for the record.
         **settings: settings of the recipe to change, such as `iterations=2000` or `split="45k5k"`.
@@ -151,7 +152,7 @@ class Means:
     threads_if_new: int | None
     compiling: str
     every: Every
-    break_lock: bool
+    break_lock: Breaks
     arguments: Sequence[str] | None
 
 
@@ -211,7 +212,7 @@ def _prepare(asked: Asked, target: Target) -> Trainer:
 
 
 @contextmanager
-def _alone(folder: Path, break_lock: bool, watcher: Watcher) -> Iterator[Lock | None]:
+def _alone(folder: Path, break_lock: Breaks, watcher: Watcher) -> Iterator[Lock | None]:
     """While active, no other process trains this run; the first process of a run holds its lock.
 
     Raises:

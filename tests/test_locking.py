@@ -357,6 +357,46 @@ def test_the_lock_of_another_host_is_broken_on_request(folder: Path) -> None:
     ]
 
 
+def test_it_is_taken_over_where_somebody_knows_that_its_holder_has_ended(folder: Path) -> None:
+    asked: list[holders.Holder] = []
+
+    def knows(holder: holders.Holder) -> bool:
+        asked.append(holder)
+        return holder.job == "17_0"
+
+    def taken() -> str:
+        said: list[str] = []
+        with locked(folder, break_lock=knows, say=said.append) as lock:
+            lock.check()
+        return "".join(said)
+
+    leave_lock(folder, another_host(job="17_0"))
+    assert taken() == (
+        "The lock of process 4321 on elsewhere since 2026-11-24 09:12 UTC (job 17_0) was taken over, "
+        "since that job has ended."
+    )
+    leave_lock(folder, another_host(job="17_1"))
+    with pytest.raises(RecordError, match="locked by process 4321 on elsewhere"):
+        taken()
+    assert lock_of(folder).read_bytes() == another_host(job="17_1")
+    lock_of(folder).unlink()
+    with holding(folder) as process:  # of one that is seen to live nobody is asked
+        process.stdout.readline()
+        with pytest.raises(RecordError, match=f"trained by process {process.pid} "):
+            taken()
+    assert [holder.job for holder in asked] == ["17_0", "17_1"]
+
+
+def test_a_task_of_an_array_is_named_as_the_queue_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert holders.this_process().job is None  # of a shell that has them from somewhere
+    monkeypatch.setenv("SLURM_JOB_ID", "21")
+    assert holders.this_process().job == "17_3"
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    assert holders.this_process().job == "21"
+
+
 def test_so_it_is_where_the_other_host_holds_it_by_flock(folder: Path) -> None:
     leave_lock(folder, another_host())
     with lock_of(folder).open("r+b") as file:
