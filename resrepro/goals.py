@@ -14,11 +14,11 @@ from typing import Any
 from resrepro import catalogue
 from resrepro.errors import UsageError
 from resrepro.exhibits import figures, tables
+from resrepro.measured import RESPONSES
 from resrepro.paper import layouts
 from resrepro.specs import FAMILIES
 
 ALL = "all"
-RESPONSES = "responses"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from resrepro.data import Dataset
 from resrepro.errors import Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.interrupts import SIGNALS, Interrupts, StoppedEarly
 from resrepro.memory import keep_memory
+from resrepro.specs import Spec
 from resrepro.watching import Pace, Sample, Watcher, sample_line
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ class Job:
     experiment: str
     seed: int
     data: tuple[str, str] = ("", "")
+
+    @classmethod
+    def of(cls, spec: Spec, seed: int) -> "Job":
+        """The job that trains a specification with a seed."""
+        return cls(spec.experiment, seed, (spec.dataset, getattr(spec.recipe, "split", "")))
 
     def __str__(self) -> str:
         return f"{self.experiment}, seed {self.seed}"
@@ -183,12 +189,15 @@ def outcome_of(job: Job, order: Order, dataset: Dataset | None, watcher: Watcher
         return Finished(train(job.experiment, job.seed, **told))
     except Interrupted as stop:
         return Stopped(str(stop), stop.exit_code - 128)
-    except ResreproError as error:
-        return Failed(str(error), type(error))
-    except OSError as error:
-        return Failed(sentence_on(error))
     except Exception as error:
-        return Failed(sentence_on(error), trace=traceback.format_exc())
+        return failure_of(error)
+
+
+def failure_of(error: Exception) -> Failed:
+    """What to tell of an error that was just caught; one that nobody expected is told with its trace."""
+    expected = isinstance(error, ResreproError | OSError)
+    kind = type(error) if isinstance(error, ResreproError) else ResreproError
+    return Failed(sentence_on(error), kind, trace="" if expected else traceback.format_exc())
 
 
 def _checked(order: Order) -> "Loading":

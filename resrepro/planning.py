@@ -12,12 +12,12 @@ from typing import Literal
 from resrepro import catalogue
 from resrepro.ensembling import why_left_out
 from resrepro.errors import RecordError, UsageError
-from resrepro.goals import RESPONSES, Exhibit
+from resrepro.goals import Exhibit
+from resrepro.measured import is_measured
 from resrepro.measurements import Ensemble
 from resrepro.record_files import RESULT
 from resrepro.recording import has_checkpoint, run_folder
 from resrepro.records import Collection, Run, read_ensembles, read_run
-from resrepro.responses import read_responses
 from resrepro.specs import Spec, Value
 
 ENSEMBLE_PROTOCOL = "multi_scale"  # of the paper's ensembles (Table 5)
@@ -187,7 +187,7 @@ def _measurements(
     groups = [steps[name] for name in exhibit.experiments if name in steps]
     for what in exhibit.measures:
         for step in (step for group in groups for step in group if step.state != "blocked"):
-            yield Measurement(what, (step,), _is_measured(what, step.run))
+            yield Measurement(what, (step,), is_measured(what, step.run))
     members = tuple(group[0] for group in groups if group and group[0].state != "blocked")
     if exhibit.ensemble and len(members) > 1:
         done = any(_is_of(one, members) for one in ensembles if one.protocol == ENSEMBLE_PROTOCOL)
@@ -200,17 +200,6 @@ def _is_of(ensemble: Ensemble, members: Sequence[Step]) -> bool:
     found = {(each.name, each.seed, each.digest, each.iteration) for each in ensemble.members}
     runs = [step.run for step in members if step.run is not None]
     return found == wanted and not why_left_out(ensemble, runs)
-
-
-def _is_measured(what: str, run: Run | None) -> bool:
-    if run is None or not run.finished:
-        return False
-    if what != RESPONSES:
-        return run.evaluation(what, run.headline_split) is not None
-    try:
-        return read_responses(run.folder) is not None
-    except RecordError:  # broken, or of another net: it is measured anew
-        return False
 
 
 def set_apart(plan: Plan, dataset: str, checksums: Mapping[str, str]) -> Plan:

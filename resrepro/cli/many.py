@@ -150,11 +150,7 @@ def train_at_once(
         DataError: if the images are missing or damaged; nothing has begun then.
         ResreproError: as `train_many`.
     """
-    jobs = [
-        Job(spec.experiment, seed, (spec.dataset, getattr(spec.recipe, "split", "")))
-        for spec in specs
-        for seed in seeds
-    ]
+    jobs = [Job.of(spec, seed) for spec in specs for seed in seeds]
     shared = load_shared(specs, options["data"])
     told = {**options, "threads_if_new": threads_each(count, machine)}
     order = Order(told, reading, looks=Console().is_terminal)
