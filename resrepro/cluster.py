@@ -9,10 +9,12 @@ What happens when Slurm wants a job to go:
   counts as running then, and Slurm would take an early end for a failure: so the job is requeued as above.
   Without a grace time Slurm has decided already, as it has after `scancel`: the job only ends, in time.
 - A job that is killed at once goes on from its last checkpoint, where Slurm requeues it.
+
+Once the run is finished, what is wanted of its net is measured with submitit's handlers in place: SIGUSR2
+requeues the job at once, SIGTERM is ignored, and a measurement that was cut short is made anew.
 """
 
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -25,19 +27,24 @@ from rich.console import Console
 from resrepro import catalogue
 from resrepro.catalogue import setting_rules
 from resrepro.cli.live import LiveView
-from resrepro.errors import ResreproError, UsageError
-from resrepro.job import Finished, Job, Order, Stopped, outcome_of
+from resrepro.errors import RecordError, ResreproError, UsageError
+from resrepro.holders import Holder
+from resrepro.job import Failed, Finished, Job, Order, Stopped, failure_of, outcome_of
+from resrepro.measured import OTHER_IMAGES, is_measured
 from resrepro.memory import keep_memory
 from resrepro.queueing import (
     FOLDER,
     QueueError,
     Ticket,
     ask_queue,
+    has_left,
     waiting_and_running,
     write_note,
     write_submission,
 )
 from resrepro.record_files import CONTROL
+from resrepro.records import read_run
+from resrepro.sbatch import sbatch_parameters
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -46,15 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["Task", "sbatch_parameters", "submit", "waiting_and_running"]
 
 TIME_LIMITS = 100  # that a run may reach, one after the other, before it is no longer requeued
-DEFAULTS = {"time": "4:00:00", "cpus": "2"}
-OURS = {  # the words of --slurm that are not sbatch's, and submitit's for them
-    "time": "time", "cpus": "cpus_per_task", "gpus": "gpus_per_node", "parallel": "array_parallelism",
-    "signal_delay": "signal_delay_s",
-}  # fmt: skip
-# A run is one task on one node, and these are what submitit needs for itself.
-TAKEN = ("array", "error", "nodes", "ntasks", "ntasks_per_node", "open_mode", "output", "signal", "wrap")
-NAME = re.compile(r"[a-z][a-z0-9_]*")
-CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 class Log(LiveView):
@@ -74,6 +72,11 @@ class Log(LiveView):
         """Keep which run it is, and why it failed."""
         write_note(self.runs, self.job_id, self.run, self.seed, ended)
 
+    def fail(self, end: Failed) -> None:
+        """Tell and keep why it failed."""
+        self.say(f"{end.trace}Failed: {end.sentence}")
+        self.keep(end.sentence)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -81,19 +84,21 @@ class Task:
 
     Attributes:
         run: its name, as far as it is known before a node is.
+        measures: what is to be measured of the trained net: test protocols, or RESPONSES.
     """
 
     job: Job
     order: Order
     runs: Path
     run: str
+    measures: tuple[str, ...] = ()
 
     def __call__(self) -> str:
-        """Train the run, or go on with it; returns its folder.
+        """Train the run, or go on with it, and measure what is missing; returns its folder.
 
         Raises:
-            SystemExit: if it failed, or was stopped; after a stop that is to be followed by more it is
-                submitit that leaves.
+            SystemExit: if something failed, or it was stopped; after a stop that is to be followed by more
+                it is submitit that leaves.
         """
         from submitit import JobEnvironment
 
@@ -103,15 +108,51 @@ class Task:
         outcome = outcome_of(self.job, self._order_now(), None, log)
         if isinstance(outcome, Finished):
             log.finish(outcome.folder)
+            log.run = outcome.folder.parent.name  # of a run that was finished already nothing has begun
+            log.keep()
+            self._measure(outcome.folder, log)
             return str(outcome.folder)
         if isinstance(outcome, Stopped):
             log.say(outcome.sentence)
             if not _slurm_has_decided(job_id):
                 _requeue(log)
             raise SystemExit(128 + outcome.signal_number)
-        log.say(f"{outcome.trace}Failed: {outcome.sentence}")
-        log.keep(outcome.sentence)
+        log.fail(outcome)
         raise SystemExit(1)
+
+    def _measure(self, folder: Path, log: Log) -> None:
+        """Measure of the trained net what is not measured yet.
+
+        Raises:
+            SystemExit: if some of it failed, once the rest was tried.
+        """
+        from resrepro.data.loading import Loading
+        from resrepro.measuring import measure
+
+        options, sentences = self.order.options, []
+        means = {
+            "data": options.get("data"), "device": options.get("device", "auto"),
+            "threads": options.get("threads") or options.get("threads_if_new"), "say": log.say,
+        }  # fmt: skip
+        for what in self._missing(folder):
+            try:
+                measure(what, [folder], self.runs, loading=Loading(*self.order.loading), **means)
+                if what in self._missing(folder):
+                    raise RecordError(OTHER_IMAGES)
+            except Exception as error:
+                end = failure_of(error)
+                sentences.append(f"{what} was not measured: {end.sentence}")
+                log.fail(replace(end, sentence=" ".join(sentences)))
+        if sentences:
+            raise SystemExit(1)
+
+    def _missing(self, folder: Path) -> list[str]:
+        """What is to be measured still; all of it where the record cannot be read, which measuring tells."""
+        try:
+            run = read_run(folder)
+        except RecordError:
+            return list(self.measures)
+        return [what for what in self.measures if not is_measured(what, run)]
 
     def checkpoint(self) -> "DelayedSubmission":
         """What submitit is to call when the job begins again: the same, since the record knows the rest."""
@@ -120,9 +161,21 @@ class Task:
         return DelayedSubmission(self)
 
     def _order_now(self) -> Order:
-        """What is asked; a job that begins again goes on, where it was to start anew."""
-        again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-        return replace(self.order, options=self.order.options | {"fresh": False}) if again else self.order
+        """What is asked; a job that begins again goes on, where it was to start anew.
+
+        The lock of a job that has left the queue without giving it back, being killed, is taken over.
+        """
+        told: dict[str, Any] = {} if self.order.options.get("break_lock") else {"break_lock": self._is_over}
+        if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
+            told["fresh"] = False
+        return replace(self.order, options=self.order.options | told)
+
+    def _is_over(self, holder: Holder) -> bool:
+        """Whether the queue is sure that the job which holds a lock has ended."""
+        try:
+            return has_left(self.runs, holder.job)
+        except QueueError:
+            return False
 
 
 def _requeue(log: Log) -> None:
@@ -146,17 +199,27 @@ def _slurm_has_decided(job_id: str) -> bool:
     return found is None or found.state != "RUNNING"
 
 
-def submit(jobs: Sequence[Job], order: Order, folder: Path, **slurm_options: str) -> list[str]:
+def submit(
+    jobs: Sequence[Job],
+    order: Order,
+    folder: Path,
+    slurm: Mapping[str, str] | None = None,
+    *,
+    measures: Mapping[Job, Sequence[str]] | None = None,
+    at_once: int | None = None,
+) -> list[Ticket]:
     """Hand runs to the queue as a job array, one task each; those that wait or run there already are left.
 
     Args:
         jobs: the runs.
         order: what is asked of all; `runs` and `data` are made absolute.
         folder: the runs folder, which every node must see.
-        **slurm_options: as for `sbatch_parameters`.
+        slurm: options of the jobs, see `sbatch_parameters`.
+        measures: what is to be measured of a trained net, test protocols or RESPONSES; nothing by default.
+        at_once: jobs that may run at once, where `slurm` does not say it.
 
     Returns:
-        Slurm's id of each run's job, in the order of the jobs.
+        The job of each run, in the order of `jobs`, `queued` where it was there already.
 
     Raises:
         UsageError: if submitit or Slurm is missing, or an option is wrong.
@@ -164,24 +227,37 @@ def submit(jobs: Sequence[Job], order: Order, folder: Path, **slurm_options: str
         ResreproError: if sbatch refuses the jobs.
     """
     runs = folder.absolute()  # not resolved: a node may know the folder by this name only
-    if order.options.get("threads"):
-        slurm_options = {"cpus": str(order.options["threads"])} | slurm_options
-    parameters = sbatch_parameters(slurm_options)
+    parameters = sbatch_parameters(slurm or {}, _own(order, at_once))
     executor = _executor(runs)
     options = dict(order.options) | {"runs": runs, "threads_if_new": parameters["cpus_per_task"]}
     if options.get("data") is not None:
         options["data"] = Path(options["data"]).absolute()
     told = replace(order, options=options, looks=False)
-    tasks = [Task(job, told, runs, _name_of(job, options)) for job in jobs]
+    wanted = measures or {}
+    tasks = [Task(job, told, runs, _name_of(job, options), tuple(wanted.get(job, ()))) for job in jobs]
     fast = bool(options.get("fast"))
-    there = {ticket.wish: ticket.job for ticket in waiting_and_running(runs)}
+    there = {ticket.wish: ticket for ticket in waiting_and_running(runs)}
     new = [task for task in tasks if (task.run, task.job.seed, fast) not in there]
     if new:
         ids = _send(executor, new, parameters)
         tickets = [Ticket(each, t.run, t.job.seed, fast) for each, t in zip(ids, new, strict=True)]
         write_submission(runs, tickets)
-        there |= {ticket.wish: ticket.job for ticket in tickets}
+        there |= {ticket.wish: ticket for ticket in tickets}
     return [there[task.run, task.job.seed, fast] for task in tasks]
+
+
+def _own(order: Order, at_once: int | None) -> dict[str, str]:
+    """The words of --slurm that our own options stand for.
+
+    Raises:
+        UsageError: if one is no count.
+    """
+    threads = order.options.get("threads")
+    for option, count in (("threads", threads), ("jobs", at_once)):
+        if count is not None and count < 1:
+            raise UsageError(f"--{option} must be at least 1, not {count}.")
+    asked = {"cpus": threads, "parallel": at_once}
+    return {name: str(count) for name, count in asked.items() if count is not None}
 
 
 def _name_of(job: Job, options: Mapping[str, Any]) -> str:
@@ -214,59 +290,3 @@ def _send(executor: "SlurmExecutor", tasks: Sequence[Task], parameters: Mapping[
     except (FailedJobError, FailedSubmissionError) as error:
         told = CONTROL.sub(" ", " ".join(str(error).split()))
         raise ResreproError(f"sbatch refused the jobs: {told.removeprefix('sbatch: error: ')}") from None
-
-
-def sbatch_parameters(options: Mapping[str, str]) -> dict[str, Any]:
-    """What submitit is to tell sbatch.
-
-    Args:
-        options: `time` (minutes, or 4:00:00, or 1-12), `cpus` and `gpus` of a run, `parallel` (runs at once),
-            `signal_delay` (seconds before the time limit), and by its long name, with or without dashes, any
-            option of sbatch: `partition`, `account`, `mem`, `qos`, ..; an empty value makes it a switch.
-
-    Raises:
-        UsageError: if one is not known to be harmless, or is no number where it must be one.
-    """
-    told = {key.replace("-", "_"): str(value) for key, value in options.items()}
-    for key, value in told.items():
-        if key in TAKEN:
-            raise UsageError(
-                f"--slurm {key}: that is set for each job: a run is one task, its log in {FOLDER}/."
-            )
-        if not NAME.fullmatch(key) or CONTROL.search(value):
-            raise UsageError(f"--slurm takes an option of sbatch as key=value, not {f'{key}={value}'!r}.")
-    told = DEFAULTS | told
-    parameters: dict[str, Any] = {
-        OURS[key]: _minutes(value) if key == "time" else _count(key, value)
-        for key, value in told.items()
-        if key in OURS
-    }
-    parameters["job_name"] = told.pop("job_name", "resrepro")
-    others = {key.replace("_", "-"): value or True for key, value in told.items() if key not in OURS}
-    return {**parameters, "additional_parameters": {"requeue": True, **others}}
-
-
-def _count(key: str, value: str) -> int:
-    if not value.isdecimal() or not 0 < int(value) < 10**6:
-        raise UsageError(f"--slurm {key}= takes a whole number from 1, not {value!r}.")
-    return int(value)
-
-
-def _minutes(text: str) -> int:
-    """A time in one of Slurm's notations, rounded up to minutes: 90, 90:00, 1:30:00, 1-12, 1-12:30.
-
-    Raises:
-        UsageError: if it is none.
-    """
-    found = CLOCK.fullmatch(text)
-    if not found:
-        raise UsageError(f"--slurm time= takes minutes, or 4:00:00, or days as in 1-12, not {text!r}.")
-    days, *parts = (int(part or 0) for part in found.groups())
-    given = sum(part is not None for part in found.groups()[1:])
-    if found[1] or given == 3:  # hours first
-        seconds = ((days * 24 + parts[0]) * 60 + parts[1]) * 60 + parts[2]
-    else:
-        seconds = parts[0] * 60 + parts[1]
-    if not 0 < seconds < 10**8:
-        raise UsageError(f"--slurm time={text} is no time that a job can have.")
-    return -(-seconds // 60)

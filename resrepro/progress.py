@@ -1,7 +1,7 @@
 """How far every run of a runs folder is: from its record, from its lock, and from the cluster's queue."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class Progress:
         iterations: 0 where there is no record yet.
         errors: the last errors measured, top-1 in percent, of the training set and of the set that counts.
         where: the job or process that trains it, or what the job waits for.
-        why: the sentence that it ended with, of a run that failed.
+        why: the sentence that it ended with, of a run that failed, or of which a measurement did.
         log: the output of its job.
     """
 
@@ -52,23 +52,31 @@ def look(runs: Path) -> tuple[list[Progress], list[str]]:
     collection = collect([runs])
     tickets, broken = read_tickets(runs)
     notices = [*collection.broken, *broken]
+    jobs = [ticket.job for ticket in tickets]
     try:
-        queue = ask_queue(ticket.job for ticket in tickets)
+        queue = ask_queue(jobs)
+        ended = set(jobs) - queue.keys()
     except QueueError as error:
-        queue = {}
+        queue, ended = {}, set()
         notices.append(f"Only what lies in {runs} is shown: {error}")
     newest = {_place(ticket): replace(ticket, queued=queue.get(ticket.job)) for ticket in tickets}
     found = {
-        (run.name, run.seed): _recorded(run, newest.pop((run.name, run.seed), None))
+        (run.name, run.seed): _recorded(run, newest.pop((run.name, run.seed), None), ended)
         for run in collection.runs
     }
     for place, ticket in newest.items():
         found[place] = _unrecorded(ticket, runs)
     for name, seed in _starting(runs, found):
-        holder = holder_of(runs / name / f"seed{seed}")
+        holder = _holder_of(runs / name / f"seed{seed}", ended)
         if holder is not None:
             found[name, seed] = Progress(name, seed, "starting", where=_process(holder))
     return [found[place] for place in sorted(found)], notices
+
+
+def _holder_of(folder: Path, ended: Collection[str]) -> Holder | None:
+    """Who trains a run; a job that the queue no longer knows trains nothing, whatever its lock says."""
+    holder = holder_of(folder)
+    return None if holder is not None and holder.job in ended else holder
 
 
 def _place(ticket: Ticket) -> tuple[str, int]:
@@ -76,25 +84,26 @@ def _place(ticket: Ticket) -> tuple[str, int]:
     return ticket.recorded or ticket.run + " (--fast)" * ticket.fast, ticket.seed
 
 
-def _recorded(run: Run, ticket: Ticket | None) -> Progress:
-    """What a record, its lock and its job tell of a run."""
+def _recorded(run: Run, ticket: Ticket | None, ended: Collection[str]) -> Progress:
+    """What a record, its lock and its job tell of a run; `ended` are the jobs that have left the queue."""
     errors = (run.last("train"), run.last(run.headline_split))
     known = Progress(
         run.name, run.seed, "interrupted", run.result["iteration"], run.result["iterations"],
         tuple(error for error in errors if error is not None),
     )  # fmt: skip
-    if run.finished or run.status == "diverged":
-        return replace(known, state="finished" if run.finished else "diverged")
-    holder = holder_of(run.folder)
-    if ticket is not None and ticket.queued is not None:
-        state = "running" if holder else _state_of(ticket.queued)
+    over = "finished" if run.finished else "diverged" if run.status == "diverged" else ""
+    holder = None if over else _holder_of(run.folder, ended)
+    if ticket is not None and ticket.queued is not None:  # of one that is over something may be measured
+        state = over or ("running" if holder else _state_of(ticket.queued))
         return replace(known, state=state, where=_job(ticket, ticket.queued))
     if holder is not None:
         return replace(known, state="running", where=_process(holder))
     if ticket is None:
-        return known
-    log = ticket.log(run.folder.parent.parent)
-    return replace(known, state="failed" if ticket.ended else "interrupted", why=ticket.ended, log=log)
+        return replace(known, state=over or known.state)
+    why = ticket.reason(run.folder)
+    tells = why or not (over or ticket.ended)  # else its log is of what came before
+    log = ticket.log(run.folder.parent.parent) if tells else None
+    return replace(known, state=over or ("failed" if why else known.state), why=why, log=log)
 
 
 def _unrecorded(ticket: Ticket, runs: Path) -> Progress:

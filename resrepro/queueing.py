@@ -4,16 +4,19 @@ Each submission is a file `slurm/submission-<id>.json` in the runs folder, each 
 own, `slurm/<job>.json`: no two processes ever write one file. Nothing here imports torch or submitit.
 """
 
+import hashlib
 import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resrepro.durable import json_bytes, write_out
 from resrepro.errors import RecordError, ResreproError
-from resrepro.record_files import CONTROL, FORMAT, read_json
+from resrepro.files import read_plain
+from resrepro.record_files import CONTROL, ENV, EVALS, FORMAT, MOST_BYTES, RESPONSES, RESULT, read_json
 
 FOLDER = "slurm"  # in a runs folder: what is told here, submitit's files, the logs of the jobs
 PATIENCE = 60  # seconds for squeue, which waits for the queue's own daemon
@@ -45,7 +48,8 @@ class Ticket:
         fast: whether it was asked for with --fast, which decides the rest of the name on the node.
         recorded: its name as its record has it, empty until it has begun.
         ended: the sentence that it ended with, of a job that failed.
-        queued: what the queue says of it, None if it is not (or no longer) there.
+        record: the state (see `state_of`) of the run's record then; empty where that is not known.
+        queued: what the queue says of it, None if it is not (or no longer, or not yet) there.
     """
 
     job: str
@@ -54,12 +58,20 @@ class Ticket:
     fast: bool = False
     recorded: str = ""
     ended: str = ""
+    record: str = ""
     queued: Queued | None = None
+
+    def __str__(self) -> str:
+        return f"{self.run}, seed {self.seed}"
 
     @property
     def wish(self) -> tuple[str, int, bool]:
         """What two submissions of one run have in common."""
         return self.run, self.seed, self.fast
+
+    def reason(self, folder: Path) -> str:
+        """Why it failed; empty if it did not, or if the run in `folder` was gone on with since."""
+        return self.ended if self.record in ("", state_of(folder)) else ""
 
     def log(self, runs: Path) -> Path:
         """Where the job's output is written."""
@@ -84,7 +96,20 @@ def write_note(runs: Path, job: str, run: str, seed: int, ended: str = "") -> No
         RecordError: if the disk refuses.
     """
     told = {"format": FORMAT, "run": run, "seed": seed, "ended": ended}
+    if ended:
+        told["record"] = state_of(runs / run / f"seed{seed}")
     write_out(runs / FOLDER / f"{job}.json", json_bytes(told))
+
+
+def state_of(folder: Path) -> str:
+    """A checksum (hex) of a run's records; another when a session began, or something was measured since."""
+    digest = hashlib.sha256()
+    files = [folder / name for name in (ENV, RESULT, RESPONSES)]
+    for path in [*files, *sorted((folder / EVALS).glob("*.json"))]:
+        with suppress(OSError):
+            content = read_plain(path, MOST_BYTES)
+            digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
 def read_tickets(runs: Path) -> tuple[list[Ticket], list[str]]:
@@ -116,7 +141,8 @@ def _with_note(runs: Path, ticket: Ticket, broken: list[str]) -> Ticket:
         return ticket
     try:
         told = read_json(path)
-        return replace(ticket, recorded=str(told["run"]), ended=str(told["ended"]))
+        record = str(told.get("record", ""))
+        return replace(ticket, recorded=str(told["run"]), ended=str(told["ended"]), record=record)
     except RecordError as error:
         broken.append(str(error))
     except KeyError:
@@ -137,6 +163,17 @@ def waiting_and_running(runs: Path) -> list[Ticket]:
     tickets, _ = read_tickets(runs)
     found = ask_queue(ticket.job for ticket in tickets)
     return [replace(ticket, queued=found[ticket.job]) for ticket in tickets if ticket.job in found]
+
+
+def has_left(runs: Path, job: str | None) -> bool:
+    """Whether a job was submitted from a runs folder and is not in the queue any more.
+
+    Raises:
+        QueueError: if the queue cannot be asked.
+    """
+    if job is None or all(ticket.job != job for ticket in read_tickets(runs)[0]):
+        return False
+    return job not in ask_queue([job])
 
 
 def ask_queue(jobs: Iterable[str]) -> dict[str, Queued]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from resrepro.capacity import choose_jobs, this_machine, threads_each
 from resrepro.errors import DataError, Interrupted, sentence_on
 from resrepro.exhibits import Drawing, build_table, draw_figure
-from resrepro.goals import RESPONSES, Exhibit
+from resrepro.goals import Exhibit
+from resrepro.measured import OTHER_IMAGES, RESPONSES, is_measured
 from resrepro.planning import Measurement, Plan, Step, make_plan, set_apart
 from resrepro.records import Collection
 from resrepro.specs import FAMILIES, Value
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from resrepro.claims import Verdict
     from resrepro.data import Dataset
     from resrepro.job import Job, Order
+    from resrepro.queueing import Ticket
 
 
 SMALL = "cifar"
@@ -91,17 +93,17 @@ class Reproduction:
             Interrupted: after a signal; what was begun has its checkpoint.
         """
         for family in TRAINED:
-            self._load()
+            self._load(self.plan().to_train)
             count = self.jobs(asked, self.plan())[family]
             missing = of_family(self.plan().to_train, family)
             if steps := [step for step in missing if str(step) not in self.failures]:
                 self._train(steps, self.order(count, family, looks=looks), count)
 
-    def _load(self) -> None:
-        """Read the small images into memory; runs whose images are missing or damaged have failed."""
+    def _load(self, steps: Iterable[Step]) -> None:
+        """Read the small images of runs into memory; runs whose images are missing or damaged have failed."""
         from resrepro.jobs import load_shared
 
-        steps = of_family(self.plan().to_train, SMALL)
+        steps = of_family(steps, SMALL)
         for data in dict.fromkeys(map(data_of, steps)):
             own = [step for step in steps if data_of(step) == data]
             try:
@@ -120,25 +122,35 @@ class Reproduction:
             if not isinstance(end, Finished):
                 self.failures[names[job]] = end.sentence
 
-    def submit(self, jobs: int, sbatch: Mapping[str, str]) -> dict[str, str]:
-        """Hand what is missing to a cluster's queue instead of training it; returns each run's job id.
+    def submit(self, asked: int | None, sbatch: Mapping[str, str]) -> "list[Ticket]":
+        """Hand what is missing to a cluster's queue instead of doing it; returns each run's job.
 
-        Images that fit in memory are looked for first, and so downloaded once, not by every job.
+        A run is trained and then measured by one job; an ensemble is not submitted. Images that fit in memory
+        are looked for first, and so downloaded once, not by every job.
+
+        Args:
+            asked: jobs that may run at once.
+            sbatch: see `resrepro.sbatch.sbatch_parameters`.
 
         Raises:
             ResreproError: if there is no such queue, or it refuses.
         """
         from resrepro import cluster
 
-        self._load()
-        ids: dict[str, str] = {}
+        self._load(step for step, _ in _lacking(self.plan()))
+        tickets: list[Ticket] = []
         for family in TRAINED:
-            steps = [s for s in of_family(self.plan().to_train, family) if str(s) not in self.failures]
-            if steps:
-                order = self.order(jobs, family, looks=False)
-                found = cluster.submit([job_of(step) for step in steps], order, self.runs, **sbatch)
-                ids |= zip(map(str, steps), found, strict=True)
-        return ids
+            measures = {
+                job_of(step): what
+                for step, what in _lacking(self.plan())
+                if FAMILIES[step.spec.dataset] == family and str(step) not in self.failures
+            }
+            if measures:
+                order = self.order(1, family, looks=False)
+                tickets += cluster.submit(
+                    list(measures), order, self.runs, sbatch, measures=measures, at_once=asked
+                )
+        return tickets
 
     def measure(self, each: Measurement) -> None:
         """Measure something of trained nets and record it; what failed, or gave no number of use, is kept."""
@@ -151,10 +163,7 @@ class Reproduction:
             self.failures[str(each)] = sentence_on(error)
             return
         if any((other.what, other.steps) == (each.what, each.steps) for other in self.plan().to_measure):
-            self.failures[str(each)] = (
-                "it was measured, but on other images than those of the run, so no table takes it: "
-                "name those with --data."
-            )
+            self.failures[str(each)] = OTHER_IMAGES
 
 
 def of_family(steps: Iterable[Step], family: str) -> list[Step]:
@@ -178,14 +187,27 @@ def folder_of(family: str, given: Sequence[Path]) -> Path | None:
 
 def data_of(step: Step) -> tuple[str, str]:
     """Name and split of the images of a run."""
-    return step.spec.dataset, getattr(step.spec.recipe, "split", "")
+    return job_of(step).data
 
 
 def job_of(step: Step) -> "Job":
     """What a process is told to train."""
     from resrepro.job import Job
 
-    return Job(step.spec.experiment, step.seed, data_of(step))
+    return Job.of(step.spec, step.seed)
+
+
+def _lacking(plan: Plan) -> list[tuple[Step, tuple[str, ...]]]:
+    """The runs of which something is to be done, and what is to be measured of each once it is trained."""
+    wanted: dict[Path, list[str]] = {}
+    for each in plan.measurements:
+        if len(each.steps) == 1 and not each.done:
+            wanted.setdefault(each.steps[0].folder, []).append(each.what)
+    return [
+        (step, tuple(wanted.get(step.folder, ())))
+        for step in plan.steps
+        if step.to_train or (step.state == "done" and step.folder in wanted)
+    ]
 
 
 def measure(each: Measurement, runs: Path, **means: Any) -> None:
@@ -194,15 +216,9 @@ def measure(each: Measurement, runs: Path, **means: Any) -> None:
     Raises:
         ResreproError: if the checkpoint or the images are missing, broken or others.
     """
-    folders = [step.folder for step in each.steps]
-    if each.what == RESPONSES:
-        from resrepro.measuring_responses import measure as measure_responses
+    from resrepro.measuring import measure as measure_in
 
-        measure_responses(folders[0], **means)
-        return
-    from resrepro.assessment import evaluate
-
-    evaluate(folders if len(folders) > 1 else folders[0], protocol=each.what, runs=runs, **means)
+    measure_in(each.what, [step.folder for step in each.steps], runs, **means)
 
 
 def show_exhibit(exhibit: Exhibit, found: Collection, figures: Path) -> tuple[Table | None, Drawing | None]:
@@ -215,7 +231,8 @@ def show_exhibit(exhibit: Exhibit, found: Collection, figures: Path) -> tuple[Ta
         RecordError: if a file cannot be written.
     """
     own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
-    if exhibit.dataset and not any(run.finished for run in own):
+    responses = RESPONSES in exhibit.measures
+    if exhibit.dataset and not any(is_measured(RESPONSES, run) if responses else run.finished for run in own):
         return None, None
     shown = Collection(own, (), found.ensembles)
     table = None

@@ -22,6 +22,7 @@ from resrepro.errors import RecordError
 from resrepro.estimates import Estimate
 from resrepro.job import Failed, Finished, Stopped
 from resrepro.modes import fast_settings
+from resrepro.queueing import Ticket
 from resrepro.reproducing import folder_of
 from resrepro.training import train
 
@@ -179,12 +180,14 @@ def test_an_exhibit_that_cannot_be_shown_stops_no_other(monkeypatch):
         write_run(Path("runs"), f"digits-plain{depth}", data="digits")
     for net in ("digits-resnet20", "digits-resnet56", "digits-resnet110"):
         write_run(Path("runs"), net, data="digits")
-    code, told, error = call("reproduce", "figure7", "figure1", *DIGITS)  # made-up runs have no checkpoints
+    Path("figures/figure1-digits.png/in the way").mkdir(parents=True)
+    code, told, error = call("reproduce", "figure7", "figure1", "table1", *DIGITS)
     assert code == 1
-    assert "responses of digits-plain20, seed 0: there is no checkpoint" in error
-    assert "Not shown: " in told
-    assert "figure7-digits: " in error
-    assert {"tables/figure1-digits.md", "figures/figure1-digits.png"} <= set(files())
+    assert "responses of digits-plain20, seed 0: there is no checkpoint" in error  # of a made-up run
+    assert "No measured run for figure7-digits yet: nothing is written." in told
+    assert "Not shown: cannot write figures/figure1-digits.png: " in " ".join(told.split())
+    assert "figure1-digits: " in error
+    assert "tables/table1.md" in files()
     assert "1. Of two plain nets" in told
 
 
@@ -227,9 +230,9 @@ def test_a_signal_ends_it_with_the_way_on_and_without_tables(trained, monkeypatc
 def test_a_queue_is_handed_what_is_missing_and_not_waited_for(monkeypatch):
     submitted = []
 
-    def submit(jobs, order, folder, **options):
-        submitted.append((jobs, order, folder, options))
-        return [f"12_{number}" for number, _ in enumerate(jobs)]
+    def submit(jobs, order, folder, slurm, **means):
+        submitted.append((jobs, order, folder, slurm))
+        return [Ticket(f"12_{k}", f"{job.experiment}+iterations=8", job.seed) for k, job in enumerate(jobs)]
 
     monkeypatch.setattr(cluster, "submit", submit)
     monkeypatch.setattr(reproducing, "set_apart", lambda plan, name, checksums: plan)  # of made-up images

@@ -14,6 +14,8 @@ from resrepro.durable import json_bytes
 from resrepro.holders import this_process
 from resrepro.progress import Progress, look
 from resrepro.queueing import Ticket, write_note, write_submission
+from resrepro.record_files import read_json
+from resrepro.recording import RunWriter
 
 NET = "digits-plain8"
 CURVE = [(50, 40.0, 45.5), (100, 20.0, 30.25)]
@@ -83,6 +85,60 @@ def test_with_a_cluster_its_queue_tells_too(
     assert (found[1].done, found[1].errors) == (100, (20.0, 30.25))  # it waits to go on
     assert (found[4].why, found[4].log) == ("the disk is full.", runs / "slurm" / "17_4_0_log.out")
     assert found[6].why == "its job has left the queue and begun no record"
+
+
+def test_a_job_that_left_the_queue_holds_no_run_whatever_its_lock_says(
+    tmp_path: Path, queue: Queue, partly: Callable[[int], Path]
+) -> None:
+    runs, far = tmp_path / "runs", {"pid": 7, "boot": "another", "machine": "another", "host": "node3"}
+    for seed in (0, 1):
+        folder = partly(seed)
+        lock(folder, job=f"17_{seed}", **far)
+    for seed in (2, 3):
+        lock(folder.with_name(f"seed{seed}"), job=f"17_{seed}", **far)
+    lock(partly(4), job="18_4", **far)  # not submitted from here
+    lock(partly(5), **far)
+    write_submission(runs, [Ticket(f"17_{seed}", folder.parent.name, seed) for seed in range(4)])
+    queue.answers("squeue", "17_0|RUNNING|12:30|node3\n17_2|RUNNING|0:30|node3\n")
+    assert states(runs) == {
+        0: "running", 1: "interrupted", 2: "starting", 3: "failed", 4: "running", 5: "running",
+    }  # fmt: skip
+    queue.answers("squeue", trouble="Unable to contact slurm controller", code=1)
+    found, _ = look(runs)
+    assert [each.state for each in found if each.seed in (0, 1)] == ["running", "running"]  # at their word
+
+
+@pytest.mark.parametrize("since", ["a session", "a row", "a fresh start"])
+def test_why_a_job_failed_is_not_told_of_a_run_that_was_gone_on_with(
+    tmp_path: Path, queue: Queue, partly: Callable[[int], Path], since: str
+) -> None:
+    runs, folder = tmp_path / "runs", partly(0)
+    write_submission(runs, [Ticket("17_0", folder.parent.name, 0)])
+    write_note(runs, "17_0", folder.parent.name, 0, "the disk is full.")
+    queue.answers("squeue")
+    (found,), _ = look(runs)
+    assert (found.state, found.why, found.log) == (
+        "failed", "the disk is full.", runs / "slurm" / "17_0_0_log.out",
+    )  # fmt: skip
+    writer, env = RunWriter(folder), read_json(folder / "env.json")
+    if since == "a session":  # at the iteration at which the job ended
+        writer.env = env
+        writer.add_session(100, env | {"cpu": "another"})
+    elif since == "a row":  # of a process whose lock the job met
+        write_run(runs, NET, 0, curve=[*CURVE, (150, 10.0, 25.0)], iterations=400)
+    else:
+        (folder / "env.json").write_bytes(json_bytes(env | {"arguments": ["train", "--fresh"]}))
+    (found,), _ = look(runs)
+    assert (found.state, found.why, found.log) == ("interrupted", "", None)
+
+
+def test_a_finished_run_of_which_something_is_measured_still_says_where(tmp_path: Path, queue: Queue) -> None:
+    runs = tmp_path / "runs"
+    name = write_run(runs, NET, 0, iterations=400).parent.name
+    write_submission(runs, [Ticket("17_0", name, 0)])
+    queue.answers("squeue", "17_0|RUNNING|12:30|node3\n")
+    (found,), _ = look(runs)
+    assert (found.state, found.where) == ("finished", "job 17_0 on node3, 12:30")
 
 
 def test_a_run_that_was_submitted_again_is_told_of_once(tmp_path: Path, queue: Queue) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import write_run
 from queues import Queue
 
 from resrepro import queueing
@@ -11,7 +12,9 @@ from resrepro.queueing import (
     QueueError,
     Ticket,
     ask_queue,
+    has_left,
     read_tickets,
+    state_of,
     waiting_and_running,
     write_note,
     write_submission,
@@ -86,6 +89,38 @@ def test_only_jobs_of_the_runs_folder_that_are_in_the_queue_are_told(
     queue.answers("squeue", ANSWER)
     (found,) = waiting_and_running(tmp_path)
     assert (found.job, found.queued) == ("17_0", Queued("RUNNING", "12:30", "node3"))
+
+
+def test_a_job_has_left_where_it_was_submitted_and_the_queue_does_not_list_it(
+    queue: Queue, tmp_path: Path
+) -> None:
+    write_submission(tmp_path, [Ticket(f"17_{k}", "digits-plain8", k) for k in (0, 5)])
+    queue.answers("squeue", ANSWER)
+    assert not has_left(tmp_path, "17_0")
+    assert has_left(tmp_path, "17_5")
+    assert not has_left(tmp_path, "17_6")  # of somebody else's submission nothing is known
+    assert not has_left(tmp_path, None)
+    queue.answers("squeue", trouble="slurm_load_jobs error: Invalid job id specified\n", code=1)
+    assert has_left(tmp_path, "17_0")
+    queue.answers("squeue", trouble="Unable to contact slurm controller", code=1)
+    with pytest.raises(QueueError):
+        has_left(tmp_path, "17_0")
+
+
+def test_the_state_of_a_record_changes_with_each_of_its_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "digits-plain8", 0)
+    states = [state_of(tmp_path / "nowhere"), state_of(run)]
+    (run / "responses.csv").write_text("1")
+    states.append(state_of(run))
+    (run / "evals").mkdir()
+    for name in ("single.json", "center.json"):
+        (run / "evals" / name).write_text("1")
+        states.append(state_of(run))
+    for name in ("env.json", "result.json"):
+        (run / name).write_text("1")
+        states.append(state_of(run))
+    assert len(set(states)) == 7
+    assert state_of(run) == states[-1]
 
 
 def test_jobs_that_slurm_has_forgotten_are_not_in_the_queue(queue: Queue) -> None:

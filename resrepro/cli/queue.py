@@ -1,5 +1,6 @@
 """`resrepro status`, and what `--launcher slurm` does."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ import typer
 from resrepro.cli import app
 from resrepro.cli.options import RunsOption
 from resrepro.errors import UsageError
+from resrepro.sbatch import sbatch_parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
     from resrepro.progress import Progress
+    from resrepro.queueing import Ticket
     from resrepro.specs import Spec
 
 LAUNCHERS = ("local", "slurm")
@@ -91,7 +94,7 @@ def _sum_up(found: Sequence["Progress"], console: "Console") -> None:
     if any(progress.errors for progress in found):
         console.print("Errors: training, then test or validation, as last measured.")
     console.print(f"{len(found)} run{'s' * (len(found) != 1)}: {told}.")
-    if states["interrupted"] or states["failed"]:
+    if states["interrupted"] or any(progress.why for progress in found):
         console.print("The command that started a run goes on with it.")
 
 
@@ -122,8 +125,8 @@ def parse_slurm(pairs: Sequence[str], launcher: str) -> dict[str, str]:
     """`["partition=gpu", "time=90"]` -> `{"partition": "gpu", "time": "90"}`.
 
     Raises:
-        UsageError: if one is not key=value, or is given where nothing is submitted; if there is no such
-            launcher.
+        UsageError: if one is not key=value, is nothing that a job may be given, or is given where nothing
+            is submitted; if there is no such launcher.
     """
     if launcher not in LAUNCHERS:
         raise UsageError(f"--launcher takes {' or '.join(LAUNCHERS)}, not {launcher!r}.")
@@ -133,18 +136,20 @@ def parse_slurm(pairs: Sequence[str], launcher: str) -> dict[str, str]:
     for pair, (key, equals, _) in zip(pairs, split, strict=True):
         if not equals or not key:
             raise UsageError(f"--slurm takes key=value, such as partition=gpu, not {pair!r}.")
-    return {key.strip().replace("-", "_"): value for key, _, value in split}
+    told = {key.strip().replace("-", "_"): value for key, _, value in split}
+    sbatch_parameters(told)  # refused here, before anything is shown or read
+    return told
 
 
 def submit_runs(
     specs: Sequence["Spec"],
     seeds: Sequence[int],
-    parallel: int | None,
+    at_once: int | None,
     reading: tuple[Any, ...],
     slurm: Mapping[str, str],
     options: Mapping[str, Any],
 ) -> None:
-    """Submit every spec with every seed, `parallel` to run at once, and say how to look after them.
+    """Submit every spec with every seed, `at_once` to run together, and say how to look after them.
 
     Raises:
         DataError: if the images are missing or damaged; nothing is submitted then.
@@ -155,15 +160,22 @@ def submit_runs(
     from resrepro.jobs import load_shared
 
     runs = Path(options["runs"])
-    jobs = [
-        Job(spec.experiment, seed, (spec.dataset, getattr(spec.recipe, "split", "")))
-        for spec in specs
-        for seed in seeds
-    ]
+    jobs = [Job.of(spec, seed) for spec in specs for seed in seeds]
     load_shared(specs, options["data"])  # downloaded once, not by every job
-    asked = {} if parallel is None else {"parallel": str(parallel)}
-    ids = submit(jobs, Order(dict(options), reading), runs, **asked | dict(slurm))
-    for job, number in zip(jobs, ids, strict=True):
-        typer.echo(f"{job}: job {number}")
-    where = "" if runs == Path("runs") else f" --runs {runs}"
-    typer.echo(f"Next: resrepro status{where}")
+    tell_jobs(submit(jobs, Order(dict(options), reading), runs, slurm, at_once=at_once), runs)
+
+
+def tell_jobs(tickets: Sequence["Ticket"], runs: Path) -> None:
+    """Print the job of each run, whether it was in the queue already, and how to look after them."""
+    from resrepro.progress import COMING
+
+    for ticket in tickets:
+        there = "" if ticket.queued is None else "running" if ticket.queued.state in COMING else "waiting"
+        typer.echo(f"{ticket}: job {ticket.job}" + (f" ({there} already)" if there else ""))
+    if tickets:
+        typer.echo(f"Next: resrepro status{runs_option(runs)}")
+
+
+def runs_option(runs: Path) -> str:
+    """` --runs DIR` for a command that is to be typed, nothing where that is the default."""
+    return "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"

@@ -1,5 +1,6 @@
 """`resrepro reproduce`: an exhibit of the paper, from what is missing to the verdict."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,14 +22,15 @@ from resrepro.cli.options import (
     parse_seeds,
     parse_settings,
 )
-from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm
+from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm, runs_option, tell_jobs
 from resrepro.errors import ResreproError, UsageError
-from resrepro.specs import Value
+from resrepro.measured import RESPONSES
+from resrepro.specs import FAMILIES, Value
 
 if TYPE_CHECKING:
     from resrepro.costs import Seen
     from resrepro.goals import Exhibit
-    from resrepro.planning import Plan
+    from resrepro.planning import Measurement, Plan
     from resrepro.records import Collection
     from resrepro.reproducing import Reproduction
 
@@ -122,7 +124,7 @@ def reproduce(
     if dry_run:
         return
     if launcher == "slurm":
-        _submit(reproduction, max(counts.values()), sbatch, console)
+        _submit(reproduction, jobs, sbatch, console)
     else:
         reproduction.train(jobs, looks=console.is_terminal)
         for each in reproduction.plan().to_measure:
@@ -204,15 +206,28 @@ def _measured(
     return []
 
 
-def _submit(reproduction: "Reproduction", jobs: int, sbatch: Mapping[str, str], console: Console) -> None:
-    """Hand the missing runs to the queue; they are not waited for."""
-    ids = reproduction.submit(jobs, sbatch)
-    for name, number in ids.items():
-        console.print(f"{name}: job {number}", markup=False, soft_wrap=True)
-    if ids:
-        where = "" if reproduction.runs == Path("runs") else f" --runs {reproduction.runs}"
-        console.print(f"Next: resrepro status{where}", markup=False, soft_wrap=True)
+def _submit(
+    reproduction: "Reproduction", asked: int | None, sbatch: Mapping[str, str], console: Console
+) -> None:
+    """Hand what is missing to the queue; it is not waited for. An ensemble needs a command of its own."""
+    if tickets := reproduction.submit(asked, sbatch):
+        tell_jobs(tickets, reproduction.runs)
         console.print("The same command shows what is there when they have ended.", markup=False)
+    for each in reproduction.plan().to_measure:
+        if len(each.steps) > 1:
+            console.print(f"To measure: {_command_for(each, reproduction)}", markup=False, soft_wrap=True)
+
+
+def _command_for(ensemble: "Measurement", reproduction: "Reproduction") -> str:
+    """The command that measures an ensemble."""
+    from resrepro.reproducing import folder_of
+
+    data = folder_of(FAMILIES[ensemble.steps[0].spec.dataset], reproduction.data)
+    words = ["resrepro", "eval", *(str(step.folder) for step in ensemble.steps)]
+    words += ["--ensemble", "--protocol", ensemble.what]
+    words += [] if data is None else ["--data", str(data)]
+    words += [] if reproduction.device == "auto" else ["--device", reproduction.device]
+    return shlex.join(words) + runs_option(reproduction.runs)
 
 
 def write_all(reproduction: "Reproduction", tables: Path, figures: Path, console: Console) -> None:
@@ -243,7 +258,8 @@ def _write(exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path,
 
     table, drawing = show_exhibit(exhibit, found, figures)
     if table is None and drawing is None:
-        console.print(f"No finished run for {exhibit.stem} yet: nothing is written.", markup=False)
+        what = "measured" if RESPONSES in exhibit.measures else "finished"
+        console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
         return
     paths: list[Path] = []
     if table is not None:

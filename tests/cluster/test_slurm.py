@@ -48,10 +48,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def submit(slurm: OneNode, runs: Path, seeds: str, *options: str) -> list[str]:
     """Submit runs by the command; returns the ids of their jobs."""
-    words = [*TRAIN, "--seeds", seeds, "--runs", str(runs), "--launcher", "slurm", "--slurm", "partition=low"]
+    which = "--seeds" if "-" in seeds else "--seed"
+    words = [*TRAIN, which, seeds, "--runs", str(runs), "--launcher", "slurm", "--slurm", "partition=low"]
     told = subprocess.run([*words, *options], env=slurm.env, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    return [line.rpartition("job ")[2] for line in told.stdout.splitlines() if ": job " in line]
+    lines = [line.partition(": job ")[2] for line in told.stdout.splitlines() if ": job " in line]
+    return [line.partition(" (")[0] for line in lines]  # what may follow is whether it is there already
 
 
 def status(slurm: OneNode, runs: Path) -> str:
@@ -195,28 +197,62 @@ def test_what_sbatch_refuses_is_told_in_a_sentence(slurm: OneNode, runs: Path) -
     assert "Traceback" not in told.stderr
 
 
+def reproduce(slurm: OneNode, place: Path, exhibit: str, *options: str) -> tuple[list[str], str]:
+    """Hand an exhibit on the digits to the queue; returns the ids of new jobs, and all that is said."""
+    words = [
+        sys.executable, "-m", "resrepro", "reproduce", exhibit, "--dataset", "digits", "--device", "cpu",
+        "--launcher", "slurm", "--slurm", "partition=low", "--slurm", "cpus-per-task=1", *options,
+    ]  # fmt: skip
+    told = subprocess.run(words, env=slurm.env, cwd=place, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    lines = [line for line in told.stdout.splitlines() if ": job " in line and "already" not in line]
+    return [line.rpartition("job ")[2] for line in lines], told.stdout
+
+
 def test_an_exhibit_is_reproduced_through_the_queue(slurm: OneNode, tmp_path: Path) -> None:
     """The command that README shows, handed to the queue, and again once that has worked it off."""
-    words = [
-        sys.executable, "-m", "resrepro", "reproduce", "figure1", "--dataset", "digits", "--seeds", "3",
-        "--device", "cpu", "--launcher", "slurm", "--slurm", "partition=low", "--slurm", "cpus=1",
-    ]  # fmt: skip
-
-    def reproduce() -> str:
-        told = subprocess.run(words, env=slurm.env, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert told.returncode == 0, told.stderr
-        return told.stdout
-
-    submitted = reproduce()
-    jobs = [line.rpartition("job ")[2] for line in submitted.splitlines() if ": job " in line]
+    jobs, submitted = reproduce(slurm, tmp_path, "figure1", "--seeds", "3")
     assert len(jobs) == 6
     assert "No finished run for figure1-digits yet" in submitted
     slurm.wait_until(lambda: gone(slurm, jobs), 5 * LONG)
-    shown = reproduce()
-    assert ": job " not in shown  # nothing was left to submit
+    again, shown = reproduce(slurm, tmp_path, "figure1", "--seeds", "3")
+    assert again == []  # nothing was left to submit
     rows = (tmp_path / "tables" / "figure1-digits.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["plain-20", "plain-56"]
     assert (tmp_path / "figures" / "figure1-digits.png").stat().st_size > 10_000
     verdicts = shown.partition("claims")[2]
     assert "plain-56" in verdicts
     assert any(word in verdicts for word in ("held", "failed", "undecided"))
+
+
+def test_responses_are_measured_by_the_jobs_and_a_killed_one_blocks_nothing(
+    slurm: OneNode, tmp_path: Path
+) -> None:
+    """Figure 7 of short runs, the first of which is killed and leaves its lock, as if on another node."""
+    words = ["figure7", "--iterations", "40"]
+    for left_out in ("plain56", "resnet56", "resnet110"):
+        words += ["--without", f"digits-{left_out}"]
+    first, submitted = reproduce(slurm, tmp_path, *words, "--jobs", "1")
+    assert len(first) == 2
+    assert "No measured run for figure7-digits yet" in submitted
+    runs = tmp_path / "runs"
+    killed = runs / "digits-plain20+iterations=40"
+    lock = killed / ".seed0.lock"
+    slurm.wait_until((killed / "seed0" / "result.json").exists, LONG)
+    assert len(slurm.queue()) == 2
+    left = json.loads(lock.read_text())
+    os.kill(int(left["pid"]), signal.SIGKILL)
+    slurm.wait_until(lambda: not slurm.queue(), LONG)
+    assert left["job"] == first[0]
+    lock.write_text(json.dumps(left | {"host": "node3", "boot": "its own", "machine": "its own"}))
+    told = status(slurm, runs)
+    assert "1 interrupted, 1 finished" in told, told
+    second, _ = reproduce(slurm, tmp_path, *words)
+    assert len(second) == 1
+    slurm.wait_until(lambda: gone(slurm, second), LONG)
+    assert f"(job {first[0]}) was taken over, since that job has ended." in log(runs, second[0])
+    third, shown = reproduce(slurm, tmp_path, *words)
+    assert third == []
+    assert "2 runs: all runs are done; nothing to do." in shown
+    assert len(list(runs.glob("*/seed0/responses.csv"))) == 2
+    assert (tmp_path / "figures" / "figure7-digits.png").stat().st_size > 10_000
