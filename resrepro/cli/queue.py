@@ -1,6 +1,5 @@
 """`resrepro status`, and what `--launcher slurm` does."""
 
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resrepro.catalogue import in_folder
 from resrepro.cli import app
 from resrepro.cli.options import RunsOption
 from resrepro.errors import UsageError
@@ -173,9 +173,4 @@ def tell_jobs(tickets: Sequence["Ticket"], runs: Path) -> None:
         there = "" if ticket.queued is None else "running" if ticket.queued.state in COMING else "waiting"
         typer.echo(f"{ticket}: job {ticket.job}" + (f" ({there} already)" if there else ""))
     if tickets:
-        typer.echo(f"Next: resrepro status{runs_option(runs)}")
-
-
-def runs_option(runs: Path) -> str:
-    """` --runs DIR` for a command that is to be typed, nothing where that is the default."""
-    return "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+        typer.echo(f"Next: {in_folder('resrepro status', runs)}")

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from resrepro.catalogue import in_folder
 from resrepro.cli import app
 from resrepro.cli.options import (
     DeviceOption,
@@ -22,7 +23,7 @@ from resrepro.cli.options import (
     parse_seeds,
     parse_settings,
 )
-from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm, runs_option, tell_jobs
+from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm, tell_jobs
 from resrepro.errors import ResreproError, UsageError
 from resrepro.measured import RESPONSES
 from resrepro.specs import FAMILIES, Value
@@ -227,7 +228,7 @@ def _command_for(ensemble: "Measurement", reproduction: "Reproduction") -> str:
     words += ["--ensemble", "--protocol", ensemble.what]
     words += [] if data is None else ["--data", str(data)]
     words += [] if reproduction.device == "auto" else ["--device", reproduction.device]
-    return shlex.join(words) + runs_option(reproduction.runs)
+    return in_folder(shlex.join(words), reproduction.runs)
 
 
 def write_all(reproduction: "Reproduction", tables: Path, figures: Path, console: Console) -> None:
