@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Ruled(Protocol):
-    """What the runs of another protocol say of a claim; only these fields are read."""
-
-    @property
-    def protocol(self) -> str:
-        """Which runs these are, in short."""
+class Said(Protocol):
+    """What some runs say of a claim; only these fields are read."""
 
     @property
     def ours(self) -> str:
@@ -26,8 +22,16 @@ class Ruled(Protocol):
         """What is missing, or the test with its interval."""
 
 
-class Judged(Protocol):
-    """A verdict on one claim; only these fields are read."""
+class Ruled(Said, Protocol):
+    """What the runs of another protocol say of it."""
+
+    @property
+    def protocol(self) -> str:
+        """Which runs these are, in short."""
+
+
+class Judged(Said, Protocol):
+    """A verdict on one claim."""
 
     @property
     def number(self) -> int:
@@ -48,18 +52,6 @@ class Judged(Protocol):
     @property
     def paper(self) -> str:
         """The paper's value."""
-
-    @property
-    def ours(self) -> str:
-        """Our value."""
-
-    @property
-    def verdict(self) -> str:
-        """One of KINDS."""
-
-    @property
-    def why(self) -> str:
-        """What is missing, or the test with its interval."""
 
     @property
     def notes(self) -> tuple[str, ...]:
