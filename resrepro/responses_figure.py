@@ -126,6 +126,11 @@ def paper_lines() -> Iterator[Line]:
             yield Line(depth, group["plain"], tuple(rows["value"]), paper=True)
 
 
+def is_logarithmic(ends: tuple[float, float]) -> bool:
+    """Whether a frame reaches so far above the paper's that its lines would lie flat in it."""
+    return ends[0] > 0 and ends[1] > 2 * plan()["frame"][1]
+
+
 def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
     """The ends of the axis of std: the paper's, or further out by halves where a line needs it."""
     low, high = plan()["frame"]
@@ -181,8 +186,12 @@ def _draw_panel(
 
     axes.set_xlim(0, plan()["layers"])
     axes.set_xticks(plan()["layer_ticks"])
+    if is_logarithmic(ends):
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_ylim(*ends)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlabel(panel["xlabel"])
     axes.set_ylabel("std")
     for line in [*theirs, *ours]:
@@ -257,4 +266,5 @@ def _footnote(cells: Cells, theirs: Sequence[Line], ends: tuple[float, float]) -
         yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
     if list(ends) != plan()["frame"]:
         low, high = plan()["frame"]
-        yield f"The paper's own frame ends at {low:g} and {high:g}."
+        kind = "Vertical axis logarithmic; the" if is_logarithmic(ends) else "The"
+        yield f"{kind} paper's own frame ends at {low:g} and {high:g}."

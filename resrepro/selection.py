@@ -5,6 +5,7 @@ protocol: the same recipe, data and mode. Nothing here imports torch.
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def choose(layout: Mapping[str, Any], runs: Iterable[Run]) -> tuple[Cells, tuple
 
     Drawn are finished runs with option-A shortcuts of a single protocol: that of the paper-exact runs
     if there are any, else of the dataset that the layout names first, then the one that covers most
-    nets, then the longest.
+    nets, then the longest, then one of which each net has several seeds, then that of fewest changes.
     """
     known = [run for run in runs if run.spec["dataset"] in layout["datasets"] and _has_place(layout, run)]
     unfinished = [run for run in known if not run.finished]
@@ -75,14 +76,15 @@ def protocol_of(run: Run, free: Collection[str] = FREE_SETTINGS) -> str:
     return json.dumps(shared, sort_keys=True)
 
 
-def _merit(layout: Mapping[str, Any], runs: Sequence[Run]) -> tuple[bool, int, int, int, int, int]:
-    """Rank of a protocol: paper-exact, dataset, nets covered, iterations, few settings changed, runs."""
-    nets = {(run.spec["plain"], run.spec["depth"]) for run in runs}
+def _merit(layout: Mapping[str, Any], runs: Sequence[Run]) -> tuple[bool, int, int, int, bool, int, int]:
+    """Rank of a protocol: paper-exact, dataset, nets, iterations, several seeds, few changes, runs."""
+    nets = Counter((run.spec["plain"], run.spec["depth"]) for run in runs)
     return (
         any(run.paper_exact for run in runs),
         -layout["datasets"].index(runs[0].spec["dataset"]),
         len(nets),
         iterations_of(runs[0]),
+        min(nets.values()) > 1,
         -min(run.name.count("+") for run in runs),
         len(runs),
     )

@@ -231,6 +231,19 @@ def test_two_protocols_are_not_mixed(tmp_path: Path) -> None:
     assert select("figure6", read(tmp_path))[0].keys() == {"plain-32"}
 
 
+def test_several_seeds_of_every_net_come_before_one_under_fewer_changes(tmp_path: Path) -> None:
+    changed = {"iterations": 2000, "precision": "bf16"}
+    for name in ("cifar10-plain20", "cifar10-plain56"):
+        make_run(tmp_path, name, 0, falling(2000, 15.0), iterations=2000)
+        make_run(tmp_path, name, 0, falling(2000, 15.0), **changed)
+    make_run(tmp_path, "cifar10-plain20", 1, falling(2000, 15.0), **changed)
+    chosen = select("figure1", read(tmp_path))[0]
+    assert {run.name.count("+") for cell in chosen.values() for run in cell} == {1}
+    make_run(tmp_path, "cifar10-plain56", 1, falling(2000, 15.0), **changed)
+    chosen = select("figure1", read(tmp_path))[0]
+    assert [len(cell) for cell in chosen.values()] == [2, 2]
+
+
 def test_incomplete_data_are_not_paper_exact(tmp_path: Path) -> None:
     make_run(tmp_path, "cifar10-plain32", 0, falling(64000, 10.0), notices=["only some images"])
     for name in ("cifar10-plain20", "cifar10-plain56"):
