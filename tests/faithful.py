@@ -40,9 +40,9 @@ class Case:
 
 
 CASES = (
-    Case("digits-plain56", 20, ("--iterations", "120")),
+    Case("digits-plain56", 40, ("--iterations", "120")),
     Case("digits-resnet56", 30, ("--iterations", "120")),
-    Case("cifar10-resnet20", 3, ("--iterations", "2000", "--split", "45k5k")),
+    Case("cifar10-resnet20", 5, ("--iterations", "2000", "--split", "45k5k")),
 )
 
 
