@@ -40,7 +40,7 @@ class Case:
 
 
 CASES = (
-    Case("digits-plain56", 40, ("--iterations", "120")),
+    Case("digits-plain56", 32, ("--iterations", "120")),
     Case("digits-resnet56", 30, ("--iterations", "120")),
     Case("cifar10-resnet20", 5, ("--iterations", "2000", "--split", "45k5k")),
 )
