@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resrepro.catalogue import in_folder
 from resrepro.cli import app
 from resrepro.cli.options import RunsOption
 from resrepro.errors import UsageError
@@ -167,6 +166,7 @@ def submit_runs(
 
 def tell_jobs(tickets: Sequence["Ticket"], runs: Path) -> None:
     """Print the job of each run, whether it was in the queue already, and how to look after them."""
+    from resrepro.catalogue import in_folder
     from resrepro.progress import COMING
 
     for ticket in tickets:

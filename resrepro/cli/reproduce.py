@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from resrepro.catalogue import in_folder
 from resrepro.cli import app
 from resrepro.cli.options import (
     DeviceOption,
@@ -221,6 +220,7 @@ def _submit(
 
 def _command_for(ensemble: "Measurement", reproduction: "Reproduction") -> str:
     """The command that measures an ensemble."""
+    from resrepro.catalogue import in_folder
     from resrepro.reproducing import folder_of
 
     data = folder_of(FAMILIES[ensemble.steps[0].spec.dataset], reproduction.data)
