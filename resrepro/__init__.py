@@ -15,21 +15,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resrepro.assessment import evaluate
-    from resrepro.exhibits import compare, plot
+    from resrepro.evaluation.assessment import evaluate
+    from resrepro.figures.exhibits import compare, plot
     from resrepro.nets import build_net
     from resrepro.records import load_runs
-    from resrepro.training import train
+    from resrepro.training.session import train
 
 __all__ = ["build_net", "compare", "evaluate", "load_runs", "plot", "train"]
 
 _HOMES = {
     "build_net": "nets",
-    "compare": "exhibits",
-    "evaluate": "assessment",
+    "compare": "figures.exhibits",
+    "evaluate": "evaluation.assessment",
     "load_runs": "records",
-    "plot": "exhibits",
-    "train": "training",
+    "plot": "figures.exhibits",
+    "train": "training.session",
 }
 
 

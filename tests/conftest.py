@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from queues import Queue
 
-from resrepro.durable import json_bytes
-from resrepro.record_files import read_json
+from resrepro.records.durable import json_bytes
+from resrepro.records.record_files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels
@@ -113,12 +113,12 @@ def write_run(
     """Write a made-up record below the runs folder `folder`; returns the run's own folder.
 
     `curve` is a list of (iteration, training error, held-out error); `data` is any word, from which the
-    data checksums are made; `settings` go to `resrepro.catalogue.derive`. The status follows from the
+    data checksums are made; `settings` go to `resrepro.spec.catalogue.derive`. The status follows from the
     last point of the curve unless given. Folders of images have as many classes and images as ImageNet for
     the dataset `imagenet`, and few for `folder`; `evals` are their top-1 and top-5 errors by protocol.
     """
-    from resrepro import catalogue
-    from resrepro.recording import RunWriter
+    from resrepro.records.recording import RunWriter
+    from resrepro.spec import catalogue
 
     spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
     recipe = spec.recipe
@@ -225,7 +225,7 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
     By default each layer's std is another and lies between 1 and 2; `changed` replaces fields.
     """
     from resrepro.records import read_run
-    from resrepro.responses import Responses, count_layers, read_responses, write_responses
+    from resrepro.records.responses import Responses, count_layers, read_responses, write_responses
 
     run = read_run(folder)
     count = len(std) if std else count_layers(run.spec["dataset"], run.spec["depth"])
@@ -251,7 +251,7 @@ def write_ensemble(
 ) -> Path:
     """Write a made-up ensemble of made-up runs below the runs folder `runs`; returns the file."""
     from resrepro.records import read_run
-    from resrepro.specs import net_label
+    from resrepro.spec.specs import net_label
 
     members = [read_run(folder) for folder in folders]
     content = {
@@ -298,7 +298,7 @@ def _loss(error: float) -> float:
 def _rows(
     point: Point, held_out: list[str], recipe: Any, images: int, switch: int | None
 ) -> Iterator[tuple[object, ...]]:
-    from resrepro.schedule import learning_rate
+    from resrepro.training.schedule import learning_rate
 
     lr = learning_rate(recipe, point.iteration - 1, switch)
     epoch = point.iteration * recipe.batch_size / images

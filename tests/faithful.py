@@ -109,7 +109,7 @@ def train(case: Case, mode: str, package: Path, asked: argparse.Namespace) -> No
 def with_error_planted(folder: Path) -> Path:
     """A copy of the package whose kernels have an error."""
     shutil.copytree(ROOT / "resrepro", folder / "resrepro")
-    path = folder / "resrepro" / "kernels" / "norm.h"
+    path = folder / "resrepro" / "nets" / "cpu" / "norm.h"
     text = path.read_text()
     assert text.count(PLANTED[0]) == 1
     path.write_text(text.replace(*PLANTED))

@@ -23,13 +23,13 @@ from power import PowerCut, State, write_state
 from runs import TIMES, differences, rows_of
 from taps import MOMENTS, TROUBLES, Failing, Kill, Tap, die, forked
 
-from resrepro import feeds, trainer
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.errors import ResreproError
-from resrepro.record_files import RECORD_FILES
 from resrepro.records import collect
-from resrepro.training import train
-from resrepro.watching import Watcher
+from resrepro.records.record_files import RECORD_FILES
+from resrepro.training import feeds, trainer
+from resrepro.training.session import train
+from resrepro.training.watching import Watcher
 
 ITERATIONS = 8
 

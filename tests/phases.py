@@ -133,9 +133,10 @@ def be_killed(path: Path, aim: str, beyond: int, words: Sequence[str]) -> None:
     """Run `resrepro` with these words, noting where it is."""
     inside = Inside(Notes(path), aim, beyond)
     inside.notes[0] = inside.notes[1] = inside.notes[2] = 0
-    from resrepro import disk, feeds, trainer
     from resrepro.cli import main
-    from resrepro.recording import RunWriter
+    from resrepro.records import disk
+    from resrepro.records.recording import RunWriter
+    from resrepro.training import feeds, trainer
 
     for name in ("begin", "go_on", "add_session", "append", "result"):
         inside.wrap(RunWriter, name, "record write")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Union
 from unittest import mock
 
-from resrepro import disk
+from resrepro.records import disk
 
 OPERATIONS = ("create", "open_end", "write", "sync", "close", "cut", "link", "move", "remove", "sync_folder")
 OF_FOLDERS = ("mkdir", "rmdir", "rename", "replace")  # of `os`; `disk.move` comes by here as well

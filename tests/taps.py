@@ -1,4 +1,4 @@
-"""Between the package and the disk: each operation of `resrepro.disk` is counted, fails, or is the last."""
+"""Between the package and the disk: each operation of `records.disk` is counted, fails, or is the last."""
 
 import errno
 import functools
@@ -13,7 +13,8 @@ from unittest import mock
 
 from power import OPERATIONS
 
-from resrepro import disk, trainer
+from resrepro.records import disk
+from resrepro.training import trainer
 
 MOMENTS = ("before", "amid", "after")  # amid: of a write, half of its bytes
 TROUBLES = {
@@ -43,7 +44,7 @@ def forked(work: Callable[[], object]) -> int:
 
 
 class Tap:
-    """Sees every operation of `resrepro.disk`, numbered from 1, and lets it pass."""
+    """Sees every operation of `records.disk`, numbered from 1, and lets it pass."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

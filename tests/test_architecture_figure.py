@@ -3,10 +3,10 @@
 import matplotlib
 import pytest
 
-from resrepro.architecture_figure import boxes_of, make_figure, plan, starting_rows, title
-from resrepro.architectures import architectures, vgg19
 from resrepro.errors import UsageError
-from resrepro.panels import render
+from resrepro.figures.architecture import boxes_of, make_figure, plan, starting_rows, title
+from resrepro.figures.panels import render
+from resrepro.spec.architectures import architectures, vgg19
 
 NETS = [vgg19(), architectures()["imagenet-plain34"], architectures()["imagenet-resnet34"]]
 STARTS, ROWS = starting_rows(NETS)

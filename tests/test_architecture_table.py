@@ -5,10 +5,10 @@ import re
 import pytest
 from rich.console import Console
 
-from resrepro.architecture_table import build, printed_flops, table1_nets
-from resrepro.architectures import architectures, vgg19
+from resrepro.comparison.architecture_table import build, printed_flops, table1_nets
+from resrepro.comparison.tables import to_latex, to_markdown, to_rich
 from resrepro.paper import published
-from resrepro.tables import to_latex, to_markdown, to_rich
+from resrepro.spec.architectures import architectures, vgg19
 
 PRINTED = {key[1:]: number.value for key, number in published().items() if key[0] == "table1"}
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from conftest import ROOT
 
-from resrepro import catalogue
-from resrepro.architectures import architectures, count_multiply_adds, to_json, vgg19
+from resrepro.spec import catalogue
+from resrepro.spec.architectures import architectures, count_multiply_adds, to_json, vgg19
 
-SUMMARY = ROOT / "resrepro" / "catalogue" / "nets.json"
+SUMMARY = ROOT / "resrepro" / "spec" / "catalogue" / "nets.json"
 
 
 def multiplications_one_by_one(kernel, inputs, channels, size):

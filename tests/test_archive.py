@@ -27,9 +27,9 @@ from crafted import (
     zipped,
 )
 
-from resrepro import archive, pickles
-from resrepro.archive import check_archive
 from resrepro.errors import RecordError
+from resrepro.training import archive, pickles
+from resrepro.training.archive import check_archive
 
 TRAILER = b"\nsha256 " + b"a" * 64 + b"\n"
 

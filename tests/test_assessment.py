@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resrepro.assessment import Foreign, evaluate
-from resrepro.checkpoint import save_checkpoint
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation.assessment import Foreign, evaluate
 from resrepro.nets import build_net
 from resrepro.records import read_run
-from resrepro.training import train
+from resrepro.training.checkpoint import save_checkpoint
+from resrepro.training.session import train
 
 
 @pytest.fixture(scope="module")

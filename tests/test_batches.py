@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from resrepro import catalogue
 from resrepro.data import Images
 from resrepro.data.batches import Preparation, TrainingBatches
-from resrepro.specs import Recipe
+from resrepro.spec import catalogue
+from resrepro.spec.specs import Recipe
 
 CPU = torch.device("cpu")
 SIZE = 12  # of the made-up images

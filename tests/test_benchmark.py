@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from resrepro import catalogue
-from resrepro.architectures import architectures
-from resrepro.benchmark import children, contest
-from resrepro.benchmark.chart import draw, make_figure
-from resrepro.benchmark.children import Child
-from resrepro.benchmark.contestants import MODES, Contestant, Plan, check_plan, parse_modes
-from resrepro.benchmark.projection import project, run_seconds, tell_time
-from resrepro.benchmark.report import show, speed_records, time_records, to_csv, write_csv
-from resrepro.benchmark.results import Entry, Outcome, Range, Turn
-from resrepro.benchmark.work import first_convolution, multiply_adds, step_operations
+from resrepro.bench import children, contest
+from resrepro.bench.chart import draw, make_figure
+from resrepro.bench.children import Child
+from resrepro.bench.contestants import MODES, Contestant, Plan, check_plan, parse_modes
+from resrepro.bench.projection import project, run_seconds, tell_time
+from resrepro.bench.report import show, speed_records, time_records, to_csv, write_csv
+from resrepro.bench.results import Entry, Outcome, Range, Turn
+from resrepro.bench.work import first_convolution, multiply_adds, step_operations
 from resrepro.errors import RecordError, ResreproError, UsageError
+from resrepro.spec import catalogue
+from resrepro.spec.architectures import architectures
 
 MACHINE = {
     "date": "2015-12-10", "cpu": "a made-up CPU", "gpu": None, "device": "cpu", "cores": 2, "threads": 2,

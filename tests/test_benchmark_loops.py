@@ -8,13 +8,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from resrepro.benchmark.child import serve
-from resrepro.benchmark.contestants import Contestant
-from resrepro.benchmark.ours import OurLoop, made_up_images, spec_of
-from resrepro.benchmark.peak import Peak
-from resrepro.benchmark.timing import peak_memory_mib, timed
-from resrepro.benchmark.usual import UsualImages, UsualLoop, UsualNet
-from resrepro.benchmark.work import step_operations
+from resrepro.bench.child import serve
+from resrepro.bench.contestants import Contestant
+from resrepro.bench.ours import OurLoop, made_up_images, spec_of
+from resrepro.bench.peak import Peak
+from resrepro.bench.timing import peak_memory_mib, timed
+from resrepro.bench.usual import UsualImages, UsualLoop, UsualNet
+from resrepro.bench.work import step_operations
 from resrepro.nets import build_net
 
 CPU = torch.device("cpu")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from resrepro.cadence import Cadence, Every, parse_every
 from resrepro.errors import UsageError
+from resrepro.training.cadence import Cadence, Every, parse_every
 
 
 class Clock:

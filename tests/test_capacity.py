@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from resrepro import capacity, catalogue
-from resrepro.capacity import Machine, bytes_of, choose_jobs, jobs_for, this_machine, threads_each
 from resrepro.errors import UsageError
+from resrepro.launch import capacity
+from resrepro.launch.capacity import Machine, bytes_of, choose_jobs, jobs_for, this_machine, threads_each
+from resrepro.spec import catalogue
 
 GB = 2**30
 LAPTOP = Machine(cores=4, memory=16 * GB, device="cpu")

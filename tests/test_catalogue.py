@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 
-from resrepro import catalogue
 from resrepro.errors import UsageError
-from resrepro.specs import RECIPES, Spec, parse, settings_of
+from resrepro.spec import catalogue
+from resrepro.spec.specs import RECIPES, Spec, parse, settings_of
 
 # Parameters of the nets, counted from their shapes in the protocol sheet (Section 3).
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962, 1202: 19_421_274}

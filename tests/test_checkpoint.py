@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from resrepro import checkpoint, disk
-from resrepro.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from resrepro.errors import RecordError
+from resrepro.records import disk
+from resrepro.training import checkpoint
+from resrepro.training.checkpoint import load_checkpoint, load_newest, save_checkpoint
 
 
 class Trap:

@@ -8,8 +8,9 @@ import sys
 import pytest
 from commands import call
 
-from resrepro import catalogue, description
-from resrepro.exhibits import figures, tables
+from resrepro.figures.exhibits import figures, tables
+from resrepro.nets import description
+from resrepro.spec import catalogue
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -31,7 +32,7 @@ def test_describe_write_builds_the_nets_shows_them_and_says_where_they_are_writt
     monkeypatch.setattr(description, "summary_path", lambda: tmp_path / "nets.json")
     code, told, _ = call("describe", "--write")
     assert code == 0
-    assert told.splitlines()[-1] == "Written: resrepro/catalogue/nets.json"
+    assert told.splitlines()[-1] == "Written: resrepro/spec/catalogue/nets.json"
     assert "ResNet-18" in told
     assert "ResNet-34" not in told
     [net] = json.loads((tmp_path / "nets.json").read_text())["nets"].values()
@@ -44,7 +45,7 @@ def test_describe_write_into_a_package_that_is_closed_is_one_sentence(tmp_path, 
     monkeypatch.setattr(description, "describe_all", dict)
     code, told, error = call("describe", "--write")
     assert (code, told) == (1, "")
-    assert error.startswith("error: cannot write resrepro/catalogue/nets.json")
+    assert error.startswith("error: cannot write resrepro/spec/catalogue/nets.json")
     assert error.count(".") == 2  # that of the name and the full stop
 
 
@@ -91,7 +92,7 @@ def test_naming_the_exhibits_costs_the_other_helps_nothing():
         "from resrepro.cli import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
-        "assert not {'resrepro.exhibits', 'resrepro.plotting', 'resrepro.paper'} & set(sys.modules)\n"
+        "assert not {'resrepro.figures', 'resrepro.paper'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

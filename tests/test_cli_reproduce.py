@@ -14,17 +14,17 @@ from commands import call
 from conftest import write_eval, write_run
 from runs import differences
 
-from resrepro import cluster, costs, jobs, reproducing
-from resrepro.benchmark.child import serve
+from resrepro.bench.child import serve
 from resrepro.cli.reproduce import seeds_of
-from resrepro.device import choose_device
 from resrepro.errors import RecordError
-from resrepro.estimates import Estimate
-from resrepro.job import Failed, Finished, Stopped
-from resrepro.modes import fast_settings
-from resrepro.queueing import Ticket
-from resrepro.reproducing import folder_of
-from resrepro.training import train
+from resrepro.launch import cluster, costs, jobs, reproducing
+from resrepro.launch.estimates import Estimate
+from resrepro.launch.job import Failed, Finished, Stopped
+from resrepro.launch.queueing import Ticket
+from resrepro.launch.reproducing import folder_of
+from resrepro.training.device import choose_device
+from resrepro.training.modes import fast_settings
+from resrepro.training.session import train
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
 DIGITS = ("--dataset", "digits", "--device", "cpu", "--threads", 1)

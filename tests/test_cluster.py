@@ -17,19 +17,20 @@ from runs import differences, env_of
 from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission
 
-from resrepro import cluster, disk, measuring_responses
-from resrepro.assessment import evaluate
-from resrepro.cluster import Log, submit
 from resrepro.errors import ResreproError, UsageError
-from resrepro.goals import choose_exhibits
-from resrepro.holders import this_process
-from resrepro.job import Failed, Job, Order, Stopped
-from resrepro.measured import is_measured
-from resrepro.progress import look
-from resrepro.queueing import Ticket, read_tickets, write_submission
-from resrepro.records import read_run
-from resrepro.responses import read_responses
-from resrepro.training import train
+from resrepro.evaluation import measuring_responses
+from resrepro.evaluation.assessment import evaluate
+from resrepro.launch import cluster
+from resrepro.launch.cluster import Log, submit
+from resrepro.launch.goals import choose_exhibits
+from resrepro.launch.job import Failed, Job, Order, Stopped
+from resrepro.launch.progress import look
+from resrepro.launch.queueing import Ticket, read_tickets, write_submission
+from resrepro.records import disk, read_run
+from resrepro.records.holders import this_process
+from resrepro.records.measured import is_measured
+from resrepro.records.responses import read_responses
+from resrepro.training.session import train
 
 NET = "digits-resnet8"
 ASKED: dict[str, Any] = {"iterations": 6, "eval_every": 2, "lr": 0.01, "device": "cpu", "threads": 1}
@@ -171,7 +172,7 @@ def test_a_job_measures_what_is_not_measured_yet(
     told = capsys.readouterr().out
     assert told.count("is evaluated as") == 1  # not by the second job and the third
     with monkeypatch.context() as patch:
-        patch.setattr("resrepro.measuring.measure", None)  # nothing is left to measure
+        patch.setattr("resrepro.evaluation.measuring.measure", None)  # nothing is left to measure
         on_node(tmp_path)
     (ticket, _), _ = read_tickets(tmp_path)
     assert (ticket.recorded, ticket.ended) == (run.parent.name, "")

@@ -7,12 +7,12 @@ import statistics
 import pytest
 from conftest import rewrite, write_eval
 
-from resrepro.cells import cells_of, data_told, eval_command, spell_mean
-from resrepro.comparison import build
+from resrepro.comparison.cells import cells_of, data_told, eval_command, spell_mean
+from resrepro.comparison.paper_rows import build
+from resrepro.comparison.tables import DASH, to_csv, to_markdown
 from resrepro.errors import UsageError
-from resrepro.exhibits import compare
+from resrepro.figures.exhibits import compare
 from resrepro.records import collect
-from resrepro.tables import DASH, to_csv, to_markdown
 
 ENDS_110 = {0: 6.4, 1: 6.7, 2: 6.5, 3: 6.9, 4: 6.6}
 

@@ -6,9 +6,9 @@ from seeds import seeded
 from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.convolution import Convolution
-from resrepro.kernels import NoCompiler, load_kernels
-from resrepro.kernels.convolving import Convolver
+from resrepro.nets.convolution import Convolution
+from resrepro.nets.cpu import NoCompiler, load_kernels
+from resrepro.nets.cpu.convolving import Convolver
 
 try:
     KERNELS = load_kernels()

@@ -2,10 +2,11 @@
 
 import pytest
 
-from resrepro import catalogue, costs
-from resrepro.costs import disk_mib, measure_missing, seconds_of, seen_in, wall_seconds
-from resrepro.estimates import Estimate
+from resrepro.launch import costs
+from resrepro.launch.costs import disk_mib, measure_missing, seconds_of, seen_in, wall_seconds
+from resrepro.launch.estimates import Estimate
 from resrepro.records import collect
+from resrepro.spec import catalogue
 
 
 def spec(name, **settings):

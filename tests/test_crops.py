@@ -13,7 +13,6 @@ from conftest import blotches
 from PIL import Image
 from torchvision import transforms
 
-from resrepro import catalogue
 from resrepro.data.batches import Normalisation
 from resrepro.data.crops import (
     PUBLISHED_COMPONENTS,
@@ -30,7 +29,8 @@ from resrepro.data.images import read_image
 from resrepro.data.loading import Loading
 from resrepro.data.statistics import Statistics, principal_axes
 from resrepro.errors import DataError
-from resrepro.specs import ImageNetRecipe
+from resrepro.spec import catalogue
+from resrepro.spec.specs import ImageNetRecipe
 
 CPU = torch.device("cpu")
 SIZE = 32

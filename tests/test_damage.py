@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runs import OF_TIMES, TIMES, result_of, rows_of
 
-from resrepro.checkpoint import load_newest
-from resrepro.comparison import build
-from resrepro.record_files import CHECKPOINT, PREVIOUS
+from resrepro.comparison.paper_rows import build
+from resrepro.comparison.tables import to_csv
 from resrepro.records import Collection, collect
-from resrepro.tables import to_csv
-from resrepro.training import train
+from resrepro.records.record_files import CHECKPOINT, PREVIOUS
+from resrepro.training.checkpoint import load_newest
+from resrepro.training.session import train
 
 TRIED = settings(
     deadline=None, derandomize=True, database=None, max_examples=300,
@@ -150,7 +150,7 @@ def short(runs: Path, iterations: int = 6) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    from resrepro import trainer
+    from resrepro.training import trainer
 
     top = tmp_path_factory.mktemp("stopped")
     whole = short(top / "whole")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resrepro.demonstration import DEMO_EXPERIMENTS, verdict
+from resrepro.cli.demonstration import DEMO_EXPERIMENTS, verdict
 from resrepro.records import collect
 
 

@@ -6,11 +6,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from resrepro import catalogue, description
-from resrepro.architectures import architectures, to_json
-from resrepro.description import describe, describe_all, summary_path, trace, write_summary
 from resrepro.errors import RecordError
-from resrepro.nets import build_net
+from resrepro.nets import build_net, description
+from resrepro.nets.description import describe, describe_all, summary_path, trace, write_summary
+from resrepro.spec import catalogue
+from resrepro.spec.architectures import architectures, to_json
 
 
 def test_the_packaged_summary_is_that_of_the_nets_as_built():
@@ -96,13 +96,13 @@ def test_a_described_net_does_not_disturb_the_random_numbers():
 
 def test_the_summary_is_written_where_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(description, "summary_path", lambda: tmp_path / "nets.json")
-    assert write_summary(architectures()).as_posix() == "resrepro/catalogue/nets.json"
+    assert write_summary(architectures()).as_posix() == "resrepro/spec/catalogue/nets.json"
     assert (tmp_path / "nets.json").read_bytes() == summary_path().read_bytes()
 
 
 def test_a_package_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(description, "summary_path", lambda: tmp_path / "file" / "nets.json")
-    with pytest.raises(RecordError, match=r"cannot write resrepro/catalogue/nets.json of .*: run") as caught:
+    with pytest.raises(RecordError, match=r"cannot write \S*/nets.json of .*: run") as caught:
         write_summary(architectures())
     assert str(tmp_path) not in str(caught.value)

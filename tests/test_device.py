@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from resrepro.device import arithmetic, choose_device, memory_format, threads_used, use_precision
 from resrepro.errors import UsageError
+from resrepro.training.device import arithmetic, choose_device, memory_format, threads_used, use_precision
 
 CPU = torch.device("cpu")
 

@@ -13,14 +13,18 @@ from ranks import in_ranks, write_photos
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from resrepro import catalogue
-from resrepro.catalogue import protocol_for
 from resrepro.data import Images, load_dataset
 from resrepro.data.batches import Normalisation
 from resrepro.data.folder import scan_both
 from resrepro.data.loading import Loading
 from resrepro.data.views import PhotoViews, Views
-from resrepro.distributed import (
+from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
+from resrepro.nets import Net, net_of
+from resrepro.nets.normalisation import norms_of, running_statistics
+from resrepro.spec import catalogue
+from resrepro.spec.catalogue import protocol_for
+from resrepro.spec.specs import Spec
+from resrepro.training.distributed import (
     Agreed,
     Ballot,
     average_statistics,
@@ -33,14 +37,10 @@ from resrepro.distributed import (
     told_as_lost,
     total,
 )
-from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
-from resrepro.evaluation import Member, measure
-from resrepro.feeds import memory_views, on_device
-from resrepro.interrupts import Interrupts
-from resrepro.metrics import Errors, ErrorSums
-from resrepro.nets import Net, net_of
-from resrepro.normalisation import norms_of, running_statistics
-from resrepro.specs import Spec
+from resrepro.training.evaluation import Member, measure
+from resrepro.training.feeds import memory_views, on_device
+from resrepro.training.interrupts import Interrupts
+from resrepro.training.metrics import Errors, ErrorSums
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,14 @@ import torch
 from seeds import disturb, seeded
 from torch.nn import functional as F
 
-from resrepro import catalogue, engines
-from resrepro.convolution import Convolution
-from resrepro.engines import EAGER, INDUCTOR, KERNELS, Plan, choose_engine, equip, fitting_engine
 from resrepro.errors import UsageError
-from resrepro.kernels import NoCompiler, load_kernels
 from resrepro.nets import Net, build_net
-from resrepro.seen import remember
+from resrepro.nets.convolution import Convolution
+from resrepro.nets.cpu import NoCompiler, load_kernels
+from resrepro.spec import catalogue
+from resrepro.training import engines
+from resrepro.training.engines import EAGER, INDUCTOR, KERNELS, Plan, choose_engine, equip, fitting_engine
+from resrepro.training.seen import remember
 
 CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 

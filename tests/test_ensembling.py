@@ -6,10 +6,10 @@ import io
 import pytest
 from conftest import write_ensemble
 
-from resrepro.comparison import build
-from resrepro.exhibits import compare
+from resrepro.comparison.paper_rows import build
+from resrepro.comparison.tables import DASH, to_csv
+from resrepro.figures.exhibits import compare
 from resrepro.records import collect
-from resrepro.tables import DASH, to_csv
 
 
 def table_in(folder):

@@ -8,11 +8,11 @@ from commands import call
 from conftest import use_one_thread
 from rich.console import Console
 
-from resrepro.benchmark.calibration import calibrate
+from resrepro.bench.calibration import calibrate
 from resrepro.cli.forecast import Outlook, table_of
 from resrepro.errors import UsageError
-from resrepro.estimates import Estimate, estimate_from, notes_on
-from resrepro.training import train
+from resrepro.launch.estimates import Estimate, estimate_from, notes_on
+from resrepro.training.session import train
 
 CPU = torch.device("cpu")
 TOLD = {
@@ -25,7 +25,7 @@ TOLD = {
 @pytest.fixture(autouse=True)
 def no_bound(monkeypatch):
     """The bound on memory would stay with this process, which is not a child."""
-    monkeypatch.setattr("resrepro.benchmark.calibration.stay_within_memory", lambda: None)
+    monkeypatch.setattr("resrepro.bench.calibration.stay_within_memory", lambda: None)
     use_one_thread()
 
 
@@ -83,7 +83,7 @@ def test_what_could_not_be_trained_is_not_measured_either():
 
 @pytest.mark.usefixtures("empty_folder")
 def test_a_dry_run_tells_of_every_run_and_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("resrepro.estimates.SECONDS", 0.1)
+    monkeypatch.setattr("resrepro.launch.estimates.SECONDS", 0.1)
     code, stdout, stderr = call(
         "train", "--dataset", "digits", "--depth", 8, "--seeds", "0-2", "--dry-run", "--threads", 1,
         "--device", "cpu", "--jobs", 1,
@@ -117,7 +117,7 @@ def _last_line(capsys, *told):
 
 @pytest.mark.usefixtures("empty_folder")
 def test_a_dry_run_counts_what_was_made_already(monkeypatch):
-    monkeypatch.setattr("resrepro.estimates.SECONDS", 0.1)
+    monkeypatch.setattr("resrepro.launch.estimates.SECONDS", 0.1)
     asked = ("train", "--dataset", "digits", "--depth", 8, "--iterations", 4, "--threads", 1)
     assert call(*asked)[0] == 0
     code, told, _ = call(*asked, "--seeds", "0-2", "--jobs", 2, "--dry-run")

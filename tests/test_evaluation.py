@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resrepro import catalogue
 from resrepro.data import Images
 from resrepro.data.batches import Preparation
-from resrepro.evaluation import EVAL_BATCH, Member, measure
-from resrepro.feeds import memory_views, on_device
-from resrepro.metrics import Errors
 from resrepro.nets import build_net
+from resrepro.spec import catalogue
+from resrepro.training.evaluation import EVAL_BATCH, Member, measure
+from resrepro.training.feeds import memory_views, on_device
+from resrepro.training.metrics import Errors
 
 RECIPE = catalogue.find("digits-resnet8").spec().recipe
 CPU = torch.device("cpu")

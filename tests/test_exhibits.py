@@ -3,8 +3,9 @@
 import pytest
 
 import resrepro
-from resrepro import comparison, exhibits, plotting
+from resrepro.comparison import paper_rows as comparison
 from resrepro.errors import UsageError
+from resrepro.figures import exhibits, plotting
 from resrepro.paper import layouts
 from resrepro.records import collect
 

@@ -46,8 +46,8 @@ def test_only_finished_runs_of_the_mode_and_length_count(tmp_path: Path) -> None
 
 
 def test_the_planted_error_is_one_line_of_the_kernels(tmp_path: Path) -> None:
-    planted = with_error_planted(tmp_path) / "resrepro" / "kernels" / "norm.h"
-    before = (ROOT / "resrepro" / "kernels" / "norm.h").read_text().splitlines()
+    planted = with_error_planted(tmp_path) / "resrepro" / "nets" / "cpu" / "norm.h"
+    before = (ROOT / "resrepro" / "nets" / "cpu" / "norm.h").read_text().splitlines()
     changed = [
         pair for pair in zip(before, planted.read_text().splitlines(), strict=True) if len(set(pair)) > 1
     ]

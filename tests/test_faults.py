@@ -15,9 +15,9 @@ from power import CHANGE_NOTHING, OPERATIONS, Folder, PowerCut
 from runs import checkpoint_of, differences
 from taps import TROUBLES
 
-from resrepro import disk, feeds
 from resrepro.errors import RecordError, ResreproError
-from resrepro.records import collect
+from resrepro.records import collect, disk
+from resrepro.training import feeds
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded, and looks at /proc")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from seeds import disturb, seeded
 
-from resrepro.folding import folded, pairs_of
 from resrepro.nets import Net, build_net
-from resrepro.normalisation import norms_of
+from resrepro.nets.folding import folded, pairs_of
+from resrepro.nets.normalisation import norms_of
 
 NETS: dict[str, Callable[[], Net]] = {
     "plain": lambda: build_net("cifar10", 8, plain=True),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from resrepro.errors import RecordError
-from resrepro.foreign import (
+from resrepro.evaluation.foreign import (
     check_depth_of,
     check_finite,
     check_fit,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from resrepro import catalogue
 from resrepro.errors import UsageError
-from resrepro.exhibits import figures, tables
-from resrepro.goals import choose_exhibits, names
+from resrepro.figures.exhibits import figures, tables
+from resrepro.launch.goals import choose_exhibits, names
+from resrepro.spec import catalogue
 
 
 def chosen(name, dataset=None):

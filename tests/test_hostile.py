@@ -43,15 +43,15 @@ from crafted import (
 )
 from PIL import Image
 
-from resrepro import catalogue
-from resrepro.archive import check_archive
-from resrepro.checkpoint import load_checkpoint
 from resrepro.data import load_dataset, statistics
 from resrepro.data.folder import scan_both
 from resrepro.data.images import BadImage, read_image
 from resrepro.errors import DataError, RecordError
+from resrepro.evaluation.subjects import Foreign, read_subject
 from resrepro.nets import net_of
-from resrepro.subjects import Foreign, read_subject
+from resrepro.spec import catalogue
+from resrepro.training.archive import check_archive
+from resrepro.training.checkpoint import load_checkpoint
 
 HUGE = 10**12
 ROOM = 512 * 2**20  # bytes that refusing a file may take beyond what the tests have already

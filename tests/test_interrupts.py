@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from resrepro import interrupts as interrupts_module
-from resrepro.interrupts import ECHO, SIGNALS, Interrupts, StoppedEarly
+from resrepro.training import interrupts as interrupts_module
+from resrepro.training.interrupts import ECHO, SIGNALS, Interrupts, StoppedEarly
 
 
 def test_the_first_signal_is_only_noted_where_there_is_patience() -> None:

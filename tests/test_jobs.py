@@ -19,14 +19,13 @@ from commands import call
 from rich.console import Console
 from runs import checkpoint_of, differences, json_of, result_of
 
-from resrepro import catalogue, feeds, jobs
-from resrepro.capacity import this_machine, threads_each
 from resrepro.cli.many import JobsView, _as_error, train_many
 from resrepro.data import load_dataset
 from resrepro.data.loading import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, ResreproError, UsageError
-from resrepro.interrupts import Interrupts
-from resrepro.job import (
+from resrepro.launch import jobs
+from resrepro.launch.capacity import this_machine, threads_each
+from resrepro.launch.job import (
     Began,
     Failed,
     Finished,
@@ -39,11 +38,14 @@ from resrepro.job import (
     Stopped,
     outcome_of,
 )
-from resrepro.jobs import Crew
-from resrepro.locking import locked
-from resrepro.metrics import Errors
-from resrepro.training import train
-from resrepro.watching import Sample, Watcher
+from resrepro.launch.jobs import Crew
+from resrepro.records.locking import locked
+from resrepro.spec import catalogue
+from resrepro.training import feeds
+from resrepro.training.interrupts import Interrupts
+from resrepro.training.metrics import Errors
+from resrepro.training.session import train
+from resrepro.training.watching import Sample, Watcher
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
 DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "eval_every": 2, "lr": 0.01}
@@ -259,7 +261,8 @@ def test_images_of_another_set_or_split_are_refused(fake_cifar: Any) -> None:
 
 FORKING = """
 import sys
-from resrepro import catalogue, jobs
+from resrepro.spec import catalogue
+from resrepro.launch import jobs
 from resrepro.data import digits
 spec = catalogue.derive(catalogue.find("digits-resnet8"), iterations=1)
 shared = jobs.load_shared([spec], None)
@@ -433,7 +436,7 @@ def errors(top1: float) -> Errors:
 
 
 def test_a_reporter_tells_of_steps_only_to_those_who_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resrepro.watching.LOOK_EVERY", 0.0)
+    monkeypatch.setattr("resrepro.training.watching.LOOK_EVERY", 0.0)
     for looks in (True, False):
         told: list[object] = []
         reporter = Reporter(told.append, os.getppid(), looks)

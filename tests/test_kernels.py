@@ -10,9 +10,9 @@ from seeds import disturb, seeded
 from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.kernels import NoCompiler, building, load_kernels
-from resrepro.kernels.normalising import Normaliser
-from resrepro.normalisation import GroupedBatchNorm2d
+from resrepro.nets.cpu import NoCompiler, building, load_kernels
+from resrepro.nets.cpu.normalising import Normaliser
+from resrepro.nets.normalisation import GroupedBatchNorm2d
 
 try:
     KERNELS = load_kernels()

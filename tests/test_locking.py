@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from resrepro import holders, locking
 from resrepro.errors import RecordError
-from resrepro.holders import holder_from
-from resrepro.locking import locked
+from resrepro.records import holders, locking
+from resrepro.records.holders import holder_from
+from resrepro.records.locking import locked
 
 HOLD = """
 import os, sys
 from pathlib import Path
-from resrepro.locking import locked
+from resrepro.records.locking import locked
 with locked(Path(sys.argv[1])):
     {inside}
     print("held", flush=True)
@@ -32,7 +32,7 @@ with locked(Path(sys.argv[1])):
 RACE = """
 import os, sys
 from pathlib import Path
-from resrepro import locking
+from resrepro.records import locking
 from resrepro.errors import RecordError
 folder, stale, rounds, has_flock = Path(sys.argv[1]), sys.argv[2].encode(), int(sys.argv[3]), sys.argv[4]
 

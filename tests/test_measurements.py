@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import rewrite, write_ensemble, write_eval
 
-from resrepro.measurements import ensemble_from, evaluation_from
 from resrepro.records import Run, collect, load_runs, read_run
+from resrepro.records.measurements import ensemble_from, evaluation_from
 
 MakeRun = Callable[..., Path]
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from resrepro.data import load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import RecordError, UsageError
-from resrepro.measuring_responses import gradient_norms, layers_of, measure, response_std
+from resrepro.evaluation.measuring_responses import gradient_norms, layers_of, measure, response_std
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
-from resrepro.responses import count_layers, read_responses
-from resrepro.training import train
+from resrepro.records.responses import count_layers, read_responses
+from resrepro.training.session import train
 
 EPS = 1e-5
 
@@ -181,7 +181,7 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
             )
         step(trainer, images, labels)
 
-    from resrepro.trainer import Trainer
+    from resrepro.training.trainer import Trainer
 
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", note)
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_run_is_refused(run: Path, tmp_path: Path) -> No
 
 
 def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro import feeds
+    from resrepro.training import feeds
 
     def others(dataset: str, split: str, data: object) -> Any:
         found = load_dataset(dataset, split)
@@ -256,7 +256,7 @@ def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: 
 
 
 def test_several_processes_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro import measuring_responses
+    from resrepro.evaluation import measuring_responses
 
     monkeypatch.setattr(measuring_responses, "world_size", lambda: 2)
     with pytest.raises(UsageError, match="leave torchrun out"):

@@ -8,7 +8,7 @@ import pytest
 
 MEASURE = """
 import ctypes, resource, sys
-from resrepro import memory
+from resrepro.training import memory
 kept = memory.keep_memory() if sys.argv[1] == "keep" else None
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step():
@@ -37,7 +37,7 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
 
 
 def test_elsewhere_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro import memory
+    from resrepro.training import memory
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(memory.ctypes, "CDLL", None)  # would fail if it were called

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 
-from resrepro.metrics import ErrorSums
+from resrepro.training.metrics import ErrorSums
 
 CPU = torch.device("cpu")
 

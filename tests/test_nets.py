@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
-from resrepro import catalogue
 from resrepro.errors import UsageError
 from resrepro.nets import Block, Net, ProjectionShortcut, build_net, net_of
-from resrepro.normalisation import GroupedBatchNorm2d, norms_of
+from resrepro.nets.normalisation import GroupedBatchNorm2d, norms_of
+from resrepro.spec import catalogue
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 KINDS = [(None, "trailing"), ("A", "trailing"), ("A", "symmetric"), ("B", "trailing"), ("C", "trailing")]

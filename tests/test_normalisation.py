@@ -9,7 +9,7 @@ from seeds import disturb, seeded
 from torch import Tensor, distributed, nn
 
 from resrepro.nets import build_net
-from resrepro.normalisation import GroupedBatchNorm2d, norms_of, plain_averages, running_statistics
+from resrepro.nets.normalisation import GroupedBatchNorm2d, norms_of, plain_averages, running_statistics
 
 MOMENTUM = 0.3
 WORLD = 2

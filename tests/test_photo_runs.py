@@ -8,16 +8,16 @@ import pytest
 import torch
 from conftest import PHOTO_CLASSES, use_one_thread
 
-from resrepro import comparison
-from resrepro.assessment import Foreign, evaluate
+from resrepro.comparison import paper_rows as comparison
 from resrepro.data.folder import imagenet_classes
 from resrepro.data.loading import Loading
 from resrepro.errors import DataError, RecordError, UsageError
-from resrepro.measuring_responses import measure
+from resrepro.evaluation.assessment import Foreign, evaluate
+from resrepro.evaluation.measuring_responses import measure
 from resrepro.nets import build_net
-from resrepro.publishing import publish, publish_ensemble
 from resrepro.records import collect, read_run
-from resrepro.training import train
+from resrepro.records.publishing import publish, publish_ensemble
+from resrepro.training.session import train
 
 SETTINGS = {"iterations": 3, "batch_size": 8, "image_size": 32, "lr": 0.01}
 INLINE = Loading(workers=0)

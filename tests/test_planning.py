@@ -7,8 +7,8 @@ import pytest
 from conftest import rewrite, write_ensemble, write_eval, write_run
 
 from resrepro.errors import UsageError
-from resrepro.goals import choose_exhibits
-from resrepro.planning import make_plan, set_apart
+from resrepro.launch.goals import choose_exhibits
+from resrepro.launch.planning import make_plan, set_apart
 from resrepro.records import read_run
 
 

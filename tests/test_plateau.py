@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from resrepro import catalogue
-from resrepro.plateau import Plateau
-from resrepro.schedule import learning_rate
-from resrepro.specs import ImageNetRecipe
+from resrepro.spec import catalogue
+from resrepro.spec.specs import ImageNetRecipe
+from resrepro.training.plateau import Plateau
+from resrepro.training.schedule import learning_rate
 
 
 def recipe(patience: int = 3, gain: float = 0.5, drops: int = 2) -> ImageNetRecipe:

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from conftest import write_run
 
-from resrepro import catalogue
 from resrepro.errors import RecordError, UsageError
-from resrepro.exhibits import draw_figure, plot
-from resrepro.lettering import contrast, readable, spread, text_width, wrap
-from resrepro.plotting import exhibits, make_figure, select
-from resrepro.record_files import METRICS_COLUMNS
+from resrepro.figures.exhibits import draw_figure, plot
+from resrepro.figures.lettering import contrast, readable, spread, text_width, wrap
+from resrepro.figures.plotting import exhibits, make_figure, select
 from resrepro.records import Run, collect
+from resrepro.records.record_files import METRICS_COLUMNS
+from resrepro.spec import catalogue
 
 Samples = Sequence[tuple[int, Mapping[str, float]]]
 
@@ -516,7 +516,7 @@ def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path) -> None
 
 def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
     code = (
-        "import sys, resrepro.exhibits as e; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
+        "import sys, resrepro.figures.exhibits as e; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
         f"e.plot('figure1', {str(tmp_path)!r}, {str(tmp_path)!r}, paper=True); "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )

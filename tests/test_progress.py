@@ -10,12 +10,12 @@ import pytest
 from conftest import write_run
 from queues import Queue
 
-from resrepro.durable import json_bytes
-from resrepro.holders import this_process
-from resrepro.progress import Progress, look
-from resrepro.queueing import Ticket, write_note, write_submission
-from resrepro.record_files import read_json
-from resrepro.recording import RunWriter
+from resrepro.launch.progress import Progress, look
+from resrepro.launch.queueing import Ticket, write_note, write_submission
+from resrepro.records.durable import json_bytes
+from resrepro.records.holders import this_process
+from resrepro.records.record_files import read_json
+from resrepro.records.recording import RunWriter
 
 NET = "digits-plain8"
 CURVE = [(50, 40.0, 45.5), (100, 20.0, 30.25)]

@@ -6,8 +6,8 @@ import pytest
 from conftest import write_run
 from queues import Queue
 
-from resrepro import queueing
-from resrepro.queueing import (
+from resrepro.launch import queueing
+from resrepro.launch.queueing import (
     Queued,
     QueueError,
     Ticket,

@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from conftest import rewrite
 
-from resrepro import catalogue, disk, recording
-from resrepro.durable import write_json
-from resrepro.environment import without_paths
 from resrepro.errors import RecordError, UsageError
-from resrepro.record_files import METRICS_COLUMNS, describe_curve, read_json, read_metrics
-from resrepro.recording import HEADER, RunWriter, open_run
-from resrepro.records import collect, load_runs, read_run
-from resrepro.specs import digest_of
+from resrepro.records import collect, disk, load_runs, read_run, recording
+from resrepro.records.durable import write_json
+from resrepro.records.environment import without_paths
+from resrepro.records.record_files import METRICS_COLUMNS, describe_curve, read_json, read_metrics
+from resrepro.records.recording import HEADER, RunWriter, open_run
+from resrepro.spec import catalogue
+from resrepro.spec.specs import digest_of
 
 MakeRun = Callable[..., Path]
 

@@ -14,16 +14,17 @@ from conftest import ROOT, falling_curve, rewrite, write_run
 from reports import HOSTILE, KINDS, LINE_END, Page, Ruling, Verdict, records, verdicts
 from typer.testing import CliRunner
 
-from resrepro import catalogue, exhibits
 from resrepro.cli import app
+from resrepro.comparison.tables import Row, Table
 from resrepro.errors import UsageError
+from resrepro.figures import exhibits
 from resrepro.paper import curves
 from resrepro.records import Collection, collect
-from resrepro.reporting import build_report
-from resrepro.reporting.background import protocols, surroundings
-from resrepro.reporting.charts import chart_of
-from resrepro.reporting.exhibit_sections import all_exhibits, lacking, shown_exhibits
-from resrepro.tables import Row, Table
+from resrepro.report import build_report
+from resrepro.report.background import protocols, surroundings
+from resrepro.report.charts import chart_of
+from resrepro.report.exhibit_sections import all_exhibits, lacking, shown_exhibits
+from resrepro.spec import catalogue
 
 LIMIT = 2_000_000  # bytes
 EMPTY = Collection((), ())
@@ -249,8 +250,8 @@ def test_nothing_in_a_record_becomes_markup_or_ends_a_script(tmp_path: Path) -> 
 
 
 def test_the_data_of_the_curves_cannot_end_their_script(found: Collection) -> None:
-    from resrepro.reporting.exhibit_sections import sections
-    from resrepro.reporting.page import _data
+    from resrepro.report.exhibit_sections import sections
+    from resrepro.report.page import _data
 
     (section,) = sections(found, ["figure1"])
     assert section.chart is not None
@@ -315,7 +316,7 @@ def test_all_exhibits_are_listed_once_tables_first() -> None:
 def test_the_command_writes_a_file_and_overwrites_only_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resrepro.reporting.page.shown_exhibits", lambda: ("table6",))
+    monkeypatch.setattr("resrepro.report.page.shown_exhibits", lambda: ("table6",))
     write_run(tmp_path / "runs", "cifar10-resnet20", iterations=2000)
     call = ["report", "--runs", str(tmp_path / "runs"), "--out"]
     for _ in range(2):
@@ -330,10 +331,10 @@ def test_the_command_writes_a_file_and_overwrites_only_its_own(
 
 
 def test_the_library_comes_with_its_licence_and_version() -> None:
-    folder = ROOT / "resrepro" / "reporting" / "uplot"
+    folder = ROOT / "resrepro" / "report" / "uplot"
     assert "(v1.6.32)" in (folder / "uPlot.iife.min.js").read_text(encoding="utf-8")[:100]
     assert "Permission is hereby granted" in (folder / "LICENSE").read_text(encoding="utf-8")
-    assert "1.6.32" in (ROOT / "resrepro" / "reporting" / "page.html.j2").read_text(encoding="utf-8")
+    assert "1.6.32" in (ROOT / "resrepro" / "report" / "page.html.j2").read_text(encoding="utf-8")
 
 
 def test_the_committed_report_is_one_of_ours_and_small_enough() -> None:

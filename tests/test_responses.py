@@ -12,13 +12,13 @@ from conftest import write_layers, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resrepro.durable import sealed
 from resrepro.errors import RecordError
-from resrepro.publishing import publish
-from resrepro.record_files import describe_curve
+from resrepro.evaluation.verification import verify
 from resrepro.records import collect, read_run
-from resrepro.responses import MOST_BYTES, read_responses, write_responses
-from resrepro.verification import verify
+from resrepro.records.durable import sealed
+from resrepro.records.publishing import publish
+from resrepro.records.record_files import describe_curve
+from resrepro.records.responses import MOST_BYTES, read_responses, write_responses
 
 TRIED = settings(
     deadline=None, derandomize=True, database=None, max_examples=12,

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from conftest import write_layers, write_run
 
-from resrepro import exhibits, plotting
 from resrepro.errors import RecordError
+from resrepro.figures import exhibits, plotting
+from resrepro.figures.responses import make_figure, plan, select
+from resrepro.figures.responses_table import build
 from resrepro.paper import curves
 from resrepro.records import Run, collect
-from resrepro.responses_figure import make_figure, plan, select
-from resrepro.responses_table import build
 
 NETS = {"plain20": 19, "plain56": 55, "resnet20": 19, "resnet56": 55, "resnet110": 109}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from resrepro.errors import UsageError
-from resrepro.sbatch import sbatch_parameters
+from resrepro.launch.sbatch import sbatch_parameters
 
 
 @pytest.mark.parametrize(

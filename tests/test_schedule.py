@@ -2,8 +2,8 @@
 
 import pytest
 
-from resrepro import catalogue
-from resrepro.schedule import learning_rate, warmup_is_due
+from resrepro.spec import catalogue
+from resrepro.training.schedule import learning_rate, warmup_is_due
 
 PAPER = catalogue.find("cifar10-resnet56").spec().recipe
 WARM = catalogue.find("cifar10-resnet110").spec().recipe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from resrepro.seen import FILE, Seen, look_up, remember
+from resrepro.training.seen import FILE, Seen, look_up, remember
 
 
 @pytest.fixture(autouse=True)

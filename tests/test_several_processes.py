@@ -13,12 +13,12 @@ import torch
 from ranks import Failed, in_ranks, start_ranks, torchrun, write_photos
 from runs import TIMES, checkpoint_of, differences, json_of, rows_of
 
-from resrepro import feeds, trainer
 from resrepro.data.loading import Loading
 from resrepro.data.views import Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
-from resrepro.training import train
-from resrepro.watching import Watcher
+from resrepro.training import feeds, trainer
+from resrepro.training.session import train
+from resrepro.training.watching import Watcher
 
 DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "iterations": 12, "eval_every": 3, "lr": 0.01}
 PHOTOS: dict[str, Any] = {

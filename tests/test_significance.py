@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from resrepro.significance import (
+from resrepro.comparison.significance import (
     MOST_SEEDS,
     difference_of,
     mean_of,

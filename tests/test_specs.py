@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from resrepro import catalogue
 from resrepro.errors import UsageError
-from resrepro.specs import (
+from resrepro.spec import catalogue
+from resrepro.spec.specs import (
     DATASETS,
     MAX_NAME,
     CifarRecipe,

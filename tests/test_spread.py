@@ -2,11 +2,11 @@
 
 import pytest
 
-from resrepro import catalogue
 from resrepro.errors import UsageError
-from resrepro.specs import Recipe
-from resrepro.spread import Spread, bn_group_for, spread_batch
-from resrepro.training import plan
+from resrepro.spec import catalogue
+from resrepro.spec.specs import Recipe
+from resrepro.training.session import plan
+from resrepro.training.spread import Spread, bn_group_for, spread_batch
 
 CIFAR = catalogue.find("cifar10-resnet20").spec().recipe
 IMAGENET = catalogue.find("imagenet-resnet18").spec().recipe

@@ -2,12 +2,12 @@
 
 import pytest
 
+from resrepro.comparison.power_table import build_power
+from resrepro.comparison.statistics_table import build_statistics, chosen_on_validation
+from resrepro.comparison.tables import DASH
 from resrepro.errors import UsageError
-from resrepro.exhibits import tables_about
-from resrepro.power_table import build_power
+from resrepro.figures.exhibits import tables_about
 from resrepro.records import collect
-from resrepro.statistics_table import build_statistics, chosen_on_validation
-from resrepro.tables import DASH
 
 CURVES = {0: [(1000, 9.0, 12.0), (63_000, 2.0, 8.5), (64_000, 1.0, 9.0)], 1: [(64_000, 1.0, 10.0)]}
 

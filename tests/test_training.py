@@ -19,23 +19,24 @@ from runs import OF_TIMES, TIMES, checkpoint_of, differences, env_of, net_of, re
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
-from resrepro import feeds, freezing, modes, trainer, training
-from resrepro.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
 from resrepro.data.loading import Loading
 from resrepro.data.views import Views
-from resrepro.durable import write_json
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
-from resrepro.interrupts import SIGNALS
-from resrepro.metrics import Errors
+from resrepro.evaluation.subjects import Foreign, read_subject
 from resrepro.nets import build_net
-from resrepro.record_files import METRICS_COLUMNS, RECORD_FILES
 from resrepro.records import read_run
-from resrepro.specs import Recipe
-from resrepro.subjects import Foreign, read_subject
-from resrepro.training import train
-from resrepro.watching import Sample, Watcher
+from resrepro.records.durable import write_json
+from resrepro.records.record_files import METRICS_COLUMNS, RECORD_FILES
+from resrepro.spec.specs import Recipe
+from resrepro.training import feeds, freezing, modes, trainer
+from resrepro.training import session as training
+from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
+from resrepro.training.interrupts import SIGNALS
+from resrepro.training.metrics import Errors
+from resrepro.training.session import train
+from resrepro.training.watching import Sample, Watcher
 
 SECRET = "a-value-that-only-the-environment-holds"
 
@@ -247,7 +248,7 @@ def short(runs: Path, experiment: str = "digits-resnet8", seed: int = 0, **optio
 
 def by_hand(seed: int = 0) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]], list[float]]:
     """The same updates by a plain PyTorch loop: final weights, (loss, error) of each batch, test errors."""
-    from resrepro import catalogue
+    from resrepro.spec import catalogue
 
     recipe: Recipe = catalogue.derive(
         catalogue.find("digits-resnet8"), iterations=12, batch_size=32, lr=0.05

@@ -14,17 +14,17 @@ import torch
 from conftest import FakeCifar, rewrite, use_one_thread, write_ensemble, write_eval
 from runs import net_of, same_weights
 
-from resrepro.assessment import Foreign
-from resrepro.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.data.loading import Loading
 from resrepro.errors import DataError, Interrupted, RecordError
-from resrepro.locking import locked
-from resrepro.record_files import RECORD_FILES
+from resrepro.evaluation.assessment import Foreign
+from resrepro.evaluation.subjects import read_subject
+from resrepro.evaluation.verification import Report, verify
 from resrepro.records import read_run
-from resrepro.subjects import read_subject
-from resrepro.training import train
-from resrepro.verification import Report, verify
-from resrepro.watching import Watcher
+from resrepro.records.locking import locked
+from resrepro.records.record_files import RECORD_FILES
+from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
+from resrepro.training.session import train
+from resrepro.training.watching import Watcher
 
 END, STOP, CHECKPOINTS = 6, 4, 3
 
@@ -392,7 +392,7 @@ def test_a_run_that_is_being_trained_is_told_and_its_lock_not_taken(stopped: Pat
 def test_the_lock_of_a_process_that_has_ended_is_said_to_be_left_over(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resrepro.verification.record.is_alive", lambda _: False)
+    monkeypatch.setattr("resrepro.evaluation.verification.record.is_alive", lambda _: False)
     with locked(stopped):
         (note,) = look(stopped).notes
     assert note.endswith(" is left over: that process has ended.")
@@ -407,7 +407,7 @@ def test_the_lock_of_nobody_is_mentioned_too(stopped: Path, monkeypatch: pytest.
 def test_what_is_written_while_it_is_read_is_looked_at_again(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resrepro import verification
+    from resrepro.evaluation import verification
 
     whole, looks = (stopped / "result.json").read_bytes(), []
     cut(stopped / "result.json")
@@ -443,7 +443,7 @@ def test_a_broken_evaluation_and_one_of_another_run_are_told_and_the_run_still_c
 
 
 def test_digits_are_always_compared(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro.verification import images
+    from resrepro.evaluation.verification import images
 
     class Other:
         def __init__(self, *_: object) -> None:

@@ -10,7 +10,6 @@ import torch
 from conftest import blotches, write_photo
 from torchvision import transforms
 
-from resrepro.catalogue import protocol_for
 from resrepro.data import views
 from resrepro.data.folder import Photos, checksum, scan, scan_both
 from resrepro.data.images import planes, read_image
@@ -18,6 +17,7 @@ from resrepro.data.loading import Loading
 from resrepro.data.statistics import statistics_of
 from resrepro.data.views import PhotoViews, Views
 from resrepro.errors import DataError
+from resrepro.spec.catalogue import protocol_for
 
 CPU = torch.device("cpu")
 SIZE = 32

@@ -3,8 +3,8 @@
 import math
 from dataclasses import replace
 
-from resrepro.metrics import Errors
-from resrepro.watching import Pace, Sample, clock, sample_line
+from resrepro.training.metrics import Errors
+from resrepro.training.watching import Pace, Sample, clock, sample_line
 
 ERRORS = {"train": Errors(1.25, 40.0, 5.0, 128), "test": Errors(1.5, 50.0, 6.0, 100)}
 SAMPLE = Sample(600, 0.1, ERRORS, 300.4)

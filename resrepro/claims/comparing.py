@@ -10,11 +10,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from resrepro.cells import Cell
 from resrepro.claims.entries import Net, Region
 from resrepro.claims.measures import Measure
+from resrepro.comparison.cells import Cell
+from resrepro.comparison.significance import LEVEL, Estimate, difference_of, mean_of, pooled_std
 from resrepro.records import Run
-from resrepro.significance import LEVEL, Estimate, difference_of, mean_of, pooled_std
 
 HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 ABOVE: Region = (0.0, math.inf)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-from resrepro.architectures import Architecture, Part, architectures, vgg19
 from resrepro.claims.comparing import FAILED, HELD
 from resrepro.claims.entries import Check, Source, value_of
 from resrepro.claims.testing import Outcome
+from resrepro.spec.architectures import Architecture, Part, architectures, vgg19
 
 VGG_19 = "VGG-19"
 TITLES = {

@@ -7,10 +7,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from resrepro import catalogue
 from resrepro.errors import UsageError
 from resrepro.paper import published
-from resrepro.specs import Spec, Value
+from resrepro.spec import catalogue
+from resrepro.spec.specs import Spec, Value
 
 KINDS = ("falls", "alike", "within", "throughout", "count")
 NEEDS = ("data", "length")

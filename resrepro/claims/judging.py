@@ -9,9 +9,9 @@ from resrepro.claims.entries import Check, Claim, Source, claims, value_of
 from resrepro.claims.measures import MEASURES, Measure, paper_curve, paper_row, paper_value
 from resrepro.claims.protocols import Protocol, protocols_of
 from resrepro.claims.testing import Outcome, smoothed, try_out
+from resrepro.comparison.selection import FREE_SETTINGS, WARM_UP
 from resrepro.paper import published
 from resrepro.records import Run
-from resrepro.selection import FREE_SETTINGS, WARM_UP
 
 UNTESTABLE = "not testable here"
 BY_COUNTING = "counted on the nets"

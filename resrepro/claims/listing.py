@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from resrepro.claims.comparing import FAILED, HELD, UNDECIDED
 from resrepro.claims.judging import UNTESTABLE, Ruling, Verdict
-from resrepro.tables import DASH, Row, Table
+from resrepro.comparison.tables import DASH, Row, Table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from resrepro.reporting.verdicts import Judged
+    from resrepro.report.verdicts import Judged
 
 DECIDED = (HELD, FAILED)
 VERDICTS = (*DECIDED, UNDECIDED, UNTESTABLE)

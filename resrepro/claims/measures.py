@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from resrepro.cells import SET_NAMES, eval_command, run_folders
+from resrepro.comparison.cells import SET_NAMES, eval_command, run_folders
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
-from resrepro.responses import Responses
+from resrepro.records.responses import Responses
 
 RESPONSES_COMMAND = "resrepro responses"
 X_UNIT = 10_000  # iterations per unit of the paper's x axes

@@ -7,12 +7,12 @@ digits each get their own. Unfinished and diverged runs have no last error; they
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from resrepro import catalogue
-from resrepro.cells import Cell
 from resrepro.claims.entries import Net
+from resrepro.comparison.cells import Cell
+from resrepro.comparison.selection import FREE_SETTINGS, WARM_UP, iterations_of, protocol_of
 from resrepro.records import Run
-from resrepro.selection import FREE_SETTINGS, WARM_UP, iterations_of, protocol_of
-from resrepro.specs import FAMILIES, IMAGENET_IMAGES, Spec, recipe_from_json, spell
+from resrepro.spec import catalogue
+from resrepro.spec.specs import FAMILIES, IMAGENET_IMAGES, Spec, recipe_from_json, spell
 
 STAND_INS = {"cifar10": "digits", "imagenet": "folder"}  # other images for the nets of a dataset
 DATASET_NAMES = {

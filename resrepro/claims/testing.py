@@ -16,7 +16,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from resrepro.cells import SET_NAMES
 from resrepro.claims.comparing import (
     ABOVE,
     FAILED,
@@ -34,9 +33,10 @@ from resrepro.claims.comparing import (
 from resrepro.claims.entries import Check, Net
 from resrepro.claims.measures import MEASURES, Measure
 from resrepro.claims.protocols import Protocol, paper_command
+from resrepro.comparison.cells import SET_NAMES
+from resrepro.comparison.selection import FREE_SETTINGS, iterations_of
+from resrepro.comparison.significance import LEVEL, difference_of, seeds_needed
 from resrepro.records import Run
-from resrepro.selection import FREE_SETTINGS, iterations_of
-from resrepro.significance import LEVEL, difference_of, seeds_needed
 
 SEEDS = 5  # as many as the paper trained of ResNet-110
 MOST_SEEDS_ASKED = 100

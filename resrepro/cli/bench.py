@@ -39,10 +39,10 @@ def bench(
     ] = None,
 ) -> None:  # fmt: skip
     """Measure the usual PyTorch loop and ours on this machine, turn by turn, on made-up images."""
-    from resrepro.benchmark.contest import hold
-    from resrepro.benchmark.contestants import Plan, parse_modes
-    from resrepro.benchmark.projection import project
-    from resrepro.benchmark.report import show, write_csv
+    from resrepro.bench.contest import hold
+    from resrepro.bench.contestants import Plan, parse_modes
+    from resrepro.bench.projection import project
+    from resrepro.bench.report import show, write_csv
 
     plan = Plan(
         tuple(depth or DEPTHS), plain, batch_size, rounds, seconds, parse_modes(modes), threads, device
@@ -54,7 +54,7 @@ def bench(
     console.print(show(outcome, projections))
     written = list(write_csv(outcome, projections, csv)) if csv else []
     if figures:
-        from resrepro.benchmark.chart import draw
+        from resrepro.bench.chart import draw
 
         written += draw(outcome, figures)
     if written:

@@ -27,7 +27,7 @@ def claims(
     """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
     from resrepro.claims import find_claim, judge, table
     from resrepro.claims.listing import decided_elsewhere, summary, to_rich
-    from resrepro.tables import write_table
+    from resrepro.comparison.tables import write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}
     verdicts = judge(read_records(runs).runs)

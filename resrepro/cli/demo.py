@@ -23,14 +23,14 @@ def demo(
     ] = False,
 ) -> None:
     """Train plain and residual nets of 20 and 56 layers on bundled digits and show what happens."""
+    from resrepro.cli.demonstration import DEMO_EXPERIMENTS, verdict
     from resrepro.cli.live import LiveView
-    from resrepro.comparison import build
-    from resrepro.demonstration import DEMO_EXPERIMENTS, verdict
-    from resrepro.exhibits import draw_figure
-    from resrepro.memory import keep_memory
+    from resrepro.comparison.paper_rows import build
+    from resrepro.comparison.tables import to_rich, write_table
+    from resrepro.figures.exhibits import draw_figure
     from resrepro.records import collect
-    from resrepro.tables import to_rich, write_table
-    from resrepro.training import train
+    from resrepro.training.memory import keep_memory
+    from resrepro.training.session import train
 
     keep_memory()
     view = LiveView()

@@ -13,7 +13,7 @@ from rich.text import Text
 from resrepro.cli import app
 
 if TYPE_CHECKING:
-    from resrepro.architectures import Architecture
+    from resrepro.spec.architectures import Architecture
 
 UNIT = 1e9  # the paper gives multiply-adds in 10^9
 
@@ -26,11 +26,11 @@ def describe(
     ] = False,
 ) -> None:
     """Show the nets: layers, blocks, parameters, and multiply-adds beside those that the paper prints."""
-    from resrepro.architectures import architectures, vgg19
+    from resrepro.spec.architectures import architectures, vgg19
 
     written = None
     if write:
-        from resrepro.description import describe_all, write_summary
+        from resrepro.nets.description import describe_all, write_summary
 
         nets = describe_all()
         written = write_summary(nets)
@@ -57,7 +57,7 @@ def grid_of(nets: Iterable["Architecture"]) -> Table:
 
 
 def _numbers(net: "Architecture") -> list[str]:
-    from resrepro.architecture_table import printed_flops
+    from resrepro.comparison.architecture_table import printed_flops
 
     counted, printed = net.multiply_adds / UNIT, printed_flops(net)
     told = [str(net.layers), f"{net.parameters:,}", f"{counted:.3f}"]

@@ -20,12 +20,12 @@ from resrepro.cli.options import (
 )
 from resrepro.errors import UsageError
 from resrepro.processes import is_first
-from resrepro.specs import check_shortcut
+from resrepro.spec.specs import check_shortcut
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from resrepro.metrics import Errors
+    from resrepro.training.metrics import Errors
 
 OTHERS = "Other people's checkpoints"
 
@@ -116,8 +116,8 @@ def evaluate(
 
     from rich.console import Console
 
-    from resrepro.assessment import Foreign
-    from resrepro.assessment import evaluate as measure_and_record
+    from resrepro.evaluation.assessment import Foreign
+    from resrepro.evaluation.assessment import evaluate as measure_and_record
 
     console = Console(highlight=False, quiet=not is_first())
     foreign = Foreign(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)

@@ -19,7 +19,7 @@ class WithExhibits(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, the names in place of the word NAMES."""
-        from resrepro import exhibits
+        from resrepro.figures import exhibits
 
         names = exhibits.tables() if self.name == "compare" else exhibits.figures()
         parameter: Any = next(parameter for parameter in self.params if parameter.name == "exhibits")
@@ -62,8 +62,8 @@ def compare(
     ] = False,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.exhibits import build_table, check_table, tables_about
-    from resrepro.tables import to_rich, write_table
+    from resrepro.comparison.tables import to_rich, write_table
+    from resrepro.figures.exhibits import build_table, check_table, tables_about
 
     names = exhibits or ["table6"]
     for name in names:
@@ -94,7 +94,7 @@ def plot(
     palette: Annotated[str, typer.Option(help="paper, or safe for colour-blind readers.")] = "paper",
 ) -> None:
     """Draw the paper's figures from run records (PNG, SVG)."""
-    from resrepro.exhibits import check_figure, draw_figure
+    from resrepro.figures.exhibits import check_figure, draw_figure
 
     names = exhibits or ["figure6"]
     for name in names:

@@ -9,15 +9,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from resrepro.benchmark.projection import tell_time
-from resrepro.capacity import choose_jobs, this_machine, threads_each
-from resrepro.costs import wall_seconds
+from resrepro.bench.projection import tell_time
 from resrepro.errors import DataError, RecordError, UsageError
-from resrepro.estimates import Estimate, estimate, notes_on
+from resrepro.launch.capacity import choose_jobs, this_machine, threads_each
+from resrepro.launch.costs import wall_seconds
+from resrepro.launch.estimates import Estimate, estimate, notes_on
 from resrepro.processes import world_size
-from resrepro.recording import has_checkpoint
 from resrepro.records import read_run
-from resrepro.specs import Spec, Value
+from resrepro.records.recording import has_checkpoint
+from resrepro.spec.specs import Spec, Value
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def forecast(
         runs: folder whose runs are gone on with; None if all are begun anew.
         jobs: runs at once; chosen as `train` does where it is None.
         threads: CPU threads of each run.
-        means: the other options of `resrepro.estimates.estimate`.
+        means: the other options of `resrepro.launch.estimates.estimate`.
 
     Raises:
         UsageError: if a run could not be started, or under torchrun.

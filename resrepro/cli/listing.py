@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resrepro import catalogue
 from resrepro.cli import app
-from resrepro.specs import spell
+from resrepro.spec import catalogue
+from resrepro.spec.specs import spell
 
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 

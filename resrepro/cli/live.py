@@ -9,13 +9,13 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from resrepro.catalogue import Experiment, find, in_folder
 from resrepro.records import read_run
-from resrepro.specs import default_shortcut, net_label
-from resrepro.watching import Pace, Sample, Watcher, clock, errors_line, sample_line
+from resrepro.spec.catalogue import Experiment, find, in_folder
+from resrepro.spec.specs import default_shortcut, net_label
+from resrepro.training.watching import Pace, Sample, Watcher, clock, errors_line, sample_line
 
 if TYPE_CHECKING:
-    from resrepro.metrics import Errors
+    from resrepro.training.metrics import Errors
 
 
 class LiveView(Watcher):

@@ -12,13 +12,25 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resrepro.capacity import Machine, threads_each
 from resrepro.cli.live import LiveView
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
-from resrepro.job import Began, Event, Failed, Finished, Job, Order, Outcome, Said, Sampled, Stepped, Stopped
-from resrepro.jobs import Crew, load_shared
-from resrepro.specs import Spec
-from resrepro.watching import clock
+from resrepro.launch.capacity import Machine, threads_each
+from resrepro.launch.job import (
+    Began,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Order,
+    Outcome,
+    Said,
+    Sampled,
+    Stepped,
+    Stopped,
+)
+from resrepro.launch.jobs import Crew, load_shared
+from resrepro.spec.specs import Spec
+from resrepro.training.watching import clock
 
 DRAW_EVERY = 0.25  # seconds
 ROOMY = 90  # columns of a terminal in which those of the table may stand apart

@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from resrepro.benchmark.projection import tell_time
-from resrepro.costs import Seen, disk_mib, seconds_of, wall_seconds
-from resrepro.planning import Plan, Step
-from resrepro.specs import FAMILIES, spell
+from resrepro.bench.projection import tell_time
+from resrepro.launch.costs import Seen, disk_mib, seconds_of, wall_seconds
+from resrepro.launch.planning import Plan, Step
+from resrepro.spec.specs import FAMILIES, spell
 
 UNKNOWN = "?"
 STATES = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}

@@ -10,15 +10,15 @@ import typer
 from resrepro.cli import app
 from resrepro.cli.options import RunsOption
 from resrepro.errors import UsageError
-from resrepro.sbatch import sbatch_parameters
+from resrepro.launch.sbatch import sbatch_parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from resrepro.progress import Progress
-    from resrepro.queueing import Ticket
-    from resrepro.specs import Spec
+    from resrepro.launch.progress import Progress
+    from resrepro.launch.queueing import Ticket
+    from resrepro.spec.specs import Spec
 
 LAUNCHERS = ("local", "slurm")
 STYLES = {
@@ -49,7 +49,7 @@ def status(runs: RunsOption = Path("runs")) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from resrepro.progress import look
+    from resrepro.launch.progress import look
 
     console = Console(highlight=False)
     found, notices = look(runs)
@@ -86,7 +86,7 @@ def _show(found: Sequence["Progress"], console: "Console") -> None:
 
 def _sum_up(found: Sequence["Progress"], console: "Console") -> None:
     """How many runs there are of each state, and what the columns mean."""
-    from resrepro.progress import STATES
+    from resrepro.launch.progress import STATES
 
     states = Counter(progress.state for progress in found)
     told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
@@ -152,11 +152,11 @@ def submit_runs(
 
     Raises:
         DataError: if the images are missing or damaged; nothing is submitted then.
-        ResreproError: as `resrepro.cluster.submit`.
+        ResreproError: as `resrepro.launch.cluster.submit`.
     """
-    from resrepro.cluster import submit
-    from resrepro.job import Job, Order
-    from resrepro.jobs import load_shared
+    from resrepro.launch.cluster import submit
+    from resrepro.launch.job import Job, Order
+    from resrepro.launch.jobs import load_shared
 
     runs = Path(options["runs"])
     jobs = [Job.of(spec, seed) for spec in specs for seed in seeds]
@@ -166,8 +166,8 @@ def submit_runs(
 
 def tell_jobs(tickets: Sequence["Ticket"], runs: Path) -> None:
     """Print the job of each run, whether it was in the queue already, and how to look after them."""
-    from resrepro.catalogue import in_folder
-    from resrepro.progress import COMING
+    from resrepro.launch.progress import COMING
+    from resrepro.spec.catalogue import in_folder
 
     for ticket in tickets:
         there = "" if ticket.queued is None else "running" if ticket.queued.state in COMING else "waiting"

@@ -23,8 +23,8 @@ def report(
 ) -> None:
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
     from resrepro.claims import judge
-    from resrepro.durable import write_out
-    from resrepro.reporting import build_report
+    from resrepro.records.durable import write_out
+    from resrepro.report import build_report
 
     check_place(out)
     found = read_records(runs)
@@ -40,7 +40,7 @@ def check_place(out: Path) -> None:
     Raises:
         UsageError: if not.
     """
-    from resrepro.reporting.page import GENERATOR
+    from resrepro.report.page import GENERATOR
 
     if out.suffix not in (".html", ".htm") or out.is_dir():
         raise UsageError(f"--out takes the name of an HTML file, such as report.html, not {out}.")

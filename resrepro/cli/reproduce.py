@@ -24,15 +24,15 @@ from resrepro.cli.options import (
 )
 from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm, tell_jobs
 from resrepro.errors import ResreproError, UsageError
-from resrepro.measured import RESPONSES
-from resrepro.specs import FAMILIES, Value
+from resrepro.records.measured import RESPONSES
+from resrepro.spec.specs import FAMILIES, Value
 
 if TYPE_CHECKING:
-    from resrepro.costs import Seen
-    from resrepro.goals import Exhibit
-    from resrepro.planning import Measurement, Plan
+    from resrepro.launch.costs import Seen
+    from resrepro.launch.goals import Exhibit
+    from resrepro.launch.planning import Measurement, Plan
+    from resrepro.launch.reproducing import Reproduction
     from resrepro.records import Collection
-    from resrepro.reproducing import Reproduction
 
 
 class WithGoals(TyperCommand):
@@ -40,7 +40,7 @@ class WithGoals(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, the names in place of the word NAMES."""
-        from resrepro.goals import names
+        from resrepro.launch.goals import names
 
         parameter: Any = next(parameter for parameter in self.params if parameter.name == "exhibits")
         parameter.help = parameter.help.replace("NAMES", ", ".join(names()))
@@ -103,9 +103,9 @@ def reproduce(
 
     Example: resrepro reproduce figure1 --dataset digits --seeds 3
     """
-    from resrepro.goals import choose_exhibits
+    from resrepro.launch.goals import choose_exhibits
+    from resrepro.launch.reproducing import Reproduction
     from resrepro.processes import world_size
-    from resrepro.reproducing import Reproduction
 
     sbatch = parse_slurm(slurm or [], launcher)
     if world_size() > 1:
@@ -158,7 +158,7 @@ def _changed(pairs: list[str], **named: Value | None) -> dict[str, Value]:
 
 def _fast(changed: dict[str, Value], device: str, launcher: str) -> str:
     """The arithmetic that --fast stands for: here that of this machine, in a queue that of newer hardware."""
-    from resrepro.costs import precision_here
+    from resrepro.launch.costs import precision_here
 
     if "precision" in changed:
         raise UsageError("--fast chooses the precision itself: leave one of the two out.")
@@ -170,7 +170,7 @@ def show_all(
 ) -> None:
     """Show the plan, with times as far as they are known or `timed` here in a moment."""
     from resrepro.cli.plan import show_plan
-    from resrepro.costs import seen_in
+    from resrepro.launch.costs import seen_in
     from resrepro.records import collect
 
     seen: list[Seen] = []
@@ -185,9 +185,9 @@ def _measured(
     reproduction: "Reproduction", plan: "Plan", family: str, jobs: int, seen: "list[Seen]"
 ) -> "list[Seen]":
     """What a moment's measurement tells of a family's nets; where it fails their time stays unknown."""
-    from resrepro.capacity import this_machine, threads_each
-    from resrepro.costs import measure_missing
-    from resrepro.reproducing import folder_of, of_family
+    from resrepro.launch.capacity import this_machine, threads_each
+    from resrepro.launch.costs import measure_missing
+    from resrepro.launch.reproducing import folder_of, of_family
 
     specs = list(dict.fromkeys(step.spec for step in of_family(plan.to_train, family)))
     data = folder_of(family, reproduction.data)
@@ -220,8 +220,8 @@ def _submit(
 
 def _command_for(ensemble: "Measurement", reproduction: "Reproduction") -> str:
     """The command that measures an ensemble."""
-    from resrepro.catalogue import in_folder
-    from resrepro.reproducing import folder_of
+    from resrepro.launch.reproducing import folder_of
+    from resrepro.spec.catalogue import in_folder
 
     data = folder_of(FAMILIES[ensemble.steps[0].spec.dataset], reproduction.data)
     words = ["resrepro", "eval", *(str(step.folder) for step in ensemble.steps)]
@@ -237,7 +237,7 @@ def write_all(reproduction: "Reproduction", tables: Path, figures: Path, console
     An exhibit that cannot be shown is kept with its reason and stops no other.
     """
     from resrepro.claims.listing import to_rich as listed
-    from resrepro.reproducing import verdicts_on
+    from resrepro.launch.reproducing import verdicts_on
 
     plan = reproduction.plan()
     found = plan.records()
@@ -254,8 +254,8 @@ def write_all(reproduction: "Reproduction", tables: Path, figures: Path, console
 
 
 def _write(exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path, console: Console) -> None:
-    from resrepro.reproducing import show_exhibit
-    from resrepro.tables import to_rich, write_table
+    from resrepro.comparison.tables import to_rich, write_table
+    from resrepro.launch.reproducing import show_exhibit
 
     table, drawing = show_exhibit(exhibit, found, figures)
     if table is None and drawing is None:

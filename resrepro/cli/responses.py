@@ -23,7 +23,7 @@ from resrepro.errors import RecordError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from resrepro.responses import Responses
+    from resrepro.records.responses import Responses
 
 
 @app.command(rich_help_panel="Run")
@@ -45,7 +45,7 @@ def responses(
     """
     from rich.console import Console
 
-    from resrepro.measuring_responses import measure
+    from resrepro.evaluation.measuring_responses import measure
 
     console, refused = Console(highlight=False), 0
     for run in runs:

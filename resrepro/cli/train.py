@@ -38,8 +38,8 @@ from resrepro.cli.options import (
 from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm
 from resrepro.errors import Diverged, UsageError
 from resrepro.processes import is_first
-from resrepro.seen import check_choice
-from resrepro.specs import FAMILIES, Spec, check_shortcut
+from resrepro.spec.specs import FAMILIES, Spec, check_shortcut
+from resrepro.training.seen import check_choice
 
 
 @app.command(rich_help_panel="Run")
@@ -121,7 +121,7 @@ def train(
 
     Example: resrepro train --depth 56 --plain
     """
-    from resrepro import catalogue
+    from resrepro.spec import catalogue
 
     chosen = [catalogue.find(name) for name in experiments or []]
     chosen += [catalogue.experiment_for(dataset, number, plain, shortcut) for number in depth or []]
@@ -194,7 +194,7 @@ def _train_all(
 
         submit_runs(list(dict.fromkeys(specs)), seeds, jobs, reading, slurm, options)
         return
-    from resrepro.capacity import choose_jobs, this_machine
+    from resrepro.launch.capacity import choose_jobs, this_machine
 
     machine = this_machine()
     together = [spec for spec in dict.fromkeys(specs) for _ in seeds]
@@ -210,8 +210,8 @@ def _train_all(
 
 def _train_in_turn(names: list[str], seeds: list[int], **options: Any) -> None:
     from resrepro.cli.live import LiveView
-    from resrepro.memory import keep_memory
-    from resrepro.training import train as train_one
+    from resrepro.training.memory import keep_memory
+    from resrepro.training.session import train as train_one
 
     keep_memory()
     view = LiveView() if is_first() else LiveView(Console(quiet=True))
@@ -241,9 +241,9 @@ def publish(
     results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where to.")] = Path("results"),
 ) -> None:
     """Copy finished records, without their checkpoints, to a folder that one commits."""
-    from resrepro.publishing import publish as publish_run
-    from resrepro.publishing import publish_ensemble
     from resrepro.records import read_run
+    from resrepro.records.publishing import publish as publish_run
+    from resrepro.records.publishing import publish_ensemble
 
     runs = [read_run(record) for record in records if not record.is_file()]
     copies = [publish_run(run, results) for run in runs]

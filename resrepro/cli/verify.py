@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from resrepro.verification import Report
+    from resrepro.evaluation.verification import Report
 
 
 @app.command(rich_help_panel="Read")
@@ -37,7 +37,7 @@ def verify(
     from rich.console import Console
     from rich.text import Text
 
-    from resrepro.verification import verify as look
+    from resrepro.evaluation.verification import verify as look
 
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     reports = []
@@ -53,7 +53,7 @@ def _show(report: "Report", console: "Console") -> None:
     """One line, and one more for each trouble and note; of what is broken, also what can be used."""
     from rich.text import Text
 
-    from resrepro.verification.reports import shown_path
+    from resrepro.evaluation.verification.reports import shown_path
 
     verdict = ("broken", "red") if report.broken else ("whole", "green")
     head = Text.assemble(f"{shown_path(report.path)}: ", verdict)

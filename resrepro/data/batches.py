@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data import Images
-from resrepro.device import memory_format
 from resrepro.processes import rank, world_size
-from resrepro.specs import CifarRecipe, Recipe
+from resrepro.spec.specs import CifarRecipe, Recipe
+from resrepro.training.device import memory_format
 
 ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of one seed
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.errors import DataError
-from resrepro.files import printable
-from resrepro.specs import IMAGENET_IMAGES
+from resrepro.records.files import printable
+from resrepro.spec.specs import IMAGENET_IMAGES
 
 
 class Names:

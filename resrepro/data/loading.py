@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from resrepro.errors import DataError, UsageError
-from resrepro.files import printable
 from resrepro.processes import local_world_size
+from resrepro.records.files import printable
 
 MOST_WORKERS = 16
 MOST_AHEAD = 4  # batches that a worker holds ready by default

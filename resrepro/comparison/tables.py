@@ -1,0 +1,194 @@
+"""A table as data, and its four forms: Markdown, CSV, LaTeX and the terminal's (rich)."""
+
+import csv
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from resrepro.records.durable import write_out
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import RenderableType
+
+DASH = "—"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: cells as text, the numbers of its notes, and the section heading above it, if any."""
+
+    cells: tuple[str, ...]
+    notes: tuple[int, ...] = ()
+    section: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """An exhibit's table.
+
+    `notes` are numbered from 1; `missing` pairs a row label with the command that would fill it;
+    `remarks` are sentences below the notes. `records` are the same rows as raw numbers, for CSV. A table of
+    sentences has the share of the page that each column `wraps` at, and its own `lead` to what is missing.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
+    records: tuple[dict[str, object], ...] = field(default=(), repr=False)
+    wraps: tuple[float, ...] = ()
+    lead: str = f"Cells with {DASH} are filled by:"
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The raw numbers as a frame, one row per net and protocol."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.records))
+
+    def _repr_markdown_(self) -> str:
+        return to_markdown(self)
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write `<name>.md`, `.csv` and `.tex` into a folder and return their paths.
+
+    Raises:
+        RecordError: if the folder cannot be written.
+    """
+    texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
+    paths = [folder / f"{table.name}.{kind}" for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_out(path, text.encode())
+    return paths
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub-flavoured Markdown, with notes as superscript numbers."""
+    lines = [f"# {table.title}", "", "| " + " | ".join(table.columns) + " |"]
+    align = ":--" if table.wraps else "--:"
+    lines.append("|" + "|".join([":--", *[align] * (len(table.columns) - 1)]) + "|")
+    for row in table.rows:
+        if row.section:
+            lines.append(f"| *{row.section}* |" + " |" * (len(table.columns) - 1))
+        first, *others = row.cells
+        marks = f" <sup>{','.join(map(str, row.notes))}</sup>" if row.notes else ""
+        lines.append("| " + " | ".join([first + marks, *others]) + " |")
+    if table.notes:
+        lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
+    if table.missing:
+        lines += ["", table.lead, ""]
+        lines += [f"- {label}: `{command}`" for label, command in table.missing]
+    lines += [line for remark in table.remarks for line in ("", remark)]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """The raw numbers, full precision, empty where there is none."""
+    text = io.StringIO()
+    names = list(table.records[0]) if table.records else []
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.records)
+    return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A tabular that needs no package, with its notes below it."""
+    width = len(table.columns)
+    wrapped = "".join(rf"p{{{share:g}\linewidth}}" for share in table.wraps)
+    columns = wrapped or "l" + "r" * (width - 1)
+    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
+    lines += [" & ".join(map(_tex, table.columns)) + r" \\", r"\hline"]
+    for row in table.rows:
+        if row.section:
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(row.section)}}}}} \\")
+        first, *others = map(_tex, row.cells)
+        marks = f"$^{{{','.join(map(str, row.notes))}}}$" if row.notes else ""
+        lines.append(" & ".join([first + marks, *others]) + r" \\")
+    lines += [r"\hline", r"\end{tabular}", ""]
+    lines += [rf"\par\noindent $^{{{number}}}$ {_tex(note)}" for number, note in enumerate(table.notes, 1)]
+    filling = f" fills the cells with {_tex(DASH)}." if DASH in table.lead else ""
+    if table.missing and not filling:
+        lines.append(rf"\par\noindent {_tex(table.lead)}")
+    lines += [
+        rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}}{filling}"
+        for label, command in table.missing
+    ]
+    lines += [rf"\par\noindent {_tex(remark)}" for remark in table.remarks]
+    return "\n".join(lines) + "\n"
+
+
+_TEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+    "−": "$-$",
+    "→": r"$\to$",
+    "↳": r"$\hookrightarrow$",
+    "…": r"\dots{}",
+    DASH: "---",
+    "`": "",
+}
+
+
+def _tex(text: str) -> str:
+    return re.sub(".", lambda found: _TEX.get(found[0], found[0]), text)
+
+
+NAME_WIDTH = 16  # characters of a row's name in the terminal; longer ones go on below
+
+
+def _narrow(column: str) -> str:
+    """A heading in as few columns as it needs, over several lines."""
+    for word, short in ((":", ""), ("difference", "diff."), ("training", "train"), ("validation", "val.")):
+        column = column.replace(word, short)
+    return column.replace(" ", "\n")
+
+
+def to_rich(table: Table) -> "RenderableType":
+    """The table for a terminal; fits 80 columns."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
+    heads = [_narrow(column) for column in (*table.columns, "notes")]
+    lines = max(head.count("\n") for head in heads)
+    for number, head in enumerate(heads):
+        justify: Literal["left", "right"] = "right" if 0 < number < len(table.columns) else "left"
+        # Rows of two lines have their name on the first, so headings are pushed down by hand.
+        text = Text("\n" * (lines - head.count("\n")) + head)
+        grid.add_column(text, justify=justify, vertical="top", no_wrap=head != "notes", overflow="fold")
+    sections: list[str] = []
+    for row in table.rows:
+        if row.section:
+            sections.append(row.section)
+            grid.add_section()
+        first, *others = row.cells
+        mark = "†" if sections and not first.startswith("↳") else ""
+        # What follows a spread goes to a second line, which keeps all columns within 80.
+        cells = [cell.replace(" (", "\n(") if "±" in cell else cell for cell in others]
+        name = first.replace(" (", "\n(") if len(first) > NAME_WIDTH else first
+        grid.add_row(Text(name + mark), *map(Text, cells), Text(",".join(map(str, row.notes)), style="dim"))
+    below: list[RenderableType] = [Text(f" † {section}") for section in sections]
+    notes = RichTable.grid(padding=(0, 1, 0, 0))
+    for number, note in enumerate(table.notes, 1):
+        notes.add_row(Text(f"{number:>2}"), Text(note))
+    below.append(notes)
+    if table.missing:
+        below.append(Text(f"\n{table.lead}"))
+        below += [Text(f"   {command}", style="cyan") for _, command in table.missing]
+    below += [Text("\n" + remark, style="dim") for remark in table.remarks]
+    return Group(Text(table.title + "\n", style="bold"), grid, *below)

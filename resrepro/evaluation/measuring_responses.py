@@ -1,0 +1,250 @@
+"""Measuring how strong each layer's response is, and how strong the gradient that comes back (Figure 7).
+
+A response is what BN gives, before ReLU or the addition of the shortcut. Both are measured in float32,
+whatever arithmetic the net was trained in, and nothing of the run changes but its `responses.csv`.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resrepro.data.loading import Loading
+from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation.subjects import Foreign, Subject, read_subject
+from resrepro.nets import Net
+from resrepro.nets.folding import pairs_of
+from resrepro.nets.normalisation import GroupedBatchNorm2d
+from resrepro.processes import world_size
+from resrepro.records import Run, read_run
+from resrepro.records.responses import Responses, read_responses, write_responses
+from resrepro.training.device import choose_device, memory_format, telling_memory, threads_used, use_precision
+from resrepro.training.evaluation import in_passes, precise_statistics
+from resrepro.training.feeds import Feed, open_feed
+from resrepro.training.trainer import initial_net
+
+Layers = dict[str, GroupedBatchNorm2d]
+"""BN by the name of the 3x3 convolution before it, in the paper's order."""
+
+
+def measure(
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    loading: Loading | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Responses:
+    """Measure responses and gradients of every 3x3 layer of a finished run, and write `responses.csv`.
+
+    The responses are those to the images of the run's headline set: the test images, or under the 45k/5k
+    split (and of photographs) the validation images.
+
+    Args:
+        folder: the run's folder, with its checkpoint.
+        data: folder of the images that it was trained on (see `train`).
+        device: see `train`.
+        threads: CPU threads.
+        loading: how image files are read.
+        say: receives sentences worth printing.
+
+    Returns:
+        What the file says.
+
+    Raises:
+        UsageError: if the run is not finished, or several processes were started.
+        RecordError: if the record or its checkpoint is missing or broken, or the images are others.
+        DataError: if the images are missing or damaged.
+    """
+    folder, chosen = Path(folder), choose_device(device)
+    run = _finished(folder)
+    subject = _trained(run)
+    use_precision("float32", chosen)
+    feed = open_feed(subject.spec, data, chosen, run.seed, loading or Loading(), say)
+    _check_images(feed, subject)
+    images = feed.about.sizes[run.headline_split]
+    say(f"{subject.name}: {subject.label}, {run.headline_split} set, {images:,} images.")
+    with threads_used(threads), telling_memory("a training batch of this net: try --device cpu"):
+        responses = _measure(subject, run, feed, chosen)
+    say(f"Recorded in {write_responses(folder, responses)}.")
+    return read_responses(folder) or responses
+
+
+def _finished(folder: Path) -> Run:
+    """The record of a run, refused if its net is not trained."""
+    if world_size() > 1:
+        raise UsageError("responses are measured by one process: leave torchrun out.")
+    run = read_run(folder)
+    if not run.finished:
+        raise UsageError(
+            f"{folder} is {run.status}, at iteration {run.result['iteration']:,} of "
+            f"{run.result['iterations']:,}: responses are those of a trained net, so finish the run first."
+        )
+    return run
+
+
+def _trained(run: Run) -> Subject:
+    """The net of a run, which must be that of its last iteration."""
+    folder = run.folder
+    subject = read_subject(folder, None, Foreign(), folder)
+    found = subject.spec.digest, subject.seed, subject.iteration
+    if found != (run.digest, run.seed, subject.recipe.iterations):
+        raise RecordError(
+            f"the checkpoint in {folder} is not that of the end of this run: "
+            f"`resrepro verify {folder}` tells what is whole."
+        )
+    return subject
+
+
+def _check_images(feed: Feed, subject: Subject) -> None:
+    if feed.about.checksums != subject.trained_on:
+        raise RecordError(
+            f"{subject.name} was trained on other images than those at hand (checksum differs): "
+            "name the data that it was trained on."
+        )
+
+
+def _measure(subject: Subject, run: Run, feed: Feed, device: torch.device) -> Responses:
+    start = initial_net(subject.spec, run.seed, subject.num_classes)
+    nets = [net.to(device).to(memory_format=memory_format(device)) for net in (start, subject.net)]
+    images, labels = next(iter(feed.batches(0, 1)))
+    norms = [gradient_norms(net, images, labels, subject.recipe.bn_group) for net in nets]
+    trained, part = nets[1], run.headline_split
+    with _bn_statistics(trained, feed):
+        std = response_std(trained, _images(feed, part, device))
+    if not all(map(math.isfinite, (*std.values(), *norms[0].values(), *norms[1].values()))):
+        raise RecordError(f"the responses of {subject.name} are not finite, so they are not recorded.")
+    return Responses(
+        layers=tuple(std),
+        std=tuple(std.values()),
+        gradient_norm_start=tuple(norms[0].values()),
+        gradient_norm_end=tuple(norms[1].values()),
+        part=part,
+        images=feed.about.sizes[part],
+        batch=len(images),
+        bn_stats=_statistics_of(feed),
+        digest=run.digest,
+        seed=run.seed,
+        iteration=subject.recipe.iterations,
+    )
+
+
+def _statistics_of(feed: Feed) -> str:
+    return str(getattr(feed.recipe, "bn_stats", "running"))
+
+
+def _bn_statistics(net: Net, feed: Feed) -> AbstractContextManager[None]:
+    """The context in which BN uses the statistics that the recipe names."""
+    if _statistics_of(feed) == "running":
+        return nullcontext()
+    return precise_statistics(net, feed.first_batches(), feed.recipe)
+
+
+def _images(feed: Feed, part: str, device: torch.device) -> Iterator[Tensor]:
+    """The images of a set as the net sees them in a test, (n, 3, H, W) float32, in passes of bounded size."""
+    for group in feed.views(part):
+        for crops in group.scales:
+            for pixels in in_passes(crops.flatten(0, 1)):
+                yield feed.normalisation.test(pixels.to(device))
+
+
+def layers_of(net: Net) -> Layers:
+    """The BN layer behind each 3x3 convolution; projections (1x1) and ImageNet's first layer (7x7) aside."""
+    names = {module: name for name, module in net.named_modules()}
+    return {names[conv]: norm for conv, norm in pairs_of(net) if conv.kernel_size == (3, 3)}
+
+
+def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
+    """Standard deviation of each 3x3 layer's response over all images, channels and positions together.
+
+    Args:
+        net: is put into evaluation mode.
+        images: (n, 3, H, W) each, as the net sees them.
+
+    Returns:
+        One number per layer, by the convolution's name.
+    """
+    layers = layers_of(net.eval())
+    spreads = {name: _Spread() for name in layers}
+    with torch.inference_mode(), _watched(layers, lambda name, response: spreads[name].add(response)):
+        for batch in images:
+            net.trunk(batch)
+    return {name: spread.std for name, spread in spreads.items()}
+
+
+class _Spread:
+    """Count, mean and squared deviations of numbers that come in parts, combined in float64.
+
+    Parts are merged by their own deviations (Chan, Golub and LeVeque 1979), not by sums of squares, which
+    cancel where the mean is large.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, numbers: Tensor) -> None:
+        wide = numbers.cpu().double() if numbers.device.type == "mps" else numbers.double()  # MPS has none
+        variance, mean = (float(each) for each in torch.var_mean(wide, correction=0))
+        count, gap = numbers.numel(), mean - self.mean
+        total = self.count + count
+        self.squares += variance * count + gap**2 * self.count * count / total
+        self.mean += gap * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self.squares / self.count)
+
+
+def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) -> dict[str, float]:
+    """L2 norm of the gradient of the mean loss with respect to each 3x3 layer's response, training mode.
+
+    It is the signal that comes back to the layer: all images, channels and positions together. (The gradient
+    of a weight would also depend on the weight's own length, which BN makes arbitrary.)
+
+    Args:
+        net: stays as it is; a copy is measured.
+        images: a training batch (N, 3, H, W).
+        labels: (N,).
+        bn_group: images that share BN statistics, which take a pass of their own; 0 for the whole batch.
+
+    Returns:
+        One number per layer, by the convolution's name.
+    """
+    net = copy.deepcopy(net).train()
+    layers = layers_of(net)
+    squares = dict.fromkeys(layers, 0.0)
+
+    def listen(name: str, response: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
+            squares[name] += float(torch.linalg.vector_norm(gradient)) ** 2
+
+        response.register_hook(add)  # type: ignore[no-untyped-call]
+
+    group = bn_group or len(images)
+    with _watched(layers, listen):
+        for part, truth in zip(torch.split(images, group), torch.split(labels, group), strict=True):
+            loss = F.cross_entropy(net(part), truth, reduction="sum") / len(images)
+            loss.backward()  # type: ignore[no-untyped-call]
+    return {name: math.sqrt(square) for name, square in squares.items()}
+
+
+@contextmanager
+def _watched(layers: Layers, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While active, `see` gets the name and the response of each layer as it is computed."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, arguments, response: see(name, response)
+
+    handles = [norm.register_forward_hook(hook(name)) for name, norm in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

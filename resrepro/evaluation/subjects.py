@@ -1,0 +1,319 @@
+"""Nets that are to be measured, from checkpoints of ours or of other people's (Sections 3.4 and 4.2)."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resrepro.data.batches import Normalisation
+from resrepro.data.folder import imagenet_classes
+from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation.foreign import (
+    check_depth_of,
+    check_finite,
+    check_fit,
+    check_variances,
+    find_state_dict,
+    fit,
+)
+from resrepro.nets import Net, net_of
+from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
+from resrepro.spec import catalogue
+from resrepro.spec.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
+from resrepro.training.checkpoint import Damaged, load_checkpoint
+from resrepro.training.evaluation import Member
+from resrepro.training.feeds import window_of
+
+LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
+LARGEST_SIDE = 8192  # pixels of a scaled image's shorter side; ten times those of the paper
+USUAL = {  # the normalisation that most public checkpoints of a family were trained with
+    "cifar": "--mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616",
+    "imagenet": "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """How to understand a checkpoint that is not ours: the net, and the normalisation it expects.
+
+    `mean` and `std` are per channel, on pixels scaled to 0..1.
+    """
+
+    depth: int | None = None
+    plain: bool = False
+    shortcut: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    option_a_zeros: str | None = None
+    stride_3x3: bool = False
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net ready to be measured.
+
+    Attributes:
+        classes: the names that its outputs stand for; None for CIFAR-10 and digits, and where a foreign
+            checkpoint does not say.
+        facts: what its evaluation records of it.
+        record: the folder in which its evaluations lie.
+        iteration: updates made, None if not known.
+        seed: that of its run, None if it is not ours.
+        trained_on: checksums of the data of its run.
+    """
+
+    net: Net
+    normalisation: Normalisation
+    spec: Spec
+    label: str
+    path: Path
+    num_classes: int
+    classes: tuple[str, ...] | None
+    facts: dict[str, Any]
+    record: Path
+    iteration: int | None = None
+    seed: int | None = None
+    trained_on: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What to call it: the run and its seed, or a foreign file."""
+        if self.seed is None or self.path.parent.name != f"seed{self.seed}":
+            return self.path.name
+        return f"{self.path.parent.parent.name}, seed {self.seed}"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe whose views and arithmetic it takes."""
+        return self.spec.recipe
+
+    @property
+    def family(self) -> str:
+        """`cifar` or `imagenet`."""
+        return FAMILIES[self.spec.dataset]
+
+    def precision_on(self, device: torch.device) -> str:
+        """The arithmetic it is measured in: its recipe's, or float32 where that is not to be had."""
+        if self.seed is None or (self.recipe.precision == "tf32" and device.type != "cuda"):
+            return "float32"
+        return self.recipe.precision
+
+    def member(self, device: torch.device, memory_format: torch.memory_format) -> Member:
+        """The net on a device, ready to be measured."""
+        net = self.net.to(device).to(memory_format=memory_format)
+        normalisation = self.normalisation.to(device)
+        return Member(net, normalisation, self.precision_on(device), window_of(self.recipe))
+
+    def as_member(self) -> dict[str, Any]:
+        """What the record of an ensemble keeps of it."""
+        result = self.path.parent / RESULT
+        notices = read_json(result).get("notices", []) if result.exists() else []
+        full = catalogue.find(self.spec.experiment).spec().recipe.iterations
+        finished = "shortened" if self.recipe.iterations < full else "complete"
+        whole = (self.iteration or 0) >= self.recipe.iterations
+        return {
+            "name": self.spec.name,
+            "label": self.spec.label,
+            "seed": self.seed,
+            "digest": self.spec.digest,
+            "iteration": self.iteration,
+            "status": finished if whole else "partial",
+            "departures": catalogue.departures(self.spec),
+            "notices": notices,
+        }
+
+
+def read_subject(target: str | Path, dataset: str | None, foreign: Foreign, runs: Path) -> Subject:
+    """The net of a run folder, of one of our checkpoints, or of another's.
+
+    Raises:
+        UsageError: if a foreign checkpoint comes without net or normalisation, or ours with them.
+        RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
+    """
+    path = Path(target)
+    path = path / CHECKPOINT if path.is_dir() else path
+    try:
+        content = load_checkpoint(path)
+    except Damaged as damaged:
+        before = path.with_name(PREVIOUS)
+        hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""
+        raise RecordError(f"{damaged}{hint}") from None
+    if {"digest", "spec", "net", "iteration"} <= content.keys():
+        return _ours(path, content, dataset, foreign)
+    return _theirs(path, content, dataset or "cifar10", foreign, runs)
+
+
+def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: Foreign) -> Subject:
+    if foreign != Foreign():
+        raise UsageError(
+            f"{path} is a run of ours and says itself what net it is: leave the net's options out."
+        )
+    try:
+        told, num_classes = content["spec"], _count(content["num_classes"], least=1)
+        recipe = recipe_from_json(told["recipe"])
+        spec = _spec_of(told, recipe)
+        net = _net_of_ours(path, content["net"], spec, num_classes)
+        normalisation = Normalisation(recipe, _mean(content["mean"]))
+        iteration, seed = _count(content["iteration"]), _count(content["seed"])
+        classes = content.get("classes")
+        classes = None if classes is None else _texts(classes, num_classes)
+        trained_on = dict(zip(content["data"], _texts(list(content["data"].values())), strict=True))
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
+    if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
+        raise UsageError(f"{path} was trained on {spec.dataset}, whose nets do not fit {dataset}.")
+    return Subject(
+        net=net,
+        normalisation=normalisation,
+        spec=spec,
+        label=f"{spec.label} after {iteration:,} of {recipe.iterations:,} iterations",
+        path=path,
+        num_classes=num_classes,
+        classes=classes,
+        facts={"digest": spec.digest, "iteration": iteration},
+        record=path.parent / EVALS,
+        iteration=iteration,
+        seed=seed,
+        trained_on=trained_on,
+    )
+
+
+def _net_of_ours(path: Path, tensors: Any, spec: Spec, num_classes: int) -> Net:
+    """The net of a checkpoint of ours, made only when its tensors are known to fill it."""
+    if not all(isinstance(each, Tensor) for each in tensors.values()):
+        raise TypeError("a state dict holds tensors")
+    check_depth_of(tensors, spec.depth, str(path))
+    check_finite(tensors, str(path))
+    shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
+    outline = _outline(spec.recipe, *shape)
+    if {key: each.shape for key, each in tensors.items()} != {
+        key: each.shape for key, each in outline.state_dict().items()
+    }:
+        raise ValueError("the tensors are not those of the net")
+    net = net_of(spec.recipe, *shape)
+    net.load_state_dict(tensors)
+    check_variances(net, str(path))
+    return net
+
+
+def _outline(recipe: Recipe, *shape: Any) -> Net:
+    """The net of a recipe without memory for its weights."""
+    with torch.device("meta"):
+        return net_of(recipe, *shape)
+
+
+def _count(number: Any, least: int = 0) -> int:
+    if type(number) is not int or number < least:
+        raise TypeError("no whole number")
+    return number
+
+
+def _texts(values: Any, length: int | None = None) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(type(value) is str for value in values):
+        raise TypeError("no list of texts")
+    if length is not None and len(values) != length:
+        raise ValueError("too few or too many texts")
+    return tuple(values)
+
+
+def _mean(mean: Any) -> Tensor:
+    """The mean that the net's images are given less, (3, H, W) or (3, 1, 1)."""
+    if not isinstance(mean, Tensor) or mean.ndim != 3 or len(mean) != 3 or not mean.is_floating_point():
+        raise TypeError("no mean image")
+    if not torch.isfinite(mean).all():
+        raise ValueError("a mean of no numbers")
+    return mean
+
+
+def _spec_of(told: dict[str, Any], recipe: Recipe) -> Spec:
+    """The spec of a checkpoint, with the name that its changes give it."""
+    experiment = catalogue.find(told["experiment"])
+    spec = catalogue.derive(experiment, told["shortcut"], **vars(recipe))
+    if spec.to_json() != told:
+        raise ValueError("the spec is none that this version makes")
+    if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
+        raise ValueError("a batch or an image that no memory holds")
+    return spec
+
+
+def _theirs(path: Path, content: dict[str, Any], dataset: str, foreign: Foreign, runs: Path) -> Subject:
+    if foreign.depth is None:
+        raise UsageError(f"{path} is not a run of ours: name its net with --depth and --plain or --shortcut.")
+    if foreign.mean is None or foreign.std is None:
+        raise UsageError(
+            f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
+            f"e.g. {USUAL[FAMILIES.get(dataset, 'cifar')]}."
+        )
+    mean, std = (_per_channel(values) * 255 for values in (foreign.mean, foreign.std))
+    if not bool((std > 0).all()):
+        raise UsageError("every --std must be above 0.")
+    if not all(map(math.isfinite, (*foreign.mean, *foreign.std))):
+        raise UsageError("--mean and --std are finite numbers.")
+    if max(*foreign.mean, *foreign.std) > 1 or min(foreign.mean) < 0:
+        raise UsageError("--mean and --std are of pixels scaled to 0..1: divide those of 0..255 by 255.")
+    experiment = catalogue.experiment_for(dataset, foreign.depth, foreign.plain, foreign.shortcut)
+    spec = catalogue.derive(
+        experiment, foreign.shortcut, option_a_zeros=foreign.option_a_zeros,
+        stride_3x3=foreign.stride_3x3 or None, image_size=foreign.image_size,
+    )  # fmt: skip
+    tensors = find_state_dict(content, str(path))
+    num_classes = _outputs(tensors) if experiment.family == "imagenet" else 10
+    shape = (dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
+    label = _foreign_label(spec)
+    net, matched = _net_of_theirs(path, tensors, spec.recipe, shape, label)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = {
+        "checkpoint": path.name,
+        "sha256": sha256,
+        "net": label,
+        "option_a_zeros": spec.recipe.option_a_zeros if spec.shortcut == "A" else None,
+        "mean": list(foreign.mean),
+        "std": list(foreign.std),
+        "image_size": getattr(spec.recipe, "image_size", None),
+        "matched_by": matched,
+    }
+    record = runs / "foreign" / f"{path.stem}-{sha256[:8]}"
+    normalisation = Normalisation(spec.recipe, mean, std)
+    named = dataset == "imagenet" and num_classes == len(imagenet_classes())
+    classes = imagenet_classes() if named else None
+    return Subject(net, normalisation, spec, label, path, num_classes, classes, facts, record)
+
+
+def _net_of_theirs(
+    path: Path, tensors: dict[str, Tensor], recipe: Recipe, shape: tuple[Any, ...], label: str
+) -> tuple[Net, str]:
+    """The net of a foreign checkpoint, made only when its tensors are known to fill it; and how they do."""
+    check_depth_of(tensors, shape[1], str(path))
+    check_fit(_outline(recipe, *shape), tensors, str(path), label)
+    check_finite(tensors, str(path))
+    net = net_of(recipe, *shape)
+    matched = fit(net, tensors, str(path), label)
+    check_variances(net, str(path))
+    return net, matched
+
+
+def _outputs(tensors: dict[str, Tensor]) -> int:
+    """The number of classes of a foreign net: the rows of its last matrix."""
+    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]
+    return len(matrices[-1]) if matrices else 1000
+
+
+def _foreign_label(spec: Spec) -> str:
+    option = {"A": f" (option A, {spec.recipe.option_a_zeros} zeros)", None: ""}.get(
+        spec.shortcut, f" (option {spec.shortcut})"
+    )
+    later = isinstance(spec.recipe, ImageNetRecipe) and spec.recipe.stride_3x3
+    return net_label(spec.depth, spec.plain) + option + (", stride on the 3x3" if later else "")
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    if len(values) != 3:
+        raise UsageError(f"--mean and --std take three numbers, one per channel, not {len(values)}.")
+    return torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)

@@ -1,0 +1,1 @@
+"""The paper's figures from run records and from the nets' architecture."""

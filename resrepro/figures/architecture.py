@@ -1,0 +1,228 @@
+"""Figure 3: VGG-19, the plain and the residual 34-layer net as columns of boxes, one box per layer.
+
+Layers of one output size stand at the same height in all columns. What is drawn comes from
+`resrepro.spec.architectures`; nothing here reads records or imports torch.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from resrepro.errors import UsageError
+from resrepro.figures.lettering import wrap
+from resrepro.figures.panels import QUIET, SETTINGS
+from resrepro.paper import published
+from resrepro.spec.architectures import Architecture, Layer, architectures, vgg19
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# In inches.
+BOX, BOX_HEIGHT, PITCH = 1.62, 0.19, 0.325
+MARGIN, GAP, RIGHT = 1.02, 0.42, 0.72  # left of, between and right of the columns
+HEAD, FOOT_LINE = 0.74, 0.17
+BULGE = 0.46  # how far an arc leaves its column
+TEXT, HEADING = 8.5, 10.5  # points
+INK, LINE = "#303030", 0.9
+NOTE = (
+    "FLOPs: multiply-adds of convolutions and fully connected layers for an image of 224x224, counted on the "
+    "nets as built, for VGG-19 on its list of layers. Arcs: identity shortcuts; dotted where the dimensions "
+    "increase (option A: zero channels, no parameters). Colour: side of the output map."
+)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A layer on the sheet: `row` counts from the top; `joins` is the row of the block's last layer."""
+
+    row: int
+    layer: Layer
+    shortcut: Layer | None = None
+    joins: int = 0
+
+    @property
+    def text(self) -> str:
+        """The paper's wording: `3x3 conv, 128, /2`, `pool, /2`, `avg pool`, `fc 4096`."""
+        layer = self.layer
+        stride = f", /{layer.stride}" if layer.stride > 1 else ""
+        if layer.kind == "conv":
+            return f"{layer.kernel}x{layer.kernel} conv, {layer.channels}{stride}"
+        if layer.kind == "fc":
+            return f"fc {layer.channels}"
+        return f"{layer.kind.removeprefix('max ')}{stride}"
+
+
+@cache
+def plan() -> Mapping[str, Any]:
+    """Title, columns and palettes (figure3.toml)."""
+    text = resources.files("resrepro").joinpath("paper", "figure3.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def title() -> str:
+    """The figure's title."""
+    return str(plan()["title"])
+
+
+def palette_named(name: str) -> Mapping[str, str]:
+    """Box colours by the side of the output map.
+
+    Raises:
+        UsageError: if there is no such palette.
+    """
+    known: Mapping[str, Mapping[str, str]] = plan()["palettes"]
+    if name not in known:
+        raise UsageError(f"no palette {name!r}: there are {', '.join(known)}.")
+    return known[name]
+
+
+def make_figure(palette: str = "paper") -> "Figure":
+    """The figure as a matplotlib object.
+
+    Raises:
+        UsageError: for an unknown palette.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colours = palette_named(palette)
+    columns = plan()["columns"]
+    nets = [vgg19() if column["net"] == "vgg19" else architectures()[column["net"]] for column in columns]
+    starts, rows = starting_rows(nets)
+    width = MARGIN + len(nets) * BOX + (len(nets) - 1) * GAP + RIGHT
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        lines = wrap(NOTE, width - 0.28, TEXT)
+        foot = 0.2 + FOOT_LINE * len(lines)
+        height = HEAD + rows * PITCH + foot
+        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        axes.axis("off")
+        _draw_sizes(axes, starts, width)
+        for number, (column, net) in enumerate(zip(columns, nets, strict=True)):
+            centre = MARGIN + number * (BOX + GAP) + BOX / 2
+            _draw_heading(axes, centre, column, net)
+            _draw_column(axes, centre, list(boxes_of(net, starts)), colours)
+        for number, line in enumerate(lines):
+            axes.text(0.14, height - foot + 0.16 + FOOT_LINE * number, line, fontsize=TEXT, color=QUIET)
+    return figure
+
+
+def starting_rows(nets: Sequence[Architecture]) -> tuple[dict[int, int], int]:
+    """The first row of every output size, counted below the row of the images, and how many rows there are.
+
+    An output size takes as many rows as the column that has most layers of it.
+    """
+    sizes = [[layer.size for part in net.walk() for layer in part.layers] for net in nets]
+    starts, row = {}, 1
+    for size in sorted({size for column in sizes for size in column}, reverse=True):
+        starts[size] = row
+        row += max(column.count(size) for column in sizes)
+    return starts, row
+
+
+def boxes_of(net: Architecture, starts: Mapping[int, int]) -> Iterator[Box]:
+    """One box per layer; a block's shortcut goes with its first layer."""
+    free = dict(starts)
+    for part in net.walk():
+        rows = []
+        for layer in part.layers:
+            rows.append(free[layer.size])
+            free[layer.size] += 1
+        for number, (row, layer) in enumerate(zip(rows, part.layers, strict=True)):
+            yield Box(row, layer, None if number else part.shortcut, rows[-1])
+
+
+def _middle(row: int) -> float:
+    """The height of a row's middle, inches from the top."""
+    return HEAD + (row + 0.5) * PITCH
+
+
+def _draw_heading(axes: "Axes", centre: float, column: Mapping[str, str], net: Architecture) -> None:
+    printed = published()["figure3", column["published"], "flops"].value / 1e9
+    axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", ha="center", va="center")
+    axes.text(
+        centre,
+        0.41,
+        f"{printed:.1f} billion FLOPs (paper)",
+        fontsize=TEXT,
+        ha="center",
+        va="center",
+        color=INK,
+    )
+    axes.text(
+        centre, 0.58, f"{net.multiply_adds / 1e9:.2f} billion FLOPs (counted)", fontsize=TEXT, ha="center",
+        va="center", color=INK,
+    )  # fmt: skip
+
+
+def _draw_sizes(axes: "Axes", starts: Mapping[int, int], width: float) -> None:
+    """The output sizes at the left margin, a hairline above each but the first."""
+    for size, row in starts.items():
+        axes.text(0.14, _middle(row), f"output\nsize: {size}", fontsize=TEXT, va="center", linespacing=1.1)
+        axes.plot([0.12, width - 0.12], [HEAD + row * PITCH] * 2, color="#dddddd", linewidth=0.6, zorder=0.5)
+
+
+def _draw_column(axes: "Axes", centre: float, boxes: Sequence[Box], colours: Mapping[str, str]) -> None:
+    axes.text(centre, _middle(0), "image", fontsize=TEXT, ha="center", va="center")
+    above = 0
+    for box in boxes:
+        start, end = _middle(above) + BOX_HEIGHT / 2, _middle(box.row) - BOX_HEIGHT / 2
+        _draw_arrow(axes, (centre, start), (centre, end))
+        _draw_box(axes, centre, box, colours)
+        if box.shortcut:
+            _draw_arc(axes, centre, box)
+        above = box.row
+
+
+def _draw_box(axes: "Axes", centre: float, box: Box, colours: Mapping[str, str]) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    filled = box.layer.kind == "conv"
+    colour = colours.get(str(box.layer.size), "white") if filled else "white"
+    corner = (centre - BOX / 2, _middle(box.row) - BOX_HEIGHT / 2)
+    axes.add_patch(
+        FancyBboxPatch(
+            corner, BOX, BOX_HEIGHT, boxstyle="round,pad=0,rounding_size=0.05", facecolor=colour,
+            edgecolor=INK, linewidth=0.7, zorder=2,
+        )
+    )  # fmt: skip
+    axes.text(centre, _middle(box.row), box.text, fontsize=TEXT, ha="center", va="center_baseline", zorder=3)
+
+
+def _draw_arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float]) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
+    axes.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>,head_length=2.2,head_width=1.3", mutation_scale=1, shrinkA=0,
+            shrinkB=0, color=INK, linewidth=LINE, zorder=1.5,
+        )
+    )  # fmt: skip
+
+
+def _draw_arc(axes: "Axes", centre: float, box: Box) -> None:
+    """From above the block's first box, round its right side, to below the last one."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    assert box.shortcut is not None
+    space = PITCH - BOX_HEIGHT
+    leave = _middle(box.row) - BOX_HEIGHT / 2 - space * 0.4
+    join = _middle(box.joins) + BOX_HEIGHT / 2 + space * 0.22
+    edge, out = centre + BOX / 2, centre + BOX / 2 + BULGE * 4 / 3
+    points = [(centre, leave), (edge, leave), (out, leave), (out, join), (edge, join), (centre + 0.06, join)]
+    codes = [Path.MOVETO, Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
+    dotted = (0, (1, 1.7))
+    axes.add_patch(
+        PathPatch(
+            Path(points, codes), fill=False, edgecolor=INK, linewidth=LINE, zorder=1.4, capstyle="butt",
+            linestyle="-" if box.shortcut.kind == "identity" else dotted, gid=f"arc {box.shortcut.kind}",
+        )
+    )  # fmt: skip
+    _draw_arrow(axes, (centre + 0.06, join), (centre, join))

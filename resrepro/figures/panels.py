@@ -1,0 +1,259 @@
+"""Drawing a figure of error curves: panels in a row, every net labelled at the end of its curve.
+
+What is drawn is decided in `resrepro.figures.plotting` and said by a `Sheet`; here it is only put on paper.
+matplotlib is used through its objects, without pyplot and without the user's own settings, so that equal
+input gives equal files.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from resrepro.figures.lettering import FONT, mixed, readable, spread, text_width, wrap
+from resrepro.figures.sheets import Curve, Panel, Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INCH = 72  # points
+PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.6, 0.58, 0.12, 0.52  # inches
+TITLE, LEGEND, LINE = 0.24, 0.26, 0.19  # heights of the rows of text, inches
+TEXT, SMALL = 10.0, 9.0  # points
+LABEL_PITCH = 13.0  # points from one net's label to the next
+LEADER = 18.0  # points between the frame and the labels
+BOLD = 2.1  # line width, points
+DASHES = (0, (4, 1.6))
+QUIET = "#6b6b6b"
+TICKS = {
+    20: (0, 5, 10, 20),
+    40: (0, 10, 20, 30, 40),
+    60: (0, 20, 40, 60),
+    80: (0, 20, 40, 60, 80),
+    100: (0, 20, 40, 60, 80, 100),
+}
+BAND = "mean ± std over seeds (n−1)"
+SETTINGS: Any = {
+    "font.family": FONT,
+    "font.size": TEXT,
+    "axes.linewidth": 0.8,
+    "axes.titlesize": TEXT,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "text.parse_math": False,  # sentences of the records are shown as they are
+    "svg.hashsalt": "resrepro",
+    "svg.fonttype": "path",
+}
+
+
+def draw_sheet(sheet: Sheet) -> "Figure":
+    """The figure as a matplotlib object."""
+    from matplotlib.figure import Figure
+
+    with own_settings():
+        margins = [_label_margin(sheet, panel) for panel in sheet.panels]
+        shares = [float(panel.layout.get("share", 1)) for panel in sheet.panels]
+        width = float(sheet.layout["width"])
+        room = width - LEFT - sum(margins) - GAP * (len(margins) - 1)
+        lines = wrap(" ".join([*sheet.footnote, *_off_scale(sheet)]), width - 0.5, SMALL)
+        keys = _legend_keys(sheet)
+        titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
+        foot = BOTTOM + LINE * len(lines) + 0.1
+        height = foot + PANEL_HEIGHT + titles + (LEGEND if keys else 0.0) + TOP
+        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+        left = LEFT
+        for panel, share, margin in zip(sheet.panels, shares, margins, strict=True):
+            own = room * share / sum(shares)
+            axes = figure.add_axes((left / width, foot / height, own / width, PANEL_HEIGHT / height))
+            _draw_panel(axes, sheet, panel)
+            left += own + margin + GAP
+        if keys:
+            place = (LEFT / width, 1 - 0.06 / height)
+            figure.legend(
+                handles=keys, loc="upper left", bbox_to_anchor=place, ncols=len(keys), frameon=False,
+                fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0, borderpad=0.2,
+            )  # fmt: skip
+        for number, line in enumerate(reversed(lines)):
+            y = (0.12 + LINE * number) / height
+            figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
+    return figure
+
+
+def render(figure: "Figure", title: str) -> dict[str, bytes]:
+    """The figure as PNG and SVG files, without dates or versions in them."""
+    files = {}
+    metadata: Mapping[str, dict[str, Any]] = {
+        "png": {"Software": None, "Title": title},
+        "svg": {"Date": None, "Creator": None, "Title": title},
+    }
+    with own_settings():
+        for kind, told in metadata.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata=told)
+            files[kind] = buffer.getvalue()
+    return files
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """While active, figures look as these do, whatever the user has set up for his own."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
+    start = float(panel.layout.get("start", 0)) * sheet.iterations / sheet.unit
+    end, top = sheet.iterations / sheet.unit, sheet.top
+    axes.set_xlim(start, end)
+    axes.set_ylim(sheet.floor, top)
+    ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
+    axes.set_yticks([tick for tick in ticks.get(str(top), TICKS.get(top, ())) if tick >= sheet.floor])
+    axes.set_xticks(*_x_ticks(start, end, few="share" in panel.layout, whole=sheet.unit == 1))
+    axes.set_xlabel("iter. (1e4)" if sheet.unit > 1 else "iterations")
+    axes.set_ylabel(panel.layout["ylabel"].format(held_out=sheet.held_out))
+    axes.set_title(panel.layout["title"], pad=5)
+    if sheet.layout["grid"]:
+        axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
+        axes.set_axisbelow(True)
+    for curve in panel.paper:
+        _draw_curve(axes, sheet, curve, faint=sheet.has_ours)
+    for curve in panel.ours:
+        _draw_curve(axes, sheet, curve, faint=False)
+    if not panel.ours and not panel.paper:
+        axes.text(
+            0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
+            bbox={"facecolor": "white", "edgecolor": "none"},
+        )  # fmt: skip
+    elif not panel.ours and sheet.has_ours:
+        axes.text(
+            0.97, 0.95, "no runs yet,\nthe paper's alone", transform=axes.transAxes, ha="right", va="top",
+            color=QUIET, fontsize=SMALL, linespacing=1.3,
+        )  # fmt: skip
+    _label_nets(axes, sheet, panel)
+
+
+def _x_ticks(start: float, end: float, *, few: bool, whole: bool) -> tuple[list[float], list[str]]:
+    from matplotlib.ticker import MaxNLocator
+
+    locator = MaxNLocator(nbins=3 if few else 7, steps=[1, 2, 2.5, 5, 10], integer=whole)
+    ticks = [float(tick) for tick in locator.tick_values(start, end) if start <= tick <= end]
+    return ticks, [f"{tick:,.10g}" for tick in ticks]
+
+
+def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> None:
+    bold = curve.kind != "train" or sheet.layout["training"] == "solid"
+    colour = sheet.colour(curve.depth)
+    x = [iteration / sheet.unit for iteration in curve.iterations]
+    style: dict[str, Any] = {
+        "color": mixed(colour, 0.55) if faint else colour,
+        "zorder": 2.0 if faint else (3.5 if bold else 3.0),
+        "solid_joinstyle": "round",
+        **_stroke(sheet, bold=bold, faint=faint),
+    }
+    marker = sheet.palette["markers"].get(str(curve.depth))
+    if marker and bold and not faint:
+        # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
+        begin = sheet.depths.index(str(curve.depth)) / 40
+        style |= {
+            "marker": marker, "markersize": 6, "markevery": (begin, 0.16), "markeredgecolor": "white",
+            "markeredgewidth": 0.6,
+        }  # fmt: skip
+    whose = "paper" if curve.paper else "ours"
+    axes.plot(x, curve.errors, label=f"{whose} {curve.net} {curve.kind}", **style)
+    if curve.std is not None:
+        pairs = list(zip(curve.errors, curve.std, strict=True))
+        low, high = [max(0.0, error - std) for error, std in pairs], [error + std for error, std in pairs]
+        axes.fill_between(
+            x, low, high, color=colour, alpha=0.22, linewidth=0, zorder=2.5,
+            label=f"band {curve.net} {curve.kind}",
+        )  # fmt: skip
+
+
+def _stroke(sheet: Sheet, *, bold: bool, faint: bool) -> dict[str, Any]:
+    """Width and dashes of a line: training error dashed, or thin as in Figure 4, held-out error bold."""
+    thin = sheet.layout["training"] == "thin"
+    if bold:
+        return {"linewidth": (1.6 if thin else 1.1) if faint else BOLD, "linestyle": "-"}
+    if thin:
+        return {"linewidth": 0.6 if faint else 0.8, "linestyle": "-"}
+    return {"linewidth": 0.8 if faint else 1.2, "linestyle": DASHES}
+
+
+def _labelled(panel: Panel) -> list[Curve]:
+    """The curve of each net at whose end its label stands: ours before the paper's, bold before dashed."""
+    chosen: dict[str, Curve] = {}
+    for curve in (*panel.ours, *panel.paper):
+        known = chosen.get(curve.net)
+        if known is None or (known.kind == "train" and known.paper == curve.paper):
+            chosen[curve.net] = curve
+    return list(chosen.values())
+
+
+def _label_text(sheet: Sheet, curve: Curve) -> str:
+    return sheet.label(curve) + (" ↑" if curve.errors[-1] > sheet.top else "")
+
+
+def _label_margin(sheet: Sheet, panel: Panel) -> float:
+    widths = [text_width(_label_text(sheet, curve), TEXT) for curve in _labelled(panel)]
+    return (LEADER + 4) / INCH + max(widths, default=0.1)
+
+
+def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
+    """Write each net's name right of the frame, at the height of its curve's end or close to it."""
+    curves = _labelled(panel)
+    height = PANEL_HEIGHT * INCH
+    width = axes.get_position().width * float(sheet.layout["width"]) * INCH
+    ends = [sheet.height_of(curve.errors[-1]) * height for curve in curves]
+    places = spread(ends, LABEL_PITCH, 0.0, height)
+    for curve, end, place in zip(curves, ends, places, strict=True):
+        colour = readable(sheet.colour(curve.depth))
+        theirs = curve.paper and sheet.has_ours
+        x = [1 + points / width for points in (1.5, 4, LEADER - 5)]
+        marker = "" if theirs else sheet.palette["markers"].get(str(curve.depth), "")
+        axes.plot(
+            x, [end / height, end / height, place / height], color=colour, linewidth=0.7, marker=marker,
+            markevery=[2], markersize=4.5, transform=axes.transAxes, clip_on=False, label="leader",
+        )  # fmt: skip
+        axes.text(
+            1 + LEADER / width, place / height, _label_text(sheet, curve), transform=axes.transAxes,
+            va="center_baseline", color=colour, fontstyle="italic" if theirs else "normal",
+        )  # fmt: skip
+
+
+def _off_scale(sheet: Sheet) -> list[str]:
+    """A sentence on each net whose curve ends above the frame."""
+    return [
+        f"{curve.net} ends above the frame, at {curve.errors[-1]:.1f} % "
+        f"({'training' if curve.kind == 'train' else sheet.held_out})."
+        for panel in sheet.panels
+        for curve in _labelled(panel)
+        if curve.errors[-1] > sheet.top
+    ]
+
+
+def _legend_keys(sheet: Sheet) -> "list[Artist]":
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    dark = "#303030"
+    curves = [curve for panel in sheet.panels for curve in (*panel.ours, *panel.paper)]
+    thin = sheet.layout["training"] == "thin"
+    keys: list[Artist] = []
+    if sheet.layout["training"] != "solid" and curves:
+        stroke = _stroke(sheet, bold=False, faint=False)
+        keys.append(Line2D([], [], color=dark, label="training error", **stroke))
+        keys.append(Line2D([], [], color=dark, linewidth=BOLD, label=sheet.held_out_told))
+    elif sheet.has_ours and any(curve.paper for curve in curves):
+        keys.append(Line2D([], [], color=dark, linewidth=BOLD, label="our runs"))
+    if any(curve.std for curve in curves):
+        keys.append(Patch(color=dark, alpha=0.22, linewidth=0, label=BAND))
+    if sheet.has_ours and any(curve.paper for curve in curves):
+        told = f"the paper's curves ({'pale' if thin else 'thin'})"
+        keys.append(Line2D([], [], color=mixed(dark, 0.55), linewidth=1.0, label=told))
+    return keys

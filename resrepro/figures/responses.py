@@ -1,0 +1,270 @@
+"""Figure 7 from run records: the strength of each layer's response, in the nets' order and sorted.
+
+Which runs are drawn is decided as for the figures of errors (`comparison.selection`); how the figure is laid
+out stands in figure7.toml. Nothing here imports torch.
+"""
+
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from resrepro.comparison.cells import SET_NAMES
+from resrepro.comparison.selection import Cells, choose
+from resrepro.errors import RecordError
+from resrepro.figures.captions import departures_told, lead
+from resrepro.figures.lettering import mixed, wrap
+from resrepro.figures.panels import BOLD, DASHES, QUIET, SMALL, own_settings
+from resrepro.paper import curves
+from resrepro.records import Run
+from resrepro.spec import catalogue
+from resrepro.spec.specs import net_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+EXHIBIT = "figure7"
+LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM, LINE = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56, 0.19  # inches
+HEADING = 0.26  # inches, above the panels of runs that are not on CIFAR-10
+MARKED = 9  # layers from one marker to the next
+OTHER_DATA = {"digits": "scikit-learn's digits, not CIFAR-10"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """The std of the responses of one net, index 1 first; `spread` over seeds (n-1), where there are some."""
+
+    depth: int
+    plain: bool
+    std: tuple[float, ...]
+    spread: tuple[float, ...] | None = None
+    paper: bool = False
+
+    @property
+    def net(self) -> str:
+        """`plain-56` or `ResNet-56`."""
+        return net_label(self.depth, self.plain)
+
+    def ordered(self) -> "Line":
+        """The same, the strongest response first."""
+        return Line(self.depth, self.plain, tuple(sorted(self.std, reverse=True)), paper=self.paper)
+
+
+@cache
+def plan() -> Mapping[str, Any]:
+    """Title, nets, frame and panels (figure7.toml)."""
+    text = resources.files("resrepro.paper").joinpath("figure7.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def title() -> str:
+    """The figure's title."""
+    return str(plan()["title"])
+
+
+def make_figure(
+    runs: Iterable[Run], palette: Mapping[str, Any], *, paper: bool = False
+) -> "tuple[Figure, tuple[str, ...]]":
+    """The figure as a matplotlib object, and sentences on what was left out.
+
+    Args:
+        runs: those read; of several that are identical but for the seed the mean is drawn.
+        palette: colours and markers by depth (figures.toml).
+        paper: draw the paper's own curves pale behind ours, or alone where there are no runs.
+
+    Raises:
+        RecordError: if there is nothing to draw.
+    """
+    cells, notes = select(runs)
+    ours = [line_of(cell) for cell in cells.values()]
+    theirs = list(paper_lines()) if paper else []
+    if not ours and not theirs:
+        raise RecordError(_nothing_to_draw(notes))
+    return _draw(ours, theirs, palette, cells), notes
+
+
+def select(runs: Iterable[Run]) -> tuple[Cells, tuple[str, ...]]:
+    """The runs that are drawn, by net, and a sentence on each kind of run that is left out.
+
+    Runs on CIFAR-10 come before those on the digits, whatever their length.
+    """
+    runs = list(runs)
+    notes: list[str] = []
+    for dataset in plan()["datasets"]:
+        layout = {**plan(), "panels": plan()["nets"], "datasets": [dataset]}
+        cells, told = choose(layout, [run for run in runs if run.responses is not None])
+        bare, _ = choose(layout, [run for run in runs if run.responses is None])
+        notes += told
+        if lacking := [f"{run.name} seed {run.seed}" for cell in bare.values() for run in cell]:
+            notes.append(f"Not drawn, not measured by `resrepro responses RUN`: {', '.join(lacking)}.")
+        if cells:
+            return cells, tuple(notes)
+    return {}, tuple(notes)
+
+
+def line_of(cell: Sequence[Run]) -> Line:
+    """Mean over seeds of each layer's std, and its spread."""
+    import numpy as np
+
+    first = cell[0].spec
+    figures = np.array([run.responses.std for run in cell if run.responses is not None])
+    spread = tuple(figures.std(axis=0, ddof=1).tolist()) if len(figures) > 1 else None
+    return Line(int(first["depth"]), bool(first["plain"]), tuple(figures.mean(axis=0).tolist()), spread)
+
+
+def paper_lines() -> Iterator[Line]:
+    """The paper's curves, read off its figure, in the order of the legend."""
+    frame = curves(EXHIBIT)
+    frame = frame[frame["panel"] == plan()["panels"][0]["name"]].sort_values("x")
+    for group in plan()["nets"]:
+        for depth in group["depths"]:
+            rows = frame[frame["series"] == net_label(depth, group["plain"])]
+            yield Line(depth, group["plain"], tuple(rows["value"]), paper=True)
+
+
+def is_logarithmic(ends: tuple[float, float]) -> bool:
+    """Whether a frame reaches so far above the paper's that its lines would lie flat in it."""
+    return ends[0] > 0 and ends[1] > 2 * plan()["frame"][1]
+
+
+def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
+    """The ends of the axis of std: the paper's, or further out by halves where a line needs it."""
+    low, high = plan()["frame"]
+    for line in lines:
+        spread = line.spread or (0.0,) * len(line.std)
+        low = min(low, *(std - each for std, each in zip(line.std, spread, strict=True)))
+        high = max(high, *(std + each for std, each in zip(line.std, spread, strict=True)))
+    return max(0.0, math.floor(2 * low) / 2), math.ceil(2 * high) / 2
+
+
+def _nothing_to_draw(notes: Sequence[str]) -> str:
+    train = catalogue.command_for(catalogue.find(plan()["example"]).spec())
+    way = f"`{train}` makes a run, `resrepro responses RUN` measures it"
+    told = " ".join(["", *notes])
+    return (
+        f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws the "
+        f"paper's curves alone.{told}"
+    )
+
+
+def _draw(ours: Sequence[Line], theirs: Sequence[Line], palette: Mapping[str, Any], cells: Cells) -> "Figure":
+    from matplotlib.figure import Figure
+
+    width = float(plan()["width"])
+    ends = frame_of([*ours, *theirs])
+    heading = OTHER_DATA.get(_first(cells).spec["dataset"], "") if cells else ""
+    with own_settings():
+        lines = wrap(" ".join(_footnote(cells, theirs, ends)), width - 0.4, SMALL)
+        foot = BOTTOM + LINE * len(lines) + 0.08
+        head = TOP + (HEADING if heading else 0)
+        height = foot + 2 * PANEL_HEIGHT + GAP + head
+        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+        for number, panel in enumerate(plan()["panels"]):
+            bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
+            place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
+            _draw_panel(figure.add_axes(place), panel, ends, ours, theirs, palette)
+        figure.axes[0].set_title(heading, pad=5)
+        for number, text in enumerate(reversed(lines)):
+            y = (0.12 + LINE * number) / height
+            figure.text(0.2 / width, y, text, fontsize=SMALL, color=QUIET, va="baseline")
+    return figure
+
+
+def _draw_panel(
+    axes: "Axes",
+    panel: Mapping[str, Any],
+    ends: tuple[float, float],
+    ours: Sequence[Line],
+    theirs: Sequence[Line],
+    palette: Mapping[str, Any],
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(0, plan()["layers"])
+    axes.set_xticks(plan()["layer_ticks"])
+    if is_logarithmic(ends):
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.set_ylim(*ends)
+    axes.set_xlabel(panel["xlabel"])
+    axes.set_ylabel("std")
+    for line in [*theirs, *ours]:
+        drawn = line.ordered() if panel["sorted"] else line
+        _draw_line(axes, drawn, palette, faint=bool(line.paper and ours))
+    _add_legend(axes, ours, theirs)
+
+
+def _draw_line(axes: "Axes", line: Line, palette: Mapping[str, Any], *, faint: bool) -> None:
+    colour = str(palette["colours"][str(line.depth)])
+    x = range(1, len(line.std) + 1)
+    style: dict[str, Any] = {
+        "color": mixed(colour, 0.55) if faint else colour,
+        "linestyle": DASHES if line.plain else "-",
+        "linewidth": 0.8 if faint else BOLD - 0.5,
+        "zorder": 2.0 if faint else 3.0,
+    }
+    marker = palette["markers"].get(str(line.depth))
+    if marker and not faint:
+        start = 4 * list(palette["markers"]).index(str(line.depth)) % MARKED  # they do not hide each other
+        style |= {"marker": marker, "markersize": 5, "markevery": (start, MARKED)}
+        style |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
+    axes.plot(x, line.std, label=f"{'paper' if line.paper else 'ours'} {line.net}", **style)
+    if line.spread is not None:
+        pairs = list(zip(line.std, line.spread, strict=True))
+        low, high = [mean - spread for mean, spread in pairs], [mean + spread for mean, spread in pairs]
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, label=f"band {line.net}")
+
+
+def _add_legend(axes: "Axes", ours: Sequence[Line], theirs: Sequence[Line]) -> None:
+    """The nets, ours first; where only the paper has a net, its pale line says so."""
+    own = {line.net for line in ours}
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    handles = [drawn[f"ours {line.net}"] for line in ours]
+    names = [line.net for line in ours]
+    for line in theirs:
+        if line.net not in own:
+            handles.append(drawn[f"paper {line.net}"])
+            names.append(f"{line.net}, the paper's alone" if ours else line.net)
+    axes.legend(
+        handles, names, loc="upper right", frameon=False, fontsize=SMALL, handlelength=2.8, labelspacing=0.25
+    )
+
+
+def measured_on(cells: Cells) -> str:
+    """What a response is and on which images it was measured, in sentences."""
+    found = _first(cells).responses
+    assert found is not None
+    return (
+        "Response: what BN gives after each 3x3 convolution, before ReLU or addition. Its standard deviation "
+        f"is over all channels and positions of all {found.images:,} {SET_NAMES[found.part]} images, BN in "
+        "evaluation mode (assumed: the paper does not say)."
+    )
+
+
+def _first(cells: Cells) -> Run:
+    return next(iter(cells.values()))[0]
+
+
+def _footnote(cells: Cells, theirs: Sequence[Line], ends: tuple[float, float]) -> Iterator[str]:
+    """What a reader must know beside the lines, sentence by sentence."""
+    accuracy = plan()["paper"]["accuracy"]
+    if not cells:
+        yield f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours."
+        return
+    yield measured_on(cells)
+    yield lead(plan(), cells)
+    if any(len(cell) > 1 for cell in cells.values()):
+        yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
+    yield departures_told(cells)
+    if theirs:
+        yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
+    if list(ends) != plan()["frame"]:
+        low, high = plan()["frame"]
+        kind = "Vertical axis logarithmic; the" if is_logarithmic(ends) else "The"
+        yield f"{kind} paper's own frame ends at {low:g} and {high:g}."

@@ -1,0 +1,1 @@
+"""Which runs are wanted, what they cost, and where they are made: here, or through a queue."""

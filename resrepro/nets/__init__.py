@@ -1,0 +1,343 @@
+"""The nets of the paper: plain and residual, with shortcut options A, B and C (Sections 3.1-3.3, 4).
+
+A plain net is the residual net with the shortcuts left out, so both have the same parameters under
+option A. The CIFAR nets have 6n+2 weighted layers on maps of size 32, 16, 8 with 16, 32, 64 filters
+(Section 4.2); the ImageNet nets are those of Table 1.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resrepro.errors import UsageError
+from resrepro.nets.convolution import Convolution
+from resrepro.nets.normalisation import GroupedBatchNorm2d
+from resrepro.spec.catalogue import check_setting
+from resrepro.spec.specs import (
+    BOTTLENECK_FROM,
+    DATASETS,
+    FAMILIES,
+    ImageNetRecipe,
+    Recipe,
+    check_depth,
+    check_shortcut,
+    default_shortcut,
+)
+
+BatchNorm = functools.partial[GroupedBatchNorm2d]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What distinguishes the nets: stem, widths of the stages, blocks in each, kind of block."""
+
+    blocks: tuple[int, ...]
+    widths: tuple[int, ...]
+    bottleneck: bool
+    stem: tuple[int, int]
+    """Kernel and stride of the first convolution."""
+    pool: bool
+    """Whether a 3x3 max pooling of stride 2 follows it."""
+
+    @property
+    def expansion(self) -> int:
+        """Channels that leave a block, per width."""
+        return 4 if self.bottleneck else 1
+
+
+# Blocks of conv2_x to conv5_x, Table 1.
+IMAGENET_BLOCKS = {
+    18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+}  # fmt: skip
+
+
+def layout_of(dataset: str, depth: int) -> Layout:
+    """The layout of the paper's net of a dataset and depth.
+
+    Raises:
+        UsageError: if the paper's family has no net of that depth.
+    """
+    check_depth(depth, FAMILIES[dataset])
+    if FAMILIES[dataset] == "cifar":
+        return Layout(((depth - 2) // 6,) * 3, (16, 32, 64), bottleneck=False, stem=(3, 1), pool=False)
+    bottleneck = depth >= BOTTLENECK_FROM
+    return Layout(IMAGENET_BLOCKS[depth], (64, 128, 256, 512), bottleneck, stem=(7, 2), pool=True)
+
+
+Twice = tuple[Tensor, Tensor]
+"""A map for its two uses, the convolutions and the shortcut: one tensor, or two with the same numbers, so
+that a fused backward pass meets both gradients and adds them as it reads them."""
+
+
+class ZeroPadShortcut(nn.Module):
+    """Option A: every `stride`-th position of x, with zeros for the new channels; no parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, zeros: str) -> None:
+        super().__init__()
+        extra = out_channels - in_channels
+        before = extra // 2 if zeros == "symmetric" else 0
+        self.stride = stride
+        self.place = slice(before, before + in_channels)  # of x among the channels
+        self.channels = out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C + extra, ceil(H / stride), ceil(W / stride))."""
+        padded: Tensor = _ZeroPad.apply(x, self.stride, self.place, self.channels)
+        return padded
+
+
+class _ZeroPad(torch.autograd.Function):
+    """Striding and padding with one allocation each way; PyTorch's own operations take three."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int, place: slice, channels: int) -> Tensor:
+        ctx.stride, ctx.place, ctx.shape = stride, place, x.shape
+        strided = x[:, :, ::stride, ::stride]
+        padded = _zeros_like(x, (len(x), channels, *strided.shape[2:]))
+        padded[:, place] = strided
+        return padded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        spread = _zeros_like(gradient, ctx.shape)
+        spread[:, :, :: ctx.stride, :: ctx.stride] = gradient[:, ctx.place]
+        return spread, None, None, None
+
+
+def _zeros_like(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of another shape in the type and layout of x."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout).zero_()
+
+
+class ProjectionShortcut(nn.Sequential):
+    """Options B and C: a 1x1 convolution of the block's stride, then BN (Eq. 2)."""
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each followed by BN; y = relu(F(x) + shortcut(x)), or relu(F(x)) if plain."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        shortcut: nn.Module | None,
+        batch_norm: "BatchNorm",
+    ) -> None:
+        super().__init__()
+        self.conv1 = Convolution(in_channels, channels, 3, stride, padding=1)
+        self.bn1 = batch_norm(channels)
+        self.conv2 = Convolution(channels, channels, 3, padding=1)
+        self.bn2 = batch_norm(channels)
+        self.shortcut = shortcut
+
+    def forward(self, ways: Twice) -> Twice:
+        """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
+        x, aside = ways
+        y, _ = self.bn1.relu(self.conv1(x))
+        return self.bn2.relu(self.conv2(y), None if self.shortcut is None else self.shortcut(aside))
+
+
+class Bottleneck(nn.Module):
+    """Convolutions of 1x1, 3x3 and 1x1, each followed by BN, the last four times as wide (Figure 5 right).
+
+    The stride is on the first 1x1, or with `stride_3x3` on the 3x3, as later implementations have it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: nn.Module | None,
+        batch_norm: BatchNorm,
+        stride_3x3: bool,
+    ) -> None:
+        super().__init__()
+        first, second = (1, stride) if stride_3x3 else (stride, 1)
+        self.conv1 = Convolution(in_channels, width, 1, first)
+        self.bn1 = batch_norm(width)
+        self.conv2 = Convolution(width, width, 3, second, padding=1)
+        self.bn2 = batch_norm(width)
+        self.conv3 = Convolution(width, 4 * width, 1)
+        self.bn3 = batch_norm(4 * width)
+        self.shortcut = shortcut
+
+    def forward(self, ways: Twice) -> Twice:
+        """(N, C_in, H, W) -> (N, 4 width, H / stride, W / stride)."""
+        x, aside = ways
+        y, _ = self.bn1.relu(self.conv1(x))
+        y, _ = self.bn2.relu(self.conv2(y))
+        return self.bn3.relu(self.conv3(y), None if self.shortcut is None else self.shortcut(aside))
+
+
+class Net(nn.Module):
+    """A plain or residual net: stem, stages of blocks, classifier.
+
+    `trunk` maps images (N, 3, H, W) to features (N, C, H / stride, W / stride); `forward` gives logits
+    (N, num_classes); `dense` gives them at every place of the feature map.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        shortcut: str | None,
+        num_classes: int,
+        zeros: str,
+        batch_norm: BatchNorm,
+        stride_3x3: bool = False,
+    ) -> None:
+        super().__init__()
+        kernel, stride = layout.stem
+        channels = layout.widths[0]
+        self.conv1 = Convolution(3, channels, kernel, stride, padding=kernel // 2)
+        self.bn1 = batch_norm(channels)
+        self.pool = nn.MaxPool2d(3, 2, padding=1) if layout.pool else nn.Identity()
+        stages: list[nn.Module] = []
+        for stage, (count, width) in enumerate(zip(layout.blocks, layout.widths, strict=True)):
+            blocks: list[nn.Module] = []
+            for number in range(count):
+                stride = 2 if stage > 0 and number == 0 else 1
+                out = width * layout.expansion
+                way = make_shortcut(shortcut, channels, out, stride, zeros, batch_norm)
+                if layout.bottleneck:
+                    blocks.append(Bottleneck(channels, width, stride, way, batch_norm, stride_3x3))
+                else:
+                    blocks.append(Block(channels, width, stride, way, batch_norm))
+                channels = out
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> features of the last stage, 1/4 (CIFAR) or 1/32 (ImageNet) as large."""
+        x, aside = self.bn1.relu(self.conv1(images))
+        if not isinstance(self.pool, nn.Identity):
+            x = aside = self.pool(x)
+        features: Tensor = self.stages((x, aside))[0]
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> logits (N, num_classes)."""
+        logits: Tensor = self.fc(self.trunk(images).mean(dim=(2, 3)))  # global average pooling
+        return logits
+
+    def dense(self, images: Tensor, window: int) -> Tensor:
+        """The net as a fully convolutional one: logits at each place (N, num_classes, h, w).
+
+        Average pooling over `window` x `window` features with stride 1, then the classifier as a 1x1
+        convolution. With images of the training size and their whole feature map as window there is one
+        place, and its logits are those of `forward` (Section 3.4).
+        """
+        pooled = F.avg_pool2d(self.trunk(images), window, stride=1)
+        return F.conv2d(pooled, self.fc.weight[:, :, None, None], self.fc.bias)
+
+
+def make_shortcut(
+    option: str | None, in_channels: int, channels: int, stride: int, zeros: str, batch_norm: BatchNorm
+) -> nn.Module | None:
+    """The shortcut of one block: None if plain, else option A, B or C (Section 3.3)."""
+    if option is None:
+        return None
+    same = stride == 1 and in_channels == channels
+    if option == "C" or (option == "B" and not same):
+        projection = Convolution(in_channels, channels, 1, stride)
+        return ProjectionShortcut(projection, batch_norm(channels))
+    return nn.Identity() if same else ZeroPadShortcut(in_channels, channels, stride, zeros)
+
+
+def initialise(net: nn.Module, fan_mode: str, generator: torch.Generator | None = None) -> None:
+    """He initialisation [13] of every convolution and fully connected layer; biases zero, BN identity."""
+    mode: Literal["fan_in", "fan_out"] = "fan_in" if fan_mode == "fan_in" else "fan_out"
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def build_net(
+    dataset: str,
+    depth: int,
+    plain: bool = False,
+    shortcut: str | None = None,
+    num_classes: int | None = None,
+    *,
+    option_a_zeros: str = "trailing",
+    stride_3x3: bool = False,
+    init: str = "fan_in",
+    bn_group: int = 0,
+    bn_momentum: float = 0.1,
+    bn_eps: float = 1e-5,
+    generator: torch.Generator | None = None,
+) -> Net:
+    """Build a net of the paper, He-initialised.
+
+    Args:
+        dataset: "cifar10" or "digits" (the nets of Section 4.2; any image size divisible by 4),
+            "imagenet" or "folder" (those of Table 1; any image size of 32 and more).
+        depth: weighted layers: 6n+2 (Section 4.2), or 18, 34, 50, 101, 152 (Table 1).
+        plain: leave the shortcuts out.
+        shortcut: "A" (identity, zero padding), "B" (projection where the size changes) or "C"
+            (projection everywhere); by default A, and B for ImageNet nets of 50 and more layers. None
+            and `plain` go together.
+        num_classes: outputs; by default 10, for ImageNet 1000.
+        option_a_zeros: "trailing" or "symmetric" place of option A's zero channels.
+        stride_3x3: a bottleneck's stride on its 3x3 convolution (later practice) instead of its first 1x1.
+        init: fan of the He initialisation, "fan_in" or "fan_out".
+        bn_group: images that share BN statistics in training; 0 for the whole batch.
+        bn_momentum: weight of the newest batch in BN's running averages.
+        bn_eps: BN's epsilon.
+        generator: source of the random initial weights; PyTorch's global one by default.
+
+    Returns:
+        A module from images (N, 3, H, W), float, to logits (N, num_classes).
+
+    Raises:
+        UsageError: (a ValueError) for an unknown dataset, initialisation or place of zeros, an
+            impossible depth or shortcut.
+    """
+    if dataset not in DATASETS:
+        raise UsageError(f"no dataset {dataset!r}: there are {', '.join(DATASETS[:-1])} and {DATASETS[-1]}.")
+    layout = layout_of(dataset, depth)
+    option = check_shortcut(plain, shortcut, default_shortcut(dataset, depth))
+    check_setting("init", init)
+    check_setting("option_a_zeros", option_a_zeros)
+    batch_norm = functools.partial(GroupedBatchNorm2d, group=bn_group, momentum=bn_momentum, eps=bn_eps)
+    classes = num_classes or (1000 if FAMILIES[dataset] == "imagenet" else 10)
+    net = Net(layout, option, classes, option_a_zeros, batch_norm, stride_3x3)
+    initialise(net, init, generator)
+    return net
+
+
+def net_of(
+    recipe: Recipe,
+    dataset: str,
+    depth: int,
+    plain: bool,
+    shortcut: str | None,
+    num_classes: int,
+    generator: torch.Generator | None = None,
+) -> Net:
+    """The net as a recipe wants it (see `build_net`)."""
+    return build_net(
+        dataset,
+        depth,
+        plain,
+        shortcut,
+        num_classes,
+        option_a_zeros=recipe.option_a_zeros,
+        stride_3x3=isinstance(recipe, ImageNetRecipe) and recipe.stride_3x3,
+        init=recipe.init,
+        bn_group=recipe.bn_group,
+        bn_momentum=recipe.bn_momentum,
+        bn_eps=recipe.bn_eps,
+        generator=generator,
+    )

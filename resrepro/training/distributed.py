@@ -1,0 +1,244 @@
+"""What the processes of one run say to each other; with a single process nothing is sent.
+
+Started by `torchrun`, every process trains on its share of each batch. The first one alone writes.
+"""
+
+import atexit
+import inspect
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
+
+from resrepro.errors import PeerLost, ResreproError
+from resrepro.nets.normalisation import running_statistics
+from resrepro.processes import is_first, world_size
+from resrepro.training.interrupts import Interrupts
+from resrepro.training.metrics import ErrorSums
+
+T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(hours=1)  # while the first process downloads a data set, or looks at a large folder
+STOP = "stop"  # left on the board by the first that receives a signal
+FAREWELL = timedelta(seconds=5)
+OF_THE_CONNECTION = ("gloo", "nccl", "connection", "socket", "tcpstore", "process group")
+
+
+def join(device: torch.device) -> None:
+    """Meet the other processes of the run, if there are any: over NCCL on GPUs, else over gloo.
+
+    Raises:
+        PeerLost: if they do not come.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # where objects travel, and what memory is pinned for
+    if world_size() == 1 or distributed.is_initialized():
+        return
+    with told_as_lost():
+        if device.type == "cuda":
+            distributed.init_process_group("nccl", device_id=device, timeout=LONGEST_WAIT)
+        else:
+            distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+        atexit.register(_leave, distributed.new_group(backend="gloo"))
+
+
+def _leave(channel: Any) -> None:
+    """Leave at the same time as the others, if they do leave.
+
+    `torchrun` ends all processes when one has ended with an error, also that which is about to tell it.
+    Those that go on learn by the end of this one that it has left; NCCL would wait for them to close.
+    """
+    if not distributed.is_initialized():
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(RuntimeError):
+        distributed.monitored_barrier(channel, FAREWELL)
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def told_as_lost() -> Iterator[None]:
+    """Tell an error of the connection between the processes as one sentence; let others pass.
+
+    Raises:
+        PeerLost: instead of the RuntimeError by which PyTorch reports it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not _of_the_connection(error):
+            raise
+        atexit.unregister(_leave)  # there is nobody to wait for
+        raise PeerLost(
+            f"another process of this run has ended or cannot be reached ({_gist(error)}): look for its own "
+            "message; the same command (without --fresh) goes on from the last checkpoint."
+        ) from None
+
+
+def _of_the_connection(error: RuntimeError) -> bool:
+    """Whether it is of the kind that PyTorch has for this, or worded so: gloo has no kind of its own."""
+    told = str(error).lower()
+    return isinstance(error, distributed.DistError) or any(word in told for word in OF_THE_CONNECTION)
+
+
+def _gist(error: RuntimeError) -> str:
+    """What happened, without the place in the source and without advice."""
+    lines = re.sub(r"^\s*\[\S*\.\w+:\d+\]\s*", "", str(error)).strip().splitlines()
+    return re.split(r"[.!] ", lines[0])[0].rstrip(".!") if lines else type(error).__name__
+
+
+def in_parallel(net: nn.Module, device: torch.device) -> nn.Module:
+    """The net as one whose gradients are averaged over all processes; itself where there is one."""
+    if world_size() == 1:
+        return net
+    devices = [device] if device.type == "cuda" else None
+    # BN's running averages are averaged after each update, not copied from the first process.
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    copying: dict[str, Any] = {option: False}
+    return DistributedDataParallel(net, device_ids=devices, **copying)
+
+
+def exchanging(model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """The context of one of the passes of an update: gradients are exchanged in the last one only."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The tensor summed over all processes, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def gathered(sums: ErrorSums) -> ErrorSums:
+    """Loss and errors of all processes together."""
+    if world_size() == 1:
+        return sums
+    own = sums.sums if sums.count else torch.zeros_like(sums.sums)  # the mean loss of no images is NaN
+    both = total(torch.cat([own, own.new_tensor([sums.count])]))
+    whole = ErrorSums(both.device)
+    whole.sums, whole.count = both[:3], round(both[3].item())
+    return whole
+
+
+def average_statistics(net: nn.Module) -> None:
+    """Make the running BN averages of all processes their mean, in place."""
+    if world_size() == 1:
+        return
+    buffers = running_statistics(net)
+    flat = total(torch.cat(buffers)) / world_size()
+    torch._foreach_copy_(buffers, list(torch.split(flat, [len(buffer) for buffer in buffers])))
+
+
+def collected(part: T) -> list[T]:
+    """The parts of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return [part]
+    parts: list[Any] = [None] * world_size()
+    distributed.all_gather_object(parts, part)
+    return parts
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """Do something in the first process alone; all get its result, or its error."""
+    if world_size() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if is_first():
+        try:
+            outcome[0] = work()
+        except ResreproError as trouble:
+            outcome[1] = trouble
+    distributed.broadcast_object_list(outcome, src=0)
+    result, error = outcome
+    if error is not None:
+        error.told = not is_first()
+        raise error
+    return result  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What the processes of a run agreed on after an update: a signal's number (or 0), and a checkpoint."""
+
+    signal: int = 0
+    checkpoint: bool = False
+
+
+class Ballot:
+    """Lets all processes of a run stop, and write checkpoints, after the same update.
+
+    Each says whether it received a signal or finds a checkpoint due; what any of them says holds for
+    all. The votes travel beside the computation, over gloo: no process waits for its GPU. A process
+    alone learns its own vote at once, several learn that of the update before.
+    """
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self.interrupts = interrupts
+        self.channel: Any = distributed.new_group(backend="gloo") if world_size() > 1 else None
+        self.board = _open_board() if world_size() > 1 else None
+        self.votes = torch.zeros(2, dtype=torch.int64)
+        self.sent: Any = None
+        self.owed = False  # a checkpoint that was agreed on while nobody could write it
+
+    def cast(self, checkpoint: bool) -> Agreed:
+        """Vote after an update and learn what is agreed."""
+        if self.channel is None:
+            return Agreed(self.interrupts.received, checkpoint)
+        agreed = self.result()
+        due, self.owed = agreed.checkpoint or self.owed, False
+        self._send(Agreed(self.interrupts.received, checkpoint and not due))  # one, not two in a row
+        return Agreed(agreed.signal, due)
+
+    def result(self) -> Agreed:
+        """The outcome of the last vote; waits for it."""
+        if self.sent is None:
+            return Agreed(self.interrupts.received if self.channel is None else 0)
+        self.sent.wait()
+        self.sent = None
+        signal_number, checkpoint = self.votes.tolist()
+        return Agreed(signal_number, bool(checkpoint))
+
+    def final(self) -> int:
+        """The signal that any process has received by now; all of them wait for each other."""
+        earlier = self.result()
+        self.owed |= earlier.checkpoint
+        if self.channel is not None:
+            self._send(Agreed(self.interrupts.received))
+        return max(earlier.signal, self.result().signal)
+
+    def heard(self) -> bool:
+        """Whether any process has received a signal; asked between the parts of an evaluation."""
+        if self.board is None:
+            return bool(self.interrupts.received)
+        if self.interrupts.received:
+            self.board.set(STOP, "1")
+        return bool(self.board.check([STOP]))
+
+    def _send(self, own: Agreed) -> None:
+        self.votes = torch.tensor([own.signal, int(own.checkpoint)])
+        self.sent = distributed.all_reduce(
+            self.votes, distributed.ReduceOp.MAX, group=self.channel, async_op=True
+        )
+
+
+def _open_board() -> Any:
+    """A place where any process can leave word for the others, whatever they are busy with."""
+    host = os.environ["MASTER_ADDR"]
+    if is_first():
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        on_first(lambda: store.port)
+        return store
+    return TCPStore(host, on_first(lambda: 0))

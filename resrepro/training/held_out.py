@@ -1,0 +1,149 @@
+"""The held-out images that an evaluation measures on, from memory or from a folder of photographs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resrepro.data import Images, data_folder, load_dataset
+from resrepro.data.folder import Photos, checksum, imagenet_classes, scan
+from resrepro.data.loading import Loading
+from resrepro.data.views import PhotoViews, Views
+from resrepro.errors import UsageError
+from resrepro.evaluation.subjects import Subject
+from resrepro.spec.catalogue import Protocol
+from resrepro.spec.specs import IMAGENET_IMAGES, ImageNetRecipe
+from resrepro.training.distributed import collected, on_first
+from resrepro.training.feeds import about_memory, memory_views, on_device
+
+IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
+SEEN = "the 5,000 validation images were among those trained on"
+
+
+@dataclass
+class HeldOut:
+    """Some sets of images under a protocol.
+
+    Attributes:
+        name: of the dataset, with its split where it has one, for file names.
+        sets: for each set what gives this process's share of its views.
+        notices: sentences that must stand beside every number.
+        describe: what the record keeps; to be called when all views have been read.
+        key_set: the set whose checksum tells this data apart.
+    """
+
+    name: str
+    dataset: str
+    sets: Mapping[str, Callable[[], Iterator[Views]]]
+    notices: tuple[str, ...]
+    describe: Callable[[], dict[str, Any]]
+    key_set: str
+
+
+def open_held_out(
+    subject: Subject,
+    protocol: Protocol,
+    dataset: str | None,
+    data: str | Path | None,
+    split: str | None,
+    device: torch.device,
+    loading: Loading,
+) -> HeldOut:
+    """The held-out images for a net under a protocol; by default those of its own dataset.
+
+    Raises:
+        DataError: if they are missing or damaged, or have a class that the net does not know.
+        UsageError: if they do not fit the net.
+    """
+    name = dataset or subject.spec.dataset
+    if subject.family == "imagenet":
+        return _photos(subject, protocol, name, data, device, loading)
+    return _memory(subject, name, data, split, device)
+
+
+def _memory(
+    subject: Subject, name: str, data: str | Path | None, split: str | None, device: torch.device
+) -> HeldOut:
+    own = str(getattr(subject.recipe, "split", "all")) if subject.seed is not None else "all"
+    part = split or own
+    loaded = load_dataset(name, part, data)
+    if part == "45k5k" and own != "45k5k":
+        seen = SEEN if subject.seed is not None else SEEN.replace("were", "may have been")
+        loaded = replace(loaded, notices=(*loaded.notices, seen))
+    shape = tuple(subject.normalisation.mean.shape[1:])
+    if shape not in ((1, 1), IMAGE_SHAPES[name]):
+        raise UsageError(
+            f"{subject.path} subtracts a mean image of {shape[0]}x{shape[1]} pixels, and {name} has "
+            "none of that size: evaluate it on the dataset that it was trained on."
+        )
+    sets = {key: partial(_views_of, images, device) for key, images in loaded.held_out.items()}
+    described = about_memory(loaded).describe()
+    return HeldOut(f"{name}-{part}", name, sets, loaded.notices, lambda: described, "test")
+
+
+def _views_of(images: Images, device: torch.device) -> Iterator[Views]:
+    return memory_views(*on_device(images, device))
+
+
+def _photos(
+    subject: Subject,
+    protocol: Protocol,
+    name: str,
+    data: str | Path | None,
+    device: torch.device,
+    loading: Loading,
+) -> HeldOut:
+    assert isinstance(subject.recipe, ImageNetRecipe)
+    photos = on_first(lambda: scan(data_folder(data), "val"))
+    classes, whose = _classes(subject, name, photos)
+    numbered = photos.labelled_by(classes, whose)
+    views = PhotoViews(numbered, protocol, subject.recipe.image_size, loading)
+    notices = _photo_notices(name, photos)
+
+    def describe() -> dict[str, Any]:
+        digests: dict[int, str] = {}
+        bad: dict[str, str] = {}
+        for own_digests, own_bad in collected((views.digests, views.bad.found)):
+            digests |= own_digests
+            bad |= own_bad
+        views.bad.found = {}
+        views.bad.add(dict(sorted(bad.items())))  # those of all processes together
+        readable = photos.without([path.partition("/")[2] for path in bad])
+        return {
+            "name": name,
+            "images": {"val": len(readable)},
+            "classes": subject.num_classes,
+            "sha256": {"val": checksum(readable, [digests[index] for index in sorted(digests)])},
+            "notices": [*notices, *views.bad.notices()],
+        }
+
+    return HeldOut(name, name, {"val": lambda: views.read(device)}, notices, describe, "val")
+
+
+def _classes(subject: Subject, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
+    """The names that the net's outputs stand for, and who says so."""
+    if subject.classes is not None:
+        return subject.classes, "ImageNet" if subject.seed is None else "the run's training set"
+    if name == "imagenet":
+        raise UsageError(
+            f"{subject.path} has {subject.num_classes} outputs, and ImageNet 1,000 classes: "
+            "for other photographs say --dataset folder."
+        )
+    if subject.num_classes != len(photos.classes):
+        raise UsageError(
+            f"{subject.path} has {subject.num_classes} outputs, and val {len(photos.classes)} classes: "
+            "name the photographs that it was trained for."
+        )
+    return photos.classes, "val"
+
+
+def _photo_notices(name: str, photos: Photos) -> tuple[str, ...]:
+    told = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
+    if name != "imagenet":
+        return (f"the folder {photos.root.resolve().name} has {told}",)
+    if len(photos) == IMAGENET_IMAGES["val"] and photos.classes == imagenet_classes():
+        return ()
+    return (f"the images are not ImageNet's 50,000: {told}",)

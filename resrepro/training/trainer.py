@@ -1,0 +1,313 @@
+"""One run while it is being trained: the loop, the curves it records, its checkpoints (Section 4.2)."""
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
+from resrepro.errors import Diverged, Interrupted
+from resrepro.nets import Net, net_of
+from resrepro.nets.normalisation import norms_of
+from resrepro.processes import world_size
+from resrepro.records.recording import RunWriter
+from resrepro.spec import catalogue
+from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
+from resrepro.training.cadence import Cadence, Every
+from resrepro.training.checkpoint import save_checkpoint
+from resrepro.training.device import arithmetic, memory_format
+from resrepro.training.distributed import (
+    Ballot,
+    average_statistics,
+    collected,
+    exchanging,
+    gathered,
+    in_parallel,
+    on_first,
+)
+from resrepro.training.engines import EAGER, equip
+from resrepro.training.feeds import Feed
+from resrepro.training.interrupts import Interrupts
+from resrepro.training.metrics import Errors, ErrorSums
+from resrepro.training.optimizer import make_optimizer, set_learning_rate
+from resrepro.training.plateau import Plateau
+from resrepro.training.resuming import Shares, state_of
+from resrepro.training.schedule import learning_rate, warmup_is_due
+from resrepro.training.spread import Spread
+from resrepro.training.watching import Sample, Watcher
+
+LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
+
+
+def initial_net(spec: Spec, seed: int, num_classes: int) -> Net:
+    """The net that a run of this seed begins with.
+
+    Its weights are drawn on the CPU, so that a seed means the same on every device.
+    """
+    weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
+    return net_of(spec.recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes, weights)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a run computes: a device, this process's share of each batch, an engine."""
+
+    device: torch.device
+    spread: Spread
+    engine: str = EAGER
+
+
+class Trainer:
+    """The state of one run: net, optimizer, batches, and how far it has come.
+
+    Attributes:
+        done: updates made.
+        sampled: the update that the errors were last measured after.
+        saved: the updates made and sampled when a checkpoint was last written.
+        way_on: what to tell whoever stops the run.
+    """
+
+    def __init__(
+        self, spec: Spec, seed: int, feed: Feed, target: Target, writer: RunWriter, watcher: Watcher
+    ) -> None:
+        self.spec, self.recipe, self.seed, self.feed = spec, spec.recipe, seed, feed
+        self.target, self.device, self.writer, self.watcher = target, target.device, writer, watcher
+        net = initial_net(spec, seed, feed.about.num_classes)
+        self.net = net.to(self.device).to(memory_format=memory_format(self.device))
+        for norm in norms_of(self.net):
+            norm.images = target.spread.local
+            norm.sync = self.recipe.bn_group == 0 and world_size() > 1
+        self.model = in_parallel(equip(self.net, target.engine), self.device)
+        self.optimizer = make_optimizer(self.net, self.recipe)
+        # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
+        self.headline = feed.about.held_out[0]
+        self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
+        self.done = self.sampled = 0
+        self.saved: tuple[int, int] | None = None
+        self.cadence = Cadence(Every())
+        self.way_on = "The same command goes on from here."
+        self.warmup_switch: int | None = None
+        self.plateau = _plateau_of(self.recipe)
+        self.last: dict[str, Errors] = {}
+        self.best: dict[str, Any] | None = None
+        self.seconds_before = 0.0  # spent by earlier sessions of this run
+        self.session_start = self.mark = time.perf_counter()
+        self.images_before_mark = 0
+
+    def run(self, interrupts: Interrupts) -> None:
+        """Make the missing updates, sampling and checkpointing on the way, then close the record."""
+        self.watcher.begin(
+            self.spec.name, self.seed, self.done, self.recipe.iterations, self.recipe.batch_size
+        )
+        self.session_start = self.mark = time.perf_counter()
+        self.images_before_mark = self.since_sample.count
+        self.net.train()
+        batches = self.feed.batches(self.done, self.recipe.iterations)
+        with interrupts.patiently(), contextlib.closing(batches):
+            ballot = Ballot(interrupts)
+            self.sample_if_due(ballot)  # what a signal may have kept the session before from
+            while self.done < self.recipe.iterations:
+                self.step(*next(batches))
+                if warmup_is_due(self.recipe, self.done, self.warmup_switch):
+                    self.look_at_warmup()
+                self.sample_if_due(ballot)
+                asked = ballot.cast(self.cadence.due(self.done))
+                if self.done < self.recipe.iterations:
+                    if asked.signal:
+                        self.stop(asked.signal)
+                    if asked.checkpoint:
+                        self.save()
+            self.finish()
+            decided = ballot.final()
+        if decided:  # during the last step: the run is whole, but nothing may follow it
+            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", decided)
+
+    def finish(self) -> None:
+        """Close the record."""
+        if self.saved != (self.done, self.sampled):
+            self.save()
+        exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
+        status = "shortened" if self.recipe.iterations < exact_length else "complete"
+        on_first(lambda: self.writer.result(self.result(status)))
+
+    def rate_of(self, update: int) -> float:
+        """The learning rate that update number `update` (from 0) is made at."""
+        drops = None if self.plateau is None else self.plateau.drops
+        return learning_rate(self.recipe, update, self.warmup_switch, drops)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One update (Section 3.4) on this process's share of a batch, in one pass or several."""
+        lr = self.rate_of(self.done)
+        set_learning_rate(self.optimizer, lr, self.recipe.momentum_form)
+        self.optimizer.zero_grad(set_to_none=True)
+        micro = self.target.spread.micro
+        parts = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
+        for number, (part, truth) in enumerate(parts, 1):
+            with exchanging(self.model, number == len(parts)):
+                self.pass_once(part, truth, len(parts))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        average_statistics(self.net)
+        self.done += 1
+        self.watcher.step(self.done, lr, self.since_sample.read)
+
+    def pass_once(self, images: Tensor, labels: Tensor, passes: int) -> None:
+        """Forward and backward of one of the passes of an update."""
+        with arithmetic(self.recipe.precision, self.device):
+            logits = self.model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+        self.scaler.scale(loss if passes == 1 else loss / passes).backward()  # type: ignore[no-untyped-call]
+        self.since_sample.add(loss.detach(), logits.detach(), labels)
+        if self.recipe.warmup_lr and self.warmup_switch is None:
+            self.since_look.add(loss.detach(), logits.detach(), labels)
+
+    def look_at_warmup(self) -> None:
+        """End the warm-up once the training error has fallen below its bound (Section 4.2: 80 %)."""
+        errors = gathered(self.since_look).read()
+        self.since_look.reset()
+        if errors.top1_err < self.recipe.warmup_until_err:
+            self.warmup_switch = self.done
+            self.watcher.say(
+                f"Warm-up over after {self.done} iterations: training error {errors.top1_err:.1f} % "
+                f"is below {self.recipe.warmup_until_err:g} %; learning rate {self.recipe.lr:g} from here."
+            )
+
+    def sample_if_due(self, ballot: Ballot) -> None:
+        """Measure and record the errors where the recipe wants them; elsewhere look for divergence.
+
+        Raises:
+            Diverged: if a loss is not finite.
+            Interrupted: if a signal cut the measurement short; it is made anew by the next session.
+        """
+        wanted = self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations
+        if not wanted and self.done % LOOK_FOR_DIVERGENCE == 0:
+            self.stop_if_diverged(gathered(self.since_sample).read())
+        if not wanted or self.sampled == self.done:
+            return
+        train = gathered(self.since_sample).read()  # waits for the device: the time is of finished work
+        images = (self.since_sample.count - self.images_before_mark) * world_size()
+        speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
+        held_out = self.feed.measure(self.net, self.device, ballot.heard)
+        if decided := ballot.final():
+            self.stop(decided)
+        self.sample(speed, {"train": train} | held_out)
+        self.mark, self.images_before_mark = time.perf_counter(), 0
+
+    def sample(self, speed: float, errors: dict[str, Errors]) -> None:
+        """Record the training error since the last sample and the errors on the held-out sets.
+
+        Raises:
+            Diverged: if a loss is not finite.
+        """
+        lr = self.rate_of(self.done - 1)
+        self.since_sample.reset()
+        self.last, self.sampled = errors, self.done
+        on_first(lambda: self.append_rows(lr, speed))
+        self.stop_if_diverged(*self.last.values())
+        headline = self.last[self.headline]
+        if self.best is None or headline.top1_err < self.best["top1_err"]:
+            self.best = {"iteration": self.done, "top1_err": round(headline.top1_err, 4)}
+        if self.plateau is not None and self.plateau.see(self.done, headline.top1_err):
+            self.watcher.say(f"The error has come to a plateau by iteration {self.done:,}: the rate drops.")
+        on_first(lambda: self.writer.result(self.result("partial")))
+        self.watcher.sample(Sample(self.done, lr, self.last, speed))
+
+    def stop_if_diverged(self, *measured: Errors) -> None:
+        """Close the record if a loss is not finite.
+
+        Raises:
+            Diverged: then.
+        """
+        if all(math.isfinite(errors.loss) for errors in measured):
+            return
+        on_first(lambda: self.writer.result(self.result("diverged")))
+        raise Diverged(
+            f"the loss is no longer finite by iteration {self.done}: the run is stopped and "
+            f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
+        )
+
+    def append_rows(self, lr: float, speed: float) -> None:
+        """Add one row per set to metrics.csv."""
+        epoch = self.done * self.recipe.batch_size / self.feed.about.sizes["train"]
+        self.writer.append(
+            (
+                self.done, f"{epoch:.4f}", name, f"{errors.loss:.6f}", f"{errors.top1_err:.4f}",
+                f"{errors.top5_err:.4f}", f"{lr:.6g}", f"{speed:.1f}", f"{self.seconds():.2f}",
+            )
+            for name, errors in self.last.items()
+        )  # fmt: skip
+
+    def seconds(self) -> float:
+        """Wall time of all sessions of this run, evaluation included."""
+        return self.seconds_before + time.perf_counter() - self.session_start
+
+    def result(self, status: str) -> dict[str, Any]:
+        """The content of result.json."""
+        figures = {
+            name: {
+                "loss": round(e.loss, 6),
+                "top1_err": round(e.top1_err, 4),
+                "top5_err": round(e.top5_err, 4),
+            }
+            for name, e in self.last.items()
+            if math.isfinite(e.loss)
+        }
+        return {
+            "status": status,
+            "iteration": self.done,
+            "iterations": self.recipe.iterations,
+            "headline": self.headline,
+            "last": figures,
+            "best": self.best,
+            "warmup_switch": self.warmup_switch,
+            **({} if self.plateau is None else {"lr_drops": self.plateau.drops}),
+            "seconds": round(self.seconds(), 1),
+            "departures": self.departures(),
+            "notices": list(self.feed.about.notices),
+        }
+
+    def departures(self) -> list[str]:
+        """How the run departs from the paper, by its settings and by its course."""
+        told = catalogue.departures(self.spec)
+        if self.recipe.warmup_lr and self.warmup_switch is None and self.done == self.recipe.iterations:
+            told.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
+        return told
+
+    def save(self) -> None:
+        """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
+        start = time.perf_counter()
+        own = [(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)]
+        shares = collected(own)
+        on_first(lambda: self._write(shares))
+        self.saved = self.done, self.sampled
+        self.cadence.written(time.perf_counter() - start)
+
+    def _write(self, shares: Shares) -> None:
+        self.writer.still_ours()
+        save_checkpoint(self.writer.checkpoint, state_of(self, shares))
+        self.writer.result(self.result("partial"))
+
+    def stop(self, signal_number: int) -> None:
+        """Checkpoint and leave because of a signal.
+
+        Raises:
+            Interrupted: always.
+        """
+        self.save()
+        raise Interrupted(
+            f"Stopped at iteration {self.done:,} of {self.recipe.iterations:,}, checkpoint written. "
+            f"{self.way_on}",
+            signal_number,
+        )
+
+
+def _plateau_of(recipe: Recipe) -> Plateau | None:
+    if isinstance(recipe, ImageNetRecipe) and recipe.lr_policy == "plateau":
+        return Plateau(recipe)
+    return None
