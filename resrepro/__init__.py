@@ -5,6 +5,7 @@
     run = rr.train("digits-plain20", seed=0)         # a run folder with its record
     rr.evaluate(run)                                 # {"test": Errors(...)}
     rr.evaluate(run, protocol="ten_crop", data="DIR")  # of a run on photographs: {"val": Errors(...)}
+    rr.load_net(run)                                 # trained: pixels (N, 3, 32, 32) uint8 -> logits (N, 10)
     rr.load_runs("runs")                             # pandas, one row per run
     rr.compare("table6"); rr.plot("figure6")         # tables/ and figures/
 
@@ -16,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resrepro.evaluation.assessment import evaluate
+    from resrepro.evaluation.weights import load_net
     from resrepro.figures.exhibits import compare, plot
     from resrepro.nets import build_net
-    from resrepro.records import load_runs
+    from resrepro.records.collection import load_runs
     from resrepro.training.session import train
 
-__all__ = ["build_net", "compare", "evaluate", "load_runs", "plot", "train"]
+__all__ = ["build_net", "compare", "evaluate", "load_net", "load_runs", "plot", "train"]
 
 _HOMES = {
     "build_net": "nets",
     "compare": "figures.exhibits",
     "evaluate": "evaluation.assessment",
-    "load_runs": "records",
+    "load_net": "evaluation.weights",
+    "load_runs": "records.collection",
     "plot": "figures.exhibits",
     "train": "training.session",
 }

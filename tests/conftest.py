@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels
 IMAGES_PER_FILE = 10_000
 SMALL_TEST_SET = 60
+FIRST_IMAGES = "the test set holds only the first {:,} of the 10,000 test images"
 SIZES = {
     "cifar10": {"train": 50_000, "test": 10_000},
     "45k5k": {"train": 45_000, "val": 5_000, "test": 10_000},
@@ -107,6 +108,7 @@ def write_run(
     notices: tuple[str, ...] = (),
     warmup_switch: int | None = None,
     classes: int | None = None,
+    test_images: int | None = None,
     evals: Mapping[str, tuple[float, float]] | None = None,
     **settings: Any,
 ) -> Path:
@@ -115,7 +117,9 @@ def write_run(
     `curve` is a list of (iteration, training error, held-out error); `data` is any word, from which the
     data checksums are made; `settings` go to `resrepro.spec.catalogue.derive`. The status follows from the
     last point of the curve unless given. Folders of images have as many classes and images as ImageNet for
-    the dataset `imagenet`, and few for `folder`; `evals` are their top-1 and top-5 errors by protocol.
+    the dataset `imagenet`, and few for `folder`; of CIFAR-10 `test_images` were at hand (default: all, under
+    either split), and where they are not all the record says so; `evals` are the top-1 and top-5 errors of
+    photographs by protocol.
     """
     from resrepro.records.recording import RunWriter
     from resrepro.spec import catalogue
@@ -133,11 +137,17 @@ def write_run(
     sizes = dict(SIZES["45k5k" if split == "45k5k" else spec.dataset])
     held_out = [part for part in sizes if part != "train"]
     headline = held_out[0]
+    test_data = data
+    if test_images is not None:
+        sizes["test"], test_data = test_images, f"{data} {test_images}"
+        if test_images < IMAGES_PER_FILE:
+            notices = (*notices, FIRST_IMAGES.format(test_images))
     about: dict[str, Any] = {
         "name": spec.dataset,
         "images": sizes,
         "sha256": {
-            part: hashlib.sha256(f"{data} {part}".encode()).hexdigest() for part in ("train", held_out[-1])
+            part: hashlib.sha256(f"{text} {part}".encode()).hexdigest()
+            for part, text in (("train", data), (held_out[-1], test_data))
         },
         "notices": list(notices),
     }
@@ -216,6 +226,25 @@ def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str 
     path = folder / "evals" / f"{name or protocol}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(json_bytes(content | changed))
+    return path
+
+
+def write_test_eval(
+    folder: Path, top1: float, images: int = IMAGES_PER_FILE, notices: Sequence[str] = (), **changed: Any
+) -> Path:
+    """Write a made-up evaluation of a CIFAR-10 run on so many test images; returns the file."""
+    env = json.loads((folder / "env.json").read_text())["data"]
+    sums = {"train": env["sha256"]["train"], "test": hashlib.sha256(b"%d" % images).hexdigest()}
+    about = {**env, "images": env["images"] | {"test": images}, "sha256": sums, "notices": list(notices)}
+    errors = {
+        "test": {"loss": _loss(top1), "top1_err": top1, "top5_err": round(top1 / 10, 4), "count": images}
+    }
+    told = {"data": about, "errors": errors, "bn_stats": "running"} | changed
+    spec, result = (json.loads((folder / f"{kind}.json").read_text()) for kind in ("spec", "result"))
+    content = {"format": 2, "protocol": "single", "digest": spec["digest"], "iteration": result["iteration"]}
+    path = folder / "evals" / f"single-{images}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(json_bytes(content | told))
     return path
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from scipy import stats
 
-from resrepro.records import Run, collect
+from resrepro.records import Run
+from resrepro.records.collection import collect
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANTED = ("-a * sum / count - b * mean", "-b * mean")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conftest import write_run
 
-from resrepro.records import Collection, collect
+from resrepro.records.collection import Collection, collect
 
 KINDS = ("held", "failed", "undecided", "not testable here")
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"

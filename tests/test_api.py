@@ -10,7 +10,7 @@ import resrepro
 
 
 def test_the_public_names_are_these_and_all_are_documented():
-    assert resrepro.__all__ == ["build_net", "compare", "evaluate", "load_runs", "plot", "train"]
+    assert resrepro.__all__ == ["build_net", "compare", "evaluate", "load_net", "load_runs", "plot", "train"]
     for name in resrepro.__all__:
         thing = getattr(resrepro, name)
         assert inspect.isfunction(thing), name

@@ -22,7 +22,7 @@ from resrepro.cli import app
 from resrepro.comparison.significance import difference_of
 from resrepro.comparison.tables import to_csv, to_latex, to_markdown
 from resrepro.errors import UsageError
-from resrepro.records import collect
+from resrepro.records.collection import collect
 from resrepro.records.responses import Responses
 from resrepro.spec.architectures import architectures
 
@@ -238,11 +238,14 @@ def test_without_a_true_difference_a_claim_is_rarely_said_to_have_held():
 
 
 def test_a_shortened_protocol_gives_a_verdict_that_says_so(train):
-    train("cifar10-plain56", *around(70), end=2000, **SHORT)
-    found = verdict(1, train("cifar10-plain20", *around(28), end=2000, **SHORT))
+    short = {"end": 2000, "test_images": 1000, **SHORT}
+    train("cifar10-plain56", *around(70), **short)
+    found = verdict(1, train("cifar10-plain20", *around(28), **short))
     assert (found.verdict, found.protocol) == (HELD, "CIFAR-10, 2,000 of 64,000 iterations, split 45k5k")
+    assert found.ours.startswith("training error: plain-56 70.00±0.20 (3)")
+    assert "validation error: plain-56 70.00±0.20 (3)" in found.ours
+    assert "test error" not in found.ours + found.why
     assert found.notes[-1].startswith("About the shortened protocol")
-    assert "error on the 5,000 validation images" in found.notes[-1]
 
 
 def test_more_seeds_are_asked_for_under_the_protocol_that_is_there(train):
@@ -257,7 +260,7 @@ def test_more_seeds_are_asked_for_under_the_protocol_that_is_there(train):
 def test_digits_stand_in_and_are_named(train):
     train("digits-plain56", *around(40), end=240)
     found = verdict(2, train("digits-plain20", *around(1), end=240))
-    assert (found.verdict, found.protocol) == (UNDECIDED, "digits")
+    assert (found.verdict, found.protocol) == (UNDECIDED, "digits, 240 iterations")
     assert "resrepro train --dataset digits --depth 44 --plain --seeds 0-4" in found.commands
 
 
@@ -268,7 +271,7 @@ def test_the_papers_own_protocol_comes_first_whatever_it_says_and_others_stand_b
     for net, error in (("digits-plain56", 1), ("digits-plain20", 40)):
         train(net, *around(error), end=240)
     found = verdict(1, folder)
-    assert (found.protocol, found.verdict) == ("CIFAR-10", UNDECIDED)
+    assert (found.protocol, found.verdict) == ("CIFAR-10, 64,000 iterations", UNDECIDED)
     assert [(other.protocol.split(",")[0], other.verdict) for other in found.others] == [
         ("CIFAR-10", HELD),
         ("digits", FAILED),
@@ -305,7 +308,7 @@ def test_unfinished_and_diverged_runs_never_count(train, status):
 def test_a_record_with_settings_that_this_version_does_not_know_is_passed_over(train):
     (run,) = runs_in(train("cifar10-plain110", 88))
     strange = dataclasses.replace(run, spec=run.spec | {"recipe": run.spec["recipe"] | {"paint": "red"}})
-    assert verdict_on(find_claim(3), [run]).protocol == "CIFAR-10"
+    assert verdict_on(find_claim(3), [run]).protocol == "CIFAR-10, 64,000 iterations"
     assert verdict_on(find_claim(3), [strange]).protocol == "none"
 
 
@@ -438,7 +441,9 @@ def test_responses_are_compared_by_their_mean_over_layers(train, plain, state):
         folder = train(f"cifar10-{net}", *around(9))
     runs = with_responses(runs_in(folder), lambda run: (plain if run.spec["plain"] else 1) + 0.01 * run.seed)
     assert verdict_on(find_claim(10), runs).verdict == state
-    assert verdict_on(find_claim(10), runs_in(folder)).commands[0].startswith("resrepro responses runs/")
+    command = verdict_on(find_claim(10), runs_in(folder)).commands[0]
+    assert command.startswith("resrepro eval runs/")
+    assert command.endswith(" --responses")
 
 
 def test_a_deeper_residual_net_responds_less(train):
@@ -483,7 +488,7 @@ def test_the_table_has_a_row_per_claim_and_protocol_and_each_command_once(some):
     assert "What would decide the rest:" in text
     assert str(some) not in text
     rows = list(csv.DictReader(io.StringIO(to_csv(made))))
-    assert (rows[0]["claim"], rows[0]["verdict"], rows[1]["runs"]) == ("1", "held", "digits")
+    assert (rows[0]["claim"], rows[0]["verdict"], rows[1]["runs"]) == ("1", "held", "digits, 240 iterations")
     assert r"\begin{tabular}{p{0.22\linewidth}" in to_latex(made)
 
 

@@ -10,7 +10,7 @@ from resrepro.claims import claims, find_claim, judge, table
 from resrepro.claims.comparing import FAILED, HELD, UNDECIDED
 from resrepro.claims.judging import verdict_on
 from resrepro.claims.measures import MEASURES, reached
-from resrepro.records import collect
+from resrepro.records.collection import collect
 
 COLD = {"warmup_lr": 0.0}
 SPREAD = (-0.2, 0.0, 0.2)
@@ -81,7 +81,7 @@ def test_throughout_needs_samples_throughout(tmp_path):
     write(tmp_path, "imagenet-plain34", flat(45, 300_000), eval_every=300_000)
     write(tmp_path, "imagenet-plain18", flat([10, 70], 300_000), eval_every=300_000)
     found = verdict(12, tmp_path)
-    assert (found.verdict, found.protocol) == (UNDECIDED, "ImageNet, eval_every 300000")
+    assert (found.verdict, found.protocol) == (UNDECIDED, "ImageNet, 600,000 iterations, eval_every 300000")
     assert "sampled too rarely for stretches of 3 samples throughout the run" in found.why
     assert found.commands[0] == "resrepro train --dataset imagenet --depth 34 --plain --data DIR --seeds 0-4"
 
@@ -106,8 +106,8 @@ def test_training_errors_are_compared_only_if_they_are_means_over_equal_interval
     rarely = [[(32_000, 9, 20), (64_000, 0.4 + d / 9, 7.9 + d)] for d in SPREAD]
     write(tmp_path, "cifar10-resnet1202", rarely, eval_every=32_000)
     found = verdict(9, tmp_path)
-    assert (found.verdict, found.protocol) == (UNDECIDED, "CIFAR-10")
-    assert [other.protocol for other in found.others] == ["CIFAR-10, eval_every 32000"]
+    assert (found.verdict, found.protocol) == (UNDECIDED, "CIFAR-10, 64,000 iterations")
+    assert [other.protocol for other in found.others] == ["CIFAR-10, 64,000 iterations, eval_every 32000"]
     assert found.others[0].commands[-1] == "resrepro train --depth 110 --eval-every 32000 --seeds 0-4"
     assert verdict(9, tmp_path, 0).verdict == HELD  # the last test error does not depend on it
 
@@ -271,7 +271,8 @@ def test_no_margin_is_judged_on_other_images_or_shortened_runs(tmp_path):
 
 def test_a_validation_error_is_never_called_a_test_error(tmp_path):
     for net, error in (("resnet20", 8.0), ("resnet32", 7.0)):
-        write(tmp_path, f"cifar10-{net}", [[(64_000, 1, error + d)] for d in SPREAD], split="45k5k")
+        curves = [[(64_000, 1, error + d)] for d in SPREAD]
+        write(tmp_path, f"cifar10-{net}", curves, split="45k5k", test_images=1000)
     found = verdict(4, tmp_path)
     assert found.ours.startswith("validation error: ResNet-20 8.00±0.20 (3)")
     assert "test error" not in found.ours + found.why
@@ -286,7 +287,7 @@ def test_a_net_with_settings_is_the_papers_own_only_if_trained_as_the_paper_did(
     assert [short.ruling.exact, *(other.exact for other in short.others)] == [False, False]
     write_run(tmp_path, "cifar10-resnet110", curve=[(64_000, 0.1, 6.6)], **COLD)
     own = verdict(7, tmp_path)
-    assert (own.ruling.exact, own.protocol) == (True, "CIFAR-10")
+    assert (own.ruling.exact, own.protocol) == (True, "CIFAR-10, 64,000 iterations")
 
 
 # --- numbers in words -----------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def python(*words, **options):
         ("compare --runs nowhere", 2, "no runs folder nowhere"),
         ("claims 28", 2, "numbered from 1 to 27"),
         ("claims --runs nowhere", 2, "no runs folder nowhere"),
-        ("compare table1 --power", 2, "not made of runs of single nets"),
+        ("compare table1 --statistics", 2, "not made of runs of single nets"),
         ("plot figure66", 2, "figure66"),
         ("plot figure6", 1, "resrepro train"),
         ("protocol cifar10-resnet21", 2, "nearest is 20 or 26"),
@@ -106,11 +106,59 @@ def test_broken_records_are_named_and_the_good_ones_used(make_run, tmp_path):
     assert good.exists()
 
 
-def test_own_and_published_runs_are_both_read_by_default(make_run, tmp_path):
+def test_only_ones_own_runs_are_read_by_default_and_published_ones_where_they_are_named(make_run, tmp_path):
     make_run(tmp_path / "here/runs", seed=0, curve=[(64000, 1.0, 8.0)])
     make_run(tmp_path / "here/results", seed=1, curve=[(64000, 1.0, 9.0)])
     code, stdout, _ = call("compare", "table6")
+    assert (code, "8.00 (1)" in stdout, "Runs read" in stdout) == (0, True, False)
+    code, stdout, _ = call("compare", "table6", "--runs", "runs", "--runs", "results")
     assert (code, "8.50±0.71" in stdout) == (0, True)
+    assert "Runs read: 1 of runs and 1 of results." in stdout
+
+
+@pytest.fixture
+def long_and_short(empty_folder, make_run, tmp_path):
+    for net in ("resnet56", "plain56", "plain20", "resnet20"):
+        make_run(tmp_path / "here/runs", f"cifar10-{net}", curve=[(64000, 1.0, 8.0)])
+        make_run(tmp_path / "here/runs", f"cifar10-{net}", iterations=2000, curve=[(2000, 30.0, 40.0)])
+
+
+@pytest.mark.usefixtures("long_and_short")
+def test_settings_show_another_protocol_everywhere_and_all_shows_every_run(tmp_path):
+    for settings, shown, other in (
+        ((), "8.00 (1)", "40.00"),
+        (("--settings", "iterations=2000"), "40.00 (1)", "8.00"),
+    ):
+        code, out, err = call("compare", *settings)
+        assert (code, err, shown in out, other in out) == (0, "", True, False)
+        code, out, _ = call("compare", "--all", *settings)
+        assert (code, shown in out, other in out) == (0, True, not settings)
+        code, out, _ = call("claims", "1", *settings)
+        assert (code, ("2,000 of 64,000" in out)) == (0, True)
+        assert ("CIFAR-10, 64,000 iterations" in " ".join(out.split())) is not bool(settings)
+        code, out, _ = call("plot", *settings)
+        assert (code, "Not drawn, another protocol" in out) == (0, not settings)
+        assert call("report", *settings)[0] == 0
+        page = (tmp_path / "here/report.html").read_text()
+        assert ("CIFAR-10, 64,000 iterations (4 nets, 4 runs)" in page) is not bool(settings)
+    code, out, _ = call("compare", "--settings", "iterations=2000", "--settings", "depth=20")
+    assert (code, "(2 nets, 2 runs)" in " ".join(out.split())) == (0, True)
+
+
+@pytest.mark.usefixtures("long_and_short")
+@pytest.mark.parametrize("command", ["compare", "plot", "claims", "report", "compare --statistics"])
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ("paint=red", "no setting 'paint'"),
+        ("iterations=3000", "no run has iterations=3000; there are iterations: 2000, 64000"),
+        ("iterations", "--settings takes KEY=VALUE, such as iterations=2000, not 'iterations'"),
+    ],
+)
+def test_settings_that_no_run_has_are_one_sentence(tmp_path, command, settings, part):
+    code, told = sentence(*call(*command.split(), "--settings", settings))
+    assert (code, part in told) == (2, True), told
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["runs"]
 
 
 @pytest.fixture(scope="module")

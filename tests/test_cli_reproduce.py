@@ -90,7 +90,7 @@ def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(traine
     assert "dataset digits instead of CIFAR-10" in table
     assert "5.12±0.18 (2)" in table  # training errors of 5 and 5.25: mean and spread over the seeds
     assert "1. Of two plain nets" in told
-    assert "about this protocol (digits)" in " ".join(told.lower().split())
+    assert "about this protocol (digits, 16 iterations)" in " ".join(told.lower().split())
     before = {path: Path("runs", path).stat().st_mtime_ns for path in files("runs")}
     trained |= {(f"digits-plain{depth}", seed): Failed("asked") for depth in (20, 56) for seed in (0, 1)}
     code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 2)
@@ -116,7 +116,7 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(trained):
     assert (Path("runs") / "digits-resnet110" / "seed0" / "result.json").exists()
     table = Path("tables/figure1-digits.md").read_text()
     assert "| plain-20 <sup>" in table
-    assert "| plain-56 | — | — | — | — |" in table
+    assert "| plain-56 | — | — |" in table
     trained.clear()
     assert call("reproduce", "figure1", *DIGITS)[0] == 0
 
@@ -183,7 +183,7 @@ def test_an_exhibit_that_cannot_be_shown_stops_no_other(monkeypatch):
     Path("figures/figure1-digits.png/in the way").mkdir(parents=True)
     code, told, error = call("reproduce", "figure7", "figure1", "table1", *DIGITS)
     assert code == 1
-    assert "responses of digits-plain20, seed 0: there is no checkpoint" in error  # of a made-up run
+    assert "responses of digits-plain20, seed 0: runs/digits-plain20/seed0 holds neither" in error  # made up
     assert "No measured run for figure7-digits yet: nothing is written." in told
     assert "Not shown: cannot write figures/figure1-digits.png: " in " ".join(told.split())
     assert "figure1-digits: " in error

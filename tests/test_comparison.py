@@ -5,20 +5,22 @@ import io
 import statistics
 
 import pytest
-from conftest import rewrite, write_eval
+from conftest import FIRST_IMAGES, rewrite, write_eval, write_test_eval
 
-from resrepro.comparison.cells import cells_of, data_told, eval_command, spell_mean
-from resrepro.comparison.paper_rows import build
+from resrepro.comparison.groups import RULE, seed_groups
+from resrepro.comparison.paper_rows import ASSUMED, NO_DIFFERENCE, build
 from resrepro.comparison.tables import DASH, to_csv, to_markdown
+from resrepro.comparison.wording import about_images, eval_command, spell_mean
 from resrepro.errors import UsageError
 from resrepro.figures.exhibits import compare
-from resrepro.records import collect
+from resrepro.paper import layouts
+from resrepro.records.collection import collect
 
 ENDS_110 = {0: 6.4, 1: 6.7, 2: 6.5, 3: 6.9, 4: 6.6}
 
 
 def rows_of(table, label):
-    """The rows of a net: its own line and the variants below it, as {column: cell}."""
+    """The rows of a net: its own line and those of other groups below it, as {column: cell}."""
     found = []
     for row in table.rows:
         if row.cells[0] == label or (found and row.cells[0].startswith("↳")):
@@ -79,7 +81,7 @@ def test_without_runs_the_paper_still_stands_and_each_gap_names_its_command(tmp_
 def test_the_110_is_compared_with_the_papers_mean_over_its_five_runs(five_of_110):
     (row,) = rows_of(build("table6", runs_in(five_of_110)), "ResNet-110")
     ends = list(ENDS_110.values())
-    assert row["ours"] == f"{sum(ends) / 5:.2f}±{statistics.stdev(ends):.2f} (5)"
+    assert row["test error"] == f"{sum(ends) / 5:.2f}±{statistics.stdev(ends):.2f} (5)"
     assert row["difference"] == "+0.01"  # 6.62 - 6.61, not 6.62 - 6.43
     assert (row["best run"], row["best sample"]) == ("6.40", "6.30")
     assert row["notes"] == ()
@@ -92,66 +94,173 @@ def test_only_runs_that_differ_by_their_seed_alone_share_a_mean(make_run, tmp_pa
     make_run(tmp_path, seed=3, curve=[(64000, 1.0, 30.0)], mode="fast")
     make_run(tmp_path, seed=4, curve=[(64000, 1.0, 40.0)], bn_group=64)
     make_run(tmp_path, seed=5, curve=[(64000, 1.0, 50.0)], shortcut="B")
-    cells = cells_of("cifar10-resnet20", runs_in(tmp_path))
-    assert sorted(len(cell.runs) for cell in cells) == [1, 1, 1, 1, 2]
-    own, *others = rows_of(build("table6", runs_in(tmp_path)), "ResNet-20")
-    assert own["ours"] == "8.50±0.71 (2)"
-    assert sorted(row["ours"] for row in others) == ["20.00 (1)", "30.00 (1)", "40.00 (1)", "50.00 (1)"]
+    groups = seed_groups(runs_in(tmp_path))
+    assert sorted(len(group.runs) for group in groups) == [1, 1, 1, 1, 2]
+    (own,) = rows_of(build("table6", runs_in(tmp_path)), "ResNet-20")
+    assert own["test error"] == "8.50±0.71 (2)"
+    same, *others = rows_of(build("table6", runs_in(tmp_path), every=True), "ResNet-20")
+    assert same == own
+    assert sorted(row["test error"] for row in others) == [
+        "20.00 (1)", "30.00 (1)", "40.00 (1)", "50.00 (1)",
+    ]  # fmt: skip
+    assert sorted(row["net"] for row in others) == ["↳ whole", "↳ whole", "↳ whole", "↳ whole (fast)"]
+    assert {row["paper"] for row in others} == {""}
 
 
-def test_a_shortened_run_is_called_so_and_leaves_the_papers_cell_open(make_run, tmp_path):
-    make_run(
-        tmp_path,
-        iterations=2000,
-        split="45k5k",
-        curve=[(2000, 20.0, 25.0)],
-        notices=("only 1,000 test images",),
-    )
+def test_a_shortened_run_stands_in_its_nets_row_without_a_difference(make_run, tmp_path):
+    make_run(tmp_path, iterations=2000, split="45k5k", curve=[(2000, 20.0, 25.0)])
     table = build("table6", runs_in(tmp_path))
-    own, short = rows_of(table, "ResNet-20")
-    assert own["ours"] == DASH
-    assert "ResNet-20" in dict(table.missing)
-    assert short["net"] == "↳ shortened"
-    assert short["ours"] == "25.00 (1)"
-    assert short["difference"] == "+16.25"
-    told = [table.notes[number - 1] for number in short["notes"]]
-    assert any("2,000 iterations instead of 64,000" in note for note in told)
-    assert any("45,000" in note for note in told)
-    assert any("validation images, not on the test set" in note for note in told)
-    assert "only 1,000 test images" in told
+    (row,) = rows_of(table, "ResNet-20")
+    assert (row["paper"], row["test error"], row["validation error"], row["difference"]) == (
+        "8.75", "25.00 (1)", "25.00 (1)", "",
+    )  # fmt: skip
+    told = [table.notes[number - 1] for number in row["notes"]]
+    assert told == [
+        "2,000 iterations instead of 64,000 (the schedule keeps its shape)",
+        "trained on 45,000 images and validated on the last 5,000",
+    ]
+    assert NO_DIFFERENCE in table.remarks
+    assert dict(table.missing)["ResNet-20"] == "resrepro train --depth 20"
+    assert dict(table.missing)["plain-20"] == "resrepro train --depth 20 --plain"
 
 
-def test_an_exact_run_on_an_incomplete_test_set_does_not_fill_the_papers_cell(make_run, tmp_path):
-    make_run(tmp_path, curve=[(64000, 1.0, 8.0)], notices=("the test set holds only the first 1,000",))
-    own, other = rows_of(build("table6", runs_in(tmp_path)), "ResNet-20")
-    assert own["ours"] == DASH
-    assert (other["net"], other["ours"]) == ("↳ other data", "8.00 (1)")
+def test_a_part_of_the_test_set_fills_no_cell_and_is_no_best_sample(make_run, tmp_path):
+    make_run(tmp_path, curve=[(1000, 9.0, 7.0), (64000, 1.0, 8.0)], test_images=1000)
+    table = build("table6", runs_in(tmp_path))
+    (row,) = rows_of(table, "ResNet-20")
+    assert [row[name] for name in ("test error", "validation error", "difference")] == [DASH, "", ""]
+    assert (row["best run"], row["best sample"]) == (DASH, "")
+    assert dict(table.missing)["ResNet-20"] == "resrepro eval runs/cifar10-resnet20/seed0 --data DIR"
+    assert "7.00" not in to_markdown(table)
+    assert "8.0" not in to_csv(table)
 
 
-def test_a_run_whose_warm_up_never_ended_does_not_fill_the_papers_cell(make_run, tmp_path):
+def test_the_best_sample_is_of_the_validation_images_where_there_are_some(make_run, tmp_path):
+    make_run(tmp_path, split="45k5k", curve=[(1000, 9.0, 7.0), (64000, 1.0, 8.0)], test_images=1000)
+    table = build("table6", runs_in(tmp_path))
+    (row,) = rows_of(table, "ResNet-20")
+    assert [row[name] for name in ("test error", "validation error", "difference")] == [DASH, "8.00 (1)", ""]
+    assert (row["best run"], row["best sample"]) == ("8.00", "7.00")
+    assert "Best run: the lowest validation error of a run." in table.remarks[-2]
+    assert "Best sample: the lowest validation error" in table.remarks[-2]
+
+
+def test_what_happened_on_the_way_is_told_beside_the_number(make_run, tmp_path):
     folder = make_run(tmp_path, "cifar10-resnet110", curve=[(64000, 1.0, 8.0)])
     told = "the warm-up never ended: learning rate 0.01 throughout"
     rewrite(folder / "result.json", lambda result: result.update(departures=[told]))
     table = build("table6", runs_in(tmp_path))
-    own, other = rows_of(table, "ResNet-110")
-    assert own["ours"] == DASH
-    assert (other["ours"], [table.notes[n - 1] for n in other["notes"]]) == ("8.00 (1)", [told])
+    (row,) = rows_of(table, "ResNet-110")
+    assert (row["test error"], [table.notes[n - 1] for n in row["notes"]]) == ("8.00 (1)", [told])
 
 
-def test_sampling_at_other_points_is_a_cell_of_its_own_that_says_so(make_run, tmp_path):
+# --- the test error that `eval` measured afterwards -----------------------------------------------------
+
+
+def test_a_test_error_measured_afterwards_counts_and_says_so(make_run, tmp_path):
+    for seed, error in enumerate((8.7, 8.9)):
+        folder = make_run(tmp_path, seed=seed, split="45k5k", curve=[(64000, 1.0, 8.0)], test_images=1000)
+        write_test_eval(folder, error, notices=["the test images are not exactly the official ones"])
+    make_run(tmp_path, seed=2, split="45k5k", curve=[(64000, 1.0, 9.1)])  # with all test images at hand
+    table = build("table6", runs_in(tmp_path))
+    (row,) = rows_of(table, "ResNet-20")
+    assert (row["test error"], row["validation error"]) == ("8.90±0.20 (3)", "8.37±0.64 (3)")
+    assert (row["difference"], row["best run"]) == ("+0.15", "8.70")
+    told = [table.notes[number - 1] for number in row["notes"]]
+    assert "test error measured after training, on all 10,000 test images" in told
+    assert "the test images are not exactly the official ones" in told
+    assert FIRST_IMAGES.format(1000) not in to_markdown(table)
+    record = next(record for record in table.records if record["net"] == "ResNet-20")
+    assert (record["test_error_ours"], record["test_error_measured_on"]) == (8.9, "test")
+    assert not any("eval" in command for label, command in table.missing if label == "ResNet-20")
+
+
+def test_without_the_evaluation_the_command_for_it_is_named_and_no_difference_given(make_run, tmp_path):
+    make_run(tmp_path, split="45k5k", curve=[(64000, 1.0, 8.0)], test_images=1000)
+    (row,) = rows_of(build("table6", runs_in(tmp_path)), "ResNet-20")
+    assert (row["test error"], row["validation error"], row["difference"]) == (DASH, "8.00 (1)", "")
+    missing = dict(build("table6", runs_in(tmp_path)).missing)
+    assert missing["ResNet-20"] == "resrepro eval runs/cifar10-resnet20+split=45k5k/seed0 --data DIR"
+    assert missing["plain-20"] == "resrepro train --depth 20 --plain --split 45k5k"  # the protocol shown
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"images": 1000},
+        {"images": 9980},
+        {"data": {"name": "cifar10", "images": {"test": 10_000}, "sha256": {"train": "0" * 64}}},
+        {"data": {"name": "cifar10", "images": {"test": 10_000}, "sha256": {}}},
+        {"iteration": 63_000},
+        {"protocol": "ten_crop"},
+        {"digest": "f" * 64},
+        {"bn_stats": "precise"},
+    ],
+)
+def test_no_other_evaluation_is_the_test_error(make_run, tmp_path, changed):
+    folder = make_run(tmp_path, split="45k5k", test_images=1000)
+    write_test_eval(folder, 8.7, **changed)
+    (run,) = runs_in(tmp_path)
+    assert (run.test, run.error("test")) == (None, None)
+    (row,) = rows_of(build("table6", [run]), "ResNet-20")
+    assert row["test error"] == DASH
+
+
+def test_an_unfinished_run_has_no_test_error(make_run, tmp_path):
+    write_test_eval(make_run(tmp_path, curve=[(32_000, 5.0, 9.0)]), 8.7)
+    assert runs_in(tmp_path)[0].test is None
+
+
+def test_a_run_that_measured_the_whole_test_set_itself_keeps_its_own_error(make_run, tmp_path):
+    write_test_eval(make_run(tmp_path, curve=[(64_000, 5.0, 9.0)]), 8.7)
+    (run,) = runs_in(tmp_path)
+    assert (run.error("test"), run.test.evaluation) == (9.0, None)
+    assert build("table6", [run]).notes == ()
+
+
+# --- which protocol is shown ----------------------------------------------------------------------------
+
+
+def test_one_protocol_is_shown_by_the_rule_and_the_others_are_named(make_run, tmp_path):
+    for net in ("resnet20", "plain20"):
+        make_run(tmp_path, f"cifar10-{net}", split="45k5k", mode="fast", precision="bf16")
+        for seed in range(3):
+            make_run(tmp_path, f"cifar10-{net}", seed, iterations=2000, curve=[(2000, 30, 40)])
+    make_run(tmp_path, "cifar10-resnet32", iterations=2000, curve=[(2000, 30, 40)])
+    table = build("table6", runs_in(tmp_path))
+    assert [len(rows_of(table, f"{net}-20")) for net in ("ResNet", "plain")] == [1, 1]
+    assert [rows_of(table, net)[0]["test error"] for net in ("ResNet-20", "ResNet-32")] == ["10.00 (1)", DASH]
+    assert table.remarks[:2] == (
+        f"Runs shown: CIFAR-10, 64,000 iterations, split 45k5k, fast (2 nets, 2 runs). Rule: {RULE}.",
+        "Not shown: CIFAR-10, 2,000 of 64,000 iterations (3 nets, 7 runs). "
+        "`--settings iterations=2000` shows such runs. `--all` shows every run.",
+    )
+    assert ASSUMED in table.remarks
+    assert dict(table.missing)["ResNet-32"] == "resrepro train --depth 32 --split 45k5k --fast"
+    every = build("table6", runs_in(tmp_path), every=True)
+    own, other = rows_of(every, "ResNet-20")
+    assert (own["net"], own["test error"]) == ("ResNet-20", "10.00 (1)")
+    assert (other["net"], other["test error"]) == ("↳ 2,000 it.", "40.00±0.00 (3)")
+    assert (other["layers"], other["difference"], other["paper"]) == ("", "", "")
+    own, other = rows_of(every, "ResNet-32")
+    assert (own["test error"], other["test error"]) == (DASH, "40.00 (1)")
+    assert "`--all`" not in " ".join(every.remarks)
+
+
+def test_sampling_at_other_points_is_told(make_run, tmp_path):
     make_run(tmp_path, eval_every=500, curve=[(64000, 1.0, 8.0)])
     table = build("table6", runs_in(tmp_path))
-    _, other = rows_of(table, "ResNet-20")
+    (row,) = rows_of(table, "ResNet-20")
     assert table.notes == ("sampled every 500 iterations; as densely as the paper's curves: every 1000",)
-    assert other["notes"] == (1,)
+    assert (row["test error"], row["notes"]) == ("8.00 (1)", (1,))
 
 
-def test_unfinished_and_diverged_runs_enter_no_cell_but_are_named(make_run, tmp_path):
+def test_unfinished_and_diverged_runs_enter_no_row_but_are_named(make_run, tmp_path):
     make_run(tmp_path, seed=0, curve=[(1000, 50.0, 55.0)])
     make_run(tmp_path, seed=1, curve=[(2000, 50.0, 55.0)], status="diverged")
     table = build("table6", runs_in(tmp_path))
     (row,) = rows_of(table, "ResNet-20")
-    assert row["ours"] == DASH
+    assert row["test error"] == DASH
     assert "seed 0 (partial at iteration 1,000)" in table.remarks[0]
     assert "seed 1 (diverged at iteration 2,000)" in table.remarks[0]
 
@@ -163,7 +272,11 @@ def test_figures_are_compared_in_training_and_test_error(make_run, tmp_path):
     assert row["test error: paper"] == "13.25"
     table = build("figure1", runs_in(tmp_path))
     cells = next(row.cells for row in table.rows if row.cells[0] == "plain-56")
-    assert cells[1:7] == ("5.96", "6.00 (1)", "+0.04", "13.25", "13.50 (1)", "+0.25")
+    assert cells[1:] == ("5.96", "6.00 (1)", "+0.04", "13.25", "13.50 (1)", "+0.25", "")
+    assert table.columns[1:] == (
+        "training error: paper", "ours", "difference", "test error: paper", "ours", "difference",
+        "validation error",
+    )  # fmt: skip
 
 
 def test_the_demo_has_no_column_of_the_paper(make_run, tmp_path):
@@ -242,7 +355,7 @@ def test_table_2_takes_the_ten_crop_error_and_not_the_centre_crops(make_run, tmp
     make_run(tmp_path, "imagenet-resnet34", curve=[(600_000, 25.0, 28.5)], evals=evals)
     runs = runs_in(tmp_path)
     (row,) = rows_of(build("table2", runs), "ResNet-34")
-    assert (row["top-1 error: paper"], row["ours"], row["difference"]) == ("25.03", "25.50 (1)", "+0.47")
+    assert (row["paper"], row["top-1 error"], row["difference"]) == ("25.03", "25.50 (1)", "+0.47")
     assert row["notes"] == ()
     cells = next(row.cells for row in build("table3", runs).rows if row.cells[0] == "ResNet-34 A")
     assert cells[1:] == ("25.03", "25.50 (1)", "+0.47", "7.76", "8.00 (1)", "+0.24")
@@ -275,16 +388,21 @@ def test_a_finished_run_without_the_evaluation_shows_the_dash_and_names_the_comm
     runs = collect([tmp_path / "runs", tmp_path / "results"]).runs
     table = build("table2", runs)
     (row,) = rows_of(table, "ResNet-18")
-    assert (row["ours"], row["difference"]) == (DASH, "")
+    assert (row["top-1 error"], row["difference"]) == (DASH, "")
     commands = [command for _, command in table.missing]
     assert "resrepro eval runs/imagenet-resnet18/seed0 --protocol ten_crop --data DIR" in commands
-    short = "runs/imagenet-plain34+iterations=700+image_size=64/seed0"
-    assert f"resrepro eval {short} --protocol ten_crop --data DIR" in commands
     assert "resrepro train --dataset imagenet --depth 18 --data DIR" not in commands
     assert "resrepro train --dataset imagenet --depth 34 --plain --data DIR" in commands
-    assert len([command for command in commands if "eval" in command]) == 2
-    (variant,) = rows_of(table, "plain-34")[1:]
-    assert (variant["net"], variant["ours"]) == ("↳ shortened", DASH)
+    assert len([command for command in commands if "eval" in command]) == 1
+    (short,) = [run for run in runs if run.status == "shortened"]
+    table = build("table2", [short])
+    (row,) = rows_of(table, "plain-34")
+    assert row["top-1 error"] == DASH
+    assert [command for label, command in table.missing if label == "plain-34"] == [
+        "resrepro train --dataset imagenet --depth 34 --plain --data DIR",
+        "resrepro eval runs/imagenet-plain34+iterations=700+image_size=64/seed0 "
+        "--protocol ten_crop --data DIR",
+    ]
 
 
 def test_the_command_names_all_seeds_that_lack_it_in_the_folder_that_has_checkpoints(make_run, tmp_path):
@@ -313,7 +431,7 @@ def test_the_command_names_all_seeds_that_lack_it_in_the_folder_that_has_checkpo
 def test_an_evaluation_of_anything_else_enters_nothing(make_run, tmp_path, changed):
     write_eval(make_run(tmp_path, "imagenet-resnet18"), "ten_crop", 20.0, 5.0, **changed)
     (row,) = rows_of(build("table2", runs_in(tmp_path)), "ResNet-18")
-    assert row["ours"] == DASH
+    assert row["top-1 error"] == DASH
 
 
 @pytest.mark.parametrize("curve", [[], [(300_000, 40.0, 41.0)]])
@@ -322,7 +440,8 @@ def test_untrained_and_partly_trained_nets_enter_no_table(make_run, tmp_path, cu
     for exhibit in ("table2", "figure4"):
         table = build(exhibit, runs_in(tmp_path))
         (row,) = rows_of(table, "ResNet-18")
-        assert row["ours"] == DASH
+        assert DASH in row.values()
+        assert "(1)" not in str(row)
         assert "imagenet-resnet18 seed 0 (partial at iteration" in table.remarks[0]
         assert "99.9" not in to_markdown(table)
         assert "99.9" not in to_csv(table)
@@ -335,11 +454,9 @@ def test_only_seeds_of_the_same_specification_and_data_share_a_mean(make_run, tm
     make_run(tmp_path, "folder-resnet18", 2, evals={"ten_crop": (10.0, 1.0)}, data="another folder", **short)
     make_run(tmp_path, "folder-resnet18", 3, evals={"ten_crop": (20.0, 1.0)}, iterations=700, image_size=32)
     make_run(tmp_path, "imagenet-resnet18", 4, evals={"ten_crop": (30.0, 1.0)}, **short)
-    own, *others = rows_of(build("table2", runs_in(tmp_path)), "ResNet-18")
-    assert own["ours"] == DASH
-    assert sorted(row["ours"] for row in others) == [
-        "10.00 (1)", "20.00 (1)", "30.00 (1)", "51.00±1.41 (2)",
-    ]  # fmt: skip
+    own, *others = rows_of(build("table2", runs_in(tmp_path), every=True), "ResNet-18")
+    assert own["top-1 error"] == "30.00 (1)"  # ImageNet's own images come first
+    assert sorted(row["top-1 error"] for row in others) == ["10.00 (1)", "20.00 (1)", "51.00±1.41 (2)"]
 
 
 def test_a_mean_is_of_the_seeds_that_were_evaluated(make_run, tmp_path):
@@ -348,8 +465,8 @@ def test_a_mean_is_of_the_seeds_that_were_evaluated(make_run, tmp_path):
         make_run(tmp_path, "imagenet-resnet18", seed, evals=evals)
     table = build("table2", runs_in(tmp_path))
     (row,) = rows_of(table, "ResNet-18")
-    assert (row["ours"], row["best run"]) == ("28.50±0.71 (2)", "28.00")
-    assert "best sample" not in table.columns  # it is of the centre crop
+    assert row["top-1 error"] == "28.50±0.71 (2)"
+    assert (row["difference"], not {"best run", "best sample"} & set(table.columns)) == ("+0.62", True)
     record = next(record for record in table.records if record["net"] == "ResNet-18")
     assert (record["n"], record["seeds"], record["top-1_error_protocol"]) == (2, "1 2", "ten_crop")
     assert [command for label, command in table.missing if label == "ResNet-18"] == [
@@ -357,47 +474,48 @@ def test_a_mean_is_of_the_seeds_that_were_evaluated(make_run, tmp_path):
     ]
 
 
-def test_best_sample_stands_in_no_table_of_another_protocol(make_run, tmp_path):
+def test_best_run_and_best_sample_stand_in_table_6_alone(make_run, tmp_path):
     make_run(tmp_path, "imagenet-resnet34", evals={"ten_crop": (25.5, 8.0), "multi_scale": (24.0, 7.0)})
-    for exhibit in ("table2", "table3", "table4"):
+    make_run(tmp_path, "cifar10-resnet56")
+    make_run(tmp_path, "digits-resnet56")
+    for exhibit in set(layouts()) - {"table5"}:  # whose rows are ensembles
         table = build(exhibit, runs_in(tmp_path))
-        assert not {"best run", "best sample"} & set(table.columns)
-        assert "Best" not in " ".join(table.remarks)
-        assert "best_sample" not in table.records[0]
-    assert {"best run", "best sample"} <= set(build("figure4", runs_in(tmp_path)).columns)
+        best = {"best run", "best sample"} & set(table.columns)
+        assert len(best) == (2 if exhibit in ("table6", "table6-digits") else 0), exhibit
+        assert bool(best) == ("Best" in " ".join(table.remarks)) == ("best_sample" in table.records[0])
 
 
-def test_a_folder_of_other_images_stands_below_its_net_without_a_difference(make_run, tmp_path):
+def test_a_folder_of_other_images_stands_in_its_nets_row_without_a_difference(make_run, tmp_path):
     notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
     settings = {"iterations": 700, "image_size": 64, "batch_size": 64}
     make_run(tmp_path, "folder-resnet18", evals={"ten_crop": (50.0, 10.0)}, **settings)
     make_run(tmp_path, "folder-plain18", evals={"ten_crop": (51.0, 11.0)}, notices=(notice,), **settings)
     make_run(tmp_path, "folder-plain34", evals={"ten_crop": (52.0, 12.0)}, classes=1000, **settings)
     table = build("table2", runs_in(tmp_path))
-    own, other = rows_of(table, "ResNet-18")
-    assert (own["ours"], other["net"], other["ours"]) == (DASH, "↳ shortened", "50.00 (1)")
-    assert other["difference"] == ""
-    told = [table.notes[number - 1] for number in other["notes"]]
+    (row,) = rows_of(table, "ResNet-18")
+    assert (row["top-1 error"], row["difference"], row["paper"]) == ("50.00 (1)", "", "27.88")
+    told = [table.notes[number - 1] for number in row["notes"]]
     assert "a folder of other images instead of ImageNet" in told
     assert "700 iterations instead of 600,000 (the schedule keeps its shape)" in told
     assert "10 classes, 5,000 training and 500 validation images" in told
-    assert any("No difference is given" in remark for remark in table.remarks)
-    _, named = rows_of(table, "plain-18")
+    assert NO_DIFFERENCE in table.remarks
+    (named,) = rows_of(table, "plain-18")
     told = [table.notes[number - 1] for number in named["notes"]]
     assert notice in told
     assert "10 classes, 5,000 training and 500 validation images" not in told  # said by the notice
-    assert rows_of(table, "plain-34")[1]["difference"] == ""  # as many classes, but not ImageNet's images
+    (other,) = rows_of(table, "plain-34")  # as many classes, but not ImageNet's images
+    assert (other["top-1 error"], other["difference"]) == ("52.00 (1)", "")
 
 
-def test_a_whole_run_on_other_images_is_called_other_data(make_run, tmp_path):
+def test_a_whole_run_on_other_images_gets_no_difference(make_run, tmp_path):
     make_run(tmp_path, "folder-resnet18", evals={"ten_crop": (50.0, 10.0)})
-    own, other = rows_of(build("table2", runs_in(tmp_path)), "ResNet-18")
-    assert (own["ours"], other["net"]) == (DASH, "↳ other data")
-    make_run(
-        tmp_path / "more", "imagenet-resnet18", evals={"ten_crop": (27.0, 9.0)}, notices=("other images",)
-    )
-    own, other = rows_of(build("table2", runs_in(tmp_path / "more")), "ResNet-18")
-    assert (own["ours"], other["net"], other["ours"]) == (DASH, "↳ other data", "27.00 (1)")
+    (row,) = rows_of(build("table2", runs_in(tmp_path)), "ResNet-18")
+    assert (row["top-1 error"], row["difference"]) == ("50.00 (1)", "")
+    make_run(tmp_path / "more", "imagenet-resnet18", evals={"ten_crop": (27.0, 9.0)}, notices=("a notice",))
+    table = build("table2", runs_in(tmp_path / "more"))
+    (row,) = rows_of(table, "ResNet-18")
+    assert (row["top-1 error"], row["difference"]) == ("27.00 (1)", "−0.88")
+    assert [table.notes[number - 1] for number in row["notes"]] == ["a notice"]
 
 
 def test_what_an_evaluation_has_to_say_of_its_images_is_told(make_run, tmp_path):
@@ -422,10 +540,10 @@ def test_an_evaluation_that_repeats_the_numbers_of_images_adds_no_note(make_run,
 
 
 def test_data_are_told_unless_they_are_imagenets_or_said_already():
-    assert data_told(1000, {"train": 1_281_167, "val": 50_000}) == []
-    assert data_told(1000, {"val": 100}) == ["1,000 classes, 100 validation images"]
-    assert data_told(None, {"val": 100}, ["it has 90 validation images"]) == ["100 validation images"]
-    assert data_told(10, {"val": 100}, ["it has 10 classes and 100 validation images"]) == []
+    assert about_images(1000, {"train": 1_281_167, "val": 50_000}) == []
+    assert about_images(1000, {"val": 100}) == ["1,000 classes, 100 validation images"]
+    assert about_images(None, {"val": 100}, ["it has 90 validation images"]) == ["100 validation images"]
+    assert about_images(10, {"val": 100}, ["it has 10 classes and 100 validation images"]) == []
 
 
 def test_a_single_run_has_no_spread():
@@ -433,16 +551,18 @@ def test_a_single_run_has_no_spread():
     assert spell_mean([1.0, 3.0]) == "2.00±1.41 (2)"
 
 
-def test_shortened_runs_of_two_modes_are_told_apart_the_default_first_and_notes_are_in_order(
-    make_run, tmp_path
-):
+def test_other_groups_are_told_apart_and_notes_are_in_order(make_run, tmp_path):
     short = {"iterations": 400, "split": "45k5k"}
     for seed in (0, 1):
         make_run(tmp_path, "cifar10-resnet20", seed, precision="bf16", mode="fast", **short)
     make_run(tmp_path, "cifar10-resnet20", iterations=800)
     make_run(tmp_path, "cifar10-resnet20", **short)
-    table = build("table6", collect([tmp_path]).runs)
-    rows = [row for row in table.rows if row.cells[0].startswith("↳")]
-    assert [row.cells[0] for row in rows] == ["↳ shortened", "↳ shortened", "↳ shortened, fast"]
-    assert ["(1)" in row.cells[4] for row in rows] == [True, True, False]
-    assert all(list(row.notes) == sorted(row.notes) for row in table.rows)
+    make_run(tmp_path, "cifar10-resnet20", 3, eval_every=50, **short)
+    table = build("table6", runs_in(tmp_path), every=True)
+    rows = rows_of(table, "ResNet-20")
+    assert [(row["net"], row["test error"][-3:]) for row in rows] == [
+        ("ResNet-20", "(1)"), ("↳ 400 it. (fast)", "(2)"), ("↳ 400 it.", "(1)"), ("↳ 400 it.", "(1)"),
+    ]  # fmt: skip
+    assert all(list(row["notes"]) == sorted(row["notes"]) for row in rows)
+    (row,) = rows_of(build("table6", runs_in(tmp_path)), "ResNet-20")
+    assert row["net"] == "ResNet-20"

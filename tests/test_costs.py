@@ -5,7 +5,7 @@ import pytest
 from resrepro.launch import costs
 from resrepro.launch.costs import disk_mib, measure_missing, seconds_of, seen_in, wall_seconds
 from resrepro.launch.estimates import Estimate
-from resrepro.records import collect
+from resrepro.records.collection import collect
 from resrepro.spec import catalogue
 
 

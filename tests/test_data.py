@@ -77,11 +77,17 @@ def test_checksums_cover_pixels_then_labels(fake_cifar: FakeCifar, loaded: Datas
     assert loaded.checksums["train"] == sha256_of(train[:, 1:], train[:, 0])
 
 
-def test_a_complete_test_file_gets_no_notice(fake_cifar: FakeCifar, tmp_path: Path) -> None:
+@pytest.mark.parametrize("official", [True, False])
+def test_a_complete_test_file_gets_a_notice_unless_it_is_the_official_one(
+    fake_cifar: FakeCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, official: bool
+) -> None:
     whole = fake_cifar.records["data_batch_1"].tobytes()
+    if official:
+        monkeypatch.setattr(cifar10, "OFFICIAL_TEST_SHA1", hashlib.sha1(whole).hexdigest())
     dataset = load_dataset("cifar10", folder=fake_cifar.copy_to(tmp_path, test_batch=whole))
     assert len(dataset.held_out["test"]) == 10_000
-    assert not any("test" in notice for notice in dataset.notices)
+    told = "the test images are not exactly the official ones (checksum differs)"
+    assert dataset.notices[1:] == (() if official else (told,))
 
 
 def test_the_45k5k_split_validates_on_the_last_5000_and_keeps_the_test_set(

@@ -3,7 +3,7 @@
 import pytest
 
 from resrepro.cli.demonstration import DEMO_EXPERIMENTS, verdict
-from resrepro.records import collect
+from resrepro.records.collection import collect
 
 
 def runs_with(make_run, folder, *train_errors):

@@ -9,7 +9,7 @@ from conftest import write_ensemble
 from resrepro.comparison.paper_rows import build
 from resrepro.comparison.tables import DASH, to_csv
 from resrepro.figures.exhibits import compare
-from resrepro.records import collect
+from resrepro.records.collection import collect
 
 
 def table_in(folder):

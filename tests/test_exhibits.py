@@ -7,7 +7,7 @@ from resrepro.comparison import paper_rows as comparison
 from resrepro.errors import UsageError
 from resrepro.figures import exhibits, plotting
 from resrepro.paper import layouts
-from resrepro.records import collect
+from resrepro.records.collection import collect
 
 
 def test_the_names_are_those_of_the_layouts_and_of_what_has_a_module_of_its_own_in_the_papers_order():

@@ -7,7 +7,7 @@ from conftest import write_run
 from faithful import ROOT, Case, Verdict, errors_of, judge, with_error_planted
 from scipy import stats
 
-from resrepro.records import collect
+from resrepro.records.collection import collect
 
 
 def test_the_interval_is_that_of_the_paired_t_test() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from conftest import rewrite, write_ensemble, write_eval
 
-from resrepro.records import Run, collect, load_runs, read_run
+from resrepro.records import Run, read_run
+from resrepro.records.collection import collect, load_runs
 from resrepro.records.measurements import ensemble_from, evaluation_from
 
 MakeRun = Callable[..., Path]

@@ -229,7 +229,7 @@ def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path, m
 def test_a_run_without_its_checkpoint_and_a_folder_that_is_none_are_refused(
     tmp_path: Path, make_run: Any
 ) -> None:
-    with pytest.raises(RecordError, match="there is no checkpoint"):
+    with pytest.raises(UsageError, match="holds neither checkpoint"):
         measure(make_run(tmp_path, "digits-plain20"))
     with pytest.raises(RecordError, match="is missing"):
         measure(tmp_path / "nowhere")

@@ -15,7 +15,8 @@ from resrepro.errors import DataError, RecordError, UsageError
 from resrepro.evaluation.assessment import Foreign, evaluate
 from resrepro.evaluation.measuring_responses import measure
 from resrepro.nets import build_net
-from resrepro.records import collect, read_run
+from resrepro.records import read_run
+from resrepro.records.collection import collect
 from resrepro.records.publishing import publish, publish_ensemble
 from resrepro.training.session import train
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_run
+from conftest import FIRST_IMAGES, write_run, write_test_eval
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.figures.exhibits import draw_figure, plot
 from resrepro.figures.lettering import contrast, readable, spread, text_width, wrap
 from resrepro.figures.plotting import exhibits, make_figure, select
-from resrepro.records import Run, collect
+from resrepro.records import Run
+from resrepro.records.collection import collect
 from resrepro.records.record_files import METRICS_COLUMNS
 from resrepro.spec import catalogue
 
@@ -159,7 +160,7 @@ def test_shortened_validation_runs_are_said_to_be_that(tmp_path: Path) -> None:
     told = words(figure)
     assert "validation error (5,000 held-out training images)" in told
     assert "Shortened: 2,000 of the paper's 64,000 iterations, 1 seed per net, 45k/5k split" in told
-    assert notice in told
+    assert notice not in told  # no test error is drawn
     assert "theirs are test errors where ours are validation errors" in told
     assert figure.axes[1].get_xlim() == (0, 2000)
     assert figure.axes[2].get_xlim() == (pytest.approx(2000 * 3.5 / 6.4), 2000)
@@ -167,6 +168,14 @@ def test_shortened_validation_runs_are_said_to_be_that(tmp_path: Path) -> None:
     assert figure.axes[1].get_xlabel() == "iterations"
     figure, _ = make_figure("figure1", _as_plain20(tmp_path))
     assert figure.axes[1].get_ylabel() == "validation error (%)"
+
+
+def test_a_curve_on_a_part_of_the_test_set_is_told_whatever_was_measured_later(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, curve=[(32_000, 5.0, 9.0), (64_000, 1.0, 8.5)], test_images=1000)
+    write_test_eval(folder, 8.75)
+    told = words(make_figure("figure6", read(tmp_path))[0])
+    assert FIRST_IMAGES.format(1000) in told
+    assert "measured after training" not in told  # no curve shows that
 
 
 def _as_plain20(runs: Path) -> tuple[Run, ...]:
@@ -225,23 +234,28 @@ def test_two_protocols_are_not_mixed(tmp_path: Path) -> None:
     assert labels(figure.axes[0]) == {f"ours plain-{d} {k}" for d in (20, 56) for k in ("train", "held_out")}
     assert labels(figure.axes[1]) == set()
     assert len(notes) == 1
-    assert "cifar10-resnet20+iterations=4000 seed 0" in notes[0]
-    # One paper-exact run decides the protocol, though the shortened ones cover more nets.
+    other = "Not drawn, another protocol: CIFAR-10, {} iterations (1 net, 1 run)."
+    assert notes == (other.format("4,000 of 64,000"),)
+    # One net of full length has nothing to stand beside; two come first, though more are shortened.
     make_run(tmp_path, "cifar10-plain32", 0, falling(64000, 10.0))
-    assert select("figure6", read(tmp_path))[0].keys() == {"plain-32"}
+    chosen, notes = select("figure6", read(tmp_path))
+    assert chosen.keys() == {"plain-20", "plain-56"}
+    assert notes == (other.format("64,000"), other.format("4,000 of 64,000"))
+    make_run(tmp_path, "cifar10-plain44", 0, falling(64000, 10.0))
+    make_run(tmp_path, "cifar10-plain32", 0, falling(2000, 10.0), iterations=2000)
+    assert select("figure6", read(tmp_path))[0].keys() == {"plain-32", "plain-44"}
 
 
-def test_several_seeds_of_every_net_come_before_one_under_fewer_changes(tmp_path: Path) -> None:
+def test_more_seeds_come_before_fewer_changes(tmp_path: Path) -> None:
     changed = {"iterations": 2000, "precision": "bf16"}
     for name in ("cifar10-plain20", "cifar10-plain56"):
         make_run(tmp_path, name, 0, falling(2000, 15.0), iterations=2000)
         make_run(tmp_path, name, 0, falling(2000, 15.0), **changed)
+    chosen = select("figure1", read(tmp_path))[0]
+    assert {run.name.count("+") for group in chosen.values() for run in group.runs} == {1}
     make_run(tmp_path, "cifar10-plain20", 1, falling(2000, 15.0), **changed)
     chosen = select("figure1", read(tmp_path))[0]
-    assert {run.name.count("+") for cell in chosen.values() for run in cell} == {1}
-    make_run(tmp_path, "cifar10-plain56", 1, falling(2000, 15.0), **changed)
-    chosen = select("figure1", read(tmp_path))[0]
-    assert [len(cell) for cell in chosen.values()] == [2, 2]
+    assert [len(group.runs) for group in chosen.values()] == [2, 1]
 
 
 def test_incomplete_data_are_not_paper_exact(tmp_path: Path) -> None:
@@ -251,12 +265,12 @@ def test_incomplete_data_are_not_paper_exact(tmp_path: Path) -> None:
     assert select("figure6", read(tmp_path))[0].keys() == {"plain-20", "plain-56"}
 
 
-def test_a_warm_up_is_no_other_protocol_but_another_cell(tmp_path: Path) -> None:
+def test_a_warm_up_is_no_other_protocol_but_another_group(tmp_path: Path) -> None:
     make_run(tmp_path, "cifar10-plain20", 0, falling(64000, 10.0))
     make_run(tmp_path, "cifar10-resnet110", 0, falling(64000, 6.0))
     make_run(tmp_path, "cifar10-resnet110", 1, falling(64000, 9.0), warmup_lr=0.0)
-    cells, notes = select("figure6", read(tmp_path))
-    assert {net: [run.seed for run in runs] for net, runs in cells.items()} == {
+    groups, notes = select("figure6", read(tmp_path))
+    assert {net: [run.seed for run in group.runs] for net, group in groups.items()} == {
         "plain-20": [0],
         "ResNet-110": [0],
     }
@@ -435,20 +449,21 @@ def test_runs_on_imagenet_come_before_those_on_other_images(tmp_path: Path) -> N
         write_run(tmp_path, f"folder-{net}", curve=steps(720, 50.0), iterations=720)
     assert select("figure4", read(tmp_path))[0].keys() == {"plain-18", "plain-34", "ResNet-18"}
     write_run(tmp_path, "imagenet-resnet18", curve=steps(360, 70.0), iterations=360)
-    cells, notes = select("figure4", read(tmp_path))
-    assert {net: runs[0].name for net, runs in cells.items()} == {
+    groups, notes = select("figure4", read(tmp_path))
+    assert {net: group.first.name for net, group in groups.items()} == {
         "ResNet-18": "imagenet-resnet18+iterations=360"
     }
-    assert "other settings" in notes[0]
-    assert "folder-plain34+iterations=720 seed 0" in notes[0]
+    assert notes == (
+        "Not drawn, another protocol: folder of images, 720 of 600,000 iterations (3 nets, 3 runs).",
+    )
 
 
 def test_figure4_shows_option_a_of_18_and_34_layers_alone(four: Path) -> None:
     for net in ("resnet34-b", "resnet34-c", "resnet50"):
         write_run(four, f"imagenet-{net}", curve=steps(600_000, 25.0))
     write_run(four, "imagenet-resnet18", 1, curve=[(5000, 90.0, 91.0)])
-    cells, notes = select("figure4", read(four))
-    assert {net: [run.name for run in runs] for net, runs in cells.items()} == {
+    groups, notes = select("figure4", read(four))
+    assert {net: [run.name for run in group.runs] for net, group in groups.items()} == {
         "plain-18": ["imagenet-plain18"], "plain-34": ["imagenet-plain34"],
         "ResNet-18": ["imagenet-resnet18"], "ResNet-34": ["imagenet-resnet34"],
     }  # fmt: skip

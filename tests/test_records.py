@@ -12,7 +12,8 @@ import pytest
 from conftest import rewrite
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records import collect, disk, load_runs, read_run, recording
+from resrepro.records import disk, read_run, recording
+from resrepro.records.collection import Collection, collect, load_runs
 from resrepro.records.durable import write_json
 from resrepro.records.environment import without_paths
 from resrepro.records.record_files import METRICS_COLUMNS, describe_curve, read_json, read_metrics
@@ -78,6 +79,9 @@ def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
     ("one", "other", "shared"),
     [
         ({"seed": 0}, {"seed": 1}, True),
+        ({}, {"test_images": 1000}, True),  # they train nothing
+        ({"test_images": 1000, "split": "45k5k"}, {"split": "45k5k"}, True),
+        ({}, {"split": "45k5k"}, False),
         ({}, {"data": "other"}, False),
         ({}, {"mode": "compile"}, False),
         ({}, {"bn_group": 64}, False),
@@ -86,11 +90,11 @@ def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
         ({}, {"experiment": "cifar10-plain20"}, False),
     ],
 )
-def test_only_runs_that_differ_by_their_seed_share_a_cell(
+def test_only_runs_that_differ_by_their_seed_share_a_group(
     tmp_path: Path, make_run: MakeRun, one: dict, other: dict, shared: bool
 ) -> None:
-    cells = [read_run(make_run(tmp_path / str(k), **which)).cell for k, which in enumerate((one, other))]
-    assert (cells[0] == cells[1]) is shared
+    runs = [read_run(make_run(tmp_path / str(k), **which)) for k, which in enumerate((one, other))]
+    assert (runs[0].seed_group == runs[1].seed_group) is shared
 
 
 def test_the_runs_of_several_folders_come_in_order_of_name_and_seed(
@@ -114,6 +118,112 @@ def test_a_published_copy_of_a_run_counts_once_and_another_run_of_the_name_count
     runs = collect([tmp_path / "runs", tmp_path / "results", tmp_path / "elsewhere"]).runs
     assert len(runs) == 2
     assert first in [run.folder for run in runs]
+
+
+def test_several_folders_are_counted_and_a_shadowed_record_is_named(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    make_run(tmp_path / "runs", curve=[(32_000, 5.0, 9.0)])  # as far as it came, beside what was published
+    make_run(tmp_path / "runs", seed=1)
+    published = make_run(tmp_path / "results")
+    make_run(tmp_path / "results", "cifar10-plain20")
+    make_run(tmp_path / "results", seed=1, test_images=1000)  # the same run: they train nothing
+    tops = tmp_path / "runs", tmp_path / "results"
+    found = collect(tops)
+    assert published in [run.folder for run in found.runs]  # the one that is finished
+    assert found.sources == (
+        "Runs read: 1 of runs and 2 of results.",
+        "cifar10-resnet20 seed 0 of runs is left out: the same run of results is shown.",
+        "cifar10-resnet20 seed 1 of results is left out: the same run of runs is shown.",
+    )
+    assert collect(tops[:1]).sources == ()
+
+
+def test_of_two_finished_records_of_a_run_the_first_named_counts(tmp_path: Path, make_run: MakeRun) -> None:
+    tops = tmp_path / "a", tmp_path / "b"
+    for top, error in zip(tops, (8.0, 9.0), strict=True):
+        make_run(top, curve=[(64_000, 1.0, error)])
+    for order in (tops, tops[::-1]):
+        (run,) = collect(order).runs
+        assert run.folder.parent.parent == order[0]
+        assert collect(order).shadowed == (
+            f"cifar10-resnet20 seed 0 of {order[1].name} is left out: "
+            f"the same run of {order[0].name} is shown.",
+        )
+
+
+def test_an_equal_copy_of_a_record_is_not_told(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run(tmp_path / "runs")
+    shutil.copytree(tmp_path / "runs", tmp_path / "results")
+    assert collect([tmp_path / "runs", tmp_path / "results"]).shadowed == ()
+
+
+def test_ones_own_runs_are_read_by_default_and_nothing_else(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "results")
+    assert load_runs().empty
+    make_run(tmp_path / "runs", "cifar10-plain20")
+    assert list(load_runs()["name"]) == ["cifar10-plain20"]
+    assert len(load_runs("runs", "results")) == 2
+
+
+# --- only runs with some settings -------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(tmp_path: Path, make_run: MakeRun) -> Collection:
+    make_run(tmp_path, "cifar10-resnet20")
+    make_run(tmp_path, "cifar10-resnet20", 1, iterations=2000, split="45k5k", mode="fast", lr=0.05)
+    make_run(tmp_path, "cifar10-plain56", 2, iterations=2000, shortcut=None, flip=False)
+    make_run(tmp_path, "digits-resnet20", 3)
+    return collect([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"iterations": "2000"}, [1, 2]),
+        ({"iterations": "2000", "split": "45k5k"}, [1]),
+        ({"lr": "0.050"}, [1, 3]),
+        ({"flip": "off"}, [2, 3]),
+        ({"mode": "fast"}, [1]),
+        ({"mode": "default"}, [0, 2, 3]),
+        ({"depth": "56"}, [2]),
+        ({"dataset": "digits"}, [3]),
+        ({"shortcut": "A"}, [0, 1, 3]),
+        ({"seed": "0"}, [0]),
+        ({"experiment": "cifar10-resnet20"}, [0, 1]),
+    ],
+)
+def test_runs_are_kept_that_have_all_settings(several: Collection, settings: dict, seeds: list[int]) -> None:
+    kept = several.having(settings)
+    assert sorted(run.seed for run in kept.runs) == seeds
+    assert (kept.folders, kept.broken) == (several.folders, several.broken)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"paint": "red"}, "no setting 'paint'"),
+        ({"iterations": "many"}, "iterations takes a whole number"),
+        ({"iterations": "3000"}, r"no run has iterations=3000; there are iterations: .*2000.*64000"),
+        ({"iterations": "2000", "depth": "110"}, r"no run has iterations=2000, depth=110; there are"),
+    ],
+)
+def test_settings_that_are_unknown_or_that_no_run_has_are_refused_in_a_sentence(
+    several: Collection, settings: dict, told: str
+) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        several.having(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_any_runs_that_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run has iterations=2000; there are no runs at all"):
+        collect([tmp_path]).having({"iterations": "2000"})
 
 
 def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(

@@ -281,11 +281,26 @@ def test_without_scripts_texts_tables_and_pictures_are_there(browser: Browser, p
     try:
         browser.show(page)
         assert len(browser.seen(".claims > li")) == 27
+        browser.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
         for part in ("tr.lacking", ".picture"):
-            assert len(browser.seen(f"main > section:not(#protocol) {part}")) == len(browser.all(part)) > 0
+            assert len(browser.seen(part)) == len(browser.all(part)) > 0
         assert browser.seen("button, input") == []
     finally:
         browser.tell("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_the_committed_report_opens_with_one_screen_and_is_short(browser: Browser) -> None:
+    browser.show(ROOT / "docs" / "report.html", WIDTHS["desktop"])
+    for part in ("#glance .picture", "#glance table", "#glance .marks li:last-child"):
+        assert (
+            browser.js("return document.querySelector(arguments[0]).getBoundingClientRect().bottom", part)
+            < 900
+        )
+    assert len(browser.seen("#glance .marks a")) == 27
+    assert browser.js("return document.documentElement.scrollHeight") <= 15_000
+    browser.find("#glance a[href='#claim5']").click()
+    assert browser.find("#claim5").is_displayed()
+    assert len(browser.seen(".claims dl")) == 1  # the others stay folded
 
 
 def test_the_committed_report_is_quiet(browser: Browser) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from resrepro.errors import RecordError
 from resrepro.evaluation.verification import verify
-from resrepro.records import collect, read_run
+from resrepro.records import read_run
+from resrepro.records.collection import collect
 from resrepro.records.durable import sealed
 from resrepro.records.publishing import publish
 from resrepro.records.record_files import describe_curve

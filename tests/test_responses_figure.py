@@ -11,7 +11,8 @@ from resrepro.figures import exhibits, plotting
 from resrepro.figures.responses import make_figure, plan, select
 from resrepro.figures.responses_table import build
 from resrepro.paper import curves
-from resrepro.records import Run, collect
+from resrepro.records import Run
+from resrepro.records.collection import collect
 
 NETS = {"plain20": 19, "plain56": 55, "resnet20": 19, "resnet56": 55, "resnet110": 109}
 
@@ -127,8 +128,10 @@ def test_the_frame_is_the_papers_or_wider_where_a_line_needs_it(
 def test_cifar_comes_before_longer_runs_on_the_digits_which_are_called_so(tmp_path: Path) -> None:
     made(tmp_path / "both", "plain20", "plain56", dataset="digits")
     made(tmp_path / "both", "plain20", iterations=2000)
-    cells, _ = select(read(tmp_path / "both"))
-    assert [run.name for cell in cells.values() for run in cell] == ["cifar10-plain20+iterations=2000"]
+    groups, _ = select(read(tmp_path / "both"))
+    assert [run.name for group in groups.values() for run in group.runs] == [
+        "cifar10-plain20+iterations=2000"
+    ]
     made(tmp_path / "digits", "plain20", dataset="digits")
     figure, _ = figure_of(tmp_path / "digits")
     assert figure.axes[0].get_title() == "scikit-learn's digits, not CIFAR-10"
@@ -148,12 +151,14 @@ def test_runs_that_were_not_measured_are_named(tmp_path: Path) -> None:
     write_run(tmp_path, "cifar10-resnet56", 4)
     write_run(tmp_path, "cifar10-resnet32")  # which the figure does not show
     _, notes = figure_of(tmp_path)
-    assert notes == ("Not drawn, not measured by `resrepro responses RUN`: cifar10-resnet56 seed 4.",)
+    assert notes == ("Not drawn, not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4.",)
 
 
 def test_nothing_to_draw_is_told_with_the_way_out(tmp_path: Path) -> None:
     write_run(tmp_path, "cifar10-resnet56")
-    with pytest.raises(RecordError, match=r"`resrepro responses RUN` measures it.*cifar10-resnet56 seed 0"):
+    with pytest.raises(
+        RecordError, match=r"`resrepro eval RUN --responses` measures it.*cifar10-resnet56 seed 0"
+    ):
         figure_of(tmp_path)
     figure, _ = figure_of(tmp_path, paper=True)
     assert "no runs of ours" in foot(figure)
@@ -190,11 +195,11 @@ def test_the_table_holds_the_papers_numbers_and_means_of_ours(tmp_path: Path) ->
     assert (
         "plain-20",
         "resrepro train --depth 20 --plain --seeds 0-1 && "
-        "resrepro responses runs/cifar10-plain20/seed0 runs/cifar10-plain20/seed1",
+        "resrepro eval runs/cifar10-plain20/seed0 runs/cifar10-plain20/seed1 --responses",
     ) in table.missing
     assert build(()).missing[0] == (
         "plain-20",
-        "resrepro train --depth 20 --plain && resrepro responses runs/cifar10-plain20/seed0",
+        "resrepro train --depth 20 --plain && resrepro eval runs/cifar10-plain20/seed0 --responses",
     )
 
 
@@ -205,12 +210,14 @@ def test_what_fills_a_gap_follows_the_protocol_shown_and_so_leaves_the_rest_of_t
     made(tmp_path, "plain20", "resnet20", seeds=2, **short)
     write_run(tmp_path, "cifar10-resnet56", 4)
     before = build(read(tmp_path))
-    assert before.remarks[-1].endswith("not measured by `resrepro responses RUN`: cifar10-resnet56 seed 4.")
+    assert before.remarks[-1].endswith(
+        "not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4."
+    )
     name = "cifar10-plain56+iterations=2000+split=45k5k+precision=bf16"
     assert before.missing[0] == (
         "plain-56",
         "resrepro train --depth 56 --plain --iterations 2000 --split 45k5k --fast --seeds 0-1 && "
-        f"resrepro responses runs/{name}/seed0 runs/{name}/seed1",
+        f"resrepro eval runs/{name}/seed0 runs/{name}/seed1 --responses",
     )
     made(tmp_path, "plain56", seeds=2, **short)
     assert (tmp_path / name / "seed1").is_dir()
@@ -222,7 +229,8 @@ def test_on_the_digits_a_gap_is_filled_on_the_digits(tmp_path: Path) -> None:
     made(tmp_path, "plain20", dataset="digits")
     assert build(read(tmp_path)).missing[0] == (
         "plain-56",
-        "resrepro train --dataset digits --depth 56 --plain && resrepro responses runs/digits-plain56/seed0",
+        "resrepro train --dataset digits --depth 56 --plain && "
+        "resrepro eval runs/digits-plain56/seed0 --responses",
     )
 
 

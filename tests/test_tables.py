@@ -62,7 +62,7 @@ def test_latex_compiles(tmp_path):
 
 def test_every_exhibit_fits_a_terminal_of_80_columns_uncut(make_run, tmp_path):
     from resrepro.comparison.paper_rows import build
-    from resrepro.records import collect
+    from resrepro.records.collection import collect
 
     for seed in range(5):
         make_run(tmp_path, "cifar10-resnet110", seed)
@@ -72,17 +72,17 @@ def test_every_exhibit_fits_a_terminal_of_80_columns_uncut(make_run, tmp_path):
     for exhibit in ("table6", "figure1", "figure6", "demo"):  # those of ImageNet are below
         console = Console(width=80, file=None, record=True, force_terminal=False, quiet=False)
         with console.capture() as capture:
-            console.print(to_rich(build(exhibit, runs)))
+            console.print(to_rich(build(exhibit, runs, every=True)))
         text = capture.get()
         assert max(map(len, text.splitlines())) <= 80
         assert "…" not in text, f"{exhibit} is cut off at 80 columns"
-        assert "notes" in text
-        assert exhibit == "demo" or any(line.endswith("1,2,3") for line in map(str.rstrip, text.splitlines()))
+        assert "note" in text
+        assert exhibit == "demo" or any(line.endswith(" 1,2") for line in map(str.rstrip, text.splitlines()))
 
 
 def test_the_tables_of_imagenet_fit_a_terminal_of_80_columns_uncut(make_run, tmp_path):
     from resrepro.comparison.paper_rows import build
-    from resrepro.records import collect
+    from resrepro.records.collection import collect
 
     nets = ("plain18", "plain34", "resnet18", "resnet34", "resnet34-b", "resnet34-c", "resnet50", "resnet152")
     folders = []
@@ -96,7 +96,7 @@ def test_the_tables_of_imagenet_fit_a_terminal_of_80_columns_uncut(make_run, tmp
     write_ensemble(tmp_path, folders[-6:], 19.5, 4.5)
     found = collect([tmp_path])
     for exhibit in ("table2", "table3", "table4", "table5", "figure4"):
-        table = build(exhibit, found.runs, found.ensembles)
+        table = build(exhibit, found.runs, found.ensembles, every=True)
         console = Console(width=80, file=None, record=True, force_terminal=False, quiet=False)
         with console.capture() as capture:
             console.print(to_rich(table))
@@ -104,7 +104,7 @@ def test_the_tables_of_imagenet_fit_a_terminal_of_80_columns_uncut(make_run, tmp
         assert max(map(len, lines)) <= 80
         assert "…" not in capture.get(), f"{exhibit} is cut off at 80 columns"
         heads = lines[: next(number for number, line in enumerate(lines) if line.startswith("─"))]
-        assert heads[-1].rstrip().endswith("notes"), f"{exhibit} has no room for its notes"
+        assert heads[-1].rstrip().endswith("note"), f"{exhibit} has no room for its notes"
 
 
 def test_long_names_go_on_below_in_the_terminal():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from resrepro.claims.entries import Net, Region
 from resrepro.claims.measures import Measure
-from resrepro.comparison.cells import Cell
+from resrepro.comparison.groups import SeedGroup
 from resrepro.comparison.significance import LEVEL, Estimate, difference_of, mean_of, pooled_std
 from resrepro.records import Run
 
@@ -45,15 +45,15 @@ class Seeds:
         return bool(self.lacking or self.diverged)
 
 
-def seeds_of(measure: Measure, cell: Cell, left_out: Sequence[Run]) -> Seeds:
-    """The seeds of a net as a measure reads them."""
-    read = [(run, measure.read(run)) for run in cell.runs]
+def seeds_of(measure: Measure, group: SeedGroup, held_out: str, left_out: Sequence[Run]) -> Seeds:
+    """The seeds of a net as a measure reads them; `held_out` is the set that errors are measured on."""
+    read = [(run, measure.value(run, held_out)) for run in group.runs]
     return Seeds(
         values=tuple(value for _, value in read if value is not None),
         never=sum(measure.never(run) for run, value in read if value is not None),
         lacking=tuple(run for run, value in read if value is None),
         diverged=tuple(run for run in left_out if run.status == "diverged"),
-        resolution=max(map(measure.resolution, cell.runs)),
+        resolution=max(map(measure.resolution, group.runs)),
     )
 
 

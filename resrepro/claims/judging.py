@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from resrepro.claims.comparing import UNDECIDED, together
 from resrepro.claims.counting import TITLES, count, paper_ratio, spell_count
-from resrepro.claims.entries import Check, Claim, Source, claims, value_of
+from resrepro.claims.entries import Check, Claim, Net, Source, claims, value_of
 from resrepro.claims.measures import MEASURES, Measure, paper_curve, paper_row, paper_value
-from resrepro.claims.protocols import Protocol, protocols_of
+from resrepro.claims.protocols import caveats, is_exact, left_out_told, protocols_for
 from resrepro.claims.testing import Outcome, smoothed, try_out
-from resrepro.comparison.selection import FREE_SETTINGS, WARM_UP
+from resrepro.comparison.groups import Protocol
 from resrepro.paper import published
 from resrepro.records import Run
 
@@ -45,8 +45,8 @@ class Ruling:
 class Verdict:
     """A claim of the paper, its numbers and ours, and whether it held.
 
-    `ruling` is that of the protocol that is closest to the paper's and has most runs, `others` are those of
-    all others; whether a protocol speaks for the claim plays no part in the choice.
+    `ruling` is that of the longest protocol under which all nets stand that it compares, `others` are those
+    of all others; whether a protocol speaks for the claim plays no part in the choice.
     """
 
     number: int
@@ -115,17 +115,12 @@ def _rulings(claim: Claim, runs: Iterable[Run]) -> list[Ruling]:
         return [Ruling("", "", UNTESTABLE, claim.untestable)]
     if not claim.nets:
         return [_ruling(claim, None)]
-    found = protocols_of(claim.nets, runs, _free(claim))
+    measures = [MEASURES[test.measure] for test in claim.tests if test.kind != "count"]
+    found = protocols_for(claim, runs, any(measure.sampled for measure in measures))
     return [_ruling(claim, protocol) for protocol in found] or [_ruling(claim, None)]
 
 
-def _free(claim: Claim) -> tuple[str, ...]:
-    """In which settings its runs may differ: how often is sampled, unless a test depends on it."""
-    measures = [MEASURES[test.measure] for test in claim.tests if test.kind != "count"]
-    return WARM_UP if any(measure.sampled for measure in measures) else FREE_SETTINGS
-
-
-def _ruling(claim: Claim, protocol: Protocol | None) -> Ruling:
+def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
     """What the runs of a protocol, or no runs at all, say of all tests of a claim together."""
     outcomes = [
         count(test) if test.kind == "count" else try_out(test, protocol, claim.comparisons)
@@ -133,15 +128,15 @@ def _ruling(claim: Claim, protocol: Protocol | None) -> Ruling:
     ]
     state = together([outcome.state for outcome in outcomes])
     commands = (command for outcome in outcomes for command in outcome.commands)
-    part = protocol.first.headline_split if protocol else "test"
+    part = protocol.held_out if protocol else "test"
     return Ruling(
         protocol=(NO_RUNS if claim.nets else BY_COUNTING) if protocol is None else protocol.name,
         ours=_joined(claim.tests, [outcome.ours for outcome in outcomes], part),
         verdict=state,
         why=_why(claim, outcomes, part),
-        notes=tuple(filter(None, (protocol.told, protocol.left_out_told))) if protocol else (),
+        notes=tuple(filter(None, (caveats(protocol), left_out_told(protocol)))) if protocol else (),
         commands=tuple(dict.fromkeys(commands)) if state == UNDECIDED else (),
-        exact=protocol is None or protocol.exact,
+        exact=protocol is None or is_exact(protocol),
     )
 
 

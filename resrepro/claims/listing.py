@@ -29,16 +29,17 @@ REMARKS = (
     "Several comparisons: a claim that held needs each of them at 95 %; one that failed has one beyond "
     "the interval of 1 − 0.05/k, k being the number of its comparisons (Bonferroni). Over claims "
     "nothing is corrected: a claim with nothing behind it would be called held in one case of forty.",
-    "Runs: a verdict is on one protocol, the paper's own if there are runs of it, else the one on the "
-    "paper's data that has most nets and seeds, whichever way it speaks; those on other protocols stand "
-    "below (↳). A shortened schedule or other images give a verdict on just these.",
+    "Runs: a verdict is on one protocol, whichever way it speaks: on the paper's data the longest schedule "
+    "under which all nets stand that the claim compares (else most of them), then the paper's split, then "
+    "the most seeds. Those on other protocols stand below (↳). A shortened schedule or other images give a "
+    "verdict on just these.",
     "The paper's values of curves are read off its figures: ±0.03 on CIFAR-10, ±0.06 on ImageNet, "
     "training errors as the mean of the last five samples.",
 )
 
 
-def table(verdicts: Sequence[Verdict]) -> Table:
-    """All verdicts as a table, one row per claim and protocol."""
+def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
+    """All verdicts as a table, one row per claim and protocol; `sources` say whose the runs are."""
     notes: dict[str, int] = {}
     rows = []
     for verdict in verdicts:
@@ -54,7 +55,7 @@ def table(verdicts: Sequence[Verdict]) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
         missing=_deciding(verdicts),
-        remarks=tuple(text for text in (decided_elsewhere(verdicts), *REMARKS) if text),
+        remarks=tuple(text for text in (*sources, decided_elsewhere(verdicts), *REMARKS) if text),
         records=tuple(_record(verdict, ruling) for verdict in verdicts for ruling in _rulings(verdict)),
         wraps=WRAPS,
         lead=LEAD,

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from resrepro.comparison.cells import SET_NAMES, eval_command, run_folders
+from resrepro.comparison.wording import SET_NAMES, eval_command, run_folders
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
 from resrepro.records.responses import Responses
 
-RESPONSES_COMMAND = "resrepro responses"
 X_UNIT = 10_000  # iterations per unit of the paper's x axes
 Reading = Callable[[Run], float | None]
 At = TypeVar("At", int, float)
@@ -47,6 +46,12 @@ class Measure:
     sampled: bool = False
     level: tuple[float, bool] | None = None
 
+    def value(self, run: Run, held_out: str) -> float | None:
+        """Its value for a run; `held_out` is the set of the held-out error, "test" only where it is whole."""
+        if self is MEASURES["held_out_err"] and held_out == "test":
+            return run.error("test")
+        return self.read(run)
+
     def title_on(self, part: str) -> str:
         """What to call it of runs whose headline set is `part`: a test error may be a validation error."""
         return self.title.replace(SET_NAMES["test"], SET_NAMES[part])
@@ -70,7 +75,7 @@ def _eval(protocol: str) -> Callable[[Sequence[Run]], str]:
 
 
 def _respond(runs: Sequence[Run]) -> str:
-    return f"{RESPONSES_COMMAND} {run_folders(runs)}"
+    return f"resrepro eval {run_folders(runs)} --responses"
 
 
 def _of_responses(figure: Callable[[Responses], float]) -> Reading:

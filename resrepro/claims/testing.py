@@ -32,10 +32,10 @@ from resrepro.claims.comparing import (
 )
 from resrepro.claims.entries import Check, Net
 from resrepro.claims.measures import MEASURES, Measure
-from resrepro.claims.protocols import Protocol, paper_command
-from resrepro.comparison.cells import SET_NAMES
-from resrepro.comparison.selection import FREE_SETTINGS, iterations_of
+from resrepro.claims.protocols import command_under, paper_command
+from resrepro.comparison.groups import FREE_SETTINGS, Protocol, iterations_of
 from resrepro.comparison.significance import LEVEL, difference_of, seeds_needed
+from resrepro.comparison.wording import SET_NAMES
 from resrepro.records import Run
 
 SEEDS = 5  # as many as the paper trained of ResNet-110
@@ -67,7 +67,7 @@ class Outcome:
     commands: tuple[str, ...] = ()
 
 
-def try_out(test: Check, protocol: Protocol | None, comparisons: int) -> Outcome:
+def try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> Outcome:
     """The outcome of a test on the runs of a protocol, None if there are none.
 
     `comparisons` is how many its claim makes in all.
@@ -79,9 +79,9 @@ def try_out(test: Check, protocol: Protocol | None, comparisons: int) -> Outcome
         return Outcome(UNDECIDED, told=(why,), commands=by_the_paper)
     measure = MEASURES[test.measure]
     present = {
-        net: seeds_of(measure, protocol.cells[net], protocol.left_out.get(net, ()))
+        net: seeds_of(measure, protocol.groups[net], protocol.held_out, protocol.left_out.get(net, ()))
         for net in test.nets
-        if net in protocol.cells
+        if net in protocol.groups
     }
     values = {net: seeds for net, seeds in present.items() if seeds.values}
     judge = _throughout if test.kind == "throughout" else _by_means
@@ -89,7 +89,7 @@ def try_out(test: Check, protocol: Protocol | None, comparisons: int) -> Outcome
     missing = tuple(net for net in test.nets if net not in present)
     lacking = {net: seeds.lacking for net, seeds in present.items() if seeds.lacking}
     commands = (
-        *(protocol.command(net, SEEDS) for net in missing),
+        *(command_under(protocol, net, SEEDS) for net in missing),
         *(_measuring(measure, protocol, net, runs) for net, runs in lacking.items()),
         *tried.commands,
     )
@@ -118,7 +118,7 @@ def _seeds_told(net: Net, runs: Sequence[Run], named: bool) -> str:
     return f"{net.label} seed{plural} {', '.join(str(run.seed) for run in runs)}"
 
 
-def _what_it_needs(test: Check, protocol: Protocol) -> str:
+def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
     """Why runs of a protocol cannot decide a test, whatever they say."""
     if "data" in test.needs and not protocol.own_data:
         return "an absolute level of the paper's data: other images do not decide it"
@@ -132,10 +132,10 @@ def _what_it_needs(test: Check, protocol: Protocol) -> str:
     return ""
 
 
-def _measuring(measure: Measure, protocol: Protocol, net: Net, runs: Sequence[Run]) -> str:
+def _measuring(measure: Measure, protocol: Protocol[Net], net: Net, runs: Sequence[Run]) -> str:
     """The command that measures what some runs of a net lack."""
     if measure.command is None:  # training records it, so these runs have none of it to record
-        return protocol.command(net, SEEDS)
+        return command_under(protocol, net, SEEDS)
     return measure.command(runs)
 
 
@@ -147,7 +147,7 @@ def _comparisons(test: Check, values: Values) -> list[Comparison]:
     return [Comparison({net: values[net] for net in pair}, region) for pair in itertools.pairwise(present)]
 
 
-def _by_means(test: Check, protocol: Protocol, values: Values, comparisons: int) -> Outcome:
+def _by_means(test: Check, protocol: Protocol[Net], values: Values, comparisons: int) -> Outcome:
     """A test of means: each comparison told, and what more seeds would decide."""
     measure = MEASURES[test.measure]
     states, told, commands, single = [], [], [], []
@@ -159,7 +159,7 @@ def _by_means(test: Check, protocol: Protocol, values: Values, comparisons: int)
             words += why
             pairs = list(zip(each.nets, each.counts, strict=True))
             single += [net for net, count in pairs if count < 2 and not values[net].open]
-            commands += [protocol.command(net, seeds) for net, count in pairs if seeds > count]
+            commands += [command_under(protocol, net, seeds) for net, count in pairs if seeds > count]
         states.append(state)
         told.append(words)
     return Outcome(
@@ -203,7 +203,7 @@ def _seeds_asked(each: Comparison, told: str, level: float) -> tuple[str, int]:
     return f"{told}; such a gap takes about {wanted} seeds per net", wanted
 
 
-def _throughout(test: Check, protocol: Protocol, values: Values, comparisons: int) -> Outcome:
+def _throughout(test: Check, protocol: Protocol[Net], values: Values, comparisons: int) -> Outcome:
     """A test of two curves: their means over the whole run by Welch's test, and no stretch the other way.
 
     A stretch is the mean of `window` samples in a row that all runs have. It speaks against the claim where
@@ -212,7 +212,7 @@ def _throughout(test: Check, protocol: Protocol, values: Values, comparisons: in
     tried = _by_means(test, protocol, values, comparisons)
     if len(values) < len(test.nets) or any(seeds.open for seeds in values.values()):
         return tried
-    nets = [protocol.cells[net].runs for net in test.nets]
+    nets = [protocol.groups[net].runs for net in test.nets]
     samples = [[run.top1_errors("train") for run in runs] for runs in nets]
     common = sorted(set.intersection(*(set(curve) for curves in samples for curve in curves)))
     if len(common) < test.window or not _covers(common, iterations_of(protocol.first)):
@@ -222,7 +222,7 @@ def _throughout(test: Check, protocol: Protocol, values: Values, comparisons: in
             tried,
             state=FAILED if tried.state == FAILED else UNDECIDED,
             told=(*tried.told, told),
-            commands=tuple(densely.command(net, SEEDS) for net in test.nets),
+            commands=tuple(command_under(densely, net, SEEDS) for net in test.nets),
         )
     upper, lower = (_stretches(curves, common, test.window) for curves in samples)
     above = [statistics.fmean(upper[at]) > statistics.fmean(lower[at]) for at in upper]

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from resrepro.cli import app
-from resrepro.cli.exhibits import read_records
+from resrepro.cli.exhibits import SettingsFilter, read_records
 from resrepro.cli.options import RunFoldersOption
 
 
@@ -20,6 +20,7 @@ def claims(
         ),
     ] = None,
     runs: RunFoldersOption = None,
+    settings: SettingsFilter = None,
     tables: Annotated[
         Path, typer.Option("--tables", metavar="DIR", help="Where the table of all claims is written.")
     ] = Path("tables"),
@@ -30,12 +31,13 @@ def claims(
     from resrepro.comparison.tables import write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}
-    verdicts = judge(read_records(runs).runs)
+    found = read_records(runs, settings)
+    verdicts = judge(found.runs)
     shown = [verdict for verdict in verdicts if not wanted or verdict.number in wanted]
     console = Console(highlight=False)
     console.print(to_rich(shown, detailed=bool(wanted)))
     console.print(f"All {len(verdicts)} claims: {summary(verdicts)}.", markup=False)
-    if elsewhere := decided_elsewhere(verdicts):
-        console.print(elsewhere, markup=False)
-    paths = write_table(table(verdicts), tables)
+    for sentence in (*found.sources, decided_elsewhere(verdicts)):
+        console.print(sentence, markup=False, end="\n" if sentence else "")
+    paths = write_table(table(verdicts, found.sources), tables)
     console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)

@@ -28,7 +28,7 @@ def demo(
     from resrepro.comparison.paper_rows import build
     from resrepro.comparison.tables import to_rich, write_table
     from resrepro.figures.exhibits import draw_figure
-    from resrepro.records import collect
+    from resrepro.records.collection import collect
     from resrepro.training.memory import keep_memory
     from resrepro.training.session import train
 

@@ -11,7 +11,15 @@ from typer.core import TyperCommand
 from resrepro.cli import app
 from resrepro.cli.options import RunFoldersOption
 from resrepro.errors import UsageError
-from resrepro.records import DEFAULT_FOLDERS, Collection, collect
+from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
+
+SettingsFilter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--settings", metavar="KEY=VALUE", show_default=False,
+        help="Only runs with this setting, e.g. iterations=2000; may be repeated.",
+    ),
+]  # fmt: skip
 
 
 class WithExhibits(TyperCommand):
@@ -27,11 +35,11 @@ class WithExhibits(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-def read_records(folders: Iterable[Path] | None) -> Collection:
-    """The good records below some folders; each broken one is named on stderr.
+def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
+    """The good records below some folders that have some settings; each broken one is named on stderr.
 
     Raises:
-        UsageError: if a folder that was named does not exist.
+        UsageError: if a folder that was named does not exist, or there are no such runs.
     """
     given = list(folders or [])
     for folder in given:
@@ -40,7 +48,14 @@ def read_records(folders: Iterable[Path] | None) -> Collection:
     found = collect(given or map(Path, DEFAULT_FOLDERS))
     for sentence in found.broken:
         Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
-    return found
+    return found.having(dict(map(_pair, settings or ())))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--settings takes KEY=VALUE, such as iterations=2000, not {text!r}.")
+    return key.strip(), value.strip()
 
 
 @app.command(rich_help_panel="Read", cls=WithExhibits)
@@ -57,24 +72,21 @@ def compare(
         bool,
         typer.Option("--statistics", help="Instead: last, best run, best sample, chosen on validation."),
     ] = False,
-    power: Annotated[
-        bool, typer.Option("--power", help="Instead: seeds that it takes to tell neighbouring nets apart.")
-    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Runs of all protocols, not of one.")] = False,
+    settings: SettingsFilter = None,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
+    from resrepro.comparison.statistics_table import build_statistics
     from resrepro.comparison.tables import to_rich, write_table
-    from resrepro.figures.exhibits import build_table, check_table, tables_about
+    from resrepro.figures.exhibits import build_table, check_table
 
     names = exhibits or ["table6"]
     for name in names:
         check_table(name)
-    found = read_records(runs)
+    found = read_records(runs, settings)
     console = Console(highlight=False)
-    if statistics or power:
-        made = [t for name in names for t in tables_about(name, found.runs, statistics, power)]
-    else:
-        made = [build_table(name, found) for name in names]
-    for table in made:
+    for name in names:
+        table = build_statistics(name, found) if statistics else build_table(name, found, every=every)
         console.print(to_rich(table))
         paths = write_table(table, tables)
         console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
@@ -92,6 +104,7 @@ def plot(
     ] = Path("figures"),
     paper: Annotated[bool, typer.Option("--paper", help="The paper's own curves thin behind ours.")] = False,
     palette: Annotated[str, typer.Option(help="paper, or safe for colour-blind readers.")] = "paper",
+    settings: SettingsFilter = None,
 ) -> None:
     """Draw the paper's figures from run records (PNG, SVG)."""
     from resrepro.figures.exhibits import check_figure, draw_figure
@@ -99,7 +112,7 @@ def plot(
     names = exhibits or ["figure6"]
     for name in names:
         check_figure(name, palette)
-    found = read_records(runs)
+    found = read_records(runs, settings)
     console = Console(highlight=False)
     for name in names:
         drawing = draw_figure(name, found.runs, figures, paper=paper, palette=palette)

@@ -23,7 +23,7 @@ RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder 
 RunFoldersOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--runs", metavar="DIR", help="Folder of run records; may be repeated. (default: runs, results)",
+        "--runs", metavar="DIR", help="Folder of run records; may be repeated. (default: runs)",
         show_default=False,
     ),
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from resrepro.cli import app
-from resrepro.cli.exhibits import read_records
+from resrepro.cli.exhibits import SettingsFilter, read_records
 from resrepro.cli.options import RunFoldersOption
 from resrepro.errors import UsageError
 
@@ -20,6 +20,7 @@ def report(
         "report.html"
     ),
     runs: RunFoldersOption = None,
+    settings: SettingsFilter = None,
 ) -> None:
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
     from resrepro.claims import judge
@@ -27,7 +28,7 @@ def report(
     from resrepro.report import build_report
 
     check_place(out)
-    found = read_records(runs)
+    found = read_records(runs, settings)
     page = build_report(found, judge(found.runs)).encode()
     write_out(out, page)
     console = Console(highlight=False)

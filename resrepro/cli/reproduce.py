@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from resrepro.launch.goals import Exhibit
     from resrepro.launch.planning import Measurement, Plan
     from resrepro.launch.reproducing import Reproduction
-    from resrepro.records import Collection
+    from resrepro.records.collection import Collection
 
 
 class WithGoals(TyperCommand):
@@ -171,7 +171,7 @@ def show_all(
     """Show the plan, with times as far as they are known or `timed` here in a moment."""
     from resrepro.cli.plan import show_plan
     from resrepro.launch.costs import seen_in
-    from resrepro.records import collect
+    from resrepro.records.collection import collect
 
     seen: list[Seen] = []
     if timed and plan.to_train:

@@ -240,13 +240,16 @@ def publish(
     ],
     results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where to.")] = Path("results"),
 ) -> None:
-    """Copy finished records, without their checkpoints, to a folder that one commits."""
+    """Copy finished records to a folder that one commits, of full-length runs with their weights."""
+    from resrepro.evaluation.weights import write_weights
     from resrepro.records import read_run
     from resrepro.records.publishing import publish as publish_run
     from resrepro.records.publishing import publish_ensemble
 
     runs = [read_run(record) for record in records if not record.is_file()]
     copies = [publish_run(run, results) for run in runs]
+    for run, copy in zip(runs, copies, strict=True):
+        write_weights(run, copy)
     copies += [publish_ensemble(record, results) for record in records if record.is_file()]
     for copy in copies:
         typer.echo(f"Published to {copy}")

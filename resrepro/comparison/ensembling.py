@@ -7,8 +7,8 @@ The two therefore stand in columns of their own, without a difference.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from resrepro.comparison.cells import cells_of, data_told, not_said_yet, train_command, unused
 from resrepro.comparison.tables import DASH, Row, Table
+from resrepro.comparison.wording import about_images, not_said_yet, train_command, unused
 from resrepro.paper import published
 from resrepro.records import FINISHED, Run
 from resrepro.records.measurements import Ensemble, Member
@@ -105,7 +105,7 @@ def _told(ensemble: Ensemble) -> list[str]:
         sentences.append(text if every else f"{', '.join(labels)}: {text}")
     data, size = ensemble.data, {SET: ensemble.data.images[SET]}
     sentences += not_said_yet(data.notices, data.classes, size, sentences)
-    sentences += data_told(data.classes, size, sentences)
+    sentences += about_images(data.classes, size, sentences)
     if ensemble.bn_stats == "precise":
         sentences.append("BN statistics averaged over training batches")
     return list(dict.fromkeys(sentences))
@@ -114,7 +114,7 @@ def _told(ensemble: Ensemble) -> list[str]:
 def _missing(plan: Mapping[str, Any], runs: Sequence[Run]) -> Iterable[tuple[str, str]]:
     """What trains the members that have no paper-exact run yet, and what makes an ensemble of them."""
     for name in plan["members"]:
-        if not any(cell.exact for cell in cells_of(name, runs)):
+        if not any(run.experiment == name and run.finished and run.paper_exact for run in runs):
             yield catalogue.find(name).label, train_command(name)
     yield "ensemble", COMMAND
 

@@ -1,59 +1,71 @@
 """The paper's rows beside ours: run records in, tables out. Nothing here imports torch.
 
-Runs share a cell, a mean or a standard deviation only if they are identical but for the seed. Errors
-are those of the last iteration; "best run" and "best sample" stand in columns of their own.
+Runs share a cell only if they are identical but for the seed, and a table only if they follow one protocol
+(`comparison.groups`). Errors are those of the last iteration; "best run" and "best sample" stand in columns
+of their own.
 """
 
-import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from resrepro.comparison.cells import (
-    Cell,
-    cells_of,
+from resrepro.comparison.ensembling import table_of_ensembles
+from resrepro.comparison.groups import RULE, Protocol, Quantity, SeedGroup, protocols_of
+from resrepro.comparison.tables import DASH, GAPS, Row, Table
+from resrepro.comparison.wording import (
+    SET_NAMES,
     eval_command,
     measured_otherwise,
     spell_mean,
     train_command,
     unused,
 )
-from resrepro.comparison.ensembling import table_of_ensembles
-from resrepro.comparison.tables import DASH, Row, Table
 from resrepro.paper import Number, layout, published
 from resrepro.records import Run
 from resrepro.records.measurements import Ensemble
 from resrepro.spec import catalogue
 
+PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
 BEST_RUN, BEST_SAMPLE = "best run", "best sample"
 MEAN = "Ours: mean ± standard deviation (n runs; n−1 in the deviation) of the last-iteration error."
-SAMPLE = (
-    "Best sample: the lowest error at any sampling point, chosen on the very set it is measured on, hence "
-    "optimistic."
-)
+SAMPLE = "at any sampling point, chosen on the very set it is measured on, hence optimistic"
 ASSUMED = (
-    "Where the paper is silent we assume: `resrepro protocol <experiment>` marks each setting as stated, "
+    "Where the paper is silent we assume: `resrepro list <experiment>` marks each setting as stated, "
     "derived or assumed."
 )
 TRAINING_ERROR = "Training error: on the batches trained on since the sample before."
-NOT_IMAGENET = (
-    "No difference is given for errors on other images than ImageNet's 50,000 for validation, or on crops of "
-    "another size: they do not compare with the paper's."
+NO_DIFFERENCE = (
+    "No difference is given for shortened runs, and for errors on other images, or crops of another size, "
+    "than the paper's."
 )
+SHORTENED = "Runs of the paper's length are made by:"
+Plan = Mapping[str, Any]
+"""An exhibit's entry in layouts.toml."""
+Line = Mapping[str, Any]
+"""One of its rows."""
 
 
+@dataclass
 class _Notes:
     """Sentences, numbered in the order in which they are first needed."""
 
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
+    numbers: dict[str, int] = field(default_factory=dict)
 
     def number(self, sentences: Iterable[str]) -> tuple[int, ...]:
         return tuple(sorted(self.numbers.setdefault(text, len(self.numbers) + 1) for text in sentences))
 
 
-def build(exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = ()) -> Table:
+def build(
+    exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = (), *, every: bool = False
+) -> Table:
     """The table of an exhibit from runs (and for Table 5 ensembles) that were read already.
+
+    Args:
+        exhibit: its name in layouts.toml.
+        runs: those read; of them the one protocol is shown that RULE chooses.
+        ensembles: those read.
+        every: show the runs of all protocols, each in rows of its own below the net's.
 
     Raises:
         UsageError: for an unknown exhibit.
@@ -61,38 +73,96 @@ def build(exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = ())
     plan = layout(exhibit)
     if "members" in plan:
         return table_of_ensembles(exhibit, plan, runs, ensembles)
-    lines = [
-        (line, cells_of(line["experiment"], runs) if "experiment" in line else []) for line in plan["rows"]
-    ]
-    best = _best_columns(plan, [cell for _, cells in lines for cell in cells])
+    protocols = protocols_in(plan, runs)
+    shown = protocols[0] if protocols else None
+    others = _other_groups(protocols) if every else {}
     notes = _Notes()
     rows: list[Row] = []
-    missing: list[tuple[str, str]] = []
     records: list[dict[str, object]] = []
-    for line, cells in lines:
-        exact = cells[0] if cells and cells[0].exact else None
-        missing += _missing(plan, line, cells, exact)
-        for number, cell in enumerate([exact, *(cell for cell in cells if cell is not exact)]):
-            told = cell.told(plan["quantities"]) if cell else []
+    for line in plan["rows"]:
+        group = shown.groups.get(line["label"]) if shown else None
+        for number, each in enumerate([group, *others.get(line["label"], ())]):
+            told = each.caveats(plan["quantities"]) if each else []
             told += [line["note"]] if number == 0 and "note" in line else []
             section = line.get("section") if number == 0 else None
-            rows.append(Row(_texts(exhibit, plan, line, cell, number, best), notes.number(told), section))
-            records.append(_record(exhibit, plan, line, cell))
+            rows.append(Row(_cells(exhibit, plan, line, each, number), notes.number(told), section))
+            records.append(_record(exhibit, plan, line, each))
     return Table(
         name=exhibit,
         title=plan["title"],
-        columns=_columns(plan, best),
+        columns=_columns(plan),
         rows=tuple(rows),
         notes=tuple(notes.numbers),
-        missing=tuple(missing),
-        remarks=_remarks(plan, runs, [cell for _, cells in lines for cell in cells], best),
+        missing=tuple(_missing(plan, shown)),
+        lead=GAPS if shown is None or shown.full_length else SHORTENED,
+        remarks=tuple(_remarks(plan, runs, protocols, every)),
         records=tuple(records),
     )
 
 
-def _published(
-    exhibit: str, line: Mapping[str, Any], quantity: Mapping[str, Any]
-) -> tuple[Number | None, Number | None]:
+def protocols_in(plan: Plan, runs: Sequence[Run]) -> list[Protocol[str]]:
+    """The protocols of an exhibit's nets, by row label, the one that is shown first."""
+    members = {}
+    for line in plan["rows"]:
+        if "experiment" in line:
+            names = line["experiment"], catalogue.twin_on_folder(line["experiment"])
+            members[line["label"]] = [run for run in runs if run.experiment in names]
+    return protocols_of(members)
+
+
+def _other_groups(protocols: Sequence[Protocol[str]]) -> Mapping[str, list[SeedGroup]]:
+    """All groups of each net but the one that is shown."""
+    others: dict[str, list[SeedGroup]] = {}
+    for number, protocol in enumerate(protocols):
+        for label, group in protocol.groups.items():
+            more = [*([group] if number else []), *protocol.doubles.get(label, ())]
+            others.setdefault(label, []).extend(more)
+    return others
+
+
+def _columns(plan: Plan) -> tuple[str, ...]:
+    """Facts, the paper's value, ours by quantity, difference; grouped where several have a paper's value."""
+    columns = ["net", *(fact.replace("params_M", "params (M)") for fact in plan["facts"])]
+    quantities = plan["quantities"]
+    if len(_of_paper(plan)) == 1:
+        columns += [PAPER, *(quantity["name"] for quantity in quantities), DIFFERENCE]
+    else:
+        for quantity in quantities:
+            name = quantity["name"]
+            columns += [f"{name}: {PAPER}", OURS, DIFFERENCE] if "value" in quantity else [name]
+    return (*columns, *((BEST_RUN, BEST_SAMPLE) if plan.get("best") else ()))
+
+
+def _of_paper(plan: Plan) -> list[Quantity]:
+    return [quantity for quantity in plan["quantities"] if "value" in quantity]
+
+
+def _cells(exhibit: str, plan: Plan, line: Line, group: SeedGroup | None, number: int) -> tuple[str, ...]:
+    """A row: the paper's numbers and our shown group (`number` 0), or another group of ours below it."""
+    label = line["label"] if number == 0 else f"↳ {_set_apart(group)}"
+    facts = [_fact(line["label"], fact) if number == 0 else "" for fact in plan["facts"]]
+    figures: list[str] = []
+    for quantity in plan["quantities"]:
+        paper, gap = _paper_and_difference(exhibit, line, quantity, group)
+        ours = _ours(line, quantity, group)
+        figures += [paper if number == 0 else "", ours, gap] if "value" in quantity else [ours]
+    if len(_of_paper(plan)) == 1:
+        place = plan["quantities"].index(_of_paper(plan)[0])
+        figures.append(figures.pop(place + 2))  # the difference stands last, the paper's value first
+        figures.insert(0, figures.pop(place))
+    return (label, *facts, *figures, *(_best(plan, line, group) if plan.get("best") else ()))
+
+
+def _set_apart(group: SeedGroup | None) -> str:
+    """What sets a group apart, in a word or two: `2,000 it. (fast)`."""
+    if group is None:
+        return ""
+    run = group.first
+    length = f"{run.result['iterations']:,} it." if run.status == "shortened" else "whole"
+    return length if run.env["mode"] == "default" else f"{length} ({run.env['mode']})"
+
+
+def _published(exhibit: str, line: Line, quantity: Quantity) -> tuple[Number | None, Number | None]:
     """The paper's single value and its mean, where it gives them."""
     numbers = published()
     source = line.get("published_in", exhibit)
@@ -112,123 +182,41 @@ def _spell_paper(value: Number | None, mean: Number | None) -> str:
     return f"{value.value:.2f}{spread}"
 
 
-def _best_columns(plan: Mapping[str, Any], cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Best run and best sample; under another test protocol than training's the best of several seeds."""
-    if not _has_protocol(plan):
-        return BEST_RUN, BEST_SAMPLE
-    return (BEST_RUN,) if any(len(cell.runs) > 1 for cell in cells) else ()
-
-
-def _has_protocol(plan: Mapping[str, Any]) -> bool:
-    return any("protocol" in quantity for quantity in plan["quantities"])
-
-
-def _columns(plan: Mapping[str, Any], best: Sequence[str]) -> tuple[str, ...]:
-    quantities = plan["quantities"]
-    with_paper = any("value" in quantity for quantity in quantities)
-    columns = ["net", *(fact.replace("params_M", "params (M)") for fact in plan["facts"])]
-    for quantity in quantities:
-        title = quantity["name"]
-        columns += [f"{title}: paper", "ours", "difference"] if with_paper else [title]
-    return (*columns, *best)
-
-
-def _missing(
-    plan: Mapping[str, Any], line: Mapping[str, Any], cells: Sequence[Cell], exact: Cell | None
-) -> list[tuple[str, str]]:
-    """What fills the gaps of a net: its training, and the evaluation of runs that lack one."""
-    gaps: list[tuple[str, str]] = []
-    if "experiment" in line and exact is None:
-        gaps.append((line["label"], train_command(line["experiment"])))
-    for cell in cells:
-        lacking = {quantity.get("protocol"): cell.lacking(quantity) for quantity in plan["quantities"]}
-        gaps += [(line["label"], eval_command(runs, name)) for name, runs in lacking.items() if name and runs]
-    return gaps
-
-
-def _remarks(
-    plan: Mapping[str, Any], runs: Sequence[Run], cells: Sequence[Cell], best: Sequence[str]
-) -> tuple[str, ...]:
-    """The sentences below the notes."""
-    quantities = plan["quantities"]
-    told = []
-    experiments = [line["experiment"] for line in plan["rows"] if "experiment" in line]
-    if left_out := unused(experiments, runs):
-        told.append(f"Not in the table: {', '.join(left_out)}.")
-    if others := measured_otherwise(experiments, runs, quantities):
-        told.append(f"Measured as well: {'; '.join(others)}.")
-    if any(quantity["set"] == "train" for quantity in quantities):
-        told.append(TRAINING_ERROR)
-    if any(not cell.comparable for cell in cells):
-        told.append(NOT_IMAGENET)
-    described = [MEAN]
-    if BEST_RUN in best:
-        what = quantities[0]["name"] if _has_protocol(plan) else "last-iteration error"
-        described.append(f"Best run: the lowest {what} of a run.")
-    if BEST_SAMPLE in best:
-        described.append(SAMPLE)
-    return (*told, *plan.get("remarks", ()), *_protocols_told(quantities), " ".join(described), ASSUMED)
-
-
-def _protocols_told(quantities: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What we assume of the test protocols of some quantities."""
-    names = dict.fromkeys(quantity["protocol"] for quantity in quantities if "protocol" in quantity)
-    return [catalogue.protocols()[name].assumptions() for name in names]
-
-
-def _texts(
-    exhibit: str,
-    plan: Mapping[str, Any],
-    line: Mapping[str, Any],
-    cell: Cell | None,
-    number: int,
-    best: Sequence[str],
-) -> tuple[str, ...]:
-    """The cells of a row: the paper's numbers stand in the first row of a net (`number` 0)."""
-    ours = "experiment" in line
-    label = line["label"] if number == 0 else f"↳ {cell.label() if cell else ''}"
-    facts = [_fact(line["label"], fact) if number == 0 else "" for fact in plan["facts"]]
-    figures = [_figures(exhibit, line, q, cell, ours, number) for q in plan["quantities"]]
-    return (label, *facts, *itertools.chain(*figures), *_best(plan, cell, ours, best))
-
-
-def _figures(
-    exhibit: str,
-    line: Mapping[str, Any],
-    quantity: Mapping[str, Any],
-    cell: Cell | None,
-    ours: bool,
-    number: int,
-) -> list[str]:
-    """Paper, ours and difference of one quantity (ours alone where the paper has no such exhibit)."""
-    value, mean = _published(exhibit, line, quantity)
-    measured = cell.values(quantity) if cell else []
-    told = spell_mean(measured) if measured else (DASH if ours else "")
+def _paper_and_difference(
+    exhibit: str, line: Line, quantity: Quantity, group: SeedGroup | None
+) -> tuple[str, str]:
     if "value" not in quantity:
-        return [told]
+        return "", ""
+    value, mean = _published(exhibit, line, quantity)
     reference = mean or value
-    known = cell and cell.comparable and measured and reference and reference.std != float("inf")
-    gap = (
-        f"{statistics.fmean(measured) - reference.value:+.2f}".replace("-", "−")
-        if known and reference
-        else ""
-    )
-    return [_spell_paper(value, mean) if number == 0 else "", told, gap]
+    measured = group.values(quantity) if group and group.comparable else []
+    known = measured and reference and reference.std != float("inf")
+    gap = round(statistics.fmean(measured) - reference.value, 2) + 0.0 if known and reference else None
+    return _spell_paper(value, mean), "" if gap is None else f"{gap:+.2f}".replace("-", "−")
 
 
-def _best(plan: Mapping[str, Any], cell: Cell | None, ours: bool, columns: Sequence[str]) -> list[str]:
-    if cell is None:
-        return [DASH if ours else ""] * len(columns)
-    run = cell.best_run(_headline(plan))
-    values = {BEST_RUN: DASH if run is None else f"{run:.2f}"}
-    values[BEST_SAMPLE] = "" if cell.best_sample is None else f"{cell.best_sample:.2f}"
-    return [values[column] for column in columns]
+def _ours(line: Line, quantity: Quantity, group: SeedGroup | None) -> str:
+    """Our mean, a dash where it is missing, nothing where there is none to measure."""
+    if group is None:
+        return DASH if "experiment" in line else ""
+    if group.values(quantity):
+        return spell_mean(group.values(quantity))
+    has_set = group.set_of(quantity) in group.first.env["data"]["images"]
+    return DASH if has_set else ""
 
 
-def _headline(plan: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The quantity that the best run is told by: the first on the held-out set."""
-    found: Mapping[str, Any] = next(q for q in plan["quantities"] if q["set"] == "held_out")
-    return found
+def _best(plan: Plan, line: Line, group: SeedGroup | None) -> tuple[str, str]:
+    if group is None:
+        return (DASH, DASH) if "experiment" in line else ("", "")
+    lowest = min(group.values(_headline(plan, group)), default=None)
+    sample = group.best_sample
+    return (DASH if lowest is None else f"{lowest:.2f}"), ("" if sample is None else f"{sample:.2f}")
+
+
+def _headline(plan: Plan, group: SeedGroup) -> Quantity:
+    """The quantity that the best run is told by: the first on a held-out set that was measured."""
+    held_out: list[Quantity] = [quantity for quantity in plan["quantities"] if quantity["set"] != "train"]
+    return next((quantity for quantity in held_out if group.values(quantity)), held_out[0])
 
 
 def _fact(label: str, fact: str) -> str:
@@ -236,14 +224,74 @@ def _fact(label: str, fact: str) -> str:
     return "" if number is None else f"{number.value:g}"
 
 
-def _record(
-    exhibit: str, plan: Mapping[str, Any], line: Mapping[str, Any], cell: Cell | None
-) -> dict[str, object]:
+def _missing(plan: Plan, shown: Protocol[str] | None) -> Iterable[tuple[str, str]]:
+    """What fills the gaps: training, under the shown protocol if that is of full length, and evaluating."""
+    for line in (line for line in plan["rows"] if "experiment" in line):
+        label, experiment = line["label"], line["experiment"]
+        group = shown.groups.get(label) if shown else None
+        if group is None and shown and shown.full_length and shown.own_data:
+            seeds = min(len(each.runs) for each in shown.groups.values())
+            yield label, shown.command(experiment, {}, seeds)
+        elif group is None or not group.comparable:
+            yield label, train_command(experiment)
+        if group:
+            lacking = [(group.lacking(q), q.get("protocol")) for q in plan["quantities"]]
+            wanted = [
+                eval_command(runs, name) for runs, name in lacking if runs and (group.comparable or name)
+            ]
+            yield from ((label, command) for command in dict.fromkeys(wanted))
+
+
+def _remarks(
+    plan: Plan, runs: Sequence[Run], protocols: Sequence[Protocol[str]], every: bool
+) -> Iterable[str]:
+    """The sentences below the notes."""
+    quantities = plan["quantities"]
+    if protocols:
+        yield from protocols_told(protocols, "" if every else "`--all` shows every run.")
+    experiments = [line["experiment"] for line in plan["rows"] if "experiment" in line]
+    if left_out := unused(experiments, runs):
+        yield f"Not in the table: {', '.join(left_out)}."
+    if others := measured_otherwise(experiments, runs, quantities):
+        yield f"Measured as well: {'; '.join(others)}."
+    if any(quantity["set"] == "train" for quantity in quantities):
+        yield TRAINING_ERROR
+    groups = [group for protocol in protocols[: None if every else 1] for group in protocol.groups.values()]
+    if _of_paper(plan) and any(not group.comparable for group in groups):
+        yield NO_DIFFERENCE
+    yield from plan.get("remarks", ())
+    names = dict.fromkeys(quantity["protocol"] for quantity in quantities if "protocol" in quantity)
+    yield from (catalogue.protocols()[name].assumptions() for name in names)
+    yield " ".join([MEAN, *(_best_told(plan, groups[0]) if plan.get("best") and groups else ())])
+    yield ASSUMED
+
+
+def protocols_told(protocols: Sequence[Protocol[Any]], more: str = "") -> Iterable[str]:
+    """Which protocol is shown and by which rule, and which others there are."""
+    shown, *others = protocols
+    yield f"Runs shown: {shown.name} ({shown.size}). Rule: {RULE}."
+    if others:
+        told = "; ".join(f"{other.name} ({other.size})" for other in others)
+        kinds = [
+            (key, other.first.setting(key)) for key in ("iterations", "mode", "split") for other in others
+        ]
+        differing = [f"{key}={value}" for key, value in kinds if value not in ("", shown.first.setting(key))]
+        example = next(iter(differing), "KEY=VALUE")
+        yield f"Not shown: {told}. `--settings {example}` shows such runs. {more}".strip()
+
+
+def _best_told(plan: Plan, group: SeedGroup) -> tuple[str, str]:
+    name = _headline(plan, group)["name"]
+    part = SET_NAMES[group.first.headline_split]
+    return f"Best run: the lowest {name} of a run.", f"Best sample: the lowest {part} error {SAMPLE}."
+
+
+def _record(exhibit: str, plan: Plan, line: Line, group: SeedGroup | None) -> dict[str, object]:
     """One line of the CSV: raw numbers, empty where there is none."""
-    row: dict[str, object] = {"net": line["label"], "run": cell.first.name if cell else ""}
+    row: dict[str, object] = {"net": line["label"], "run": group.first.name if group else ""}
     for quantity in plan["quantities"]:
         key = quantity["name"].replace(" ", "_")
-        measured = cell.values(quantity) if cell else []
+        measured = group.values(quantity) if group else []
         if "value" in quantity:
             value, mean = _published(exhibit, line, quantity)
             row[f"{key}_paper"] = "" if value is None or value.std == float("inf") else value.value
@@ -252,16 +300,15 @@ def _record(
                 row[f"{key}_paper_std"] = mean.std if mean else ""
         row[f"{key}_ours"] = round(statistics.fmean(measured), 4) if measured else ""
         row[f"{key}_ours_std"] = round(statistics.stdev(measured), 4) if len(measured) > 1 else ""
-        row[f"{key}_measured_on"] = cell.measured_on(quantity) if cell else ""
+        row[f"{key}_measured_on"] = group.set_of(quantity) if group and measured else ""
         if "protocol" in quantity:
             row[f"{key}_protocol"] = quantity["protocol"]
-    headline = _headline(plan)
-    runs = [run for run, _ in cell.measured(headline)] if cell else []
-    row["n"] = len(runs)
-    row["seeds"] = " ".join(str(run.seed) for run in runs)
-    row["best_run"] = cell.best_run(headline) if cell and runs else ""
-    if not _has_protocol(plan):
-        row["best_sample"] = cell.best_sample if cell else ""
-    row["iterations"] = cell.first.result["iterations"] if cell else ""
-    row["departures"] = "; ".join(cell.told(plan["quantities"])) if cell else ""
+    headline = group.measured(_headline(plan, group)) if group else []
+    row["n"] = len(headline)
+    row["seeds"] = " ".join(str(run.seed) for run, _ in headline)
+    row["best_run"] = min((value for _, value in headline), default="")
+    if plan.get("best"):
+        row["best_sample"] = group.best_sample if group and group.best_sample is not None else ""
+    row["iterations"] = group.first.result["iterations"] if group else ""
+    row["departures"] = "; ".join(group.caveats(plan["quantities"])) if group else ""
     return row

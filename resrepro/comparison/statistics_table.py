@@ -7,11 +7,14 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from resrepro.comparison.cells import ON_VALIDATION, SET_NAMES, Cell, cells_of, spell_mean
+from resrepro.comparison.groups import SeedGroup, iterations_of, seed_groups
 from resrepro.comparison.tables import DASH, Row, Table
+from resrepro.comparison.wording import SET_NAMES, spell_mean
 from resrepro.errors import UsageError
 from resrepro.paper import layout, layouts
 from resrepro.records import Run
+from resrepro.records.collection import Collection
+from resrepro.spec import catalogue
 
 Entry = tuple[tuple[str, ...], Sequence[str], dict[str, Any]]
 """A row's cells, what must be said of it, and its raw numbers."""
@@ -26,25 +29,25 @@ REMARKS = (
 )
 
 
-def build_statistics(exhibit: str, runs: Sequence[Run]) -> Table:
-    """The statistics of all nets of an exhibit that have finished runs, one row per cell and set.
+def build_statistics(exhibit: str, found: Collection) -> Table:
+    """The statistics of all nets of an exhibit that have finished runs, one row per group and set.
 
     Raises:
         UsageError: for an exhibit that is not of single nets.
     """
     entries: list[Entry] = []
-    for label, cell in cells_in(exhibit, runs):
-        for part in _sets(cell):
-            told = [note for note in cell.told() if not note.endswith(ON_VALIDATION)]  # the row names its set
-            figures = _figures(cell, part)
-            record = {"net": label, "run": cell.first.name, "set": part, **_numbers(cell, figures)}
-            entries.append(((label, SET_NAMES[part], *_texts(figures)), told, record))
+    for label, group in groups_in(exhibit, found.runs):
+        for part in _sets(group):
+            told = group.caveats([{"set": part}], as_trained=True)
+            figures = _figures(group, part)
+            record = {"net": label, "run": group.first.name, "set": part, **_numbers(group, figures)}
+            entries.append(((label, _set_name(group, part), *_texts(figures)), told, record))
     return tabulated(
         f"{exhibit}-statistics",
         f"Statistics of {exhibit}: error (%) as measured while training, by what is chosen",
         COLUMNS,
         entries,
-        REMARKS if entries else ("There are no finished runs of these nets.",),
+        (*found.sources, *(REMARKS if entries else ("There are no finished runs of these nets.",))),
     )
 
 
@@ -74,24 +77,33 @@ def experiments_in(exhibit: str) -> dict[str, str]:
     return found
 
 
-def cells_in(exhibit: str, runs: Sequence[Run]) -> Iterator[tuple[str, Cell]]:
-    """The cells of an exhibit's nets with their label, in its order."""
+def groups_in(exhibit: str, runs: Sequence[Run]) -> Iterator[tuple[str, SeedGroup]]:
+    """The groups of an exhibit's nets with their label, in its order, the longest first."""
     for label, experiment in experiments_in(exhibit).items():
-        yield from ((label, cell) for cell in cells_of(experiment, runs))
+        names = experiment, catalogue.twin_on_folder(experiment)
+        groups = seed_groups(run for run in runs if run.experiment in names and run.finished)
+        yield from ((label, group) for group in sorted(groups, key=lambda group: -iterations_of(group.first)))
 
 
-def _sets(cell: Cell) -> list[str]:
-    """The held-out sets that a cell was measured on, its headline first."""
-    others = [part for part in ("val", "test") if cell.first.last(part) is not None]
-    return list(dict.fromkeys([cell.first.headline_split, *others]))
+def _set_name(group: SeedGroup, part: str) -> str:
+    """`test`, or `test (1,000)` of a test set that is not whole."""
+    size = group.first.env["data"]["images"][part]
+    partial = part == "test" and not group.first.own_test_is_whole
+    return SET_NAMES[part] + (f" ({size:,})" if partial else "")
 
 
-def _figures(cell: Cell, part: str) -> Mapping[str, list[float]]:
+def _sets(group: SeedGroup) -> list[str]:
+    """The held-out sets that a group was measured on, its headline first."""
+    others = [part for part in ("val", "test") if group.first.last(part) is not None]
+    return list(dict.fromkeys([group.first.headline_split, *others]))
+
+
+def _figures(group: SeedGroup, part: str) -> Mapping[str, list[float]]:
     """For each seed its last error, its lowest, and the one where the validation error is lowest."""
-    curves = [run.top1_errors(part) for run in cell.runs]
-    chosen = [chosen_on_validation(run) for run in cell.runs] if part == "test" else []
+    curves = [run.top1_errors(part) for run in group.runs]
+    chosen = [chosen_on_validation(run) for run in group.runs] if part == "test" else []
     return {
-        "last": [error for run in cell.runs if (error := run.last(part)) is not None],
+        "last": [error for run in group.runs if (error := run.last(part)) is not None],
         "best_sample": [min(curve.values()) for curve in curves if curve],
         "chosen_on_validation": [error for error in chosen if error is not None],
     }
@@ -117,17 +129,17 @@ def _texts(figures: Mapping[str, list[float]]) -> tuple[str, ...]:
     )
 
 
-def _numbers(cell: Cell, figures: Mapping[str, list[float]]) -> dict[str, Any]:
+def _numbers(group: SeedGroup, figures: Mapping[str, list[float]]) -> dict[str, Any]:
     last, samples, chosen = figures.values()
     return {
-        "n": len(cell.runs),
-        "seeds": " ".join(str(run.seed) for run in cell.runs),
+        "n": len(group.runs),
+        "seeds": " ".join(str(run.seed) for run in group.runs),
         **_spread("last", last),
         "best_run": min(last, default=""),
         "best_sample": min(samples, default=""),
         **_spread("chosen_on_validation", chosen),
         "last_of_each_seed": " ".join(f"{error:g}" for error in last),
-        "departures": "; ".join(cell.told()),
+        "departures": "; ".join(group.caveats([{"set": group.first.headline_split}])),
     }
 
 

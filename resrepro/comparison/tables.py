@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DASH = "—"
+GAPS = f"Cells with {DASH} are filled by:"
+NOTE = "note"  # heads the column of marks in the terminal
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Table:
     remarks: tuple[str, ...] = ()
     records: tuple[dict[str, object], ...] = field(default=(), repr=False)
     wraps: tuple[float, ...] = ()
-    lead: str = f"Cells with {DASH} are filled by:"
+    lead: str = GAPS
 
     @property
     def frame(self) -> "pd.DataFrame":
@@ -151,9 +154,27 @@ NAME_WIDTH = 16  # characters of a row's name in the terminal; longer ones go on
 
 def _narrow(column: str) -> str:
     """A heading in as few columns as it needs, over several lines."""
-    for word, short in ((":", ""), ("difference", "diff."), ("training", "train"), ("validation", "val.")):
+    for word, short in (
+        (":", ""),
+        ("difference", "diff."),
+        ("training", "train"),
+        ("validation", "val."),
+        ("params", "par."),
+        ("layers", "lay."),
+    ):
         column = column.replace(word, short)
     return column.replace(" ", "\n")
+
+
+def _marks(notes: Sequence[int]) -> str:
+    """`1–3,5` of the notes 1, 2, 3 and 5."""
+    runs: list[list[int]] = []
+    for note in sorted(notes):
+        if runs and note == runs[-1][-1] + 1:
+            runs[-1].append(note)
+        else:
+            runs.append([note])
+    return ",".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
 
 
 def to_rich(table: Table) -> "RenderableType":
@@ -164,13 +185,13 @@ def to_rich(table: Table) -> "RenderableType":
     from rich.text import Text
 
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
-    heads = [_narrow(column) for column in (*table.columns, "notes")]
+    heads = [_narrow(column) for column in (*table.columns, NOTE)]
     lines = max(head.count("\n") for head in heads)
     for number, head in enumerate(heads):
         justify: Literal["left", "right"] = "right" if 0 < number < len(table.columns) else "left"
         # Rows of two lines have their name on the first, so headings are pushed down by hand.
         text = Text("\n" * (lines - head.count("\n")) + head)
-        grid.add_column(text, justify=justify, vertical="top", no_wrap=head != "notes", overflow="fold")
+        grid.add_column(text, justify=justify, vertical="top", no_wrap=head != NOTE, overflow="fold")
     sections: list[str] = []
     for row in table.rows:
         if row.section:
@@ -180,8 +201,8 @@ def to_rich(table: Table) -> "RenderableType":
         mark = "†" if sections and not first.startswith("↳") else ""
         # What follows a spread goes to a second line, which keeps all columns within 80.
         cells = [cell.replace(" (", "\n(") if "±" in cell else cell for cell in others]
-        name = first.replace(" (", "\n(") if len(first) > NAME_WIDTH else first
-        grid.add_row(Text(name + mark), *map(Text, cells), Text(",".join(map(str, row.notes)), style="dim"))
+        name = first.replace(" (", "\n(") if len(first) > NAME_WIDTH or first.startswith("↳") else first
+        grid.add_row(Text(name + mark), *map(Text, cells), Text(_marks(row.notes), style="dim"))
     below: list[RenderableType] = [Text(f" † {section}") for section in sections]
     notes = RichTable.grid(padding=(0, 1, 0, 0))
     for number, note in enumerate(table.notes, 1):

@@ -1,7 +1,7 @@
 """CIFAR-10 in its official python and binary layouts, verified before it is believed.
 
 Pickled batches are unpickled only after their official MD5 matched. The pixels of the training set
-are compared with a packaged SHA-256 of the official ones.
+are compared with a packaged SHA-256 of the official ones, a binary test file with its official SHA-1.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ OFFICIAL_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
+OFFICIAL_TEST_SHA1 = "67eb016db431130d61cd03c7ad570b013799c88c"  # of the binary layout's test file
 RECORD = 1 + 3 * 32 * 32  # bytes per image of the binary layout: the label, then R, G, B planes
 PER_FILE = 10_000
 LARGEST_PICKLE = 64 * 2**20  # bytes; the official batches have 31 million, any other size another MD5
@@ -58,6 +59,8 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
         notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
     if len(test) < PER_FILE:
         notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
+    elif binary and _sha1(layout / f"{TEST_FILE}.bin") != OFFICIAL_TEST_SHA1:
+        notices.append("the test images are not exactly the official ones (checksum differs)")
     checksums = {"train": train_sha256, "test": test.sha256()}
     held_out = {"test": test}
     if split == "45k5k":
@@ -111,6 +114,10 @@ def _bytes_of(path: Path, most: int) -> bytes:
         ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _sha1(path: Path) -> str:
+    return hashlib.sha1(_bytes_of(path, PER_FILE * RECORD), usedforsecurity=False).hexdigest()
 
 
 def _read_python(layout: Path, name: str) -> Images:

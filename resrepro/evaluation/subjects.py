@@ -21,6 +21,7 @@ from resrepro.evaluation.foreign import (
     find_state_dict,
     fit,
 )
+from resrepro.evaluation.weights import file_of, read_weights
 from resrepro.nets import Net, net_of
 from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
@@ -137,9 +138,9 @@ def read_subject(target: str | Path, dataset: str | None, foreign: Foreign, runs
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
     """
     path = Path(target)
-    path = path / CHECKPOINT if path.is_dir() else path
+    path = file_of(path) if path.is_dir() else path
     try:
-        content = load_checkpoint(path)
+        content = read_weights(path) if path.suffix == ".safetensors" else load_checkpoint(path)
     except Damaged as damaged:
         before = path.with_name(PREVIOUS)
         hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""

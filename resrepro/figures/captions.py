@@ -2,11 +2,12 @@
 are whose. Nothing here imports torch.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from resrepro.comparison.cells import SET_NAMES, data_told
-from resrepro.comparison.selection import Cells, iterations_of, paper_iterations
+from resrepro.comparison.groups import RULE, iterations_of
+from resrepro.comparison.wording import SET_NAMES, about_images
+from resrepro.figures.choice import ANOTHER, Groups, first_of, paper_iterations
 from resrepro.records import Run
 from resrepro.spec.specs import IMAGENET_CLASSES
 
@@ -25,32 +26,37 @@ def held_out_names(layout: Mapping[str, Any], run: Run | None) -> tuple[str, str
     return name, f"{name} error ({size:,} held-out training images)" if size else f"{name} error"
 
 
-def footnote(layout: Mapping[str, Any], cells: Cells, theirs: Collection[str]) -> tuple[str, ...]:
+def footnote(
+    layout: Mapping[str, Any], groups: Groups, theirs: Collection[str], notes: Iterable[str] = ()
+) -> tuple[str, ...]:
     """What a reader must know beside the curves, sentence by sentence.
 
-    `theirs` are the nets of which the paper's curves are drawn.
+    `theirs` are the nets of which the paper's curves are drawn, `notes` say what is not drawn.
     """
-    if not cells:
+    if not groups:
         accuracy = layout["paper"]["accuracy"]
         return (f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours.",)
-    departures = departures_told(cells)
-    told = [lead(layout, cells), _data(cells, departures), departures]
+    departures = departures_told(groups)
+    told = [lead(layout, groups), _data(groups, departures), departures]
     told.append("Training error: on the batches trained on since the sample before.")
+    told += rule_told(notes)
     if theirs:
-        told.append(_whose(layout, cells, theirs))
+        told.append(_whose(layout, groups, theirs))
     return tuple(sentence for sentence in told if sentence)
 
 
-def _first(cells: Cells) -> Run:
-    return next(iter(cells.values()))[0]
+def rule_told(notes: Iterable[str]) -> list[str]:
+    """By which rule the runs were chosen, where others are not drawn."""
+    several = any(note.startswith(ANOTHER) for note in notes)
+    return [f"Of several protocols one is drawn: {RULE}."] if several else []
 
 
-def lead(layout: Mapping[str, Any], cells: Cells) -> str:
+def lead(layout: Mapping[str, Any], groups: Groups) -> str:
     """Length of the runs, number of seeds and split, in one sentence."""
-    first = _first(cells)
+    first = first_of(groups)
     ours, full = iterations_of(first), paper_iterations(layout)
     length = f"{ours:,} iterations" if ours == full else f"{ours:,} of the paper's {full:,} iterations"
-    counts = {label: len(runs) for label, runs in cells.items()}
+    counts = {label: len(group.runs) for label, group in groups.items()}
     usual = min(counts.values())
     more = [f"{label}: {count}" for label, count in counts.items() if count != usual]
     seeds = f"{usual} seed{'s' if usual > 1 else ''} per net" + (f" ({', '.join(more)})" if more else "")
@@ -59,38 +65,35 @@ def lead(layout: Mapping[str, Any], cells: Cells) -> str:
     return f"{prefix}{length}, {seeds}{split}."
 
 
-def _data(cells: Cells, said: str = "") -> str:
+def _data(groups: Groups, said: str = "") -> str:
     """What the images were, where ImageNet's nets were trained on others and it was not said already."""
-    first = _first(cells)
+    first = first_of(groups)
     if first.family != "imagenet":
         return ""
-    told = data_told(first.classes, first.env["data"]["images"], [said])
+    told = about_images(first.classes, first.env["data"]["images"], [said])
     return f"Data: {told[0]}." if told else ""
 
 
-def departures_told(cells: Cells) -> str:
+def departures_told(groups: Groups) -> str:
     """How the runs depart from the paper; where not all nets do, which."""
     told: dict[str, list[str]] = {}
-    for label, runs in cells.items():
-        sentences = [*runs[0].result["departures"], *runs[0].result.get("notices", [])]
-        if runs[0].env["mode"] != "default":
-            sentences.append(f"trained in mode {runs[0].env['mode']}")
-        for sentence in sentences:
-            told.setdefault(str(sentence), []).append(label)
+    for label, group in groups.items():
+        for sentence in group.caveats([{"set": group.first.headline_split}]):
+            told.setdefault(sentence, []).append(label)
     parts = [
-        sentence if len(labels) == len(cells) else f"{sentence} ({', '.join(labels)})"
+        sentence if len(labels) == len(groups) else f"{sentence} ({', '.join(labels)})"
         for sentence, labels in told.items()
         if " iterations instead of " not in sentence  # said in the lead
     ]
     return f"Departures from the paper: {'; '.join(parts)}." if parts else ""
 
 
-def _whose(layout: Mapping[str, Any], cells: Cells, theirs: Collection[str]) -> str:
+def _whose(layout: Mapping[str, Any], groups: Groups, theirs: Collection[str]) -> str:
     """Which lines are the paper's, and how they differ from ours."""
-    first = _first(cells)
+    first = first_of(groups)
     lines = "Pale lines" if layout["training"] == "thin" else "Thin lines"
-    told = f"{lines}{'' if set(theirs) <= cells.keys() else ' and names in italics'}: the paper's curves"
-    if _data(cells):
+    told = f"{lines}{'' if set(theirs) <= groups.keys() else ' and names in italics'}: the paper's curves"
+    if _data(groups):
         told += f" of ImageNet's {IMAGENET_CLASSES:,} classes"
     if iterations_of(first) != paper_iterations(layout):
         told += ", x scaled to this schedule"

@@ -8,14 +8,12 @@ already.
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resrepro.comparison import architecture_table
 from resrepro.comparison import paper_rows as comparison
-from resrepro.comparison.power_table import build_power
-from resrepro.comparison.statistics_table import build_statistics
 from resrepro.comparison.tables import Table, write_table
 from resrepro.errors import UsageError
 from resrepro.figures import architecture as architecture_figure
@@ -23,8 +21,10 @@ from resrepro.figures import plotting, responses_table
 from resrepro.figures import responses as responses_figure
 from resrepro.figures.panels import render
 from resrepro.paper import layouts
-from resrepro.records import DEFAULT_FOLDERS, Collection, Run, collect
+from resrepro.records import Run
+from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
 from resrepro.records.durable import write_out
+from resrepro.spec.specs import Value, spell
 
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
 FIGURE_7 = responses_figure.EXHIBIT
@@ -84,8 +84,8 @@ def check_figure(exhibit: str, palette: str = "paper") -> None:
         plotting.check(exhibit, palette)
 
 
-def build_table(exhibit: str, found: Collection) -> Table:
-    """The table of an exhibit, from the records that it shows.
+def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Table:
+    """The table of an exhibit, from the records that it shows; with `every` those of all protocols.
 
     Raises:
         UsageError: for an unknown exhibit.
@@ -94,18 +94,10 @@ def build_table(exhibit: str, found: Collection) -> Table:
     if exhibit == TABLE_1:
         return architecture_table.build()
     if exhibit == FIGURE_7:
-        return responses_table.build(found.runs)
-    return comparison.build(exhibit, found.runs, found.ensembles)
-
-
-def tables_about(exhibit: str, runs: Sequence[Run], statistics: bool, power: bool) -> list[Table]:
-    """What the runs of an exhibit tell beyond its means: its statistics, and the power of more seeds.
-
-    Raises:
-        UsageError: for an exhibit that is not of single nets.
-    """
-    made = [(statistics, build_statistics), (power, build_power)]
-    return [build(exhibit, runs) for wanted, build in made if wanted]
+        table = responses_table.build(found.runs)
+    else:
+        table = comparison.build(exhibit, found.runs, found.ensembles, every=every)
+    return replace(table, remarks=(*found.sources, *table.remarks))
 
 
 def draw_figure(
@@ -145,6 +137,9 @@ def compare(
     exhibit: str = "table6",
     runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
     tables: str | Path | None = "tables",
+    *,
+    settings: Mapping[str, Value] | None = None,
+    every: bool = False,
 ) -> Table:
     """Set our runs, or for Table 1 our nets, beside the paper's numbers.
 
@@ -152,6 +147,8 @@ def compare(
         exhibit: a table or figure, such as "table1", "table6" or "figure6", or "demo".
         runs: one or several folders of runs; a broken record gives a `UserWarning`.
         tables: folder to which `<exhibit>.md`, `.csv` and `.tex` are written; None writes nothing.
+        settings: only runs with these settings, such as {"iterations": 2000}.
+        every: rows for the runs of all protocols, not of the chosen one alone.
 
     Returns:
         The table; `.frame` holds its raw numbers.
@@ -161,7 +158,7 @@ def compare(
         RecordError: if the tables cannot be written.
     """
     check_table(exhibit)
-    table = build_table(exhibit, _warned(runs))
+    table = build_table(exhibit, _warned(runs, settings), every=every)
     if tables is not None:
         write_table(table, Path(tables))
     return table
@@ -174,6 +171,7 @@ def plot(
     *,
     paper: bool = False,
     palette: str = "paper",
+    settings: Mapping[str, Value] | None = None,
 ) -> list[Path]:
     """Draw a figure of the paper from our runs, or Figure 3 from our nets, as PNG and SVG.
 
@@ -183,6 +181,7 @@ def plot(
         figures: folder to which `<exhibit>.png` and `<exhibit>.svg` are written.
         paper: draw the paper's own curves thin behind ours, or alone where there are no runs.
         palette: "paper", or "safe" for colour-blind readers.
+        settings: only runs with these settings, such as {"iterations": 2000}.
 
     Returns:
         The paths of the two files. Equal records give equal bytes.
@@ -192,14 +191,14 @@ def plot(
         RecordError: if there is nothing to draw, or the files cannot be written.
     """
     check_figure(exhibit, palette)
-    found = _warned(runs).runs
+    found = _warned(runs, settings).runs
     return list(draw_figure(exhibit, found, Path(figures), paper=paper, palette=palette).paths)
 
 
-def _warned(runs: str | Path | Sequence[str | Path]) -> Collection:
-    """The good records below some folders; each broken one gives a warning."""
+def _warned(runs: str | Path | Sequence[str | Path], settings: Mapping[str, Value] | None) -> Collection:
+    """The good records below some folders that have some settings; each broken one gives a warning."""
     folders = [runs] if isinstance(runs, str | Path) else runs
     found = collect([Path(folder) for folder in folders])
     for sentence in found.broken:
         warnings.warn(sentence, stacklevel=3)
-    return found
+    return found.having({key: spell(value) for key, value in (settings or {}).items()})

@@ -1,6 +1,6 @@
 """Figures 1, 4 and 6 and the demo's from run records, with the paper's own curves behind if wanted.
 
-Which runs a figure draws is decided in `comparison.selection`, what is written below it in
+Which runs a figure draws is decided in `figures.choice`, what is written below it in
 `figures.captions`, and how it looks in `figures.panels`. Errors are in percent. Nothing here imports
 torch.
 """
@@ -11,9 +11,10 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.selection import Cells, choose, iterations_of, paper_iterations
+from resrepro.comparison.groups import SeedGroup, iterations_of
 from resrepro.errors import RecordError, UsageError
 from resrepro.figures.captions import footnote, held_out_names
+from resrepro.figures.choice import Groups, choose, first_of, paper_iterations
 from resrepro.figures.panels import draw_sheet
 from resrepro.figures.sheets import Curve, Panel, Sheet
 from resrepro.records import Run
@@ -98,22 +99,22 @@ def make_sheet(
         RecordError: if there is nothing to draw.
     """
     layout, colours = _look_up("exhibit", exhibit), _look_up("palette", palette)
-    cells, notes = select(exhibit, runs)
+    groups, notes = select(exhibit, runs)
     theirs = _paper_curves(exhibit, layout) if paper else {}
     if paper and not theirs:
         notes = (*notes, f"The paper has no curves for {exhibit}.")
-    if not cells and not theirs:
+    if not groups and not theirs:
         raise RecordError(_nothing_to_draw(exhibit, layout))
-    first = next(iter(cells.values()))[0] if cells else None
+    first = first_of(groups) if groups else None
     iterations = iterations_of(first) if first else int(layout["paper"]["drawn_to"])
     panels = tuple(
         Panel(
             panel,
             tuple(
                 curve
-                for label, depth in _nets(panel, cells)
+                for label, depth in _nets(panel, groups)
                 for kind in panel["kinds"]
-                if (curve := mean_curve(cells[label], depth, panel["plain"], kind))
+                if (curve := mean_curve(groups[label], depth, panel["plain"], kind))
             ),
             tuple(
                 _scaled(curve, iterations / paper_iterations(layout) if first else 1)
@@ -123,11 +124,11 @@ def make_sheet(
         for panel in layout["panels"]
     )
     held_out, told = held_out_names(layout, first)
-    below = footnote(layout, cells, {curve.net for group in theirs.values() for curve in group})
+    below = footnote(layout, groups, {curve.net for group in theirs.values() for curve in group}, notes)
     return Sheet(layout, panels, iterations, held_out, told, colours, below), notes
 
 
-def select(exhibit: str, runs: Iterable[Run]) -> tuple[Cells, tuple[str, ...]]:
+def select(exhibit: str, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
     """The runs that a figure draws, by net, and a sentence on each kind of run that it leaves out.
 
     Raises:
@@ -136,19 +137,20 @@ def select(exhibit: str, runs: Iterable[Run]) -> tuple[Cells, tuple[str, ...]]:
     return choose(_look_up("exhibit", exhibit), runs)
 
 
-def _nets(panel: Mapping[str, Any], cells: Cells) -> list[tuple[str, int]]:
+def _nets(panel: Mapping[str, Any], groups: Groups) -> list[tuple[str, int]]:
     """Label and depth of the nets of a panel that have runs."""
-    depths = sorted({int(cell[0].spec["depth"]) for cell in cells.values()})
+    depths = sorted({int(group.first.spec["depth"]) for group in groups.values()})
     allowed = panel.get("depths", depths)
     nets = [(net_label(depth, panel["plain"]), depth) for depth in depths if depth in allowed]
-    return [(label, depth) for label, depth in nets if label in cells]
+    return [(label, depth) for label, depth in nets if label in groups]
 
 
-def mean_curve(runs: Sequence[Run], depth: int, plain: bool, kind: str) -> Curve | None:
+def mean_curve(group: SeedGroup, depth: int, plain: bool, kind: str) -> Curve | None:
     """Mean error over seeds at each iteration that all have sampled; None if there is none."""
     import numpy as np
 
-    split = "train" if kind == "train" else runs[0].headline_split
+    split = "train" if kind == "train" else group.first.headline_split
+    runs = group.runs if split == "train" else group.of_one_set(split)
     sampled = [run.top1_errors(split) for run in runs]
     common = sorted(set.intersection(*map(set, sampled)))
     if not common:

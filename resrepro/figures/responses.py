@@ -1,6 +1,6 @@
 """Figure 7 from run records: the strength of each layer's response, in the nets' order and sorted.
 
-Which runs are drawn is decided as for the figures of errors (`comparison.selection`); how the figure is laid
+Which runs are drawn is decided as for the figures of errors (`figures.choice`); how the figure is laid
 out stands in figure7.toml. Nothing here imports torch.
 """
 
@@ -12,10 +12,11 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.cells import SET_NAMES
-from resrepro.comparison.selection import Cells, choose
+from resrepro.comparison.groups import SeedGroup
+from resrepro.comparison.wording import SET_NAMES
 from resrepro.errors import RecordError
-from resrepro.figures.captions import departures_told, lead
+from resrepro.figures.captions import departures_told, lead, rule_told
+from resrepro.figures.choice import Groups, choose, first_of
 from resrepro.figures.lettering import mixed, wrap
 from resrepro.figures.panels import BOLD, DASHES, QUIET, SMALL, own_settings
 from resrepro.paper import curves
@@ -79,15 +80,15 @@ def make_figure(
     Raises:
         RecordError: if there is nothing to draw.
     """
-    cells, notes = select(runs)
-    ours = [line_of(cell) for cell in cells.values()]
+    groups, notes = select(runs)
+    ours = [line_of(group) for group in groups.values()]
     theirs = list(paper_lines()) if paper else []
     if not ours and not theirs:
         raise RecordError(_nothing_to_draw(notes))
-    return _draw(ours, theirs, palette, cells), notes
+    return _draw(ours, theirs, palette, groups, notes), notes
 
 
-def select(runs: Iterable[Run]) -> tuple[Cells, tuple[str, ...]]:
+def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
     """The runs that are drawn, by net, and a sentence on each kind of run that is left out.
 
     Runs on CIFAR-10 come before those on the digits, whatever their length.
@@ -96,22 +97,22 @@ def select(runs: Iterable[Run]) -> tuple[Cells, tuple[str, ...]]:
     notes: list[str] = []
     for dataset in plan()["datasets"]:
         layout = {**plan(), "panels": plan()["nets"], "datasets": [dataset]}
-        cells, told = choose(layout, [run for run in runs if run.responses is not None])
+        groups, told = choose(layout, [run for run in runs if run.responses is not None])
         bare, _ = choose(layout, [run for run in runs if run.responses is None])
         notes += told
-        if lacking := [f"{run.name} seed {run.seed}" for cell in bare.values() for run in cell]:
-            notes.append(f"Not drawn, not measured by `resrepro responses RUN`: {', '.join(lacking)}.")
-        if cells:
-            return cells, tuple(notes)
+        if lacking := [f"{run.name} seed {run.seed}" for group in bare.values() for run in group.runs]:
+            notes.append(f"Not drawn, not measured by `resrepro eval RUN --responses`: {', '.join(lacking)}.")
+        if groups:
+            return groups, tuple(notes)
     return {}, tuple(notes)
 
 
-def line_of(cell: Sequence[Run]) -> Line:
+def line_of(group: SeedGroup) -> Line:
     """Mean over seeds of each layer's std, and its spread."""
     import numpy as np
 
-    first = cell[0].spec
-    figures = np.array([run.responses.std for run in cell if run.responses is not None])
+    first = group.first.spec
+    figures = np.array([run.responses.std for run in group.runs if run.responses is not None])
     spread = tuple(figures.std(axis=0, ddof=1).tolist()) if len(figures) > 1 else None
     return Line(int(first["depth"]), bool(first["plain"]), tuple(figures.mean(axis=0).tolist()), spread)
 
@@ -143,7 +144,7 @@ def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
 
 def _nothing_to_draw(notes: Sequence[str]) -> str:
     train = catalogue.command_for(catalogue.find(plan()["example"]).spec())
-    way = f"`{train}` makes a run, `resrepro responses RUN` measures it"
+    way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
     told = " ".join(["", *notes])
     return (
         f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws the "
@@ -151,14 +152,20 @@ def _nothing_to_draw(notes: Sequence[str]) -> str:
     )
 
 
-def _draw(ours: Sequence[Line], theirs: Sequence[Line], palette: Mapping[str, Any], cells: Cells) -> "Figure":
+def _draw(
+    ours: Sequence[Line],
+    theirs: Sequence[Line],
+    palette: Mapping[str, Any],
+    groups: Groups,
+    notes: Sequence[str],
+) -> "Figure":
     from matplotlib.figure import Figure
 
     width = float(plan()["width"])
     ends = frame_of([*ours, *theirs])
-    heading = OTHER_DATA.get(_first(cells).spec["dataset"], "") if cells else ""
+    heading = OTHER_DATA.get(first_of(groups).spec["dataset"], "") if groups else ""
     with own_settings():
-        lines = wrap(" ".join(_footnote(cells, theirs, ends)), width - 0.4, SMALL)
+        lines = wrap(" ".join(_footnote(groups, theirs, ends, notes)), width - 0.4, SMALL)
         foot = BOTTOM + LINE * len(lines) + 0.08
         head = TOP + (HEADING if heading else 0)
         height = foot + 2 * PANEL_HEIGHT + GAP + head
@@ -236,9 +243,9 @@ def _add_legend(axes: "Axes", ours: Sequence[Line], theirs: Sequence[Line]) -> N
     )
 
 
-def measured_on(cells: Cells) -> str:
+def measured_on(groups: Groups) -> str:
     """What a response is and on which images it was measured, in sentences."""
-    found = _first(cells).responses
+    found = first_of(groups).responses
     assert found is not None
     return (
         "Response: what BN gives after each 3x3 convolution, before ReLU or addition. Its standard deviation "
@@ -247,21 +254,20 @@ def measured_on(cells: Cells) -> str:
     )
 
 
-def _first(cells: Cells) -> Run:
-    return next(iter(cells.values()))[0]
-
-
-def _footnote(cells: Cells, theirs: Sequence[Line], ends: tuple[float, float]) -> Iterator[str]:
+def _footnote(
+    groups: Groups, theirs: Sequence[Line], ends: tuple[float, float], notes: Sequence[str]
+) -> Iterator[str]:
     """What a reader must know beside the lines, sentence by sentence."""
     accuracy = plan()["paper"]["accuracy"]
-    if not cells:
+    if not groups:
         yield f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours."
         return
-    yield measured_on(cells)
-    yield lead(plan(), cells)
-    if any(len(cell) > 1 for cell in cells.values()):
+    yield measured_on(groups)
+    yield lead(plan(), groups)
+    if any(len(group.runs) > 1 for group in groups.values()):
         yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
-    yield departures_told(cells)
+    yield departures_told(groups)
+    yield from rule_told(notes)
     if theirs:
         yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
     if list(ends) != plan()["frame"]:

@@ -6,12 +6,10 @@ The runs are those that the figure draws. Nothing here imports torch.
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from resrepro.claims.entries import Net
-from resrepro.claims.protocols import Protocol, paper_command
-from resrepro.comparison.cells import Cell
-from resrepro.comparison.selection import Cells
+from resrepro.comparison.groups import Protocol
 from resrepro.comparison.tables import DASH, Row, Table
 from resrepro.figures.captions import departures_told, lead
+from resrepro.figures.choice import Groups
 from resrepro.figures.responses import EXHIBIT, measured_on, plan, select
 from resrepro.paper import published
 from resrepro.records import Run
@@ -39,19 +37,19 @@ GRADIENT = (
 
 def build(runs: Iterable[Run]) -> Table:
     """The table from runs that were read already."""
-    cells, left_out = select(runs)
+    groups, left_out = select(runs)
     nets = [(depth, bool(group["plain"])) for group in plan()["nets"] for depth in group["depths"]]
     ours = {
-        net_label(*net): [run.responses for run in cells.get(net_label(*net), ()) if run.responses]
+        net_label(*net): [run.responses for run in _runs(groups, net_label(*net)) if run.responses]
         for net in nets
     }
-    told = [measured_on(cells), lead(plan(), cells), departures_told(cells)] if cells else []
+    told = [measured_on(groups), lead(plan(), groups), departures_told(groups)] if groups else []
     return Table(
         name=EXHIBIT,
         title=TITLE,
         columns=("net", *STD, *RATIOS),
         rows=tuple(row for label, found in ours.items() for row in _rows(label, found)),
-        missing=tuple((net_label(*net), _command(*net, cells)) for net in nets if not ours[net_label(*net)]),
+        missing=tuple((net_label(*net), _command(*net, groups)) for net in nets if not ours[net_label(*net)]),
         remarks=(ROWS, *filter(None, told), GRADIENT, *left_out),
         records=tuple(_record(label, found) for label, found in ours.items()),
     )
@@ -91,16 +89,19 @@ def _ratio(norms: Sequence[float]) -> float:
     return max(norms) / min(norms) if min(norms) > 0 else float("inf")
 
 
-def _command(depth: int, plain: bool, cells: Cells) -> str:
+def _runs(groups: Groups, label: str) -> tuple[Run, ...]:
+    return groups[label].runs if label in groups else ()
+
+
+def _command(depth: int, plain: bool, groups: Groups) -> str:
     """What trains and measures a net as those shown were; as the paper did if there are none."""
-    net = Net(catalogue.experiment_for("cifar10", depth, plain, None).name)
-    shown = {Net(runs[0].experiment): Cell(runs) for runs in cells.values()}
-    seeds = min((len(cell.runs) for cell in shown.values()), default=1)
-    protocol = Protocol(shown)
-    spec = protocol.spec_of(net) if shown else net.spec
-    train = protocol.command(net, seeds) if shown else paper_command(net, seeds)
+    experiment = catalogue.experiment_for("cifar10", depth, plain, None)
+    seeds = min((len(group.runs) for group in groups.values()), default=1)
+    shown = Protocol(groups)
+    spec = shown.spec_for(experiment.name, {}) if groups else experiment.spec()
+    train = shown.command(experiment.name, {}, seeds) if groups else catalogue.command_for(spec)
     folders = " ".join(f"runs/{spec.name}/seed{seed}" for seed in range(seeds))
-    return f"{train} && resrepro responses {folders}"
+    return f"{train} && resrepro eval {folders} --responses"
 
 
 def _record(label: str, ours: Sequence[Responses]) -> dict[str, object]:

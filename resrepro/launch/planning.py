@@ -12,7 +12,8 @@ from typing import Literal
 from resrepro.comparison.ensembling import why_left_out
 from resrepro.errors import RecordError, UsageError
 from resrepro.launch.goals import Exhibit
-from resrepro.records import Collection, Run, read_ensembles, read_run
+from resrepro.records import Run, read_run
+from resrepro.records.collection import Collection, read_ensembles
 from resrepro.records.measured import is_measured
 from resrepro.records.measurements import Ensemble
 from resrepro.records.record_files import RESULT

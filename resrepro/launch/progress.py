@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resrepro.launch.queueing import Queued, QueueError, Ticket, ask_queue, read_tickets
-from resrepro.records import RUN_NAME, Run, collect
+from resrepro.records import RUN_NAME, Run
+from resrepro.records.collection import collect
 from resrepro.records.holders import Holder
 from resrepro.records.locking import holder_of
 

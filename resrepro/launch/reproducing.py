@@ -15,7 +15,7 @@ from resrepro.figures.exhibits import Drawing, build_table, draw_figure
 from resrepro.launch.capacity import choose_jobs, this_machine, threads_each
 from resrepro.launch.goals import Exhibit
 from resrepro.launch.planning import Measurement, Plan, Step, make_plan, set_apart
-from resrepro.records import Collection
+from resrepro.records.collection import Collection
 from resrepro.records.measured import OTHER_IMAGES, RESPONSES, is_measured
 from resrepro.spec.specs import FAMILIES, Value
 

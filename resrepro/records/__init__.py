@@ -5,17 +5,16 @@ Nothing here imports torch.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records.measurements import Ensemble, Evaluation, ensemble_from, evaluation_from
+from resrepro.records.measurements import Ensemble, Evaluation, evaluation_from
 from resrepro.records.record_checks import check_run
 from resrepro.records.record_files import (
-    ENSEMBLES,
     ENV,
     EVALS,
     METRICS,
@@ -27,17 +26,26 @@ from resrepro.records.record_files import (
 )
 from resrepro.records.responses import Responses, read_responses
 from resrepro.spec.catalogue import find
-from resrepro.spec.specs import FAMILIES, digest_of
+from resrepro.spec.specs import FAMILIES, digest_of, spell
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FINISHED = ("complete", "shortened")
-DEFAULT_FOLDERS = ("runs", "results")  # one's own runs, and those that were published
+CIFAR10_TEST = 10_000  # images of its whole test set
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 Measured = TypeVar("Measured", Evaluation, Ensemble)
-RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
 RUN_NAME = re.compile(r"\w[\w+=.,-]*", re.ASCII)  # a folder is made of it when a record is published
+
+
+@dataclass(frozen=True)
+class TestError:
+    """A top-1 error (percent) on a whole test set; `evaluation` where it was measured after training."""
+
+    __test__ = False  # of pytest
+
+    top1_err: float
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,11 @@ class Run:
     """What `responses` measured of its trained net."""
     broken: tuple[str, ...] = ()
     """A sentence on each evaluation, and on responses, that could not be read."""
+
+    def setting(self, key: str) -> str:
+        """A setting of its recipe or one of OTHER_SETTINGS, as one types it; empty where it has none."""
+        own = {**self.spec["recipe"], **self.spec, "mode": self.env["mode"], "seed": self.seed}
+        return spell(own[key]) if own.get(key) is not None else ""
 
     @property
     def experiment(self) -> str:
@@ -90,10 +103,19 @@ class Run:
         return self.status in FINISHED
 
     @property
-    def cell(self) -> tuple[str, str, str]:
+    def data_key(self) -> str:
+        """The checksums of what it was trained and validated on.
+
+        CIFAR-10's test images are not among them: they train nothing, and only the whole test set counts.
+        """
+        free = "test" if self.spec["dataset"] == "cifar10" else None
+        sums = self.env["data"]["sha256"]
+        return json.dumps({part: sums[part] for part in sums if part != free}, sort_keys=True)
+
+    @property
+    def seed_group(self) -> tuple[str, str, str]:
         """What runs must share to enter one mean: specification, data and mode; all but the seed."""
-        data = json.dumps(self.env["data"]["sha256"], sort_keys=True)
-        return self.digest, data, str(self.env["mode"])
+        return self.digest, self.data_key, str(self.env["mode"])
 
     @property
     def digest(self) -> str:
@@ -129,21 +151,55 @@ class Run:
         Only those count that are of this run's last iteration, on the data that it names, and with the
         BN statistics of its recipe. An untrained or partly trained net has none.
         """
-        if not self.finished:
-            return None
+        same_set = (
+            found
+            for found in self._own_evaluations(protocol)
+            if part in found.errors and found.data.same_set(part, self.env["data"])
+        )
+        return next(same_set, None)
+
+    def _own_evaluations(self, protocol: str) -> list[Evaluation]:
+        """Those of the trained net under a test protocol, with the BN statistics of its recipe."""
         end = int(self.spec["recipe"]["iterations"])
         wanted = protocol, self.spec["recipe"].get("bn_stats", "running"), self.digest, end
-        for found in self.evaluations:
-            if (found.protocol, found.bn_stats, found.digest, found.iteration) != wanted:
-                continue
-            if part in found.errors and found.data.same_set(part, self.env["data"]):
-                return found
-        return None
+        found = self.evaluations if self.finished else ()
+        return [one for one in found if (one.protocol, one.bn_stats, one.digest, one.iteration) == wanted]
 
     def evaluated(self, protocol: str, metric: str, part: str) -> float | None:
         """The `top1_err` or `top5_err` (percent) of a set under a test protocol, if it was measured."""
         found = self.evaluation(protocol, part)
         return None if found is None else found.errors[part][metric]
+
+    @property
+    def own_test_is_whole(self) -> bool:
+        """Whether the test set that it was measured on while training is the whole one."""
+        images = self.env["data"]["images"].get("test")
+        return images is not None and (self.spec["dataset"] != "cifar10" or images == CIFAR10_TEST)
+
+    @property
+    def test(self) -> TestError | None:
+        """The error on the whole test set at the last iteration: its own, or what `eval` measured afterwards.
+
+        An evaluation counts if the training images are the same and the run's own test set was the first
+        part of it.
+        """
+        own = self.last("test")
+        if not self.finished or own is None:
+            return None
+        if self.own_test_is_whole:
+            return TestError(own)
+        view = str(self.spec["recipe"].get("test_view", "single"))
+        for found in self._own_evaluations(view):
+            same = found.data.checksums.get("train") == self.env["data"]["sha256"]["train"]
+            if same and "test" in found.errors and found.data.images["test"] == CIFAR10_TEST:
+                return TestError(found.errors["test"]["top1_err"], found)
+        return None
+
+    def error(self, part: str) -> float | None:
+        """The top-1 error (percent) at the last iteration on a set; the test set counts only whole."""
+        if part != "test":
+            return self.last(part)
+        return None if self.test is None else self.test.top1_err
 
     @property
     def best(self) -> float | None:
@@ -189,11 +245,11 @@ def read_run(folder: Path) -> Run:
             raise RecordError(f"{folder / SPEC} is broken: its name is none of a run.")
         run = Run(folder, head["name"], int(seed), spec, env, result)
         check_run(run)
-        _ = run.cell
+        _ = run.seed_group
     except MALFORMED as error:
         raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
     _ = run.curve
-    evaluations, broken = _read_all(folder / EVALS, evaluation_from)
+    evaluations, broken = read_all(folder / EVALS, evaluation_from)
     responses = None
     try:
         responses = read_responses(folder)
@@ -202,7 +258,7 @@ def read_run(folder: Path) -> Run:
     return replace(run, evaluations=tuple(evaluations), responses=responses, broken=tuple(broken))
 
 
-def _read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple[list[Measured], list[str]]:
+def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple[list[Measured], list[str]]:
     """What the JSON files of a folder hold, and a sentence on each that is broken."""
     found: list[Measured] = []
     broken: list[str] = []
@@ -224,82 +280,3 @@ def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Me
         return parse(read_json(path))
     except MALFORMED as error:
         raise RecordError(f"{path} is broken: {type(error).__name__} {error}.") from None
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Runs and ensembles that could be read, and one sentence for each file that could not."""
-
-    runs: tuple[Run, ...]
-    broken: tuple[str, ...]
-    ensembles: tuple[Ensemble, ...] = ()
-
-
-def collect(folders: Iterable[Path]) -> Collection:
-    """All runs and ensembles below some runs folders, in a fixed order; folders set aside are passed over.
-
-    A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
-    is finished, else the first. Of an ensemble that appears twice the first one counts.
-
-    Raises:
-        RecordError: if something that is no folder was given.
-    """
-    runs: dict[tuple[object, ...], Run] = {}
-    ensembles: dict[str, Ensemble] = {}
-    broken: list[str] = []
-    for top in folders:
-        if top.exists() and not top.is_dir():
-            raise RecordError(f"{top} is a file, not a folder of runs.")
-        for folder in sorted(top.glob("*/seed*")):
-            if not RUN_FOLDER.fullmatch(folder.name) or not (folder / SPEC).exists():
-                continue
-            try:
-                run = read_run(folder)
-            except RecordError as error:
-                broken.append(str(error))
-                continue
-            broken += run.broken
-            key = (run.name, run.seed, *run.cell)
-            if key not in runs or (run.finished and not runs[key].finished):
-                runs[key] = run
-        found, damaged = read_ensembles(top)
-        broken += damaged
-        for ensemble in found:
-            ensembles.setdefault(ensemble.key, ensemble)
-    ordered = sorted(runs.values(), key=lambda run: (run.name, run.seed))
-    return Collection(tuple(ordered), tuple(broken), tuple(ensembles[key] for key in sorted(ensembles)))
-
-
-def read_ensembles(top: Path) -> tuple[list[Ensemble], list[str]]:
-    """The ensembles of a runs folder, and a sentence on each that is broken."""
-    return _read_all(top / ENSEMBLES, ensemble_from)
-
-
-def load_runs(*folders: str | Path) -> "pd.DataFrame":
-    """One row per run below the given runs folders (default `runs` and `results`), for notebooks.
-
-    Columns: name, experiment, dataset, depth, plain, shortcut, seed, status, iterations, headline
-    (the set measured on), top1_err, best_err, train_err (percent), seconds, departures, folder.
-    A broken record gives a `UserWarning` and no row; a broken evaluation only the warning.
-    """
-    import warnings
-
-    import pandas as pd
-
-    collection = collect([Path(folder) for folder in folders or DEFAULT_FOLDERS])
-    for sentence in collection.broken:
-        warnings.warn(sentence, stacklevel=2)
-    columns = (
-        "name", "experiment", "dataset", "depth", "plain", "shortcut", "seed", "status", "iterations",
-        "headline", "top1_err", "best_err", "train_err", "seconds", "departures", "folder",
-    )  # fmt: skip
-    rows = [
-        (
-            run.name, run.experiment, run.spec["dataset"], run.spec["depth"], run.spec["plain"],
-            run.spec["shortcut"], run.seed, run.status, run.result["iteration"], run.headline_split,
-            run.last(run.headline_split), run.best, run.last("train"), run.result["seconds"],
-            "; ".join(run.result["departures"]), str(run.folder),
-        )
-        for run in collection.runs
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(columns))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resrepro.comparison.selection import iterations_of
+from resrepro.comparison.groups import iterations_of
 from resrepro.records import Run
 from resrepro.spec import catalogue
 from resrepro.spec.catalogue import Setting

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resrepro.comparison.selection import Cells
+from resrepro.comparison.groups import SeedGroup
 from resrepro.errors import RecordError
+from resrepro.figures.choice import Groups
 from resrepro.figures.plotting import make_sheet, mean_curve, select
 from resrepro.figures.sheets import Curve, Panel, Sheet
 from resrepro.records import Run
@@ -47,9 +48,9 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
         sheet, notes = make_sheet(exhibit, runs, paper=True)
     except RecordError:
         return None
-    cells, _ = select(exhibit, runs)
-    seeds = any(len(group) > 1 for group in cells.values())
-    panels = [_panel(sheet, panel, cells if seeds else {}) for panel in sheet.panels]
+    groups, _ = select(exhibit, runs)
+    seeds = any(len(group.runs) > 1 for group in groups.values())
+    panels = [_panel(sheet, panel, groups if seeds else {}) for panel in sheet.panels]
     return Chart(
         title=str(sheet.layout["title"]),
         data={"unit": sheet.unit, "panels": panels},
@@ -74,11 +75,11 @@ def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
     return tuple((name, words, name != SEED) for name, words, there in wanted if there)
 
 
-def _panel(sheet: Sheet, panel: Panel, cells: Cells) -> dict[str, Any]:
+def _panel(sheet: Sheet, panel: Panel, groups: Groups) -> dict[str, Any]:
     """One panel for the script: its frame, and its lines, the paper's first."""
     start = float(panel.layout.get("start", 0)) * sheet.iterations
     lines = [_line(sheet, curve, PAPER if curve.paper else OURS) for curve in (*panel.paper, *panel.ours)]
-    for run, curve in _runs_of(panel.ours, cells):
+    for run, curve in _runs_of(panel.ours, groups):
         lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
     return {
         "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)],
@@ -88,12 +89,12 @@ def _panel(sheet: Sheet, panel: Panel, cells: Cells) -> dict[str, Any]:
     }
 
 
-def _runs_of(curves: Iterable[Curve], cells: Cells) -> Iterable[tuple[Run, Curve]]:
+def _runs_of(curves: Iterable[Curve], groups: Groups) -> Iterable[tuple[Run, Curve]]:
     """The curve of each run behind some means, of nets of several seeds."""
     for mean in curves:
-        runs = cells.get(mean.net, ())
+        runs = groups[mean.net].runs if mean.net in groups else ()
         for run in runs if len(runs) > 1 else ():
-            if curve := mean_curve([run], mean.depth, mean.plain, mean.kind):
+            if curve := mean_curve(SeedGroup((run,)), mean.depth, mean.plain, mean.kind):
                 yield run, curve
 
 

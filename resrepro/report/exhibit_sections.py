@@ -12,12 +12,14 @@ from xml.etree import ElementTree
 from resrepro.comparison.tables import DASH, Row, Table
 from resrepro.errors import RecordError, UsageError
 from resrepro.figures import exhibits, plotting
-from resrepro.records import Collection
+from resrepro.records.collection import Collection
 from resrepro.report.charts import Chart, chart_of
 
 REPEATED = ("demo",)  # its nets stand in Figure 6 on digits
+PATH_DATA = re.compile(rb' d="[^"]*"')
 LONG_NUMBER = re.compile(rb"\d+\.\d{3,}")
 CONTINUED = "↳"  # begins the name of a row that belongs to the one above
+OURS = re.compile(r"\(\d+\)$")  # ends a number of ours: how many runs it is the mean of
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,24 @@ def lacking(table: Table) -> frozenset[int]:
     empty = {
         place
         for place, (row, below) in enumerate(itertools.pairwise(rows))
-        if DASH in row.cells and not any(cells.cells[0].startswith(CONTINUED) for cells in (row, below))
+        if DASH in row.cells and not (is_ours(row) or is_continued(row) or is_continued(below))
     }
-    ours = {place for place, row in enumerate(table.rows) if row.cells[0].startswith(CONTINUED)}
-    return frozenset(empty) if ours else frozenset()
+    return frozenset(empty) if any(is_ours(row) or is_continued(row) for row in table.rows) else frozenset()
+
+
+def is_ours(row: Row) -> bool:
+    """Whether a row has a number of ours."""
+    return any(map(OURS.search, row.cells[1:]))
+
+
+def is_continued(row: Row) -> bool:
+    """Whether a row belongs to the one above."""
+    return row.cells[0].startswith(CONTINUED)
+
+
+def _shortened(number: re.Match[bytes]) -> bytes:
+    """A coordinate to a hundredth of a point of 1/72 inch; what scales a drawing must keep its digits."""
+    return b"%.2f" % float(number[0])
 
 
 def picture_of(name: str, found: Collection) -> Picture | None:
@@ -104,5 +120,5 @@ def picture_of(name: str, found: Collection) -> Picture | None:
             return None
         content = next(path for path in drawing.paths if path.suffix == ".svg").read_bytes()
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
-    slim = LONG_NUMBER.sub(lambda found: b"%.2f" % float(found[0]), content)  # of a point of 1/72 inch
+    slim = PATH_DATA.sub(lambda path: LONG_NUMBER.sub(_shortened, path[0]), content)
     return Picture(title or name, "data:image/svg+xml;base64," + base64.b64encode(slim).decode())

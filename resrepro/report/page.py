@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 import jinja2
@@ -16,13 +17,14 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
 from resrepro.claims.listing import decided_elsewhere
-from resrepro.records import Collection
+from resrepro.records.collection import Collection
 from resrepro.report import background
-from resrepro.report.exhibit_sections import Section, sections, shown_exhibits
+from resrepro.report.exhibit_sections import Picture, Section, is_ours, sections, shown_exhibits
 from resrepro.report.verdicts import Judged, counted, kind_of, kinds_of_others
 
 GENERATOR = "resrepro report"  # by which a report of ours is known
 STYLES = ("uplot/uPlot.min.css", "style.css", "tables.css")
+LEAD_COLUMNS = ("net", "paper", "test error", "validation error", "difference")
 SCRIPTS = ("uplot/uPlot.iife.min.js", "charts.js", "page.js")
 
 
@@ -55,6 +57,7 @@ def build_report(
             counts=counted(verdicts),
             elsewhere=decided_elsewhere(verdicts),
             sections=shown,
+            lead=lead_of(shown),
             runs=len(finished),
             unfinished=len(found.runs) - len(finished),
             broken=len(found.broken),
@@ -64,6 +67,28 @@ def build_report(
             protocols=background.protocols(),
         )
     )
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The first screen: a picture, and the paper's numbers beside ours as a table."""
+
+    picture: Picture
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+
+
+def lead_of(shown: Sequence[Section]) -> Lead | None:
+    """Figure 6 and those rows of Table 6 that have numbers of ours; None where they are not shown."""
+    by_name = {section.name: section for section in shown}
+    figure, table = by_name.get("figure6"), by_name.get("table6")
+    if not (figure and figure.picture and table and table.table):
+        return None
+    places = [table.table.columns.index(name) for name in LEAD_COLUMNS]
+    rows = tuple(tuple(row.cells[place] for place in places) for row in table.table.rows if is_ours(row))
+    caption = next((text for text in table.table.remarks if text.startswith("Runs shown")), "")
+    return Lead(figure.picture, LEAD_COLUMNS, rows, caption)
 
 
 def _file(name: str) -> str:

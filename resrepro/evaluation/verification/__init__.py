@@ -33,7 +33,7 @@ from resrepro.evaluation.verification.reports import (
     shown_path,
 )
 from resrepro.evaluation.verification.uses import uses_of
-from resrepro.records import DEFAULT_FOLDERS, RUN_FOLDER
+from resrepro.records.collection import DEFAULT_FOLDERS, RUN_FOLDER
 from resrepro.records.measurements import Ensemble
 from resrepro.records.record_files import (
     CHECKPOINT,

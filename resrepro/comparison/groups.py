@@ -1,0 +1,321 @@
+"""Which runs belong together, and which of them an exhibit or a claim shows.
+
+Runs that are identical but for the seed are a `SeedGroup`: they share a mean, a line, a cell. Groups that
+follow one recipe on the same images in the same mode are a `Protocol`: whatever is compared is of one
+protocol, and of several the one is shown that RULE chooses. Errors are of the last iteration, in percent.
+Nothing here imports torch.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+from resrepro.comparison.wording import about_images, not_said_yet
+from resrepro.records import Run
+from resrepro.spec import catalogue
+from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, Value, recipe_from_json, spell
+
+RULE = (
+    "the longest schedule under which at least two of the nets stand, then the paper's split, then the most "
+    "nets, then the most seeds"
+)
+# What nets of one protocol may differ in: the warm-up belongs to the net (Section 4.2), and how often
+# we sample does not change what is trained. It does change what is recorded as training error, so verdicts
+# on that one keep to one interval of sampling.
+WARM_UP = ("warmup_lr", "warmup_until_err", "warmup_window")
+FREE_SETTINGS = (*WARM_UP, "eval_every")
+STAND_INS = {"cifar10": "digits", "imagenet": "folder"}  # other images for the nets of a dataset
+DATASET_NAMES = {
+    "cifar10": "CIFAR-10", "digits": "digits", "imagenet": "ImageNet", "folder": "folder of images",
+}  # fmt: skip
+WHOLE = {"cifar": {"train": 50_000, "test": 10_000}, "imagenet": IMAGENET_IMAGES}  # images by set
+FAST = "fast"
+Quantity = Mapping[str, Any]
+"""A column of layouts.toml: its `set` and, where `eval` measures it, `protocol` and `metric`."""
+Net = TypeVar("Net")
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs that are identical but for the seed, in the order of their seeds."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """Any of them, for what they share."""
+        return self.runs[0]
+
+    def set_of(self, quantity: Quantity) -> str:
+        """The set that a quantity is measured on: "held_out" is that of the headline error."""
+        return self.first.headline_split if quantity["set"] == "held_out" else str(quantity["set"])
+
+    def measured(self, quantity: Quantity) -> list[tuple[Run, float]]:
+        """The runs for which a quantity was measured, with its value in percent."""
+        read = [(run, self._value(run, quantity)) for run in self.runs]
+        return [(run, value) for run, value in read if value is not None]
+
+    def values(self, quantity: Quantity) -> list[float]:
+        """A quantity of each run that has it, in percent."""
+        return [value for _, value in self.measured(quantity)]
+
+    def lacking(self, quantity: Quantity) -> list[Run]:
+        """The runs that `eval` has yet to measure for a quantity."""
+        if "protocol" not in quantity and quantity["set"] != "test":
+            return []
+        return [run for run in self.runs if self._value(run, quantity) is None]
+
+    def _value(self, run: Run, quantity: Quantity) -> float | None:
+        part = self.set_of(quantity)
+        if "protocol" in quantity:
+            return run.evaluated(quantity["protocol"], quantity["metric"], part)
+        return run.error(part)
+
+    def of_one_set(self, part: str) -> tuple[Run, ...]:
+        """The runs whose curve on a set is of the same images: as many as there are of the largest."""
+        data = [(run.env["data"]["images"][part], run.env["data"]["sha256"].get(part)) for run in self.runs]
+        largest = max(data, key=lambda one: (one[0], data.count(one), str(one[1])))
+        return tuple(run for run, one in zip(self.runs, data, strict=True) if one == largest)
+
+    @property
+    def best_sample(self) -> float | None:
+        """The lowest sampled headline error of any run; None of a test set that is not whole."""
+        if self.first.headline_split == "test" and not all(run.own_test_is_whole for run in self.runs):
+            return None
+        return min((run.best for run in self.runs if run.best is not None), default=None)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the experiment's own protocol: unchanged, on official data, in default mode."""
+        return all(run.paper_exact for run in self.runs)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its errors compare with the paper's: not shortened, and of ImageNet's nets on all of it."""
+        run = self.first
+        if run.status == "shortened":
+            return False
+        if run.family != "imagenet":
+            return True
+        whole = run.env["data"]["images"].get("val") == IMAGENET_IMAGES["val"]
+        paper = catalogue.paper_recipe(run.family).settings["image_size"].value
+        same_size = run.spec["recipe"]["image_size"] == paper
+        return run.spec["dataset"] == "imagenet" and run.classes == IMAGENET_CLASSES and whole and same_size
+
+    def caveats(
+        self, quantities: Sequence[Quantity] = ({"set": "held_out"},), as_trained: bool = False
+    ) -> list[str]:
+        """Everything that must be said beside some of its quantities: departures, notices, data, mode.
+
+        `as_trained`: of the test error that was measured while training, whole or not.
+        """
+        run, sets = self.first, {self.set_of(quantity) for quantity in quantities}
+        sentences = [text for run in self.runs for text in run.result["departures"]]
+        whole_test = "test" in sets and not as_trained and all(run.test for run in self.runs)
+        for run in self.runs:
+            own = [text for text in run.result["notices"] if not (about_test(text) and "test" not in sets)]
+            later = run.test.evaluation if run.test and whole_test else None
+            if later:
+                own = [text for text in own if not about_test(text)] + [*later.data.notices]
+                own.append("test error measured after training, on all 10,000 test images")
+            sentences += own
+        data = run.env["data"]
+        if run.family == "imagenet":
+            sentences += about_images(run.classes, data["images"], sentences)
+        elif sets == {"val"} and any(quantity["set"] == "held_out" for quantity in quantities):
+            sentences.append(f"error on the {data['images']['val']:,} validation images, not on the test set")
+        if run.env["mode"] != "default":
+            sentences.append(f"trained in mode {run.env['mode']}")
+        for quantity in quantities:
+            sentences += self._about_evaluations(quantity, sentences)
+        return list(dict.fromkeys(sentences))
+
+    def _about_evaluations(self, quantity: Quantity, said: Sequence[str]) -> list[str]:
+        """What the evaluations behind a quantity add to what was said of the runs."""
+        if "protocol" not in quantity:
+            return []
+        part = self.set_of(quantity)
+        found = [run.evaluation(quantity["protocol"], part) for run in self.runs]
+        data = [evaluation.data for evaluation in found if evaluation]
+        size = {part: self.first.env["data"]["images"][part]}
+        return [t for one in data for t in not_said_yet(one.notices, self.first.classes, size, said)]
+
+
+def about_test(notice: str) -> bool:
+    """Whether a notice of a run is about its test images alone."""
+    return notice.startswith(("the test set", "the test images"))
+
+
+def seed_groups(runs: Iterable[Run]) -> list[SeedGroup]:
+    """Runs by what they share but for the seed, in a fixed order."""
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.seed_group, []).append(run)
+    return [SeedGroup(tuple(sorted(group, key=lambda run: run.seed))) for _, group in sorted(groups.items())]
+
+
+def iterations_of(run: Run) -> int:
+    """The iterations that a run was to make."""
+    return int(run.spec["recipe"]["iterations"])
+
+
+def spec_of(run: Run) -> Spec:
+    """The specification of a run."""
+    recipe = recipe_from_json(run.spec["recipe"])
+    return catalogue.derive(catalogue.find(run.experiment), **vars(recipe))
+
+
+def is_understood(run: Run) -> bool:
+    """Whether this version has the settings of a run; a record of another might not."""
+    try:
+        return spec_of(run).recipe.iterations > 0
+    except (TypeError, ValueError):
+        return False
+
+
+def with_seeds(command: str, seeds: int) -> str:
+    """A training command for seeds 0, 1, and so on."""
+    return command + (f" --seeds 0-{seeds - 1}" if seeds > 1 else "")
+
+
+@dataclass(frozen=True)
+class Protocol(Generic[Net]):
+    """The runs of one protocol, by net; a net without finished runs is missing.
+
+    Of a net that has several groups under the protocol (sampled more often, say) `groups` has the one of
+    fewest changes and most seeds, `doubles` the others.
+    """
+
+    groups: Mapping[Net, SeedGroup]
+    doubles: Mapping[Net, tuple[SeedGroup, ...]] = field(default_factory=dict)
+    left_out: Mapping[Net, tuple[Run, ...]] = field(default_factory=dict)
+    """Further seeds of these groups, and of missing nets, that are unfinished or diverged."""
+    free: tuple[str, ...] = FREE_SETTINGS
+    """The settings in which its nets may differ."""
+
+    @property
+    def first(self) -> Run:
+        """Any of its runs, for what they share."""
+        return next(iter(self.groups.values())).first
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of its groups."""
+        return [run for group in self.groups.values() for run in group.runs]
+
+    @property
+    def own_data(self) -> bool:
+        """Whether the images are of the paper's dataset."""
+        return self.first.spec["dataset"] in STAND_INS
+
+    @property
+    def whole_data(self) -> bool:
+        """Whether the paper's sets are all there: trained on the one, measured on the other, all official."""
+        run = self.first
+        about = run.env["data"]["images"]
+        return self.own_data and about == WHOLE[run.family] and not run.result["notices"]
+
+    @property
+    def full_length(self) -> bool:
+        """Whether it is at least as long as the paper's schedule."""
+        return iterations_of(self.first) >= catalogue.paper_recipe(self.first.family).recipe.iterations
+
+    @property
+    def held_out(self) -> str:
+        """The set of its held-out error: the whole test set where all runs have it, else the headline's."""
+        return "test" if all(run.test for run in self.runs) else self.first.headline_split
+
+    def rank(self, enough: int) -> tuple[Any, ...]:
+        """Its place among the protocols of an exhibit, by RULE; what it says of the paper plays no part.
+
+        Images of the paper's own dataset come first; ties go to the paper's own protocol and fewest changes.
+        """
+        run, counts = self.first, [len(group.runs) for group in self.groups.values()]
+        own_split = catalogue.find(run.experiment).spec().recipe
+        split = run.spec["recipe"].get("split") == getattr(own_split, "split", None)
+        exact = all(group.exact for group in self.groups.values())
+        return (
+            self.own_data, min(len(counts), enough), iterations_of(run), split, len(counts), sum(counts),
+            exact, run.env["mode"] == "default", -run.name.count("+"), self.name,
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """`CIFAR-10, 2,000 of 64,000 iterations, split 45k5k, fast`: data, length and what it changes."""
+        run = self.first
+        own = catalogue.find(run.experiment).spec().recipe
+        parts = [DATASET_NAMES[str(run.spec["dataset"])]]
+        whole = iterations_of(run) == own.iterations
+        parts.append(f"{iterations_of(run):,}{'' if whole else f' of {own.iterations:,}'} iterations")
+        hidden = {"iterations", *self.free, *(("precision",) if run.env["mode"] == FAST else ())}
+        parts += [f"{key} {spell(value)}" for key, value in spec_of(run).changes if key not in hidden]
+        if run.env["mode"] != "default":
+            parts.append(str(run.env["mode"]))
+        return ", ".join(parts)
+
+    @property
+    def size(self) -> str:
+        """`2 nets, 4 runs`."""
+        nets, runs = len(self.groups), len(self.runs)
+        return f"{nets} net{'' if nets == 1 else 's'}, {runs} run{'' if runs == 1 else 's'}"
+
+    def command(self, experiment: str, settings: Mapping[str, Value], seeds: int) -> str:
+        """The command that trains so many seeds of a net under this protocol; finished ones are kept."""
+        spec = self.spec_for(experiment, settings)
+        others = tuple((key, value) for key, value in spec.changes if key != "precision")
+        if self.first.env["mode"] == FAST and others != spec.changes:
+            return with_seeds(f"{catalogue.command_for(replace(spec, changes=others))} --fast", seeds)
+        return with_seeds(catalogue.command_for(spec), seeds)
+
+    def spec_for(self, experiment: str, settings: Mapping[str, Value]) -> Spec:
+        """What a run of a net under this protocol trains."""
+        own = spec_of(self.first)
+        changes = {key: value for key, value in own.changes if key not in ("shortcut", *self.free)}
+        if not self.own_data:
+            dataset, _, rest = experiment.partition("-")
+            experiment = f"{STAND_INS.get(dataset, dataset)}-{rest}"
+        return catalogue.derive(catalogue.find(experiment), None, **{**changes, **settings})
+
+
+def protocols_of(
+    members: Mapping[Net, Iterable[Run]], enough: int = 2, free: tuple[str, ...] = FREE_SETTINGS
+) -> list[Protocol[Net]]:
+    """The protocols under which there are finished runs of some nets, the one that is shown first.
+
+    Args:
+        members: the runs of each net, finished or not.
+        enough: nets with which a protocol has enough to compare; more do not outweigh a longer schedule.
+        free: the settings in which runs of one protocol may differ.
+    """
+    shared: dict[str, dict[Net, list[Run]]] = {}
+    for net, runs in members.items():
+        for run in runs:
+            if is_understood(run):
+                shared.setdefault(_shared(run, free), {}).setdefault(net, []).append(run)
+    found = [_protocol(nets, free) for nets in shared.values()]
+    return sorted((one for one in found if one.groups), key=lambda one: one.rank(enough), reverse=True)
+
+
+def _shared(run: Run, free: Collection[str]) -> str:
+    """What all runs of one protocol share: recipe, data, mode and dataset."""
+    recipe = {key: value for key, value in run.spec["recipe"].items() if key not in free}
+    return json.dumps([recipe, run.data_key, run.env["mode"], run.spec["dataset"]], sort_keys=True)
+
+
+def _protocol(nets: Mapping[Net, Sequence[Run]], free: tuple[str, ...]) -> Protocol[Net]:
+    groups: dict[Net, SeedGroup] = {}
+    doubles: dict[Net, tuple[SeedGroup, ...]] = {}
+    left_out: dict[Net, tuple[Run, ...]] = {}
+    for net, runs in nets.items():
+        finished = seed_groups(run for run in runs if run.finished)
+        if finished:
+            groups[net] = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
+            if others := tuple(group for group in finished if group is not groups[net]):
+                doubles[net] = others
+        open_runs = [run for run in runs if not run.finished]
+        if net in groups:
+            open_runs = [run for run in open_runs if run.seed_group == groups[net].first.seed_group]
+        if open_runs:
+            left_out[net] = tuple(sorted(open_runs, key=lambda run: (run.seed_group, run.seed)))
+    return Protocol(groups, doubles, left_out, free)
