@@ -1,7 +1,10 @@
 """Other people's state dicts on our nets."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from resrepro.errors import RecordError
 from resrepro.evaluation.foreign import (
@@ -11,7 +14,9 @@ from resrepro.evaluation.foreign import (
     check_variances,
     find_state_dict,
     fit,
+    read_safetensors,
 )
+from resrepro.evaluation.subjects import Foreign, read_subject
 from resrepro.nets import build_net
 
 
@@ -52,6 +57,22 @@ def test_names_count_for_more_than_order():
     original.load_state_dict(weights())
     assert fit(net, find_state_dict(shuffled, "x.pt"), "x.pt", "ResNet-8") == "name"
     assert same_outputs(net, original)
+
+
+def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path: Path):
+    path, original = tmp_path / "theirs.safetensors", build_net("digits", 8)
+    original.load_state_dict(weights())
+    save_file(weights(), path)
+    subject = read_subject(path, "digits", Foreign(8, mean=(0, 0, 0), std=(1, 1, 1)), tmp_path)
+    assert same_outputs(subject.net, original)
+    whole = path.read_bytes()
+    for content in (b"", whole[:40], whole[:-1], b"\xff" * 8 + whole[8:], b"PK\3\4" + whole):
+        path.write_bytes(content)
+        with pytest.raises(RecordError, match="is not a safetensors file, or is damaged"):
+            read_safetensors(path)
+    path.unlink()
+    with pytest.raises(RecordError, match=r"theirs\.safetensors cannot be read"):
+        read_safetensors(path)
 
 
 def test_a_checkpoint_of_another_depth_names_the_first_tensor_that_does_not_fit():

@@ -1,17 +1,35 @@
 """Other people's checkpoints: finding the state dict and fitting it onto one of our nets."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from resrepro.errors import RecordError
 from resrepro.nets.normalisation import norms_of
-from resrepro.records.files import printable
+from resrepro.records.files import open_plain, printable
 
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 UNUSED = "num_batches_tracked"  # BN's step counter: not a weight, absent from old checkpoints
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, by name, on the CPU.
+
+    Raises:
+        RecordError: if the file is missing, cannot be read, or is none.
+    """
+    try:
+        open_plain(path).close()  # a pipe would keep the reader waiting
+        return load_file(path)
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except SafetensorError:
+        raise RecordError(f"{path} is not a safetensors file, or is damaged.") from None
 
 
 def find_state_dict(content: dict[str, Any], name: str) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from resrepro.evaluation.foreign import (
     check_variances,
     find_state_dict,
     fit,
+    read_safetensors,
 )
 from resrepro.nets import Net, net_of
 from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
@@ -139,7 +140,7 @@ def read_subject(target: str | Path, dataset: str | None, foreign: Foreign, runs
     path = Path(target)
     path = path / CHECKPOINT if path.is_dir() else path
     try:
-        content = load_checkpoint(path)
+        content = read_safetensors(path) if path.suffix == ".safetensors" else load_checkpoint(path)
     except Damaged as damaged:
         before = path.with_name(PREVIOUS)
         hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""
