@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FINISHED = ("complete", "shortened")
 DEFAULT_FOLDERS = ("runs", "results")  # one's own runs, and those that were published
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-Measured = TypeVar("Measured", Evaluation, Ensemble)
+Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
 RUN_NAME = re.compile(r"\w[\w+=.,-]*", re.ASCII)  # a folder is made of it when a record is published
 
