@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resrepro.evaluation.assessment import evaluate
+    from resrepro.evaluation import evaluate
     from resrepro.figures.exhibits import compare, plot
     from resrepro.nets import build_net
     from resrepro.records import load_runs
@@ -26,7 +26,7 @@ __all__ = ["build_net", "compare", "evaluate", "load_runs", "plot", "train"]
 _HOMES = {
     "build_net": "nets",
     "compare": "figures.exhibits",
-    "evaluate": "evaluation.assessment",
+    "evaluate": "evaluation",
     "load_runs": "records",
     "plot": "figures.exhibits",
     "train": "training.session",
