@@ -16,8 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resrepro.evaluation.assessment import evaluate
-    from resrepro.evaluation.weights import load_net
+    from resrepro.evaluation import evaluate
+    from resrepro.evaluation.published import load_net
     from resrepro.figures.exhibits import compare, plot
     from resrepro.nets import build_net
     from resrepro.records.collection import load_runs
@@ -28,8 +28,8 @@ __all__ = ["build_net", "compare", "evaluate", "load_net", "load_runs", "plot", 
 _HOMES = {
     "build_net": "nets",
     "compare": "figures.exhibits",
-    "evaluate": "evaluation.assessment",
-    "load_net": "evaluation.weights",
+    "evaluate": "evaluation",
+    "load_net": "evaluation.published",
     "load_runs": "records.collection",
     "plot": "figures.exhibits",
     "train": "training.session",
