@@ -63,36 +63,26 @@ def test_bn_takes_the_groups_of_the_recipe_or_what_one_process_has_in_one_pass(
     recipe: Recipe, processes: int, micro: int | None, group: int
 ) -> None:
     spread = spread_batch(recipe.batch_size, processes, micro)
-    assert bn_group_for(recipe, spread, given=False, sync_bn=False) == group
-
-
-@pytest.mark.parametrize("recipe", [CIFAR, IMAGENET], ids=["cifar", "imagenet"])
-def test_sync_bn_takes_the_whole_batch(recipe: Recipe) -> None:
-    for processes in (2, 8):
-        spread = spread_batch(recipe.batch_size, processes)
-        assert bn_group_for(recipe, spread, given=False, sync_bn=True) == 0
-    with pytest.raises(UsageError, match="torchrun starts"):
-        bn_group_for(recipe, spread_batch(recipe.batch_size, 1), given=False, sync_bn=True)
+    assert bn_group_for(recipe, spread, given=False) == group
 
 
 @pytest.mark.parametrize(
-    ("processes", "micro", "group", "sync_bn", "complaint"),
+    ("processes", "micro", "group", "complaint"),
     [
-        (4, None, 64, False, r"BN groups of 64 images do not divide the 32 that a process has in one pass"),
-        (1, 32, 64, False, r"BN groups of 64 images do not divide the 32"),
-        (2, None, 128, False, r"BN groups of 128 images do not divide the 64"),
-        (2, None, 32, True, r"--sync-bn and --bn-group exclude each other"),
-        (1, 32, 0, False, r"whole batch needs the batch in one pass"),
-        (2, 32, None, True, r"whole batch needs the batch in one pass"),
+        (4, None, 64, r"BN groups of 64 images do not divide the 32 that a process has in one pass"),
+        (1, 32, 64, r"BN groups of 64 images do not divide the 32"),
+        (2, None, 128, r"BN groups of 128 images do not divide the 64"),
+        (1, 32, 0, r"whole batch needs the batch in one process and one pass"),
+        (2, None, 0, r"whole batch needs the batch in one process and one pass"),
     ],
 )
 def test_what_was_asked_for_and_cannot_be_had_is_refused(
     monkeypatch: pytest.MonkeyPatch,
-    processes: int, micro: int | None, group: int | None, sync_bn: bool, complaint: str,
+    processes: int, micro: int | None, group: int | None, complaint: str,
 ) -> None:  # fmt: skip
     as_one_of(processes, monkeypatch)
     with pytest.raises(UsageError, match=complaint):
-        plan("cifar10-resnet20", None, micro, sync_bn, {"bn_group": group})
+        plan("cifar10-resnet20", None, micro, {"bn_group": group})
 
 
 def test_a_group_that_was_asked_for_and_fits_is_kept_under_any_number_of_processes(
@@ -101,7 +91,7 @@ def test_a_group_that_was_asked_for_and_fits_is_kept_under_any_number_of_process
     names = set()
     for processes in (1, 2, 4):
         as_one_of(processes, monkeypatch)
-        names.add(plan("cifar10-resnet20", None, None, False, {"bn_group": 32})[0].name)
+        names.add(plan("cifar10-resnet20", None, None, {"bn_group": 32})[0].name)
     assert names == {"cifar10-resnet20+bn_group=32"}
 
 
@@ -109,13 +99,12 @@ def test_two_processes_make_another_run_of_cifar_and_the_same_of_imagenet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     as_one_of(2, monkeypatch)
-    cifar, spread = plan("cifar10-resnet20", None, None, False, {})
+    cifar, spread = plan("cifar10-resnet20", None, None, {})
     assert (cifar.name, spread) == ("cifar10-resnet20+bn_group=64", Spread(64, 64))
     assert [told for told in catalogue.departures(cifar) if told.startswith("bn_group 64 instead of 0")]
-    assert plan("cifar10-resnet20", None, None, True, {})[0].name == "cifar10-resnet20"
-    assert plan("imagenet-resnet18", None, None, False, {})[0].name == "imagenet-resnet18"
+    assert plan("imagenet-resnet18", None, None, {})[0].name == "imagenet-resnet18"
     as_one_of(16, monkeypatch)
-    imagenet, _ = plan("imagenet-resnet18", None, None, False, {})
+    imagenet, _ = plan("imagenet-resnet18", None, None, {})
     assert imagenet.name == "imagenet-resnet18+bn_group=16"
     assert [told for told in catalogue.departures(imagenet) if told.startswith("bn_group 16 instead of 32")]
 

@@ -120,9 +120,7 @@ def calibrate(asked: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in asked["settings"].items()}
     if asked["fast"]:
         settings |= fast_settings(device, settings.get("precision"), lambda text: None)
-    spec, spread = plan(
-        asked["experiment"], asked["shortcut"], asked["micro_batch"], asked["sync_bn"], settings
-    )
+    spec, spread = plan(asked["experiment"], asked["shortcut"], asked["micro_batch"], settings)
     use_precision(spec.recipe.precision, device)
     if device.type == "cpu":
         stay_within_memory()

@@ -168,7 +168,7 @@ def _bn_statistics(
             "leave --bn-stats precise out."
         )
     spread = spread_batch(subject.recipe.batch_size, world_size())
-    bn_group_for(subject.recipe, spread, given=True, sync_bn=False)
+    bn_group_for(subject.recipe, spread, given=True)
     feed = open_feed(subject.spec, data, device, subject.seed, loading, say)
     if feed.about.checksums["train"] != subject.trained_on.get("train"):
         raise RecordError(

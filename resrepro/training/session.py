@@ -52,7 +52,6 @@ def train(
     fast: bool = False,
     compiling: str = "auto",
     micro_batch: int | None = None,
-    sync_bn: bool = False,
     loading: Loading | None = None,
     fresh: bool = False,
     checkpoint_every: str | None = None,
@@ -79,7 +78,6 @@ def train(
             engine.
         micro_batch: images per forward and backward pass; fewer than the batch (or than a process's share
             of it) accumulate gradients.
-        sync_bn: BN statistics over all processes of a `torchrun` together, instead of each its own.
         loading: how image files are read.
         fresh: set an existing run aside and start anew.
         checkpoint_every: "500" iterations, "10m" minutes, or "500,10m" for whichever is first; by default
@@ -107,7 +105,7 @@ def train(
     if fast:
         settings |= fast_settings(chosen, settings.get("precision"), watcher.say)
     with told_as_lost():
-        spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, sync_bn, settings))
+        spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
         if seed < 0:
             raise UsageError(f"a seed is a whole number from 0, not {seed}.")
         asked = Asked(spec, seed, spread, Path(runs), data, dataset, loading or Loading(), fresh, watcher)
@@ -301,7 +299,6 @@ def plan(
     experiment: str,
     shortcut: str | None,
     micro_batch: int | None,
-    sync_bn: bool,
     settings: Mapping[str, Value | None],
 ) -> tuple[Spec, Spread]:
     """The run that these options ask for on these processes, and how its batch is spread over them.
@@ -313,7 +310,7 @@ def plan(
     spec = catalogue.derive(found, shortcut, **settings)
     spread = spread_batch(spec.recipe.batch_size, world_size(), micro_batch)
     given = settings.get("bn_group") is not None
-    group = bn_group_for(spec.recipe, spread, given=given, sync_bn=sync_bn)
+    group = bn_group_for(spec.recipe, spread, given=given)
     return catalogue.derive(found, shortcut, **dict(settings) | {"bn_group": group}), spread
 
 

@@ -39,38 +39,28 @@ def spread_batch(batch_size: int, processes: int, micro_batch: int | None = None
     return Spread(local, micro)
 
 
-def bn_group_for(recipe: Recipe, spread: Spread, *, given: bool, sync_bn: bool) -> int:
+def bn_group_for(recipe: Recipe, spread: Spread, *, given: bool) -> int:
     """The images that share BN statistics when a batch is spread so; 0 for the whole batch.
 
     Args:
         recipe: the recipe as asked for.
         spread: how its batch is spread.
         given: whether `bn_group` was asked for, so that another will not do.
-        sync_bn: whether the processes take their statistics together.
 
     Raises:
         UsageError: if what was asked for cannot be had.
     """
-    passes, group = spread.local // spread.micro, recipe.bn_group
-    if sync_bn and spread.local == recipe.batch_size:
-        raise UsageError(
-            "--sync-bn is for several processes, which torchrun starts: leave it out, "
-            "or say --bn-group 0 for statistics over the whole batch."
-        )
-    if sync_bn and given and group:
-        raise UsageError("--sync-bn and --bn-group exclude each other: drop one of the two.")
-    if sync_bn or (given and not group):
-        if passes > 1:
-            raise UsageError(
-                "BN over the whole batch needs the batch in one pass: leave --micro-batch out, "
-                "or name a --bn-group."
-            )
-        return 0
-    if group and spread.micro % group == 0:
+    group = recipe.bn_group
+    if spread.micro % (group or recipe.batch_size) == 0:
         return group
+    if given and not group:
+        raise UsageError(
+            "BN over the whole batch needs the batch in one process and one pass: leave torchrun and "
+            "--micro-batch out, or name a --bn-group."
+        )
     if given:
         raise UsageError(
             f"BN groups of {group} images do not divide the {spread.micro} that a process has in one pass: "
             "choose a smaller --bn-group, or fewer processes."
         )
-    return group if spread.micro == recipe.batch_size and not group else spread.micro
+    return spread.micro

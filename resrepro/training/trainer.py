@@ -81,7 +81,6 @@ class Trainer:
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
         for norm in norms_of(self.net):
             norm.images = target.spread.local
-            norm.sync = self.recipe.bn_group == 0 and world_size() > 1
         self.model = in_parallel(equip(self.net, target.engine), self.device)
         self.optimizer = make_optimizer(self.net, self.recipe)
         # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
