@@ -12,7 +12,7 @@ from resrepro.processes import is_first, local_rank, rank
 # The order in `--help`.
 ORDER = (
     "reproduce", "train", "status", "eval", "responses", "compare", "plot", "claims", "report", "demo",
-    "bench", "list", "protocol", "describe", "verify", "publish",
+    "bench", "list", "protocol", "describe", "publish",
 )  # fmt: skip
 
 
@@ -102,5 +102,4 @@ from resrepro.cli import (  # noqa: E402, F401
     reproduce,
     responses,
     train,
-    verify,
 )

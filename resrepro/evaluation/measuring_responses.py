@@ -97,7 +97,7 @@ def _trained(run: Run) -> Subject:
     if found != (run.digest, run.seed, subject.recipe.iterations):
         raise RecordError(
             f"the checkpoint in {folder} is not that of the end of this run: "
-            f"`resrepro verify {folder}` tells what is whole."
+            f"`resrepro status --check {folder}` tells what is whole."
         )
     return subject
 

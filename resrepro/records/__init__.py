@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FINISHED = ("complete", "shortened")
 CIFAR10_TEST = 10_000  # images of its whole test set
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-Measured = TypeVar("Measured", Evaluation, Ensemble)
+Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 RUN_NAME = re.compile(r"\w[\w+=.,-]*", re.ASCII)  # a folder is made of it when a record is published
 
 
