@@ -209,7 +209,7 @@ def test_measuring_twice_gives_the_same_file(run: Path) -> None:
 
 def test_an_untrained_net_is_refused_in_one_sentence(tmp_path: Path, make_run: Any) -> None:
     folder = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
-    code, out, told = call("responses", folder)
+    code, out, told = call("eval", folder, "--responses")
     assert (code, out) == (2, "")
     assert "is partial, at iteration 10 of" in told
     assert "finish the run first" in told
@@ -219,7 +219,7 @@ def test_an_untrained_net_is_refused_in_one_sentence(tmp_path: Path, make_run: A
 def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path, make_run: Any) -> None:
     partial = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
     (run / "responses.csv").unlink(missing_ok=True)
-    code, out, told = call("responses", partial, run, "--threads", 1)
+    code, out, told = call("eval", partial, run, "--responses", "--threads", 1)
     assert code == 1
     assert "is partial, at iteration 10 of" in out
     assert "1 of 2 runs were left out" in told
@@ -264,7 +264,7 @@ def test_several_processes_are_refused(run: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
-    code, out, _ = call("responses", run, "--threads", 1)
+    code, out, _ = call("eval", run, "--responses", "--threads", 1)
     assert code == 0
     assert "ResNet-8 after 12 of 12 iterations, test set, 359 images." in out
     assert f"Recorded in {run / 'responses.csv'}." in out
@@ -272,3 +272,10 @@ def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
     row = next(line for line in out.splitlines() if line.startswith("std"))
     assert row.split()[1:3] == [f"{std[0]:.3g}", f"{std[-1]:.3g}"]
     assert f"({std.index(min(std)) + 1})" in row
+
+
+def test_what_belongs_to_error_rates_is_refused(run: Path) -> None:
+    for words in (("--protocol", "single"), ("--depth", "8"), ("--bn-stats", "precise")):
+        code, _, told = call("eval", run, "--responses", *words)
+        assert code == 2
+        assert "leave the options on protocols and other people's checkpoints out" in told

@@ -65,7 +65,7 @@ def test_what_was_measured_on_another_net_is_no_number_of_this_run(run: Path, ot
     columns = dict.fromkeys(("std", "gradient_norm_start", "gradient_norm_end"), (1.0,) * count)
     found = write_layers(run)
     write_responses(run, dataclasses.replace(found, **columns | {"layers": found.layers[:count]} | other))
-    with pytest.raises(RecordError, match=rf"not measured on the trained net.*`resrepro responses {run}`"):
+    with pytest.raises(RecordError, match=rf"not measured on the trained net.*eval {run} --responses`"):
         read_responses(run)
     whole = collect([run.parent.parent])
     assert whole.runs[0].responses is None

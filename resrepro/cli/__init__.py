@@ -11,7 +11,7 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "reproduce", "train", "status", "eval", "responses", "compare", "plot", "claims", "report", "demo",
+    "reproduce", "train", "status", "eval", "compare", "plot", "claims", "report", "demo",
     "bench", "list", "protocol", "describe", "publish",
 )  # fmt: skip
 
@@ -100,6 +100,5 @@ from resrepro.cli import (  # noqa: E402, F401
     queue,
     report,
     reproduce,
-    responses,
     train,
 )
