@@ -26,7 +26,7 @@ from resrepro.processes import rank, world_size
 from resrepro.records.environment import cache_folder
 from resrepro.records.files import read_plain
 from resrepro.spec.specs import scaled
-from resrepro.training.distributed import collected, on_first
+from resrepro.training.parallel import collected, on_first
 
 CHUNK = 64  # files that a worker reads at a time
 FORMAT = 1

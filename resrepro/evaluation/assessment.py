@@ -25,12 +25,11 @@ from resrepro.training.device import (
     threads_used,
     use_precision,
 )
-from resrepro.training.distributed import join, told_as_lost
 from resrepro.training.evaluation import Member, measure, precise_statistics
 from resrepro.training.feeds import open_feed
 from resrepro.training.held_out import HeldOut, open_held_out
 from resrepro.training.metrics import Errors
-from resrepro.training.spread import bn_group_for, spread_batch
+from resrepro.training.parallel import bn_group_for, join, split_batch, told_as_lost
 
 __all__ = ["Foreign", "evaluate"]
 
@@ -167,7 +166,7 @@ def _bn_statistics(
             f"{subject.path} is not a run of ours, so its training batches are not known: "
             "leave --bn-stats precise out."
         )
-    spread = spread_batch(subject.recipe.batch_size, world_size())
+    spread = split_batch(subject.recipe.batch_size, world_size())
     bn_group_for(subject.recipe, spread, given=True)
     feed = open_feed(subject.spec, data, device, subject.seed, loading, say)
     if feed.about.checksums["train"] != subject.trained_on.get("train"):

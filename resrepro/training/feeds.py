@@ -26,7 +26,6 @@ from resrepro.nets import Net
 from resrepro.processes import rank, world_size
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.specs import CifarRecipe, ImageNetRecipe, Recipe, Spec
-from resrepro.training.distributed import on_first
 from resrepro.training.evaluation import (
     EVAL_BATCH,
     PRECISE_BATCHES,
@@ -36,6 +35,7 @@ from resrepro.training.evaluation import (
     precise_statistics,
 )
 from resrepro.training.metrics import Errors
+from resrepro.training.parallel import on_first
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from resrepro.errors import UsageError
 from resrepro.evaluation.subjects import Subject
 from resrepro.spec.catalogue import Protocol
 from resrepro.spec.specs import IMAGENET_IMAGES, ImageNetRecipe
-from resrepro.training.distributed import collected, on_first
 from resrepro.training.feeds import about_memory, memory_views, on_device
+from resrepro.training.parallel import collected, on_first
 
 IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
 SEEN = "the 5,000 validation images were among those trained on"

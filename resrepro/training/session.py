@@ -25,15 +25,14 @@ from resrepro.training.device import (
     threads_used,
     use_precision,
 )
-from resrepro.training.distributed import join, on_first, told_as_lost
 from resrepro.training.earlier import already_over, check_same_images
 from resrepro.training.engines import Plan, choose_engine, describe_engine
 from resrepro.training.feeds import Feed, open_feed
 from resrepro.training.freezing import check_no_twin, differences, frozen_device, frozen_threads
 from resrepro.training.interrupts import Interrupts, StoppedEarly
 from resrepro.training.modes import fast_settings, mode_of
+from resrepro.training.parallel import BatchSplit, bn_group_for, join, on_first, split_batch, told_as_lost
 from resrepro.training.resuming import check_same_data, find_state, go_back
-from resrepro.training.spread import Spread, bn_group_for, spread_batch
 from resrepro.training.trainer import Target, Trainer
 from resrepro.training.watching import Watcher
 
@@ -126,7 +125,7 @@ class Asked:
 
     spec: Spec
     seed: int
-    spread: Spread
+    spread: BatchSplit
     runs: Path
     data: str | Path | None
     dataset: Dataset | None
@@ -233,7 +232,7 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _telling_memory_of(spread: Spread) -> AbstractContextManager[None]:
+def _telling_memory_of(spread: BatchSplit) -> AbstractContextManager[None]:
     smaller = max(1, spread.micro // 2)
     return telling_memory(
         f"{spread.micro} images per pass: try --micro-batch {smaller} "
@@ -300,7 +299,7 @@ def plan(
     shortcut: str | None,
     micro_batch: int | None,
     settings: Mapping[str, Value | None],
-) -> tuple[Spec, Spread]:
+) -> tuple[Spec, BatchSplit]:
     """The run that these options ask for on these processes, and how its batch is spread over them.
 
     Raises:
@@ -308,14 +307,14 @@ def plan(
     """
     found = catalogue.find(experiment)
     spec = catalogue.derive(found, shortcut, **settings)
-    spread = spread_batch(spec.recipe.batch_size, world_size(), micro_batch)
+    spread = split_batch(spec.recipe.batch_size, world_size(), micro_batch)
     given = settings.get("bn_group") is not None
     group = bn_group_for(spec.recipe, spread, given=given)
     return catalogue.derive(found, shortcut, **dict(settings) | {"bn_group": group}), spread
 
 
 def _say_first(
-    writer: RunWriter, spec: Spec, spread: Spread, notices: Sequence[str], watcher: Watcher
+    writer: RunWriter, spec: Spec, spread: BatchSplit, notices: Sequence[str], watcher: Watcher
 ) -> None:
     if writer.aside:
         watcher.say(f"The earlier run is kept in {writer.aside}.")

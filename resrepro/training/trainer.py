@@ -21,8 +21,14 @@ from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
 from resrepro.training.cadence import Cadence, Every
 from resrepro.training.checkpoint import save_checkpoint
 from resrepro.training.device import arithmetic, memory_format
-from resrepro.training.distributed import (
+from resrepro.training.engines import EAGER, equip
+from resrepro.training.feeds import Feed
+from resrepro.training.interrupts import Interrupts
+from resrepro.training.metrics import Errors, ErrorSums
+from resrepro.training.optimizer import make_optimizer, set_learning_rate
+from resrepro.training.parallel import (
     Ballot,
+    BatchSplit,
     average_statistics,
     collected,
     exchanging,
@@ -30,15 +36,9 @@ from resrepro.training.distributed import (
     in_parallel,
     on_first,
 )
-from resrepro.training.engines import EAGER, equip
-from resrepro.training.feeds import Feed
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import Errors, ErrorSums
-from resrepro.training.optimizer import make_optimizer, set_learning_rate
 from resrepro.training.plateau import Plateau
 from resrepro.training.resuming import Shares, state_of
 from resrepro.training.schedule import learning_rate, warmup_is_due
-from resrepro.training.spread import Spread
 from resrepro.training.watching import Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
@@ -58,7 +58,7 @@ class Target:
     """Where and how a run computes: a device, this process's share of each batch, an engine."""
 
     device: torch.device
-    spread: Spread
+    spread: BatchSplit
     engine: str = EAGER
 
 

@@ -1,6 +1,9 @@
-"""What the processes of one run say to each other; with a single process nothing is sent.
+"""One run on several processes: how its batch is split, and what the processes say to each other.
 
-Started by `torchrun`, every process trains on its share of each batch. The first one alone writes.
+Started by `torchrun`, every process trains on its share of each batch, and the first one alone writes. With a
+single process nothing is sent. The batch size is that of all processes together. BN takes its statistics over
+the images that one process has in one pass, or over smaller groups; the recipe's `bn_group` says so, hence a
+run on two GPUs is the run that one GPU makes with `--bn-group`.
 """
 
 import atexit
@@ -19,9 +22,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from resrepro.errors import PeerLost, ResreproError
+from resrepro.errors import PeerLost, ResreproError, UsageError
 from resrepro.nets.normalisation import running_statistics
 from resrepro.processes import is_first, world_size
+from resrepro.spec.specs import Recipe
 from resrepro.training.interrupts import Interrupts
 from resrepro.training.metrics import ErrorSums
 
@@ -31,6 +35,64 @@ LONGEST_WAIT = timedelta(hours=1)  # while the first process downloads a data se
 STOP = "stop"  # left on the board by the first that receives a signal
 FAREWELL = timedelta(seconds=5)
 OF_THE_CONNECTION = ("gloo", "nccl", "connection", "socket", "tcpstore", "process group")
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """Images per update on each process (`local`), and per forward and backward pass (`micro`)."""
+
+    local: int
+    micro: int
+
+
+def split_batch(batch_size: int, processes: int, micro_batch: int | None = None) -> BatchSplit:
+    """The share of each process and of each pass.
+
+    Raises:
+        UsageError: if the batch does not divide.
+    """
+    if batch_size % processes:
+        raise UsageError(
+            f"a batch of {batch_size} does not divide among {processes} processes: choose a --batch-size "
+            "that does, or another number of processes."
+        )
+    local = batch_size // processes
+    micro = local if micro_batch is None else micro_batch
+    if micro < 1 or local % micro:
+        raise UsageError(
+            f"--micro-batch {micro} does not divide the {local} images that a process has of each batch."
+        )
+    return BatchSplit(local, micro)
+
+
+def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
+    """The images that share BN statistics when a batch is split so; 0 for the whole batch.
+
+    Args:
+        recipe: the recipe as asked for.
+        split: how its batch is split.
+        given: whether `bn_group` was asked for, so that another will not do.
+
+    Raises:
+        UsageError: if what was asked for cannot be had.
+    """
+    group = recipe.bn_group
+    if split.micro % (group or recipe.batch_size) == 0:
+        return group
+    if given and not group:
+        raise UsageError(
+            "BN over the whole batch needs the batch in one process and one pass: leave torchrun and "
+            "--micro-batch out, or name a --bn-group."
+        )
+    if given:
+        raise UsageError(
+            f"BN groups of {group} images do not divide the {split.micro} that a process has in one pass: "
+            "choose a smaller --bn-group, or fewer processes."
+        )
+    return split.micro
+
+
+# --- between the processes ---------------------------------------------------------------------------
 
 
 def join(device: torch.device) -> None:
