@@ -40,11 +40,11 @@ from resrepro.training.parallel import (
     in_parallel,
     join,
     on_first,
+    plan,
     split_batch,
     told_as_lost,
     total,
 )
-from resrepro.training.session import plan
 
 CPU = torch.device("cpu")
 

@@ -27,15 +27,14 @@ from resrepro.data.views import Views
 from resrepro.records.record_files import FORMAT
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
+from resrepro.training.checkpoint import state_of
 from resrepro.training.device import use_precision
 from resrepro.training.engines import EAGER, Plan, choose_engine
 from resrepro.training.evaluation import measure
 from resrepro.training.feeds import About, Feed, MemoryFeed, PhotoFeed
 from resrepro.training.memory import keep_memory
 from resrepro.training.modes import fast_settings
-from resrepro.training.parallel import collected
-from resrepro.training.resuming import state_of
-from resrepro.training.session import plan
+from resrepro.training.parallel import collected, plan
 from resrepro.training.trainer import Trainer
 
 TEST_IMAGES = 10_000  # of CIFAR-10

@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from resrepro.errors import PeerLost, ResreproError, UsageError
 from resrepro.nets.normalisation import running_statistics
 from resrepro.processes import is_first, world_size
-from resrepro.spec.specs import Recipe
+from resrepro.spec import catalogue
+from resrepro.spec.specs import Recipe, Spec, Value
 from resrepro.training.interrupts import Interrupts
 from resrepro.training.metrics import ErrorSums
 
@@ -43,6 +44,17 @@ class BatchSplit:
 
     local: int
     micro: int
+
+    def describe(self, recipe: Recipe) -> str:
+        """In a sentence; empty where one process has the whole batch in one pass."""
+        processes, passes, group = world_size(), self.local // self.micro, recipe.bn_group
+        if processes == passes == 1:
+            return ""
+        return (
+            f"Each batch of {recipe.batch_size}: {processes} process{'es' * (processes > 1)}, "
+            f"{passes} pass{'es' * (passes > 1)} of {self.micro} images; BN over "
+            f"{f'groups of {group}' if group else 'the whole batch'}."
+        )
 
 
 def split_batch(batch_size: int, processes: int, micro_batch: int | None = None) -> BatchSplit:
@@ -90,6 +102,25 @@ def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
             "choose a smaller --bn-group, or fewer processes."
         )
     return split.micro
+
+
+def plan(
+    experiment: str,
+    shortcut: str | None,
+    micro_batch: int | None,
+    settings: Mapping[str, Value | None],
+) -> tuple[Spec, BatchSplit]:
+    """The run that these options ask for on these processes, and how its batch is split among them.
+
+    Raises:
+        UsageError: if an option is wrong, or the batch cannot be split so.
+    """
+    found = catalogue.find(experiment)
+    spec = catalogue.derive(found, shortcut, **settings)
+    split = split_batch(spec.recipe.batch_size, world_size(), micro_batch)
+    given = settings.get("bn_group") is not None
+    group = bn_group_for(spec.recipe, split, given=given)
+    return catalogue.derive(found, shortcut, **dict(settings) | {"bn_group": group}), split
 
 
 # --- between the processes ---------------------------------------------------------------------------

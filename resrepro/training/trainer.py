@@ -19,7 +19,7 @@ from resrepro.records.recording import RunWriter
 from resrepro.spec import catalogue
 from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
 from resrepro.training.cadence import Cadence, Every
-from resrepro.training.checkpoint import save_checkpoint
+from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
 from resrepro.training.device import arithmetic, memory_format
 from resrepro.training.engines import EAGER, equip
 from resrepro.training.feeds import Feed
@@ -37,7 +37,6 @@ from resrepro.training.parallel import (
     on_first,
 )
 from resrepro.training.plateau import Plateau
-from resrepro.training.resuming import Shares, state_of
 from resrepro.training.schedule import learning_rate, warmup_is_due
 from resrepro.training.watching import Sample, Watcher
 
