@@ -151,8 +151,8 @@ def test_an_older_checkpoint_in_the_place_of_the_last_is_noticed(finished: Path)
     [
         (spoil, "NaN or infinite numbers in bn1.running_var"),
         (lambda state: state.update(seed=1), "is of another run than spec.json"),
-        (lambda state: state["net"].popitem(), "is not a whole checkpoint of ours"),
-        (lambda state: state.update(num_classes=10**9), "is not a whole checkpoint of ours"),
+        (lambda state: state["net"].popitem(), "does not fit ResNet-8"),
+        (lambda state: state.update(num_classes=10**9), "does not fit ResNet-8"),
         (lambda state: state.pop("net"), "is not a run of ours"),
         (lambda state: state["net"].update({"conv.weight": 1}), "is not a whole checkpoint of ours"),
     ],

@@ -129,18 +129,18 @@ def evaluate(
 
     from rich.console import Console
 
-    from resrepro.evaluation.assessment import Foreign
-    from resrepro.evaluation.assessment import evaluate as measure_and_record
+    from resrepro.evaluation import ThirdPartyCheckpoint
+    from resrepro.evaluation import evaluate as measure_and_record
 
     console = Console(highlight=False, quiet=not is_first())
-    foreign = Foreign(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)
+    third_party = ThirdPartyCheckpoint(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)
     means: dict[str, Any] = {
         "data": data, "device": device, "threads": threads,
         "loading": loading_of(workers, prefetch, max_bad_images, pin_memory),
         "say": lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
     }  # fmt: skip
     if responses:
-        if ensemble or foreign != Foreign() or any((protocol, bn_stats, dataset, split)):
+        if ensemble or third_party != ThirdPartyCheckpoint() or any((protocol, bn_stats, dataset, split)):
             raise UsageError(
                 "--responses are those of finished runs: leave the options on protocols and other people's "
                 "checkpoints out."
@@ -149,8 +149,8 @@ def evaluate(
         return
     for group in [targets] if ensemble else [[target] for target in targets]:
         errors = measure_and_record(
-            group, protocol=protocol, bn_stats=bn_stats, dataset=dataset, split=split, foreign=foreign,
-            runs=runs, **means,
+            group, protocol=protocol, bn_stats=bn_stats, dataset=dataset, split=split, runs=runs,
+            third_party=third_party, **means,
         )  # fmt: skip
         _show(errors, console)
 
@@ -166,12 +166,12 @@ def _show(errors: "dict[str, Errors]", console: "Console") -> None:
 
 
 def _measure_responses(runs: Sequence[Path], console: "Console", means: dict[str, Any]) -> None:
-    from resrepro.evaluation.measuring_responses import measure
+    from resrepro.evaluation.responses import measure_responses
 
     refused = 0
     for run in runs:
         try:
-            console.print(_summary(measure(run, **means)))
+            console.print(_summary(measure_responses(run, **means)))
         except (UsageError, RecordError) as error:
             if len(runs) == 1:
                 raise

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from resrepro.data.batches import Normalisation, laid_out
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.foreign import read_safetensors
+from resrepro.evaluation.state_dict import read_safetensors
 from resrepro.nets import Net
 from resrepro.nets.folding import folded
 from resrepro.records import Run
@@ -70,14 +70,14 @@ def load_net(run: str | Path, seed: int = 0) -> TrainedNet:
         UsageError: if there is no such folder, or neither weights nor a checkpoint in it.
         RecordError: if the file is damaged.
     """
-    from resrepro.evaluation.subjects import Foreign, read_subject
+    from resrepro.evaluation.sources import read_net
 
     folder = Path(run)
     folder = folder if (folder / SPEC).exists() or folder.is_file() else folder / f"seed{seed}"
     if not folder.exists():
         raise UsageError(f"there is no run in {folder}: name a run's folder, such as results/NAME/seed0.")
-    subject = read_subject(folder, None, Foreign(), folder.parent)
-    return TrainedNet(subject.net, subject.normalisation, subject.precision_on(torch.device("cpu")))
+    loaded = read_net(folder)
+    return TrainedNet(loaded.net, loaded.normalisation, loaded.precision_on(torch.device("cpu")))
 
 
 def file_of(folder: Path) -> Path:

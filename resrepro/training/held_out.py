@@ -13,7 +13,7 @@ from resrepro.data.folder import Photos, checksum, imagenet_classes, scan
 from resrepro.data.loading import Loading
 from resrepro.data.views import PhotoViews, Views
 from resrepro.errors import UsageError
-from resrepro.evaluation.subjects import Subject
+from resrepro.evaluation.sources import LoadedNet
 from resrepro.spec.catalogue import Protocol
 from resrepro.spec.specs import IMAGENET_IMAGES, ImageNetRecipe
 from resrepro.training.feeds import about_memory, memory_views, on_device
@@ -44,7 +44,7 @@ class HeldOut:
 
 
 def open_held_out(
-    subject: Subject,
+    subject: LoadedNet,
     protocol: Protocol,
     dataset: str | None,
     data: str | Path | None,
@@ -65,7 +65,7 @@ def open_held_out(
 
 
 def _memory(
-    subject: Subject, name: str, data: str | Path | None, split: str | None, device: torch.device
+    subject: LoadedNet, name: str, data: str | Path | None, split: str | None, device: torch.device
 ) -> HeldOut:
     own = str(getattr(subject.recipe, "split", "all")) if subject.seed is not None else "all"
     part = split or own
@@ -89,7 +89,7 @@ def _views_of(images: Images, device: torch.device) -> Iterator[Views]:
 
 
 def _photos(
-    subject: Subject,
+    subject: LoadedNet,
     protocol: Protocol,
     name: str,
     data: str | Path | None,
@@ -123,7 +123,7 @@ def _photos(
     return HeldOut(name, name, {"val": lambda: views.read(device)}, notices, describe, "val")
 
 
-def _classes(subject: Subject, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
+def _classes(subject: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
     """The names that the net's outputs stand for, and who says so."""
     if subject.classes is not None:
         return subject.classes, "ImageNet" if subject.seed is None else "the run's training set"

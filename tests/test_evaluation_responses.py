@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from resrepro.data import load_dataset
 from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.measuring_responses import gradient_norms, layers_of, measure, response_std
+from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
 from resrepro.records.responses import count_layers, read_responses
@@ -154,7 +154,7 @@ def test_the_layers_are_the_3x3_ones_in_order_without_projections(
 
 def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_changes(run: Path) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    found = measure(run, threads=1)
+    found = measure_responses(run, threads=1)
     state = checkpoint_of(run)["net"]
     digits = load_dataset("digits")
     mean = torch.from_numpy(digits.train.pixels).double().mean(0)
@@ -192,15 +192,15 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
     state["conv1.weight"].requires_grad_()
     logits, responses = forward(state, images, plain=False, training=True)
     gradients = torch.autograd.grad(F.cross_entropy(logits, labels), responses)
-    found = measure(run, threads=1)
+    found = measure_responses(run, threads=1)
     assert found.gradient_norm_start == pytest.approx([float(each.norm()) for each in gradients], rel=1e-3)
     assert found.gradient_norm_end != found.gradient_norm_start
 
 
 def test_measuring_twice_gives_the_same_file(run: Path) -> None:
-    measure(run, threads=1)
+    measure_responses(run, threads=1)
     before = (run / "responses.csv").read_bytes()
-    measure(run, threads=1)
+    measure_responses(run, threads=1)
     assert (run / "responses.csv").read_bytes() == before
 
 
@@ -230,16 +230,16 @@ def test_a_run_without_its_checkpoint_and_a_folder_that_is_none_are_refused(
     tmp_path: Path, make_run: Any
 ) -> None:
     with pytest.raises(UsageError, match="holds neither checkpoint"):
-        measure(make_run(tmp_path, "digits-plain20"))
+        measure_responses(make_run(tmp_path, "digits-plain20"))
     with pytest.raises(RecordError, match="is missing"):
-        measure(tmp_path / "nowhere")
+        measure_responses(tmp_path / "nowhere")
 
 
 def test_a_checkpoint_of_another_run_is_refused(run: Path, tmp_path: Path) -> None:
     other = train("digits-resnet8", runs=tmp_path, iterations=1, threads=1)
     (other / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
     with pytest.raises(RecordError, match="not that of the end of this run"):
-        measure(other)
+        measure_responses(other)
 
 
 def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,15 +252,15 @@ def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: 
 
     monkeypatch.setattr(feeds, "load_dataset", others)
     with pytest.raises(RecordError, match="trained on other images"):
-        measure(run)
+        measure_responses(run)
 
 
 def test_several_processes_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro.evaluation import measuring_responses
+    from resrepro.evaluation import responses
 
-    monkeypatch.setattr(measuring_responses, "world_size", lambda: 2)
+    monkeypatch.setattr(responses, "world_size", lambda: 2)
     with pytest.raises(UsageError, match="leave torchrun out"):
-        measure(run)
+        measure_responses(run)
 
 
 def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
