@@ -134,7 +134,7 @@ def evaluate(
 
     console = Console(highlight=False, quiet=not is_first())
     third_party = ThirdPartyCheckpoint(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)
-    means: dict[str, Any] = {
+    options: dict[str, Any] = {
         "data": data, "device": device, "threads": threads,
         "loading": loading_of(workers, prefetch, max_bad_images, pin_memory),
         "say": lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
@@ -145,12 +145,12 @@ def evaluate(
                 "--responses are those of finished runs: leave the options on protocols and other people's "
                 "checkpoints out."
             )
-        _measure_responses(targets, console, means)
+        _measure_responses(targets, console, options)
         return
     for group in [targets] if ensemble else [[target] for target in targets]:
         errors = measure_and_record(
             group, protocol=protocol, bn_stats=bn_stats, dataset=dataset, split=split, runs=runs,
-            third_party=third_party, **means,
+            third_party=third_party, **options,
         )  # fmt: skip
         _show(errors, console)
 
@@ -159,39 +159,39 @@ def _show(errors: "dict[str, Errors]", console: "Console") -> None:
     from rich.table import Table
 
     grid = Table("set", "images", "top-1 error %", "top-5 error %", "loss", box=None, padding=(0, 2, 0, 0))
-    for name, found in errors.items():
-        figures = (f"{found.top1_err:.2f}", f"{found.top5_err:.2f}", f"{found.loss:.4f}")
-        grid.add_row(name, f"{found.count:,}", *figures)
+    for name, error in errors.items():
+        figures = (f"{error.top1_err:.2f}", f"{error.top5_err:.2f}", f"{error.loss:.4f}")
+        grid.add_row(name, f"{error.count:,}", *figures)
     console.print(grid)
 
 
-def _measure_responses(runs: Sequence[Path], console: "Console", means: dict[str, Any]) -> None:
+def _measure_responses(runs: Sequence[Path], console: "Console", options: dict[str, Any]) -> None:
     from resrepro.evaluation.responses import measure_responses
 
     refused = 0
     for run in runs:
         try:
-            console.print(_summary(measure_responses(run, **means)))
+            console.print(_summary(measure_responses(run, **options)))
         except (UsageError, RecordError) as error:
             if len(runs) == 1:
                 raise
             refused += 1
-            means["say"](f"Left out: {error}")
+            options["say"](f"Left out: {error}")
     if refused:
         raise RecordError(f"{refused} of {len(runs)} runs were left out: the sentences above tell why.")
 
 
-def _summary(found: "Responses") -> "Table":
+def _summary(responses: "Responses") -> "Table":
     """First and last layer, extremes with their layers, mean and median of each quantity."""
     from rich.table import Table
 
     grid = Table(box=None, padding=(0, 2, 0, 0))
-    grid.add_column(f"{len(found.layers)} layers")
+    grid.add_column(f"{len(responses.layers)} layers")
     for head in ("first", "last", "smallest", "largest", "mean", "median"):
         grid.add_column(head, justify="right")
-    grid.add_row("std", *_figures(found.std))
-    grid.add_row("gradient, start", *_figures(found.gradient_norm_start))
-    grid.add_row("gradient, end", *_figures(found.gradient_norm_end))
+    grid.add_row("std", *_figures(responses.std))
+    grid.add_row("gradient, start", *_figures(responses.gradient_norm_start))
+    grid.add_row("gradient, end", *_figures(responses.gradient_norm_end))
     return grid
 
 

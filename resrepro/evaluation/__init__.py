@@ -111,14 +111,14 @@ def evaluate(
     return errors
 
 
-def measure_nets(what: str, folders: Sequence[Path], runs: Path, **means: Any) -> None:
+def measure_nets(what: str, folders: Sequence[Path], runs: Path, **options: Any) -> None:
     """Measure something of the net of a run, or of several together, and record it.
 
     Args:
         what: a test protocol, or RESPONSES, which are those of one run.
         folders: the run's folder; several are the members of an ensemble.
         runs: the runs folder, in which ensembles are recorded.
-        **means: `data`, `device`, `threads`, `loading` and `say`, as for `evaluate`.
+        **options: `data`, `device`, `threads`, `loading` and `say`, as for `evaluate`.
 
     Raises:
         UsageError: if a run is not finished, or the protocol is none of its kind of images.
@@ -129,9 +129,9 @@ def measure_nets(what: str, folders: Sequence[Path], runs: Path, **means: Any) -
         from resrepro.evaluation.responses import measure_responses
 
         (folder,) = folders
-        measure_responses(folder, **means)
+        measure_responses(folder, **options)
         return
-    evaluate(folders if len(folders) > 1 else folders[0], protocol=what, runs=runs, **means)
+    evaluate(folders if len(folders) > 1 else folders[0], protocol=what, runs=runs, **options)
 
 
 def _announce(
@@ -228,15 +228,15 @@ def _record(
     key = data["sha256"][held_out.key_set][:8]
     parts = [view.name, *(["precise"] if statistics == "precise" else []), held_out.name]
     if len(nets) == 1:
-        told = hashlib.sha256(json.dumps(first.facts, sort_keys=True).encode()).hexdigest()
-        parts += [told[:8]] if first.iteration is None else [f"at{first.iteration}"]
+        digest = hashlib.sha256(json.dumps(first.facts, sort_keys=True).encode()).hexdigest()
+        parts += [digest[:8]] if first.iteration is None else [f"at{first.iteration}"]
         path = first.record / ("-".join([*parts, key]) + ".json")
         content |= first.facts
     else:
         ours = all(net.seed is not None for net in nets)
         members = [net.as_member() if ours else net.facts for net in nets]
-        told = hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
-        path = runs / ("ensembles" if ours else "foreign") / ("-".join([*parts, told[:8], key]) + ".json")
+        digest = hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
+        path = runs / ("ensembles" if ours else "foreign") / ("-".join([*parts, digest[:8], key]) + ".json")
         content |= {"members": members}
     if is_first():
         write_out(path, json_bytes(content | {"data": data, "errors": figures}))

@@ -93,8 +93,8 @@ def _trained(run: Run) -> LoadedNet:
     """The net of a run, which must be that of its last iteration."""
     folder = run.folder
     loaded = read_net(folder)
-    found = loaded.spec.digest, loaded.seed, loaded.iteration
-    if found != (run.digest, run.seed, loaded.recipe.iterations):
+    identity = loaded.spec.digest, loaded.seed, loaded.iteration
+    if identity != (run.digest, run.seed, loaded.recipe.iterations):
         raise RecordError(
             f"the checkpoint in {folder} is not that of the end of this run: "
             f"`resrepro status --check {folder}` tells what is whole."

@@ -86,7 +86,7 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
     try:
         run = read_run(folder)
     except RecordError as error:
-        return "", [str(error), *(found for found in checkpoints.values() if isinstance(found, str))]
+        return "", [str(error), *(trouble for trouble in checkpoints.values() if isinstance(trouble, str))]
     troubles = list(run.broken)
     if any(evaluation.digest != run.digest for evaluation in run.evaluations):
         troubles.append(f"{folder / EVALS} holds an evaluation of another run.")
@@ -111,10 +111,10 @@ def _compare(run: Run, checkpoints: dict[str, Identity | str | None]) -> Iterato
     newest, before = checkpoints.values()
     if newest is None and (before is not None or not run.finished):
         yield f"{run.folder / CHECKPOINT} is missing."
-    for name, found in checkpoints.items():
-        if isinstance(found, str):
-            yield found
-        elif found is not None and (found.digest, found.seed) != (run.digest, run.seed):
+    for name, identity in checkpoints.items():
+        if isinstance(identity, str):
+            yield identity
+        elif identity is not None and (identity.digest, identity.seed) != (run.digest, run.seed):
             yield f"{run.folder / name} is of another run than {SPEC}: specification or seed differs."
     end = run.result["iteration"]
     if run.finished and isinstance(newest, Identity) and newest.iteration != end:
@@ -124,11 +124,11 @@ def _compare(run: Run, checkpoints: dict[str, Identity | str | None]) -> Iterato
 def _check_measured(path: Path) -> tuple[str, list[str]]:
     """What an evaluation or an ensemble is of, and what is wrong with it."""
     try:
-        found = read_measured(path, _measured_from)
+        measured = read_measured(path, _measured_from)
     except RecordError as error:
         return "", [str(error)]
-    kind = "ensemble" if isinstance(found, Ensemble) else "evaluation"
-    return f"{kind}, {found.protocol} on {found.data.name}", []
+    kind = "ensemble" if isinstance(measured, Ensemble) else "evaluation"
+    return f"{kind}, {measured.protocol} on {measured.data.name}", []
 
 
 def _measured_from(content: dict[str, object]) -> Evaluation | Ensemble:

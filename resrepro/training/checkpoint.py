@@ -118,8 +118,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
     """
     newest, before = folder / CHECKPOINT, folder / PREVIOUS
     if not newest.exists():
-        told = f"{newest} is missing; the checkpoint before it is whole."
-        return (load_checkpoint(before), told) if before.exists() else None
+        notice = f"{newest} is missing; the checkpoint before it is whole."
+        return (load_checkpoint(before), notice) if before.exists() else None
     try:
         return load_checkpoint(newest), ""
     except Damaged as trouble:
@@ -140,7 +140,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
 def _free(path: Path) -> Path:
     """The path, or one like it that is not taken."""
     others = (path.with_name(f"{path.stem}{number}{path.suffix}") for number in itertools.count(2))
-    return next(each for each in itertools.chain([path], others) if not each.exists())
+    return next(place for place in itertools.chain([path], others) if not place.exists())
 
 
 def _verify(path: Path) -> bool:
@@ -216,10 +216,9 @@ def load_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any] | No
     Raises:
         RecordError: if it is damaged, or of another run.
     """
-    found = load_newest(folder)
-    if found is None:
+    state, notice = load_newest(folder) or (None, "")
+    if state is None:
         return None, ""
-    state, notice = found
     if (state.get("digest"), state.get("seed")) != (spec.digest, seed):
         raise RecordError(f"the checkpoint in {folder} is of another run: start anew with --fresh.")
     if "curve" not in state:
@@ -302,25 +301,25 @@ ROUNDING = {  # entries of env.json that change the rounding where they differ, 
 }
 
 
-def frozen_device(asked: str, chosen: torch.device, env: Mapping[str, Any] | None) -> torch.device:
-    """The device that a run goes on on: the kind it began on.
+def frozen_device(name: str, requested: torch.device, env: Mapping[str, Any] | None) -> torch.device:
+    """The device that a run goes on on: the kind it began on. `requested` is what `name` stands for here.
 
     Raises:
         UsageError: if it is not there, or another one was asked for.
     """
-    kind = chosen.type if env is None else env["device"]
-    if chosen.type == kind:
-        return chosen
-    if asked == "auto" and world_size() == 1:
+    kind = requested.type if env is None else env["device"]
+    if requested.type == kind:
+        return requested
+    if name == "auto" and world_size() == 1:
         return choose_device(kind)
     raise UsageError(
-        f"this run was begun on {kind}, and {chosen.type} would round differently: say --device {kind}, "
+        f"this run was begun on {kind}, and {requested.type} would round differently: say --device {kind}, "
         "or start anew with --fresh."
     )
 
 
 def frozen_threads(
-    asked: int | None, device: torch.device, env: Mapping[str, Any] | None, if_new: int | None = None
+    threads: int | None, device: torch.device, env: Mapping[str, Any] | None, if_new: int | None = None
 ) -> int | None:
     """The CPU threads that a run goes on with: as many as it began with; a new one by default `if_new`.
 
@@ -328,12 +327,12 @@ def frozen_threads(
         UsageError: if another number was asked for.
     """
     if env is None or device.type != "cpu":
-        return if_new if asked is None else asked
+        return if_new if threads is None else threads
     begun = int(env["threads"])
-    if asked not in (None, begun):
-        threads = f"{begun} thread{'s' * (begun != 1)}"
+    if threads not in (None, begun):
+        count = f"{begun} thread{'s' * (begun != 1)}"
         raise UsageError(
-            f"this run was begun with {threads}, and {asked} would round differently: say --threads {begun}, "
+            f"this run was begun with {count}, and {threads} would round differently: say --threads {begun}, "
             "or start anew with --fresh."
         )
     return begun

@@ -115,12 +115,12 @@ def plan(
     Raises:
         UsageError: if an option is wrong, or the batch cannot be split so.
     """
-    found = catalogue.find(experiment)
-    spec = catalogue.derive(found, shortcut, **settings)
+    entry = catalogue.find(experiment)
+    spec = catalogue.derive(entry, shortcut, **settings)
     split = split_batch(spec.recipe.batch_size, world_size(), micro_batch)
     given = settings.get("bn_group") is not None
     group = bn_group_for(spec.recipe, split, given=given)
-    return catalogue.derive(found, shortcut, **dict(settings) | {"bn_group": group}), split
+    return catalogue.derive(entry, shortcut, **dict(settings) | {"bn_group": group}), split
 
 
 # --- between the processes ---------------------------------------------------------------------------
@@ -179,8 +179,8 @@ def told_as_lost() -> Iterator[None]:
 
 def _of_the_connection(error: RuntimeError) -> bool:
     """Whether it is of the kind that PyTorch has for this, or worded so: gloo has no kind of its own."""
-    told = str(error).lower()
-    return isinstance(error, distributed.DistError) or any(word in told for word in OF_THE_CONNECTION)
+    text = str(error).lower()
+    return isinstance(error, distributed.DistError) or any(word in text for word in OF_THE_CONNECTION)
 
 
 def _gist(error: RuntimeError) -> str:

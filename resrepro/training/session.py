@@ -219,10 +219,10 @@ def check_no_twin(folder: Path, spec: Spec, seed: int) -> None:
 def _group_of_twin(folder: Path, spec: Spec) -> int | None:
     """The BN group of a run that differs in nothing else and is not finished; None if it is another."""
     try:
-        told, result = read_json(folder / SPEC)["spec"], read_json(folder / RESULT)
-        group = told["recipe"]["bn_group"]
+        content, result = read_json(folder / SPEC)["spec"], read_json(folder / RESULT)
+        group = content["recipe"]["bn_group"]
         wanted = replace(spec, recipe=replace(spec.recipe, bn_group=group))
-        same = digest_of(told) == wanted.digest and group != spec.recipe.bn_group
+        same = digest_of(content) == wanted.digest and group != spec.recipe.bn_group
         return int(group) if same and result["status"] == "partial" else None
     except (RecordError, *MALFORMED):
         return None
@@ -260,7 +260,7 @@ def _alone(folder: Path, break_lock: Breaks, watcher: Watcher) -> Iterator[Lock 
     with ExitStack() as stack:
 
         def take() -> None:
-            for missing in [each for each in folder.parents if not each.exists()][::-1]:
+            for missing in [parent for parent in folder.parents if not parent.exists()][::-1]:
                 stack.callback(_remove_if_empty, missing)  # of a run that was refused nothing remains
             held.append(stack.enter_context(locked(folder, break_lock=break_lock, say=watcher.say)))
 
