@@ -85,9 +85,7 @@ def _check(paths: Sequence[Path]) -> None:
     from resrepro.records.verify import Identity, verify
 
     def read_checkpoint(path: Path) -> Identity:
-        from resrepro.evaluation.sources import (
-            read_net,
-        )  # torch, where there is a checkpoint
+        from resrepro.evaluation.sources import read_net  # imports torch
 
         net = read_net(path)
         return Identity(net.spec.digest, net.seed, net.iteration)
