@@ -47,7 +47,7 @@ from resrepro.data import load_dataset, statistics
 from resrepro.data.folder import scan_both
 from resrepro.data.images import BadImage, read_image
 from resrepro.errors import DataError, RecordError
-from resrepro.evaluation.sources import ThirdPartyCheckpoint, load_net
+from resrepro.evaluation.sources import ThirdPartyCheckpoint, read_net
 from resrepro.nets import net_of
 from resrepro.spec import catalogue
 
@@ -477,11 +477,11 @@ def cache(path: Path) -> None:
 
 
 def our_net(path: Path) -> None:
-    load_net(path)
+    read_net(path)
 
 
 def their_net(path: Path) -> None:
-    load_net(path, "digits", ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1)), path.parent)
+    read_net(path, "digits", ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1)), path.parent)
 
 
 READERS: dict[str, tuple[Callable[[Path], object], type[Exception], dict[str, Make]]] = {

@@ -24,7 +24,7 @@ from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches,
 from resrepro.data.loading import Loading
 from resrepro.data.views import Views
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
-from resrepro.evaluation.sources import load_net
+from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.durable import write_json
@@ -1022,9 +1022,9 @@ def test_precise_statistics_are_plain_averages_for_the_error_and_leave_the_run_a
     )
     assert [row["loss"] for row in precise] != [row["loss"] for row in running]
 
-    spec = load_net(folder).spec
+    spec = read_net(folder).spec
     feed = feeds.open_feed(spec, photographs, torch.device("cpu"), 0, Loading(workers=0))
-    net = load_net(folder).net
+    net = read_net(folder).net
     update_bn((images for images, _ in feed.batches(0, 10)), net)  # the 80 images in batches of 8
     losses, wrong = [], 0
     net.eval()

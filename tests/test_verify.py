@@ -15,6 +15,8 @@ from conftest import rewrite, use_one_thread, write_ensemble, write_eval, write_
 from runs import same_weights
 
 from resrepro.errors import Interrupted
+from resrepro.evaluation.weights import write_weights
+from resrepro.records import read_run
 from resrepro.records.record_files import RECORD_FILES
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.training.session import train
@@ -178,6 +180,16 @@ def test_evaluations_and_responses_are_checked_too(make_run: Callable[..., Path]
         "responses.csv is broken: its rows do not match their checksum.",
         "evals holds an evaluation of another run.",
     ]
+
+
+def test_published_weights_are_checked_too(finished: Path) -> None:
+    rewrite(finished / "result.json", lambda result: result.update(status="complete"))
+    weights = write_weights(read_run(finished), finished)
+    assert check(finished) == ["whole (complete, 6 of 6 iterations)"]
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (line,) = check(finished)
+    assert line.startswith("broken: weights.safetensors is damaged")
 
 
 # --- hostile ------------------------------------------------------------------------------------------

@@ -1,141 +1,163 @@
-"""Other people's state dicts on our nets."""
+"""Published weights: what was trained is what one loads, what was changed is refused."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from commands import call
+from conftest import rewrite
+from runs import checkpoint_of, json_of, net_of
 
-from resrepro.errors import RecordError
-from resrepro.evaluation.sources import ThirdPartyCheckpoint, load_net
-from resrepro.evaluation.weights import UNUSED, check_finite, fill, find_state_dict, match, read_safetensors
-from resrepro.nets import build_net
-from resrepro.spec import catalogue
+import resrepro
+from resrepro.data import load_dataset
+from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation.weights import WEIGHTS, load_net, read_weights, write_weights
+from resrepro.records import Run, read_run
 
-SPEC = catalogue.find("digits-resnet8").spec()
-
-
-def weights(depth=8, **options):
-    net = build_net("digits", depth, generator=torch.Generator().manual_seed(1), **options)
-    return {key: value.clone() for key, value in net.state_dict().items() if not key.endswith(UNUSED)}
+SEEDS = (0, 1)
+ONE = "digits-resnet8+iterations=6"
 
 
-def filled(content, spec=SPEC):
-    return fill(spec, 10, find_state_dict(content, "x.pt"), "x.pt")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two seeds of a small run, which calls itself one of full length."""
+    top = tmp_path_factory.mktemp("weights") / "runs"
+    for seed in SEEDS:
+        folder = resrepro.train("digits-resnet8", seed=seed, runs=top, iterations=6, threads=1)
+        rewrite(Path(folder) / "result.json", lambda result: result.update(status="complete"))
+    return top / ONE
 
 
-def original():
-    net = build_net("digits", 8)
-    net.load_state_dict(weights(), strict=False)
-    return net
+@pytest.fixture
+def run(runs: Path) -> Run:
+    return read_run(runs / "seed0")
 
 
-def same_outputs(a, b):
-    images = torch.rand(2, 3, 16, 16)
+@pytest.fixture(scope="module")
+def published(runs: Path) -> Path:
+    """The folder of what `publish` wrote of both seeds."""
+    results = runs.parent.parent / "results"
+    code, _, told = call("publish", runs / "seed0", runs / "seed1", "--results", results)
+    assert code == 0, told
+    return results / ONE
+
+
+def copy_of(published: Path, folder: Path) -> Path:
+    """Another copy of the first published seed."""
+    return Path(shutil.copytree(published / "seed0", folder / "seed0"))
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    images = load_dataset("digits").held_out["test"]
+    return torch.from_numpy(np.ascontiguousarray(images.pixels)), torch.from_numpy(images.labels)
+
+
+def error_of(net: torch.nn.Module) -> float:
+    """Top-1 error in percent of a net on the test images as they are stored."""
+    pixels, labels = digits()
     with torch.no_grad():
-        return torch.equal(a.eval()(images), b.eval()(images))
+        return 100 * float((net(pixels).argmax(dim=1) != labels).float().mean())
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda d: d, lambda d: {"state_dict": d}, lambda d: {"model": d, "epoch": 3}]
-)
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_state_dict_is_found_wherever_people_put_it(wrap, prefix):
-    content = wrap({prefix + key: value for key, value in weights().items()})
-    net, matched_by = filled(content)
-    assert matched_by == "name"
-    assert same_outputs(net, original())
+def test_weights_are_the_checkpoints_tensors_and_say_what_run_they_are_of(
+    runs: Path, published: Path
+) -> None:
+    for seed in SEEDS:
+        content, checkpoint = read_weights(published / f"seed{seed}" / WEIGHTS), runs / f"seed{seed}"
+        theirs = net_of(checkpoint)
+        assert content["net"].keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in content["net"].items())
+        assert torch.equal(content["mean"], checkpoint_of(checkpoint)["mean"])
+        assert (content["seed"], content["iteration"]) == (seed, 6)
+        assert content["digest"] == json_of(checkpoint, "spec")["digest"]
+    assert not list(published.glob("*/checkpoint*"))
 
 
-def test_other_names_are_matched_by_order_and_shape():
-    renamed = {f"layer{i}": value for i, value in enumerate(weights().values()) if value.ndim}
-    net, matched_by = filled(renamed)
-    assert matched_by == "order"
-    assert same_outputs(net, original())
+def test_equal_weights_are_equal_bytes_and_other_weights_are_not_overwritten(
+    run: Run, runs: Path, tmp_path: Path
+) -> None:
+    paths = [write_weights(run, tmp_path / name) for name in ("a", "b", "a")]
+    assert [path and path.name for path in paths] == [WEIGHTS] * 3
+    assert len({path.read_bytes() for path in paths if path}) == 1
+    assert b"/" not in paths[0].read_bytes()[: paths[0].read_bytes().index(b"}}")]  # no path of this machine
+    with pytest.raises(RecordError, match="holds other weights already: move it away first"):
+        write_weights(read_run(runs / "seed1"), tmp_path / "a")
 
 
-def test_names_count_for_more_than_order():
-    shuffled = dict(reversed(list(weights().items())))
-    net, matched_by = filled(shuffled)
-    assert matched_by == "name"
-    assert same_outputs(net, original())
+def test_a_shortened_run_or_one_without_checkpoint_publishes_no_weights(
+    run: Run, published: Path, tmp_path: Path
+) -> None:
+    short = dataclasses.replace(run, result={**run.result, "status": "shortened"})
+    assert write_weights(short, tmp_path) is None
+    assert write_weights(read_run(published / "seed0"), tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path: Path):
-    path = tmp_path / "theirs.safetensors"
-    save_file(weights(), path)
-    loaded = load_net(path, "digits", ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1)), tmp_path)
-    assert same_outputs(loaded.net, original())
-    whole = path.read_bytes()
-    for content in (b"", whole[:40], whole[:-1], b"\xff" * 8 + whole[8:], b"PK\3\4" + whole):
-        path.write_bytes(content)
-        with pytest.raises(RecordError, match="is not a safetensors file, or is damaged"):
-            read_safetensors(path)
-    path.unlink()
-    with pytest.raises(RecordError, match=r"theirs\.safetensors cannot be read"):
-        read_safetensors(path)
+def test_a_checkpoint_of_another_iteration_publishes_no_weights(run: Run, tmp_path: Path) -> None:
+    other = dataclasses.replace(run, result={**run.result, "iteration": 5})
+    with pytest.raises(RecordError, match="is not of the run's last iteration: no weights are published"):
+        write_weights(other, tmp_path)
 
 
-def test_a_checkpoint_of_another_depth_names_the_first_tensor_that_does_not_fit():
-    outline = build_net("digits", 14).state_dict()
-    with pytest.raises(
-        RecordError, match=r"misfit: its stages\.1\.0\.conv1\.weight has shape \(32, 16, 3, 3\)"
-    ):
-        match(outline, weights(8), "misfit")
+@pytest.mark.parametrize("place", [-1, -4000, 200])
+def test_a_changed_byte_is_refused_in_one_sentence(published: Path, tmp_path: Path, place: int) -> None:
+    folder = copy_of(published, tmp_path)
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[place] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(RecordError, match=r"weights\.safetensors is (damaged|no|not)") as caught:
+        load_net(folder)
+    assert str(caught.value).count("\n") == 0
+    code, _, told = call("eval", folder)
+    assert (code, told.count("error:"), "Traceback" in told) == (1, 1, False)
 
 
-def test_a_missing_last_tensor_is_named():
-    short = weights()
-    del short["fc.bias"]
-    with pytest.raises(RecordError, match=r"it lacks, fc\.bias"):
-        filled(short)
+def test_published_weights_are_evaluated_as_the_run_is(runs: Path, published: Path, tmp_path: Path) -> None:
+    folder = copy_of(published, tmp_path)
+    ours, theirs = (resrepro.evaluate(each, threads=1)["test"] for each in (runs / "seed0", folder))
+    assert (ours.top1_err, ours.top5_err, ours.loss) == (theirs.top1_err, theirs.top5_err, theirs.loss)
+    assert theirs.top1_err == pytest.approx(read_run(folder).last("test"), abs=1e-3)
+    (evaluation,) = read_run(folder).evaluations
+    assert (evaluation.digest, evaluation.iteration) == (read_run(folder).digest, 6)
 
 
-def test_option_b_weights_do_not_pass_for_option_a():
-    with pytest.raises(RecordError, match="does not fit ResNet-8"):
-        filled(weights(shortcut="B"))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_loaded_net_answers_on_stored_pixels_as_was_measured(
+    runs: Path, published: Path, seed: int
+) -> None:
+    net = load_net(published, seed=seed)
+    assert error_of(net) == pytest.approx(read_run(runs / f"seed{seed}").last("test"), abs=1e-3)
+    for same in (published / f"seed{seed}", published / f"seed{seed}" / WEIGHTS, runs / f"seed{seed}"):
+        other = load_net(str(same))
+        assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 
-def test_a_file_without_tensors_is_refused():
-    with pytest.raises(RecordError, match="holds no state dict"):
-        find_state_dict({"epoch": 3, "best_acc": 91.2}, "x.pt")
+def test_a_loaded_net_is_in_evaluation_mode(published: Path) -> None:
+    assert not any(module.training for module in load_net(published).modules())
 
 
-def test_numbers_that_are_none_are_named_with_their_tensor():
-    for wrong in (float("nan"), float("inf"), -float("inf")):
-        spoiled = weights()
-        spoiled["stages.1.0.conv2.weight"][3, 2, 1, 0] = wrong
-        with pytest.raises(RecordError, match=r"NaN or infinite numbers in stages\.1\.0\.conv2\.weight"):
-            filled(spoiled)
+def test_the_net_alone_takes_normalised_images(published: Path) -> None:
+    net, (pixels, _) = load_net(published), digits()
+    assert pixels.dtype == torch.uint8
+    with torch.no_grad():
+        inside, outside = net(pixels[:50]), net.net(net.normalise(pixels[:50]))
+    assert (inside.dtype, inside.shape) == (torch.float32, (50, 10))
+    assert torch.allclose(inside, outside, atol=1e-4)
+    assert torch.equal(net(pixels[:50].float()), net(pixels[:50]))
 
 
-def test_a_weight_is_no_whole_number():
-    with pytest.raises(RecordError, match=r"kind int64 in fc\.bias"):
-        check_finite({"fc.bias": torch.tensor([3])}, "x.pt")
-
-
-def test_a_number_too_large_for_float32_counts_as_infinite():
-    check_finite({"w": torch.tensor([3e38], dtype=torch.float64)}, "x.pt")
-    with pytest.raises(RecordError, match="infinite"):
-        check_finite({"w": torch.tensor([4e38], dtype=torch.float64)}, "x.pt")
-
-
-def test_as_many_layers_as_weights_are_believed_and_one_memory_counts_once():
-    deeper = catalogue.find("digits-resnet14").spec()
-    with pytest.raises(RecordError, match="has weights for 8 at most"):
-        filled(weights(8), deeper)
-    shared = torch.zeros(3, 3)
-    with pytest.raises(RecordError, match="for 1 at most"):
-        filled({f"w{k}": shared for k in range(20)})
-
-
-def test_negative_variances_are_refused():
-    spoiled = weights()
-    spoiled["stages.2.0.bn1.running_var"][5] = -0.1
-    with pytest.raises(RecordError, match="negative variances"):
-        filled(spoiled)
-
-
-def test_no_memory_is_taken_for_a_net_that_the_tensors_do_not_fill():
-    with pytest.raises(RecordError, match=r"fc\.weight has shape \(10, 64\) where .* \(1000000000, 64\)"):
-        fill(SPEC, 10**9, weights(), "x.pt")
+def test_what_is_not_there_is_told(runs: Path, published: Path, tmp_path: Path) -> None:
+    for missing in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UsageError, match=r"there is no run in .*: name a run's folder"):
+            load_net(missing)
+    with pytest.raises(UsageError, match=r"there is no run in .*seed7"):
+        load_net(published, seed=7)
+    folder = copy_of(published, tmp_path)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(UsageError, match=r"holds neither checkpoint\.pt nor weights\.safetensors"):
+        load_net(folder)
+    with pytest.raises(UsageError, match=r"holds the seeds of a run: name one of them, such as .*seed0"):
+        resrepro.evaluate(runs)

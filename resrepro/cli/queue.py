@@ -85,11 +85,9 @@ def _check(paths: Sequence[Path]) -> None:
     from resrepro.records.verify import Identity, verify
 
     def read_checkpoint(path: Path) -> Identity:
-        from resrepro.evaluation.sources import (
-            load_net,
-        )  # torch, where there is a checkpoint
+        from resrepro.evaluation.sources import read_net  # imports torch
 
-        net = load_net(path)
+        net = read_net(path)
         return Identity(net.spec.digest, net.seed, net.iteration)
 
     whole = broken = 0

@@ -238,7 +238,7 @@ def publish(
     results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Where to.")] = Path("results"),
 ) -> None:
     """Copy finished records to a folder that one commits, of full-length runs with their weights."""
-    from resrepro.evaluation.published import write_weights
+    from resrepro.evaluation.weights import write_weights
     from resrepro.records import read_run
     from resrepro.records.publishing import publish as publish_run
     from resrepro.records.publishing import publish_ensemble

@@ -13,7 +13,7 @@ import torch
 
 from resrepro.data.loading import Loading
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, load_net
+from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
 from resrepro.processes import is_first, world_size
 from resrepro.records import CIFAR10_TEST
 from resrepro.records.durable import json_bytes, write_out
@@ -89,7 +89,7 @@ def evaluate(
     targets = [target] if isinstance(target, str | Path) else target
     if not targets:
         raise UsageError("no checkpoint to measure: name one.")
-    nets = [load_net(each, dataset, third_party, Path(runs)) for each in targets]
+    nets = [read_net(each, dataset, third_party, Path(runs)) for each in targets]
     _check_together(nets)
     first = nets[0]
     view = protocol_for(protocol or first.recipe.test_view, first.family)

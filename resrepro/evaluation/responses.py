@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from resrepro.data.loading import Loading
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.sources import LoadedNet, load_net
+from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
 from resrepro.nets.folding import pairs_of
 from resrepro.nets.normalisation import GroupedBatchNorm2d
@@ -92,7 +92,7 @@ def _finished(folder: Path) -> Run:
 def _trained(run: Run) -> LoadedNet:
     """The net of a run, which must be that of its last iteration."""
     folder = run.folder
-    loaded = load_net(folder)
+    loaded = read_net(folder)
     identity = loaded.spec.digest, loaded.seed, loaded.iteration
     if identity != (run.digest, run.seed, loaded.recipe.iterations):
         raise RecordError(

@@ -13,8 +13,8 @@ from torch import Tensor
 from resrepro.data.batches import Normalisation
 from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.published import net_file, read_published
-from resrepro.evaluation.weights import UNUSED, fill, find_state_dict
+from resrepro.evaluation.state_dict import UNUSED, fill, find_state_dict
+from resrepro.evaluation.weights import file_of, read_weights
 from resrepro.nets import Net
 from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
@@ -118,7 +118,7 @@ class LoadedNet:
         }  # fmt: skip
 
 
-def load_net(
+def read_net(
     target: str | Path, dataset: str | None = None, third_party: ThirdPartyCheckpoint | None = None,
     runs: Path = Path("runs"),
 ) -> LoadedNet:  # fmt: skip
@@ -135,10 +135,10 @@ def load_net(
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
     """
     path = Path(target)
-    path = net_file(path) if path.is_dir() else path
+    path = file_of(path) if path.is_dir() else path
     third_party = third_party or ThirdPartyCheckpoint()
     try:
-        content = read_published(path) if path.suffix == ".safetensors" else load_checkpoint(path)
+        content = read_weights(path) if path.suffix == ".safetensors" else load_checkpoint(path)
     except Damaged as damaged:
         before = path.with_name(PREVIOUS)
         hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""

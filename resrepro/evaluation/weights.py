@@ -1,134 +1,154 @@
-"""From the tensors of a file to a net: found wherever people put them, matched to the net, checked."""
+"""Published weights: `weights.safetensors` beside a record, and the trained net that they make.
 
+The file holds the net's tensors in float32 under `net.<name>`, the mean image as `mean`, and what else a
+checkpoint says of its run as JSON in the file's metadata, sealed together with the tensors.
+"""
+
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from resrepro.errors import RecordError
-from resrepro.nets import Net, net_of
-from resrepro.nets.normalisation import norms_of
-from resrepro.records.files import open_plain, printable
-from resrepro.spec.specs import Spec
+from resrepro.data.batches import Normalisation, laid_out
+from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation.state_dict import read_safetensors
+from resrepro.nets import Net
+from resrepro.nets.folding import folded
+from resrepro.records import Run
+from resrepro.records.durable import SEAL, write_out
+from resrepro.records.record_files import CHECKPOINT, SPEC, WEIGHTS
+from resrepro.training.checkpoint import load_checkpoint
+from resrepro.training.device import arithmetic
 
-WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
-UNUSED = "num_batches_tracked"  # BN's step counter: not a weight, absent from old checkpoints
+HEADER = "resrepro"  # the one key of the metadata, so that equal weights give equal files
+FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration")
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, by name, on the CPU.
+class TrainedNet(nn.Module):
+    """A trained net in evaluation mode, on images as they are stored, that answers as `eval` measures it.
 
-    Raises:
-        RecordError: if the file is missing, cannot be read, or is none.
+    That is in the arithmetic of its training, with BN folded into the convolutions. `net` is the net alone,
+    in float32 and on normalised images: `trained.net(trained.normalise(pixels))`.
     """
-    try:
-        open_plain(path).close()  # a pipe would keep the reader waiting
-        return load_file(path)
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except SafetensorError:
-        raise RecordError(f"{path} is not a safetensors file, or is damaged.") from None
+
+    mean: Tensor
+    divisor: Tensor
+
+    def __init__(self, net: Net, normalisation: Normalisation, precision: str = "float32") -> None:
+        super().__init__()
+        self.net = net
+        self.precision = precision
+        self.register_buffer("mean", normalisation.mean)
+        self.register_buffer("divisor", normalisation.divisor)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels 0..255 (N, 3, H, W), of any type -> what the net sees, float32 of the same shape."""
+        return laid_out((pixels.float() - self.mean) / self.divisor)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels 0..255 (N, 3, H, W) -> logits (N, classes), float32."""
+        with folded(self.net), arithmetic(self.precision, pixels.device):
+            logits: Tensor = self.net(self.normalise(pixels)).float()
+        return logits
 
 
-def find_state_dict(content: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: bare, or under `state_dict`, `model` or the like; `module.` dropped.
-
-    Raises:
-        RecordError: if there is no state dict in it.
-    """
-    wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    tensors = {
-        key.removeprefix("module."): value
-        for key, value in wrapped.items()
-        if isinstance(key, str) and isinstance(value, Tensor) and not key.endswith(UNUSED)
-    }
-    if not tensors:
-        raise RecordError(f"{name} holds no state dict (looked at the top and under {', '.join(WRAPPERS)}).")
-    return tensors
-
-
-def fill(
-    spec: Spec, num_classes: int, tensors: Mapping[str, Tensor], name: str, label: str = "", hint: str = ""
-) -> tuple[Net, Literal["name", "order"]]:
-    """The net of a specification with the weights of a file, and how these were matched to it.
-
-    It is made only when they are known to fill it, so no file asks for more memory than it brings.
+def load_net(run: str | Path, seed: int = 0) -> TrainedNet:
+    """The trained net of a run, from its published weights or its checkpoint, on the CPU.
 
     Args:
-        spec: the net's.
-        num_classes: its outputs.
-        tensors: weights and BN statistics by name, without BN's step counters.
-        name: of the file, for messages.
-        label: of the net, for messages.
-        hint: what to tell besides if they do not fit.
+        run: a run's folder, or the folder of all seeds of it.
+        seed: which one, in a folder of several.
 
     Raises:
-        RecordError: naming the first tensor that does not fit, or is no finite number in float32.
+        UsageError: if there is no such folder, or neither weights nor a checkpoint in it.
+        RecordError: if the file is damaged.
     """
-    layers = len({tensor.data_ptr() for tensor in tensors.values() if tensor.ndim >= 2})
-    if layers < spec.depth:  # told apart by their memory
-        raise RecordError(
-            f"{name} does not fit a net of {spec.depth} layers: it has weights for {layers} at most."
-        )
-    shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
-    with torch.device("meta"):  # without memory for its weights
-        outline = net_of(spec.recipe, *shape).state_dict()
-    weights, matched_by = match(outline, tensors, f"{name} does not fit {label or spec.label}", hint)
-    check_finite(tensors, name)
-    net = net_of(spec.recipe, *shape)
-    net.load_state_dict(weights, strict=False)
-    if any(norm.running_var is not None and bool((norm.running_var < 0).any()) for norm in norms_of(net)):
-        raise RecordError(
-            f"{name} has negative variances in a BN layer, so its errors would mean nothing: "
-            "take another checkpoint."
-        )
-    return net, matched_by
+    from resrepro.evaluation.sources import read_net
+
+    folder = Path(run)
+    folder = folder if (folder / SPEC).exists() or folder.is_file() else folder / f"seed{seed}"
+    if not folder.exists():
+        raise UsageError(f"there is no run in {folder}: name a run's folder, such as results/NAME/seed0.")
+    loaded = read_net(folder)
+    return TrainedNet(loaded.net, loaded.normalisation, loaded.precision_on(torch.device("cpu"))).eval()
 
 
-def match(
-    outline: Mapping[str, Tensor], tensors: Mapping[str, Tensor], misfit: str, hint: str = ""
-) -> tuple[dict[str, Tensor], Literal["name", "order"]]:
-    """The tensors under the net's own names: matched by name if all names agree, else by order and shape.
+def file_of(folder: Path) -> Path:
+    """The file of a run's folder that holds its net: the checkpoint, else the published weights.
 
     Raises:
-        RecordError: naming the first tensor that does not fit, after the words `misfit`.
+        UsageError: if there is neither.
     """
-    ours = {key: value.shape for key, value in outline.items() if not key.endswith(UNUSED)}
-    by_name = tensors.keys() == ours.keys()
-    theirs = [(key, tensors[key]) for key in ours] if by_name else list(tensors.items())
-    for (key, shape), (their_key, value) in zip(ours.items(), theirs, strict=False):
-        if shape != value.shape:
-            raise RecordError(
-                f"{misfit}: its {printable(their_key)} has shape {tuple(value.shape)} "
-                f"where {key} has {tuple(shape)}.{hint}"
-            )
-    if len(theirs) != len(ours):
-        extra = theirs[len(ours)][0] if len(theirs) > len(ours) else list(ours)[len(theirs)]
-        which = "has one tensor too many" if len(theirs) > len(ours) else "lacks"
-        raise RecordError(
-            f"{misfit}: {len(theirs)} tensors instead of {len(ours)}; it {which}, {printable(extra)}.{hint}"
-        )
-    weights = {key: value for key, (_, value) in zip(ours, theirs, strict=True)}
-    return weights, "name" if by_name else "order"
+    for name in (CHECKPOINT, WEIGHTS):
+        if (folder / name).exists():
+            return folder / name
+    if seeds := sorted(folder.glob("seed*")):
+        raise UsageError(f"{folder} holds the seeds of a run: name one of them, such as {seeds[0]}.")
+    raise UsageError(f"{folder} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
 
 
-def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Check that weights are numbers: of others, a net makes errors that mean nothing.
+def write_weights(run: Run, folder: Path) -> Path | None:
+    """Write the weights of a finished run of full length beside its published record.
+
+    None if the run is shortened, or its checkpoint is not at hand.
 
     Raises:
-        RecordError: naming the first tensor with another kind of number, or one that is NaN or infinite
-            in float32.
+        RecordError: if the checkpoint is damaged or not of the last iteration, or other weights lie there.
     """
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise RecordError(f"{name} has numbers of kind {kind} in {printable(key)}, where weights belong.")
-        if not torch.isfinite(tensor.float()).all():
-            raise RecordError(
-                f"{name} has NaN or infinite numbers in {printable(key)}, so its errors would mean nothing: "
-                "take another checkpoint."
-            )
+    checkpoint, path = run.folder / CHECKPOINT, folder / WEIGHTS
+    if run.status != "complete" or not checkpoint.exists():
+        return None
+    content = load_checkpoint(checkpoint)
+    if (content["digest"], content["iteration"]) != (run.digest, run.result["iteration"]):
+        raise RecordError(f"{checkpoint} is not of the run's last iteration: no weights are published.")
+    tensors = {f"net.{name}": tensor for name, tensor in content["net"].items()} | {"mean": content["mean"]}
+    tensors = {name: _plain(tensor) for name, tensor in tensors.items()}
+    facts = {key: content[key] for key in FACTS}
+    header = json.dumps({**facts, SEAL: _seal(facts, tensors)}, sort_keys=True)
+    weights = save(tensors, {HEADER: header})
+    if path.exists() and path.read_bytes() != weights:
+        raise RecordError(f"{path} holds other weights already: move it away first, nothing is overwritten.")
+    write_out(path, weights)
+    return path
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a `.safetensors` file holds: of ours the entries of a checkpoint, of others their tensors.
+
+    Raises:
+        RecordError: if it cannot be read, is no such file, or does not match its seal.
+    """
+    tensors: dict[str, Any] = dict(read_safetensors(path))
+    with safe_open(path, "pt") as file:
+        told = (file.metadata() or {}).get(HEADER)
+    if told is None:
+        return tensors
+    try:
+        facts = json.loads(told)
+        sealed = facts.pop(SEAL) == _seal(facts, tensors)
+    except (ValueError, AttributeError, KeyError):
+        sealed = False
+    if not sealed:
+        raise RecordError(f"{path} is damaged: its checksum does not match its content.")
+    net = {name.removeprefix("net."): each for name, each in tensors.items() if name.startswith("net.")}
+    return {**facts, "net": net, "mean": tensors["mean"]}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor in memory order, of numbers in float32; BN's counters stay integers."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _seal(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of what the weights say of their run and of all tensors, by name."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

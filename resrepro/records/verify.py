@@ -12,7 +12,15 @@ from resrepro.errors import RecordError, ResreproError
 from resrepro.records import Run, read_measured, read_run
 from resrepro.records.collection import RUN_FOLDER
 from resrepro.records.measurements import Ensemble, Evaluation, ensemble_from, evaluation_from
-from resrepro.records.record_files import CHECKPOINT, ENSEMBLES, EVALS, PREVIOUS, RECORD_FILES, SPEC
+from resrepro.records.record_files import (
+    CHECKPOINT,
+    ENSEMBLES,
+    EVALS,
+    PREVIOUS,
+    RECORD_FILES,
+    SPEC,
+    WEIGHTS,
+)
 
 FOREIGN = "foreign"  # in a folder of runs: evaluations of other people's checkpoints
 
@@ -82,18 +90,18 @@ def _is_run(folder: Path) -> bool:
 def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list[str]]:
     """How far a run is, and what is wrong with it."""
     # The checkpoints come first: of a run that goes on the record is then as new, or newer.
-    checkpoints = {name: _identify(folder / name, read_checkpoint) for name in (CHECKPOINT, PREVIOUS)}
+    nets = {name: _identify(folder / name, read_checkpoint) for name in (CHECKPOINT, PREVIOUS, WEIGHTS)}
     try:
         run = read_run(folder)
     except RecordError as error:
-        return "", [str(error), *(trouble for trouble in checkpoints.values() if isinstance(trouble, str))]
+        return "", [str(error), *(trouble for trouble in nets.values() if isinstance(trouble, str))]
     troubles = list(run.broken)
     if any(evaluation.digest != run.digest for evaluation in run.evaluations):
         troubles.append(f"{folder / EVALS} holds an evaluation of another run.")
     if run.status != "diverged":  # whose net need not be finite
-        troubles += _compare(run, checkpoints)
+        troubles += _compare(run, nets)
     done = f"{run.status}, {run.result['iteration']:,} of {run.result['iterations']:,} iterations"
-    return done if any(checkpoints.values()) else f"{done}, no checkpoint", troubles
+    return done if any(nets.values()) else f"{done}, no checkpoint", troubles
 
 
 def _identify(path: Path, read_checkpoint: ReadCheckpoint) -> Identity | str | None:
@@ -106,12 +114,12 @@ def _identify(path: Path, read_checkpoint: ReadCheckpoint) -> Identity | str | N
         return str(error)
 
 
-def _compare(run: Run, checkpoints: dict[str, Identity | str | None]) -> Iterator[str]:
-    """What of the checkpoints is broken, missing, of another run, or not of the end of this one."""
-    newest, before = checkpoints.values()
-    if newest is None and (before is not None or not run.finished):
+def _compare(run: Run, nets: dict[str, Identity | str | None]) -> Iterator[str]:
+    """What of checkpoints and published weights is broken, missing, of another run, or not of its end."""
+    newest = nets[CHECKPOINT]
+    if newest is None and (nets[PREVIOUS] is not None or not run.finished):
         yield f"{run.folder / CHECKPOINT} is missing."
-    for name, identity in checkpoints.items():
+    for name, identity in nets.items():
         if isinstance(identity, str):
             yield identity
         elif identity is not None and (identity.digest, identity.seed) != (run.digest, run.seed):
