@@ -1,8 +1,7 @@
-"""Which engine a run gets: by what was asked, seen on this machine, and begun; and that it trains alike."""
+"""Which engine a run gets: by `--compile`, device, and how it began; and that it trains alike."""
 
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,108 +12,80 @@ from resrepro.errors import UsageError
 from resrepro.nets import Net, build_net
 from resrepro.nets.convolution import Convolution
 from resrepro.nets.cpu import NoCompiler, load_kernels
-from resrepro.spec import catalogue
 from resrepro.training import engines
-from resrepro.training.engines import EAGER, INDUCTOR, KERNELS, Plan, choose_engine, equip, fitting_engine
-from resrepro.training.seen import remember
+from resrepro.training.engines import EAGER, INDUCTOR, KERNELS, choose_engine, equip, fitting_engine
 
 CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
 
 @pytest.fixture(autouse=True)
-def nothing_seen(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has not trained yet, whose kernels need no compiling."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(engines, "load_kernels", lambda: engines_kernels)
-    monkeypatch.setattr(engines, "device_name", lambda device: f"some {device.type}")
-
-
-engines_kernels = type("Loaded", (), {"seconds": 1.5})()
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose kernels need no compiling."""
+    monkeypatch.setattr(engines, "load_kernels", lambda: None)
 
 
 def broken() -> None:
     raise NoCompiler("no C compiler (cc) is installed here")
 
 
-def planned(device: torch.device = CPU, updates: int = 1000) -> Plan:
-    return Plan(catalogue.find("cifar10-resnet20").spec(), device, updates)
-
-
-def chosen(asked: str, plan: Plan, begun: str | None = None) -> tuple[str, list[str]]:
+def chosen(
+    choice: str, device: torch.device = CPU, updates: int = 1000, begun: str | None = None
+) -> tuple[str, list[str]]:
     """The engine, and what is said of it."""
     told: list[str] = []
-    return choose_engine(asked, plan, begun, told.append), told
+    return choose_engine(choice, device, updates, begun, told.append), told
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "updates", "engine"),
+    ("choice", "device", "updates", "engine"),
     [
         ("auto", CPU, 64_000, KERNELS), ("auto", CPU, 49, EAGER), ("auto", CPU, 50, KERNELS),
+        ("auto", GPU, 64_000, EAGER), ("auto", APPLE, 64_000, EAGER),
         ("on", CPU, 1, KERNELS), ("off", CPU, 64_000, EAGER),
         ("on", GPU, 1, INDUCTOR), ("off", GPU, 64_000, EAGER), ("off", APPLE, 64_000, EAGER),
     ],
 )  # fmt: skip
-def test_where_nothing_was_seen(asked: str, device: torch.device, updates: int, engine: str) -> None:
-    assert chosen(asked, planned(device, updates)) == (engine, [])
-
-
-def test_a_gpu_compiles_by_itself_only_once_that_was_seen_to_pay() -> None:
-    engine, (told,) = chosen("auto", planned(GPU))
-    assert (engine, "resrepro bench" in told) == (EAGER, True)
-    plan = planned(GPU)
-    remember(plan.key, INDUCTOR, compile_seconds=60, images_per_s=4000)
-    assert chosen("auto", plan)[0] == EAGER  # the speed without it is not known yet
-    remember(plan.key, EAGER, images_per_s=2000)
-    # 60 s are saved by 240,000 images: 1,875 batches of 128.
-    assert chosen("auto", planned(GPU, 1874)) == (EAGER, [])
-    assert chosen("auto", planned(GPU, 1876)) == (INDUCTOR, [])
-
-
-def test_a_cpu_on_which_the_kernels_were_slower_goes_without() -> None:
-    plan = planned(CPU, 64_000)
-    remember(plan.key, KERNELS, compile_seconds=1, images_per_s=300)
-    remember(plan.key, EAGER, images_per_s=400)
-    assert chosen("auto", plan) == (EAGER, [])
-    assert chosen("on", plan) == (KERNELS, [])
+def test_the_rule(choice: str, device: torch.device, updates: int, engine: str) -> None:
+    assert chosen(choice, device, updates) == (engine, [])
 
 
 def test_a_missing_compiler_is_a_notice_unless_compiling_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engines, "load_kernels", broken)
-    engine, (told,) = chosen("auto", planned())
+    engine, (told,) = chosen("auto")
     assert engine == EAGER
     assert "no C compiler" in told
     with pytest.raises(UsageError, match="no C compiler"):
-        chosen("on", planned())
+        chosen("on")
     with pytest.raises(UsageError, match="begun with the engine kernels, but no C compiler"):
-        chosen("auto", planned(), KERNELS)
-    assert chosen("off", planned()) == (EAGER, [])
+        chosen("auto", begun=KERNELS)
+    assert chosen("off") == (EAGER, [])
 
 
 @pytest.mark.parametrize("begun", [EAGER, KERNELS])
 def test_a_run_keeps_the_engine_that_it_began_with(begun: str) -> None:
     for updates in (1, 64_000):
-        assert chosen("auto", planned(CPU, updates), begun) == (begun, [])
+        assert chosen("auto", CPU, updates, begun) == (begun, [])
     other = "off" if begun == KERNELS else "on"
     with pytest.raises(UsageError, match=f"begun with the engine {begun}.*--fresh"):
-        chosen(other, planned(), begun)
+        chosen(other, begun=begun)
 
 
 def test_a_run_of_another_kind_of_device_is_refused() -> None:
     with pytest.raises(UsageError, match="cpu has no such engine"):
-        chosen("auto", planned(CPU), INDUCTOR)
+        chosen("auto", begun=INDUCTOR)
 
 
 def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(UsageError, match="auto, on or off, not 'maybe'"):
-        chosen("maybe", planned())
+        chosen("maybe")
 
 
 def test_several_processes_do_without_the_compiler_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "world_size", lambda: 2)
     with pytest.raises(UsageError, match="several processes"):
-        chosen("on", planned(GPU))
+        chosen("on", GPU)
 
 
 def test_each_kind_of_device_has_its_engine() -> None:

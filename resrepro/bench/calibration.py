@@ -29,7 +29,7 @@ from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
 from resrepro.training.checkpoint import state_of
 from resrepro.training.device import use_precision
-from resrepro.training.engines import EAGER, Plan, choose_engine
+from resrepro.training.engines import EAGER, choose_engine
 from resrepro.training.evaluation import measure
 from resrepro.training.feeds import About, Feed, MemoryFeed, PhotoFeed
 from resrepro.training.memory import keep_memory
@@ -125,7 +125,7 @@ def calibrate(asked: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         stay_within_memory()
         keep_memory()
     updates = spec.recipe.iterations
-    engine = choose_engine(asked["compiling"], Plan(spec, device, updates), None, lambda text: None)
+    engine = choose_engine(asked["compiling"], device, updates, None, lambda text: None)
     feed, reads = _open(spec, asked["data"], device, Loading(*asked["loading"]))
     trainer = our_trainer(spec, engine, feed, device, spread)
     trainer.net.train()

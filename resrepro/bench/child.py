@@ -35,10 +35,9 @@ class Part(Protocol):
 
 
 class Loop(Protocol):
-    """A training loop; what computes in it, its key in `training.seen`, and the seconds of building it."""
+    """A training loop; what computes in it, and the seconds of building it."""
 
     engine: str
-    key: str
     built_seconds: float
 
     def prepare(self) -> None:
@@ -64,7 +63,6 @@ class Runner:
         self.settle()
         self.told: Mapping[str, Any] = {
             "engine": self.loop.engine,
-            "key": self.loop.key,
             "data_seconds": spent / batches,
             "compile_seconds": self._compile_seconds(first - elapsed / count),
         }

@@ -17,7 +17,7 @@ from resrepro.records.recording import Onlooker
 from resrepro.spec import catalogue
 from resrepro.spec.specs import CifarRecipe, Spec
 from resrepro.training.device import fast_precision, use_precision
-from resrepro.training.engines import Plan, best_engine
+from resrepro.training.engines import best_engine
 from resrepro.training.feeds import Feed, MemoryFeed
 from resrepro.training.memory import keep_memory
 from resrepro.training.metrics import Errors
@@ -90,8 +90,7 @@ class OurLoop:
         use_precision(spec.recipe.precision, device)
         feed = MemoryFeed(spec.recipe, made_up_dataset(held_out=1), device, SEED)
         start = time.perf_counter()
-        plan = Plan(spec, device, spec.recipe.iterations)
-        self.key, self.engine = plan.key, contestant.arithmetic.engine or best_engine(plan)
+        self.engine = contestant.arithmetic.engine or best_engine(device)
         self.trainer = our_trainer(spec, self.engine, feed, device)
         self.built_seconds = time.perf_counter() - start
         self.trainer.net.train()

@@ -8,7 +8,6 @@ import torch
 
 from resrepro.errors import ResreproError, UsageError
 from resrepro.processes import is_first, local_rank, local_world_size, world_size
-from resrepro.records.environment import cpu_model
 
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -122,13 +121,6 @@ def threads_used(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def device_name(device: torch.device) -> str:
-    """The model of a GPU, or of the processor with the number of its threads that are used."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def fast_precision(device: torch.device) -> str:

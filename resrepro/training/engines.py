@@ -4,7 +4,6 @@ The engine changes how numbers are rounded, not what is computed; a run keeps th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -18,57 +17,41 @@ from resrepro.nets.cpu.convolving import Convolver
 from resrepro.nets.cpu.normalising import Normaliser
 from resrepro.nets.normalisation import norms_of
 from resrepro.processes import world_size
-from resrepro.spec.specs import Spec
-from resrepro.training.device import device_name
-from resrepro.training.seen import check_choice, look_up, remember
 
+CHOICES = ("auto", "on", "off")  # of --compile
 EAGER, KERNELS, INDUCTOR = ENGINES = ("eager", "kernels", "inductor")
 FEWEST = 50  # updates for which compiling the kernels, a second or two, is assumed to pay
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run for which an engine is wanted: what it trains, where, and how many updates are ahead."""
-
-    spec: Spec
-    device: torch.device
-    updates: int
-
-    @property
-    def key(self) -> str:
-        """Under which this machine remembers its costs."""
-        spec, recipe = self.spec, self.spec.recipe
-        parts = spec.dataset, spec.label, recipe.precision, f"batch {recipe.batch_size}"
-        return ", ".join([device_name(self.device), f"torch {torch.__version__}", *parts])
-
-
-def choose_engine(asked: str, plan: Plan, begun: str | None, say: Callable[[str], None]) -> str:
+def choose_engine(
+    choice: str, device: torch.device, updates: int, begun: str | None, say: Callable[[str], None]
+) -> str:
     """The engine of a run: the one it began with, else the one that `--compile` asks for.
 
-    "auto" compiles if that saves more time over the planned updates than it takes, by what was seen on this
-    machine; where nothing was seen, on a CPU for FEWEST updates and more, on a GPU not.
+    Args:
+        choice: "auto" takes the kernels on a CPU with a C compiler for FEWEST updates and more, elsewhere
+            eager; "on" takes what is made for the device, "off" eager.
+        device: where the run computes.
+        updates: how many the run has ahead.
+        begun: the engine of a run that goes on.
+        say: told if "auto" finds no compiler.
 
     Raises:
         UsageError: for an unknown choice, one that a begun run cannot follow, or "on" where nothing compiles.
     """
-    check_choice(asked)
+    if choice not in CHOICES:
+        raise UsageError(f"--compile is auto, on or off, not {choice!r}.")
     if begun is not None:
-        return _frozen(asked, begun, plan)
-    fitting = fitting_engine(plan.device)
-    if asked == "off" or (asked == "auto" and not _pays(fitting, plan, say)):
+        return _frozen(choice, begun, device)
+    engine = fitting_engine(device)
+    if choice == "off" or (choice == "auto" and (engine != KERNELS or updates < FEWEST)):
         return EAGER
-    if trouble := _trouble(fitting, plan):
-        if asked == "on":
+    if trouble := _trouble(engine, device):
+        if choice == "on":
             raise UsageError(f"--compile on: {trouble}.")
         say(f"Note: not compiled, as {trouble}.")
         return EAGER
-    return fitting
-
-
-def best_engine(plan: Plan) -> str:
-    """The engine that is made for the device, or eager where it cannot be had."""
-    fitting = fitting_engine(plan.device)
-    return EAGER if _trouble(fitting, plan) else fitting
+    return engine
 
 
 def fitting_engine(device: torch.device) -> str:
@@ -76,47 +59,38 @@ def fitting_engine(device: torch.device) -> str:
     return {"cpu": KERNELS, "cuda": INDUCTOR}.get(device.type, EAGER)
 
 
-def _frozen(asked: str, begun: str, plan: Plan) -> str:
-    if (asked, begun == EAGER) in (("on", True), ("off", False)):
+def best_engine(device: torch.device) -> str:
+    """The engine that is made for the device, or eager where it cannot be had."""
+    engine = fitting_engine(device)
+    return EAGER if _trouble(engine, device) else engine
+
+
+def _frozen(choice: str, begun: str, device: torch.device) -> str:
+    if (choice, begun == EAGER) in (("on", True), ("off", False)):
         raise UsageError(
             f"this run was begun with the engine {begun}, and another would round differently: "
             "leave --compile out, or start anew with --fresh."
         )
-    if begun != EAGER and (trouble := _trouble(begun, plan)):
+    if begun != EAGER and (trouble := _trouble(begun, device)):
         raise UsageError(
             f"this run was begun with the engine {begun}, but {trouble}: start anew with --fresh."
         )
     return begun
 
 
-def _trouble(engine: str, plan: Plan) -> str:
+def _trouble(engine: str, device: torch.device) -> str:
     """Why an engine cannot be had here; empty if it can."""
     if engine == EAGER:
-        return f"nothing is compiled for {plan.device.type}"
-    if engine != fitting_engine(plan.device):
-        return f"{plan.device.type} has no such engine"
+        return f"nothing is compiled for {device.type}"
+    if engine != fitting_engine(device):
+        return f"{device.type} has no such engine"
     if engine == INDUCTOR:
         return "several processes share the run" if world_size() > 1 else ""
     try:
-        kernels = load_kernels()
+        load_kernels()
     except NoCompiler as missing:
         return str(missing)
-    remember(plan.key, KERNELS, compile_seconds=kernels.seconds)
     return ""
-
-
-def _pays(engine: str, plan: Plan, say: Callable[[str], None]) -> bool:
-    """Whether compiling saves more time than it takes."""
-    seen = look_up(plan.key)
-    saving = seen.saving(engine, plan.updates * plan.spec.recipe.batch_size)
-    if saving is not None and seen.compile_seconds is not None:
-        return saving > seen.compile_seconds
-    if engine == INDUCTOR:
-        say(
-            "Note: not compiled, as nobody has measured here whether that pays for this net: "
-            "`resrepro bench --modes fast,fast-eager` does, --compile on just does it."
-        )
-    return engine == KERNELS and plan.updates >= FEWEST
 
 
 def describe_engine(engine: str) -> dict[str, object]:

@@ -26,7 +26,7 @@ from resrepro.training.device import (
     threads_used,
     use_precision,
 )
-from resrepro.training.engines import Plan, choose_engine, describe_engine
+from resrepro.training.engines import choose_engine, describe_engine
 from resrepro.training.feeds import Feed, open_feed
 from resrepro.training.interrupts import Interrupts, StoppedEarly
 from resrepro.training.modes import fast_settings, mode_of
@@ -123,10 +123,8 @@ def train(
             used = frozen_device(device, requested, env)
             with threads_used(frozen_threads(threads, used, env, threads_if_new)):
                 done = state["iteration"] if state else 0
-                ahead = Plan(spec, used, spec.recipe.iterations - done)
-                engine = on_first(
-                    lambda: choose_engine(compiling, ahead, env["engine"] if env else None, watcher.say)
-                )
+                ahead, begun = spec.recipe.iterations - done, env["engine"] if env else None
+                engine = on_first(lambda: choose_engine(compiling, used, ahead, begun, watcher.say))
                 use_precision(spec.recipe.precision, used)
                 feed = open_feed(spec, data, used, seed, loading, watcher.say, dataset)
                 writer = _open_writer(folder, spec, seed, feed, fresh)
