@@ -28,8 +28,8 @@ from resrepro.errors import ResreproError
 from resrepro.records.collection import collect
 from resrepro.records.record_files import RECORD_FILES
 from resrepro.training import feeds, trainer
+from resrepro.training.progress import Watcher
 from resrepro.training.session import train
-from resrepro.training.watching import Watcher
 
 ITERATIONS = 8
 

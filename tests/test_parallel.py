@@ -24,10 +24,8 @@ from resrepro.nets.normalisation import norms_of, running_statistics
 from resrepro.spec import catalogue
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.specs import Recipe, Spec
-from resrepro.training.evaluation import Member, measure
 from resrepro.training.feeds import memory_views, on_device
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import Errors, ErrorSums
+from resrepro.training.measure import Errors, ErrorSums, Member, measure
 from resrepro.training.parallel import (
     Agreed,
     Ballot,
@@ -36,7 +34,6 @@ from resrepro.training.parallel import (
     bn_group_for,
     collected,
     exchanging,
-    gathered,
     in_parallel,
     join,
     on_first,
@@ -45,6 +42,7 @@ from resrepro.training.parallel import (
     told_as_lost,
     total,
 )
+from resrepro.training.progress import Interrupts
 
 CPU = torch.device("cpu")
 
@@ -167,7 +165,7 @@ def test_sums_lists_and_averages_are_those_of_all_processes() -> None:
             buffer.fill_(10.0 * number + rank)
         average_statistics(net)
         found = [set(buffer.tolist()) for buffer in running_statistics(net)]
-        return collected(f"of {rank}"), total(torch.tensor(rank + 1)).item(), gathered(sums).read(), found
+        return collected(f"of {rank}"), total(torch.tensor(rank + 1)).item(), sums.read_all(), found
 
     answers = in_ranks(3, work)
     assert answers[0] == answers[1] == answers[2]

@@ -14,7 +14,7 @@ from resrepro.data.batches import Normalisation
 from resrepro.data.views import Views, views_of
 from resrepro.nets import Net, build_net
 from resrepro.spec import catalogue
-from resrepro.training.evaluation import Member, in_passes, log_scores, measure
+from resrepro.training.measure import Member, in_passes, log_scores, measure
 
 SIZE = 64  # of the crops: the feature map is 2 x 2 there
 RECIPE = catalogue.derive(catalogue.find("folder-resnet18"), image_size=SIZE).recipe

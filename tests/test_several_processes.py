@@ -17,8 +17,8 @@ from resrepro.data.loading import Loading
 from resrepro.data.views import Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
 from resrepro.training import feeds, trainer
+from resrepro.training.progress import Watcher
 from resrepro.training.session import train
-from resrepro.training.watching import Watcher
 
 DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "iterations": 12, "eval_every": 3, "lr": 0.01}
 PHOTOS: dict[str, Any] = {

@@ -30,13 +30,12 @@ from resrepro.records import read_run
 from resrepro.records.durable import write_json
 from resrepro.records.record_files import METRICS_COLUMNS, RECORD_FILES
 from resrepro.spec.specs import Recipe
-from resrepro.training import checkpoint, feeds, modes, trainer
+from resrepro.training import checkpoint, engine, feeds, trainer
 from resrepro.training import session as training
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
-from resrepro.training.interrupts import SIGNALS
-from resrepro.training.metrics import Errors
+from resrepro.training.measure import Errors
+from resrepro.training.progress import SIGNALS, Sample, Watcher
 from resrepro.training.session import train
-from resrepro.training.watching import Sample, Watcher
 
 SECRET = "a-value-that-only-the-environment-holds"
 
@@ -308,7 +307,7 @@ def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path) -> None:
 def test_both_modes_and_their_engine_are_in_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modes, "fast_precision", lambda device: "bf16")
+    monkeypatch.setattr(engine, "fast_precision", lambda device: "bf16")
     default, fast = short(tmp_path), short(tmp_path, fast=True, compiling="on")
     told = [env_of(folder) for folder in (default, fast)]
     assert [(env["mode"], env["engine"]) for env in told] == [("default", "eager"), ("fast", "kernels")]
@@ -322,7 +321,7 @@ def test_both_modes_and_their_engine_are_in_the_record(
 def test_where_there_is_nothing_faster_the_fast_mode_is_the_default_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modes, "fast_precision", lambda device: "float32")
+    monkeypatch.setattr(engine, "fast_precision", lambda device: "float32")
     watcher = Recorder()
     folder = short(tmp_path, fast=True, watcher=watcher)
     assert env_of(folder)["mode"] == "default"

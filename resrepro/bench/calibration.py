@@ -28,12 +28,9 @@ from resrepro.records.record_files import FORMAT
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
 from resrepro.training.checkpoint import state_of
-from resrepro.training.device import use_precision
-from resrepro.training.engines import EAGER, choose_engine
-from resrepro.training.evaluation import measure
+from resrepro.training.engine import EAGER, choose_engine, fast_settings, keep_memory, use_precision
 from resrepro.training.feeds import About, Feed, MemoryFeed, PhotoFeed
-from resrepro.training.memory import keep_memory
-from resrepro.training.modes import fast_settings
+from resrepro.training.measure import measure
 from resrepro.training.parallel import collected, plan
 from resrepro.training.trainer import Trainer
 

@@ -17,7 +17,7 @@ import torch
 from resrepro.bench.contestants import TRAINING_IMAGES, USUAL, Contestant
 from resrepro.bench.timing import finish, memory_used_mib, timed
 from resrepro.errors import ResreproError
-from resrepro.training.device import choose_device, fast_precision, telling_memory, threads_used
+from resrepro.training.engine import choose_device, fast_precision, telling_memory, threads_used
 
 WARM_STEPS = 3
 # Seconds in which a DataLoader's workers fill up what was taken, and threads stop to wait for more work

@@ -205,7 +205,7 @@ def _train_all(
 
 def _train_in_turn(names: list[str], seeds: list[int], **options: Any) -> None:
     from resrepro.cli.live import LiveView
-    from resrepro.training.memory import keep_memory
+    from resrepro.training.engine import keep_memory
     from resrepro.training.session import train as train_one
 
     keep_memory()

@@ -19,7 +19,7 @@ from resrepro.records.durable import json_bytes, write_out
 from resrepro.records.measured import RESPONSES
 from resrepro.records.record_files import FORMAT
 from resrepro.spec.catalogue import Protocol, protocol_for
-from resrepro.training.device import (
+from resrepro.training.engine import (
     choose_device,
     forget_shapes_soon,
     memory_format,
@@ -27,10 +27,9 @@ from resrepro.training.device import (
     threads_used,
     use_precision,
 )
-from resrepro.training.evaluation import Member, measure, precise_statistics
 from resrepro.training.feeds import open_feed
 from resrepro.training.held_out import HeldOut, open_held_out
-from resrepro.training.metrics import Errors
+from resrepro.training.measure import Errors, Member, measure, precise_statistics
 from resrepro.training.parallel import bn_group_for, join, split_batch, told_as_lost
 
 __all__ = ["ThirdPartyCheckpoint", "evaluate", "measure_nets"]

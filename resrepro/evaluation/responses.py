@@ -23,9 +23,9 @@ from resrepro.nets.normalisation import GroupedBatchNorm2d
 from resrepro.processes import world_size
 from resrepro.records import Run, read_run
 from resrepro.records.responses import Responses, read_responses, write_responses
-from resrepro.training.device import choose_device, memory_format, telling_memory, threads_used, use_precision
-from resrepro.training.evaluation import in_passes, precise_statistics
+from resrepro.training.engine import choose_device, memory_format, telling_memory, threads_used, use_precision
 from resrepro.training.feeds import Feed, open_feed
+from resrepro.training.measure import in_passes, precise_statistics
 from resrepro.training.trainer import initial_net
 
 Layers = dict[str, GroupedBatchNorm2d]

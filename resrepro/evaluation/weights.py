@@ -24,7 +24,7 @@ from resrepro.records import Run
 from resrepro.records.durable import SEAL, write_out
 from resrepro.records.record_files import CHECKPOINT, SPEC, WEIGHTS
 from resrepro.training.checkpoint import load_checkpoint
-from resrepro.training.device import arithmetic
+from resrepro.training.engine import arithmetic
 
 HEADER = "resrepro"  # the one key of the metadata, so that equal weights give equal files
 FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration")

@@ -26,15 +26,15 @@ from resrepro.nets import Net
 from resrepro.processes import rank, world_size
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.specs import CifarRecipe, ImageNetRecipe, Recipe, Spec
-from resrepro.training.evaluation import (
+from resrepro.training.measure import (
     EVAL_BATCH,
     PRECISE_BATCHES,
+    Errors,
     Member,
     measure,
     never,
     precise_statistics,
 )
-from resrepro.training.metrics import Errors
 from resrepro.training.parallel import on_first
 
 

@@ -18,27 +18,27 @@ from resrepro.processes import world_size
 from resrepro.records.recording import RunWriter
 from resrepro.spec import catalogue
 from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
-from resrepro.training.cadence import Cadence, Every
 from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
-from resrepro.training.device import arithmetic, memory_format
-from resrepro.training.engines import EAGER, equip
+from resrepro.training.engine import EAGER, arithmetic, equip, memory_format
 from resrepro.training.feeds import Feed
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import Errors, ErrorSums
-from resrepro.training.optimizer import make_optimizer, set_learning_rate
+from resrepro.training.measure import Errors, ErrorSums
+from resrepro.training.optimizer import (
+    Plateau,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    warmup_is_due,
+)
 from resrepro.training.parallel import (
     Ballot,
     BatchSplit,
     average_statistics,
     collected,
     exchanging,
-    gathered,
     in_parallel,
     on_first,
 )
-from resrepro.training.plateau import Plateau
-from resrepro.training.schedule import learning_rate, warmup_is_due
-from resrepro.training.watching import Sample, Watcher
+from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
 
@@ -88,7 +88,7 @@ class Trainer:
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
         self.done = self.sampled = 0
         self.saved: tuple[int, int] | None = None
-        self.cadence = Cadence(Every())
+        self.interval = CheckpointInterval()
         self.way_on = "The same command goes on from here."
         self.warmup_switch: int | None = None
         self.plateau = _plateau_of(self.recipe)
@@ -115,7 +115,7 @@ class Trainer:
                 if warmup_is_due(self.recipe, self.done, self.warmup_switch):
                     self.look_at_warmup()
                 self.sample_if_due(ballot)
-                asked = ballot.cast(self.cadence.due(self.done))
+                asked = ballot.cast(self.interval.due(self.done))
                 if self.done < self.recipe.iterations:
                     if asked.signal:
                         self.stop(asked.signal)
@@ -167,7 +167,7 @@ class Trainer:
 
     def look_at_warmup(self) -> None:
         """End the warm-up once the training error has fallen below its bound (Section 4.2: 80 %)."""
-        errors = gathered(self.since_look).read()
+        errors = self.since_look.read_all()
         self.since_look.reset()
         if errors.top1_err < self.recipe.warmup_until_err:
             self.warmup_switch = self.done
@@ -185,10 +185,10 @@ class Trainer:
         """
         wanted = self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations
         if not wanted and self.done % LOOK_FOR_DIVERGENCE == 0:
-            self.stop_if_diverged(gathered(self.since_sample).read())
+            self.stop_if_diverged(self.since_sample.read_all())
         if not wanted or self.sampled == self.done:
             return
-        train = gathered(self.since_sample).read()  # waits for the device: the time is of finished work
+        train = self.since_sample.read_all()  # waits for the device: the time is of finished work
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
         held_out = self.feed.measure(self.net, self.device, ballot.heard)
@@ -284,7 +284,7 @@ class Trainer:
         shares = collected(own)
         on_first(lambda: self._write(shares))
         self.saved = self.done, self.sampled
-        self.cadence.written(time.perf_counter() - start)
+        self.interval.written(time.perf_counter() - start)
 
     def _write(self, shares: Shares) -> None:
         self.writer.still_ours()

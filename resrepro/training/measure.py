@@ -1,4 +1,4 @@
-"""Measuring nets on test views: top-1 and top-5 error of the averaged scores (Sections 3.4 and 4.2)."""
+"""Measuring nets: loss and top-k errors, of the averaged scores of test views (Sections 3.4 and 4.2)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,15 +13,64 @@ from resrepro.data.views import Views
 from resrepro.nets import Net
 from resrepro.nets.folding import folded
 from resrepro.nets.normalisation import plain_averages, running_statistics
+from resrepro.processes import world_size
 from resrepro.spec.specs import Recipe
-from resrepro.training.device import arithmetic
-from resrepro.training.metrics import Errors, ErrorSums
-from resrepro.training.parallel import average_statistics, gathered
+from resrepro.training.engine import arithmetic
+from resrepro.training.parallel import average_statistics, total
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
 EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
 PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean loss, and errors in percent, over `count` images."""
+
+    loss: float
+    top1_err: float
+    top5_err: float
+    count: int
+
+
+class ErrorSums:
+    """Running sums of loss and wrong answers; `add` never waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float32 counts exactly up to 16.7 million images; MPS has no float64.
+        self.sums = torch.zeros(3, device=device)
+        self.count = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss, logits (N, classes) and labels (N,)."""
+        n = len(labels)
+        # An image is right at k if its label is among the k highest logits (all, if there are fewer).
+        right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        right1, right5 = right[:, 0].sum(), right.sum()
+        self.sums += torch.stack((loss.float() * n, n - right1.float(), n - right5.float()))
+        self.count += n
+
+    def read(self) -> Errors:
+        """The means so far; waits for the device. All zero images give NaN."""
+        loss, wrong1, wrong5 = self.sums.tolist()
+        n = self.count or float("nan")
+        return Errors(loss / n, 100 * wrong1 / n, 100 * wrong5 / n, self.count)
+
+    def read_all(self) -> Errors:
+        """The means over the images of all processes of the run."""
+        if world_size() == 1:
+            return self.read()
+        own = self.sums if self.count else torch.zeros_like(self.sums)  # the mean loss of no images is NaN
+        together = total(torch.cat([own, own.new_tensor([self.count])]))
+        whole = ErrorSums(together.device)
+        whole.sums, whole.count = together[:3], round(together[3].item())
+        return whole.read()
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        self.sums.zero_()
+        self.count = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +119,7 @@ def measure(
             sums.add(F.nll_loss(scores, labels), scores, labels)
     for member, mode in zip(members, modes, strict=True):
         member.net.train(mode)
-    return gathered(sums).read()
+    return sums.read_all()
 
 
 def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:
