@@ -1,34 +1,35 @@
 """Engines, devices, threads, arithmetic and memory."""
 
 import platform
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 import torch
-from seeds import disturb, seeded
-from torch.nn import functional as F
+from seeds import seeded
 
+from resrepro.data.batches import Normalisation
+from resrepro.data.views import Views
 from resrepro.errors import UsageError
-from resrepro.nets import Net, build_net
-from resrepro.nets.convolution import Convolution
-from resrepro.nets.cpu import NoCompiler, load_kernels
+from resrepro.nets import build_net
+from resrepro.nets.cpu import NoCompiler
+from resrepro.spec import catalogue
 from resrepro.training import engine
 from resrepro.training.engine import (
     EAGER,
+    ENGINES,
     INDUCTOR,
     KERNELS,
     arithmetic,
     choose_device,
     choose_engine,
-    equip,
     fitting_engine,
     memory_format,
     threads_used,
     use_precision,
 )
+from resrepro.training.measure import Member, measure
 
 # --- engines ---------------------------------------------------------------------------------------
 
@@ -112,104 +113,14 @@ def test_each_kind_of_device_has_its_engine() -> None:
 # --- what they compute -----------------------------------------------------------------------------
 
 
-def with_kernels(make: Callable[[], Net]) -> tuple[Net, Net]:
-    """The same net with kernels and without."""
-    usual, fused = make(), make()
-    disturb(usual)
-    fused.load_state_dict(usual.state_dict())
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            patch.setattr(engine, "load_kernels", load_kernels)
-            equip(fused, KERNELS)
-        except NoCompiler as missing:
-            pytest.skip(str(missing))
-    last = torch.channels_last
-    return usual.to(memory_format=last), fused.to(memory_format=last)
-
-
-def gradients(net: Net, images: torch.Tensor, kind: torch.dtype) -> dict[str, torch.Tensor]:
-    """Loss, gradients and running averages of one training pass."""
-    net.train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
-        logits = net(images)
-    loss = F.cross_entropy(logits.to(images.dtype), torch.arange(len(images)) % logits.shape[1])
-    loss.backward()
-    told = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
-    return {"loss": loss.detach()} | told | dict(net.named_buffers())
-
-
-NETS: dict[str, Callable[[], Net]] = {
-    "plain": lambda: build_net("cifar10", 14, plain=True, generator=seeded(3)),
-    "A": lambda: build_net("cifar10", 14, generator=seeded(3)),
-    "A symmetric": lambda: build_net("cifar10", 8, option_a_zeros="symmetric", generator=seeded(3)),
-    "B": lambda: build_net("cifar10", 14, shortcut="B", generator=seeded(3)),
-    "C": lambda: build_net("cifar10", 8, shortcut="C", generator=seeded(3)),
-    "imagenet": lambda: build_net("imagenet", 18, num_classes=10, generator=seeded(3)),
-    "bottleneck": lambda: build_net("imagenet", 50, num_classes=10, generator=seeded(3)),
-}
-
-
-@pytest.mark.parametrize("kind", NETS)
-def test_a_step_with_kernels_is_the_eager_step_to_rounding(kind: str) -> None:
-    """Against the same step in double precision, both err alike; where rounding opens or closes a single
-    ReLU, the gradients of the layers before it change by a thousandth."""
-    usual, fused = with_kernels(NETS[kind])
-    exact_net = NETS[kind]().double()
-    exact_net.load_state_dict(usual.state_dict())
-    side = 64 if kind in ("imagenet", "bottleneck") else 16
-    images = torch.randn(8, 3, side, side, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
-    exact = gradients(exact_net, images.double(), torch.float32)
-    eager, ours = (gradients(net, images, torch.float32) for net in (usual, fused))
-    assert exact.keys() == eager.keys() == ours.keys()
-
-    def error(told: dict[str, torch.Tensor], name: str) -> float:
-        return float((told[name].double() - exact[name]).norm() / exact[name].double().norm().clamp_min(1e-3))
-
-    usual_errors, errors = ([error(told, name) for name in exact] for told in (eager, ours))
-    assert statistics.median(errors) < 2 * statistics.median(usual_errors)
-    assert max(errors) < max(3 * max(usual_errors), 5e-3)
-    assert error(ours, "loss") < 1e-6
-
-
-def test_a_narrow_step_with_kernels_is_as_near_to_float32_as_the_eager_one() -> None:
-    usual, fused = with_kernels(NETS["A"])
-    images = torch.randn(32, 3, 16, 16, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
-    exact = gradients(usual, images, torch.float32)
-    exact = {name: value.clone() for name, value in exact.items()}
-    usual.zero_grad()
-    eager, ours = (gradients(net, images, torch.bfloat16) for net in (usual, fused))
-
-    def error(told: dict[str, torch.Tensor], name: str) -> float:
-        return float((told[name] - exact[name]).norm() / exact[name].norm())
-
-    names = [name for name in exact if name.endswith("conv1.weight") or name.endswith("conv2.weight")]
-    for name in names:
-        assert error(ours, name) < 1.3 * error(eager, name) + 1e-3, name
-    strided = [name for name in names if ".1.0.conv1" in name or ".2.0.conv1" in name]
-    assert strided
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_the_wide_gradient_of_a_narrow_convolution(stride: int) -> None:
-    usual, wide = (Convolution(16, 32, 3, stride, padding=1) for _ in range(2))
-    wide.load_state_dict(usual.state_dict())
-    wide.wide = True
-    x = torch.randn(4, 16, 8, 8, generator=seeded(1)).to(torch.bfloat16)
-    upstream = torch.randn(4, 32, 8 // stride, 8 // stride, generator=seeded(2)).to(torch.bfloat16)
-    told = []
-    for module in (usual, wide):
-        leaf = x.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16):
-            y = module(leaf)
-        told.append((y, *torch.autograd.grad(y, (leaf, module.weight), upstream)))
-    (y, of_x, of_weight), (other, other_x, other_weight) = told
-    assert torch.equal(y, other)
-    assert torch.equal(of_x, other_x)
-    assert other_weight.dtype == torch.float32
-    exact = torch.nn.grad.conv2d_weight(  # type: ignore[attr-defined]
-        x.double(), usual.weight.shape, upstream.double(), stride, 1
-    )
-    assert (other_weight - exact).norm() <= (of_weight - exact).norm()
+def test_each_engine_trains_the_parameters_of_the_net_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "KernelNet", lambda net, kernels: torch.nn.Sequential(net))
+    monkeypatch.setattr(torch, "compile", lambda net, mode: torch.nn.Sequential(net))
+    net = build_net("cifar10", 8)
+    for name in ENGINES:
+        model = engine.accelerate(net, name)
+        assert (model is net) == (name == EAGER)
+        assert list(map(id, model.parameters())) == list(map(id, net.parameters()))
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["residual", "plain"])
@@ -225,6 +136,24 @@ def test_pytorchs_compiler_takes_the_nets_whole(plain: bool) -> None:
         logits.square().sum().backward()
         told.append([logits.detach(), *(parameter.grad for parameter in net.parameters())])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*told, strict=True))
+
+
+def test_an_evaluation_does_not_make_the_compiler_start_again() -> None:
+    """It works on copies, so that nothing of the net changes that the compiled code relies on."""
+    net, compiled = build_net("cifar10", 8, generator=seeded(1)), []
+
+    def note(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    model = torch.compile(net, backend=note)
+    images = torch.randn(4, 3, 32, 32, generator=seeded(2))
+    normalisation = Normalisation(catalogue.find("cifar10-resnet20").spec().recipe, torch.zeros(3, 1, 1))
+    pixels, labels = torch.zeros(4, 1, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+    for _ in range(3):
+        model(images).sum().backward()
+        measure([Member(net, normalisation)], [Views([pixels], labels)], False, CPU)
+    assert len(compiled) == 1
 
 
 # --- device ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from resrepro.data.loading import Loading
 from resrepro.data.views import PhotoViews, Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.nets import Net, net_of
-from resrepro.nets.normalisation import norms_of, running_statistics
+from resrepro.nets.layers import running_statistics
 from resrepro.spec import catalogue
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.specs import Recipe, Spec
@@ -54,13 +54,14 @@ PHOTOS = catalogue.derive(catalogue.find("folder-resnet18"), image_size=32)
 BOTTLENECK = catalogue.derive(catalogue.find("folder-resnet50"), image_size=32)
 
 
-def build(spec: Spec, group: int) -> Net:
+def build(spec: Spec, group: int, batch: int = 0) -> Net:
     recipe = catalogue.derive(
         catalogue.find(spec.experiment), image_size=getattr(spec.recipe, "image_size", None),
         bn_group=group, batch_size=BATCH,
     ).recipe  # fmt: skip
     weights = torch.Generator().manual_seed(1)
-    return net_of(recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, CLASSES, weights).train()
+    shape = spec.dataset, spec.depth, spec.plain, spec.shortcut, CLASSES
+    return net_of(recipe, *shape, weights, batch).train()
 
 
 def batch_for(spec: Spec) -> tuple[Tensor, Tensor]:
@@ -72,9 +73,7 @@ def batch_for(spec: Spec) -> tuple[Tensor, Tensor]:
 
 def gradients_of(spec: Spec, group: int, processes: int, passes: int) -> tuple[list[Tensor], ...]:
     """Gradients and running averages of one process's share of one update."""
-    net = build(spec, group)
-    for norm in norms_of(net):
-        norm.images = BATCH // processes
+    net = build(spec, group, BATCH // processes)
     join(CPU)
     model = in_parallel(net, CPU)
     rank = int(os.environ.get("RANK", "0"))

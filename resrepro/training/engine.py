@@ -16,11 +16,7 @@ from torch import nn
 
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import Net
-from resrepro.nets.convolution import Convolution
-from resrepro.nets.cpu import NoCompiler, load_kernels
-from resrepro.nets.cpu.convolving import Convolver
-from resrepro.nets.cpu.normalising import Normaliser
-from resrepro.nets.normalisation import norms_of
+from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
 from resrepro.processes import is_first, local_rank, local_world_size, world_size
 from resrepro.spec.specs import Recipe
 
@@ -104,20 +100,14 @@ def describe_engine(engine: str) -> dict[str, object]:
     return {"engine": engine, "kernels": load_kernels().key if engine == KERNELS else None}
 
 
-def equip(net: Net, engine: str) -> nn.Module:
-    """Make a net compute with an engine in training; returns what training passes go through.
+def accelerate(net: Net, engine: str) -> nn.Module:
+    """What training passes go through: the net itself, or what computes the same with its parameters.
 
     Raises:
         NoCompiler: if the kernels cannot be compiled here.
     """
     if engine == KERNELS:
-        kernels = load_kernels()
-        normaliser, convolver = Normaliser(kernels), Convolver(kernels)
-        for norm in norms_of(net):
-            norm.kernels = normaliser
-        for module in net.modules():
-            if isinstance(module, Convolution):
-                module.wide, module.kernels = True, convolver
+        return KernelNet(net, load_kernels())
     if engine == INDUCTOR:
         return cast(nn.Module, torch.compile(net, mode="reduce-overhead"))  # records CUDA graphs
     return net

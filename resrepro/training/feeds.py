@@ -33,7 +33,7 @@ from resrepro.training.measure import (
     Member,
     measure,
     never,
-    precise_statistics,
+    with_precise_statistics,
 )
 from resrepro.training.parallel import on_first
 
@@ -92,11 +92,7 @@ class Feed(ABC):
         Once `stop()` holds the rest is left out, and what comes out is to be thrown away.
         """
         if getattr(self.recipe, "bn_stats", "running") == "precise":
-            with precise_statistics(net, self.first_batches(), self.recipe, stop):
-                return self._measure(net, device, stop)
-        return self._measure(net, device, stop)
-
-    def _measure(self, net: Net, device: torch.device, stop: Callable[[], bool]) -> dict[str, Errors]:
+            net = with_precise_statistics(net, self.first_batches(), self.recipe, stop)
         dense, member = self.protocol.crops == "dense", self.member(net)
         return {
             name: measure([member], self.views(name), dense, device, stop) for name in self.about.held_out

@@ -1,8 +1,7 @@
 """Measuring nets: loss and top-k errors, of the averaged scores of test views (Sections 3.4 and 4.2)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +10,7 @@ from torch.nn import functional as F
 from resrepro.data.batches import Normalisation
 from resrepro.data.views import Views
 from resrepro.nets import Net
-from resrepro.nets.folding import folded
-from resrepro.nets.normalisation import plain_averages, running_statistics
+from resrepro.nets.layers import averaging, folded
 from resrepro.processes import world_size
 from resrepro.spec.specs import Recipe
 from resrepro.training.engine import arithmetic
@@ -98,18 +96,14 @@ def measure(
     device: torch.device,
     stop: Callable[[], bool] = never,
 ) -> Errors:
-    """Loss and errors over all images of all processes, in evaluation mode.
+    """Loss and errors over all images of all processes, by copies of the nets in evaluation mode.
 
     The members' scores (softmax) are averaged; the loss is that of the average. Once `stop()` holds the
     rest is left out, and what comes out is to be thrown away.
     """
     sums = ErrorSums(device)
-    modes = [member.net.training for member in members]
-    for member in members:
-        member.net.eval()
-    with ExitStack() as stack, torch.inference_mode():
-        for member in members:
-            stack.enter_context(folded(member.net))
+    with torch.inference_mode():
+        members = [replace(member, net=folded(member.net)) for member in members]
         for group in views:
             if stop():
                 break
@@ -117,8 +111,6 @@ def measure(
             scales = [scale.to(device, non_blocking=True) for scale in group.scales]
             scores = log_scores(members, scales, dense)
             sums.add(F.nll_loss(scores, labels), scores, labels)
-    for member, mode in zip(members, modes, strict=True):
-        member.net.train(mode)
     return sums.read_all()
 
 
@@ -170,36 +162,30 @@ def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
     return torch.split(pixels, max(1, min(EVAL_BATCH, PIXELS_PER_PASS // area)))
 
 
-@contextmanager
-def precise_statistics(
+def with_precise_statistics(
     net: Net,
     batches: Iterable[tuple[Tensor, Tensor]],
     recipe: Recipe,
     stop: Callable[[], bool] = never,
-) -> Iterator[None]:
-    """While active, BN uses plain averages over training batches, as the authors' README describes.
+) -> Net:
+    """A copy whose BN uses plain averages over training batches, as the authors' README describes.
 
     Each pass holds one BN group, so neither the memory nor the result depends on how many images a
     process has.
 
     Args:
-        net: the net, whose running averages come back afterwards.
+        net: stays as it is.
         batches: training images and labels, PRECISE_BATCHES of them or one epoch.
         recipe: the arithmetic and the size of the BN groups.
         stop: once it holds the rest of the batches is left out.
     """
-    buffers = running_statistics(net)
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        with torch.no_grad(), plain_averages(net):
-            for images, _ in batches:
-                if stop():
-                    break
-                for group in torch.split(images, recipe.bn_group or len(images)):
-                    with arithmetic(recipe.precision, images.device):
-                        net(group)
-        average_statistics(net)
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(buffers, before)
+    precise = averaging(net)
+    with torch.no_grad():
+        for images, _ in batches:
+            if stop():
+                break
+            for group in torch.split(images, recipe.bn_group or len(images)):
+                with arithmetic(recipe.precision, images.device):
+                    precise(group)
+        average_statistics(precise)
+    return precise

@@ -23,7 +23,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from resrepro.errors import PeerLost, ResreproError, UsageError
-from resrepro.nets.normalisation import running_statistics
+from resrepro.nets.layers import running_statistics
 from resrepro.processes import is_first, world_size
 from resrepro.spec import catalogue
 from resrepro.spec.specs import Recipe, Spec, Value

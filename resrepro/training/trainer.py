@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
-from resrepro.nets.normalisation import norms_of
 from resrepro.processes import world_size
 from resrepro.records.recording import RunWriter
 from resrepro.spec import catalogue
 from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
 from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
-from resrepro.training.engine import EAGER, arithmetic, equip, memory_format
+from resrepro.training.engine import EAGER, accelerate, arithmetic, memory_format
 from resrepro.training.feeds import Feed
 from resrepro.training.measure import Errors, ErrorSums
 from resrepro.training.optimizer import (
@@ -43,13 +42,14 @@ from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, W
 LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
 
 
-def initial_net(spec: Spec, seed: int, num_classes: int) -> Net:
-    """The net that a run of this seed begins with.
+def initial_net(spec: Spec, seed: int, num_classes: int, bn_batch: int = 0) -> Net:
+    """The net that a run of this seed begins with; `bn_batch` as in `build_net`.
 
     Its weights are drawn on the CPU, so that a seed means the same on every device.
     """
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
-    return net_of(spec.recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes, weights)
+    shape = spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes
+    return net_of(spec.recipe, *shape, weights, bn_batch)
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,9 @@ class Trainer:
     ) -> None:
         self.spec, self.recipe, self.seed, self.feed = spec, spec.recipe, seed, feed
         self.target, self.device, self.writer, self.watcher = target, target.device, writer, watcher
-        net = initial_net(spec, seed, feed.about.num_classes)
+        net = initial_net(spec, seed, feed.about.num_classes, target.spread.local)
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
-        for norm in norms_of(self.net):
-            norm.images = target.spread.local
-        self.model = in_parallel(equip(self.net, target.engine), self.device)
+        self.model = in_parallel(accelerate(self.net, target.engine), self.device)
         self.optimizer = make_optimizer(self.net, self.recipe)
         # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
