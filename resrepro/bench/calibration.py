@@ -30,9 +30,9 @@ from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, 
 from resrepro.training.checkpoint import state_of
 from resrepro.training.engine import EAGER, choose_engine, fast_settings, keep_memory, use_precision
 from resrepro.training.feeds import About, Feed, MemoryFeed, PhotoFeed
+from resrepro.training.loop import Trainer
 from resrepro.training.measure import measure
 from resrepro.training.parallel import collected, plan
-from resrepro.training.trainer import Trainer
 
 TEST_IMAGES = 10_000  # of CIFAR-10
 LONG = 5  # times the seconds of a calibration; what a first step has to prepare is little beside that

@@ -18,10 +18,10 @@ from resrepro.spec import catalogue
 from resrepro.spec.specs import CifarRecipe, Spec
 from resrepro.training.engine import best_engine, fast_precision, keep_memory, use_precision
 from resrepro.training.feeds import Feed, MemoryFeed
+from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Target, Trainer
 from resrepro.training.measure import Errors
 from resrepro.training.parallel import BatchSplit, split_batch
 from resrepro.training.progress import Watcher
-from resrepro.training.trainer import LOOK_FOR_DIVERGENCE, Target, Trainer
 
 SEED = 0
 LOOK_EVERY = 0.5  # seconds, as often as the live view of `resrepro train` looks

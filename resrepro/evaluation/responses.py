@@ -24,8 +24,8 @@ from resrepro.records import Run, read_run
 from resrepro.records.responses import Responses, read_responses, write_responses
 from resrepro.training.engine import choose_device, memory_format, telling_memory, threads_used, use_precision
 from resrepro.training.feeds import Feed, open_feed
+from resrepro.training.loop import initial_net
 from resrepro.training.measure import in_passes, with_precise_statistics
-from resrepro.training.trainer import initial_net
 
 Layers = dict[str, GroupedBatchNorm2d]
 """BN by the name of the 3x3 convolution before it, in the paper's order."""

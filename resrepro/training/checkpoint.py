@@ -31,7 +31,7 @@ from resrepro.training.engine import EAGER, ENGINES, choose_device
 from resrepro.training.measure import Errors
 
 if TYPE_CHECKING:
-    from resrepro.training.trainer import Trainer
+    from resrepro.training.loop import Trainer
 
 # Other people's checkpoints keep numpy scalars ("best_acc") beside the weights.
 NUMPY_SCALARS = [

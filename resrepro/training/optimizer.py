@@ -62,6 +62,13 @@ class Plateau:
         return [list(self.drops), self.best, self.waited]
 
 
+def plateau_of(recipe: Recipe) -> Plateau | None:
+    """The rule that a recipe follows; None where its drops are fixed."""
+    if isinstance(recipe, ImageNetRecipe) and recipe.lr_policy == "plateau":
+        return Plateau(recipe)
+    return None
+
+
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD over all parameters; weight decay on BN and biases only if the recipe says so."""
     weights = [p for p in net.parameters() if p.ndim > 1]

@@ -30,9 +30,9 @@ from resrepro.training.engine import (
     use_precision,
 )
 from resrepro.training.feeds import Feed, open_feed
+from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import BatchSplit, join, on_first, plan, told_as_lost
 from resrepro.training.progress import CheckpointInterval, Interrupts, StoppedEarly, Watcher
-from resrepro.training.trainer import Target, Trainer
 
 
 def train(
