@@ -29,7 +29,7 @@ from resrepro.training.engine import (
     threads_used,
     use_precision,
 )
-from resrepro.training.measure import Member, measure
+from resrepro.training.measure import Member, measure_errors
 
 # --- engines ---------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ def test_an_evaluation_does_not_make_the_compiler_start_again() -> None:
     pixels, labels = torch.zeros(4, 1, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
     for _ in range(3):
         model(images).sum().backward()
-        measure([Member(net, normalisation)], [Views([pixels], labels)], False, CPU)
+        measure_errors([Member(net, normalisation)], [Views([pixels], labels)], False, CPU)
     assert len(compiled) == 1
 
 

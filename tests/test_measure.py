@@ -13,7 +13,7 @@ from resrepro.data.batches import Preparation
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
 from resrepro.training.feeds import memory_views, on_device
-from resrepro.training.measure import EVAL_BATCH, Errors, ErrorSums, Member, measure
+from resrepro.training.measure import EVAL_BATCH, Errors, ErrorSums, Member, measure_errors
 
 # --- metrics ---------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ def worn_net() -> torch.nn.Module:
 
 
 def measured(net: torch.nn.Module, data: Images, preparation: Preparation) -> Errors:
-    return measure([Member(net, preparation)], memory_views(*on_device(data, CPU)), False, CPU)
+    return measure_errors([Member(net, preparation)], memory_views(*on_device(data, CPU)), False, CPU)
 
 
 @pytest.mark.parametrize("count", [1, 37, EVAL_BATCH + 7])

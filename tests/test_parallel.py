@@ -25,7 +25,7 @@ from resrepro.spec import catalogue
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.specs import Recipe, Spec
 from resrepro.training.feeds import memory_views, on_device
-from resrepro.training.measure import Errors, ErrorSums, Member, measure
+from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import (
     Agreed,
     Ballot,
@@ -337,7 +337,7 @@ def test_a_set_smaller_than_the_number_of_processes_is_measured_too(count: int, 
     digits = load_dataset("digits")
     few = digits.held_out["test"].part(0, count)
     net = build(DIGITS, 0)
-    wanted = measure([member(net)], memory_views(*on_device(few, CPU)), False, CPU)
+    wanted = measure_errors([member(net)], memory_views(*on_device(few, CPU)), False, CPU)
     assert wanted.count == count
     answers = in_ranks(processes, lambda rank: measured_jointly(net, few))
     for answer in answers:
@@ -393,14 +393,14 @@ def member(net: Net) -> Member:
 
 def measured_jointly(net: Net, images: Images) -> Errors:
     join(CPU)
-    return measure([member(net)], memory_views(*on_device(images, CPU)), False, CPU)
+    return measure_errors([member(net)], memory_views(*on_device(images, CPU)), False, CPU)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_errors_of_several_processes_are_those_of_one(processes: int) -> None:
     images = load_dataset("digits").held_out["test"].part(0, 121)
     net = build(DIGITS, 0)
-    wanted = measure([member(net)], memory_views(*on_device(images, CPU)), False, CPU)
+    wanted = measure_errors([member(net)], memory_views(*on_device(images, CPU)), False, CPU)
     answers = in_ranks(processes, lambda rank: measured_jointly(net, images))
     assert {answer.count for answer in answers} == {121}
     for answer in answers:

@@ -31,7 +31,7 @@ from resrepro.training.checkpoint import state_of
 from resrepro.training.engine import EAGER, choose_engine, fast_settings, keep_memory, use_precision
 from resrepro.training.feeds import About, Feed, MemoryFeed, PhotoFeed
 from resrepro.training.loop import Trainer
-from resrepro.training.measure import measure
+from resrepro.training.measure import measure_errors
 from resrepro.training.parallel import collected, plan
 
 TEST_IMAGES = 10_000  # of CIFAR-10
@@ -206,7 +206,7 @@ def _evaluation_seconds(trainer: Trainer, seconds: float, step: float) -> float:
     for name in feed.about.held_out:
         done, start = 0, time.perf_counter()
         for group in feed.views(name):
-            measure([member], [group], dense, device)
+            measure_errors([member], [group], dense, device)
             done += len(group.labels)
             if time.perf_counter() - start > seconds:
                 break

@@ -28,7 +28,7 @@ from resrepro.training.engine import (
 )
 from resrepro.training.feeds import open_feed
 from resrepro.training.held_out import HeldOut, open_held_out
-from resrepro.training.measure import Errors, Member, measure, with_precise_statistics
+from resrepro.training.measure import Errors, Member, measure_errors, with_precise_statistics
 from resrepro.training.parallel import bn_group_for, join, split_batch, told_as_lost
 
 __all__ = ["ThirdPartyCheckpoint", "evaluate", "measure_nets"]
@@ -104,7 +104,7 @@ def evaluate(
             for net, member in zip(nets, members, strict=True)
         ]
         errors = {
-            name: measure(members, open_views(), view.crops == "dense", chosen)
+            name: measure_errors(members, open_views(), view.crops == "dense", chosen)
             for name, open_views in held_out.sets.items()
         }
     _record(nets, view, statistics, first.precision_on(chosen), held_out, errors, Path(runs), say)

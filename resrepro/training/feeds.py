@@ -31,7 +31,7 @@ from resrepro.training.measure import (
     PRECISE_BATCHES,
     Errors,
     Member,
-    measure,
+    measure_errors,
     never,
     with_precise_statistics,
 )
@@ -95,7 +95,8 @@ class Feed(ABC):
             net = with_precise_statistics(net, self.first_batches(), self.recipe, stop)
         dense, member = self.protocol.crops == "dense", self.member(net)
         return {
-            name: measure([member], self.views(name), dense, device, stop) for name in self.about.held_out
+            name: measure_errors([member], self.views(name), dense, device, stop)
+            for name in self.about.held_out
         }
 
     def first_batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -203,8 +203,8 @@ class Trainer:
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
         held_out = self.feed.measure(self.net, self.device, ballot.heard)
-        if decided := ballot.final():
-            self.stop(decided)
+        if signal_number := ballot.final():
+            self.stop(signal_number)
         self.sample(speed, {"train": train} | held_out)
         self.mark, self.images_before_mark = time.perf_counter(), 0
 
@@ -283,10 +283,10 @@ class Trainer:
 
     def departures(self) -> list[str]:
         """How the run departs from the paper, by its settings and by its course."""
-        told = catalogue.departures(self.spec)
+        sentences = catalogue.departures(self.spec)
         if self.recipe.warmup_lr and self.warmup_switch is None and self.done == self.recipe.iterations:
-            told.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
-        return told
+            sentences.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
+        return sentences
 
     def save(self) -> None:
         """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""

@@ -89,7 +89,7 @@ def never() -> bool:
     return False
 
 
-def measure(
+def measure_errors(
     members: Sequence[Member],
     views: Iterable[Views],
     dense: bool,

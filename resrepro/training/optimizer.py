@@ -19,7 +19,7 @@ def learning_rate(
         iteration: the update about to be made. Iteration 32,000 (the 32,001st) is the first after a
             drop at 32,000.
         warmup_switch: the iteration at which the warm-up ended, None while it lasts.
-        drops: where the rate drops if that is found on the way (see `plateau`); the recipe's by default.
+        drops: where the rate drops if that is found on the way (see `Plateau`); the recipe's by default.
     """
     if recipe.warmup_lr and (warmup_switch is None or iteration < warmup_switch):
         return recipe.warmup_lr

@@ -77,8 +77,8 @@ class Pace:
 
     def seconds_left(self, done: int) -> float:
         """By the speed of this session so far, evaluations included."""
-        each = (time.perf_counter() - self.started) / max(done - self.done_before, 1)
-        return each * (self.iterations - done)
+        per_update = (time.perf_counter() - self.started) / max(done - self.done_before, 1)
+        return per_update * (self.iterations - done)
 
 
 def clock(seconds: float) -> str:
@@ -90,11 +90,11 @@ def clock(seconds: float) -> str:
 
 def sample_line(sample: Sample, pace: Pace) -> str:
     """A sample as a line of its own."""
-    told = f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} {errors_line(sample)}"
+    line = f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} {errors_line(sample)}"
     if math.isnan(sample.images_per_s):  # nothing is known of the time either
-        return told
+        return line
     left = clock(pace.seconds_left(sample.iteration))
-    return f"{told}  {sample.images_per_s:,.0f} images/s  {left} left"
+    return f"{line}  {sample.images_per_s:,.0f} images/s  {left} left"
 
 
 def errors_line(sample: Sample) -> str:
