@@ -187,7 +187,7 @@ name = who["mode"] + str(who.get("workers") or "")
 worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 with open(f"{folder}/{os.getpid()}.pid", "w") as file: file.write(str(worker.pid))
 def tell(**answer): print(json.dumps(answer), flush=True)
-tell(engine="eager", key="", data_seconds=0.1, compile_seconds=0.0, threads=2, device="cpu", gpu=None)
+tell(engine="eager", data_seconds=0.1, compile_seconds=0.0, threads=2, device="cpu", gpu=None)
 speeds = {"usual": 100, "usual2": 50, "default": 200, "fast": 300}
 while line := sys.stdin.readline():
     with open(f"{folder}/turns", "a") as file: file.write(name + " ")

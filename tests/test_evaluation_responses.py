@@ -181,7 +181,7 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
             )
         step(trainer, images, labels)
 
-    from resrepro.training.trainer import Trainer
+    from resrepro.training.loop import Trainer
 
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", note)

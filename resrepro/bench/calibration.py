@@ -28,14 +28,11 @@ from resrepro.records.record_files import FORMAT
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
 from resrepro.training.checkpoint import state_of
-from resrepro.training.device import use_precision
-from resrepro.training.engines import EAGER, Plan, choose_engine
-from resrepro.training.evaluation import measure
+from resrepro.training.engine import EAGER, choose_engine, fast_settings, keep_memory, use_precision
 from resrepro.training.feeds import About, Feed, MemoryFeed, PhotoFeed
-from resrepro.training.memory import keep_memory
-from resrepro.training.modes import fast_settings
+from resrepro.training.loop import Trainer
+from resrepro.training.measure import measure_errors
 from resrepro.training.parallel import collected, plan
-from resrepro.training.trainer import Trainer
 
 TEST_IMAGES = 10_000  # of CIFAR-10
 LONG = 5  # times the seconds of a calibration; what a first step has to prepare is little beside that
@@ -125,7 +122,7 @@ def calibrate(asked: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         stay_within_memory()
         keep_memory()
     updates = spec.recipe.iterations
-    engine = choose_engine(asked["compiling"], Plan(spec, device, updates), None, lambda text: None)
+    engine = choose_engine(asked["compiling"], device, updates, None, lambda text: None)
     feed, reads = _open(spec, asked["data"], device, Loading(*asked["loading"]))
     trainer = our_trainer(spec, engine, feed, device, spread)
     trainer.net.train()
@@ -209,7 +206,7 @@ def _evaluation_seconds(trainer: Trainer, seconds: float, step: float) -> float:
     for name in feed.about.held_out:
         done, start = 0, time.perf_counter()
         for group in feed.views(name):
-            measure([member], [group], dense, device)
+            measure_errors([member], [group], dense, device)
             done += len(group.labels)
             if time.perf_counter() - start > seconds:
                 break

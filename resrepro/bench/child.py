@@ -17,7 +17,7 @@ import torch
 from resrepro.bench.contestants import TRAINING_IMAGES, USUAL, Contestant
 from resrepro.bench.timing import finish, memory_used_mib, timed
 from resrepro.errors import ResreproError
-from resrepro.training.device import choose_device, fast_precision, telling_memory, threads_used
+from resrepro.training.engine import choose_device, fast_precision, telling_memory, threads_used
 
 WARM_STEPS = 3
 # Seconds in which a DataLoader's workers fill up what was taken, and threads stop to wait for more work
@@ -35,10 +35,9 @@ class Part(Protocol):
 
 
 class Loop(Protocol):
-    """A training loop; what computes in it, its key in `training.seen`, and the seconds of building it."""
+    """A training loop; what computes in it, and the seconds of building it."""
 
     engine: str
-    key: str
     built_seconds: float
 
     def prepare(self) -> None:
@@ -64,7 +63,6 @@ class Runner:
         self.settle()
         self.told: Mapping[str, Any] = {
             "engine": self.loop.engine,
-            "key": self.loop.key,
             "data_seconds": spent / batches,
             "compile_seconds": self._compile_seconds(first - elapsed / count),
         }

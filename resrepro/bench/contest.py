@@ -16,7 +16,6 @@ from resrepro.errors import UsageError
 from resrepro.processes import world_size
 from resrepro.records.environment import describe_environment
 from resrepro.spec.specs import net_label
-from resrepro.training.seen import remember
 
 PEAK_SECONDS = 1.0  # at most, of a turn of the matrix peak
 
@@ -50,10 +49,6 @@ def hold(plan: Plan, say: Callable[[str], None] = silent) -> Outcome:
     peaks = _Peaks({}, {})
     entries = [entry for depth in plan.depths for entry in _measure_net(plan, depth, peaks, say)]
     known = describe_environment(None)
-    for entry in entries:
-        if entry.key:  # so that --compile auto knows what pays here
-            speed = entry.speed.median
-            remember(entry.key, entry.engine, compile_seconds=entry.compile_seconds, images_per_s=speed)
     machine = {key: known[key] for key in ("cpu", "cores", "system", "commit", "modified")}
     machine |= {"date": known["started"], **known["versions"], **peaks.told}
     return Outcome(plan, machine, tuple(entries), peaks.best)
@@ -104,5 +99,4 @@ def _entry(contestant: Contestant, facts: Mapping[str, Any], turns: Sequence[Map
         memory_mib=max(turn["memory_mib"] for turn in turns),
         compile_seconds=facts["compile_seconds"],
         engine=str(facts["engine"]),
-        key=str(facts["key"]),
     )

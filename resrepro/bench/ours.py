@@ -16,14 +16,12 @@ from resrepro.errors import UsageError
 from resrepro.records.recording import Onlooker
 from resrepro.spec import catalogue
 from resrepro.spec.specs import CifarRecipe, Spec
-from resrepro.training.device import fast_precision, use_precision
-from resrepro.training.engines import Plan, best_engine
+from resrepro.training.engine import best_engine, fast_precision, keep_memory, use_precision
 from resrepro.training.feeds import Feed, MemoryFeed
-from resrepro.training.memory import keep_memory
-from resrepro.training.metrics import Errors
+from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Target, Trainer
+from resrepro.training.measure import Errors
 from resrepro.training.parallel import BatchSplit, split_batch
-from resrepro.training.trainer import LOOK_FOR_DIVERGENCE, Target, Trainer
-from resrepro.training.watching import Watcher
+from resrepro.training.progress import Watcher
 
 SEED = 0
 LOOK_EVERY = 0.5  # seconds, as often as the live view of `resrepro train` looks
@@ -90,8 +88,7 @@ class OurLoop:
         use_precision(spec.recipe.precision, device)
         feed = MemoryFeed(spec.recipe, made_up_dataset(held_out=1), device, SEED)
         start = time.perf_counter()
-        plan = Plan(spec, device, spec.recipe.iterations)
-        self.key, self.engine = plan.key, contestant.arithmetic.engine or best_engine(plan)
+        self.engine = contestant.arithmetic.engine or best_engine(device)
         self.trainer = our_trainer(spec, self.engine, feed, device)
         self.built_seconds = time.perf_counter() - start
         self.trainer.net.train()

@@ -43,7 +43,7 @@ class Entry:
     """A contestant and its turns, one per round.
 
     Attributes:
-        engine: what computed (see `training.engines`); `key` names the net and machine for `training.seen`.
+        engine: what computed (see `training.engine`).
         data_seconds: for a batch of the data pipeline alone.
         memory_mib: the most that it held, of the GPU's memory where it computes there.
         compile_seconds: what its engine took before the first step at full speed.
@@ -55,7 +55,6 @@ class Entry:
     memory_mib: float
     compile_seconds: float
     engine: str = "eager"
-    key: str = ""
 
     @property
     def speed(self) -> Range:

@@ -96,7 +96,7 @@ class UsualImages(Dataset[tuple[Tensor, int]]):
 class UsualLoop:
     """Training step after step, epoch after epoch."""
 
-    engine, key, built_seconds = "eager", "", 0.0
+    engine, built_seconds = "eager", 0.0
 
     def __init__(
         self, depth: int, plain: bool, batch_size: int, workers: int, images: Images, device: torch.device

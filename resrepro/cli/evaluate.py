@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from resrepro.records.responses import Responses
-    from resrepro.training.metrics import Errors
+    from resrepro.training.measure import Errors
 
 OTHERS = "Other people's checkpoints"
 

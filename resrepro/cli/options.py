@@ -44,7 +44,7 @@ CompileOption = Annotated[
     str,
     typer.Option(
         "--compile", metavar="auto|on|off", rich_help_panel=SPEED,
-        help="Compile what a step computes: auto does so where it saves more time than it takes.",
+        help="Compile what a step computes: auto does so on a CPU with a C compiler, on also on a GPU.",
     ),
 ]  # fmt: skip
 JobsOption = Annotated[

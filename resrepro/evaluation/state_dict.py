@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resrepro.errors import RecordError
 from resrepro.nets import Net, net_of
-from resrepro.nets.normalisation import norms_of
+from resrepro.nets.layers import norms_of
 from resrepro.records.files import open_plain, printable
 from resrepro.spec.specs import Spec
 

@@ -22,7 +22,7 @@ from resrepro.data import Dataset, load_dataset
 from resrepro.errors import UsageError
 from resrepro.launch.job import Event, Failed, Finished, Job, Order, Outcome, Stopped, work
 from resrepro.spec.specs import CifarRecipe, Spec
-from resrepro.training.interrupts import SIGNALS, Interrupts
+from resrepro.training.progress import SIGNALS, Interrupts
 
 PAUSE = 0.2  # seconds between looks at signals and at processes that have died
 

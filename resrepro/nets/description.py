@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from resrepro.errors import RecordError
-from resrepro.nets import Net, ZeroPadShortcut, build_net
+from resrepro.nets import Net, build_net
+from resrepro.nets.layers import ZeroPadShortcut
 from resrepro.records.durable import write_out
 from resrepro.spec import catalogue
 from resrepro.spec.architectures import SUMMARY, Architecture, Layer, Part, count_multiply_adds, to_json

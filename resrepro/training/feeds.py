@@ -26,15 +26,15 @@ from resrepro.nets import Net
 from resrepro.processes import rank, world_size
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.specs import CifarRecipe, ImageNetRecipe, Recipe, Spec
-from resrepro.training.evaluation import (
+from resrepro.training.measure import (
     EVAL_BATCH,
     PRECISE_BATCHES,
+    Errors,
     Member,
-    measure,
+    measure_errors,
     never,
-    precise_statistics,
+    with_precise_statistics,
 )
-from resrepro.training.metrics import Errors
 from resrepro.training.parallel import on_first
 
 
@@ -92,14 +92,11 @@ class Feed(ABC):
         Once `stop()` holds the rest is left out, and what comes out is to be thrown away.
         """
         if getattr(self.recipe, "bn_stats", "running") == "precise":
-            with precise_statistics(net, self.first_batches(), self.recipe, stop):
-                return self._measure(net, device, stop)
-        return self._measure(net, device, stop)
-
-    def _measure(self, net: Net, device: torch.device, stop: Callable[[], bool]) -> dict[str, Errors]:
+            net = with_precise_statistics(net, self.first_batches(), self.recipe, stop)
         dense, member = self.protocol.crops == "dense", self.member(net)
         return {
-            name: measure([member], self.views(name), dense, device, stop) for name in self.about.held_out
+            name: measure_errors([member], self.views(name), dense, device, stop)
+            for name in self.about.held_out
         }
 
     def first_batches(self) -> Iterator[tuple[Tensor, Tensor]]:

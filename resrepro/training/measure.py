@@ -1,8 +1,7 @@
-"""Measuring nets on test views: top-1 and top-5 error of the averaged scores (Sections 3.4 and 4.2)."""
+"""Measuring nets: loss and top-k errors, of the averaged scores of test views (Sections 3.4 and 4.2)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,17 +10,65 @@ from torch.nn import functional as F
 from resrepro.data.batches import Normalisation
 from resrepro.data.views import Views
 from resrepro.nets import Net
-from resrepro.nets.folding import folded
-from resrepro.nets.normalisation import plain_averages, running_statistics
+from resrepro.nets.layers import averaging, folded
+from resrepro.processes import world_size
 from resrepro.spec.specs import Recipe
-from resrepro.training.device import arithmetic
-from resrepro.training.metrics import Errors, ErrorSums
-from resrepro.training.parallel import average_statistics, gathered
+from resrepro.training.engine import arithmetic
+from resrepro.training.parallel import average_statistics, total
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
 EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
 PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean loss, and errors in percent, over `count` images."""
+
+    loss: float
+    top1_err: float
+    top5_err: float
+    count: int
+
+
+class ErrorSums:
+    """Running sums of loss and wrong answers; `add` never waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float32 counts exactly up to 16.7 million images; MPS has no float64.
+        self.sums = torch.zeros(3, device=device)
+        self.count = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss, logits (N, classes) and labels (N,)."""
+        n = len(labels)
+        # An image is right at k if its label is among the k highest logits (all, if there are fewer).
+        right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        right1, right5 = right[:, 0].sum(), right.sum()
+        self.sums += torch.stack((loss.float() * n, n - right1.float(), n - right5.float()))
+        self.count += n
+
+    def read(self) -> Errors:
+        """The means so far; waits for the device. All zero images give NaN."""
+        loss, wrong1, wrong5 = self.sums.tolist()
+        n = self.count or float("nan")
+        return Errors(loss / n, 100 * wrong1 / n, 100 * wrong5 / n, self.count)
+
+    def read_all(self) -> Errors:
+        """The means over the images of all processes of the run."""
+        if world_size() == 1:
+            return self.read()
+        own = self.sums if self.count else torch.zeros_like(self.sums)  # the mean loss of no images is NaN
+        together = total(torch.cat([own, own.new_tensor([self.count])]))
+        whole = ErrorSums(together.device)
+        whole.sums, whole.count = together[:3], round(together[3].item())
+        return whole.read()
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        self.sums.zero_()
+        self.count = 0
 
 
 @dataclass(frozen=True)
@@ -42,25 +89,21 @@ def never() -> bool:
     return False
 
 
-def measure(
+def measure_errors(
     members: Sequence[Member],
     views: Iterable[Views],
     dense: bool,
     device: torch.device,
     stop: Callable[[], bool] = never,
 ) -> Errors:
-    """Loss and errors over all images of all processes, in evaluation mode.
+    """Loss and errors over all images of all processes, by copies of the nets in evaluation mode.
 
     The members' scores (softmax) are averaged; the loss is that of the average. Once `stop()` holds the
     rest is left out, and what comes out is to be thrown away.
     """
     sums = ErrorSums(device)
-    modes = [member.net.training for member in members]
-    for member in members:
-        member.net.eval()
-    with ExitStack() as stack, torch.inference_mode():
-        for member in members:
-            stack.enter_context(folded(member.net))
+    with torch.inference_mode():
+        members = [replace(member, net=folded(member.net)) for member in members]
         for group in views:
             if stop():
                 break
@@ -68,9 +111,7 @@ def measure(
             scales = [scale.to(device, non_blocking=True) for scale in group.scales]
             scores = log_scores(members, scales, dense)
             sums.add(F.nll_loss(scores, labels), scores, labels)
-    for member, mode in zip(members, modes, strict=True):
-        member.net.train(mode)
-    return gathered(sums).read()
+    return sums.read_all()
 
 
 def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:
@@ -121,36 +162,30 @@ def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
     return torch.split(pixels, max(1, min(EVAL_BATCH, PIXELS_PER_PASS // area)))
 
 
-@contextmanager
-def precise_statistics(
+def with_precise_statistics(
     net: Net,
     batches: Iterable[tuple[Tensor, Tensor]],
     recipe: Recipe,
     stop: Callable[[], bool] = never,
-) -> Iterator[None]:
-    """While active, BN uses plain averages over training batches, as the authors' README describes.
+) -> Net:
+    """A copy whose BN uses plain averages over training batches, as the authors' README describes.
 
     Each pass holds one BN group, so neither the memory nor the result depends on how many images a
     process has.
 
     Args:
-        net: the net, whose running averages come back afterwards.
+        net: stays as it is.
         batches: training images and labels, PRECISE_BATCHES of them or one epoch.
         recipe: the arithmetic and the size of the BN groups.
         stop: once it holds the rest of the batches is left out.
     """
-    buffers = running_statistics(net)
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        with torch.no_grad(), plain_averages(net):
-            for images, _ in batches:
-                if stop():
-                    break
-                for group in torch.split(images, recipe.bn_group or len(images)):
-                    with arithmetic(recipe.precision, images.device):
-                        net(group)
-        average_statistics(net)
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(buffers, before)
+    precise = averaging(net)
+    with torch.no_grad():
+        for images, _ in batches:
+            if stop():
+                break
+            for group in torch.split(images, recipe.bn_group or len(images)):
+                with arithmetic(recipe.precision, images.device):
+                    precise(group)
+        average_statistics(precise)
+    return precise

@@ -1,6 +1,7 @@
-"""One run while it is being trained: the loop, the curves it records, its checkpoints (Section 4.2)."""
+"""The training loop: updates up to the next event, then the event (Sections 3.4 and 4.2)."""
 
 import contextlib
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -13,43 +14,43 @@ from torch.nn import functional as F
 from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
-from resrepro.nets.normalisation import norms_of
 from resrepro.processes import world_size
 from resrepro.records.recording import RunWriter
 from resrepro.spec import catalogue
-from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
-from resrepro.training.cadence import Cadence, Every
+from resrepro.spec.specs import Spec
 from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
-from resrepro.training.device import arithmetic, memory_format
-from resrepro.training.engines import EAGER, equip
+from resrepro.training.engine import EAGER, accelerate, arithmetic, memory_format
 from resrepro.training.feeds import Feed
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import Errors, ErrorSums
-from resrepro.training.optimizer import make_optimizer, set_learning_rate
+from resrepro.training.measure import Errors, ErrorSums
+from resrepro.training.optimizer import (
+    learning_rate,
+    make_optimizer,
+    plateau_of,
+    set_learning_rate,
+    warmup_is_due,
+)
 from resrepro.training.parallel import (
     Ballot,
     BatchSplit,
     average_statistics,
     collected,
     exchanging,
-    gathered,
     in_parallel,
     on_first,
 )
-from resrepro.training.plateau import Plateau
-from resrepro.training.schedule import learning_rate, warmup_is_due
-from resrepro.training.watching import Sample, Watcher
+from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
 
 
-def initial_net(spec: Spec, seed: int, num_classes: int) -> Net:
-    """The net that a run of this seed begins with.
+def initial_net(spec: Spec, seed: int, num_classes: int, bn_batch: int = 0) -> Net:
+    """The net that a run of this seed begins with; `bn_batch` as in `build_net`.
 
     Its weights are drawn on the CPU, so that a seed means the same on every device.
     """
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
-    return net_of(spec.recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes, weights)
+    shape = spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes
+    return net_of(spec.recipe, *shape, weights, bn_batch)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Target:
     """Where and how a run computes: a device, this process's share of each batch, an engine."""
 
     device: torch.device
-    spread: BatchSplit
+    split: BatchSplit
     engine: str = EAGER
 
 
@@ -76,11 +77,9 @@ class Trainer:
     ) -> None:
         self.spec, self.recipe, self.seed, self.feed = spec, spec.recipe, seed, feed
         self.target, self.device, self.writer, self.watcher = target, target.device, writer, watcher
-        net = initial_net(spec, seed, feed.about.num_classes)
+        net = initial_net(spec, seed, feed.about.num_classes, target.split.local)
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
-        for norm in norms_of(self.net):
-            norm.images = target.spread.local
-        self.model = in_parallel(equip(self.net, target.engine), self.device)
+        self.model = in_parallel(accelerate(self.net, target.engine), self.device)
         self.optimizer = make_optimizer(self.net, self.recipe)
         # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
@@ -88,10 +87,10 @@ class Trainer:
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
         self.done = self.sampled = 0
         self.saved: tuple[int, int] | None = None
-        self.cadence = Cadence(Every())
+        self.interval = CheckpointInterval()
         self.way_on = "The same command goes on from here."
         self.warmup_switch: int | None = None
-        self.plateau = _plateau_of(self.recipe)
+        self.plateau = plateau_of(self.recipe)
         self.last: dict[str, Errors] = {}
         self.best: dict[str, Any] | None = None
         self.seconds_before = 0.0  # spent by earlier sessions of this run
@@ -100,31 +99,62 @@ class Trainer:
 
     def run(self, interrupts: Interrupts) -> None:
         """Make the missing updates, sampling and checkpointing on the way, then close the record."""
-        self.watcher.begin(
-            self.spec.name, self.seed, self.done, self.recipe.iterations, self.recipe.batch_size
-        )
+        last = self.recipe.iterations
+        self.watcher.begin(self.spec.name, self.seed, self.done, last, self.recipe.batch_size)
         self.session_start = self.mark = time.perf_counter()
         self.images_before_mark = self.since_sample.count
         self.net.train()
-        batches = self.feed.batches(self.done, self.recipe.iterations)
-        with interrupts.patiently(), contextlib.closing(batches):
+        with interrupts.patiently(), contextlib.closing(self.feed.batches(self.done, last)) as batches:
             ballot = Ballot(interrupts)
             self.sample_if_due(ballot)  # what a signal may have kept the session before from
-            while self.done < self.recipe.iterations:
-                self.step(*next(batches))
-                if warmup_is_due(self.recipe, self.done, self.warmup_switch):
-                    self.look_at_warmup()
+            while self.done < last:
+                for batch in itertools.islice(batches, self.next_event() - self.done):
+                    self.step(*batch)
+                    agreed = ballot.cast(self.interval.due(self.done))
+                    if agreed.signal or agreed.checkpoint:
+                        break
+                self.look_at_warmup_if_due()
                 self.sample_if_due(ballot)
-                asked = ballot.cast(self.cadence.due(self.done))
-                if self.done < self.recipe.iterations:
-                    if asked.signal:
-                        self.stop(asked.signal)
-                    if asked.checkpoint:
-                        self.save()
+                if agreed.signal and self.done < last:
+                    self.stop(agreed.signal)
+                if agreed.checkpoint and self.done < last:
+                    self.save()
             self.finish()
-            decided = ballot.final()
-        if decided:  # during the last step: the run is whole, but nothing may follow it
-            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", decided)
+            signal_number = ballot.final()
+        if signal_number:  # during the last update: the run is whole, but nothing may follow it
+            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", signal_number)
+
+    def next_event(self) -> int:
+        """The update after which there is a sample, a look for divergence or at the warm-up, or the end."""
+        steps = [self.recipe.eval_every, LOOK_FOR_DIVERGENCE]
+        steps += [self.recipe.warmup_window] if self.warming_up else []
+        return min(self.recipe.iterations, *(self.done - self.done % step + step for step in steps))
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One update (Section 3.4) on this process's share of a batch, in one pass or several.
+
+        Args:
+            images: (n, 3, H, W) float32, normalised.
+            labels: (n,) int64.
+        """
+        lr, micro = self.rate_of(self.done), self.target.split.micro
+        set_learning_rate(self.optimizer, lr, self.recipe.momentum_form)
+        self.optimizer.zero_grad(set_to_none=True)
+        passes = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
+        for number, (part, truth) in enumerate(passes, 1):
+            with exchanging(self.model, number == len(passes)):
+                with arithmetic(self.recipe.precision, self.device):
+                    logits = self.model(part)
+                    loss = F.cross_entropy(logits.float(), truth)
+                self.scaler.scale(loss / len(passes)).backward()  # type: ignore[no-untyped-call]
+            self.since_sample.add(loss.detach(), logits.detach(), truth)
+            if self.warming_up:
+                self.since_look.add(loss.detach(), logits.detach(), truth)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        average_statistics(self.net)
+        self.done += 1
+        self.watcher.step(self.done, lr, self.since_sample.read)
 
     def finish(self) -> None:
         """Close the record."""
@@ -139,35 +169,16 @@ class Trainer:
         drops = None if self.plateau is None else self.plateau.drops
         return learning_rate(self.recipe, update, self.warmup_switch, drops)
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update (Section 3.4) on this process's share of a batch, in one pass or several."""
-        lr = self.rate_of(self.done)
-        set_learning_rate(self.optimizer, lr, self.recipe.momentum_form)
-        self.optimizer.zero_grad(set_to_none=True)
-        micro = self.target.spread.micro
-        parts = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
-        for number, (part, truth) in enumerate(parts, 1):
-            with exchanging(self.model, number == len(parts)):
-                self.pass_once(part, truth, len(parts))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        average_statistics(self.net)
-        self.done += 1
-        self.watcher.step(self.done, lr, self.since_sample.read)
+    @property
+    def warming_up(self) -> bool:
+        """Whether the rate is still that of the warm-up (Section 4.2)."""
+        return bool(self.recipe.warmup_lr) and self.warmup_switch is None
 
-    def pass_once(self, images: Tensor, labels: Tensor, passes: int) -> None:
-        """Forward and backward of one of the passes of an update."""
-        with arithmetic(self.recipe.precision, self.device):
-            logits = self.model(images)
-            loss = F.cross_entropy(logits.float(), labels)
-        self.scaler.scale(loss if passes == 1 else loss / passes).backward()  # type: ignore[no-untyped-call]
-        self.since_sample.add(loss.detach(), logits.detach(), labels)
-        if self.recipe.warmup_lr and self.warmup_switch is None:
-            self.since_look.add(loss.detach(), logits.detach(), labels)
-
-    def look_at_warmup(self) -> None:
+    def look_at_warmup_if_due(self) -> None:
         """End the warm-up once the training error has fallen below its bound (Section 4.2: 80 %)."""
-        errors = gathered(self.since_look).read()
+        if not warmup_is_due(self.recipe, self.done, self.warmup_switch):
+            return
+        errors = self.since_look.read_all()
         self.since_look.reset()
         if errors.top1_err < self.recipe.warmup_until_err:
             self.warmup_switch = self.done
@@ -185,15 +196,15 @@ class Trainer:
         """
         wanted = self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations
         if not wanted and self.done % LOOK_FOR_DIVERGENCE == 0:
-            self.stop_if_diverged(gathered(self.since_sample).read())
+            self.stop_if_diverged(self.since_sample.read_all())
         if not wanted or self.sampled == self.done:
             return
-        train = gathered(self.since_sample).read()  # waits for the device: the time is of finished work
+        train = self.since_sample.read_all()  # waits for the device: the time is of finished work
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
         held_out = self.feed.measure(self.net, self.device, ballot.heard)
-        if decided := ballot.final():
-            self.stop(decided)
+        if signal_number := ballot.final():
+            self.stop(signal_number)
         self.sample(speed, {"train": train} | held_out)
         self.mark, self.images_before_mark = time.perf_counter(), 0
 
@@ -272,10 +283,10 @@ class Trainer:
 
     def departures(self) -> list[str]:
         """How the run departs from the paper, by its settings and by its course."""
-        told = catalogue.departures(self.spec)
+        sentences = catalogue.departures(self.spec)
         if self.recipe.warmup_lr and self.warmup_switch is None and self.done == self.recipe.iterations:
-            told.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
-        return told
+            sentences.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
+        return sentences
 
     def save(self) -> None:
         """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
@@ -284,7 +295,7 @@ class Trainer:
         shares = collected(own)
         on_first(lambda: self._write(shares))
         self.saved = self.done, self.sampled
-        self.cadence.written(time.perf_counter() - start)
+        self.interval.written(time.perf_counter() - start)
 
     def _write(self, shares: Shares) -> None:
         self.writer.still_ours()
@@ -303,9 +314,3 @@ class Trainer:
             f"{self.way_on}",
             signal_number,
         )
-
-
-def _plateau_of(recipe: Recipe) -> Plateau | None:
-    if isinstance(recipe, ImageNetRecipe) and recipe.lr_policy == "plateau":
-        return Plateau(recipe)
-    return None

@@ -1,12 +1,21 @@
-"""BN over groups, passes and processes against ordinary BN and statistics worked out by hand."""
+"""The layers of the nets against ordinary BN and statistics worked out by hand; copies for evaluation."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from seeds import disturb, seeded
 from torch import Tensor, nn
 
-from resrepro.nets import build_net
-from resrepro.nets.normalisation import GroupedBatchNorm2d, norms_of, plain_averages, running_statistics
+from resrepro.nets import Net, build_net
+from resrepro.nets.layers import (
+    GroupedBatchNorm2d,
+    averaging,
+    folded,
+    norms_of,
+    pairs_of,
+    running_statistics,
+)
 
 MOMENTUM = 0.3
 
@@ -29,8 +38,8 @@ def statistics_of(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return torch.stack(means).mean(0), torch.stack(variances).mean(0)
 
 
-def disturbed_norm(group: int = 0) -> GroupedBatchNorm2d:
-    norm = GroupedBatchNorm2d(5, group=group, momentum=MOMENTUM)
+def disturbed_norm(group: int = 0, batch: int = 0) -> GroupedBatchNorm2d:
+    norm = GroupedBatchNorm2d(5, group, batch, momentum=MOMENTUM)
     disturb(norm)
     return norm
 
@@ -123,9 +132,8 @@ def test_the_group_reaches_every_bn_layer_of_a_net() -> None:
 def test_the_averages_do_not_depend_on_how_an_update_is_cut_into_passes(
     group: int, passes: tuple[int, ...], equal_group: int
 ) -> None:
-    at_once, in_passes = disturbed_norm(equal_group), disturbed_norm(group)
+    at_once, in_passes = disturbed_norm(equal_group), disturbed_norm(group, 12)
     mean, var = in_passes.running_mean.clone(), in_passes.running_var.clone()
-    in_passes.images = 12
     for update in range(3):
         x = images(12) + update
         whole = at_once(x)
@@ -138,8 +146,7 @@ def test_the_averages_do_not_depend_on_how_an_update_is_cut_into_passes(
 
 
 def test_an_evaluation_between_two_passes_of_an_update_leaves_the_averages_alone() -> None:
-    through, interrupted = disturbed_norm(), disturbed_norm()
-    through.images = interrupted.images = 8
+    through, interrupted = disturbed_norm(batch=8), disturbed_norm(batch=8)
     x = images(8)
     for norm in (through, interrupted):
         norm(x[:4])
@@ -170,56 +177,81 @@ def test_the_running_statistics_of_a_net_are_all_its_means_and_variances_themsel
     assert len(found) == 2 * 9  # six convolutions in blocks, one before them and two projections
 
 
-# --- plain averages ---------------------------------------------------------------------------------
+# --- copies for evaluation --------------------------------------------------------------------------
+
+NETS: dict[str, Callable[[], Net]] = {
+    "plain": lambda: build_net("cifar10", 8, plain=True),
+    "A": lambda: build_net("cifar10", 8),
+    "C": lambda: build_net("cifar10", 8, shortcut="C"),
+    "basic": lambda: build_net("imagenet", 18, num_classes=7),
+    "bottleneck": lambda: build_net("imagenet", 50, num_classes=7),
+}
 
 
-@pytest.mark.parametrize(("group", "equal_group"), [(0, 8), (4, 4), (2, 2)])
-def test_plain_averages_are_the_mean_of_the_statistics_of_all_passes(group: int, equal_group: int) -> None:
-    net = build_net("digits", 8, shortcut="B", bn_group=group, generator=seeded(3))
+def inside(net: nn.Module) -> dict[str, object]:
+    """All that a net and its layers hold, but for the tensors."""
+    return {
+        f"{name}.{key}": value
+        for name, module in net.named_modules()
+        for key, value in vars(module).items()
+        if key not in ("_parameters", "_buffers", "_modules")
+    }
+
+
+def assert_untouched(net: nn.Module, before: dict[str, object], state: dict[str, Tensor]) -> None:
+    assert inside(net) == before
+    assert net.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def state_of(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_folded_copy_gives_the_same_logits_without_a_bn_layer(kind: str) -> None:
+    torch.manual_seed(0)
+    net = NETS[kind]().double()
     disturb(net)
-    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms_of(net)}
+    before, state = inside(net), state_of(net)
+    pictures = torch.randn(2, 3, 64, 64, generator=seeded(1)).double()
+    with torch.inference_mode():
+        copy = folded(net)
+        logits = copy(pictures)
+    assert_untouched(net, before, state)
+    assert not [module for module in copy.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, net.eval()(pictures), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_every_bn_layer_has_its_convolution(kind: str) -> None:
+    net = NETS[kind]()
+    names = {id(module): name for name, module in net.named_modules()}
+    for convolution, norm in pairs_of(net):
+        own = names[id(convolution)].replace("conv", "bn").replace("shortcut.0", "shortcut.1")
+        assert names[id(norm)] == own
+
+
+@pytest.mark.parametrize("group", [0, 4])
+def test_plain_averages_are_the_mean_of_the_statistics_of_all_passes(group: int) -> None:
+    net = build_net("digits", 8, shortcut="B", bn_group=group, bn_batch=24, generator=seeded(3))
+    disturb(net)
+    before, state = inside(net.eval()), state_of(net)
+    copy = averaging(net)
+    seen: dict[nn.BatchNorm2d, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms_of(copy)}
 
     def note(norm: nn.Module, arguments: tuple[Tensor]) -> None:
-        seen[norm].append(statistics_of(arguments[0].detach(), equal_group))
+        seen[norm].append(statistics_of(arguments[0].detach(), 8))
 
-    handles = [norm.register_forward_pre_hook(note) for norm in seen]
     for norm in seen:
-        norm.images = 24  # as training with three passes an update leaves it
-    with torch.no_grad(), plain_averages(net):
+        norm.register_forward_pre_hook(note)
+    with torch.no_grad():
         for number in range(3):
-            net(images(8, 3, 16) + number)
-    for handle in handles:
-        handle.remove()
-    for norm, found in seen.items():
-        assert len(found) == 3
-        mean, var = (torch.stack(list(each)).mean(0) for each in zip(*found, strict=True))
+            copy(images(8, 3, 16) + number)
+    for norm, passes in seen.items():
+        assert len(passes) == 3
+        mean, var = (torch.stack(list(each)).mean(0) for each in zip(*passes, strict=True))
         torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-4, atol=1e-4)
-
-
-def test_plain_averages_put_momentum_passes_and_mode_back() -> None:
-    net = build_net("digits", 8, bn_momentum=0.25).eval()
-    for norm in norms_of(net):
-        norm.images = 16
-    norms_of(net)[2].train()
-    before = [(norm.momentum, norm.images, norm.training) for norm in norms_of(net)]
-    weights = [p.clone() for p in net.parameters()]
-    with torch.no_grad(), plain_averages(net):
-        assert all(norm.training for norm in norms_of(net))
-        net(images(8, 3, 16))
-    assert [(norm.momentum, norm.images, norm.training) for norm in norms_of(net)] == before
-    assert all(torch.equal(p, w) for p, w in zip(net.parameters(), weights, strict=True))
-
-
-def test_plain_averages_end_with_their_block_even_if_it_fails() -> None:
-    net = build_net("digits", 8).eval()
-    with pytest.raises(ZeroDivisionError), plain_averages(net):
-        raise ZeroDivisionError
-    assert not any(norm.training for norm in norms_of(net))
-    first = norms_of(net.train())[0]
-    with torch.no_grad():
-        old = first.running_mean.clone()
-        x = images(8, 3, 16)
-        net(x)
-        mean, _ = statistics_of(net.conv1(x), 8)
-        torch.testing.assert_close(first.running_mean.double(), 0.9 * old + 0.1 * mean, rtol=1e-5, atol=1e-5)
+    assert_untouched(net, before, state)
