@@ -25,7 +25,7 @@ from resrepro.bench.results import Entry, Outcome, Range, Turn
 from resrepro.bench.work import first_convolution, multiply_adds, step_operations
 from resrepro.errors import RecordError, ResreproError, UsageError
 from resrepro.spec import catalogue
-from resrepro.spec.architectures import architectures
+from resrepro.spec.architecture import architectures
 
 MACHINE = {
     "date": "2015-12-10", "cpu": "a made-up CPU", "gpu": None, "device": "cpu", "cores": 2, "threads": 2,

@@ -24,7 +24,7 @@ from resrepro.comparison.tables import to_csv, to_latex, to_markdown
 from resrepro.errors import UsageError
 from resrepro.records.collection import collect
 from resrepro.records.responses import Responses
-from resrepro.spec.architectures import architectures
+from resrepro.spec.architecture import architectures
 
 COMMANDS = typer.main.get_command(app).commands
 SHORT = {"iterations": 2000, "split": "45k5k"}

@@ -119,7 +119,9 @@ PrecisionOption = Annotated[str | None, _recipe("float32, tf32, bf16 or fp16.")]
 EvalEveryOption = Annotated[int | None, _recipe("Iterations between samples.")]
 SettingsOption = Annotated[
     list[str] | None,
-    _recipe("Any setting that `resrepro protocol` lists; may be repeated.", "--set", metavar="KEY=VALUE"),
+    _recipe(
+        "Any setting that `resrepro list EXPERIMENT` shows; may be repeated.", "--set", metavar="KEY=VALUE"
+    ),
 ]
 
 

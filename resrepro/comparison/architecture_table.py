@@ -1,7 +1,7 @@
 """Table 1 in the paper's form: the layers of the five ImageNet nets, and their multiply-adds beside ours.
 
-Structure and counts are those of the built nets (`resrepro.spec.architectures`), the FLOPs of the paper's row
-are as printed. Nothing here reads records or imports torch.
+Structure and counts are those of `resrepro.spec.architecture`, the FLOPs of the paper's row as printed.
+Nothing here reads records or imports torch.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from resrepro.comparison.tables import Row, Table
 from resrepro.paper import published
-from resrepro.spec.architectures import Architecture, Layer, architectures
+from resrepro.spec.architecture import Architecture, Layer, architectures
 from resrepro.spec.specs import IMAGENET_DEPTHS
 
 TITLE = "Table 1. Architectures for ImageNet"
@@ -32,7 +32,7 @@ def table1_nets() -> dict[str, Architecture]:
 
 
 def build() -> Table:
-    """Table 1 from the packaged summary of the built nets and the paper's printed FLOPs."""
+    """Table 1 from the layouts of the nets and the paper's printed FLOPs."""
     nets = table1_nets()
     columns = tuple(nets.values())
     printed = [_printed(heading) for heading in nets]

@@ -17,7 +17,7 @@ from resrepro.launch.estimates import CHECKPOINTS, MIB, ROW_BYTES, estimate
 from resrepro.records import Run
 from resrepro.records.environment import cpu_model
 from resrepro.spec import catalogue
-from resrepro.spec.architectures import architectures
+from resrepro.spec.architecture import architectures
 from resrepro.spec.specs import FAMILIES, Spec, Value
 
 BYTES = 4 * 2  # of a parameter in a checkpoint: float32, and its momentum

@@ -261,7 +261,7 @@ def parse(key: str, text: str) -> Value:
         UsageError: if the key is unknown or the text is not of the type.
     """
     if key not in SETTING_TYPES:
-        raise UsageError(f"no setting {key!r}: `resrepro protocol EXPERIMENT` lists the settings.")
+        raise UsageError(f"no setting {key!r}: `resrepro list EXPERIMENT` lists the settings.")
     kind = SETTING_TYPES[key]
     try:
         if kind is bool:

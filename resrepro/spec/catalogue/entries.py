@@ -255,7 +255,7 @@ def check_setting(key: str, value: Value) -> None:
         UsageError: if the value is of the wrong type, not one of the choices or out of range.
     """
     if key not in SETTING_TYPES:
-        raise UsageError(f"no setting {key!r}: `resrepro protocol EXPERIMENT` lists the settings.")
+        raise UsageError(f"no setting {key!r}: `resrepro list EXPERIMENT` lists the settings.")
     rule = setting_rules()[key]
     kind = SETTING_TYPES[key]
     if kind in (bool, int, float, str) and type(value) is not kind:
