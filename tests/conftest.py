@@ -123,6 +123,7 @@ def write_run(
     """
     from resrepro.records.recording import RunWriter
     from resrepro.spec import catalogue
+    from resrepro.spec.experiment import command_for
 
     spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
     recipe = spec.recipe
@@ -170,7 +171,7 @@ def write_run(
         "threads": 2,
         "mode": mode,
         "data": about,
-        "command": catalogue.command_for(spec, seed),
+        "command": command_for(spec, seed),
     }
     writer.begin(spec, seed, env)
     writer.append(
@@ -280,7 +281,7 @@ def write_ensemble(
 ) -> Path:
     """Write a made-up ensemble of made-up runs below the runs folder `runs`; returns the file."""
     from resrepro.records import read_run
-    from resrepro.spec.specs import net_label
+    from resrepro.spec.experiment import net_label
 
     members = [read_run(folder) for folder in folders]
     content = {

@@ -9,7 +9,8 @@ import pytest
 
 from resrepro.errors import UsageError
 from resrepro.spec import catalogue
-from resrepro.spec.specs import RECIPES, Spec, parse, settings_of
+from resrepro.spec.experiment import Spec, command_for
+from resrepro.spec.recipe import RECIPES, ordered_settings, parse, settings_of
 
 # Parameters of the nets, counted from their shapes in the protocol sheet (Section 3).
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962, 1202: 19_421_274}
@@ -173,7 +174,7 @@ def test_every_setting_is_marked_and_every_stated_one_has_its_section(name: str)
     named = catalogue.recipes()[name]
     settings = named.settings
     assert set(settings) == set(settings_of(RECIPES[named.family]))
-    assert tuple(settings) == catalogue.ordered_settings(named.recipe)
+    assert tuple(settings) == ordered_settings(named.recipe)
     for setting in settings.values():
         assert setting.mark in ("stated", "derived", "assumed"), setting.key
         assert setting.source or setting.mark != "stated", f"{setting.key} is stated, but where?"
@@ -504,12 +505,12 @@ def test_the_command_of_every_experiment_stands_for_that_experiment() -> None:
     for name in [*NAMES, *twins, "cifar10-resnet26", "digits-plain14", "imagenet-plain50", "folder-plain152"]:
         for seed in (0, 3):
             spec = catalogue.find(name).spec()
-            assert spec_from(catalogue.command_for(spec, seed)) == (spec, seed)
+            assert spec_from(command_for(spec, seed)) == (spec, seed)
 
 
 def test_the_command_of_every_altered_spec_stands_for_that_very_spec() -> None:
     for spec in altered():
-        again, seed = spec_from(catalogue.command_for(spec, 11))
+        again, seed = spec_from(command_for(spec, 11))
         assert again == spec
         assert (again.name, again.digest, seed) == (spec.name, spec.digest, 11)
 
@@ -518,12 +519,12 @@ def test_a_command_on_photographs_names_their_dataset_and_a_folder() -> None:
     spec = catalogue.derive(
         catalogue.find("folder-resnet34-b"), image_size=64, iterations=600, batch_size=64, bn_stats="precise"
     )
-    assert catalogue.command_for(spec, 2) == (
+    assert command_for(spec, 2) == (
         "resrepro train --dataset folder --depth 34 --shortcut B --iterations 600 --batch-size 64 "
         "--bn-stats precise --image-size 64 --data DIR --seed 2"
     )
     later = catalogue.derive(catalogue.find("imagenet-plain50"), stride_3x3=True)
-    assert catalogue.command_for(later) == (
+    assert command_for(later) == (
         "resrepro train --dataset imagenet --depth 50 --plain --stride-3x3 --data DIR"
     )
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import Recipe
 from resrepro.training.optimizer import make_optimizer, set_learning_rate
 
 RATES = [0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.1, 0.1]  # falling, and rising as after a warm-up

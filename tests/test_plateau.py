@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from resrepro.spec import catalogue
-from resrepro.spec.specs import ImageNetRecipe
+from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training.plateau import Plateau
 from resrepro.training.schedule import learning_rate
 

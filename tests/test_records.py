@@ -19,7 +19,7 @@ from resrepro.records.environment import without_paths
 from resrepro.records.record_files import METRICS_COLUMNS, describe_curve, read_json, read_metrics
 from resrepro.records.recording import HEADER, RunWriter, open_run
 from resrepro.spec import catalogue
-from resrepro.spec.specs import digest_of
+from resrepro.spec.experiment import digest_of
 
 MakeRun = Callable[..., Path]
 

@@ -9,17 +9,19 @@ import pytest
 
 from resrepro.errors import UsageError
 from resrepro.spec import catalogue
-from resrepro.spec.specs import (
-    DATASETS,
+from resrepro.spec.experiment import (
     MAX_NAME,
-    CifarRecipe,
-    ImageNetRecipe,
     Spec,
     check_depth,
     check_shortcut,
     default_shortcut,
     digest_of,
     net_label,
+)
+from resrepro.spec.recipe import (
+    DATASETS,
+    CifarRecipe,
+    ImageNetRecipe,
     parse,
     recipe_from_json,
     scaled,

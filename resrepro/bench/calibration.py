@@ -26,7 +26,8 @@ from resrepro.data.statistics import Statistics
 from resrepro.data.views import Views
 from resrepro.records.record_files import FORMAT
 from resrepro.spec.catalogue import protocol_for
-from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
+from resrepro.spec.experiment import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe
 from resrepro.training.checkpoint import state_of
 from resrepro.training.device import use_precision
 from resrepro.training.engines import EAGER, Plan, choose_engine

@@ -12,7 +12,7 @@ import torch
 
 from resrepro.data import Dataset, Images
 from resrepro.records.recording import Onlooker
-from resrepro.spec.specs import Spec
+from resrepro.spec.experiment import Spec
 from resrepro.training.feeds import Feed
 from resrepro.training.metrics import Errors
 from resrepro.training.parallel import BatchSplit, split_batch

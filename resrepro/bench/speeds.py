@@ -33,7 +33,8 @@ from resrepro.errors import ResreproError, UsageError
 from resrepro.records.environment import describe_environment
 from resrepro.records.recording import Onlooker
 from resrepro.spec import catalogue
-from resrepro.spec.specs import CifarRecipe, net_label
+from resrepro.spec.experiment import net_label
+from resrepro.spec.recipe import CifarRecipe
 from resrepro.training.device import (
     choose_device,
     describe_device,

@@ -17,7 +17,7 @@ from resrepro.cli import app
 from resrepro.cli.options import DeviceOption, ThreadsOption
 from resrepro.errors import UsageError
 from resrepro.processes import world_size
-from resrepro.spec.specs import check_depth, net_label
+from resrepro.spec.experiment import check_depth, net_label
 
 if TYPE_CHECKING:
     from resrepro.bench.speeds import Loop, Speed

@@ -22,7 +22,7 @@ from resrepro.cli.options import (
 )
 from resrepro.errors import RecordError, UsageError
 from resrepro.processes import is_first
-from resrepro.spec.specs import check_shortcut
+from resrepro.spec.experiment import check_shortcut
 
 if TYPE_CHECKING:
     from rich.console import Console

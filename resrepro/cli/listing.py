@@ -10,7 +10,8 @@ from rich.text import Text
 
 from resrepro.cli import app
 from resrepro.spec import catalogue
-from resrepro.spec.specs import spell
+from resrepro.spec.experiment import command_for
+from resrepro.spec.recipe import NamedRecipe, Setting, setting_rules, spell
 
 if TYPE_CHECKING:
     from resrepro.spec.architecture import Architecture, Part
@@ -68,7 +69,7 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     console.print(", ".join(f"{marks.count(mark)} {mark}" for mark in STYLES) + ".")
     for departure in catalogue.departures(spec):
         console.print(f"Departs from the paper: {departure}", markup=False)
-    console.print(f"Run it: {catalogue.command_for(spec)}     (change a setting: --set key=value)")
+    console.print(f"Run it: {command_for(spec)}     (change a setting: --set key=value)")
 
 
 def layers_table(net: "Architecture") -> Table:
@@ -105,13 +106,13 @@ def totals(net: "Architecture") -> str:
     return f"{sentence} (paper: {printed / UNIT:.1f}e9, difference {difference}e9)."
 
 
-def settings_table(experiment: catalogue.Experiment, recipe: catalogue.NamedRecipe) -> Table:
+def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Table:
     """A line for each setting of the recipe, then those of the test protocols that fit."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("setting", "value", "known", "what it is"):
         grid.add_column(heading, overflow="fold")
     for key, setting in recipe.settings.items():
-        _add_setting(grid, setting, str(catalogue.setting_rules()[key]["what"]))
+        _add_setting(grid, setting, str(setting_rules()[key]["what"]))
     for view in catalogue.protocols().values():
         if view.family == experiment.family:
             grid.add_section()
@@ -121,7 +122,7 @@ def settings_table(experiment: catalogue.Experiment, recipe: catalogue.NamedReci
     return grid
 
 
-def _add_setting(grid: Table, setting: catalogue.Setting, meaning: str) -> None:
+def _add_setting(grid: Table, setting: Setting, meaning: str) -> None:
     """A row: the setting, its value, how it is known, and what is to be said of it."""
     known = Text(setting.mark, STYLES[setting.mark])
     if setting.source:

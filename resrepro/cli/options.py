@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resrepro.errors import UsageError
-from resrepro.spec.specs import Value, parse
+from resrepro.spec.recipe import Value, parse
 
 if TYPE_CHECKING:
     from resrepro.data.loading import Loading

@@ -25,7 +25,7 @@ from resrepro.cli.options import (
 from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm, tell_jobs
 from resrepro.errors import ResreproError, UsageError
 from resrepro.records.measured import RESPONSES
-from resrepro.spec.specs import FAMILIES, Value
+from resrepro.spec.recipe import FAMILIES, Value
 
 if TYPE_CHECKING:
     from resrepro.launch.costs import Seen
@@ -221,7 +221,7 @@ def _submit(
 def _command_for(ensemble: "Measurement", reproduction: "Reproduction") -> str:
     """The command that measures an ensemble."""
     from resrepro.launch.reproducing import folder_of
-    from resrepro.spec.catalogue import in_folder
+    from resrepro.spec.experiment import in_folder
 
     data = folder_of(FAMILIES[ensemble.steps[0].spec.dataset], reproduction.data)
     words = ["resrepro", "eval", *(str(step.folder) for step in ensemble.steps)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from resrepro.comparison.tables import Row, Table
 from resrepro.paper import published
 from resrepro.spec.architecture import Architecture, Layer, architectures
-from resrepro.spec.specs import IMAGENET_DEPTHS
+from resrepro.spec.experiment import IMAGENET_DEPTHS
 
 TITLE = "Table 1. Architectures for ImageNet"
 UNIT = 1e9  # the paper gives FLOPs in 10^9

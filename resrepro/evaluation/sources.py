@@ -18,7 +18,8 @@ from resrepro.evaluation.weights import file_of, read_weights
 from resrepro.nets import Net
 from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
+from resrepro.spec.experiment import Spec, net_label
+from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
 from resrepro.training.checkpoint import Damaged, load_checkpoint
 from resrepro.training.evaluation import Member
 from resrepro.training.feeds import window_of

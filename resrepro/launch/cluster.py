@@ -43,7 +43,7 @@ from resrepro.records.holders import Holder
 from resrepro.records.measured import OTHER_IMAGES, is_measured
 from resrepro.records.record_files import CONTROL
 from resrepro.spec import catalogue
-from resrepro.spec.catalogue import setting_rules
+from resrepro.spec.recipe import setting_rules
 from resrepro.training.memory import keep_memory
 
 if TYPE_CHECKING:

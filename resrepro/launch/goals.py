@@ -16,7 +16,7 @@ from resrepro.figures.exhibits import figures, tables
 from resrepro.paper import layouts
 from resrepro.records.measured import RESPONSES
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES
+from resrepro.spec.recipe import FAMILIES
 
 ALL = "all"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from resrepro.data import Dataset
 from resrepro.errors import Interrupted, ResreproError, UsageError, sentence_on
-from resrepro.spec.specs import Spec
+from resrepro.spec.experiment import Spec
 from resrepro.training.interrupts import SIGNALS, Interrupts, StoppedEarly
 from resrepro.training.memory import keep_memory
 from resrepro.training.watching import Pace, Sample, Watcher, sample_line

@@ -17,7 +17,7 @@ from resrepro.launch.goals import Exhibit
 from resrepro.launch.planning import Measurement, Plan, Step, make_plan, set_apart
 from resrepro.records.collection import Collection
 from resrepro.records.measured import OTHER_IMAGES, RESPONSES, is_measured
-from resrepro.spec.specs import FAMILIES, Value
+from resrepro.spec.recipe import FAMILIES, Value
 
 if TYPE_CHECKING:
     from resrepro.claims import Verdict

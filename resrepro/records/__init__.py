@@ -26,7 +26,8 @@ from resrepro.records.record_files import (
 )
 from resrepro.records.responses import Responses, read_responses
 from resrepro.spec.catalogue import find
-from resrepro.spec.specs import FAMILIES, digest_of, spell
+from resrepro.spec.experiment import digest_of
+from resrepro.spec.recipe import FAMILIES, spell
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from resrepro.errors import RecordError
 from resrepro.records.measurements import METRICS_MEASURED, percentage
 from resrepro.records.record_files import ENV, FORMAT, METRICS, RESULT, SPEC
-from resrepro.spec.specs import FAMILIES
+from resrepro.spec.recipe import FAMILIES
 
 if TYPE_CHECKING:
     from resrepro.records import Run

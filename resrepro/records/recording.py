@@ -39,7 +39,7 @@ from resrepro.records.record_files import (
     read_bytes,
     read_json,
 )
-from resrepro.spec.specs import Spec, digest_of
+from resrepro.spec.experiment import Spec, digest_of
 
 LATER = "later_sessions"
 HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()

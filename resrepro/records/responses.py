@@ -26,7 +26,8 @@ from resrepro.records.record_files import (
     read_bytes,
     read_json,
 )
-from resrepro.spec.specs import BOTTLENECK_FROM, FAMILIES, digest_of
+from resrepro.spec.experiment import BOTTLENECK_FROM, digest_of
+from resrepro.spec.recipe import FAMILIES
 
 COLUMNS = ("index", "layer", "std", "gradient_norm_start", "gradient_norm_end")
 MOST_BYTES = 2**20  # the 1,201 rows of the deepest net of the paper have 80 KB

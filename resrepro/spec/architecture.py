@@ -12,7 +12,8 @@ from functools import cache
 from importlib import resources
 
 from resrepro.spec.catalogue import Experiment, experiments
-from resrepro.spec.specs import BOTTLENECK_FROM, FAMILIES, check_depth, check_shortcut, default_shortcut
+from resrepro.spec.experiment import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
+from resrepro.spec.recipe import FAMILIES
 
 # Sides of the images in training: Sections 4.2 and 3.4; digits are enlarged to 16.
 IMAGE_SIZES = {"cifar10": 32, "digits": 16, "imagenet": 224, "folder": 224}

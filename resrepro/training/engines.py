@@ -18,7 +18,7 @@ from resrepro.nets.cpu.convolving import Convolver
 from resrepro.nets.cpu.normalising import Normaliser
 from resrepro.nets.normalisation import norms_of
 from resrepro.processes import world_size
-from resrepro.spec.specs import Spec
+from resrepro.spec.experiment import Spec
 from resrepro.training.device import device_name
 from resrepro.training.seen import check_choice, look_up, remember
 

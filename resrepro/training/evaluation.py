@@ -13,7 +13,7 @@ from resrepro.data.views import Views
 from resrepro.nets import Net
 from resrepro.nets.folding import folded
 from resrepro.nets.normalisation import plain_averages, running_statistics
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import Recipe
 from resrepro.training.device import arithmetic
 from resrepro.training.metrics import Errors, ErrorSums
 from resrepro.training.parallel import average_statistics, gathered

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from resrepro.errors import UsageError
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import Recipe
 from resrepro.training.device import NARROW, fast_precision
 
 

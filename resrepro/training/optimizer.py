@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import Recipe
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:

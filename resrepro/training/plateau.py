@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from resrepro.spec.specs import ImageNetRecipe
+from resrepro.spec.recipe import ImageNetRecipe
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import Recipe
 
 
 def learning_rate(

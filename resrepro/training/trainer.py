@@ -17,7 +17,8 @@ from resrepro.nets.normalisation import norms_of
 from resrepro.processes import world_size
 from resrepro.records.recording import RunWriter
 from resrepro.spec import catalogue
-from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training.cadence import Cadence, Every
 from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
 from resrepro.training.device import arithmetic, memory_format

@@ -1,22 +1,20 @@
-"""What a run is: a net, a dataset and a recipe, as frozen values with a name and a digest.
+"""The settings that decide what a run computes: their types, what each means, which values it takes.
 
-A `Spec` that differs from its catalogue experiment in any setting carries that difference in its
-name, so that a run with other settings is never filed under the paper-exact one.
+`settings.toml` lists them in the order in which a run's name and `resrepro list` tell them.
 """
 
-import hashlib
-import json
 import math
+import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar, Literal, Self, get_origin, get_type_hints
 
 from resrepro.errors import UsageError
 
-Shortcut = Literal["A", "B", "C"]
 Value = bool | int | float | str | tuple[int, ...]
-
-MAX_NAME = 120  # characters of a run folder; file systems stop at 255
+Mark = Literal["stated", "derived", "assumed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +115,29 @@ SETTING_TYPES: Mapping[str, Any] = {
 }
 
 
+def read_toml(name: str) -> dict[str, Any]:
+    """The content of one of the TOML files beside this module."""
+    return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
 def settings_of(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
     """The names of a recipe's settings."""
     return tuple(field.name for field in fields(recipe))
+
+
+@cache
+def setting_rules() -> Mapping[str, Mapping[str, Any]]:
+    """For each setting what it means and what values it takes, in the order in which names list them."""
+    rules = read_toml("settings.toml")
+    if rules.keys() != SETTING_TYPES.keys():
+        raise AssertionError("settings.toml and the recipes must have the same settings")
+    return rules
+
+
+def ordered_settings(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
+    """The settings of a recipe in the order of settings.toml."""
+    own = settings_of(recipe)
+    return tuple(key for key in setting_rules() if key in own)
 
 
 def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
@@ -129,118 +147,36 @@ def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A net on a dataset under a recipe: all that two runs must share to differ by their seed only."""
+class Setting:
+    """One setting of a recipe: its value and how it is known."""
 
-    experiment: str
-    dataset: str
-    depth: int
-    plain: bool
-    shortcut: Shortcut | None
-    recipe: Recipe
-    changes: tuple[tuple[str, Value], ...] = ()
-    """Settings (and shortcut) that differ from the catalogue experiment, in recipe order."""
+    key: str
+    value: Value
+    mark: Mark
+    source: str = ""
+    note: str = ""
 
-    @property
-    def name(self) -> str:
-        """The folder name: the experiment, then every change, e.g. `cifar10-plain56+iterations=2000`."""
-        name = "+".join([self.experiment, *(f"{key}={spell(value)}" for key, value in self.changes)])
-        if len(name) <= MAX_NAME:
-            return name
-        return f"{name[: MAX_NAME - 13]}+{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
-    @property
-    def label(self) -> str:
-        """The net's name, with its shortcut option where that is not the paper's own for the depth."""
-        usual = self.shortcut == default_shortcut(self.dataset, self.depth)
-        return net_label(self.depth, self.plain, None if usual else self.shortcut)
+def setting_from(key: str, entry: Mapping[str, Any]) -> Setting:
+    """A setting from its entry in a TOML file."""
+    value = tuple(entry["value"]) if isinstance(entry["value"], list) else entry["value"]
+    return Setting(key, value, entry["mark"], entry.get("source", ""), entry.get("note", ""))
 
-    @property
-    def exact(self) -> bool:
-        """Whether this is the catalogue experiment with nothing changed."""
-        return not self.changes
 
-    def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON values; `digest` is computed from exactly this."""
-        return {
-            "experiment": self.experiment,
-            "dataset": self.dataset,
-            "depth": self.depth,
-            "plain": self.plain,
-            "shortcut": self.shortcut,
-            "recipe": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.recipe).items()},
-        }
+@dataclass(frozen=True)
+class NamedRecipe:
+    """A recipe of the catalogue with the mark of each setting."""
+
+    name: str
+    title: str
+    family: str
+    settings: Mapping[str, Setting]
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the spec: equal for runs that differ by their seed only."""
-        return digest_of(self.to_json())
-
-
-def digest_of(spec: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a spec in its JSON form, independent of key order."""
-    return hashlib.sha256(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def net_label(depth: int, plain: bool, shortcut: str | None = None) -> str:
-    """The field's name of a net: `plain-56`, `ResNet-56`, `ResNet-56 (B)`."""
-    if plain:
-        return f"plain-{depth}"
-    return f"ResNet-{depth}" + (f" ({shortcut})" if shortcut in ("B", "C") else "")
-
-
-IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}  # Section 4.1: 1.28 million and 50k
-IMAGENET_CLASSES = 1000
-IMAGENET_DEPTHS = (18, 34, 50, 101, 152)  # Table 1
-BOTTLENECK_FROM = 50  # layers: from here on blocks of three convolutions, Figure 5 right
-
-
-def check_depth(depth: int, family: str = "cifar") -> int:
-    """The depth, if the paper's family of nets has such a net.
-
-    Raises:
-        UsageError: (a ValueError) if a CIFAR depth is not 6n+2 with n >= 1 (the nearest are named), or
-            an ImageNet depth is not in Table 1.
-    """
-    if family == "imagenet":
-        if depth not in IMAGENET_DEPTHS:
-            listed = ", ".join(map(str, IMAGENET_DEPTHS[:-1]))
-            raise UsageError(
-                f"an ImageNet net has {listed} or {IMAGENET_DEPTHS[-1]} layers (Table 1), not {depth}."
-            )
-        return depth
-    if depth >= 8 and (depth - 2) % 6 == 0:
-        return depth
-    below = (depth - 2) // 6 * 6 + 2
-    near = " or ".join(str(d) for d in (below, below + 6) if d >= 8) or "8"
-    other = " (ImageNet's nets: --dataset imagenet)" if depth in IMAGENET_DEPTHS else ""
-    raise UsageError(
-        f"a CIFAR net has 6n+2 layers, and {depth} is not of that form: the nearest is {near}{other}."
-    )
-
-
-def check_shortcut(plain: bool, shortcut: str | None, default: Shortcut = "A") -> Shortcut | None:
-    """The shortcut option of a net: None for plain, the default unless another is named.
-
-    Raises:
-        UsageError: if a plain net is given a shortcut, or the option is not A, B or C.
-    """
-    if plain:
-        if shortcut is not None:
-            raise UsageError(
-                f"a plain net has no shortcuts, so --plain and --shortcut {shortcut} exclude each other: "
-                "drop one of the two."
-            )
-        return None
-    option = default if shortcut is None else shortcut.upper()
-    if option not in get_args(Shortcut):
-        raise UsageError(f"no shortcut option {shortcut!r}: the paper has A, B and C.")
-    return option  # type: ignore[return-value]
-
-
-def default_shortcut(dataset: str, depth: int) -> Shortcut:
-    """The paper's option: B for the bottleneck nets (Section 4.1), else A (Table 2, Section 4.2)."""
-    return "B" if FAMILIES[dataset] == "imagenet" and depth >= BOTTLENECK_FROM else "A"
+    def recipe(self) -> Recipe:
+        """The bare values."""
+        values = {key: setting.value for key, setting in self.settings.items()}
+        return RECIPES[self.family](**values)  # type: ignore[arg-type]
 
 
 def spell(value: Value | None) -> str:
@@ -278,3 +214,34 @@ def parse(key: str, text: str) -> Value:
             kind, "a,b,.. whole numbers"
         )
         raise UsageError(f"{key} takes {wanted}, not {text!r}.") from None
+
+
+def check_setting(key: str, value: Value) -> None:
+    """Check one value against its rule.
+
+    Raises:
+        UsageError: if the value is of the wrong type, not one of the choices or out of range.
+    """
+    if key not in SETTING_TYPES:
+        raise UsageError(f"no setting {key!r}: `resrepro list EXPERIMENT` lists the settings.")
+    rule = setting_rules()[key]
+    kind = SETTING_TYPES[key]
+    if kind in (bool, int, float, str) and type(value) is not kind:
+        raise UsageError(f"{key} must be of type {kind.__name__}, not {value!r}.")
+    if kind not in (bool, int, float, str) and not isinstance(value, tuple):
+        raise UsageError(f"{key} takes rising whole numbers above 0, not {value!r}.")
+    if "choices" in rule and value not in rule["choices"]:
+        raise UsageError(f"{key} is one of {', '.join(rule['choices'])}, not {value!r}.")
+    if isinstance(value, tuple):
+        if not all(type(v) is int and v > 0 for v in value) or list(value) != sorted(value):
+            raise UsageError(f"{key} takes rising whole numbers above 0, not {spell(value)}.")
+    elif isinstance(value, int | float):
+        bounds = [
+            (not math.isfinite(value), "finite"),
+            ("min" in rule and value < rule.get("min", 0), f"at least {rule.get('min')}"),
+            ("above" in rule and value <= rule.get("above", 0), f"above {rule.get('above', 0):g}"),
+            ("max" in rule and value > rule.get("max", 0), f"at most {rule.get('max', 0):g}"),
+        ]
+        for broken, need in bounds:
+            if broken:
+                raise UsageError(f"{key} must be {need}, not {spell(value)}.")
