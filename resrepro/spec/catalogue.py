@@ -42,6 +42,13 @@ STAND_INS = {
     "digits": "dataset digits instead of CIFAR-10",
     "folder": "a folder of other images instead of ImageNet",
 }
+DEPARTURES = {
+    "split": "trained on 45,000 images and validated on the last 5,000",
+    "lr_policy": "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops",
+    "bn_stats": "BN statistics at test: plain averages over training batches, as in the authors' README",
+    "stride_3x3": "stride on the 3x3 of a bottleneck instead of its first 1x1",
+}
+"""Settings whose change is told without its value."""
 FOLLOW = {"lr_drops", "eval_every", "scale"}  # follow from `iterations` or `image_size` unless set by hand
 
 
@@ -79,17 +86,17 @@ class Experiment:
 @cache
 def recipes() -> Mapping[str, NamedRecipe]:
     """All recipes by name, bases resolved."""
-    found: dict[str, NamedRecipe] = {}
+    named: dict[str, NamedRecipe] = {}
     for name, table in read_toml("recipes.toml").items():
-        base = found.get(table.get("base", ""))
+        base = named.get(table.get("base", ""))
         family = base.family if base else table["family"]
         settings = dict(base.settings) if base else {}
         for key, entry in table["settings"].items():
             settings[key] = setting_from(key, entry)
             check_setting(key, settings[key].value)
         keys = ordered_settings(RECIPES[family])
-        found[name] = NamedRecipe(name, table["title"], family, {key: settings[key] for key in keys})
-    return found
+        named[name] = NamedRecipe(name, table["title"], family, {key: settings[key] for key in keys})
+    return named
 
 
 def paper_recipe(family: str) -> NamedRecipe:
@@ -100,11 +107,12 @@ def paper_recipe(family: str) -> NamedRecipe:
 @cache
 def experiments() -> Mapping[str, Experiment]:
     """All experiments of the catalogue by name, in its order."""
-    found = {}
-    for name, entry in read_toml("experiments.toml")["experiments"].items():
-        seeds, exhibits = tuple(entry.pop("seeds")), tuple(entry.pop("exhibits"))
-        found[name] = Experiment(name, **entry, seeds=seeds, exhibits=exhibits)
-    return found
+    return {
+        name: Experiment(
+            name, **entry | {"seeds": tuple(entry["seeds"]), "exhibits": tuple(entry["exhibits"])}
+        )
+        for name, entry in read_toml("experiments.toml")["experiments"].items()
+    }
 
 
 @dataclass(frozen=True)
@@ -128,19 +136,19 @@ class Protocol:
 
     def assumptions(self) -> str:
         """One sentence on the settings that we assume."""
-        assumed = [each for each in self.settings.values() if each.mark == "assumed"]
-        told = "; ".join(f"{each.key} {spell(each.value)} ({each.note})" for each in assumed)
-        return f"The protocol {self.name} assumes: {told}."
+        assumed = [setting for setting in self.settings.values() if setting.mark == "assumed"]
+        values = "; ".join(f"{setting.key} {spell(setting.value)} ({setting.note})" for setting in assumed)
+        return f"The protocol {self.name} assumes: {values}."
 
 
 @cache
 def protocols() -> Mapping[str, Protocol]:
     """All test protocols by name."""
-    found = {}
+    views = {}
     for name, entry in read_toml("protocols.toml").items():
-        settings = {key: setting_from(key, told) for key, told in entry.pop("settings").items()}
-        found[name] = Protocol(name, **entry, settings=settings)
-    return found
+        settings = {key: setting_from(key, setting) for key, setting in entry["settings"].items()}
+        views[name] = Protocol(name, **entry | {"settings": settings})
+    return views
 
 
 def protocol_for(name: str, family: str) -> Protocol:
@@ -149,7 +157,7 @@ def protocol_for(name: str, family: str) -> Protocol:
     Raises:
         UsageError: if there is none, or it is not one of this family of nets.
     """
-    fitting = [each.name for each in protocols().values() if each.family == family]
+    fitting = [protocol.name for protocol in protocols().values() if protocol.family == family]
     if name not in fitting:
         kind = "photographs" if family == "imagenet" else "CIFAR-10 and digits"
         raise UsageError(f"no protocol {name!r} for {kind}: there is {' or '.join(fitting)}.")
@@ -165,13 +173,12 @@ def find(name: str) -> Experiment:
     if name in experiments():
         return experiments()[name]
     parts = re.fullmatch(r"([a-z0-9]+)-(plain|resnet)([0-9]+)(?:-([abc]))?", name)
-    unknown = _unknown(name)
     if parts is None or parts[1] not in DATASETS or (parts[2] == "plain" and parts[4]):
-        raise unknown
-    found = experiment_for(parts[1], int(parts[3]), parts[2] == "plain", parts[4])
-    if found.name != name:  # an option that has no experiment of its own
-        raise unknown
-    return found
+        raise _unknown(name)
+    experiment = experiment_for(parts[1], int(parts[3]), parts[2] == "plain", parts[4])
+    if experiment.name != name:  # an option that has no experiment of its own
+        raise _unknown(name)
+    return experiment
 
 
 def _unknown(name: str) -> UsageError:
@@ -225,33 +232,41 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
     if shortcut is not None:
         experiment = experiment_for(experiment.dataset, experiment.depth, experiment.plain, shortcut)
     base = experiment.spec()
-    wanted = {key: value for key, value in settings.items() if value is not None}
-    for key, value in wanted.items():
-        if key in SETTING_TYPES and key not in settings_of(base.recipe):
-            raise UsageError(f"{key} is no setting of {experiment.name}: leave it out.")
-        if SETTING_TYPES.get(key) is float and type(value) is int:
-            wanted[key] = value = float(value)
-        check_setting(key, value)
-    followed = _followed(base.recipe, wanted)
-    recipe = replace(followed, **wanted)  # type: ignore[arg-type]
-    if recipe.bn_group and recipe.batch_size % recipe.bn_group and "bn_group" not in wanted:
+    given = _checked(experiment, settings)
+    rescaled = _rescaled(base.recipe, given)
+    recipe = replace(rescaled, **given)  # type: ignore[arg-type]
+    if recipe.bn_group and recipe.batch_size % recipe.bn_group and "bn_group" not in given:
         recipe = replace(recipe, bn_group=recipe.batch_size)
+    _check_together(recipe, base.dataset)
     own = base.shortcut or default_shortcut(base.dataset, base.depth)
     option = check_shortcut(base.plain, shortcut, own)
-    _check_together(recipe, base.dataset)
     changes: list[tuple[str, Value]] = []
     if option != base.shortcut and option is not None:
         changes.append(("shortcut", option))
     for key in ordered_settings(recipe):
-        reference = followed if key in FOLLOW else base.recipe
+        reference = rescaled if key in FOLLOW else base.recipe
         if getattr(recipe, key) != getattr(reference, key):
             changes.append((key, getattr(recipe, key)))
     return replace(base, shortcut=option, recipe=recipe, changes=tuple(changes))
 
 
-def _followed(recipe: Recipe, wanted: Mapping[str, Value]) -> Recipe:
-    """The recipe in the wanted number of iterations and image size, as far as other settings follow."""
-    iterations, image_size = wanted.get("iterations"), wanted.get("image_size")
+def _checked(experiment: Experiment, settings: Mapping[str, Value | None]) -> dict[str, Value]:
+    """The settings that are given, whole numbers as floats where the recipe has floats."""
+    given: dict[str, Value] = {}
+    for key, value in settings.items():
+        if value is None:
+            continue
+        if key in SETTING_TYPES and key not in settings_of(RECIPES[experiment.family]):
+            raise UsageError(f"{key} is no setting of {experiment.name}: leave it out.")
+        whole = SETTING_TYPES.get(key) is float and type(value) is int
+        given[key] = float(value) if whole else value  # type: ignore[arg-type]
+        check_setting(key, given[key])
+    return given
+
+
+def _rescaled(recipe: Recipe, settings: Mapping[str, Value]) -> Recipe:
+    """The recipe in those settings' iterations and image size, as far as other settings follow."""
+    iterations, image_size = settings.get("iterations"), settings.get("image_size")
     if isinstance(iterations, int) and iterations != recipe.iterations:
         recipe = recipe.shortened_to(iterations)
     if isinstance(image_size, int) and image_size != getattr(recipe, "image_size", None):
@@ -287,40 +302,35 @@ def departures(spec: Spec) -> list[str]:
     """
     experiment = find(spec.experiment)
     named, paper = recipes()[experiment.recipe], paper_recipe(experiment.family)
-    told: list[str] = []
+    sentences: list[str] = []
     if spec.dataset in STAND_INS:
-        told.append(STAND_INS[spec.dataset])
+        sentences.append(STAND_INS[spec.dataset])
     elif not experiment.exhibits:
-        told.append(f"the paper gives no number for {net_label(spec.depth, spec.plain)}")
+        sentences.append(f"the paper gives no number for {net_label(spec.depth, spec.plain)}")
     own = experiment.spec().shortcut
     if spec.shortcut != own:
         section = "4.2" if experiment.family == "cifar" else "4.1"
-        told.append(f"shortcut option {spec.shortcut} instead of {own} (Section {section})")
+        sentences.append(f"shortcut option {spec.shortcut} instead of {own} (Section {section})")
     settings = {key: getattr(spec.recipe, key) for key in ordered_settings(spec.recipe)}
-    followed = _followed(paper.recipe, settings)
+    rescaled = _rescaled(paper.recipe, settings)
     for key, value in settings.items():
         reference = named.settings[key] if key.startswith("warmup") else paper.settings[key]
-        expected = getattr(followed, key) if key in FOLLOW else reference.value
+        expected = getattr(rescaled, key) if key in FOLLOW else reference.value
         if value != expected:
-            told.append(_told(key, value, replace(reference, value=expected)))
-    return told
+            sentences.append(_departure(key, value, replace(reference, value=expected)))
+    return sentences
 
 
-def _told(key: str, value: Value, reference: Setting) -> str:
+def _departure(key: str, value: Value, reference: Setting) -> str:
+    """The sentence on a setting that is not the reference's."""
+    if key in DEPARTURES:
+        return DEPARTURES[key]
     if key == "iterations":
         plural = "" if value == 1 else "s"
         return f"{value:,} iteration{plural} instead of {reference.value:,} (the schedule keeps its shape)"
-    if key == "split":
-        return "trained on 45,000 images and validated on the last 5,000"
     if key == "eval_every":
         return f"sampled every {value} iterations; as densely as the paper's curves: every {reference.value}"
     if key == "image_size":
         return f"crops of {value} pixels instead of {reference.value} (all sizes of the views in proportion)"
-    if key == "lr_policy":
-        return "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops"
-    if key == "bn_stats":
-        return "BN statistics at test: plain averages over training batches, as in the authors' README"
-    if key == "stride_3x3":
-        return "stride on the 3x3 of a bottleneck instead of its first 1x1"
     silent = " (the paper does not say)" if reference.mark == "assumed" else ""
     return f"{key} {spell(value)} instead of {spell(reference.value)}{silent}"
