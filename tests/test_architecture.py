@@ -1,5 +1,7 @@
 """The formulas of the nets: against the nets as built, counts of others, and the paper's own numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -49,15 +51,29 @@ def test_the_formula_is_the_net_as_built(name):
     assert net.parameters == sum(weight.numel() for weight in built.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("imagenet-plain34", 21_623_848), ("imagenet-resnet34", 21_623_848),
-     ("imagenet-resnet34-b", 21_797_672), ("imagenet-resnet34-c", 22_716_840),
-     ("imagenet-resnet50", 25_557_032), ("imagenet-resnet152", 60_192_808),
-     ("cifar10-resnet20", 269_722), ("cifar10-resnet1202", 19_421_274)],
-)  # fmt: skip
-def test_parameters_are_the_known_ones(name, parameters):
-    assert architectures()[name].parameters == parameters
+# Parameters of the nets, counted from their shapes in the protocol sheet (Section 3).
+PARAMETERS = {
+    **{f"cifar10-{kind}20": 269_722 for kind in ("plain", "resnet")},
+    **{f"cifar10-{kind}32": 464_154 for kind in ("plain", "resnet")},
+    **{f"cifar10-{kind}44": 658_586 for kind in ("plain", "resnet")},
+    **{f"cifar10-{kind}56": 853_018 for kind in ("plain", "resnet")},
+    **{f"cifar10-{kind}110": 1_727_962 for kind in ("plain", "resnet")},
+    "cifar10-resnet1202": 19_421_274,
+    **{f"imagenet-{kind}18": 11_515_688 for kind in ("plain", "resnet")},
+    **{f"imagenet-{kind}34": 21_623_848 for kind in ("plain", "resnet")},
+    "imagenet-resnet34-b": 21_797_672, "imagenet-resnet34-c": 22_716_840,
+    "imagenet-resnet50": 25_557_032, "imagenet-resnet101": 44_549_160, "imagenet-resnet152": 60_192_808,
+}  # fmt: skip
+
+
+def test_parameters_are_the_known_ones():
+    assert {name: net.parameters for name, net in architectures().items()} == PARAMETERS
+
+
+def test_option_b_adds_two_projections_to_a_cifar_net():
+    for depth in (20, 110, 1202):
+        net = architecture_of(replace(catalogue.find(f"cifar10-resnet{depth}"), shortcut="B"))
+        assert net.parameters == PARAMETERS[f"cifar10-resnet{depth}"] + 2_752
 
 
 def test_layers_of_resnet_34_b_are_torchvisions_in_order_and_size():
