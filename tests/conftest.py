@@ -17,7 +17,7 @@ import pytest
 from queues import Queue
 
 from resrepro.records.durable import json_bytes
-from resrepro.records.record_files import read_json
+from resrepro.records.reading import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels
@@ -121,7 +121,7 @@ def write_run(
     either split), and where they are not all the record says so; `evals` are the top-1 and top-5 errors of
     photographs by protocol.
     """
-    from resrepro.records.recording import RunWriter
+    from resrepro.records.write import RunWriter
     from resrepro.spec import catalogue
     from resrepro.spec.experiment import command_for
 
@@ -255,7 +255,7 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
     By default each layer's std is another and lies between 1 and 2; `changed` replaces fields.
     """
     from resrepro.records import read_run
-    from resrepro.records.responses import Responses, count_layers, read_responses, write_responses
+    from resrepro.records.evaluations import Responses, count_layers, read_responses, write_responses
 
     run = read_run(folder)
     count = len(std) if std else count_layers(run.spec["dataset"], run.spec["depth"])

@@ -23,7 +23,7 @@ from resrepro.comparison.significance import difference_of
 from resrepro.comparison.tables import to_csv, to_latex, to_markdown
 from resrepro.errors import UsageError
 from resrepro.records.collection import collect
-from resrepro.records.responses import Responses
+from resrepro.records.evaluations import Responses
 from resrepro.spec.architecture import architectures
 
 COMMANDS = typer.main.get_command(app).commands

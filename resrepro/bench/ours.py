@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from resrepro.data import Dataset, Images
-from resrepro.records.recording import Onlooker
+from resrepro.records.write import Onlooker
 from resrepro.spec.experiment import Spec
 from resrepro.training.feeds import Feed
 from resrepro.training.metrics import Errors

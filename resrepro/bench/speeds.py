@@ -30,8 +30,7 @@ from torchvision import transforms
 
 from resrepro.data import Dataset, Images
 from resrepro.errors import ResreproError, UsageError
-from resrepro.records.environment import describe_environment
-from resrepro.records.recording import Onlooker
+from resrepro.records.write import Onlooker, describe_environment
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import net_label
 from resrepro.spec.recipe import CifarRecipe

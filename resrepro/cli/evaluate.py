@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from resrepro.records.responses import Responses
+    from resrepro.records.evaluations import Responses
     from resrepro.training.metrics import Errors
 
 OTHERS = "Other people's checkpoints"

@@ -24,7 +24,7 @@ from resrepro.cli.options import (
 )
 from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm, tell_jobs
 from resrepro.errors import ResreproError, UsageError
-from resrepro.records.measured import RESPONSES
+from resrepro.records.evaluations import LAYER_RESPONSES
 from resrepro.spec.recipe import FAMILIES, Value
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _write(exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path,
 
     table, drawing = show_exhibit(exhibit, found, figures)
     if table is None and drawing is None:
-        what = "measured" if RESPONSES in exhibit.measures else "finished"
+        what = "measured" if LAYER_RESPONSES in exhibit.measures else "finished"
         console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
         return
     paths: list[Path] = []

@@ -11,7 +11,7 @@ from resrepro.comparison.tables import DASH, Row, Table
 from resrepro.comparison.wording import about_images, not_said_yet, train_command, unused
 from resrepro.paper import published
 from resrepro.records import FINISHED, Run
-from resrepro.records.measurements import Ensemble, Member
+from resrepro.records.evaluations import Ensemble, Member
 from resrepro.spec import catalogue
 from resrepro.spec.recipe import FAMILIES
 

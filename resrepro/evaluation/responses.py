@@ -22,7 +22,7 @@ from resrepro.nets.folding import pairs_of
 from resrepro.nets.normalisation import GroupedBatchNorm2d
 from resrepro.processes import world_size
 from resrepro.records import Run, read_run
-from resrepro.records.responses import Responses, read_responses, write_responses
+from resrepro.records.evaluations import Responses, read_responses, write_responses
 from resrepro.training.device import choose_device, memory_format, telling_memory, threads_used, use_precision
 from resrepro.training.evaluation import in_passes, precise_statistics
 from resrepro.training.feeds import Feed, open_feed

@@ -16,7 +16,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.state_dict import UNUSED, fill, find_state_dict
 from resrepro.evaluation.weights import file_of, read_weights
 from resrepro.nets import Net
-from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
+from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import Spec, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json

@@ -13,7 +13,7 @@ from resrepro.figures.choice import Groups
 from resrepro.figures.responses import EXHIBIT, measured_on, plan, select
 from resrepro.paper import published
 from resrepro.records import Run
-from resrepro.records.responses import Responses
+from resrepro.records.evaluations import Responses
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import command_for, net_label
 

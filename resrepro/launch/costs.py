@@ -15,7 +15,7 @@ from resrepro.bench.children import Child
 from resrepro.errors import UsageError
 from resrepro.launch.estimates import CHECKPOINTS, MIB, ROW_BYTES, estimate
 from resrepro.records import Run
-from resrepro.records.environment import cpu_model
+from resrepro.records.write import cpu_model
 from resrepro.spec import catalogue
 from resrepro.spec.architecture import architectures
 from resrepro.spec.experiment import Spec

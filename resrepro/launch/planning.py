@@ -14,10 +14,9 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.launch.goals import Exhibit
 from resrepro.records import Run, read_run
 from resrepro.records.collection import Collection, read_ensembles
-from resrepro.records.measured import is_measured
-from resrepro.records.measurements import Ensemble
-from resrepro.records.record_files import RESULT
-from resrepro.records.recording import has_checkpoint, run_folder
+from resrepro.records.evaluations import Ensemble, is_measured
+from resrepro.records.reading import RESULT
+from resrepro.records.write import has_checkpoint, run_folder
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import Spec, command_for, in_folder
 from resrepro.spec.recipe import Value

@@ -8,7 +8,7 @@ import torch
 
 from resrepro.errors import ResreproError, UsageError
 from resrepro.processes import is_first, local_rank, local_world_size, world_size
-from resrepro.records.environment import cpu_model
+from resrepro.records.write import cpu_model
 
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

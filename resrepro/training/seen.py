@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resrepro.errors import UsageError
-from resrepro.records.environment import cache_folder
+from resrepro.records.write import cache_folder
 
 FILE = "seen.json"
 CHOICES = ("auto", "on", "off")  # of --compile

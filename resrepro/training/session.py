@@ -11,10 +11,16 @@ from resrepro.data.loading import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.processes import is_first
 from resrepro.records import MALFORMED, read_run
-from resrepro.records.environment import describe_environment
 from resrepro.records.locking import Breaks, Lock, locked
-from resrepro.records.record_files import ENV, RESULT, SPEC, read_json
-from resrepro.records.recording import Onlooker, RunWriter, has_checkpoint, open_run, run_folder
+from resrepro.records.reading import ENV, RESULT, SPEC, read_json
+from resrepro.records.write import (
+    Onlooker,
+    RunWriter,
+    describe_environment,
+    has_checkpoint,
+    open_run,
+    run_folder,
+)
 from resrepro.spec.experiment import Spec, command_for, digest_of
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training.cadence import Cadence, parse_every

@@ -15,7 +15,7 @@ from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
 from resrepro.nets.normalisation import norms_of
 from resrepro.processes import world_size
-from resrepro.records.recording import RunWriter
+from resrepro.records.write import RunWriter
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import Spec
 from resrepro.spec.recipe import ImageNetRecipe, Recipe

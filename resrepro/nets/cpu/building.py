@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resrepro.errors import ResreproError
-from resrepro.records.environment import cache_folder
+from resrepro.records.write import cache_folder
 
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: sums keep their order, and NaN stays NaN.
