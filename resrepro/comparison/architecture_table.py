@@ -107,12 +107,12 @@ def _difference(counted: float, printed: float) -> str:
 
 def _without_projections(nets: Mapping[str, Architecture]) -> str:
     """What the count would be if option B's projections were left out."""
-    told = {
+    counts = {
         heading: f"{(net.multiply_adds - net.projections) / UNIT:.2f}"
         for heading, net in nets.items()
         if net.projections
     }
-    return f"without projections {', '.join(told)} would have {', '.join(told.values())}"
+    return f"without projections {', '.join(counts)} would have {', '.join(counts.values())}"
 
 
 def _not_rounded(nets: Mapping[str, Architecture]) -> Iterator[str]:

@@ -131,10 +131,10 @@ def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
 
 def _member(content: Mapping[str, Any]) -> Member:
     name, label, digest, status = (_text(content, key) for key in ("name", "label", "digest", "status"))
-    told = (*_sentences(content["departures"]), *_sentences(content["notices"]))
+    sentences = (*_sentences(content["departures"]), *_sentences(content["notices"]))
     return Member(
         name, label, _count(content, "seed"), digest, _count(content, "iteration"), status,
-        tuple(dict.fromkeys(told)),
+        tuple(dict.fromkeys(sentences)),
     )  # fmt: skip
 
 
@@ -271,9 +271,9 @@ def read_responses(folder: Path) -> Responses | None:
     head = parse_json(path, first.removeprefix(LEAD))
     if head.get("rows") != describe_curve(rows):
         raise RecordError(f"{path} is broken: its rows do not match their checksum.")
-    found = _responses_from(path, head, _columns(path, rows))
-    _check_run(path, found, read_json(folder / SPEC))
-    return found
+    responses = _responses_from(path, head, _columns(path, rows))
+    _check_run(path, responses, read_json(folder / SPEC))
+    return responses
 
 
 def _columns(path: Path, rows: bytes) -> list[tuple[str, ...]]:
@@ -313,15 +313,15 @@ def _figure(path: Path, text: str) -> float:
     return figure
 
 
-def _check_run(path: Path, found: Responses, head: Mapping[str, Any]) -> None:
+def _check_run(path: Path, responses: Responses, head: Mapping[str, Any]) -> None:
     """Refuse what was measured on another net than the trained one of the run it lies beside."""
     try:
         spec = head["spec"]
-        wanted = digest_of(spec), head["seed"], spec["recipe"]["iterations"]
+        expected = digest_of(spec), head["seed"], spec["recipe"]["iterations"]
         layers = count_layers(spec["dataset"], spec["depth"])
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{path.parent / SPEC} is broken: {type(error).__name__} {error}.") from None
-    if (found.digest, found.seed, found.iteration) != wanted or len(found.layers) != layers:
+    if (responses.digest, responses.seed, responses.iteration) != expected or len(responses.layers) != layers:
         raise RecordError(
             f"{path} was not measured on the trained net of this run: "
             f"`resrepro eval {path.parent} --responses` measures it anew."

@@ -119,7 +119,7 @@ def describe_curve(rows: bytes) -> dict[str, Any]:
     return {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
 
 
-def read_rows(path: Path, told: Mapping[str, Any] | None) -> bytes:
+def read_rows(path: Path, vouched: Mapping[str, Any] | None) -> bytes:
     """The part of metrics.csv that counts: what was there when result.json was written.
 
     A run that is going on, or was killed, may have written more.
@@ -128,20 +128,20 @@ def read_rows(path: Path, told: Mapping[str, Any] | None) -> bytes:
         RecordError: if the file is missing or not the one that result.json tells of.
     """
     rows = read_bytes(path, MOST_BYTES)
-    if told is None:  # of format 1
+    if vouched is None:  # of format 1
         return rows
-    if not isinstance(told.get("bytes"), int) or describe_curve(rows[: told["bytes"]]) != told:
+    if not isinstance(vouched.get("bytes"), int) or describe_curve(rows[: vouched["bytes"]]) != vouched:
         raise RecordError(f"{path} is broken: it does not match the checksum in {RESULT}.")
-    return rows[: told["bytes"]]
+    return rows[: vouched["bytes"]]
 
 
-def read_curve(path: Path, told: Mapping[str, Any] | None = None) -> Curve:
-    """The columns of metrics.csv, checked; `told` is what result.json says of it.
+def read_curve(path: Path, vouched: Mapping[str, Any] | None = None) -> Curve:
+    """The columns of metrics.csv, checked; `vouched` is what result.json says of it.
 
     Raises:
         RecordError: if the columns differ, a value is no number or an error is no percentage.
     """
-    rows = read_rows(path, told)
+    rows = read_rows(path, vouched)
     header, *lines = rows.decode("ascii", "replace").split("\n")
     if header.rstrip("\r") != ",".join(METRICS_COLUMNS):
         raise RecordError(f"{path} is broken: its columns are not {','.join(METRICS_COLUMNS)}.")
@@ -218,8 +218,8 @@ def _is_count(value: object) -> bool:
 
 def _check_result(run: "Run") -> None:
     where = run.folder / RESULT
-    told = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
-    if told != (run.digest, run.seed):
+    stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
+    if stated != (run.digest, run.seed):
         raise RecordError(f"{where} is broken: it is the result of another run.")
     if run.result.get("format") == FORMAT and not isinstance(run.result.get("metrics"), dict):
         raise RecordError(f"{where} is broken: it does not vouch for {METRICS}.")

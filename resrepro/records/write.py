@@ -97,13 +97,13 @@ class RunWriter:
         self._bind(spec, seed)
         self.result(result)  # first: it must never vouch for rows that are cut off
         restored = []
-        told = _whole(self.folder / ENV)
-        if told is not None and _first_start(told) == _first_start(env):
-            self.env = told  # it may tell of a session that wrote no checkpoint
-        for name, wanted in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
-            found = _whole(self.folder / name)
-            if found is None or seal_of(found) != seal_of(wanted):
-                write_json(self.folder / name, wanted)
+        recorded = _whole(self.folder / ENV)
+        if recorded is not None and _first_start(recorded) == _first_start(env):
+            self.env = recorded  # it may tell of a session that wrote no checkpoint
+        for name, content in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
+            recorded = _whole(self.folder / name)
+            if recorded is None or seal_of(recorded) != seal_of(content):
+                write_json(self.folder / name, content)
                 restored.append(name)
         return restored + self._restore_curve()
 
@@ -143,8 +143,8 @@ class RunWriter:
     def result(self, content: Mapping[str, Any]) -> None:
         """Replace result.json; it vouches for the rows so far."""
         self.still_ours()
-        told = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
-        write_json(self.folder / RESULT, told)
+        vouching = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
+        write_json(self.folder / RESULT, vouching)
 
 
 class Onlooker(RunWriter):
@@ -229,8 +229,8 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
 
 
 def _check_same_spec(folder: Path, spec: Spec) -> None:
-    told = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint, which says whose it is
-    if told is not None and digest_of(told.get("spec", {})) != spec.digest:
+    recorded = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint
+    if recorded is not None and digest_of(recorded.get("spec", {})) != spec.digest:
         raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
 
 
@@ -273,16 +273,16 @@ def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
 
 def without_paths(arguments: Sequence[str]) -> list[str]:
     """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
-    told: list[str] = []
+    safe: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
-        if told and told[-1] in PATH_OPTIONS:
-            told.append("DIR")
+        if safe and safe[-1] in PATH_OPTIONS:
+            safe.append("DIR")
         elif equals and (option in PATH_OPTIONS or value.startswith(PATH_STARTS)):
-            told.append(f"{option}=DIR")
+            safe.append(f"{option}=DIR")
         else:
-            told.append("DIR" if argument.startswith(PATH_STARTS) else argument)
-    return told
+            safe.append("DIR" if argument.startswith(PATH_STARTS) else argument)
+    return safe
 
 
 def source_commit() -> tuple[str | None, bool | None]:

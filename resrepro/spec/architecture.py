@@ -181,7 +181,7 @@ class Architecture:
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """The nets that the catalogue trains for the paper, by experiment name, in its order."""
-    paper = [each for each in experiments().values() if each.dataset in OF_THE_PAPER]
+    paper = [entry for entry in experiments().values() if entry.dataset in OF_THE_PAPER]
     return {experiment.name: architecture_of(experiment) for experiment in paper}
 
 

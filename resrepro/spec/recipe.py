@@ -210,10 +210,8 @@ def parse(key: str, text: str) -> Value:
             return text.strip()
         return tuple(int(part) for part in text.split(",") if part.strip())
     except (KeyError, ValueError):
-        wanted = {bool: "on or off", int: "a whole number", float: "a number"}.get(
-            kind, "a,b,.. whole numbers"
-        )
-        raise UsageError(f"{key} takes {wanted}, not {text!r}.") from None
+        form = {bool: "on or off", int: "a whole number", float: "a number"}.get(kind, "a,b,.. whole numbers")
+        raise UsageError(f"{key} takes {form}, not {text!r}.") from None
 
 
 def check_setting(key: str, value: Value) -> None:
