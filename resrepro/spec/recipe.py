@@ -222,24 +222,25 @@ def check_setting(key: str, value: Value) -> None:
     """
     if key not in SETTING_TYPES:
         raise UsageError(f"no setting {key!r}: `resrepro list EXPERIMENT` lists the settings.")
-    rule = setting_rules()[key]
-    kind = SETTING_TYPES[key]
-    if kind in (bool, int, float, str) and type(value) is not kind:
+    rule, kind = setting_rules()[key], SETTING_TYPES[key]
+    if kind not in (bool, int, float, str):
+        whole = isinstance(value, tuple) and all(type(v) is int and v > 0 for v in value)
+        if not whole or list(value) != sorted(value):  # type: ignore[arg-type]
+            raise UsageError(f"{key} takes rising whole numbers above 0, not {spell(value)}.")
+    elif type(value) is not kind:
         raise UsageError(f"{key} must be of type {kind.__name__}, not {value!r}.")
-    if kind not in (bool, int, float, str) and not isinstance(value, tuple):
-        raise UsageError(f"{key} takes rising whole numbers above 0, not {value!r}.")
     if "choices" in rule and value not in rule["choices"]:
         raise UsageError(f"{key} is one of {', '.join(rule['choices'])}, not {value!r}.")
-    if isinstance(value, tuple):
-        if not all(type(v) is int and v > 0 for v in value) or list(value) != sorted(value):
-            raise UsageError(f"{key} takes rising whole numbers above 0, not {spell(value)}.")
-    elif isinstance(value, int | float):
-        bounds = [
-            (not math.isfinite(value), "finite"),
-            ("min" in rule and value < rule.get("min", 0), f"at least {rule.get('min')}"),
-            ("above" in rule and value <= rule.get("above", 0), f"above {rule.get('above', 0):g}"),
-            ("max" in rule and value > rule.get("max", 0), f"at most {rule.get('max', 0):g}"),
-        ]
-        for broken, need in bounds:
-            if broken:
-                raise UsageError(f"{key} must be {need}, not {spell(value)}.")
+    if kind in (int, float):
+        _check_range(key, value, rule)  # type: ignore[arg-type]
+
+
+def _check_range(key: str, value: float, rule: Mapping[str, float]) -> None:
+    for broken, bound in (
+        (not math.isfinite(value), "finite"),
+        (value < rule.get("min", -math.inf), f"at least {rule.get('min')}"),
+        (value <= rule.get("above", -math.inf), f"above {rule.get('above', 0):g}"),
+        (value > rule.get("max", math.inf), f"at most {rule.get('max', 0):g}"),
+    ):
+        if broken:
+            raise UsageError(f"{key} must be {bound}, not {spell(value)}.")
