@@ -26,7 +26,7 @@ from taps import MOMENTS, TROUBLES, Failing, Kill, Tap, die, forked
 from resrepro.data import Dataset, Images, load_dataset
 from resrepro.errors import ResreproError
 from resrepro.records.collection import collect
-from resrepro.records.record_files import RECORD_FILES
+from resrepro.records.reading import RECORD_FILES
 from resrepro.training import feeds, loop
 from resrepro.training.progress import Watcher
 from resrepro.training.session import train

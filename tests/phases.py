@@ -135,7 +135,7 @@ def be_killed(path: Path, aim: str, beyond: int, words: Sequence[str]) -> None:
     inside.notes[0] = inside.notes[1] = inside.notes[2] = 0
     from resrepro.cli import main
     from resrepro.records import disk
-    from resrepro.records.recording import RunWriter
+    from resrepro.records.write import RunWriter
     from resrepro.training import feeds, loop
 
     for name in ("begin", "go_on", "add_session", "append", "result"):

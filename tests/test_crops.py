@@ -30,7 +30,7 @@ from resrepro.data.loading import Loading
 from resrepro.data.statistics import Statistics, principal_axes
 from resrepro.errors import DataError
 from resrepro.spec import catalogue
-from resrepro.spec.specs import ImageNetRecipe
+from resrepro.spec.recipe import ImageNetRecipe
 
 CPU = torch.device("cpu")
 SIZE = 32

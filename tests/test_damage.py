@@ -16,7 +16,7 @@ from runs import OF_TIMES, TIMES, result_of, rows_of
 from resrepro.comparison.paper_rows import build
 from resrepro.comparison.tables import to_csv
 from resrepro.records.collection import Collection, collect
-from resrepro.records.record_files import CHECKPOINT, PREVIOUS
+from resrepro.records.reading import CHECKPOINT, PREVIOUS
 from resrepro.training.checkpoint import load_newest
 from resrepro.training.session import train
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from resrepro.cli import main
 from resrepro.data.loading import Loading
-from resrepro.records.recording import Onlooker
+from resrepro.records.write import Onlooker
 from resrepro.spec import catalogue
 from resrepro.training.feeds import open_feed
 from resrepro.training.loop import Target, Trainer

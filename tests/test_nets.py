@@ -12,8 +12,8 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
 from resrepro.errors import UsageError
-from resrepro.nets import Block, Net, ProjectionShortcut, build_net, net_of
-from resrepro.nets.layers import GroupedBatchNorm2d, norms_of
+from resrepro.nets import Block, Net, build_net, net_of
+from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, norms_of
 from resrepro.spec import catalogue
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
-from resrepro.spec.specs import ImageNetRecipe, Recipe
+from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training.optimizer import (
     Plateau,
     learning_rate,

@@ -23,7 +23,8 @@ from resrepro.nets import Net, net_of
 from resrepro.nets.layers import running_statistics
 from resrepro.spec import catalogue
 from resrepro.spec.catalogue import protocol_for
-from resrepro.spec.specs import Recipe, Spec
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import Recipe
 from resrepro.training.feeds import memory_views, on_device
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import (

@@ -28,8 +28,8 @@ from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.durable import write_json
-from resrepro.records.record_files import METRICS_COLUMNS, RECORD_FILES
-from resrepro.spec.specs import Recipe
+from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES
+from resrepro.spec.recipe import Recipe
 from resrepro.training import checkpoint, engine, feeds, loop
 from resrepro.training import session as training
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint

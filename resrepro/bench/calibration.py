@@ -24,9 +24,10 @@ from resrepro.data.folder import PhotoSet, scan_both
 from resrepro.data.loading import Loading
 from resrepro.data.statistics import Statistics
 from resrepro.data.views import Views
-from resrepro.records.record_files import FORMAT
+from resrepro.records.reading import FORMAT
 from resrepro.spec.catalogue import protocol_for
-from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
+from resrepro.spec.experiment import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe
 from resrepro.training.checkpoint import state_of
 from resrepro.training.engine import EAGER, choose_engine, fast_settings, keep_memory, use_precision
 from resrepro.training.feeds import About, Feed, MemoryFeed, PhotoFeed

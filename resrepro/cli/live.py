@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from resrepro.records import read_run
-from resrepro.spec.catalogue import Experiment, find, in_folder
-from resrepro.spec.specs import default_shortcut, net_label
+from resrepro.spec.catalogue import Experiment, find
+from resrepro.spec.experiment import default_shortcut, in_folder, net_label
 from resrepro.training.progress import Pace, Sample, Watcher, clock, errors_line, sample_line
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from resrepro.launch.job import (
     Stopped,
 )
 from resrepro.launch.jobs import Crew, load_shared
-from resrepro.spec.specs import Spec
+from resrepro.spec.experiment import Spec
 from resrepro.training.progress import clock
 
 DRAW_EVERY = 0.25  # seconds

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resrepro.errors import UsageError
-from resrepro.spec.specs import Value, parse
+from resrepro.spec.recipe import Value, parse
 
 if TYPE_CHECKING:
     from resrepro.data.loading import Loading
@@ -119,7 +119,9 @@ PrecisionOption = Annotated[str | None, _recipe("float32, tf32, bf16 or fp16.")]
 EvalEveryOption = Annotated[int | None, _recipe("Iterations between samples.")]
 SettingsOption = Annotated[
     list[str] | None,
-    _recipe("Any setting that `resrepro protocol` lists; may be repeated.", "--set", metavar="KEY=VALUE"),
+    _recipe(
+        "Any setting that `resrepro list EXPERIMENT` shows; may be repeated.", "--set", metavar="KEY=VALUE"
+    ),
 ]
 
 

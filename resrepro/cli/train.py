@@ -38,7 +38,8 @@ from resrepro.cli.options import (
 from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm
 from resrepro.errors import Diverged, UsageError
 from resrepro.processes import is_first
-from resrepro.spec.specs import FAMILIES, Spec, check_shortcut
+from resrepro.spec.experiment import Spec, check_shortcut
+from resrepro.spec.recipe import FAMILIES
 
 
 @app.command(rich_help_panel="Run")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from resrepro.data import Images
 from resrepro.processes import rank, world_size
-from resrepro.spec.specs import CifarRecipe, Recipe
+from resrepro.spec.recipe import CifarRecipe, Recipe
 from resrepro.training.engine import memory_format
 
 ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of one seed

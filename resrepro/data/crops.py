@@ -21,7 +21,7 @@ from resrepro.data.loading import Loading, read_ahead
 from resrepro.data.statistics import Statistics
 from resrepro.errors import DataError
 from resrepro.records.files import printable
-from resrepro.spec.specs import ImageNetRecipe
+from resrepro.spec.recipe import ImageNetRecipe
 
 # The components that later implementations use, computed once on ImageNet by fb.resnet.torch; pixels 0..1.
 PUBLISHED_VARIANCES = (0.2175, 0.0188, 0.0045)

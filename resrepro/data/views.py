@@ -23,7 +23,7 @@ from resrepro.data.images import (
 from resrepro.data.loading import BadImages, Loading, read_ahead
 from resrepro.processes import rank, world_size
 from resrepro.spec.catalogue import Protocol
-from resrepro.spec.specs import scaled
+from resrepro.spec.recipe import scaled
 
 # Images that a worker reads at a time: those of a chunk are held in shared memory, about 15 MB at crops of
 # 224 (photographs at five scales are some 3.5 MB each, ten crops 1.5 MB).

@@ -16,8 +16,8 @@ from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_ne
 from resrepro.processes import is_first, world_size
 from resrepro.records import CIFAR10_TEST
 from resrepro.records.durable import json_bytes, write_out
-from resrepro.records.measured import RESPONSES
-from resrepro.records.record_files import FORMAT
+from resrepro.records.evaluations import LAYER_RESPONSES
+from resrepro.records.reading import FORMAT
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.training.engine import (
     choose_device,
@@ -116,7 +116,7 @@ def measure_nets(what: str, folders: Sequence[Path], runs: Path, **options: Any)
     """Measure something of the net of a run, or of several together, and record it.
 
     Args:
-        what: a test protocol, or RESPONSES, which are those of one run.
+        what: a test protocol, or LAYER_RESPONSES, which are those of one run.
         folders: the run's folder; several are the members of an ensemble.
         runs: the runs folder, in which ensembles are recorded.
         **options: `data`, `device`, `threads`, `loading` and `say`, as for `evaluate`.
@@ -126,7 +126,7 @@ def measure_nets(what: str, folders: Sequence[Path], runs: Path, **options: Any)
         RecordError: if a checkpoint is missing or broken, or the images are others.
         DataError: if the images are missing or damaged.
     """
-    if what == RESPONSES:
+    if what == LAYER_RESPONSES:
         from resrepro.evaluation.responses import measure_responses
 
         (folder,) = folders

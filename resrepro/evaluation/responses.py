@@ -21,7 +21,7 @@ from resrepro.nets import Net
 from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
 from resrepro.processes import world_size
 from resrepro.records import Run, read_run
-from resrepro.records.responses import Responses, read_responses, write_responses
+from resrepro.records.evaluations import Responses, read_responses, write_responses
 from resrepro.training.engine import choose_device, memory_format, telling_memory, threads_used, use_precision
 from resrepro.training.feeds import Feed, open_feed
 from resrepro.training.loop import initial_net

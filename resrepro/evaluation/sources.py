@@ -16,9 +16,10 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.state_dict import UNUSED, fill, find_state_dict
 from resrepro.evaluation.weights import file_of, read_weights
 from resrepro.nets import Net
-from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
+from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
+from resrepro.spec.experiment import Spec, net_label
+from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
 from resrepro.training.checkpoint import Damaged, load_checkpoint
 from resrepro.training.feeds import window_of
 from resrepro.training.measure import Member

@@ -22,7 +22,7 @@ from resrepro.nets import Net
 from resrepro.nets.layers import folded
 from resrepro.records import Run
 from resrepro.records.durable import SEAL, write_out
-from resrepro.records.record_files import CHECKPOINT, SPEC, WEIGHTS
+from resrepro.records.reading import CHECKPOINT, SPEC, WEIGHTS
 from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import arithmetic
 

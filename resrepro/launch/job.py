@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from resrepro.data import Dataset
 from resrepro.errors import Interrupted, ResreproError, UsageError, sentence_on
-from resrepro.spec.specs import Spec
+from resrepro.spec.experiment import Spec
 from resrepro.training.progress import SIGNALS, Interrupts, Pace, Sample, StoppedEarly, Watcher, sample_line
 
 if TYPE_CHECKING:

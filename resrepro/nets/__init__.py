@@ -15,17 +15,8 @@ from torch.nn import functional as F
 
 from resrepro.errors import UsageError
 from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, ZeroPadShortcut, relu
-from resrepro.spec.catalogue import check_setting
-from resrepro.spec.specs import (
-    BOTTLENECK_FROM,
-    DATASETS,
-    FAMILIES,
-    ImageNetRecipe,
-    Recipe,
-    check_depth,
-    check_shortcut,
-    default_shortcut,
-)
+from resrepro.spec.experiment import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
+from resrepro.spec.recipe import DATASETS, FAMILIES, ImageNetRecipe, Recipe, check_setting
 
 BatchNorm = functools.partial[GroupedBatchNorm2d]
 

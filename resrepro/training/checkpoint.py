@@ -25,8 +25,8 @@ from resrepro.processes import rank, world_size
 from resrepro.records import disk
 from resrepro.records.durable import json_bytes, not_written, replacing
 from resrepro.records.files import NotPlain, open_plain
-from resrepro.records.record_files import CHECKPOINT, FORMAT, PREVIOUS, RESULT
-from resrepro.spec.specs import Spec
+from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
+from resrepro.spec.experiment import Spec
 from resrepro.training.engine import EAGER, ENGINES, choose_device
 from resrepro.training.measure import Errors
 

@@ -18,7 +18,7 @@ from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import Net
 from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
 from resrepro.processes import is_first, local_rank, local_world_size, world_size
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import Recipe
 
 CHOICES = ("auto", "on", "off")  # of --compile
 EAGER, KERNELS, INDUCTOR = ENGINES = ("eager", "kernels", "inductor")

@@ -25,7 +25,8 @@ from resrepro.errors import UsageError
 from resrepro.nets import Net
 from resrepro.processes import rank, world_size
 from resrepro.spec.catalogue import Protocol, protocol_for
-from resrepro.spec.specs import CifarRecipe, ImageNetRecipe, Recipe, Spec
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 from resrepro.training.measure import (
     EVAL_BATCH,
     PRECISE_BATCHES,

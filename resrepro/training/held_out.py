@@ -15,7 +15,8 @@ from resrepro.data.views import PhotoViews, Views
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet
 from resrepro.spec.catalogue import Protocol
-from resrepro.spec.specs import IMAGENET_IMAGES, ImageNetRecipe
+from resrepro.spec.experiment import IMAGENET_IMAGES
+from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training.feeds import about_memory, memory_views, on_device
 from resrepro.training.parallel import collected, on_first
 

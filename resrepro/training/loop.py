@@ -15,9 +15,9 @@ from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
 from resrepro.processes import world_size
-from resrepro.records.recording import RunWriter
+from resrepro.records.write import RunWriter
 from resrepro.spec import catalogue
-from resrepro.spec.specs import Spec
+from resrepro.spec.experiment import Spec
 from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
 from resrepro.training.engine import EAGER, accelerate, arithmetic, memory_format
 from resrepro.training.feeds import Feed

@@ -12,7 +12,7 @@ from resrepro.data.views import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
 from resrepro.processes import world_size
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import Recipe
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
 

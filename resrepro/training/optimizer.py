@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from resrepro.spec.specs import ImageNetRecipe, Recipe
+from resrepro.spec.recipe import ImageNetRecipe, Recipe
 
 
 def learning_rate(

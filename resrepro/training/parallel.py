@@ -26,7 +26,8 @@ from resrepro.errors import PeerLost, ResreproError, UsageError
 from resrepro.nets.layers import running_statistics
 from resrepro.processes import is_first, world_size
 from resrepro.spec import catalogue
-from resrepro.spec.specs import Recipe, Spec, Value
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import Recipe, Value
 from resrepro.training.progress import Interrupts
 
 T = TypeVar("T")

@@ -11,12 +11,18 @@ from resrepro.data.loading import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.processes import is_first
 from resrepro.records import MALFORMED, read_run
-from resrepro.records.environment import describe_environment
 from resrepro.records.locking import Breaks, Lock, locked
-from resrepro.records.record_files import ENV, RESULT, SPEC, read_json
-from resrepro.records.recording import Onlooker, RunWriter, has_checkpoint, open_run, run_folder
-from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES, Spec, Value, digest_of
+from resrepro.records.reading import ENV, RESULT, SPEC, read_json
+from resrepro.records.write import (
+    Onlooker,
+    RunWriter,
+    describe_environment,
+    has_checkpoint,
+    open_run,
+    run_folder,
+)
+from resrepro.spec.experiment import Spec, command_for, digest_of
+from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training.checkpoint import differences, frozen_device, frozen_threads, load_state, restore
 from resrepro.training.engine import (
     choose_device,
@@ -299,7 +305,7 @@ def _begin(trainer: Trainer, now: Mapping[str, Any]) -> None:
     """Begin the record of a run, and write its first checkpoint."""
     writer, spec, seed = trainer.writer, trainer.spec, trainer.seed
     about = {"mode": mode_of(spec.recipe), "data": trainer.feed.about.describe()}
-    env = {**now, **about, "command": catalogue.command_for(spec, seed)}
+    env = {**now, **about, "command": command_for(spec, seed)}
     on_first(lambda: writer.begin(spec, seed, env))
     on_first(lambda: writer.result(trainer.result("partial")))
     trainer.save()  # so that there is always one to go on from; it also shows what the next will cost

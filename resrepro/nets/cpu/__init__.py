@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from resrepro.errors import ResreproError
 from resrepro.nets import Block, Bottleneck, Net
 from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, pairs_of, relu
-from resrepro.records.environment import cache_folder
+from resrepro.records.write import cache_folder
 
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: sums keep their order, and NaN stays NaN.

@@ -1,6 +1,5 @@
-"""`resrepro describe`, and Table 1 and Figure 3 as commands."""
+"""`resrepro list`, and Table 1 and Figure 3 as commands."""
 
-import json
 import re
 import subprocess
 import sys
@@ -9,44 +8,48 @@ import pytest
 from commands import call
 
 from resrepro.figures.exhibits import figures, tables
-from resrepro.nets import description
-from resrepro.spec import catalogue
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-def test_describe_shows_every_net_within_80_columns():
-    code, told, _ = call("describe")
+def test_the_experiments_are_listed_with_their_exhibits():
+    code, listed, _ = call("list")
     assert code == 0
-    assert max(map(len, told.splitlines())) <= 80
-    assert "…" not in told
-    assert re.search(r"^ResNet-1202 +200 200 200 +1202 +19,421,274 +2\.829 *$", told, re.M)
-    assert re.search(r"^ResNet-50 +3 4 6 3 +50 +25,557,032 +3\.858 +3\.8 +\+0\.058$", told, re.M)
-    assert re.search(r"^ResNet-34 \(C\) +3 4 6 3 +34 +22,716,840 +3\.831 *$", told, re.M)
-    assert re.search(r"^VGG-19 +19 +143,667,240 +19\.632 +19\.6 +\+0\.032$", told, re.M)
+    assert re.search(
+        r"^ cifar10-resnet110 +ResNet-110 +cifar-64k-warm +0-4 +table6, figure6 *$", listed, re.M
+    )
 
 
-def test_describe_write_builds_the_nets_shows_them_and_says_where_they_are_written(tmp_path, monkeypatch):
-    one = catalogue.experiments()["imagenet-resnet18"]  # test_description builds them all
-    monkeypatch.setattr(catalogue, "experiments", lambda: {one.name: one})
-    monkeypatch.setattr(description, "summary_path", lambda: tmp_path / "nets.json")
-    code, told, _ = call("describe", "--write")
+def test_of_one_experiment_the_layers_are_shown_as_in_table_1_and_counted():
+    code, text, _ = call("list", "imagenet-resnet50")
     assert code == 0
-    assert told.splitlines()[-1] == "Written: resrepro/spec/catalogue/nets.json"
-    assert "ResNet-18" in told
-    assert "ResNet-34" not in told
-    [net] = json.loads((tmp_path / "nets.json").read_text())["nets"].values()
-    assert (net["layers"], net["parameters"]) == (18, 11_515_688)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert re.search(r"^ conv3_x +28x28 +1x1, 128 /2; 3x3, 128; 1x1, 512 +1 +projection *$", text, re.M)
+    assert re.search(r"^ conv3_x +28x28 +1x1, 128; 3x3, 128; 1x1, 512 +3 +identity *$", text, re.M)
+    words = " ".join(text.split())
+    assert "50 layers (projections do not count), 25,557,032 parameters, 3.858e9 multiply-adds" in words
+    assert "(paper: 3.8e9, difference +0.058e9)" in words
 
 
-def test_describe_write_into_a_package_that_is_closed_is_one_sentence(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(description, "summary_path", lambda: tmp_path / "file" / "nets.json")
-    monkeypatch.setattr(description, "describe_all", dict)
-    code, told, error = call("describe", "--write")
-    assert (code, told) == (1, "")
-    assert error.startswith("error: cannot write resrepro/spec/catalogue/nets.json")
-    assert error.count(".") == 2  # that of the name and the full stop
+def test_of_one_experiment_each_setting_is_marked():
+    code, text, _ = call("list", "cifar10-resnet110")
+    assert code == 0
+    for words in (
+        r"warmup_until_err +80 +stated 4.2",
+        r"weight_decay +0.0001 +stated 4.2",
+        r"flip +on +stated",
+    ):
+        assert re.search(words, text), words
+    assert re.search(r"\d+ stated, \d+ derived, \d+ assumed\.", text)
+    assert "Run it: resrepro train --depth 110" in text
+
+
+def test_a_net_that_the_catalogue_does_not_list_is_shown_too():
+    code, text, _ = call("list", "cifar10-resnet26")
+    assert code == 0
+    assert "26 layers" in text
+    assert "the paper gives no number for ResNet-26" in " ".join(text.split())
 
 
 def test_table_1_and_figure_3_are_written_beside_what_comes_from_records():
@@ -78,7 +81,7 @@ def test_nets_table_1_and_figure_3_need_no_torch():
     code = (
         "import sys\n"
         "from resrepro.cli import app\n"
-        "for words in (['describe'], ['compare', 'table1'], ['plot', 'figure3']):\n"
+        "for words in (['list', 'imagenet-resnet18'], ['compare', 'table1'], ['plot', 'figure3']):\n"
         "    app(words, standalone_mode=False)\n"
         "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)\n"
     )

@@ -4,12 +4,16 @@ Layout: `runs/<name>/seed<k>/` with spec.json, env.json, metrics.csv, result.jso
 checkpoint before it, and evals/. `resrepro.records` reads them.
 
 Order matters: rows reach the disk before the result or the checkpoint that counts on them. Rows that
-neither tells of are those of a crash.
+neither tells of are those of a crash. What env.json says of the machine has no paths, host or user names.
 """
 
 import csv
+import datetime
+import importlib.metadata
 import io
 import os
+import platform
+import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +29,13 @@ from resrepro.records.durable import (
     write_json,
     write_whole,
 )
-from resrepro.records.record_files import (
+from resrepro.records.evaluations import MOST_BYTES
+from resrepro.records.reading import (
     CHECKPOINT,
     ENV,
     FORMAT,
     METRICS,
     METRICS_COLUMNS,
-    MOST_BYTES,
     PREVIOUS,
     RESULT,
     SPEC,
@@ -39,7 +43,7 @@ from resrepro.records.record_files import (
     read_bytes,
     read_json,
 )
-from resrepro.spec.specs import Spec, digest_of
+from resrepro.spec.experiment import Spec, digest_of
 
 LATER = "later_sessions"
 HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
@@ -93,13 +97,13 @@ class RunWriter:
         self._bind(spec, seed)
         self.result(result)  # first: it must never vouch for rows that are cut off
         restored = []
-        told = _whole(self.folder / ENV)
-        if told is not None and _first_start(told) == _first_start(env):
-            self.env = told  # it may tell of a session that wrote no checkpoint
-        for name, wanted in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
-            found = _whole(self.folder / name)
-            if found is None or seal_of(found) != seal_of(wanted):
-                write_json(self.folder / name, wanted)
+        recorded = _whole(self.folder / ENV)
+        if recorded is not None and _first_start(recorded) == _first_start(env):
+            self.env = recorded  # it may tell of a session that wrote no checkpoint
+        for name, content in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
+            recorded = _whole(self.folder / name)
+            if recorded is None or seal_of(recorded) != seal_of(content):
+                write_json(self.folder / name, content)
                 restored.append(name)
         return restored + self._restore_curve()
 
@@ -139,8 +143,8 @@ class RunWriter:
     def result(self, content: Mapping[str, Any]) -> None:
         """Replace result.json; it vouches for the rows so far."""
         self.still_ours()
-        told = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
-        write_json(self.folder / RESULT, told)
+        vouching = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
+        write_json(self.folder / RESULT, vouching)
 
 
 class Onlooker(RunWriter):
@@ -225,8 +229,8 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
 
 
 def _check_same_spec(folder: Path, spec: Spec) -> None:
-    told = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint, which says whose it is
-    if told is not None and digest_of(told.get("spec", {})) != spec.digest:
+    recorded = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint
+    if recorded is not None and digest_of(recorded.get("spec", {})) != spec.digest:
         raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
 
 
@@ -244,3 +248,84 @@ def set_aside(folder: Path) -> Path:
         number += 1
     folder.rename(aside)
     return aside
+
+
+PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
+PATH_STARTS = ("/", "~", "..")
+
+
+def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Versions, machine and arguments, without paths, host or user names."""
+    packages = ("resrepro", "torch", "torchvision", "numpy", "scikit-learn")
+    commit, modified = source_commit()
+    return {
+        "format": FORMAT,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "commit": commit,
+        "modified": modified,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "arguments": None if arguments is None else without_paths(arguments),
+        "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def without_paths(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
+    safe: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if safe and safe[-1] in PATH_OPTIONS:
+            safe.append("DIR")
+        elif equals and (option in PATH_OPTIONS or value.startswith(PATH_STARTS)):
+            safe.append(f"{option}=DIR")
+        else:
+            safe.append("DIR" if argument.startswith(PATH_STARTS) else argument)
+    return safe
+
+
+def source_commit() -> tuple[str | None, bool | None]:
+    """The git commit that this package's source is checked out at, and whether it was changed since.
+
+    None where the package is not part of a git checkout.
+    """
+    here = Path(__file__).parents[1]  # the package
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """The model name of the processor, as far as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cache_folder() -> Path:
+    """Where what can be made anew is kept between runs: `resrepro` in XDG_CACHE_HOME, else in ~/.cache."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "resrepro"
+    try:
+        return Path.home() / ".cache" / "resrepro"
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull)

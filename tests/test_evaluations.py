@@ -10,7 +10,7 @@ from conftest import rewrite, write_ensemble, write_eval
 
 from resrepro.records import Run, read_run
 from resrepro.records.collection import collect, load_runs
-from resrepro.records.measurements import ensemble_from, evaluation_from
+from resrepro.records.evaluations import ensemble_from, evaluation_from
 
 MakeRun = Callable[..., Path]
 

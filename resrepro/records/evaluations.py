@@ -1,7 +1,7 @@
-"""The strength of each layer's response and of its gradient, as `responses.csv` keeps them (Figure 7).
+"""What was measured of trained nets, checked: evaluations, ensembles, and responses of layers (Figure 7).
 
-The file begins with one line of JSON behind a `#`: what was measured on which net, and a checksum. Below it
-stands a plain table, one row per 3x3 layer. Nothing here imports torch.
+Errors are in percent. `responses.csv` begins with one line of JSON behind a `#`: what was measured on which
+net, and a checksum; below it stands a plain table, one row per 3x3 layer. Nothing here imports torch.
 """
 
 import json
@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resrepro.errors import RecordError
 from resrepro.records.durable import sealed, write_whole
-from resrepro.records.record_files import (
+from resrepro.records.reading import (
     FORMAT,
+    METRICS_MEASURED,
     MOST_FIELD,
     RESPONSES,
     SPEC,
@@ -23,10 +24,162 @@ from resrepro.records.record_files import (
     describe_curve,
     is_plain,
     parse_json,
+    percentage,
     read_bytes,
     read_json,
 )
-from resrepro.spec.specs import BOTTLENECK_FROM, FAMILIES, digest_of
+from resrepro.spec.architecture import parts_of
+from resrepro.spec.experiment import digest_of
+
+if TYPE_CHECKING:
+    from resrepro.records import Run
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images that were measured: name of the dataset, and by set how many and their checksum."""
+
+    name: str
+    images: Mapping[str, int]
+    checksums: Mapping[str, str]
+    classes: int | None
+    """None where the record does not say (those of CIFAR-10)."""
+    notices: tuple[str, ...]
+
+    def same_set(self, part: str, other: Mapping[str, Any]) -> bool:
+        """Whether a set has the same images as in a run's env data: by checksum, else by name."""
+        here, there = self.checksums.get(part), other["sha256"].get(part)
+        return bool(self.name == other["name"] if here is None or there is None else here == there)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One test protocol over one checkpoint."""
+
+    protocol: str
+    bn_stats: str
+    digest: str
+    iteration: int
+    data: Data
+    errors: Mapping[str, Mapping[str, float]]
+    """By set, then `top1_err` and `top5_err`."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of an ensemble, as it was when its checkpoint was measured."""
+
+    name: str
+    label: str
+    seed: int
+    digest: str
+    iteration: int
+    status: str
+    told: tuple[str, ...]
+    """Its departures and notices."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """One test protocol over several checkpoints whose softmax outputs were averaged."""
+
+    protocol: str
+    bn_stats: str
+    members: tuple[Member, ...]
+    data: Data
+    errors: Mapping[str, Mapping[str, float]]
+
+    @property
+    def key(self) -> str:
+        """Equal for two records of the same ensemble: members in any order, data and protocol."""
+        members = sorted((m.name, m.seed, m.digest, m.iteration, *m.told) for m in self.members)
+        shared = [self.protocol, self.bn_stats, self.data.name, self.data.checksums, members]
+        return json.dumps(shared, sort_keys=True)
+
+
+def evaluation_from(content: Mapping[str, Any]) -> Evaluation:
+    """An evaluation from its JSON object; older records lack `bn_stats` (running) and the classes.
+
+    Raises:
+        KeyError, TypeError, ValueError: if something is missing or is not what it should be.
+    """
+    return Evaluation(
+        _text(content, "protocol"),
+        _text({"bn_stats": "running", **content}, "bn_stats"),
+        _text(content, "digest"),
+        _count(content, "iteration"),
+        *_data_and_errors(content),
+    )
+
+
+def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
+    """An ensemble from its JSON object.
+
+    Raises:
+        KeyError, TypeError, ValueError: if something is missing or is not what it should be.
+    """
+    members = tuple(_member(member) for member in content["members"])
+    if len(members) < 2:
+        raise ValueError("fewer than two members")
+    return Ensemble(
+        _text(content, "protocol"),
+        _text(content, "bn_stats"),
+        members,
+        *_data_and_errors(content),
+    )
+
+
+def _member(content: Mapping[str, Any]) -> Member:
+    name, label, digest, status = (_text(content, key) for key in ("name", "label", "digest", "status"))
+    sentences = (*_sentences(content["departures"]), *_sentences(content["notices"]))
+    return Member(
+        name, label, _count(content, "seed"), digest, _count(content, "iteration"), status,
+        tuple(dict.fromkeys(sentences)),
+    )  # fmt: skip
+
+
+def _data_and_errors(content: Mapping[str, Any]) -> tuple[Data, dict[str, dict[str, float]]]:
+    data, errors = _data(content["data"]), _errors(content["errors"])
+    if not errors.keys() <= data.images.keys():
+        raise ValueError("it does not say how many images were measured")
+    return data, errors
+
+
+def _data(content: Mapping[str, Any]) -> Data:
+    images = {str(part): _count(content["images"], part) for part in content["images"]}
+    checksums = {str(part): _text(content["sha256"], part) for part in content["sha256"]}
+    classes = _count(content, "classes") if "classes" in content else None
+    return Data(_text(content, "name"), images, checksums, classes, _sentences(content.get("notices", [])))
+
+
+def _errors(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    if not content:
+        raise ValueError("no set was measured")
+    return {
+        str(part): {metric: percentage(figures[metric], metric) for metric in METRICS_MEASURED}
+        for part, figures in content.items()
+    }
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    if not isinstance(content[key], str):
+        raise TypeError(f"{key} is no text")
+    return str(content[key])
+
+
+def _count(content: Mapping[str, Any], key: str) -> int:
+    if not isinstance(content[key], int) or content[key] < 0:
+        raise TypeError(f"{key} is no count")
+    return int(content[key])
+
+
+def _sentences(content: object) -> tuple[str, ...]:
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        raise TypeError("no list of sentences")
+    if not all(isinstance(text, str) for text in content):
+        raise TypeError("no list of sentences")
+    return tuple(content)
+
 
 COLUMNS = ("index", "layer", "std", "gradient_norm_start", "gradient_norm_end")
 MOST_BYTES = 2**20  # the 1,201 rows of the deepest net of the paper have 80 KB
@@ -118,9 +271,9 @@ def read_responses(folder: Path) -> Responses | None:
     head = parse_json(path, first.removeprefix(LEAD))
     if head.get("rows") != describe_curve(rows):
         raise RecordError(f"{path} is broken: its rows do not match their checksum.")
-    found = _responses_from(path, head, _columns(path, rows))
-    _check_run(path, found, read_json(folder / SPEC))
-    return found
+    responses = _responses_from(path, head, _columns(path, rows))
+    _check_run(path, responses, read_json(folder / SPEC))
+    return responses
 
 
 def _columns(path: Path, rows: bytes) -> list[tuple[str, ...]]:
@@ -160,15 +313,15 @@ def _figure(path: Path, text: str) -> float:
     return figure
 
 
-def _check_run(path: Path, found: Responses, head: Mapping[str, Any]) -> None:
+def _check_run(path: Path, responses: Responses, head: Mapping[str, Any]) -> None:
     """Refuse what was measured on another net than the trained one of the run it lies beside."""
     try:
         spec = head["spec"]
-        wanted = digest_of(spec), head["seed"], spec["recipe"]["iterations"]
+        expected = digest_of(spec), head["seed"], spec["recipe"]["iterations"]
         layers = count_layers(spec["dataset"], spec["depth"])
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{path.parent / SPEC} is broken: {type(error).__name__} {error}.") from None
-    if (found.digest, found.seed, found.iteration) != wanted or len(found.layers) != layers:
+    if (responses.digest, responses.seed, responses.iteration) != expected or len(responses.layers) != layers:
         raise RecordError(
             f"{path} was not measured on the trained net of this run: "
             f"`resrepro eval {path.parent} --responses` measures it anew."
@@ -176,10 +329,22 @@ def _check_run(path: Path, found: Responses, head: Mapping[str, Any]) -> None:
 
 
 def count_layers(dataset: str, depth: int) -> int:
-    """The 3x3 convolutions of a net, projections aside: 6n+1 of 6n+2 layers (Section 4.2).
+    """The 3x3 convolutions of a net, projections aside: 6n+1 of 6n+2 layers (Section 4.2)."""
+    parts = parts_of(dataset, depth)
+    return sum(part.times for part in parts for layer in part.layers if layer.kernel == 3 and layer.weights)
 
-    ImageNet's nets begin with a 7x7 one, and a bottleneck has one of 3x3 (Table 1).
-    """
-    if FAMILIES[dataset] == "cifar":
-        return depth - 1
-    return (depth - 2) // 3 if depth >= BOTTLENECK_FROM else depth - 2
+
+LAYER_RESPONSES = "responses"  # of every layer (Figure 7); whatever else is measured is a test protocol
+OTHER_IMAGES = (
+    "it was measured, but on other images than those of the run, so no table takes it: name those with "
+    "--data."
+)
+
+
+def is_measured(what: str, run: "Run | None") -> bool:
+    """Whether a test protocol, or LAYER_RESPONSES, of a finished run's trained net is recorded."""
+    if run is None or not run.finished:
+        return False
+    if what == LAYER_RESPONSES:
+        return run.responses is not None
+    return run.evaluation(what, run.headline_split) is not None

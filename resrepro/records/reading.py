@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from resrepro.errors import RecordError
 from resrepro.records.durable import SEAL, seal_of
 from resrepro.records.files import read_plain
+from resrepro.spec.recipe import FAMILIES
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from resrepro.records import Run
 
 SPEC, ENV, METRICS, RESULT = "spec.json", "env.json", "metrics.csv", "result.json"
 RESPONSES = "responses.csv"  # of a run whose layers were measured
@@ -33,6 +35,8 @@ MOST_BYTES = 64 * 2**20
 MOST_JSON_BYTES = 16 * 2**20
 MOST_FIELD = 100  # characters of a value in metrics.csv
 SPLITS = ("train", "val", "test")
+METRICS_MEASURED = ("top1_err", "top5_err")
+STATUSES = ("complete", "shortened", "partial", "diverged")
 Curve = dict[str, list[Any]]  # columns of metrics.csv by name
 # Control and format characters, which could steer a terminal or turn a text around.
 CONTROL = re.compile(
@@ -115,7 +119,7 @@ def describe_curve(rows: bytes) -> dict[str, Any]:
     return {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
 
 
-def read_rows(path: Path, told: Mapping[str, Any] | None) -> bytes:
+def read_rows(path: Path, vouched: Mapping[str, Any] | None) -> bytes:
     """The part of metrics.csv that counts: what was there when result.json was written.
 
     A run that is going on, or was killed, may have written more.
@@ -124,20 +128,20 @@ def read_rows(path: Path, told: Mapping[str, Any] | None) -> bytes:
         RecordError: if the file is missing or not the one that result.json tells of.
     """
     rows = read_bytes(path, MOST_BYTES)
-    if told is None:  # of format 1
+    if vouched is None:  # of format 1
         return rows
-    if not isinstance(told.get("bytes"), int) or describe_curve(rows[: told["bytes"]]) != told:
+    if not isinstance(vouched.get("bytes"), int) or describe_curve(rows[: vouched["bytes"]]) != vouched:
         raise RecordError(f"{path} is broken: it does not match the checksum in {RESULT}.")
-    return rows[: told["bytes"]]
+    return rows[: vouched["bytes"]]
 
 
-def read_curve(path: Path, told: Mapping[str, Any] | None = None) -> Curve:
-    """The columns of metrics.csv, checked; `told` is what result.json says of it.
+def read_curve(path: Path, vouched: Mapping[str, Any] | None = None) -> Curve:
+    """The columns of metrics.csv, checked; `vouched` is what result.json says of it.
 
     Raises:
         RecordError: if the columns differ, a value is no number or an error is no percentage.
     """
-    rows = read_rows(path, told)
+    rows = read_rows(path, vouched)
     header, *lines = rows.decode("ascii", "replace").split("\n")
     if header.rstrip("\r") != ",".join(METRICS_COLUMNS):
         raise RecordError(f"{path} is broken: its columns are not {','.join(METRICS_COLUMNS)}.")
@@ -174,12 +178,79 @@ def is_plain(text: str) -> bool:
     return True
 
 
-def read_metrics(path: Path, told: Mapping[str, Any] | None = None) -> "pd.DataFrame":
-    """The same as a frame.
+def check_run(run: "Run") -> None:
+    """Check the three JSON files of a record against what readers need, and against each other.
 
     Raises:
-        RecordError: as `read_curve`.
+        RecordError: if something is missing or of the wrong type; the file is named.
+        KeyError, TypeError, AttributeError: likewise, for the caller to put into words.
     """
-    import pandas as pd
+    _check_spec(run.folder / SPEC, run.spec)
+    _check_env(run)
+    _check_result(run)
 
-    return pd.DataFrame(read_curve(path, told))
+
+def _check_spec(where: Path, spec: Mapping[str, Any]) -> None:
+    if spec["dataset"] not in FAMILIES:
+        raise RecordError(f"{where} is broken: no dataset {spec['dataset']!r:.40}.")
+    if type(spec["depth"]) is not int or type(spec["plain"]) is not bool:
+        raise RecordError(f"{where} is broken: its depth or kind is none of a net.")
+    if not isinstance(spec["recipe"], dict):
+        raise RecordError(f"{where} is broken: its recipe is no list of settings by name.")
+    for key in ("iterations", "batch_size"):
+        if not _is_count(spec["recipe"][key]):
+            raise RecordError(f"{where} is broken: its {key} are no whole number from 1 on.")
+
+
+def _check_env(run: "Run") -> None:
+    where, images = run.folder / ENV, run.env["data"]["images"]
+    if not _is_count(images.get(run.headline_split)):
+        raise RecordError(f"{where} is broken: it does not say how many images were measured.")
+    if not _is_count(images.get("train")):
+        raise RecordError(f"{where} is broken: it does not say how many images were trained on.")
+    if run.family == "imagenet" and not isinstance(run.classes, int):
+        raise RecordError(f"{where} is broken: it does not say how many classes there were.")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _check_result(run: "Run") -> None:
+    where = run.folder / RESULT
+    stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
+    if stated != (run.digest, run.seed):
+        raise RecordError(f"{where} is broken: it is the result of another run.")
+    if run.result.get("format") == FORMAT and not isinstance(run.result.get("metrics"), dict):
+        raise RecordError(f"{where} is broken: it does not vouch for {METRICS}.")
+    if run.status not in STATUSES:
+        raise RecordError(f"{where} is broken: no status {run.status!r}.")
+    for key in ("departures", "notices"):
+        if not isinstance(run.result[key], list) or not all(
+            isinstance(text, str) for text in run.result[key]
+        ):
+            raise RecordError(f"{where} is broken: {key} is no list of sentences.")
+    for key, kind in (("iteration", int), ("iterations", int), ("seconds", int | float)):
+        if not isinstance(run.result[key], kind):
+            raise RecordError(f"{where} is broken: {key} is no number.")
+    if run.best is not None and not 0 <= run.best <= 100:
+        raise RecordError(f"{where} is broken: the best error is no percentage.")
+    for split, figures in run.result["last"].items():
+        for metric in METRICS_MEASURED:
+            try:
+                percentage(figures[metric], f"{split} {metric}")
+            except ValueError as error:
+                raise RecordError(f"{where} is broken: {error}.") from None
+    if run.finished and run.last(run.headline_split) is None:
+        raise RecordError(f"{where} is broken: a finished run without a headline error.")
+
+
+def percentage(value: object, what: str) -> float:
+    """A number of percent.
+
+    Raises:
+        ValueError: if it is not one between 0 and 100.
+    """
+    if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 100):
+        raise ValueError(f"the {what} is no percentage")
+    return float(value)
