@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from resrepro.data import loading
 from resrepro.data.loading import MOST_WORKERS, BadImages, Loading, read_ahead
 from resrepro.errors import DataError, UsageError
 
@@ -70,7 +69,6 @@ def dying(item: int) -> int:
     ("settings", "option"),
     [
         ({"workers": -1}, "--workers"),
-        ({"prefetch": 0}, "--prefetch"),
         ({"max_bad_images": -1}, "--max-bad-images"),
     ],
 )
@@ -142,7 +140,7 @@ def test_names_that_are_no_utf8_can_be_printed() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_items_come_in_the_order_asked_for(workers: int) -> None:
-    found = read_ahead(Reader(slow_square), [4, 9, 2, 2, 30], Loading(workers, prefetch=1))
+    found = read_ahead(Reader(slow_square), [4, 9, 2, 2, 30], Loading(workers))
     assert list(found) == [16, 81, 4, 4, 900]
 
 
@@ -157,19 +155,19 @@ def test_more_workers_than_cores_give_no_warning() -> None:
 
 
 def test_workers_read_while_the_consumer_computes(tmp_path: Path) -> None:
-    found = read_ahead(Reader(partial(noted, tmp_path)), range(100), Loading(workers=1, prefetch=3))
+    found = read_ahead(Reader(partial(noted, tmp_path)), range(100), Loading(workers=1))
     assert next(found) == 0
     deadline = time.monotonic() + 20
-    while len(list(tmp_path.iterdir())) < 4 and time.monotonic() < deadline:
+    while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(list(tmp_path.iterdir())) == 4  # the one given, and three ahead of it
+    assert len(list(tmp_path.iterdir())) == 3  # the one given, and two ahead of it
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_left_to_the_run(number: signal.Signals) -> None:
     """A terminal, torchrun or a batch system sends them to the workers as well."""
-    found = read_ahead(Reader(itself_and_process), range(30), Loading(workers=1, prefetch=1))
+    found = read_ahead(Reader(itself_and_process), range(30), Loading(workers=1))
     first, worker = next(found)
     os.kill(worker, number)
     assert [first, *(item for item, pid in found if pid == worker)] == list(range(30))
@@ -182,7 +180,7 @@ def test_an_error_of_ours_is_not_told_as_a_dead_worker(workers: int) -> None:
 
 
 def test_workers_end_with_the_reading() -> None:
-    found = read_ahead(Reader(process_of), range(30), Loading(workers=1, prefetch=1))
+    found = read_ahead(Reader(process_of), range(30), Loading(workers=1))
     worker = next(found)
     found.close()
     with pytest.raises(ProcessLookupError):
@@ -198,23 +196,6 @@ def test_a_dead_worker_is_told_where_the_next_item_is_awaited() -> None:
         sum(range(1000))
     with pytest.raises(DataError, match=r"^a process that reads images has died.*--workers.*\.$"):
         next(found)
-
-
-def test_memory_is_pinned_for_a_gpu_alone_and_not_where_one_says_no() -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert [Loading().pins_for(device) for device in (gpu, cpu, None)] == [True, False, False]
-    assert [Loading(pin_memory=True).pins_for(device) for device in (gpu, cpu)] == [True, False]
-    assert [Loading(pin_memory=False).pins_for(device) for device in (gpu, cpu)] == [False, False]
-
-
-def test_what_workers_hold_ready_fits_into_half_of_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "free_shared_memory", lambda: 800_000_000)
-    batch = 40_000_000
-    found = {workers: Loading().prefetch_beside(workers, batch) for workers in (1, 2, 4, 5, 8, 16)}
-    assert found == {1: 4, 2: 4, 4: 2, 5: 2, 8: 1, 16: 1}
-    assert all(workers * count * batch <= 400_000_000 for workers, count in found.items() if count > 1)
-    assert Loading(prefetch=3).prefetch_beside(16, batch) == 3
-    assert loading.free_shared_memory() > 0
 
 
 KILLED_WHILE_TAKING_OVER = """

@@ -10,8 +10,6 @@ from resrepro.cli.options import (
     DataOption,
     DeviceOption,
     MaxBadOption,
-    PinOption,
-    PrefetchOption,
     RunsOption,
     ThreadsOption,
     WorkersOption,
@@ -103,9 +101,7 @@ def evaluate(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     workers: WorkersOption = None,
-    prefetch: PrefetchOption = None,
     max_bad_images: MaxBadOption = None,
-    pin_memory: PinOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:  # fmt: skip
     """Measure top-1 and top-5 error of runs or checkpoints under a test protocol, and record it."""
@@ -125,7 +121,7 @@ def evaluate(
         errors = measure_and_record(
             group, protocol=protocol, bn_stats=bn_stats, dataset=dataset, data=data, split=split,
             foreign=foreign, runs=runs, device=device, threads=threads,
-            loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
+            loading=loading_of(workers, max_bad_images),
             say=lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
         )  # fmt: skip
         _show(errors, console)

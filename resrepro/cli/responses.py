@@ -12,8 +12,6 @@ from resrepro.cli.options import (
     DataOption,
     DeviceOption,
     MaxBadOption,
-    PinOption,
-    PrefetchOption,
     ThreadsOption,
     WorkersOption,
     loading_of,
@@ -35,9 +33,7 @@ def responses(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     workers: WorkersOption = None,
-    prefetch: PrefetchOption = None,
     max_bad_images: MaxBadOption = None,
-    pin_memory: PinOption = None,
 ) -> None:
     """Measure the strength of each 3x3 layer's response and gradient, and record it (Figure 7).
 
@@ -52,7 +48,7 @@ def responses(
         try:
             found = measure(
                 run, data=data, device=device, threads=threads,
-                loading=loading_of(workers, prefetch, max_bad_images, pin_memory),
+                loading=loading_of(workers, max_bad_images),
                 say=lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
             )  # fmt: skip
         except (UsageError, RecordError) as error:

@@ -140,10 +140,7 @@ class PhotoBatches:
         Raises:
             DataError: if a file that could be read before can be no longer, or a worker dies.
         """
-        size = self.reader.recipe.image_size
-        item_bytes = (self.reader.share.stop - self.reader.share.start) * 3 * size**2
-        items = range(start, stop)
-        for batch in read_ahead(self.reader, items, self.loading, self.device, item_bytes):
+        for batch in read_ahead(self.reader, range(start, stop), self.loading, self.device):
             if batch.bad:
                 raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
             crops, labels, shifts = (

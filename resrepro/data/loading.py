@@ -20,7 +20,6 @@ from resrepro.processes import local_world_size
 from resrepro.records.files import printable
 
 MOST_WORKERS = 16
-MOST_AHEAD = 4  # batches that a worker holds ready by default
 GRACE = 30  # seconds that a worker outlives SIGTERM
 NAMED = 5  # bad images that a message names
 
@@ -31,27 +30,17 @@ class Loading:
 
     Attributes:
         workers: processes that decode ahead; by default as many as the machine has to spare, 0 for none.
-        prefetch: batches that each worker holds ready; by default as many as shared memory has room for,
-            up to MOST_AHEAD.
         max_bad_images: files that may be no readable image; one more stops the run.
-        pin_memory: read into pinned memory, from which a GPU copies without waiting; by default where the
-            net computes on a GPU.
     """
 
     workers: int | None = None
-    prefetch: int | None = None
     max_bad_images: int = 0
-    pin_memory: bool | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers (UsageError)."""
-        for option, value, least in (
-            ("--workers", self.workers or 0, 0),
-            ("--prefetch", 1 if self.prefetch is None else self.prefetch, 1),
-            ("--max-bad-images", self.max_bad_images, 0),
-        ):
-            if value < least:
-                raise UsageError(f"{option} must be at least {least}, not {value}.")
+        for option, value in (("--workers", self.workers or 0), ("--max-bad-images", self.max_bad_images)):
+            if value < 0:
+                raise UsageError(f"{option} must be at least 0, not {value}.")
 
     def workers_beside(self, device: torch.device | None) -> int:
         """The number of workers: the cores of this process's share, few where the net needs them too.
@@ -64,18 +53,6 @@ class Loading:
         share = max(1, cores // local_world_size())
         needed = device is not None and device.type == "cpu"
         return min(MOST_WORKERS, max(1, share // 4) if needed else share)
-
-    def prefetch_beside(self, workers: int, item_bytes: int) -> int:
-        """The batches that each worker holds ready: together at most half of the free shared memory."""
-        if self.prefetch is not None:
-            return self.prefetch
-        room = free_shared_memory() // 2 // local_world_size()
-        return max(1, min(MOST_AHEAD, room // (workers * item_bytes)))
-
-    def pins_for(self, device: torch.device | None) -> bool:
-        """Whether batches are read into pinned memory; only a GPU has any use for it."""
-        on_gpu = device is not None and device.type == "cuda"
-        return on_gpu if self.pin_memory is None else self.pin_memory and on_gpu
 
 
 @dataclass
@@ -111,25 +88,12 @@ class BadImages:
         return (f"{self.told()}, left out",) if self.found else ()
 
 
-def free_shared_memory() -> int:
-    """Bytes of shared memory that are free; where the system does not say, a guess of 1 GiB."""
-    try:
-        found = os.statvfs("/dev/shm")
-    except (OSError, AttributeError):
-        return 2**30
-    return found.f_bavail * found.f_frsize
-
-
 def read_ahead(
-    reader: Dataset[Any],
-    items: Sequence[int],
-    loading: Loading,
-    device: torch.device | None = None,
-    item_bytes: int = 2**20,
+    reader: Dataset[Any], items: Sequence[int], loading: Loading, device: torch.device | None = None
 ) -> Iterator[Any]:
     """What `reader` gives for each item, in order, read by workers while `device` computes.
 
-    `item_bytes` is about the memory that an item takes.
+    For a GPU it comes in pinned memory, from which it is copied without waiting.
 
     Raises:
         DataError: if a worker dies.
@@ -143,8 +107,7 @@ def read_ahead(
                     batch_size=None,
                     sampler=items,
                     num_workers=workers,
-                    prefetch_factor=loading.prefetch_beside(workers, item_bytes) if workers else None,
-                    pin_memory=loading.pins_for(device),
+                    pin_memory=device is not None and device.type == "cuda",
                     worker_init_fn=_start_worker,
                 )
             )
@@ -197,5 +160,5 @@ def _told_as_dead_worker() -> Iterator[None]:
             raise
         raise DataError(
             "a process that reads images has died, perhaps for want of memory: "
-            "try a smaller --prefetch, fewer --workers (0 for none), or more shared memory for a container."
+            "try fewer --workers (0 for none), or more shared memory for a container."
         ) from None

@@ -27,7 +27,6 @@ from resrepro.spec.specs import scaled
 
 # Images that a worker reads at a time: those of a chunk are held in shared memory, about 15 MB at crops of
 # 224 (photographs at five scales are some 3.5 MB each, ten crops 1.5 MB).
-CHUNK_BYTES = 15_000_000
 CHUNKS = {"center": 32, "ten": 10, "dense": 4}
 
 
@@ -91,7 +90,6 @@ class ViewReader(Dataset[_Chunk]):
     def __init__(self, photos: Photos, protocol: Protocol, image_size: int) -> None:
         self.photos, self.protocol, self.image_size = photos, protocol, image_size
         self.chunk = CHUNKS[protocol.crops]
-        self.item_bytes = CHUNK_BYTES * image_size**2 // 224**2
 
     def __getitem__(self, number: int) -> _Chunk:
         digests: dict[int, str] = {}
@@ -145,7 +143,7 @@ class PhotoViews:
             DataError: if too many files are no readable images, or a worker dies.
         """
         chunks = range(rank(), -(-self.count // self.reader.chunk), world_size())
-        for chunk in read_ahead(self.reader, chunks, self.loading, device, self.reader.item_bytes):
+        for chunk in read_ahead(self.reader, chunks, self.loading, device):
             self.digests |= chunk.digests
             self.bad.add(chunk.bad)
             yield from chunk.views()
