@@ -136,7 +136,7 @@ def be_killed(path: Path, aim: str, beyond: int, words: Sequence[str]) -> None:
     from resrepro.cli import main
     from resrepro.records import disk
     from resrepro.records.recording import RunWriter
-    from resrepro.training import feeds, trainer
+    from resrepro.training import trainer
 
     for name in ("begin", "go_on", "add_session", "append", "result"):
         inside.wrap(RunWriter, name, "record write")
@@ -146,7 +146,7 @@ def be_killed(path: Path, aim: str, beyond: int, words: Sequence[str]) -> None:
     inside.wrap(trainer.Trainer, "finish", "closing")
     inside.wrap(trainer.Trainer, "run", "loop")
     inside.wrap_step(trainer.Trainer)
-    inside.wrap(feeds.Feed, "measure", "evaluation")
+    inside.wrap(trainer, "measure_held_out", "evaluation")
     real = trainer.Trainer.__init__
 
     def begin(run: Any, *arguments: Any) -> None:

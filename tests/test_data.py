@@ -262,7 +262,7 @@ def test_the_python_layout_gives_the_same_dataset_as_the_binary_one(
     dataset = load_dataset("cifar10", folder=python_layout)
     assert np.array_equal(dataset.train.pixels, loaded.train.pixels)
     assert np.array_equal(dataset.train.labels, loaded.train.labels)
-    assert dataset.describe() == loaded.describe()
+    assert dataset.info.describe() == loaded.info.describe()
 
 
 def linked(python_layout: Path, folder: Path, name: str, content: bytes) -> Path:
@@ -404,7 +404,7 @@ def test_the_checksum_notices_a_pixel_a_label_and_an_exchange() -> None:
 def test_a_description_has_sizes_checksums_and_notices_but_no_path(
     loaded: Dataset, fake_cifar: FakeCifar
 ) -> None:
-    told: dict[str, Any] = loaded.describe()
+    told: dict[str, Any] = loaded.info.describe()
     assert told["images"] == {"train": 5 * IMAGES_PER_FILE, "test": SMALL_TEST_SET}
     assert told["sha256"] == dict(loaded.checksums)
     assert told["notices"] == list(loaded.notices)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from resrepro.data.augment import memory_format
 from resrepro.errors import UsageError
-from resrepro.training.device import arithmetic, choose_device, memory_format, threads_used, use_precision
+from resrepro.training.device import arithmetic, choose_device, threads_used, use_precision
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from resrepro.data import Images
-from resrepro.data.batches import Preparation
+from resrepro.data.augment import Augmentation
+from resrepro.data.feeds import memory_views, on_device
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
 from resrepro.training.evaluation import EVAL_BATCH, Member, measure
-from resrepro.training.feeds import memory_views, on_device
 from resrepro.training.metrics import Errors
 
 RECIPE = catalogue.find("digits-resnet8").spec().recipe
@@ -30,14 +30,14 @@ def worn_net() -> torch.nn.Module:
     return net
 
 
-def measured(net: torch.nn.Module, data: Images, preparation: Preparation) -> Errors:
-    return measure([Member(net, preparation)], memory_views(*on_device(data, CPU)), False, CPU)
+def measured(net: torch.nn.Module, data: Images, augmentation: Augmentation) -> Errors:
+    return measure([Member(net, augmentation)], memory_views(*on_device(data, CPU)), False, CPU)
 
 
 @pytest.mark.parametrize("count", [1, 37, EVAL_BATCH + 7])
 def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> None:
     data = images(count)
-    preparation = Preparation.from_training_images(RECIPE, images(64), CPU)
+    augmentation = Augmentation.from_training_images(RECIPE, images(64), CPU)
     net = worn_net().eval()
     losses, ranks = [], []
     mean = images(64).pixels.astype(np.float64).mean(axis=0)
@@ -46,7 +46,7 @@ def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> Non
             logits = net(torch.tensor((pixels - mean) / 255, dtype=torch.float32)[None])
             losses.append(float(F.cross_entropy(logits, torch.tensor([label]))))
             ranks.append(int((logits[0] > logits[0, label]).sum()))
-    read = measured(net.train(), data, preparation)
+    read = measured(net.train(), data, augmentation)
     assert read.loss == pytest.approx(sum(losses) / count, rel=1e-4)
     assert read.top1_err == pytest.approx(100 * sum(rank >= 1 for rank in ranks) / count, abs=1e-3)
     assert read.top5_err == pytest.approx(100 * sum(rank >= 5 for rank in ranks) / count, abs=1e-3)
@@ -57,8 +57,8 @@ def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> Non
 def test_measuring_leaves_weights_running_averages_and_mode_as_they_were(training: bool) -> None:
     net = worn_net().train(training)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    preparation = Preparation.from_training_images(RECIPE, images(64), CPU)
-    measured(net, images(20), preparation)
+    augmentation = Augmentation.from_training_images(RECIPE, images(64), CPU)
+    measured(net, images(20), augmentation)
     assert net.training is training
     assert all(module.training is training for module in net.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())

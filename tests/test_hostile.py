@@ -45,7 +45,7 @@ from PIL import Image
 
 from resrepro.data import load_dataset, statistics
 from resrepro.data.folder import scan_both
-from resrepro.data.images import BadImage, read_image
+from resrepro.data.photos import BadImage, read_image
 from resrepro.errors import DataError, RecordError
 from resrepro.evaluation.subjects import Foreign, read_subject
 from resrepro.nets import net_of

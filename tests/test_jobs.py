@@ -20,8 +20,8 @@ from rich.console import Console
 from runs import checkpoint_of, differences, json_of, result_of
 
 from resrepro.cli.many import JobsView, _as_error, train_many
-from resrepro.data import load_dataset
-from resrepro.data.loading import Loading
+from resrepro.data import feeds, load_dataset
+from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, ResreproError, UsageError
 from resrepro.launch import jobs
 from resrepro.launch.capacity import this_machine, threads_each
@@ -41,7 +41,6 @@ from resrepro.launch.job import (
 from resrepro.launch.jobs import Crew
 from resrepro.records.locking import locked
 from resrepro.spec import catalogue
-from resrepro.training import feeds
 from resrepro.training.interrupts import Interrupts
 from resrepro.training.metrics import Errors
 from resrepro.training.session import train
@@ -263,10 +262,10 @@ FORKING = """
 import sys
 from resrepro.spec import catalogue
 from resrepro.launch import jobs
-from resrepro.data import digits
+import resrepro.data as data
 spec = catalogue.derive(catalogue.find("digits-resnet8"), iterations=1)
 shared = jobs.load_shared([spec], None)
-digits.load_digits = None  # who loads them again fails
+data.load_digits = None  # who loads them again fails
 job = jobs.Job("digits-resnet8", 0, ("digits", "all"))
 options = {"runs": sys.argv[1], "device": "cpu", "threads": 1, "iterations": 1}
 crew = jobs.Crew([job], 1, jobs.Order(options), shared)

@@ -13,10 +13,11 @@ import torch
 from ranks import Failed, in_ranks, start_ranks, torchrun, write_photos
 from runs import TIMES, checkpoint_of, differences, json_of, rows_of
 
-from resrepro.data.loading import Loading
-from resrepro.data.views import Views
+from resrepro.data import feeds
+from resrepro.data.loader import Loading
+from resrepro.data.photos import Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
-from resrepro.training import feeds, trainer
+from resrepro.training import trainer
 from resrepro.training.session import train
 from resrepro.training.watching import Watcher
 

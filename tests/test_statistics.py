@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from torchvision import transforms
 
-from resrepro.data import statistics
+from resrepro.data import ProcessGroup, statistics
 from resrepro.data.folder import scan_both
-from resrepro.data.images import planes, read_image
-from resrepro.data.loading import Loading
+from resrepro.data.loader import Loading
+from resrepro.data.photos import planes, read_image
 from resrepro.data.statistics import Statistics, principal_axes, statistics_of
 from resrepro.errors import DataError
 
 SIZE = 32
-ALONE = Loading(workers=0)
+INLINE = Loading(workers=0)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def copy(photographs: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def found_in(top: Path, loading: Loading = ALONE, size: int = SIZE) -> Statistics:
+def found_in(top: Path, loading: Loading = INLINE, size: int = SIZE) -> Statistics:
     return statistics_of(scan_both(top), size, loading)
 
 
@@ -177,18 +177,14 @@ def test_processes_together_find_what_one_finds(
     plain = found_in(copy)
     photos = scan_both(copy)
     monkeypatch.setattr(statistics, "CHUNK", 7)
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("WORLD_SIZE", str(world))
-    sums: dict[str, list[object]] = {"train": [], "val": []}
-    monkeypatch.setattr(statistics, "collected", lambda part: [part])
+    sums: list[list[object]] = [[], []]
     for rank in range(world):
-        monkeypatch.setenv("RANK", str(rank))
-        sums["train"].append(statistics._sums(photos.train, SIZE, ALONE, with_pixels=True))
-        sums["val"].append(statistics._sums(photos.val, SIZE, ALONE, with_pixels=False))
-    received = iter(sums.values())
-    monkeypatch.setattr(statistics, "collected", lambda part: next(received))
-    assert same(statistics._pass(photos, SIZE, ALONE), plain)
+        group = ProcessGroup(rank, world)
+        sums[0].append(statistics._sums(photos.train, SIZE, INLINE, group, with_pixels=True))
+        sums[1].append(statistics._sums(photos.val, SIZE, INLINE, group, with_pixels=False))
+    received = iter(sums)
+    group = ProcessGroup(all_gather=lambda part: next(received))
+    assert same(statistics._pass(photos, SIZE, INLINE, group), plain)
 
 
 # --- the cache --------------------------------------------------------------------------------------
@@ -200,9 +196,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
     ordinary = statistics.read_ahead
 
-    def read_ahead(reader: object, items: range, *rest: object) -> Iterator[object]:
+    def read_ahead(reader: object, items: range, *rest: object, **named: object) -> Iterator[object]:
         counted.append(len(items))
-        return ordinary(reader, items, *rest)
+        return ordinary(reader, items, *rest, **named)
 
     monkeypatch.setattr(statistics, "read_ahead", read_ahead)
     return counted
@@ -216,7 +212,7 @@ def cache_file(cache: Path) -> Path:
 def test_a_second_run_reads_nothing(copy: Path, passes: list[int]) -> None:
     spoil(copy)
     said: list[str] = []
-    first = statistics_of(scan_both(copy), SIZE, ALONE, said.append)
+    first = statistics_of(scan_both(copy), SIZE, INLINE, said.append)
     assert len(passes) == 2
     (sentence,) = said
     assert sentence.startswith("Reading 121 images once")

@@ -14,7 +14,7 @@ import torch
 from conftest import FakeCifar, rewrite, use_one_thread, write_ensemble, write_eval
 from runs import net_of, same_weights
 
-from resrepro.data.loading import Loading
+from resrepro.data.loader import Loading
 from resrepro.errors import DataError, Interrupted, RecordError
 from resrepro.evaluation.assessment import Foreign
 from resrepro.evaluation.subjects import read_subject

@@ -12,13 +12,13 @@ import torch
 
 from resrepro.bench.contestants import TRAINING_IMAGES, Contestant
 from resrepro.data import Dataset, Images
+from resrepro.data.feeds import Feed, MemoryFeed
 from resrepro.errors import UsageError
 from resrepro.records.recording import Onlooker
 from resrepro.spec import catalogue
 from resrepro.spec.specs import CifarRecipe, Spec
 from resrepro.training.device import fast_precision, use_precision
 from resrepro.training.engines import Plan, best_engine
-from resrepro.training.feeds import Feed, MemoryFeed
 from resrepro.training.memory import keep_memory
 from resrepro.training.metrics import Errors
 from resrepro.training.spread import Spread, spread_batch

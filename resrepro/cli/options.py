@@ -9,7 +9,7 @@ from resrepro.errors import UsageError
 from resrepro.spec.specs import Value, parse
 
 if TYPE_CHECKING:
-    from resrepro.data.loading import Loading
+    from resrepro.data.loader import Loading
 
 DataOption = Annotated[
     Path | None,
@@ -80,7 +80,7 @@ def loading_of(workers: int | None, max_bad: int | None) -> "Loading":
     Raises:
         UsageError: if a number is out of range.
     """
-    from resrepro.data.loading import Loading
+    from resrepro.data.loader import Loading
 
     return Loading(workers, max_bad or 0)
 

@@ -1,6 +1,6 @@
 """Folders of photographs in the usual layout: `train/<class>/*` and `val/<class>/*`, any number of classes.
 
-Only names and sizes are looked at here; the files are opened by `resrepro.data.images`. Links are followed,
+Only names and sizes are looked at here; the files are opened by `resrepro.data.photos`. Links are followed,
 out of the folder too: data sets are often put together of links, and what one leads to must be an image.
 """
 

@@ -19,14 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from resrepro.data import ALONE, ProcessGroup
 from resrepro.data.folder import Photos, PhotoSet, checksum
-from resrepro.data.images import UNREADABLE, BadImage, center_crop, read_image, scaled_to
-from resrepro.data.loading import BadImages, Loading, read_ahead
-from resrepro.processes import rank, world_size
+from resrepro.data.loader import BadImages, Loading, read_ahead
+from resrepro.data.photos import UNREADABLE, BadImage, center_crop, read_image, scaled_to
 from resrepro.records.environment import cache_folder
 from resrepro.records.files import read_plain
 from resrepro.spec.specs import scaled
-from resrepro.training.distributed import collected, on_first
 
 CHUNK = 64  # files that a worker reads at a time
 FORMAT = 1
@@ -77,6 +76,17 @@ class _Chunk:
     digests: dict[int, str]
     bad: dict[int, str]
 
+    @classmethod
+    def empty(cls, size: int) -> "_Chunk":
+        return cls(np.zeros((3, size, size)), np.zeros((3, 3)), 0, {}, {})
+
+    def add(self, part: "_Chunk") -> None:
+        self.total += part.total
+        self.products += part.products
+        self.count += part.count
+        self.digests |= part.digests
+        self.bad |= part.bad
+
 
 class _ChunkReader(Dataset[_Chunk]):
     """Reads `CHUNK` files for item k, those from k CHUNK on."""
@@ -86,16 +96,15 @@ class _ChunkReader(Dataset[_Chunk]):
 
     def __getitem__(self, chunk: int) -> _Chunk:
         size = self.image_size
-        sums = _Chunk(np.zeros((3, size, size)), np.zeros((3, 3)), 0, {}, {})
+        sums = _Chunk.empty(size)
         for index in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.photos))):
             try:
-                read = read_image(self.photos.path(index))
+                image, sums.digests[index] = read_image(self.photos.path(index))
             except BadImage as reason:
                 sums.bad[index] = str(reason)
                 continue
-            sums.digests[index] = read.digest
             if self.with_pixels:
-                crop = center_crop(scaled_to(read.image, scaled(TEST_SIDE, size)), size)
+                crop = center_crop(scaled_to(image, scaled(TEST_SIDE, size)), size)
                 pixels = crop.reshape(3, -1).astype(np.float64)
                 sums.total += crop
                 sums.products += pixels @ pixels.T
@@ -104,25 +113,29 @@ class _ChunkReader(Dataset[_Chunk]):
 
 
 def statistics_of(
-    photos: PhotoSet, image_size: int, loading: Loading, say: Callable[[str], None] = lambda text: None
+    photos: PhotoSet,
+    image_size: int,
+    loading: Loading,
+    say: Callable[[str], None] = lambda text: None,
+    group: ProcessGroup = ALONE,
 ) -> Statistics:
     """The statistics of a folder, from the cache or by a pass over it that all processes share."""
-    path = on_first(lambda: _cache_path(photos, image_size))
-    found = on_first(lambda: _read(path))
-    if found is None or found.mean.shape[-1] != image_size:
+    path = group.on_first(lambda: _cache_path(photos, image_size))
+    statistics: Statistics | None = group.on_first(lambda: _read(path))
+    if statistics is None or statistics.mean.shape[-1] != image_size:
         say(
             f"Reading {len(photos.train) + len(photos.val):,} images once, for their mean and checksums; "
             "the result is kept for later runs."
         )
-        found = _pass(photos, image_size, loading)
-        if not any(UNREADABLE in reason for group in found.bad.values() for reason in group.values()):
-            on_first(lambda: _write(path, found))  # else the disk may be well again the next time
-    return found
+        statistics = measured = _pass(photos, image_size, loading, group)
+        if not any(UNREADABLE in reason for files in measured.bad.values() for reason in files.values()):
+            group.on_first(lambda: _write(path, measured))  # else the disk may be well again the next time
+    return statistics
 
 
-def _pass(photos: PhotoSet, image_size: int, loading: Loading) -> Statistics:
-    train = _sums(photos.train, image_size, loading, with_pixels=True)
-    val = _sums(photos.val, image_size, loading, with_pixels=False)
+def _pass(photos: PhotoSet, image_size: int, loading: Loading, group: ProcessGroup = ALONE) -> Statistics:
+    train = _sums(photos.train, image_size, loading, group, with_pixels=True)
+    val = _sums(photos.val, image_size, loading, group, with_pixels=False)
     count = max(train.count, 1)
     mean = train.total / count
     channel = mean.mean(axis=(1, 2)) / 255
@@ -144,25 +157,17 @@ def principal_axes(covariance: Array) -> tuple[Array, Array]:
     return variances, axes * np.sign(largest)
 
 
-def _sums(photos: Photos, image_size: int, loading: Loading, *, with_pixels: bool) -> _Chunk:
+def _sums(
+    photos: Photos, image_size: int, loading: Loading, group: ProcessGroup, *, with_pixels: bool
+) -> _Chunk:
     """The sums over a split: each process reads every so many chunks, then all are added up."""
-    chunks = range(rank(), -(-len(photos) // CHUNK), world_size())
-    whole = _Chunk(np.zeros((3, image_size, image_size)), np.zeros((3, 3)), 0, {}, {})
     reader = _ChunkReader(photos, image_size, with_pixels)
-    for part in read_ahead(reader, chunks, loading):
-        _add(whole, part)
-    first, *others = collected(whole)
-    for part in others:
-        _add(first, part)
-    return first
-
-
-def _add(whole: _Chunk, part: _Chunk) -> None:
-    whole.total += part.total
-    whole.products += part.products
-    whole.count += part.count
-    whole.digests |= part.digests
-    whole.bad |= part.bad
+    own, whole = (_Chunk.empty(image_size) for _ in range(2))
+    for part in read_ahead(reader, group.strided(-(-len(photos) // CHUNK)), loading, group=group):
+        own.add(part)
+    for part in group.all_gather(own):
+        whole.add(part)
+    return whole
 
 
 def _cache_path(photos: PhotoSet, image_size: int) -> Path:

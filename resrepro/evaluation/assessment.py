@@ -10,8 +10,11 @@ from pathlib import Path
 
 import torch
 
-from resrepro.data.loading import Loading
+from resrepro.data.augment import memory_format
+from resrepro.data.feeds import open_feed
+from resrepro.data.loader import Loading
 from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation.held_out import HeldOut, open_held_out
 from resrepro.evaluation.subjects import Foreign, Subject, read_subject
 from resrepro.processes import is_first, world_size
 from resrepro.records.durable import json_bytes, write_out
@@ -20,15 +23,12 @@ from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.training.device import (
     choose_device,
     forget_shapes_soon,
-    memory_format,
     telling_memory,
     threads_used,
     use_precision,
 )
-from resrepro.training.distributed import join, told_as_lost
+from resrepro.training.distributed import join, process_group, told_as_lost
 from resrepro.training.evaluation import Member, measure, precise_statistics
-from resrepro.training.feeds import open_feed
-from resrepro.training.held_out import HeldOut, open_held_out
 from resrepro.training.metrics import Errors
 from resrepro.training.spread import bn_group_for, spread_batch
 
@@ -169,7 +169,7 @@ def _bn_statistics(
         )
     spread = spread_batch(subject.recipe.batch_size, world_size())
     bn_group_for(subject.recipe, spread, given=True, sync_bn=False)
-    feed = open_feed(subject.spec, data, device, subject.seed, loading, say)
+    feed = open_feed(subject.spec, data, device, subject.seed, loading, say, group=process_group())
     if feed.about.checksums["train"] != subject.trained_on.get("train"):
         raise RecordError(
             f"{subject.name} was trained on other images than those at hand (checksum differs): "

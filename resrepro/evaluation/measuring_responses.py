@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.data.loading import Loading
+from resrepro.data.augment import memory_format
+from resrepro.data.feeds import Feed, open_feed
+from resrepro.data.loader import Loading
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.subjects import Foreign, Subject, read_subject
 from resrepro.nets import Net
@@ -23,9 +25,8 @@ from resrepro.nets.normalisation import GroupedBatchNorm2d
 from resrepro.processes import world_size
 from resrepro.records import Run, read_run
 from resrepro.records.responses import Responses, read_responses, write_responses
-from resrepro.training.device import choose_device, memory_format, telling_memory, threads_used, use_precision
+from resrepro.training.device import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.evaluation import in_passes, precise_statistics
-from resrepro.training.feeds import Feed, open_feed
 from resrepro.training.trainer import initial_net
 
 Layers = dict[str, GroupedBatchNorm2d]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resrepro.data.batches import Normalisation
+from resrepro.data.augment import Normalisation
 from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.foreign import (
@@ -27,8 +27,7 @@ from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, r
 from resrepro.spec import catalogue
 from resrepro.spec.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
 from resrepro.training.checkpoint import Damaged, load_checkpoint
-from resrepro.training.evaluation import Member
-from resrepro.training.feeds import window_of
+from resrepro.training.evaluation import Member, window_of
 
 LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
 LARGEST_SIDE = 8192  # pixels of a scaled image's shorter side; ten times those of the paper

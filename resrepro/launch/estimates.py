@@ -65,7 +65,7 @@ def estimate(
         compiling: as for a run.
         micro_batch: images per pass.
         sync_bn: as for a run of several processes.
-        loading: the values of `resrepro.data.loading.Loading`, in order.
+        loading: the values of `resrepro.data.loader.Loading`, in order.
         seconds: how long to measure; SECONDS by default.
         settings: settings of the recipe to change.
 

@@ -18,7 +18,7 @@ from resrepro.training.memory import keep_memory
 from resrepro.training.watching import Pace, Sample, Watcher, sample_line
 
 if TYPE_CHECKING:
-    from resrepro.data.loading import Loading
+    from resrepro.data.loader import Loading
     from resrepro.training.metrics import Errors
 
 
@@ -206,7 +206,7 @@ def _checked(order: Order) -> "Loading":
     Raises:
         UsageError: if it cannot.
     """
-    from resrepro.data.loading import Loading
+    from resrepro.data.loader import Loading
     from resrepro.training.cadence import parse_every
     from resrepro.training.device import choose_device, threads_used, use_precision
 

@@ -1,27 +1,26 @@
 """Measuring nets on test views: top-1 and top-5 error of the averaged scores (Sections 3.4 and 4.2)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.data.batches import Normalisation
-from resrepro.data.views import Views
+from resrepro.data.augment import Normalisation
+from resrepro.data.feeds import EVAL_BATCH, Feed
+from resrepro.data.photos import Views
 from resrepro.nets import Net
 from resrepro.nets.folding import folded
 from resrepro.nets.normalisation import plain_averages, running_statistics
-from resrepro.spec.specs import Recipe
+from resrepro.spec.specs import ImageNetRecipe, Recipe
 from resrepro.training.device import arithmetic
 from resrepro.training.distributed import average_statistics, gathered
 from resrepro.training.metrics import Errors, ErrorSums
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
-EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
-PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,16 @@ class Member:
     normalisation: Normalisation
     precision: str = "float32"
     window: int = 7
+
+    @classmethod
+    def of(cls, net: Net, normalisation: Normalisation, recipe: Recipe) -> "Member":
+        """The net as its recipe has it measured."""
+        return cls(net, normalisation, recipe.precision, window_of(recipe))
+
+
+def window_of(recipe: Recipe) -> int:
+    """The side of the last feature map at the training size; ImageNet nets reduce images 32 times."""
+    return -(-recipe.image_size // 32) if isinstance(recipe, ImageNetRecipe) else 8
 
 
 def never() -> bool:
@@ -71,6 +80,18 @@ def measure(
     for member, mode in zip(members, modes, strict=True):
         member.net.train(mode)
     return gathered(sums).read()
+
+
+def measure_held_out(
+    feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = never
+) -> dict[str, Errors]:
+    """Errors on every held-out set, with the BN statistics that the recipe names; `stop` as in `measure`."""
+    precise = getattr(feed.recipe, "bn_stats", "running") == "precise"
+    member, dense = Member.of(net, feed.normalisation, feed.recipe), feed.protocol.crops == "dense"
+    with precise_statistics(net, feed.first_batches(), feed.recipe, stop) if precise else nullcontext():
+        return {
+            name: measure([member], feed.views(name), dense, device, stop) for name in feed.about.held_out
+        }
 
 
 def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:
@@ -135,7 +156,7 @@ def precise_statistics(
 
     Args:
         net: the net, whose running averages come back afterwards.
-        batches: training images and labels, PRECISE_BATCHES of them or one epoch.
+        batches: training images and labels, those of `Feed.first_batches`.
         recipe: the arithmetic and the size of the BN groups.
         stop: once it holds the rest of the batches is left out.
     """

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from resrepro.data.feeds import Feed
 from resrepro.errors import RecordError
 from resrepro.nets import Net
 from resrepro.processes import rank, world_size
@@ -21,7 +22,6 @@ from resrepro.records.recording import RunWriter
 from resrepro.spec.specs import Spec
 from resrepro.training.checkpoint import load_newest
 from resrepro.training.engines import EAGER, ENGINES
-from resrepro.training.feeds import Feed
 from resrepro.training.metrics import Errors, ErrorSums
 from resrepro.training.plateau import Plateau
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from resrepro.data import Dataset
-from resrepro.data.loading import Loading
+from resrepro.data.feeds import Feed, open_feed
+from resrepro.data.loader import Loading
 from resrepro.errors import Interrupted, UsageError
 from resrepro.processes import is_first, world_size
 from resrepro.records.environment import describe_environment
@@ -25,10 +26,9 @@ from resrepro.training.device import (
     threads_used,
     use_precision,
 )
-from resrepro.training.distributed import join, on_first, told_as_lost
+from resrepro.training.distributed import join, on_first, process_group, told_as_lost
 from resrepro.training.earlier import already_over, check_same_images
 from resrepro.training.engines import Plan, choose_engine, describe_engine
-from resrepro.training.feeds import Feed, open_feed
 from resrepro.training.freezing import check_no_twin, differences, frozen_device, frozen_threads
 from resrepro.training.interrupts import Interrupts, StoppedEarly
 from resrepro.training.modes import fast_settings, mode_of
@@ -113,7 +113,9 @@ def train(
         asked = Asked(spec, seed, spread, Path(runs), data, dataset, loading or Loading(), fresh, watcher)
         if not fresh and on_first(lambda: already_over(asked.folder, watcher)):
             if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
-                about = open_feed(spec, data, chosen, seed, asked.loading, watcher.say).about
+                about = open_feed(
+                    spec, data, chosen, seed, asked.loading, watcher.say, group=process_group()
+                ).about
                 on_first(lambda: check_same_images(asked.folder, about.checksums))
             return asked.folder
         if not fresh and settings.get("bn_group") is None:
@@ -205,7 +207,9 @@ def _prepare(asked: Asked, target: Target) -> Trainer:
     """The run with its data and its folder, ready to begin or to go on."""
     spec, watcher, device = asked.spec, asked.watcher, target.device
     use_precision(spec.recipe.precision, device)
-    feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say, asked.dataset)
+    feed = open_feed(
+        spec, asked.data, device, asked.seed, asked.loading, watcher.say, asked.dataset, process_group()
+    )
     writer = _open_writer(asked, feed)
     _say_first(writer, spec, asked.spread, feed.about.notices, watcher)
     return Trainer(spec, asked.seed, feed, target, writer, watcher)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
+from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
+from resrepro.data.feeds import Feed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
 from resrepro.nets.normalisation import norms_of
@@ -20,7 +21,7 @@ from resrepro.spec import catalogue
 from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
 from resrepro.training.cadence import Cadence, Every
 from resrepro.training.checkpoint import save_checkpoint
-from resrepro.training.device import arithmetic, memory_format
+from resrepro.training.device import arithmetic
 from resrepro.training.distributed import (
     Ballot,
     average_statistics,
@@ -31,7 +32,7 @@ from resrepro.training.distributed import (
     on_first,
 )
 from resrepro.training.engines import EAGER, equip
-from resrepro.training.feeds import Feed
+from resrepro.training.evaluation import measure_held_out
 from resrepro.training.interrupts import Interrupts
 from resrepro.training.metrics import Errors, ErrorSums
 from resrepro.training.optimizer import make_optimizer, set_learning_rate
@@ -193,7 +194,7 @@ class Trainer:
         train = gathered(self.since_sample).read()  # waits for the device: the time is of finished work
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
-        held_out = self.feed.measure(self.net, self.device, ballot.heard)
+        held_out = measure_held_out(self.feed, self.net, self.device, ballot.heard)
         if decided := ballot.final():
             self.stop(decided)
         self.sample(speed, {"train": train} | held_out)

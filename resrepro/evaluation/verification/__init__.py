@@ -6,7 +6,7 @@ Nothing is moved, mended or locked here: the same `train` command does that.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resrepro.data.loading import Loading
+from resrepro.data.loader import Loading
 from resrepro.errors import RecordError
 from resrepro.evaluation.verification.checkpoints import (
     Checkpoint,

@@ -7,7 +7,7 @@ from typing import Any
 
 from resrepro.data import DATA_VARIABLE, load_dataset
 from resrepro.data.folder import scan_both
-from resrepro.data.loading import Loading
+from resrepro.data.loader import Loading
 from resrepro.data.statistics import statistics_of
 from resrepro.errors import DataError
 from resrepro.records import MALFORMED

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from resrepro.data.loading import MOST_WORKERS, BadImages, Loading, read_ahead
+from resrepro.data.loader import MOST_WORKERS, BadImages, Loading, read_ahead
 from resrepro.errors import DataError, UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -88,16 +88,7 @@ def test_workers_are_as_many_as_the_machine_can_spare(
     cores: int, local: int, device: torch.device | None, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
-    launched = {
-        "RANK": 0,
-        "LOCAL_RANK": 0,
-        "WORLD_SIZE": local,
-        "LOCAL_WORLD_SIZE": local,
-        "MASTER_ADDR": "a",
-    }
-    for name, value in launched.items():
-        monkeypatch.setenv(name, str(value))
-    assert Loading().workers_beside(device) == workers
+    assert Loading().workers_beside(device, local) == workers
     assert Loading(workers=5).workers_beside(device) == 5
     assert Loading(workers=0).workers_beside(device) == 0
 
@@ -200,7 +191,7 @@ def test_a_dead_worker_is_told_where_the_next_item_is_awaited() -> None:
 
 KILLED_WHILE_TAKING_OVER = """
 import multiprocessing.connection as connection, os, signal, torch
-from resrepro.data.loading import Loading, read_ahead
+from resrepro.data.loader import Loading, read_ahead
 
 class Reader(torch.utils.data.Dataset):
     def __getitem__(self, item):

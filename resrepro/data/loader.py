@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from resrepro.data import ALONE, ProcessGroup
 from resrepro.errors import DataError, UsageError
-from resrepro.processes import local_world_size
 from resrepro.records.files import printable
 
+T = TypeVar("T")
 MOST_WORKERS = 16
 GRACE = 30  # seconds that a worker outlives SIGTERM
 NAMED = 5  # bad images that a message names
@@ -42,15 +43,15 @@ class Loading:
             if value < 0:
                 raise UsageError(f"{option} must be at least 0, not {value}.")
 
-    def workers_beside(self, device: torch.device | None) -> int:
+    def workers_beside(self, device: torch.device | None, local_size: int = 1) -> int:
         """The number of workers: the cores of this process's share, few where the net needs them too.
 
-        `device` is where the net computes, None while it does not.
+        `device` is where the net computes, None while it does not; `local_size` processes share the machine.
         """
         if self.workers is not None:
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = max(1, cores // local_world_size())
+        share = max(1, cores // local_size)
         needed = device is not None and device.type == "cpu"
         return min(MOST_WORKERS, max(1, share // 4) if needed else share)
 
@@ -89,8 +90,12 @@ class BadImages:
 
 
 def read_ahead(
-    reader: Dataset[Any], items: Sequence[int], loading: Loading, device: torch.device | None = None
-) -> Iterator[Any]:
+    reader: Dataset[T],
+    items: Sequence[int],
+    loading: Loading,
+    device: torch.device | None = None,
+    group: ProcessGroup = ALONE,
+) -> Iterator[T]:
     """What `reader` gives for each item, in order, read by workers while `device` computes.
 
     For a GPU it comes in pinned memory, from which it is copied without waiting.
@@ -98,7 +103,7 @@ def read_ahead(
     Raises:
         DataError: if a worker dies.
     """
-    workers = min(loading.workers_beside(device), len(items))
+    workers = min(loading.workers_beside(device, group.local_size), len(items))
     with _told_as_dead_worker():
         with _quiet_start():
             found = iter(
