@@ -3,12 +3,13 @@
 Photographs, which do not fit in memory, are in `folder` and `photos`; `feeds` gives a run either kind.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -187,3 +188,16 @@ def _existing(named: str | Path, folder: str | Path | None, layout: str) -> Path
             f"the data folder {named} ({source}) does not exist: name the folder that holds {layout}."
         )
     return Path(named)
+
+
+def write_cache(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file of the user's cache, all of it or nothing; where it fails, the next run makes it anew."""
+    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as file:
+                write(file)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)

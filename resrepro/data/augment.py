@@ -4,6 +4,7 @@ Images in memory stay on the training device as uint8; each batch is drawn, augm
 a whole (Section 4.2). A resumed run therefore sees the same batches, whatever the number of processes.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Self
 
@@ -201,7 +202,9 @@ class TrainingBatches:
 
 def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pixels (N, 3, H, W) uint8 and labels (N,) int64 as tensors on the device."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+        pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(device)
     return pixels, torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
 
 

@@ -2,6 +2,7 @@
 
 Pickled batches are unpickled only after their official MD5 matched. The pixels of the training set
 are compared with a packaged SHA-256 of the official ones, a binary test file with its official SHA-1.
+Unpacked, the images are kept in the user's cache and mapped from there: the runs of a machine share one copy.
 """
 
 import hashlib
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from resrepro.data import Dataset, Images
+from resrepro.data import Dataset, Images, write_cache
 from resrepro.errors import DataError
+from resrepro.records.environment import cache_folder
 from resrepro.records.files import TooLarge, read_plain
 
 # Pixels then labels of the 50,000 official training images, in order.
@@ -29,6 +31,8 @@ OFFICIAL_MD5 = {
 OFFICIAL_TEST_SHA1 = "67eb016db431130d61cd03c7ad570b013799c88c"  # of the binary layout's test file
 RECORD = 1 + 3 * 32 * 32  # bytes per image of the binary layout: the label, then R, G, B planes
 PER_FILE = 10_000
+TRAINING_IMAGES = 5 * PER_FILE
+DIGESTS = 2 * 32  # bytes of two SHA-256
 LARGEST_PICKLE = 64 * 2**20  # bytes; the official batches have 31 million, any other size another MD5
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"
@@ -50,23 +54,62 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
             f"no CIFAR-10 in {folder}: expected a folder cifar-10-batches-py or cifar-10-batches-bin there."
         )
     binary = any((layout / f"{name}.bin").exists() for name in (*TRAIN_FILES, TEST_FILE))
-    read = _read_binary if binary else _read_python
-    train = _joined([read(layout, name) for name in TRAIN_FILES])
-    test = read(layout, TEST_FILE)
+    train, test, checksums = _unpacked(layout, binary)
     notices = []
-    train_sha256 = train.sha256()
-    if train_sha256 != OFFICIAL_TRAIN_SHA256:
+    if checksums["train"] != OFFICIAL_TRAIN_SHA256:
         notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
     if len(test) < PER_FILE:
         notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
     elif binary and _sha1(layout / f"{TEST_FILE}.bin") != OFFICIAL_TEST_SHA1:
         notices.append("the test images are not exactly the official ones (checksum differs)")
-    checksums = {"train": train_sha256, "test": test.sha256()}
     held_out = {"test": test}
     if split == "45k5k":
         held_out = {"val": train.part(len(train) - VALIDATION), "test": test}
         train = train.part(0, len(train) - VALIDATION)
     return Dataset("cifar10", 10, train, held_out, checksums, tuple(notices))
+
+
+def _unpacked(layout: Path, binary: bool) -> tuple[Images, Images, dict[str, str]]:
+    """Training images, test images and their checksums, from the cache if the same files were unpacked once.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+    """
+    sources = hashlib.sha256()
+    for name in (*TRAIN_FILES, TEST_FILE):
+        path = layout / f"{name}{'.bin' if binary else ''}"
+        content = _bytes_of(path, PER_FILE * RECORD if binary else LARGEST_PICKLE)
+        sources.update(hashlib.sha256(content).digest())
+    cached = cache_folder() / f"cifar10-{sources.hexdigest()[:32]}.npy"
+    if mapped := _mapped(cached):
+        return mapped
+    read = _read_binary if binary else _read_python
+    images = _joined([read(layout, name) for name in (*TRAIN_FILES, TEST_FILE)])
+    parted = _parted(images)
+    digests = np.frombuffer(bytes.fromhex("".join(parted[2].values())), np.uint8)
+    row = np.concatenate([images.pixels.reshape(-1), images.labels.astype(np.uint8), digests])
+    write_cache(cached, lambda file: np.save(file, row))
+    return _mapped(cached) or parted
+
+
+def _mapped(path: Path) -> tuple[Images, Images, dict[str, str]] | None:
+    """What a cache file holds in one row of bytes: pixels, labels, checksums; None if it is not whole."""
+    try:
+        row = np.load(path, mmap_mode="r") if path.is_file() else None
+    except Exception:  # damage can look like anything
+        return None
+    if not isinstance(row, np.memmap) or row.dtype != np.uint8 or row.ndim != 1:
+        return None
+    pixels, labels, digests = np.split(np.asarray(row), [-(row.size // RECORD) - DIGESTS, -DIGESTS])
+    if len(labels) <= TRAINING_IMAGES or len(pixels) != len(labels) * (RECORD - 1):
+        return None
+    parted = _parted(Images(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64)))
+    return parted if "".join(parted[2].values()) == digests.tobytes().hex() else None
+
+
+def _parted(images: Images) -> tuple[Images, Images, dict[str, str]]:
+    train, test = images.part(0, TRAINING_IMAGES), images.part(TRAINING_IMAGES)
+    return train, test, {"train": train.sha256(), "test": test.sha256()}
 
 
 def _find(folder: Path) -> Path | None:
@@ -145,8 +188,7 @@ def _read_binary(layout: Path, name: str) -> Images:
     labels: npt.NDArray[np.int64] = records[:, 0].astype(np.int64)
     if labels.max() > 9:
         raise DataError(f"{path} is damaged: it holds a label above 9. Copy or download it again.")
-    # Whole, not a view of the records: a net's own copy of it would be one for each job.
-    return Images(np.ascontiguousarray(records[:, 1:]).reshape(count, 3, 32, 32), labels)
+    return Images(records[:, 1:].reshape(count, 3, 32, 32), labels)
 
 
 def _joined(parts: list[Images]) -> Images:

@@ -5,9 +5,7 @@ crops); the colour components are the principal components of their RGB values (
 result is kept in the user's cache under the fingerprint of the files.
 """
 
-import contextlib
 import io
-import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -19,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from resrepro.data import ALONE, ProcessGroup
+from resrepro.data import ALONE, ProcessGroup, write_cache
 from resrepro.data.folder import Photos, PhotoSet, checksum
 from resrepro.data.loader import BadImages, Loading, read_ahead
 from resrepro.data.photos import UNREADABLE, BadImage, center_crop, read_image, scaled_to
@@ -209,19 +207,10 @@ def _is_sound(found: Statistics) -> bool:
 
 
 def _write(path: Path, found: Statistics) -> None:
-    """Keep the statistics; where the cache cannot be written, the next run makes the pass again."""
     content: dict[str, Any] = {
         "format": FORMAT, "mean": found.mean, "components": found.components,
         "variances": found.variances, "checksums": np.array(list(found.checksums.values())),
     }  # fmt: skip
     for split, group in found.bad.items():
         content[f"bad_{split}"] = np.array([list(group), list(group.values())], dtype=str)
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            np.savez(file, **content)
-        beside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    write_cache(path, lambda file: np.savez(file, **content))
