@@ -263,7 +263,7 @@ def vouched(python_layout: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str
     """Makes the MD5 of the made-up pickles the official ones."""
     layout = python_layout / "cifar-10-batches-py"
     sums = {name: hashlib.md5((layout / name).read_bytes()).hexdigest() for name in ALL_FILES}
-    monkeypatch.setattr(cifar10, "_official_md5", sums.__getitem__)
+    monkeypatch.setattr(cifar10, "OFFICIAL_MD5", sums)
     return sums
 
 
@@ -340,8 +340,8 @@ def test_made_up_pickles_do_not_pass_for_the_official_ones(python_layout: Path, 
 
 
 def test_the_official_checksums_are_those_published() -> None:
-    assert cifar10._official_md5("data_batch_1") == "c99cafc152244af753f735de768cd75f"
-    assert cifar10._official_md5("test_batch") == "40351d587109b95175f43aff81a1287e"
+    assert cifar10.OFFICIAL_MD5["data_batch_1"] == "c99cafc152244af753f735de768cd75f"
+    assert cifar10.OFFICIAL_MD5["test_batch"] == "40351d587109b95175f43aff81a1287e"
 
 
 @pytest.mark.slow
@@ -374,7 +374,7 @@ def test_images_are_unpacked_once_and_mapped_and_a_damaged_cache_is_made_anew(
     with file.open("r+b") as content:
         content.write(b"damage")
     assert is_mapped(load_dataset("cifar10", folder=fake_cifar.folder).train)
-    monkeypatch.setattr(cifar10, "_read_binary", None)  # who unpacks them again fails
+    monkeypatch.setattr(cifar10, "_parse_binary", None)  # who unpacks them again fails
     again = load_dataset("cifar10", folder=fake_cifar.folder)
     assert is_mapped(again.train)
     assert again.info == loaded.info

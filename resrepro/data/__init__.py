@@ -190,7 +190,7 @@ def _existing(named: str | Path, folder: str | Path | None, layout: str) -> Path
     return Path(named)
 
 
-def write_cache(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_cache(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file of the user's cache, all of it or nothing; where it fails, the next run makes it anew."""
     beside = path.with_name(f".{os.getpid()}-{path.name}")
     with contextlib.suppress(OSError):

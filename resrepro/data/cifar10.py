@@ -36,6 +36,7 @@ DIGESTS = 2 * 32  # bytes of two SHA-256
 LARGEST_PICKLE = 64 * 2**20  # bytes; the official batches have 31 million, any other size another MD5
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"
+Bytes = npt.NDArray[np.uint8]
 VALIDATION = 5_000  # of the 45k/5k split, Section 4.2
 
 
@@ -53,8 +54,8 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
         raise DataError(
             f"no CIFAR-10 in {folder}: expected a folder cifar-10-batches-py or cifar-10-batches-bin there."
         )
-    binary = any((layout / f"{name}.bin").exists() for name in (*TRAIN_FILES, TEST_FILE))
-    train, test, checksums = _unpacked(layout, binary)
+    binary = any(path.exists() for path in _files(layout, ".bin"))
+    train, test, checksums = _unpacked(_files(layout, ".bin" if binary else ""), binary)
     notices = []
     if checksums["train"] != OFFICIAL_TRAIN_SHA256:
         notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
@@ -69,63 +70,21 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
     return Dataset("cifar10", 10, train, held_out, checksums, tuple(notices))
 
 
-def _unpacked(layout: Path, binary: bool) -> tuple[Images, Images, dict[str, str]]:
-    """Training images, test images and their checksums, from the cache if the same files were unpacked once.
-
-    Raises:
-        DataError: if a file is missing or damaged.
-    """
-    sources = hashlib.sha256()
-    for name in (*TRAIN_FILES, TEST_FILE):
-        path = layout / f"{name}{'.bin' if binary else ''}"
-        content = _bytes_of(path, PER_FILE * RECORD if binary else LARGEST_PICKLE)
-        sources.update(hashlib.sha256(content).digest())
-    cached = cache_folder() / f"cifar10-{sources.hexdigest()[:32]}.npy"
-    if mapped := _mapped(cached):
-        return mapped
-    read = _read_binary if binary else _read_python
-    images = _joined([read(layout, name) for name in (*TRAIN_FILES, TEST_FILE)])
-    parted = _parted(images)
-    digests = np.frombuffer(bytes.fromhex("".join(parted[2].values())), np.uint8)
-    row = np.concatenate([images.pixels.reshape(-1), images.labels.astype(np.uint8), digests])
-    write_cache(cached, lambda file: np.save(file, row))
-    return _mapped(cached) or parted
-
-
-def _mapped(path: Path) -> tuple[Images, Images, dict[str, str]] | None:
-    """What a cache file holds in one row of bytes: pixels, labels, checksums; None if it is not whole."""
-    try:
-        row = np.load(path, mmap_mode="r") if path.is_file() else None
-    except Exception:  # damage can look like anything
-        return None
-    if not isinstance(row, np.memmap) or row.dtype != np.uint8 or row.ndim != 1:
-        return None
-    pixels, labels, digests = np.split(np.asarray(row), [-(row.size // RECORD) - DIGESTS, -DIGESTS])
-    if len(labels) <= TRAINING_IMAGES or len(pixels) != len(labels) * (RECORD - 1):
-        return None
-    parted = _parted(Images(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64)))
-    return parted if "".join(parted[2].values()) == digests.tobytes().hex() else None
-
-
-def _parted(images: Images) -> tuple[Images, Images, dict[str, str]]:
-    train, test = images.part(0, TRAINING_IMAGES), images.part(TRAINING_IMAGES)
-    return train, test, {"train": train.sha256(), "test": test.sha256()}
+def _files(layout: Path, suffix: str) -> list[Path]:
+    return [layout / f"{name}{suffix}" for name in (*TRAIN_FILES, TEST_FILE)]
 
 
 def _find(folder: Path) -> Path | None:
     """The folder that holds the batches: `folder` itself or one of the official names below it."""
     for layout in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
-        if any(
-            (layout / f"{name}{end}").exists() for name in (*TRAIN_FILES, TEST_FILE) for end in ("", ".bin")
-        ):
+        if any(path.exists() for path in _files(layout, "") + _files(layout, ".bin")):
             return layout
     return None
 
 
 def _complete(layout: Path) -> bool:
     """Whether all files of one of the two layouts are there."""
-    names = (*TRAIN_FILES, TEST_FILE)
-    return any(all((layout / f"{name}{end}").exists() for name in names) for end in ("", ".bin"))
+    return any(all(path.exists() for path in _files(layout, suffix)) for suffix in ("", ".bin"))
 
 
 def _download(folder: Path) -> None:
@@ -163,35 +122,68 @@ def _sha1(path: Path) -> str:
     return hashlib.sha1(_bytes_of(path, PER_FILE * RECORD), usedforsecurity=False).hexdigest()
 
 
-def _read_python(layout: Path, name: str) -> Images:
-    path = layout / name
-    content = _bytes_of(path, LARGEST_PICKLE)
+def _unpacked(paths: list[Path], binary: bool) -> tuple[Images, Images, dict[str, str]]:
+    """Training images, test images and their checksums, from the cache if the same files were unpacked once.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+    """
+    contents = [_bytes_of(path, PER_FILE * RECORD if binary else LARGEST_PICKLE) for path in paths]
+    sources = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents))
+    cached = cache_folder() / f"cifar10-{sources.hexdigest()[:32]}.npy"
+    if mapped := _mapped(cached):
+        return mapped
+    parse = _parse_binary if binary else _parse_python
+    parts = [parse(path, content) for path, content in zip(paths, contents, strict=True)]
+    row = np.concatenate([column.reshape(-1) for columns in zip(*parts, strict=True) for column in columns])
+    images = _of_row(row)
+    digests = np.frombuffer(bytes.fromhex("".join(images[2].values())), np.uint8)
+    write_cache(cached, lambda file: np.save(file, np.append(row, digests)))
+    return _mapped(cached) or images
+
+
+def _mapped(path: Path) -> tuple[Images, Images, dict[str, str]] | None:
+    """The images in a cache file, a row of bytes that ends with their checksums; None if it is not whole."""
+    try:
+        content = np.load(path, mmap_mode="r") if path.is_file() else None
+    except Exception:  # damage can look like anything
+        return None
+    if not isinstance(content, np.memmap) or content.dtype != np.uint8 or content.ndim != 1:
+        return None
+    row, digests = np.split(np.asarray(content), [-DIGESTS])
+    if len(row) <= TRAINING_IMAGES * RECORD or len(row) % RECORD:
+        return None
+    images = _of_row(row)
+    return images if "".join(images[2].values()) == digests.tobytes().hex() else None
+
+
+def _of_row(row: Bytes) -> tuple[Images, Images, dict[str, str]]:
+    """Training images, test images and their checksums, from the bytes of all pixels, then of all labels."""
+    pixels, labels = np.split(row, [len(row) // RECORD * (RECORD - 1)])
+    images = Images(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))
+    train, test = images.part(0, TRAINING_IMAGES), images.part(TRAINING_IMAGES)
+    return train, test, {"train": train.sha256(), "test": test.sha256()}
+
+
+def _parse_python(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
+    """Pixels (N, 3072) and labels (N,) of a pickled batch."""
     # The checksum comes first: unpickling bytes that nobody vouches for can run code.
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != _official_md5(name):
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != OFFICIAL_MD5[path.name]:
         raise DataError(f"{path} is damaged: its MD5 is not the official one. Delete it and get it again.")
     batch = pickle.loads(content, encoding="bytes")
-    pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-    return Images(pixels, np.asarray(batch[b"labels"], np.int64))
+    return np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"], np.uint8)
 
 
-def _read_binary(layout: Path, name: str) -> Images:
-    path = layout / f"{name}.bin"
-    content = np.frombuffer(_bytes_of(path, PER_FILE * RECORD), np.uint8)
+def _parse_binary(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
+    """Pixels (N, 3072) and labels (N,) of a file of records."""
     count, rest = divmod(len(content), RECORD)
-    complete = count == PER_FILE or (name == TEST_FILE and 0 < count < PER_FILE)
+    complete = count == PER_FILE or (path.stem == TEST_FILE and 0 < count < PER_FILE)
     if rest or not complete:
         raise DataError(
             f"{path} is damaged or truncated: {len(content):,} bytes instead of {PER_FILE * RECORD:,}. "
             "Copy or download it again."
         )
-    records = content.reshape(count, RECORD)
-    labels: npt.NDArray[np.int64] = records[:, 0].astype(np.int64)
-    if labels.max() > 9:
+    records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
+    if records[:, 0].max() > 9:
         raise DataError(f"{path} is damaged: it holds a label above 9. Copy or download it again.")
-    return Images(records[:, 1:].reshape(count, 3, 32, 32), labels)
-
-
-def _joined(parts: list[Images]) -> Images:
-    return Images(
-        np.concatenate([part.pixels for part in parts]), np.concatenate([part.labels for part in parts])
-    )
+    return records[:, 1:], records[:, 0]

@@ -5,9 +5,8 @@ crops); the colour components are the principal components of their RGB values (
 result is kept in the user's cache under the fingerprint of the files.
 """
 
-import io
-import re
-import zipfile
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from resrepro.records.files import read_plain
 from resrepro.spec.specs import scaled
 
 CHUNK = 64  # files that a worker reads at a time
-FORMAT = 1
 LARGEST_CACHE = 256 * 2**20  # bytes; a mean image has 1.2 MB, the rest are the names of bad images
 TEST_SIDE = 256  # shorter side of the centre crop, at crops of 224
 Array = npt.NDArray[np.float64]
@@ -118,9 +116,10 @@ def statistics_of(
     group: ProcessGroup = ALONE,
 ) -> Statistics:
     """The statistics of a folder, from the cache or by a pass over it that all processes share."""
-    path = group.on_first(lambda: _cache_path(photos, image_size))
+    name: str = group.on_first(lambda: f"{photos.fingerprint()[:32]}-{image_size}.json")
+    path = cache_folder() / name
     statistics: Statistics | None = group.on_first(lambda: _read(path))
-    if statistics is None or statistics.mean.shape[-1] != image_size:
+    if statistics is None:
         say(
             f"Reading {len(photos.train) + len(photos.val):,} images once, for their mean and checksums; "
             "the result is kept for later runs."
@@ -168,49 +167,22 @@ def _sums(
     return whole
 
 
-def _cache_path(photos: PhotoSet, image_size: int) -> Path:
-    return cache_folder() / f"{photos.fingerprint()[:32]}-{image_size}.npz"
-
-
 def _read(path: Path) -> Statistics | None:
-    """The statistics in a cache file; None if there is none, or it is damaged."""
+    """The statistics in a cache file; None if there is none, or it is not as it was written."""
     try:
-        content = read_plain(path, LARGEST_CACHE)
-        _check_stored(content)
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            if int(file["format"]) != FORMAT:
-                return None
-            bad = {
-                split: dict(zip(*file[f"bad_{split}"].tolist(), strict=True)) for split in ("train", "val")
-            }
-            checksums = dict(zip(("train", "val"), file["checksums"].tolist(), strict=True))
-            found = Statistics(file["mean"], file["components"], file["variances"], bad, checksums)
-    except Exception:  # damage can look like anything, an unknown compression for one
+        seal, _, text = read_plain(path, LARGEST_CACHE).partition(b"\n")
+    except OSError:
         return None
-    return found if _is_sound(found) else None
+    if seal != hashlib.sha256(text).hexdigest().encode():
+        return None
+    stored: dict[str, Any] = json.loads(text)
+    mean, components, variances = (np.array(stored[name]) for name in ("mean", "components", "variances"))
+    return Statistics(mean, components, variances, stored["bad"], stored["checksums"])
 
 
-def _check_stored(content: bytes) -> None:
-    """We write plainly, so what takes more memory unpacked than packed is not ours (ValueError)."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(info.file_size for info in archive.infolist()) > len(content):
-            raise ValueError("larger inside than outside")
-
-
-def _is_sound(found: Statistics) -> bool:
-    """Whether the numbers are some that a pass over images can have found."""
-    side = found.mean.shape[-1]
-    shapes = ((found.mean, (3, side, side)), (found.components, (3, 3)), (found.variances, (3,)))
-    whole = all(a.shape == shape and a.dtype == np.float64 and np.isfinite(a).all() for a, shape in shapes)
-    told = all(re.fullmatch("[0-9a-f]{64}", str(text)) for text in found.checksums.values())
-    return whole and told and 0 <= found.mean.min() <= found.mean.max() <= 255
-
-
-def _write(path: Path, found: Statistics) -> None:
-    content: dict[str, Any] = {
-        "format": FORMAT, "mean": found.mean, "components": found.components,
-        "variances": found.variances, "checksums": np.array(list(found.checksums.values())),
-    }  # fmt: skip
-    for split, group in found.bad.items():
-        content[f"bad_{split}"] = np.array([list(group), list(group.values())], dtype=str)
-    write_cache(path, lambda file: np.savez(file, **content))
+def _write(path: Path, statistics: Statistics) -> None:
+    values = vars(statistics).items()
+    stored = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values}
+    text = json.dumps(stored).encode()
+    seal = hashlib.sha256(text).hexdigest().encode()
+    write_cache(path, lambda file: file.write(seal + b"\n" + text))
