@@ -115,15 +115,15 @@ def test_bad_images_are_counted_once_and_named_when_too_many() -> None:
 def test_of_many_bad_images_the_first_are_named() -> None:
     bad = BadImages(7)
     bad.add({f"{number}.jpg": "damaged" for number in range(7)})
-    assert bad.told().endswith("4.jpg (damaged) and 2 more")
-    assert bad.told().startswith("7 files")
-    assert "5.jpg" not in bad.told()
+    assert bad.describe().endswith("4.jpg (damaged) and 2 more")
+    assert bad.describe().startswith("7 files")
+    assert "5.jpg" not in bad.describe()
 
 
 def test_names_that_are_no_utf8_can_be_printed() -> None:
     bad = BadImages(1)
     bad.add({os.fsdecode(b"val/a/\xe9.jpg"): "damaged"})
-    assert bad.told().encode() == b"1 file is no readable image: val/a/\\udce9.jpg (damaged)"
+    assert bad.describe().encode() == b"1 file is no readable image: val/a/\\udce9.jpg (damaged)"
 
 
 # --- reading ahead ----------------------------------------------------------------------------------

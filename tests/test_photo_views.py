@@ -156,7 +156,7 @@ def test_bad_images_are_left_out_and_remembered(workers: int, photographs: Path,
     path.write_bytes(path.read_bytes()[:-50])
     shown = photo_views(whole, loading=Loading(workers, max_bad_images=2))
     groups = list(shown.read(CPU))
-    assert shown.bad.found == {
+    assert shown.bad.reasons == {
         "val/cat/03-turned.jpg": "not an image", "val/owl/09-grey.jpg": "truncated",
     }  # fmt: skip
     rest = whole.without(["cat/03-turned.jpg", "owl/09-grey.jpg"])
@@ -179,7 +179,7 @@ def test_images_that_are_all_bad_show_nothing(tmp_path: Path) -> None:
         (tmp_path / "val/a" / name).write_text("no photograph")
     shown = photo_views(scan(tmp_path, "val"), "multi_scale", Loading(1, max_bad_images=3))
     assert list(shown.read(CPU)) == []
-    assert set(shown.bad.found.values()) == {"not an image"}
+    assert set(shown.bad.reasons.values()) == {"not an image"}
 
 
 @pytest.mark.gpu

@@ -61,32 +61,32 @@ class BadImages:
     """The files that are no readable images, each counted once, and the bound on their number."""
 
     most: int
-    found: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reasons: dict[str, str]) -> None:
+    def add(self, more: dict[str, str]) -> None:
         """Take note of bad files, path to reason.
 
         Raises:
             DataError: if there are now more than may be; the first are named.
         """
-        self.found |= reasons
-        if len(self.found) > self.most:
+        self.reasons |= more
+        if len(self.reasons) > self.most:
             raise DataError(
-                f"{self.told()}. Remove or replace them, or allow them with "
-                f"--max-bad-images {len(self.found)} (they are then left out)."
+                f"{self.describe()}. Remove or replace them, or allow them with "
+                f"--max-bad-images {len(self.reasons)} (they are then left out)."
             )
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """`2 files are no readable images: a.jpg (truncated), b.txt (not an image)`."""
-        count = len(self.found)
-        listed = [f"{printable(path)} ({reason})" for path, reason in list(self.found.items())[:NAMED]]
+        count = len(self.reasons)
+        listed = [f"{printable(path)} ({reason})" for path, reason in list(self.reasons.items())[:NAMED]]
         more = f" and {count - NAMED} more" if count > NAMED else ""
         files = "1 file is no readable image" if count == 1 else f"{count} files are no readable images"
         return f"{files}: {', '.join(listed)}{more}"
 
     def notices(self) -> tuple[str, ...]:
         """What must be said of them beside every number, if there are any."""
-        return (f"{self.told()}, left out",) if self.found else ()
+        return (f"{self.describe()}, left out",) if self.reasons else ()
 
 
 def read_ahead(
@@ -106,7 +106,7 @@ def read_ahead(
     workers = min(loading.workers_beside(device, group.local_size), len(items))
     with _told_as_dead_worker():
         with _quiet_start():
-            found = iter(
+            batches = iter(
                 DataLoader(
                     reader,
                     batch_size=None,
@@ -116,7 +116,7 @@ def read_ahead(
                     worker_init_fn=_start_worker,
                 )
             )
-        yield from found
+        yield from batches
 
 
 def _start_worker(worker: int) -> None:
@@ -126,13 +126,13 @@ def _start_worker(worker: int) -> None:
     Where the run was killed while it took over a batch, the thread that hands batches over meets a closed
     connection: the worker then ends without a word.
     """
-    told = sys.excepthook
+    usual = sys.excepthook
 
-    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not issubclass(kind, EOFError | ConnectionError):
-            told(kind, error, trace)
+            usual(kind, error, trace)
 
-    sys.excepthook = tell
+    sys.excepthook = hook
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))

@@ -339,10 +339,10 @@ class PhotoViews:
             DataError: if too many files of all shares together are no readable images.
         """
         bad: dict[str, str] = {}
-        for digests, names in self.group.all_gather((self.digests, self.bad.found)):
+        for digests, names in self.group.all_gather((self.digests, self.bad.reasons)):
             self.digests |= digests
             bad |= names
-        self.bad.found = {}
+        self.bad.reasons = {}
         self.bad.add(dict(sorted(bad.items())))
         readable = self.photos.without([path.partition("/")[2] for path in bad])
         return readable, checksum(readable, [self.digests[index] for index in sorted(self.digests)])

@@ -137,9 +137,9 @@ def _classes(subject: Subject, name: str, photos: Photos) -> tuple[tuple[str, ..
 
 
 def _photo_notices(name: str, photos: Photos) -> tuple[str, ...]:
-    told = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
+    text = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
     if name != "imagenet":
-        return (f"the folder {photos.root.resolve().name} has {told}",)
+        return (f"the folder {photos.root.resolve().name} has {text}",)
     if len(photos) == IMAGENET_IMAGES["val"] and photos.classes == imagenet_classes():
         return ()
-    return (f"the images are not ImageNet's 50,000: {told}",)
+    return (f"the images are not ImageNet's 50,000: {text}",)
