@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -187,35 +185,3 @@ def test_a_dead_worker_is_told_where_the_next_item_is_awaited() -> None:
         sum(range(1000))
     with pytest.raises(DataError, match=r"^a process that reads images has died.*--workers.*\.$"):
         next(found)
-
-
-KILLED_WHILE_TAKING_OVER = """
-import multiprocessing.connection as connection, os, signal, torch
-from resrepro.data.loader import Loading, read_ahead
-
-class Reader(torch.utils.data.Dataset):
-    def __getitem__(self, item):
-        return torch.zeros(4)
-
-def die_in(process, greet=connection.deliver_challenge):
-    def greeting(*arguments):
-        if os.getpid() == process:
-            os.kill(process, signal.SIGKILL)
-        greet(*arguments)
-    return greeting
-
-connection.deliver_challenge = die_in(os.getpid())
-list(read_ahead(Reader(), range(3), Loading(1)))
-"""
-
-
-@pytest.mark.slow
-def test_a_worker_whose_run_was_killed_while_it_took_a_batch_over_ends_without_a_word() -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_TAKING_OVER],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )  # returns once the worker, too, has ended: it holds the other end of stderr
-    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")

@@ -3,13 +3,11 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -120,19 +118,7 @@ def read_ahead(
 
 
 def _start_worker(worker: int) -> None:
-    """Leave it to the run to end this worker, and to tell of what it meets.
-
-    Signals to the whole group reach the workers too; the run stops them when it has finished its step.
-    Where the run was killed while it took over a batch, the thread that hands batches over meets a closed
-    connection: the worker then ends without a word.
-    """
-    usual = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not issubclass(kind, EOFError | ConnectionError):
-            usual(kind, error, trace)
-
-    sys.excepthook = hook
+    """Signals to the whole group reach the workers too: the run stops them when it has finished its step."""
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
