@@ -17,7 +17,6 @@ from resrepro.data.folder import PhotoSet, notices_of, scan_both
 from resrepro.data.loader import Loading
 from resrepro.data.photos import CropReader, PhotoViews, Views, photo_batches
 from resrepro.data.statistics import statistics_of
-from resrepro.errors import UsageError
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.specs import CifarRecipe, ImageNetRecipe, Recipe, Spec
 
@@ -142,30 +141,18 @@ def open_feed(
     seed: int,
     loading: Loading,
     say: Callable[[str], None] = lambda text: None,
-    dataset: Dataset | None = None,
     group: ProcessGroup = ALONE,
 ) -> Feed:
-    """The data of a run: those of `dataset`, if they are in memory already.
+    """The data of a run.
 
     Raises:
         DataError: if they are missing or damaged.
-        UsageError: for a split that the dataset does not have, or a `dataset` that is not the run's.
+        UsageError: for a split that the dataset does not have.
     """
     recipe = spec.recipe
-    if dataset is not None:
-        _check_is_of(dataset, spec)
     if not isinstance(recipe, CifarRecipe):
         photos = group.on_first(lambda: scan_both(data_folder(data)))
         return PhotoFeed(spec, photos, device, seed, loading, say, group)
-    if dataset is None:
-        if group.size > 1:  # the first process downloads what is missing, and tells of errors once
-            group.on_first(lambda: load_dataset(spec.dataset, recipe.split, data).name)
-        dataset = load_dataset(spec.dataset, recipe.split, data)
-    return MemoryFeed(recipe, dataset, device, seed, group)
-
-
-def _check_is_of(dataset: Dataset, spec: Spec) -> None:
-    """Refuse data in memory that are another set than the run's, or split otherwise."""
-    split = "45k5k" if "val" in dataset.held_out else "all"
-    if (dataset.name, split) != (spec.dataset, getattr(spec.recipe, "split", None)):
-        raise UsageError(f"{spec.name} is not trained on {dataset.name}, split {split}: leave `dataset` out.")
+    if group.size > 1:  # the first process downloads what is missing, and tells of errors once
+        group.on_first(lambda: load_dataset(spec.dataset, recipe.split, data).name)
+    return MemoryFeed(recipe, load_dataset(spec.dataset, recipe.split, data), device, seed, group)

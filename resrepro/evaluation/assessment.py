@@ -169,7 +169,7 @@ def _bn_statistics(
         )
     spread = spread_batch(subject.recipe.batch_size, world_size())
     bn_group_for(subject.recipe, spread, given=True, sync_bn=False)
-    feed = open_feed(subject.spec, data, device, subject.seed, loading, say, group=process_group())
+    feed = open_feed(subject.spec, data, device, subject.seed, loading, say, process_group())
     if feed.about.checksums["train"] != subject.trained_on.get("train"):
         raise RecordError(
             f"{subject.name} was trained on other images than those at hand (checksum differs): "

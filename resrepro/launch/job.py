@@ -185,7 +185,7 @@ def outcome_of(job: Job, order: Order, dataset: Dataset | None, watcher: Watcher
             loading = _checked(order)
         except UsageError as error:
             return Failed(str(error), UsageError, of_all=True)
-        told = order.options | {"dataset": dataset, "loading": loading, "watcher": watcher}
+        told = order.options | {"loading": loading, "watcher": watcher}
         return Finished(train(job.experiment, job.seed, **told))
     except Interrupted as stop:
         return Stopped(str(stop), stop.exit_code - 128)

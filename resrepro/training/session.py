@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from resrepro.data import Dataset
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Interrupted, UsageError
@@ -44,7 +43,6 @@ def train(
     *,
     shortcut: str | None = None,
     data: str | Path | None = None,
-    dataset: Dataset | None = None,
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
@@ -69,7 +67,6 @@ def train(
         shortcut: "A", "B" or "C" for residual nets; the paper's A by default.
         data: folder of CIFAR-10 (see `resrepro.data.load_dataset`), or of photographs in `train/<class>/`
             and `val/<class>/`.
-        dataset: CIFAR-10 or the digits, where they are in memory already.
         runs: folder in which the run's own folder is made.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         threads: CPU threads; one per core by default. A run that goes on keeps device and threads.
@@ -110,12 +107,10 @@ def train(
         spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, sync_bn, settings))
         if seed < 0:
             raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-        asked = Asked(spec, seed, spread, Path(runs), data, dataset, loading or Loading(), fresh, watcher)
+        asked = Asked(spec, seed, spread, Path(runs), data, loading or Loading(), fresh, watcher)
         if not fresh and on_first(lambda: already_over(asked.folder, watcher)):
             if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
-                about = open_feed(
-                    spec, data, chosen, seed, asked.loading, watcher.say, group=process_group()
-                ).about
+                about = open_feed(spec, data, chosen, seed, asked.loading, watcher.say, process_group()).about
                 on_first(lambda: check_same_images(asked.folder, about.checksums))
             return asked.folder
         if not fresh and settings.get("bn_group") is None:
@@ -133,7 +128,6 @@ class Asked:
     spread: Spread
     runs: Path
     data: str | Path | None
-    dataset: Dataset | None
     loading: Loading
     fresh: bool
     watcher: Watcher
@@ -207,9 +201,7 @@ def _prepare(asked: Asked, target: Target) -> Trainer:
     """The run with its data and its folder, ready to begin or to go on."""
     spec, watcher, device = asked.spec, asked.watcher, target.device
     use_precision(spec.recipe.precision, device)
-    feed = open_feed(
-        spec, asked.data, device, asked.seed, asked.loading, watcher.say, asked.dataset, process_group()
-    )
+    feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say, process_group())
     writer = _open_writer(asked, feed)
     _say_first(writer, spec, asked.spread, feed.about.notices, watcher)
     return Trainer(spec, asked.seed, feed, target, writer, watcher)
