@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resrepro.evaluation.assessment import evaluate
+    from resrepro.evaluation import evaluate
     from resrepro.evaluation.weights import load_net
     from resrepro.figures.exhibits import compare, plot
     from resrepro.nets import build_net
@@ -28,7 +28,7 @@ __all__ = ["build_net", "compare", "evaluate", "load_net", "load_runs", "plot", 
 _HOMES = {
     "build_net": "nets",
     "compare": "figures.exhibits",
-    "evaluate": "evaluation.assessment",
+    "evaluate": "evaluation",
     "load_net": "evaluation.weights",
     "load_runs": "records.collection",
     "plot": "figures.exhibits",

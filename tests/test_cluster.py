@@ -18,8 +18,7 @@ from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission
 
 from resrepro.errors import ResreproError, UsageError
-from resrepro.evaluation import measuring_responses
-from resrepro.evaluation.assessment import evaluate
+from resrepro.evaluation import evaluate, responses
 from resrepro.launch import cluster
 from resrepro.launch.cluster import Log, submit
 from resrepro.launch.goals import choose_exhibits
@@ -172,7 +171,7 @@ def test_a_job_measures_what_is_not_measured_yet(
     told = capsys.readouterr().out
     assert told.count("is evaluated as") == 1  # not by the second job and the third
     with monkeypatch.context() as patch:
-        patch.setattr("resrepro.evaluation.measuring.measure", None)  # nothing is left to measure
+        patch.setattr("resrepro.evaluation.measure_nets", None)  # nothing is left to measure
         on_node(tmp_path)
     (ticket, _), _ = read_tickets(tmp_path)
     assert (ticket.recorded, ticket.ended) == (run.parent.name, "")
@@ -207,7 +206,7 @@ def test_a_signal_that_meets_a_measurement_leaves_no_half_of_it(
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
-    write = measuring_responses.write_responses
+    write = responses.write_responses
 
     def meeting_a_signal(*told: Any) -> Path:
         with monkeypatch.context() as patch:
@@ -216,7 +215,7 @@ def test_a_signal_that_meets_a_measurement_leaves_no_half_of_it(
 
     submit(JOBS, Order(ASKED), tmp_path, measures=dict.fromkeys(JOBS, ("responses",)))
     with monkeypatch.context() as patch:
-        patch.setattr(measuring_responses, "write_responses", meeting_a_signal)
+        patch.setattr(responses, "write_responses", meeting_a_signal)
         if number == signal.SIGTERM:  # which submitit lets pass: Slurm will end what does not end in time
             on_node(tmp_path)
         else:

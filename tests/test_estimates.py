@@ -31,7 +31,7 @@ def no_bound(monkeypatch):
 
 def asked(experiment, data=None, **settings):
     return {
-        "experiment": experiment, "shortcut": None, "micro_batch": None, "sync_bn": False, "fast": False,
+        "experiment": experiment, "shortcut": None, "micro_batch": None, "fast": False,
         "compiling": "off", "data": data,
         "loading": [0, None, 0, None], "seconds": 0.02, "settings": settings,
     }  # fmt: skip

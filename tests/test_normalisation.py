@@ -1,18 +1,14 @@
 """BN over groups, passes and processes against ordinary BN and statistics worked out by hand."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from seeds import disturb, seeded
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from resrepro.nets import build_net
 from resrepro.nets.normalisation import GroupedBatchNorm2d, norms_of, plain_averages, running_statistics
 
 MOMENTUM = 0.3
-WORLD = 2
 
 
 def images(count: int, channels: int = 5, size: int = 6) -> Tensor:
@@ -227,73 +223,3 @@ def test_plain_averages_end_with_their_block_even_if_it_fails() -> None:
         net(x)
         mean, _ = statistics_of(net.conv1(x), 8)
         torch.testing.assert_close(first.running_mean.double(), 0.9 * old + 0.1 * mean, rtol=1e-5, atol=1e-5)
-
-
-# --- over processes ---------------------------------------------------------------------------------
-
-
-def digits_net() -> nn.Module:
-    """A net whose BN layers have a group of their own, which synchronised BN does not heed."""
-    net = build_net("digits", 8, shortcut="B", bn_group=1, generator=seeded(4))
-    disturb(net)
-    return net
-
-
-def pass_of(net: nn.Module, x: Tensor, weights: Tensor) -> dict[str, list[Tensor]]:
-    """What one pass forwards and backwards leaves behind, the loss being a weighted sum of the outputs."""
-    x = x.clone().requires_grad_()
-    outputs = net(x)
-    (outputs * weights).sum().backward()
-    return {
-        "images": [outputs.detach(), x.grad],
-        "parameters": [p.grad for p in net.parameters()],
-        "averages": [tensor.clone() for tensor in running_statistics(net)],
-    }
-
-
-def cases() -> dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]]:
-    """A layer alone and a net, each with images and the weights of its loss."""
-    maps, pictures = images(8), images(8, 3, 16)
-    return {
-        "layer": (disturbed_norm, maps, torch.randn(maps.shape, generator=seeded(5))),
-        "net": (digits_net, pictures, torch.randn(8, 10, generator=seeded(6))),
-    }
-
-
-def one_process(rank: int, folder: Path) -> None:
-    """What each of the processes does with its share of the images."""
-    torch.set_num_threads(1)
-    meeting = f"file://{folder / 'meeting'}"
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORLD)
-    found = {}
-    for name, (make, x, weights) in cases().items():
-        net = make()
-        for norm in norms_of(net):
-            norm.sync = True
-        found[name] = pass_of(net, x.chunk(WORLD)[rank], weights.chunk(WORLD)[rank])
-        alone = net.eval()(x.chunk(WORLD)[rank] if rank else x)  # unequal: nobody waits for the other
-        found[name]["evaluation"] = [alone.detach()]
-    torch.save(found, folder / f"found{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def test_synchronised_over_two_processes_it_is_bn_over_the_whole_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_process, (tmp_path,), nprocs=WORLD)
-    found = [torch.load(tmp_path / f"found{rank}.pt") for rank in range(WORLD)]
-    for name, (make, x, weights) in cases().items():
-        net = make()
-        for norm in norms_of(net):
-            norm.group = 0
-        wanted = pass_of(net, x, weights)
-        with torch.no_grad():
-            evaluated = net.eval()(x)
-        ours = [each[name] for each in found]
-        joined = [torch.cat(parts) for parts in zip(*(one["images"] for one in ours), strict=True)]
-        summed = [sum(parts) for parts in zip(*(one["parameters"] for one in ours), strict=True)]
-        close = {"rtol": 1e-4, "atol": 1e-4}
-        torch.testing.assert_close(joined, wanted["images"], **close)
-        torch.testing.assert_close(summed, wanted["parameters"], **close)
-        for one in ours:
-            torch.testing.assert_close(one["averages"], wanted["averages"], **close)
-        torch.testing.assert_close(ours[0]["evaluation"], [evaluated], **close)
-        torch.testing.assert_close(ours[1]["evaluation"], [evaluated[4:]], **close)

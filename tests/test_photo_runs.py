@@ -12,8 +12,8 @@ from resrepro.comparison import paper_rows as comparison
 from resrepro.data.folder import imagenet_classes
 from resrepro.data.loader import Loading
 from resrepro.errors import DataError, RecordError, UsageError
-from resrepro.evaluation.assessment import Foreign, evaluate
-from resrepro.evaluation.measuring_responses import measure
+from resrepro.evaluation import ThirdPartyCheckpoint, evaluate
+from resrepro.evaluation.responses import measure_responses
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.collection import collect
@@ -69,7 +69,7 @@ def test_the_imagenet_dataset_on_other_images_says_that_they_are_not_imagenets(
 
 
 def test_responses_are_those_to_the_validation_images_in_layers_of_3x3(run: Path, photographs: Path) -> None:
-    found = measure(run, data=photographs, loading=INLINE)
+    found = measure_responses(run, data=photographs, loading=INLINE)
     assert (len(found.std), found.part, found.images, found.batch) == (16, "val", 40, 8)
     assert found.layers[0] == "stages.0.0.conv1"  # the 7x7 one does not count
     assert min(found.std) > 0
@@ -152,10 +152,10 @@ def test_an_evaluation_of_foreign_weights_at_another_size_has_a_record_of_its_ow
     net = build_net("folder", 18, num_classes=4)
     torch.save(net.state_dict(), tmp_path / "theirs.pt")
     for size in (32, 48):
-        foreign = Foreign(18, False, None, (0.5,) * 3, (0.25,) * 3, image_size=size)
+        third_party = ThirdPartyCheckpoint(18, False, None, (0.5,) * 3, (0.25,) * 3, image_size=size)
         evaluate(
-            tmp_path / "theirs.pt", dataset="folder", data=photographs, foreign=foreign, runs=tmp_path,
-            loading=INLINE,
+            tmp_path / "theirs.pt", dataset="folder", data=photographs, third_party=third_party,
+            runs=tmp_path, loading=INLINE,
         )  # fmt: skip
     sizes = [json.loads(path.read_text())["image_size"] for path in tmp_path.glob("foreign/*/*.json")]
     assert sorted(sizes) == [32, 48]
@@ -205,18 +205,18 @@ def test_foreign_weights_of_imagenet_take_the_packaged_class_indices(
     for place in (0, 4, 5):
         name = imagenet_classes()[place]
         shutil.copytree(photographs / "val" / "cat", tmp_path / f"data{place}" / "val" / name)
-    foreign = Foreign(18, False, "B", (0.5,) * 3, (0.25,) * 3, image_size=32)
+    third_party = ThirdPartyCheckpoint(18, False, "B", (0.5,) * 3, (0.25,) * 3, image_size=32)
     found = {
         place: evaluate(
-            tmp_path / "theirs.pt", dataset="imagenet", data=tmp_path / f"data{place}", foreign=foreign,
-            runs=tmp_path / "runs", loading=INLINE,
+            tmp_path / "theirs.pt", dataset="imagenet", data=tmp_path / f"data{place}",
+            third_party=third_party, runs=tmp_path / "runs", loading=INLINE,
         )["val"]
         for place in (0, 4, 5)
     }  # fmt: skip
     assert [(found[place].top1_err, found[place].top5_err) for place in (0, 4, 5)] == [
         (0.0, 0.0), (100.0, 0.0), (100.0, 100.0)
     ]  # fmt: skip
-    options = {"data": photographs, "foreign": foreign, "loading": INLINE}
+    options = {"data": photographs, "third_party": third_party, "loading": INLINE}
     with pytest.raises(DataError, match=r"'cat'.*ImageNet lacks"):
         evaluate(tmp_path / "theirs.pt", dataset="imagenet", **options)
     with pytest.raises(UsageError, match="1000 outputs, and val 4 classes"):
@@ -268,7 +268,7 @@ def test_a_finished_run_is_not_offered_as_the_result_for_other_images(
     assert train_on(photographs, run.parents[1]) == run
     shutil.copytree(photographs, tmp_path / "other")
     next((tmp_path / "other" / "val" / "dog").iterdir()).unlink()
-    with pytest.raises(RecordError, match=r"on other images.*--runs"):
+    with pytest.raises(RecordError, match=r"on other data .*--runs"):
         train_on(tmp_path / "other", run.parents[1])
     assert (run / "result.json").read_bytes() == before
 
@@ -287,6 +287,6 @@ def test_measuring_a_run_on_other_images_says_that_no_table_takes_it(
 
 def test_means_of_pixels_up_to_255_are_refused(photographs: Path, tmp_path: Path) -> None:
     torch.save(build_net("folder", 18, num_classes=4).state_dict(), tmp_path / "theirs.pt")
-    foreign = Foreign(18, mean=(124, 116, 104), std=(58, 57, 57))
+    third_party = ThirdPartyCheckpoint(18, mean=(124, 116, 104), std=(58, 57, 57))
     with pytest.raises(UsageError, match=r"scaled to 0\.\.1"):
-        evaluate(tmp_path / "theirs.pt", dataset="folder", data=photographs, foreign=foreign)
+        evaluate(tmp_path / "theirs.pt", dataset="folder", data=photographs, third_party=third_party)

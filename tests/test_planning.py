@@ -76,7 +76,7 @@ def test_a_broken_record_goes_on_from_its_checkpoint_or_is_in_the_way(tmp_path):
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts(tmp_path):
-    """What training itself makes of such a folder (see `earlier.already_over`)."""
+    """What training itself makes of such a folder (see `session.already_over`)."""
     folder = write_run(tmp_path, "digits-plain20")
     for name in ("result.json", "env.json", "metrics.csv"):
         (folder / name).unlink()

@@ -133,8 +133,8 @@ def test_several_folders_are_counted_and_a_shadowed_record_is_named(
     assert published in [run.folder for run in found.runs]  # the one that is finished
     assert found.sources == (
         "Runs read: 1 of runs and 2 of results.",
-        "cifar10-resnet20 seed 0 of runs is left out: the same run of results is shown.",
-        "cifar10-resnet20 seed 1 of results is left out: the same run of runs is shown.",
+        "Left out of runs, as the same run of results is shown: cifar10-resnet20 seed 0.",
+        "Left out of results, as the same run of runs is shown: cifar10-resnet20 seed 1.",
     )
     assert collect(tops[:1]).sources == ()
 
@@ -147,15 +147,9 @@ def test_of_two_finished_records_of_a_run_the_first_named_counts(tmp_path: Path,
         (run,) = collect(order).runs
         assert run.folder.parent.parent == order[0]
         assert collect(order).shadowed == (
-            f"cifar10-resnet20 seed 0 of {order[1].name} is left out: "
-            f"the same run of {order[0].name} is shown.",
+            f"Left out of {order[1].name}, as the same run of {order[0].name} is shown: "
+            "cifar10-resnet20 seed 0.",
         )
-
-
-def test_an_equal_copy_of_a_record_is_not_told(tmp_path: Path, make_run: MakeRun) -> None:
-    make_run(tmp_path / "runs")
-    shutil.copytree(tmp_path / "runs", tmp_path / "results")
-    assert collect([tmp_path / "runs", tmp_path / "results"]).shadowed == ()
 
 
 def test_ones_own_runs_are_read_by_default_and_nothing_else(

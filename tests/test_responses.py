@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resrepro.errors import RecordError
-from resrepro.evaluation.verification import verify
 from resrepro.records import read_run
 from resrepro.records.collection import collect
 from resrepro.records.durable import sealed
@@ -66,7 +65,7 @@ def test_what_was_measured_on_another_net_is_no_number_of_this_run(run: Path, ot
     columns = dict.fromkeys(("std", "gradient_norm_start", "gradient_norm_end"), (1.0,) * count)
     found = write_layers(run)
     write_responses(run, dataclasses.replace(found, **columns | {"layers": found.layers[:count]} | other))
-    with pytest.raises(RecordError, match=rf"not measured on the trained net.*`resrepro responses {run}`"):
+    with pytest.raises(RecordError, match=rf"not measured on the trained net.*eval {run} --responses`"):
         read_responses(run)
     whole = collect([run.parent.parent])
     assert whole.runs[0].responses is None
@@ -159,17 +158,3 @@ def test_a_file_that_is_too_large_is_not_read(run: Path) -> None:
 def test_published_records_carry_it(run: Path, tmp_path: Path) -> None:
     found = write_layers(run)
     assert read_responses(publish(read_run(run), tmp_path / "results")) == found
-
-
-def test_verify_says_whether_it_is_whole(run: Path) -> None:
-    write_layers(run)
-    (report,) = verify(run)
-    assert report.parts["responses.csv"] == "whole"
-    assert not report.broken
-    path = run / "responses.csv"
-    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26", 1))
-    (report,) = verify(run)
-    assert report.parts["responses.csv"] == "broken"
-    assert report.troubles == ("responses.csv is broken: its rows do not match their checksum.",)
-    with pytest.raises(RecordError, match="one of the files of a run"):
-        list(verify(path))

@@ -118,14 +118,6 @@ def test_torchrun_trains_on_photographs_as_one_process_does_with_groups(tmp_path
 # --- the same in forked processes -------------------------------------------------------------------
 
 
-def test_the_statistics_of_all_processes_together_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    one = one_run(tmp_path / "one")
-    two = in_ranks(2, lambda rank: one_run(tmp_path / "two", sync_bn=True))[0]
-    assert not isinstance(two, Failed), two
-    assert two.parent.name == one.parent.name
-    assert_same_run(two, one, 359)
-
-
 def test_photographs_are_counted_once_also_when_they_are_read_for_their_mean(tmp_path: Path) -> None:
     data = write_photos(tmp_path / "photos", per_class=25, val=12)  # 75 and 36: more than one chunk each
     asked = PHOTOS | {"data": data, "bn_group": 2, "iterations": 2}

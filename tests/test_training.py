@@ -24,13 +24,13 @@ from resrepro.data.augment import INITIAL_WEIGHTS, Augmentation, TrainingBatches
 from resrepro.data.loader import Loading
 from resrepro.data.photos import Views
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
-from resrepro.evaluation.subjects import Foreign, read_subject
+from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.durable import write_json
 from resrepro.records.record_files import METRICS_COLUMNS, RECORD_FILES
 from resrepro.spec.specs import Recipe
-from resrepro.training import freezing, modes, trainer
+from resrepro.training import checkpoint, modes, trainer
 from resrepro.training import session as training
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.training.interrupts import SIGNALS
@@ -697,14 +697,14 @@ def test_a_run_that_was_begun_elsewhere_is_not_gone_on_with_here(tmp_path: Path)
 
 def test_a_cpu_run_keeps_device_and_threads_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = {"device": "cpu", "threads": 3}
-    monkeypatch.setattr(freezing, "choose_device", torch.device)
-    device = freezing.frozen_device("auto", torch.device("cuda"), begun)
-    assert (device.type, freezing.frozen_threads(None, device, begun)) == ("cpu", 3)
-    assert freezing.frozen_threads(None, device, begun, if_new=1) == 3
-    assert freezing.frozen_threads(None, device, None, if_new=1) == 1
-    assert freezing.frozen_threads(2, device, None, if_new=1) == 2
+    monkeypatch.setattr(checkpoint, "choose_device", torch.device)
+    device = checkpoint.frozen_device("auto", torch.device("cuda"), begun)
+    assert (device.type, checkpoint.frozen_threads(None, device, begun)) == ("cpu", 3)
+    assert checkpoint.frozen_threads(None, device, begun, if_new=1) == 3
+    assert checkpoint.frozen_threads(None, device, None, if_new=1) == 1
+    assert checkpoint.frozen_threads(2, device, None, if_new=1) == 2
     with pytest.raises(UsageError, match="begun on cpu, and cuda would round differently"):
-        freezing.frozen_device("cuda", torch.device("cuda"), begun)
+        checkpoint.frozen_device("cuda", torch.device("cuda"), begun)
 
 
 def test_the_threads_of_one_run_are_not_those_of_the_next(tmp_path: Path) -> None:
@@ -783,14 +783,12 @@ def test_a_process_whose_lock_was_broken_writes_nothing_more(tmp_path: Path) -> 
 def test_a_signal_before_the_first_update_says_that_nothing_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = training._prepare
-
-    def signalled(*asked: Any) -> trainer.Trainer:
+    def signalled(*asked: Any) -> feeds.Feed:
         os.kill(os.getpid(), signal.SIGUSR1)
-        return prepare(*asked)
+        return feeds.open_feed(*asked)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_prepare", signalled)
+        patch.setattr(training, "open_feed", signalled)
         with pytest.raises(Interrupted, match=r"before the first update .* the same command") as stop:
             short(tmp_path)
     assert stop.value.exit_code == 128 + signal.SIGUSR1
@@ -1024,9 +1022,9 @@ def test_precise_statistics_are_plain_averages_for_the_error_and_leave_the_run_a
     )
     assert [row["loss"] for row in precise] != [row["loss"] for row in running]
 
-    spec = read_subject(folder, None, Foreign(), tmp_path).spec
+    spec = read_net(folder).spec
     feed = feeds.open_feed(spec, photographs, torch.device("cpu"), 0, Loading(workers=0))
-    net = read_subject(folder, None, Foreign(), tmp_path).net
+    net = read_net(folder).net
     update_bn((images for images, _ in feed.batches(0, 10)), net)  # the 80 images in batches of 8
     losses, wrong = [], 0
     net.eval()

@@ -26,14 +26,13 @@ from resrepro.data.photos import CropReader, PhotoViews, Views
 from resrepro.records.record_files import FORMAT
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
+from resrepro.training.checkpoint import state_of
 from resrepro.training.device import use_precision
-from resrepro.training.distributed import collected
 from resrepro.training.engines import EAGER, Plan, choose_engine
 from resrepro.training.evaluation import Member, measure
 from resrepro.training.memory import keep_memory
 from resrepro.training.modes import fast_settings
-from resrepro.training.resuming import state_of
-from resrepro.training.session import plan
+from resrepro.training.parallel import collected, plan
 from resrepro.training.trainer import Trainer
 
 TEST_IMAGES = 10_000  # of CIFAR-10
@@ -118,9 +117,7 @@ def calibrate(asked: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in asked["settings"].items()}
     if asked["fast"]:
         settings |= fast_settings(device, settings.get("precision"), lambda text: None)
-    spec, spread = plan(
-        asked["experiment"], asked["shortcut"], asked["micro_batch"], asked["sync_bn"], settings
-    )
+    spec, spread = plan(asked["experiment"], asked["shortcut"], asked["micro_batch"], settings)
     use_precision(spec.recipe.precision, device)
     if device.type == "cpu":
         stay_within_memory()

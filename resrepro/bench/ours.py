@@ -21,7 +21,7 @@ from resrepro.training.device import fast_precision, use_precision
 from resrepro.training.engines import Plan, best_engine
 from resrepro.training.memory import keep_memory
 from resrepro.training.metrics import Errors
-from resrepro.training.spread import Spread, spread_batch
+from resrepro.training.parallel import BatchSplit, split_batch
 from resrepro.training.trainer import LOOK_FOR_DIVERGENCE, Target, Trainer
 from resrepro.training.watching import Watcher
 
@@ -73,10 +73,10 @@ def spec_of(contestant: Contestant, device: torch.device) -> Spec:
 
 
 def our_trainer(
-    spec: Spec, engine: str, feed: Feed, device: torch.device, spread: Spread | None = None
+    spec: Spec, engine: str, feed: Feed, device: torch.device, spread: BatchSplit | None = None
 ) -> Trainer:
     """A run that writes nothing, with an engine by name."""
-    spread = spread or spread_batch(spec.recipe.batch_size, processes=1)
+    spread = spread or split_batch(spec.recipe.batch_size, processes=1)
     return Trainer(spec, SEED, feed, Target(device, spread, engine), Onlooker(Path("nowhere")), Looker())
 
 

@@ -11,8 +11,8 @@ from resrepro.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (
-    "reproduce", "train", "status", "eval", "responses", "compare", "plot", "claims", "report", "demo",
-    "bench", "list", "protocol", "describe", "verify", "publish",
+    "reproduce", "train", "status", "eval", "compare", "plot", "claims", "report", "demo",
+    "bench", "list", "protocol", "describe", "publish",
 )  # fmt: skip
 
 
@@ -100,7 +100,5 @@ from resrepro.cli import (  # noqa: E402, F401
     queue,
     report,
     reproduce,
-    responses,
     train,
-    verify,
 )

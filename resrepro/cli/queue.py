@@ -44,8 +44,25 @@ SlurmOption = Annotated[
 
 
 @app.command(rich_help_panel="Read")
-def status(runs: RunsOption = Path("runs")) -> None:
-    """Show how far every run is, here and in the cluster's queue."""
+def status(
+    records: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN...", show_default=False,
+            help="With --check: runs, folders of runs, or files that eval wrote. (default: those of --runs)",
+        ),
+    ] = None,
+    runs: RunsOption = Path("runs"),
+    check: Annotated[
+        bool, typer.Option("--check", help="Check records and checkpoints: seals, checksums, nets.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Show how far every run is, here and in the cluster's queue, or what of their records is broken."""
+    if records and not check:
+        raise UsageError("runs are named for --check; --runs DIR names the folder to show.")
+    if check:
+        _check(records or [runs])
+        return
     from rich.console import Console
     from rich.text import Text
 
@@ -60,6 +77,28 @@ def status(runs: RunsOption = Path("runs")) -> None:
         console.print(f"No runs in {runs}.", markup=False)
     for notice in notices:
         _print(console, Text(f"Note: {notice}"), 0)
+
+
+def _check(paths: Sequence[Path]) -> None:
+    """One line for each record that is whole, one for each thing that is broken; exits with 1 if any is."""
+    from resrepro.records.files import shown
+    from resrepro.records.verify import Identity, verify
+
+    def read_checkpoint(path: Path) -> Identity:
+        from resrepro.evaluation.sources import read_net  # imports torch
+
+        net = read_net(path)
+        return Identity(net.spec.digest, net.seed, net.iteration)
+
+    whole = broken = 0
+    for path, summary, troubles in verify(paths, read_checkpoint):
+        whole, broken = whole + (not troubles), broken + bool(troubles)
+        for text in [f"broken: {trouble}" for trouble in troubles] or [f"whole ({summary})"]:
+            typer.echo(shown(f"{path}: {text.replace(f'{path}/', '')}"))
+    typer.echo(f"{whole} whole, {broken} broken.")
+    if broken:
+        typer.echo("The command that started a run restores of it what its checkpoint holds.")
+        raise typer.Exit(1)
 
 
 def _show(found: Sequence["Progress"], console: "Console") -> None:

@@ -87,9 +87,6 @@ def train(
             show_default=False,
         ),
     ] = None,
-    sync_bn: Annotated[
-        bool, typer.Option("--sync-bn", help="Under torchrun: BN statistics over all processes together.")
-    ] = False,
     workers: WorkersOption = None,
     max_bad_images: MaxBadOption = None,
     launcher: LauncherOption = "local",
@@ -160,14 +157,14 @@ def train(
         forecast(
             specs, all_seeds, data, {**changed, **extra}, runs=None if fresh else runs, jobs=jobs,
             shortcut=shortcut, device=device, threads=threads, fast=fast, compiling=compiling,
-            micro_batch=micro_batch, sync_bn=sync_bn, loading=reading,
+            micro_batch=micro_batch, loading=reading,
         )  # fmt: skip
         return
     _train_all(
         specs, all_seeds, jobs, reading, sbatch if launcher == "slurm" else None,
         shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
         fast=fast, compiling=compiling,
-        micro_batch=micro_batch, sync_bn=sync_bn, arguments=sys.argv[1:],
+        micro_batch=micro_batch, arguments=sys.argv[1:],
         checkpoint_every=checkpoint_every, break_lock=break_lock,
         **changed, **extra,
     )  # fmt: skip

@@ -112,19 +112,18 @@ class SeedGroup:
         """
         run, sets = self.first, {self.set_of(quantity) for quantity in quantities}
         sentences = [text for run in self.runs for text in run.result["departures"]]
-        whole_test = "test" in sets and not as_trained and all(run.test for run in self.runs)
+        whole_test = "test" in sets and not as_trained and any(run.test for run in self.runs)
         for run in self.runs:
             own = [text for text in run.result["notices"] if not (about_test(text) and "test" not in sets)]
-            later = run.test.evaluation if run.test and whole_test else None
-            if later:
-                own = [text for text in own if not about_test(text)] + [*later.data.notices]
+            if whole_test and not run.own_test_is_whole:
+                own = [text for text in own if not about_test(text)]
+            if whole_test and run.test and run.test.evaluation:
+                own += run.test.evaluation.data.notices
                 own.append("test error measured after training, on all 10,000 test images")
             sentences += own
         data = run.env["data"]
         if run.family == "imagenet":
             sentences += about_images(run.classes, data["images"], sentences)
-        elif sets == {"val"} and any(quantity["set"] == "held_out" for quantity in quantities):
-            sentences.append(f"error on the {data['images']['val']:,} validation images, not on the test set")
         if run.env["mode"] != "default":
             sentences.append(f"trained in mode {run.env['mode']}")
         for quantity in quantities:

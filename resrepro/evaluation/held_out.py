@@ -14,10 +14,10 @@ from resrepro.data.folder import Photos, imagenet_classes, scan
 from resrepro.data.loader import Loading
 from resrepro.data.photos import PhotoViews, Views
 from resrepro.errors import UsageError
-from resrepro.evaluation.subjects import Subject
+from resrepro.evaluation.sources import LoadedNet
 from resrepro.spec.catalogue import Protocol
 from resrepro.spec.specs import IMAGENET_IMAGES, ImageNetRecipe
-from resrepro.training.distributed import process_group
+from resrepro.training.parallel import process_group
 
 IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
 SEEN = "the 5,000 validation images were among those trained on"
@@ -44,7 +44,7 @@ class HeldOut:
 
 
 def open_held_out(
-    subject: Subject,
+    subject: LoadedNet,
     protocol: Protocol,
     dataset: str | None,
     data: str | Path | None,
@@ -65,7 +65,7 @@ def open_held_out(
 
 
 def _memory(
-    subject: Subject,
+    subject: LoadedNet,
     name: str,
     data: str | Path | None,
     split: str | None,
@@ -92,7 +92,7 @@ def _memory(
 
 
 def _photos(
-    subject: Subject,
+    subject: LoadedNet,
     protocol: Protocol,
     name: str,
     data: str | Path | None,
@@ -119,7 +119,7 @@ def _photos(
     return HeldOut(name, name, {"val": lambda: views.read(device)}, notices, describe, "val")
 
 
-def _classes(subject: Subject, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
+def _classes(subject: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
     """The names that the net's outputs stand for, and who says so."""
     if subject.classes is not None:
         return subject.classes, "ImageNet" if subject.seed is None else "the run's training set"

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from resrepro.data.augment import Normalisation, laid_out
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.foreign import read_safetensors
+from resrepro.evaluation.state_dict import read_safetensors
 from resrepro.nets import Net
 from resrepro.nets.folding import folded
 from resrepro.records import Run
 from resrepro.records.durable import SEAL, write_out
-from resrepro.records.record_files import CHECKPOINT, SPEC
+from resrepro.records.record_files import CHECKPOINT, SPEC, WEIGHTS
 from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.device import arithmetic
 
-WEIGHTS = "weights.safetensors"
 HEADER = "resrepro"  # the one key of the metadata, so that equal weights give equal files
 FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration")
 
@@ -43,7 +42,7 @@ class TrainedNet(nn.Module):
 
     def __init__(self, net: Net, normalisation: Normalisation, precision: str = "float32") -> None:
         super().__init__()
-        self.net = net.eval()
+        self.net = net
         self.precision = precision
         self.register_buffer("mean", normalisation.mean)
         self.register_buffer("divisor", normalisation.divisor)
@@ -70,14 +69,14 @@ def load_net(run: str | Path, seed: int = 0) -> TrainedNet:
         UsageError: if there is no such folder, or neither weights nor a checkpoint in it.
         RecordError: if the file is damaged.
     """
-    from resrepro.evaluation.subjects import Foreign, read_subject
+    from resrepro.evaluation.sources import read_net
 
     folder = Path(run)
     folder = folder if (folder / SPEC).exists() or folder.is_file() else folder / f"seed{seed}"
     if not folder.exists():
         raise UsageError(f"there is no run in {folder}: name a run's folder, such as results/NAME/seed0.")
-    subject = read_subject(folder, None, Foreign(), folder.parent)
-    return TrainedNet(subject.net, subject.normalisation, subject.precision_on(torch.device("cpu")))
+    loaded = read_net(folder)
+    return TrainedNet(loaded.net, loaded.normalisation, loaded.precision_on(torch.device("cpu"))).eval()
 
 
 def file_of(folder: Path) -> Path:

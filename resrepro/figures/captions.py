@@ -78,7 +78,7 @@ def departures_told(groups: Groups) -> str:
     """How the runs depart from the paper; where not all nets do, which."""
     told: dict[str, list[str]] = {}
     for label, group in groups.items():
-        for sentence in group.caveats([{"set": group.first.headline_split}]):
+        for sentence in group.caveats([{"set": group.first.headline_split}], as_trained=True):
             told.setdefault(sentence, []).append(label)
     parts = [
         sentence if len(labels) == len(groups) else f"{sentence} ({', '.join(labels)})"

@@ -127,7 +127,7 @@ class Task:
             SystemExit: if some of it failed, once the rest was tried.
         """
         from resrepro.data.loader import Loading
-        from resrepro.evaluation.measuring import measure
+        from resrepro.evaluation import measure_nets
 
         options, sentences = self.order.options, []
         means = {
@@ -136,7 +136,7 @@ class Task:
         }  # fmt: skip
         for what in self._missing(folder):
             try:
-                measure(what, [folder], self.runs, loading=Loading(*self.order.loading), **means)
+                measure_nets(what, [folder], self.runs, loading=Loading(*self.order.loading), **means)
                 if what in self._missing(folder):
                     raise RecordError(OTHER_IMAGES)
             except Exception as error:

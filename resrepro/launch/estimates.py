@@ -48,7 +48,6 @@ def estimate(
     fast: bool = False,
     compiling: str = "auto",
     micro_batch: int | None = None,
-    sync_bn: bool = False,
     loading: Sequence[Any] = (),
     seconds: float | None = None,
     settings: Mapping[str, Value | None] | None = None,
@@ -64,7 +63,6 @@ def estimate(
         fast: as for a run.
         compiling: as for a run.
         micro_batch: images per pass.
-        sync_bn: as for a run of several processes.
         loading: the values of `resrepro.data.loader.Loading`, in order.
         seconds: how long to measure; SECONDS by default.
         settings: settings of the recipe to change.
@@ -77,7 +75,7 @@ def estimate(
         "part": "calibration", "what": f"a batch of {experiment}: try a smaller --micro-batch",
         "experiment": experiment, "shortcut": shortcut, "data": data, "device": device,
         "threads": threads, "fast": fast, "compiling": compiling,
-        "micro_batch": micro_batch, "sync_bn": sync_bn,
+        "micro_batch": micro_batch,
         "loading": list(loading), "seconds": seconds or SECONDS, "settings": dict(settings or {}),
     }  # fmt: skip
     with Child(experiment, asked) as child:

@@ -216,9 +216,9 @@ def measure(each: Measurement, runs: Path, **means: Any) -> None:
     Raises:
         ResreproError: if the checkpoint or the images are missing, broken or others.
     """
-    from resrepro.evaluation.measuring import measure as measure_in
+    from resrepro.evaluation import measure_nets
 
-    measure_in(each.what, [step.folder for step in each.steps], runs, **means)
+    measure_nets(each.what, [step.folder for step in each.steps], runs, **means)
 
 
 def show_exhibit(exhibit: Exhibit, found: Collection, figures: Path) -> tuple[Table | None, Drawing | None]:

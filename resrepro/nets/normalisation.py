@@ -1,4 +1,4 @@
-"""Batch normalisation over groups of images, as on several GPUs, and over all processes (Section 3.4).
+"""Batch normalisation over groups of images, as on several GPUs (Section 3.4).
 
 Whatever a batch is spread over (groups on one device, passes of one update, processes), the running
 averages take the plain mean of the groups' statistics, so the spread does not change them.
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resrepro.nets.cpu.normalising import Normaliser
@@ -22,7 +22,6 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
     Attributes:
         images: images of one update on this process; 0 if every forward pass is an update of its own.
-        sync: take the statistics over the images of all processes.
         folded: the convolution before does this layer's work, in evaluation.
         kernels: what computes BN, shortcut and ReLU together, in training and where it can.
     """
@@ -31,7 +30,6 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels, momentum=momentum, eps=eps)
         self.group = group
         self.images = 0
-        self.sync = False
         self.kernels: Normaliser | None = None
         self.folded = False
         self._seen = 0  # images of the update under way
@@ -40,8 +38,6 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         """Normalise x of shape (N, C, H, W), N a multiple of `group` in training."""
         if not self.training:
             return x if self.folded else super().forward(x)
-        if self.sync:
-            return self._over_processes(x)
         if self._whole(x):
             return super().forward(x)
         parts = [
@@ -60,7 +56,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         overwritten: no gradient needs it.
         """
         kernels = self.kernels
-        if kernels and self.training and not self.sync and self._whole(x) and kernels.takes(x):
+        if kernels and self.training and self._whole(x) and kernels.takes(x):
             return self._fused(kernels, x, shortcut)
         y = self(x)
         if shortcut is not None:
@@ -91,41 +87,9 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         self._seen = (self._seen + count) % total
         return self.momentum * count / total / (1 - self.momentum * after / total)
 
-    def _over_processes(self, x: Tensor) -> Tensor:
-        """The statistics of all processes' images; the gradient goes through them."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        count = distributed.get_world_size() * x.numel() / x.shape[1]
-        wide = x.float()
-        mean: Tensor = _Total.apply(wide.sum((0, 2, 3))) / count
-        centred = wide - mean[:, None, None]
-        var: Tensor = _Total.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        scale = self.weight * (var + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
     def extra_repr(self) -> str:
         """Show the group beside PyTorch's own fields."""
         return f"{self.num_features}, group={self.group}, momentum={self.momentum}, eps={self.eps}"
-
-
-class _Total(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: object, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
 
 
 def norms_of(net: nn.Module) -> list[GroupedBatchNorm2d]:

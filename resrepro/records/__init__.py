@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FINISHED = ("complete", "shortened")
 CIFAR10_TEST = 10_000  # images of its whole test set
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-Measured = TypeVar("Measured", Evaluation, Ensemble)
+Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 RUN_NAME = re.compile(r"\w[\w+=.,-]*", re.ASCII)  # a folder is made of it when a record is published
 
 
@@ -180,8 +180,8 @@ class Run:
     def test(self) -> TestError | None:
         """The error on the whole test set at the last iteration: its own, or what `eval` measured afterwards.
 
-        An evaluation counts if the training images are the same and the run's own test set was the first
-        part of it.
+        An evaluation counts if the training images are the same: a shorter test set of a run's own is the
+        first part of a test file.
         """
         own = self.last("test")
         if not self.finished or own is None:

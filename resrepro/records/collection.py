@@ -55,7 +55,7 @@ class Collection:
         kept = tuple(run for run in self.runs if all(run.setting(key) == wanted[key] for key in wanted))
         if wanted and not kept:
             known = {key: sorted({run.setting(key) for run in self.runs}) for key in wanted}
-            there = "; ".join(f"{key}: {', '.join(values)}" for key, values in known.items())
+            there = "; ".join(f"{key}: {', '.join(values)}" for key, values in known.items() if values)
             asked = ", ".join(f"{key}={text}" for key, text in wanted.items())
             raise UsageError(f"no run has {asked}; there are {there or 'no runs at all'}.")
         return replace(self, runs=kept)
@@ -70,8 +70,8 @@ def collect(folders: Iterable[Path]) -> Collection:
     """All runs and ensembles below some runs folders, in a fixed order; folders set aside are passed over.
 
     A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
-    is finished, else the first. The other is told as shadowed, unless it is the same record. Of an ensemble
-    that appears twice the first one counts.
+    is finished, else the first. The other is told as shadowed. Of an ensemble that appears twice the first
+    one counts.
 
     Raises:
         RecordError: if something that is no folder was given.
@@ -79,7 +79,7 @@ def collect(folders: Iterable[Path]) -> Collection:
     runs: dict[tuple[object, ...], Run] = {}
     ensembles: dict[str, Ensemble] = {}
     broken: list[str] = []
-    shadowed: list[str] = []
+    shadowed: dict[tuple[str, str], list[str]] = {}
     tops = list(folders)
     for top in tops:
         if top.exists() and not top.is_dir():
@@ -98,7 +98,8 @@ def collect(folders: Iterable[Path]) -> Collection:
             if other is not run:
                 if run.finished and not other.finished:
                     runs[key], run, other = run, other, run
-                shadowed.append(_shadowed(run, other))
+                tops_of = _folder_name(run.folder.parent.parent), _folder_name(other.folder.parent.parent)
+                shadowed.setdefault(tops_of, []).append(f"{run.name} seed {run.seed}")
         found, damaged = read_ensembles(top)
         broken += damaged
         for ensemble in found:
@@ -109,13 +110,11 @@ def collect(folders: Iterable[Path]) -> Collection:
         tuple(broken),
         tuple(ensembles[key] for key in sorted(ensembles)),
         tuple(tops),
-        tuple(shadowed),
+        tuple(
+            f"Left out of {top}, as the same run of {by} is shown: {', '.join(names)}."
+            for (top, by), names in shadowed.items()
+        ),
     )
-
-
-def _shadowed(run: Run, by: Run) -> str:
-    tops = [_folder_name(one.folder.parent.parent) for one in (run, by)]
-    return f"{run.name} seed {run.seed} of {tops[0]} is left out: the same run of {tops[1]} is shown."
 
 
 def read_ensembles(top: Path) -> tuple[list[Ensemble], list[str]]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -47,6 +48,11 @@ def read_plain(path: Path, most: int) -> bytes:
         if size > most:
             raise TooLarge(path, size)
         return file.read(size)
+
+
+def shown(text: str) -> str:
+    """A sentence that a stranger had a part in, without control characters and endless words."""
+    return re.sub(r"[^ /]+", lambda word: printable(word[0]), text)
 
 
 def printable(text: str) -> str:

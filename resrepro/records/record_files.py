@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SPEC, ENV, METRICS, RESULT = "spec.json", "env.json", "metrics.csv", "result.json"
 RESPONSES = "responses.csv"  # of a run whose layers were measured
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+WEIGHTS = "weights.safetensors"  # of a published run of full length
 EVALS = "evals"  # in a run's folder
 ENSEMBLES = "ensembles"  # in a folder of runs
 RECORD_FILES = (SPEC, ENV, METRICS, RESULT)

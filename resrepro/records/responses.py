@@ -171,7 +171,7 @@ def _check_run(path: Path, found: Responses, head: Mapping[str, Any]) -> None:
     if (found.digest, found.seed, found.iteration) != wanted or len(found.layers) != layers:
         raise RecordError(
             f"{path} was not measured on the trained net of this run: "
-            f"`resrepro responses {path.parent}` measures it anew."
+            f"`resrepro eval {path.parent} --responses` measures it anew."
         )
 
 

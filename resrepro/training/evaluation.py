@@ -16,8 +16,8 @@ from resrepro.nets.folding import folded
 from resrepro.nets.normalisation import plain_averages, running_statistics
 from resrepro.spec.specs import ImageNetRecipe, Recipe
 from resrepro.training.device import arithmetic
-from resrepro.training.distributed import average_statistics, gathered
 from resrepro.training.metrics import Errors, ErrorSums
+from resrepro.training.parallel import average_statistics, gathered
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000

@@ -2,22 +2,23 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
-from resrepro.errors import Interrupted, UsageError
-from resrepro.processes import is_first, world_size
+from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
+from resrepro.processes import is_first
+from resrepro.records import MALFORMED, read_run
 from resrepro.records.environment import describe_environment
 from resrepro.records.locking import Breaks, Lock, locked
+from resrepro.records.record_files import ENV, RESULT, SPEC, read_json
 from resrepro.records.recording import Onlooker, RunWriter, has_checkpoint, open_run, run_folder
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES, Spec, Value
-from resrepro.training.cadence import Cadence, Every, parse_every
+from resrepro.spec.specs import FAMILIES, Spec, Value, digest_of
+from resrepro.training.cadence import Cadence, parse_every
+from resrepro.training.checkpoint import differences, frozen_device, frozen_threads, load_state, restore
 from resrepro.training.device import (
     choose_device,
     describe_device,
@@ -25,14 +26,10 @@ from resrepro.training.device import (
     threads_used,
     use_precision,
 )
-from resrepro.training.distributed import join, on_first, process_group, told_as_lost
-from resrepro.training.earlier import already_over, check_same_images
 from resrepro.training.engines import Plan, choose_engine, describe_engine
-from resrepro.training.freezing import check_no_twin, differences, frozen_device, frozen_threads
 from resrepro.training.interrupts import Interrupts, StoppedEarly
 from resrepro.training.modes import fast_settings, mode_of
-from resrepro.training.resuming import check_same_data, find_state, go_back
-from resrepro.training.spread import Spread, bn_group_for, spread_batch
+from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
 from resrepro.training.trainer import Target, Trainer
 from resrepro.training.watching import Watcher
 
@@ -50,7 +47,6 @@ def train(
     fast: bool = False,
     compiling: str = "auto",
     micro_batch: int | None = None,
-    sync_bn: bool = False,
     loading: Loading | None = None,
     fresh: bool = False,
     checkpoint_every: str | None = None,
@@ -76,7 +72,6 @@ def train(
             engine.
         micro_batch: images per forward and backward pass; fewer than the batch (or than a process's share
             of it) accumulate gradients.
-        sync_bn: BN statistics over all processes of a `torchrun` together, instead of each its own.
         loading: how image files are read.
         fresh: set an existing run aside and start anew.
         checkpoint_every: "500" iterations, "10m" minutes, or "500,10m" for whichever is first; by default
@@ -98,89 +93,143 @@ def train(
         Interrupted: if a signal stopped the run; its checkpoint is written.
         PeerLost: if another process of the run ended.
     """
-    chosen, every = choose_device(device), parse_every(checkpoint_every)
-    watcher = (watcher if is_first() else None) or Watcher()
-    join(chosen)
+    requested, every = choose_device(device), parse_every(checkpoint_every)
+    loading, watcher = loading or Loading(), (watcher if is_first() else None) or Watcher()
+    join(requested)
     if fast:
-        settings |= fast_settings(chosen, settings.get("precision"), watcher.say)
+        settings |= fast_settings(requested, settings.get("precision"), watcher.say)
     with told_as_lost():
-        spec, spread = on_first(lambda: plan(experiment, shortcut, micro_batch, sync_bn, settings))
+        spec, split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
         if seed < 0:
             raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-        asked = Asked(spec, seed, spread, Path(runs), data, loading or Loading(), fresh, watcher)
-        if not fresh and on_first(lambda: already_over(asked.folder, watcher)):
+        folder = run_folder(Path(runs), spec, seed)
+        if not fresh and on_first(lambda: already_over(folder, watcher)):
             if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
-                about = open_feed(spec, data, chosen, seed, asked.loading, watcher.say, process_group()).about
-                on_first(lambda: check_same_images(asked.folder, about.checksums))
-            return asked.folder
+                about = open_feed(spec, data, requested, seed, loading, watcher.say, process_group()).about
+                on_first(lambda: check_same_images(folder, checksums_of(folder), about.checksums))
+            return folder
         if not fresh and settings.get("bn_group") is None:
-            on_first(lambda: check_no_twin(asked.folder, spec, seed))
-        _train(asked, Means(device, chosen, threads, threads_if_new, compiling, every, break_lock, arguments))
-    return asked.folder
+            on_first(lambda: check_no_twin(folder, spec, seed))
+        with (
+            _telling_early_stop(folder, fresh) as interrupts,
+            _alone(folder, break_lock, watcher) as lock,
+            _telling_memory_of(split),
+        ):
+            state, notice = (None, "") if fresh else on_first(lambda: load_state(folder, spec, seed))
+            env = state["env"] if state else None
+            used = frozen_device(device, requested, env)
+            with threads_used(frozen_threads(threads, used, env, threads_if_new)):
+                done = state["iteration"] if state else 0
+                ahead = Plan(spec, used, spec.recipe.iterations - done)
+                engine = on_first(
+                    lambda: choose_engine(compiling, ahead, env["engine"] if env else None, watcher.say)
+                )
+                use_precision(spec.recipe.precision, used)
+                feed = open_feed(spec, data, used, seed, loading, watcher.say, process_group())
+                writer = _open_writer(folder, spec, seed, feed, fresh)
+                _say_first(writer, spec, split, feed.about.notices, watcher)
+                trainer = Trainer(spec, seed, feed, Target(used, split, engine), writer, watcher)
+                trainer.cadence = Cadence(every)
+                if lock is not None:
+                    writer.still_ours = lock.check
+                if fresh:
+                    trainer.way_on = "The same command without --fresh goes on from here."
+                now = describe_environment(arguments) | describe_device(used, split.micro)
+                now |= describe_engine(engine)
+                if state:
+                    _go_on(trainer, state, notice, now)
+                else:
+                    _begin(trainer, now)
+                try:
+                    trainer.run(interrupts)
+                finally:
+                    watcher.end()
+    return folder
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A run that was asked for, as far as it does not depend on the machine."""
-
-    spec: Spec
-    seed: int
-    spread: Spread
-    runs: Path
-    data: str | Path | None
-    loading: Loading
-    fresh: bool
-    watcher: Watcher
-
-    @property
-    def folder(self) -> Path:
-        """Where its record lies."""
-        return run_folder(self.runs, self.spec, self.seed)
+# --- what there is of the run already ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Means:
-    """What was asked of this machine; the device as it was named and as `chosen`."""
+def already_over(folder: Path, watcher: Watcher) -> bool:
+    """Whether the run in this folder is finished and its record whole; says so.
 
-    device: str
-    chosen: torch.device
-    threads: int | None
-    threads_if_new: int | None
-    compiling: str
-    every: Every
-    break_lock: Breaks
-    arguments: Sequence[str] | None
+    A broken record is no end: it is restored by going on from the checkpoint, where there is one.
+
+    Raises:
+        Diverged: if it ended with a loss that is not finite.
+        RecordError: if the record is broken and there is no checkpoint.
+    """
+    if not (folder / RESULT).exists():
+        return False
+    try:
+        run = read_run(folder)
+    except RecordError:
+        if has_checkpoint(folder):
+            return False
+        raise
+    if run.status == "diverged":
+        raise Diverged(f"{folder} diverged earlier and is kept: start it anew with --fresh.")
+    if run.finished:
+        watcher.say(f"{folder} is finished already ({run.status}); --fresh would train it anew.")
+    return run.finished
 
 
-def _train(asked: Asked, means: Means) -> None:
-    """Begin the run or go on with it, to its end, while nobody else does."""
-    with (
-        _telling_early_stop(asked) as interrupts,
-        _alone(asked.folder, means.break_lock, asked.watcher) as lock,
-        _telling_memory_of(asked.spread),
-    ):
-        found = None if asked.fresh else on_first(lambda: find_state(asked.folder, asked.spec, asked.seed))
-        env = None if found is None else found[0]["env"]
-        device = frozen_device(means.device, means.chosen, env)
-        with threads_used(frozen_threads(means.threads, device, env, means.threads_if_new)):
-            done, begun = (0, None) if found is None else (found[0]["iteration"], found[0]["env"]["engine"])
-            ahead = Plan(asked.spec, device, asked.spec.recipe.iterations - done)
-            engine = on_first(lambda: choose_engine(means.compiling, ahead, begun, asked.watcher.say))
-            trainer = _prepare(asked, Target(device, asked.spread, engine))
-            trainer.cadence = Cadence(means.every)
-            if lock is not None:
-                trainer.writer.still_ours = lock.check
-            if asked.fresh:
-                trainer.way_on = "The same command without --fresh goes on from here."
-            _open_record(trainer, found, means.arguments)
-            try:
-                trainer.run(interrupts)
-            finally:
-                asked.watcher.end()
+def checksums_of(folder: Path) -> Mapping[str, str]:
+    """Those of the images that a run was trained on, by set."""
+    return dict(read_json(folder / ENV)["data"]["sha256"])
+
+
+def check_same_images(folder: Path, trained_on: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Refuse to go on with a run, or to offer a finished one as the result, on other images than its own.
+
+    Raises:
+        RecordError: if a checksum differs.
+    """
+    if dict(trained_on) != dict(here):
+        raise RecordError(
+            f"{folder} was trained on other data (checksum differs): name the same data folder, keep the two "
+            "apart with --runs, or start anew with --fresh."
+        )
+
+
+def check_no_twin(folder: Path, spec: Spec, seed: int) -> None:
+    """Refuse to begin a run that was begun already with other BN groups, from which it would go on.
+
+    The number of processes and of passes decides on the groups where nobody asked for any.
+
+    Raises:
+        UsageError: if there is such a run; it is named.
+    """
+    if folder.exists():
+        return
+    runs, base = folder.parent.parent, folder.parent.name.partition("+")[0]
+    for other in [runs / base / folder.name, *sorted(runs.glob(f"{base}+*/{folder.name}"))]:
+        group = _group_of_twin(other, spec) if has_checkpoint(other) else None
+        if group is not None:
+            whose = f"groups of {group}" if group else "the whole batch"
+            raise UsageError(
+                f"{other} is this run, begun with BN over {whose}: go on with it by --bn-group {group}, "
+                f"or say --bn-group {spec.recipe.bn_group} for a run of its own."
+            )
+
+
+def _group_of_twin(folder: Path, spec: Spec) -> int | None:
+    """The BN group of a run that differs in nothing else and is not finished; None if it is another."""
+    try:
+        content, result = read_json(folder / SPEC)["spec"], read_json(folder / RESULT)
+        group = content["recipe"]["bn_group"]
+        wanted = replace(spec, recipe=replace(spec.recipe, bn_group=group))
+        same = digest_of(content) == wanted.digest and group != spec.recipe.bn_group
+        return int(group) if same and result["status"] == "partial" else None
+    except (RecordError, *MALFORMED):
+        return None
+
+
+# --- alone, stoppable, in words ------------------------------------------------------------------------
 
 
 @contextmanager
-def _telling_early_stop(asked: Asked) -> Iterator[Interrupts]:
+def _telling_early_stop(folder: Path, fresh: bool) -> Iterator[Interrupts]:
     """While active signals end the set-up at once; within the training they wait for its step.
 
     Raises:
@@ -190,21 +239,11 @@ def _telling_early_stop(asked: Asked) -> Iterator[Interrupts]:
         with Interrupts() as interrupts:
             yield interrupts
     except StoppedEarly as stop:
-        way = " without --fresh" if asked.fresh and has_checkpoint(asked.folder) else ""
+        way = " without --fresh" if fresh and has_checkpoint(folder) else ""
         raise Interrupted(
-            f"Stopped before the first update of {asked.folder}: the same command{way} starts again.",
+            f"Stopped before the first update of {folder}: the same command{way} starts again.",
             stop.signal_number,
         ) from None
-
-
-def _prepare(asked: Asked, target: Target) -> Trainer:
-    """The run with its data and its folder, ready to begin or to go on."""
-    spec, watcher, device = asked.spec, asked.watcher, target.device
-    use_precision(spec.recipe.precision, device)
-    feed = open_feed(spec, asked.data, device, asked.seed, asked.loading, watcher.say, process_group())
-    writer = _open_writer(asked, feed)
-    _say_first(writer, spec, asked.spread, feed.about.notices, watcher)
-    return Trainer(spec, asked.seed, feed, target, writer, watcher)
 
 
 @contextmanager
@@ -218,7 +257,7 @@ def _alone(folder: Path, break_lock: Breaks, watcher: Watcher) -> Iterator[Lock 
     with ExitStack() as stack:
 
         def take() -> None:
-            for missing in [each for each in folder.parents if not each.exists()][::-1]:
+            for missing in [parent for parent in folder.parents if not parent.exists()][::-1]:
                 stack.callback(_remove_if_empty, missing)  # of a run that was refused nothing remains
             held.append(stack.enter_context(locked(folder, break_lock=break_lock, say=watcher.say)))
 
@@ -231,100 +270,70 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _telling_memory_of(spread: Spread) -> AbstractContextManager[None]:
-    smaller = max(1, spread.micro // 2)
+def _telling_memory_of(split: BatchSplit) -> AbstractContextManager[None]:
+    smaller = max(1, split.micro // 2)
     return telling_memory(
-        f"{spread.micro} images per pass: try --micro-batch {smaller} "
+        f"{split.micro} images per pass: try --micro-batch {smaller} "
         "(gradients are accumulated; BN groups must fit into it)"
     )
 
 
-def _open_writer(asked: Asked, feed: Feed) -> RunWriter:
+def _open_writer(folder: Path, spec: Spec, seed: int, feed: Feed, fresh: bool) -> RunWriter:
     """The record of a run on these data, which the first process alone writes.
 
     Raises:
         UsageError: if the data do not fill a batch, or the folder holds a run of another specification.
         RecordError: if the folder cannot be written.
     """
-    if asked.spec.recipe.batch_size > feed.about.sizes["train"]:
+    if spec.recipe.batch_size > feed.about.sizes["train"]:
         raise UsageError(
-            f"a batch of {asked.spec.recipe.batch_size} is larger than the training set of "
+            f"a batch of {spec.recipe.batch_size} is larger than the training set of "
             f"{feed.about.sizes['train']:,} images: choose a smaller --batch-size."
         )
-    writer = on_first(lambda: open_run(asked.runs, asked.spec, asked.seed, fresh=asked.fresh))
+    writer = on_first(lambda: open_run(folder.parents[1], spec, seed, fresh=fresh))
     return writer if is_first() else Onlooker(writer.folder)
 
 
-def _open_record(
-    trainer: Trainer, found: tuple[dict[str, Any], str] | None, arguments: Sequence[str] | None
-) -> None:
-    """Begin the record of a run, or take up its newest checkpoint and note that another session goes on."""
+def _begin(trainer: Trainer, now: Mapping[str, Any]) -> None:
+    """Begin the record of a run, and write its first checkpoint."""
     writer, spec, seed = trainer.writer, trainer.spec, trainer.seed
-    now = describe_environment(arguments) | describe_device(trainer.device, trainer.target.spread.micro)
-    now |= describe_engine(trainer.target.engine)
-    if found is not None:
-        _go_on(trainer, *found, now)
-        return
-    command = catalogue.command_for(spec, seed)
-    told = now | {"mode": mode_of(spec.recipe), "data": trainer.feed.about.describe(), "command": command}
-    on_first(lambda: writer.begin(spec, seed, told))
+    about = {"mode": mode_of(spec.recipe), "data": trainer.feed.about.describe()}
+    env = {**now, **about, "command": catalogue.command_for(spec, seed)}
+    on_first(lambda: writer.begin(spec, seed, env))
     on_first(lambda: writer.result(trainer.result("partial")))
     trainer.save()  # so that there is always one to go on from; it also shows what the next will cost
 
 
 def _go_on(trainer: Trainer, state: Mapping[str, Any], notice: str, now: Mapping[str, Any]) -> None:
+    """Take up a checkpoint, and note in the record that another session goes on."""
     writer, watcher = trainer.writer, trainer.watcher
-    on_first(lambda: check_same_data(writer.folder, state["data"], trainer.feed.about.checksums))
-    go_back(trainer, state)
+    on_first(lambda: check_same_images(writer.folder, state["data"], trainer.feed.about.checksums))
+    restore(trainer, state)
     trainer.saved = trainer.done, trainer.sampled
-    told = [notice] if notice else []
+    sentences = [notice] if notice else []
     restored = on_first(
         lambda: writer.go_on(
             trainer.spec, trainer.seed, state["env"], state["curve"].encode(), trainer.result("partial")
         )
     )
     if restored:
-        told.append(f"Damaged or missing, and restored from the checkpoint: {', '.join(restored)}.")
+        sentences.append(f"Damaged or missing, and restored from the checkpoint: {', '.join(restored)}.")
     if other := differences(state["env"], now):
-        told.append(f"Note: not the machine of the first start, so rounding may differ: {'; '.join(other)}.")
+        sentences.append(
+            f"Note: not the machine of the first start, so rounding may differ: {'; '.join(other)}."
+        )
     on_first(lambda: writer.add_session(trainer.done, now))
-    for sentence in told:
+    for sentence in sentences:
         watcher.say(sentence)
     watcher.say(f"Going on from iteration {trainer.done:,} of {trainer.recipe.iterations:,}.")
 
 
-def plan(
-    experiment: str,
-    shortcut: str | None,
-    micro_batch: int | None,
-    sync_bn: bool,
-    settings: Mapping[str, Value | None],
-) -> tuple[Spec, Spread]:
-    """The run that these options ask for on these processes, and how its batch is spread over them.
-
-    Raises:
-        UsageError: if an option is wrong, or the batch cannot be spread so.
-    """
-    found = catalogue.find(experiment)
-    spec = catalogue.derive(found, shortcut, **settings)
-    spread = spread_batch(spec.recipe.batch_size, world_size(), micro_batch)
-    given = settings.get("bn_group") is not None
-    group = bn_group_for(spec.recipe, spread, given=given, sync_bn=sync_bn)
-    return catalogue.derive(found, shortcut, **dict(settings) | {"bn_group": group}), spread
-
-
 def _say_first(
-    writer: RunWriter, spec: Spec, spread: Spread, notices: Sequence[str], watcher: Watcher
+    writer: RunWriter, spec: Spec, split: BatchSplit, notices: Sequence[str], watcher: Watcher
 ) -> None:
     if writer.aside:
         watcher.say(f"The earlier run is kept in {writer.aside}.")
     for notice in notices:
         watcher.say(f"Note: {notice}.")
-    if world_size() > 1 or spread.micro < spread.local:
-        group = spec.recipe.bn_group
-        passes = spread.local // spread.micro
-        watcher.say(
-            f"Each batch of {spec.recipe.batch_size}: {world_size()} process{'es' * (world_size() > 1)}, "
-            f"{passes} pass{'es' * (passes > 1)} of {spread.micro} images; BN over "
-            f"{f'groups of {group}' if group else 'the whole batch'}."
-        )
+    if sentence := split.describe(spec.recipe):
+        watcher.say(sentence)

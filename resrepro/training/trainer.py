@@ -20,10 +20,16 @@ from resrepro.records.recording import RunWriter
 from resrepro.spec import catalogue
 from resrepro.spec.specs import ImageNetRecipe, Recipe, Spec
 from resrepro.training.cadence import Cadence, Every
-from resrepro.training.checkpoint import save_checkpoint
+from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
 from resrepro.training.device import arithmetic
-from resrepro.training.distributed import (
+from resrepro.training.engines import EAGER, equip
+from resrepro.training.evaluation import measure_held_out
+from resrepro.training.interrupts import Interrupts
+from resrepro.training.metrics import Errors, ErrorSums
+from resrepro.training.optimizer import make_optimizer, set_learning_rate
+from resrepro.training.parallel import (
     Ballot,
+    BatchSplit,
     average_statistics,
     collected,
     exchanging,
@@ -31,15 +37,8 @@ from resrepro.training.distributed import (
     in_parallel,
     on_first,
 )
-from resrepro.training.engines import EAGER, equip
-from resrepro.training.evaluation import measure_held_out
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import Errors, ErrorSums
-from resrepro.training.optimizer import make_optimizer, set_learning_rate
 from resrepro.training.plateau import Plateau
-from resrepro.training.resuming import Shares, state_of
 from resrepro.training.schedule import learning_rate, warmup_is_due
-from resrepro.training.spread import Spread
 from resrepro.training.watching import Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
@@ -59,7 +58,7 @@ class Target:
     """Where and how a run computes: a device, this process's share of each batch, an engine."""
 
     device: torch.device
-    spread: Spread
+    spread: BatchSplit
     engine: str = EAGER
 
 
@@ -82,7 +81,6 @@ class Trainer:
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
         for norm in norms_of(self.net):
             norm.images = target.spread.local
-            norm.sync = self.recipe.bn_group == 0 and world_size() > 1
         self.model = in_parallel(equip(self.net, target.engine), self.device)
         self.optimizer = make_optimizer(self.net, self.recipe)
         # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.

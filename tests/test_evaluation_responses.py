@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from resrepro.data import load_dataset
 from resrepro.data.augment import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.measuring_responses import gradient_norms, layers_of, measure, response_std
+from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
 from resrepro.records.responses import count_layers, read_responses
@@ -154,7 +154,7 @@ def test_the_layers_are_the_3x3_ones_in_order_without_projections(
 
 def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_changes(run: Path) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    found = measure(run, threads=1)
+    found = measure_responses(run, threads=1)
     state = checkpoint_of(run)["net"]
     digits = load_dataset("digits")
     mean = torch.from_numpy(digits.train.pixels).double().mean(0)
@@ -192,15 +192,15 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
     state["conv1.weight"].requires_grad_()
     logits, responses = forward(state, images, plain=False, training=True)
     gradients = torch.autograd.grad(F.cross_entropy(logits, labels), responses)
-    found = measure(run, threads=1)
+    found = measure_responses(run, threads=1)
     assert found.gradient_norm_start == pytest.approx([float(each.norm()) for each in gradients], rel=1e-3)
     assert found.gradient_norm_end != found.gradient_norm_start
 
 
 def test_measuring_twice_gives_the_same_file(run: Path) -> None:
-    measure(run, threads=1)
+    measure_responses(run, threads=1)
     before = (run / "responses.csv").read_bytes()
-    measure(run, threads=1)
+    measure_responses(run, threads=1)
     assert (run / "responses.csv").read_bytes() == before
 
 
@@ -209,7 +209,7 @@ def test_measuring_twice_gives_the_same_file(run: Path) -> None:
 
 def test_an_untrained_net_is_refused_in_one_sentence(tmp_path: Path, make_run: Any) -> None:
     folder = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
-    code, out, told = call("responses", folder)
+    code, out, told = call("eval", folder, "--responses")
     assert (code, out) == (2, "")
     assert "is partial, at iteration 10 of" in told
     assert "finish the run first" in told
@@ -219,7 +219,7 @@ def test_an_untrained_net_is_refused_in_one_sentence(tmp_path: Path, make_run: A
 def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path, make_run: Any) -> None:
     partial = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
     (run / "responses.csv").unlink(missing_ok=True)
-    code, out, told = call("responses", partial, run, "--threads", 1)
+    code, out, told = call("eval", partial, run, "--responses", "--threads", 1)
     assert code == 1
     assert "is partial, at iteration 10 of" in out
     assert "1 of 2 runs were left out" in told
@@ -230,16 +230,16 @@ def test_a_run_without_its_checkpoint_and_a_folder_that_is_none_are_refused(
     tmp_path: Path, make_run: Any
 ) -> None:
     with pytest.raises(UsageError, match="holds neither checkpoint"):
-        measure(make_run(tmp_path, "digits-plain20"))
+        measure_responses(make_run(tmp_path, "digits-plain20"))
     with pytest.raises(RecordError, match="is missing"):
-        measure(tmp_path / "nowhere")
+        measure_responses(tmp_path / "nowhere")
 
 
 def test_a_checkpoint_of_another_run_is_refused(run: Path, tmp_path: Path) -> None:
     other = train("digits-resnet8", runs=tmp_path, iterations=1, threads=1)
     (other / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
     with pytest.raises(RecordError, match="not that of the end of this run"):
-        measure(other)
+        measure_responses(other)
 
 
 def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,19 +252,19 @@ def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: 
 
     monkeypatch.setattr(feeds, "load_dataset", others)
     with pytest.raises(RecordError, match="trained on other images"):
-        measure(run)
+        measure_responses(run)
 
 
 def test_several_processes_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro.evaluation import measuring_responses
+    from resrepro.evaluation import responses
 
-    monkeypatch.setattr(measuring_responses, "world_size", lambda: 2)
+    monkeypatch.setattr(responses, "world_size", lambda: 2)
     with pytest.raises(UsageError, match="leave torchrun out"):
-        measure(run)
+        measure_responses(run)
 
 
 def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
-    code, out, _ = call("responses", run, "--threads", 1)
+    code, out, _ = call("eval", run, "--responses", "--threads", 1)
     assert code == 0
     assert "ResNet-8 after 12 of 12 iterations, test set, 359 images." in out
     assert f"Recorded in {run / 'responses.csv'}." in out
@@ -272,3 +272,10 @@ def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
     row = next(line for line in out.splitlines() if line.startswith("std"))
     assert row.split()[1:3] == [f"{std[0]:.3g}", f"{std[-1]:.3g}"]
     assert f"({std.index(min(std)) + 1})" in row
+
+
+def test_what_belongs_to_error_rates_is_refused(run: Path) -> None:
+    for words in (("--protocol", "single"), ("--depth", "8"), ("--bn-stats", "precise")):
+        code, _, told = call("eval", run, "--responses", *words)
+        assert code == 2
+        assert "leave the options on protocols and other people's checkpoints out" in told

@@ -13,16 +13,9 @@ from torch import Tensor
 from resrepro.data.augment import Normalisation
 from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.foreign import (
-    check_depth_of,
-    check_finite,
-    check_fit,
-    check_variances,
-    find_state_dict,
-    fit,
-)
+from resrepro.evaluation.state_dict import UNUSED, fill, find_state_dict
 from resrepro.evaluation.weights import file_of, read_weights
-from resrepro.nets import Net, net_of
+from resrepro.nets import Net
 from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
 from resrepro.spec.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
@@ -38,7 +31,7 @@ USUAL = {  # the normalisation that most public checkpoints of a family were tra
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ThirdPartyCheckpoint:
     """How to understand a checkpoint that is not ours: the net, and the normalisation it expects.
 
     `mean` and `std` are per channel, on pixels scaled to 0..1.
@@ -55,11 +48,11 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedNet:
     """A net ready to be measured.
 
     Attributes:
-        classes: the names that its outputs stand for; None for CIFAR-10 and digits, and where a foreign
+        classes: the names that its outputs stand for; None for CIFAR-10 and digits, and where another's
             checkpoint does not say.
         facts: what its evaluation records of it.
         record: the folder in which its evaluations lie.
@@ -83,7 +76,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """What to call it: the run and its seed, or a foreign file."""
+        """What to call it: the run and its seed, or another's file."""
         if self.seed is None or self.path.parent.name != f"seed{self.seed}":
             return self.path.name
         return f"{self.path.parent.parent.name}, seed {self.seed}"
@@ -113,53 +106,63 @@ class Subject:
     def as_member(self) -> dict[str, Any]:
         """What the record of an ensemble keeps of it."""
         result = self.path.parent / RESULT
-        notices = read_json(result).get("notices", []) if result.exists() else []
         full = catalogue.find(self.spec.experiment).spec().recipe.iterations
         finished = "shortened" if self.recipe.iterations < full else "complete"
-        whole = (self.iteration or 0) >= self.recipe.iterations
         return {
-            "name": self.spec.name,
-            "label": self.spec.label,
-            "seed": self.seed,
-            "digest": self.spec.digest,
+            "name": self.spec.name, "label": self.spec.label, "seed": self.seed, "digest": self.spec.digest,
             "iteration": self.iteration,
-            "status": finished if whole else "partial",
+            "status": finished if (self.iteration or 0) >= self.recipe.iterations else "partial",
             "departures": catalogue.departures(self.spec),
-            "notices": notices,
-        }
+            "notices": read_json(result).get("notices", []) if result.exists() else [],
+        }  # fmt: skip
 
 
-def read_subject(target: str | Path, dataset: str | None, foreign: Foreign, runs: Path) -> Subject:
-    """The net of a run folder, of one of our checkpoints, or of another's.
+def read_net(
+    target: str | Path, dataset: str | None = None, third_party: ThirdPartyCheckpoint | None = None,
+    runs: Path = Path("runs"),
+) -> LoadedNet:  # fmt: skip
+    """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file.
+
+    Args:
+        target: the folder or file.
+        dataset: what it is to be measured on; by default the run's own, or cifar10.
+        third_party: what a checkpoint that is not ours is of.
+        runs: where evaluations of other people's checkpoints are kept (`<runs>/foreign/`).
 
     Raises:
-        UsageError: if a foreign checkpoint comes without net or normalisation, or ours with them.
+        UsageError: if another's checkpoint comes without net or normalisation, or ours with them.
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
     """
     path = Path(target)
     path = file_of(path) if path.is_dir() else path
+    third_party = third_party or ThirdPartyCheckpoint()
     try:
         content = read_weights(path) if path.suffix == ".safetensors" else load_checkpoint(path)
     except Damaged as damaged:
         before = path.with_name(PREVIOUS)
         hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""
         raise RecordError(f"{damaged}{hint}") from None
-    if {"digest", "spec", "net", "iteration"} <= content.keys():
-        return _ours(path, content, dataset, foreign)
-    return _theirs(path, content, dataset or "cifar10", foreign, runs)
-
-
-def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: Foreign) -> Subject:
-    if foreign != Foreign():
+    if not {"digest", "spec", "net", "iteration"} <= content.keys():
+        return _theirs(path, content, dataset or "cifar10", third_party, runs)
+    if third_party != ThirdPartyCheckpoint():
         raise UsageError(
             f"{path} is a run of ours and says itself what net it is: leave the net's options out."
         )
+    return _ours(path, content, dataset)
+
+
+# --- checkpoints of ours --------------------------------------------------------------------------------
+
+
+def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet:
     try:
-        told, num_classes = content["spec"], _count(content["num_classes"], least=1)
-        recipe = recipe_from_json(told["recipe"])
-        spec = _spec_of(told, recipe)
-        net = _net_of_ours(path, content["net"], spec, num_classes)
-        normalisation = Normalisation(recipe, _mean(content["mean"]))
+        num_classes = _count(content["num_classes"], least=1)
+        spec = _spec_of(content["spec"])
+        weights = {key: tensor for key, tensor in content["net"].items() if not key.endswith(UNUSED)}
+        if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+            raise TypeError("a state dict holds tensors")
+        net, _ = fill(spec, num_classes, weights, str(path))
+        normalisation = Normalisation(spec.recipe, _mean(content["mean"]))
         iteration, seed = _count(content["iteration"]), _count(content["seed"])
         classes = content.get("classes")
         classes = None if classes is None else _texts(classes, num_classes)
@@ -168,44 +171,23 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None, foreign: For
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
     if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
         raise UsageError(f"{path} was trained on {spec.dataset}, whose nets do not fit {dataset}.")
-    return Subject(
-        net=net,
-        normalisation=normalisation,
-        spec=spec,
-        label=f"{spec.label} after {iteration:,} of {recipe.iterations:,} iterations",
-        path=path,
-        num_classes=num_classes,
-        classes=classes,
-        facts={"digest": spec.digest, "iteration": iteration},
-        record=path.parent / EVALS,
-        iteration=iteration,
-        seed=seed,
-        trained_on=trained_on,
-    )
+    label = f"{spec.label} after {iteration:,} of {spec.recipe.iterations:,} iterations"
+    facts = {"digest": spec.digest, "iteration": iteration}
+    return LoadedNet(
+        net, normalisation, spec, label, path, num_classes, classes, facts, path.parent / EVALS,
+        iteration, seed, trained_on,
+    )  # fmt: skip
 
 
-def _net_of_ours(path: Path, tensors: Any, spec: Spec, num_classes: int) -> Net:
-    """The net of a checkpoint of ours, made only when its tensors are known to fill it."""
-    if not all(isinstance(each, Tensor) for each in tensors.values()):
-        raise TypeError("a state dict holds tensors")
-    check_depth_of(tensors, spec.depth, str(path))
-    check_finite(tensors, str(path))
-    shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
-    outline = _outline(spec.recipe, *shape)
-    if {key: each.shape for key, each in tensors.items()} != {
-        key: each.shape for key, each in outline.state_dict().items()
-    }:
-        raise ValueError("the tensors are not those of the net")
-    net = net_of(spec.recipe, *shape)
-    net.load_state_dict(tensors)
-    check_variances(net, str(path))
-    return net
-
-
-def _outline(recipe: Recipe, *shape: Any) -> Net:
-    """The net of a recipe without memory for its weights."""
-    with torch.device("meta"):
-        return net_of(recipe, *shape)
+def _spec_of(content: dict[str, Any]) -> Spec:
+    """The spec of a checkpoint, with the name that its changes give it."""
+    recipe = recipe_from_json(content["recipe"])
+    spec = catalogue.derive(catalogue.find(content["experiment"]), content["shortcut"], **vars(recipe))
+    if spec.to_json() != content:
+        raise ValueError("the spec is none that this version makes")
+    if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
+        raise ValueError("a batch or an image that no memory holds")
+    return spec
 
 
 def _count(number: Any, least: int = 0) -> int:
@@ -231,89 +213,81 @@ def _mean(mean: Any) -> Tensor:
     return mean
 
 
-def _spec_of(told: dict[str, Any], recipe: Recipe) -> Spec:
-    """The spec of a checkpoint, with the name that its changes give it."""
-    experiment = catalogue.find(told["experiment"])
-    spec = catalogue.derive(experiment, told["shortcut"], **vars(recipe))
-    if spec.to_json() != told:
-        raise ValueError("the spec is none that this version makes")
-    if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
-        raise ValueError("a batch or an image that no memory holds")
-    return spec
+# --- other people's -------------------------------------------------------------------------------------
 
 
-def _theirs(path: Path, content: dict[str, Any], dataset: str, foreign: Foreign, runs: Path) -> Subject:
-    if foreign.depth is None:
+def _theirs(
+    path: Path, content: dict[str, Any], dataset: str, third_party: ThirdPartyCheckpoint, runs: Path
+) -> LoadedNet:
+    if third_party.depth is None:
         raise UsageError(f"{path} is not a run of ours: name its net with --depth and --plain or --shortcut.")
-    if foreign.mean is None or foreign.std is None:
+    mean, std = _normalisation_of(third_party, path, dataset)
+    experiment = catalogue.experiment_for(dataset, third_party.depth, third_party.plain, third_party.shortcut)
+    spec = catalogue.derive(
+        experiment, third_party.shortcut, option_a_zeros=third_party.option_a_zeros,
+        stride_3x3=third_party.stride_3x3 or None, image_size=third_party.image_size,
+    )  # fmt: skip
+    tensors = find_state_dict(content, str(path))
+    num_classes = _outputs(tensors) if experiment.family == "imagenet" else 10
+    label, recipe = _label_of(spec), spec.recipe
+    net, matched_by = fill(
+        spec, num_classes, tensors, str(path), label, " Check --depth, --plain and --shortcut."
+    )
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = {
+        "checkpoint": path.name, "sha256": sha256, "net": label,
+        "option_a_zeros": recipe.option_a_zeros if spec.shortcut == "A" else None,
+        "mean": list(mean), "std": list(std), "image_size": getattr(recipe, "image_size", None),
+        "matched_by": matched_by,
+    }  # fmt: skip
+    normalisation = Normalisation(recipe, *map(_per_channel, (mean, std)))
+    named = dataset == "imagenet" and num_classes == len(imagenet_classes())
+    classes = imagenet_classes() if named else None
+    record = runs / "foreign" / f"{path.stem}-{sha256[:8]}"
+    return LoadedNet(net, normalisation, spec, label, path, num_classes, classes, facts, record)
+
+
+def _normalisation_of(
+    third_party: ThirdPartyCheckpoint, path: Path, dataset: str
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std per channel, of pixels scaled to 0..1.
+
+    Raises:
+        UsageError: if one is missing or cannot be.
+    """
+    mean, std = third_party.mean, third_party.std
+    if mean is None or std is None:
         raise UsageError(
             f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
             f"e.g. {USUAL[FAMILIES.get(dataset, 'cifar')]}."
         )
-    mean, std = (_per_channel(values) * 255 for values in (foreign.mean, foreign.std))
-    if not bool((std > 0).all()):
-        raise UsageError("every --std must be above 0.")
-    if not all(map(math.isfinite, (*foreign.mean, *foreign.std))):
+    for values in (mean, std):
+        if len(values) != 3:
+            raise UsageError(f"--mean and --std take three numbers, one per channel, not {len(values)}.")
+    if not all(map(math.isfinite, (*mean, *std))):
         raise UsageError("--mean and --std are finite numbers.")
-    if max(*foreign.mean, *foreign.std) > 1 or min(foreign.mean) < 0:
+    if min(std) <= 0:
+        raise UsageError("every --std must be above 0.")
+    if max(*mean, *std) > 1 or min(mean) < 0:
         raise UsageError("--mean and --std are of pixels scaled to 0..1: divide those of 0..255 by 255.")
-    experiment = catalogue.experiment_for(dataset, foreign.depth, foreign.plain, foreign.shortcut)
-    spec = catalogue.derive(
-        experiment, foreign.shortcut, option_a_zeros=foreign.option_a_zeros,
-        stride_3x3=foreign.stride_3x3 or None, image_size=foreign.image_size,
-    )  # fmt: skip
-    tensors = find_state_dict(content, str(path))
-    num_classes = _outputs(tensors) if experiment.family == "imagenet" else 10
-    shape = (dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
-    label = _foreign_label(spec)
-    net, matched = _net_of_theirs(path, tensors, spec.recipe, shape, label)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    facts = {
-        "checkpoint": path.name,
-        "sha256": sha256,
-        "net": label,
-        "option_a_zeros": spec.recipe.option_a_zeros if spec.shortcut == "A" else None,
-        "mean": list(foreign.mean),
-        "std": list(foreign.std),
-        "image_size": getattr(spec.recipe, "image_size", None),
-        "matched_by": matched,
-    }
-    record = runs / "foreign" / f"{path.stem}-{sha256[:8]}"
-    normalisation = Normalisation(spec.recipe, mean, std)
-    named = dataset == "imagenet" and num_classes == len(imagenet_classes())
-    classes = imagenet_classes() if named else None
-    return Subject(net, normalisation, spec, label, path, num_classes, classes, facts, record)
+    return mean, std
 
 
-def _net_of_theirs(
-    path: Path, tensors: dict[str, Tensor], recipe: Recipe, shape: tuple[Any, ...], label: str
-) -> tuple[Net, str]:
-    """The net of a foreign checkpoint, made only when its tensors are known to fill it; and how they do."""
-    check_depth_of(tensors, shape[1], str(path))
-    check_fit(_outline(recipe, *shape), tensors, str(path), label)
-    check_finite(tensors, str(path))
-    net = net_of(recipe, *shape)
-    matched = fit(net, tensors, str(path), label)
-    check_variances(net, str(path))
-    return net, matched
+def _per_channel(values: Sequence[float]) -> Tensor:
+    """As (3, 1, 1), of pixels in 0..255."""
+    return torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) * 255
 
 
-def _outputs(tensors: dict[str, Tensor]) -> int:
-    """The number of classes of a foreign net: the rows of its last matrix."""
+def _outputs(tensors: Mapping[str, Tensor]) -> int:
+    """The number of classes of another's net: the rows of its last matrix."""
     matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]
     return len(matrices[-1]) if matrices else 1000
 
 
-def _foreign_label(spec: Spec) -> str:
+def _label_of(spec: Spec) -> str:
     option = {"A": f" (option A, {spec.recipe.option_a_zeros} zeros)", None: ""}.get(
         spec.shortcut, f" (option {spec.shortcut})"
     )
     later = isinstance(spec.recipe, ImageNetRecipe) and spec.recipe.stride_3x3
     return net_label(spec.depth, spec.plain) + option + (", stride on the 3x3" if later else "")
-
-
-def _per_channel(values: Sequence[float]) -> Tensor:
-    if len(values) != 3:
-        raise UsageError(f"--mean and --std take three numbers, one per channel, not {len(values)}.")
-    return torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)

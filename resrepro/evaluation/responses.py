@@ -18,7 +18,7 @@ from resrepro.data.augment import memory_format
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.subjects import Foreign, Subject, read_subject
+from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
 from resrepro.nets.folding import pairs_of
 from resrepro.nets.normalisation import GroupedBatchNorm2d
@@ -33,7 +33,7 @@ Layers = dict[str, GroupedBatchNorm2d]
 """BN by the name of the 3x3 convolution before it, in the paper's order."""
 
 
-def measure(
+def measure_responses(
     folder: str | Path,
     *,
     data: str | Path | None = None,
@@ -65,14 +65,14 @@ def measure(
     """
     folder, chosen = Path(folder), choose_device(device)
     run = _finished(folder)
-    subject = _trained(run)
+    loaded = _trained(run)
     use_precision("float32", chosen)
-    feed = open_feed(subject.spec, data, chosen, run.seed, loading or Loading(), say)
-    _check_images(feed, subject)
+    feed = open_feed(loaded.spec, data, chosen, run.seed, loading or Loading(), say)
+    _check_images(feed, loaded, run.headline_split)
     images = feed.about.sizes[run.headline_split]
-    say(f"{subject.name}: {subject.label}, {run.headline_split} set, {images:,} images.")
+    say(f"{loaded.name}: {loaded.label}, {run.headline_split} set, {images:,} images.")
     with threads_used(threads), telling_memory("a training batch of this net: try --device cpu"):
-        responses = _measure(subject, run, feed, chosen)
+        responses = _measure(loaded, run, feed, chosen)
     say(f"Recorded in {write_responses(folder, responses)}.")
     return read_responses(folder) or responses
 
@@ -90,37 +90,39 @@ def _finished(folder: Path) -> Run:
     return run
 
 
-def _trained(run: Run) -> Subject:
+def _trained(run: Run) -> LoadedNet:
     """The net of a run, which must be that of its last iteration."""
     folder = run.folder
-    subject = read_subject(folder, None, Foreign(), folder)
-    found = subject.spec.digest, subject.seed, subject.iteration
-    if found != (run.digest, run.seed, subject.recipe.iterations):
+    loaded = read_net(folder)
+    identity = loaded.spec.digest, loaded.seed, loaded.iteration
+    if identity != (run.digest, run.seed, loaded.recipe.iterations):
         raise RecordError(
             f"the checkpoint in {folder} is not that of the end of this run: "
-            f"`resrepro verify {folder}` tells what is whole."
+            f"`resrepro status --check {folder}` tells what is whole."
         )
-    return subject
+    return loaded
 
 
-def _check_images(feed: Feed, subject: Subject) -> None:
-    if feed.about.checksums != subject.trained_on:
+def _check_images(feed: Feed, loaded: LoadedNet, part: str) -> None:
+    """Check that the images are those trained on, and those measured, of which the net's run was."""
+    wanted = {"train", part} & loaded.trained_on.keys()
+    if any(feed.about.checksums.get(name) != loaded.trained_on[name] for name in wanted):
         raise RecordError(
-            f"{subject.name} was trained on other images than those at hand (checksum differs): "
+            f"{loaded.name} was trained on other images than those at hand (checksum differs): "
             "name the data that it was trained on."
         )
 
 
-def _measure(subject: Subject, run: Run, feed: Feed, device: torch.device) -> Responses:
-    start = initial_net(subject.spec, run.seed, subject.num_classes)
-    nets = [net.to(device).to(memory_format=memory_format(device)) for net in (start, subject.net)]
+def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> Responses:
+    start = initial_net(loaded.spec, run.seed, loaded.num_classes)
+    nets = [net.to(device).to(memory_format=memory_format(device)) for net in (start, loaded.net)]
     images, labels = next(iter(feed.batches(0, 1)))
-    norms = [gradient_norms(net, images, labels, subject.recipe.bn_group) for net in nets]
+    norms = [gradient_norms(net, images, labels, loaded.recipe.bn_group) for net in nets]
     trained, part = nets[1], run.headline_split
     with _bn_statistics(trained, feed):
         std = response_std(trained, _images(feed, part, device))
     if not all(map(math.isfinite, (*std.values(), *norms[0].values(), *norms[1].values()))):
-        raise RecordError(f"the responses of {subject.name} are not finite, so they are not recorded.")
+        raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")
     return Responses(
         layers=tuple(std),
         std=tuple(std.values()),
@@ -132,7 +134,7 @@ def _measure(subject: Subject, run: Run, feed: Feed, device: torch.device) -> Re
         bn_stats=_statistics_of(feed),
         digest=run.digest,
         seed=run.seed,
-        iteration=subject.recipe.iterations,
+        iteration=loaded.recipe.iterations,
     )
 
 

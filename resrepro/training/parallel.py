@@ -1,6 +1,9 @@
-"""What the processes of one run say to each other; with a single process nothing is sent.
+"""One run on several processes: how its batch is split, and what the processes say to each other.
 
-Started by `torchrun`, every process trains on its share of each batch. The first one alone writes.
+Started by `torchrun`, every process trains on its share of each batch, and the first one alone writes. With a
+single process nothing is sent. The batch size is that of all processes together. BN takes its statistics over
+the images that one process has in one pass, or over smaller groups; the recipe's `bn_group` says so, hence a
+run on two GPUs is the run that one GPU makes with `--bn-group`.
 """
 
 import atexit
@@ -8,7 +11,7 @@ import inspect
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,9 +23,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from resrepro.data import ProcessGroup
-from resrepro.errors import PeerLost, ResreproError
+from resrepro.errors import PeerLost, ResreproError, UsageError
 from resrepro.nets.normalisation import running_statistics
 from resrepro.processes import is_first, local_world_size, rank, world_size
+from resrepro.spec import catalogue
+from resrepro.spec.specs import Recipe, Spec, Value
 from resrepro.training.interrupts import Interrupts
 from resrepro.training.metrics import ErrorSums
 
@@ -32,6 +37,94 @@ LONGEST_WAIT = timedelta(hours=1)  # while the first process downloads a data se
 STOP = "stop"  # left on the board by the first that receives a signal
 FAREWELL = timedelta(seconds=5)
 OF_THE_CONNECTION = ("gloo", "nccl", "connection", "socket", "tcpstore", "process group")
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """Images per update on each process (`local`), and per forward and backward pass (`micro`)."""
+
+    local: int
+    micro: int
+
+    def describe(self, recipe: Recipe) -> str:
+        """In a sentence; empty where one process has the whole batch in one pass."""
+        processes, passes, group = world_size(), self.local // self.micro, recipe.bn_group
+        if processes == passes == 1:
+            return ""
+        return (
+            f"Each batch of {recipe.batch_size}: {processes} process{'es' * (processes > 1)}, "
+            f"{passes} pass{'es' * (passes > 1)} of {self.micro} images; BN over "
+            f"{f'groups of {group}' if group else 'the whole batch'}."
+        )
+
+
+def split_batch(batch_size: int, processes: int, micro_batch: int | None = None) -> BatchSplit:
+    """The share of each process and of each pass.
+
+    Raises:
+        UsageError: if the batch does not divide.
+    """
+    if batch_size % processes:
+        raise UsageError(
+            f"a batch of {batch_size} does not divide among {processes} processes: choose a --batch-size "
+            "that does, or another number of processes."
+        )
+    local = batch_size // processes
+    micro = local if micro_batch is None else micro_batch
+    if micro < 1 or local % micro:
+        raise UsageError(
+            f"--micro-batch {micro} does not divide the {local} images that a process has of each batch."
+        )
+    return BatchSplit(local, micro)
+
+
+def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
+    """The images that share BN statistics when a batch is split so; 0 for the whole batch.
+
+    Args:
+        recipe: the recipe as asked for.
+        split: how its batch is split.
+        given: whether `bn_group` was asked for, so that another will not do.
+
+    Raises:
+        UsageError: if what was asked for cannot be had.
+    """
+    group = recipe.bn_group
+    if split.micro % (group or recipe.batch_size) == 0:
+        return group
+    if given and not group:
+        raise UsageError(
+            "BN over the whole batch needs the batch in one process and one pass: leave torchrun and "
+            "--micro-batch out, or name a --bn-group."
+        )
+    if given:
+        raise UsageError(
+            f"BN groups of {group} images do not divide the {split.micro} that a process has in one pass: "
+            "choose a smaller --bn-group, or fewer processes."
+        )
+    return split.micro
+
+
+def plan(
+    experiment: str,
+    shortcut: str | None,
+    micro_batch: int | None,
+    settings: Mapping[str, Value | None],
+) -> tuple[Spec, BatchSplit]:
+    """The run that these options ask for on these processes, and how its batch is split among them.
+
+    Raises:
+        UsageError: if an option is wrong, or the batch cannot be split so.
+    """
+    entry = catalogue.find(experiment)
+    spec = catalogue.derive(entry, shortcut, **settings)
+    split = split_batch(spec.recipe.batch_size, world_size(), micro_batch)
+    given = settings.get("bn_group") is not None
+    group = bn_group_for(spec.recipe, split, given=given)
+    return catalogue.derive(entry, shortcut, **dict(settings) | {"bn_group": group}), split
+
+
+# --- between the processes ---------------------------------------------------------------------------
 
 
 def join(device: torch.device) -> None:
@@ -87,8 +180,8 @@ def told_as_lost() -> Iterator[None]:
 
 def _of_the_connection(error: RuntimeError) -> bool:
     """Whether it is of the kind that PyTorch has for this, or worded so: gloo has no kind of its own."""
-    told = str(error).lower()
-    return isinstance(error, distributed.DistError) or any(word in told for word in OF_THE_CONNECTION)
+    text = str(error).lower()
+    return isinstance(error, distributed.DistError) or any(word in text for word in OF_THE_CONNECTION)
 
 
 def _gist(error: RuntimeError) -> str:

@@ -24,24 +24,28 @@ from resrepro.nets import Net, net_of
 from resrepro.nets.normalisation import norms_of, running_statistics
 from resrepro.spec import catalogue
 from resrepro.spec.catalogue import protocol_for
-from resrepro.spec.specs import Spec
-from resrepro.training.distributed import (
+from resrepro.spec.specs import Recipe, Spec
+from resrepro.training.evaluation import Member, measure
+from resrepro.training.interrupts import Interrupts
+from resrepro.training.metrics import Errors, ErrorSums
+from resrepro.training.parallel import (
     Agreed,
     Ballot,
+    BatchSplit,
     average_statistics,
+    bn_group_for,
     collected,
     exchanging,
     gathered,
     in_parallel,
     join,
     on_first,
+    plan,
     process_group,
+    split_batch,
     told_as_lost,
     total,
 )
-from resrepro.training.evaluation import Member, measure
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import Errors, ErrorSums
 
 CPU = torch.device("cpu")
 
@@ -69,11 +73,11 @@ def batch_for(spec: Spec) -> tuple[Tensor, Tensor]:
     return images, torch.randint(CLASSES, (BATCH,), generator=source)
 
 
-def gradients_of(spec: Spec, group: int, processes: int, passes: int, sync: bool) -> tuple[list[Tensor], ...]:
+def gradients_of(spec: Spec, group: int, processes: int, passes: int) -> tuple[list[Tensor], ...]:
     """Gradients and running averages of one process's share of one update."""
     net = build(spec, group)
     for norm in norms_of(net):
-        norm.images, norm.sync = BATCH // processes, sync
+        norm.images = BATCH // processes
     join(CPU)
     model = in_parallel(net, CPU)
     rank = int(os.environ.get("RANK", "0"))
@@ -107,29 +111,25 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("spec", "group", "processes", "passes", "sync"),
+    ("spec", "group", "processes", "passes"),
     [
-        (DIGITS, 6, 2, 1, False),
-        (DIGITS, 3, 2, 2, False),  # two processes, each its share in two passes of one group
-        (DIGITS, 2, 1, 3, False),  # accumulation in one process, two groups in each pass
-        (DIGITS, 12, 2, 1, True),
-        (PHOTOS, 6, 2, 1, False),
-        (PHOTOS, 12, 2, 1, True),
-        pytest.param(DIGITS, 2, 3, 2, False, marks=pytest.mark.slow),
-        pytest.param(DIGITS, 12, 3, 1, True, marks=pytest.mark.slow),
-        pytest.param(BOTTLENECK, 6, 2, 1, False, marks=pytest.mark.slow),
+        (DIGITS, 6, 2, 1),
+        (DIGITS, 3, 2, 2),  # two processes, each its share in two passes of one group
+        (DIGITS, 2, 1, 3),  # accumulation in one process, two groups in each pass
+        (PHOTOS, 6, 2, 1),
+        pytest.param(DIGITS, 2, 3, 2, marks=pytest.mark.slow),
+        pytest.param(BOTTLENECK, 6, 2, 1, marks=pytest.mark.slow),
     ],
 )
 def test_gradients_and_running_averages_are_those_of_plain_pytorch_group_by_group(
-    spec: Spec, group: int, processes: int, passes: int, sync: bool
+    spec: Spec, group: int, processes: int, passes: int
 ) -> None:
-    own_group = 0 if sync else group
     if processes == 1:
-        answers = [gradients_of(spec, own_group, 1, passes, sync)]
+        answers = [gradients_of(spec, group, 1, passes)]
     else:
-        answers = in_ranks(processes, lambda rank: gradients_of(spec, own_group, processes, passes, sync))
+        answers = in_ranks(processes, lambda rank: gradients_of(spec, group, processes, passes))
     wanted = [flat(part) for part in by_plain_pytorch(spec, group)]
-    with_groups = [flat(part) for part in gradients_of(spec, group % BATCH, 1, 1, False)]
+    with_groups = [flat(part) for part in gradients_of(spec, group % BATCH, 1, 1)]
     scale = float(wanted[0].abs().max())
     for answer in [with_groups, *([flat(part) for part in each] for each in answers)]:
         torch.testing.assert_close(answer[0], wanted[0], rtol=1e-3, atol=1e-4 * scale)
@@ -411,3 +411,112 @@ def test_the_errors_of_several_processes_are_those_of_one(processes: int) -> Non
     assert {answer.count for answer in answers} == {121}
     for answer in answers:
         assert answer == Errors(*(pytest.approx(value, rel=1e-5) for value in vars(wanted).values()))
+
+
+# --- how a batch is split ----------------------------------------------------------------------------
+
+CIFAR = catalogue.find("cifar10-resnet20").spec().recipe
+IMAGENET = catalogue.find("imagenet-resnet18").spec().recipe
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "micro", "split"),
+    [
+        (128, 1, None, (128, 128)),
+        (128, 2, None, (64, 64)),
+        (256, 8, 16, (32, 16)),
+        (256, 1, 256, (256, 256)),
+        (6, 3, 1, (2, 1)),
+    ],
+)
+def test_every_process_and_every_pass_has_equally_many_images(
+    batch: int, processes: int, micro: int | None, split: tuple[int, int]
+) -> None:
+    assert split_batch(batch, processes, micro) == BatchSplit(*split)
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "micro", "complaint"),
+    [
+        (65, 2, None, r"batch of 65 does not divide among 2 processes.*--batch-size"),
+        (128, 1, 48, r"--micro-batch 48 does not divide the 128 images"),
+        (128, 2, 128, r"--micro-batch 128 does not divide the 64 images"),
+        (128, 2, 0, r"--micro-batch 0 does not divide"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(
+    batch: int, processes: int, micro: int | None, complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        split_batch(batch, processes, micro)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "processes", "micro", "group"),
+    [
+        (CIFAR, 1, None, 0),  # the whole batch, as ever
+        (CIFAR, 2, None, 64),  # each process its own images
+        (CIFAR, 4, None, 32),
+        (CIFAR, 1, 32, 32),  # each pass its own
+        (CIFAR, 2, 16, 16),
+        *((IMAGENET, processes, None, 32) for processes in (1, 2, 4, 8)),  # as on the paper's eight GPUs
+        (IMAGENET, 16, None, 16),  # a process has only 16
+        (IMAGENET, 1, 64, 32),
+        (IMAGENET, 1, 16, 16),
+        (IMAGENET, 32, None, 8),
+    ],
+)
+def test_bn_takes_the_groups_of_the_recipe_or_what_one_process_has_in_one_pass(
+    recipe: Recipe, processes: int, micro: int | None, group: int
+) -> None:
+    split = split_batch(recipe.batch_size, processes, micro)
+    assert bn_group_for(recipe, split, given=False) == group
+
+
+@pytest.mark.parametrize(
+    ("processes", "micro", "group", "complaint"),
+    [
+        (4, None, 64, r"BN groups of 64 images do not divide the 32 that a process has in one pass"),
+        (1, 32, 64, r"BN groups of 64 images do not divide the 32"),
+        (2, None, 128, r"BN groups of 128 images do not divide the 64"),
+        (1, 32, 0, r"whole batch needs the batch in one process and one pass"),
+        (2, None, 0, r"whole batch needs the batch in one process and one pass"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_had_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int, micro: int | None, group: int | None, complaint: str,
+) -> None:  # fmt: skip
+    as_one_of(processes, monkeypatch)
+    with pytest.raises(UsageError, match=complaint):
+        plan("cifar10-resnet20", None, micro, {"bn_group": group})
+
+
+def test_a_group_that_was_asked_for_and_fits_is_kept_under_any_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = set()
+    for processes in (1, 2, 4):
+        as_one_of(processes, monkeypatch)
+        names.add(plan("cifar10-resnet20", None, None, {"bn_group": 32})[0].name)
+    assert names == {"cifar10-resnet20+bn_group=32"}
+
+
+def test_two_processes_make_another_run_of_cifar_and_the_same_of_imagenet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_one_of(2, monkeypatch)
+    cifar, split = plan("cifar10-resnet20", None, None, {})
+    assert (cifar.name, split) == ("cifar10-resnet20+bn_group=64", BatchSplit(64, 64))
+    assert [told for told in catalogue.departures(cifar) if told.startswith("bn_group 64 instead of 0")]
+    assert plan("imagenet-resnet18", None, None, {})[0].name == "imagenet-resnet18"
+    as_one_of(16, monkeypatch)
+    imagenet, _ = plan("imagenet-resnet18", None, None, {})
+    assert imagenet.name == "imagenet-resnet18+bn_group=16"
+    assert [told for told in catalogue.departures(imagenet) if told.startswith("bn_group 16 instead of 32")]
+
+
+def as_one_of(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "MASTER_ADDR": "node0"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.assessment import Foreign, evaluate
+from resrepro.evaluation import ThirdPartyCheckpoint, evaluate
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.training.checkpoint import save_checkpoint
@@ -51,8 +51,10 @@ def test_a_foreign_checkpoint_is_normalised_as_told_and_measured(tmp_path):
     torch.save({"state_dict": net.state_dict(), "best_acc": np.float64(12.5)}, file)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     told = []
-    foreign = Foreign(8, False, "A", mean, std)
-    errors = evaluate(file, dataset="digits", foreign=foreign, runs=tmp_path / "runs", say=told.append)
+    third_party = ThirdPartyCheckpoint(8, False, "A", mean, std)
+    errors = evaluate(
+        file, dataset="digits", third_party=third_party, runs=tmp_path / "runs", say=told.append
+    )
     pixels = torch.from_numpy(load_dataset("digits").held_out["test"].pixels).double() / 255
     by_hand = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert errors["test"].top1_err == pytest.approx(error_by_hand(net, by_hand.float()), abs=0.3)
@@ -70,7 +72,10 @@ def test_plain_and_option_a_share_tensors_but_not_outputs(tmp_path):
     torch.save(build_net("digits", 8, generator=torch.Generator().manual_seed(3)).state_dict(), file)
     losses = [
         evaluate(
-            file, dataset="digits", foreign=Foreign(8, plain, None, (0, 0, 0), (1, 1, 1)), runs=tmp_path
+            file,
+            dataset="digits",
+            third_party=ThirdPartyCheckpoint(8, plain, None, (0, 0, 0), (1, 1, 1)),
+            runs=tmp_path,
         )["test"].loss
         for plain in (False, True)
     ]
@@ -83,14 +88,14 @@ def test_a_foreign_checkpoint_needs_its_net_and_its_normalisation(tmp_path):
     with pytest.raises(UsageError, match="--depth"):
         evaluate(file, dataset="digits")
     with pytest.raises(UsageError, match="--mean"):
-        evaluate(file, dataset="digits", foreign=Foreign(8))
+        evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8))
     with pytest.raises(UsageError, match="above 0"):
-        evaluate(file, dataset="digits", foreign=Foreign(8, mean=(0, 0, 0), std=(1, 0, 1)))
+        evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 0, 1)))
 
 
 def test_a_run_needs_no_word_about_its_net(run):
     with pytest.raises(UsageError, match="says itself"):
-        evaluate(run, foreign=Foreign(depth=20))
+        evaluate(run, third_party=ThirdPartyCheckpoint(depth=20))
 
 
 def test_a_run_on_images_of_another_size_is_refused(run, fake_cifar):
@@ -112,9 +117,9 @@ def test_a_net_with_weights_that_are_no_numbers_is_refused_and_not_recorded(tmp_
     weights = build_net("digits", 8).state_dict()
     weights["fc.bias"][0] = float("nan")
     torch.save(weights, tmp_path / "theirs.pt")
-    foreign = Foreign(8, mean=(0, 0, 0), std=(1, 1, 1))
+    third_party = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(RecordError, match=r"fc\.bias"):
-        evaluate(tmp_path / "theirs.pt", dataset="digits", foreign=foreign, runs=tmp_path / "runs")
+        evaluate(tmp_path / "theirs.pt", dataset="digits", third_party=third_party, runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -128,7 +133,7 @@ def test_of_a_run_whose_checkpoint_is_damaged_the_one_before_is_named(run, tmp_p
 
 
 def test_a_run_folder_without_checkpoint_says_so(tmp_path):
-    with pytest.raises(RecordError, match="no checkpoint"):
+    with pytest.raises(UsageError, match=r"neither checkpoint.pt nor weights.safetensors"):
         evaluate(tmp_path)
 
 

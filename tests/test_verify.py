@@ -1,0 +1,257 @@
+"""Checking records: each kind of damage is named, nothing is changed, what train restores is whole again."""
+
+import os
+import pickle
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import call
+from conftest import rewrite, use_one_thread, write_ensemble, write_eval, write_layers
+from runs import same_weights
+
+from resrepro.errors import Interrupted
+from resrepro.evaluation.weights import write_weights
+from resrepro.records import read_run
+from resrepro.records.record_files import RECORD_FILES
+from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
+from resrepro.training.session import train
+from resrepro.training.watching import Watcher
+
+END, STOP, CHECKPOINTS = 6, 4, 3
+
+
+class Stopper(Watcher):
+    def step(self, done: int, lr: float, read: Callable[[], object]) -> None:
+        if done == STOP:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def go_on(runs: Path, **options: Any) -> Path:
+    use_one_thread()
+    return train(
+        "digits-resnet8", runs=runs, device="cpu", threads=1, iterations=END, eval_every=2, batch_size=16,
+        checkpoint_every=str(CHECKPOINTS), **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `finished` and `stopped`, runs folders of one run each."""
+    top = tmp_path_factory.mktemp("verified")
+    go_on(top / "finished")
+    with pytest.raises(Interrupted):
+        go_on(top / "stopped", watcher=Stopper())
+    return top
+
+
+@pytest.fixture
+def finished(made: Path, tmp_path: Path) -> Path:
+    return copy_of(made / "finished", tmp_path)
+
+
+@pytest.fixture
+def stopped(made: Path, tmp_path: Path) -> Path:
+    return copy_of(made / "stopped", tmp_path)
+
+
+def copy_of(runs: Path, to: Path) -> Path:
+    shutil.copytree(runs, to / "runs")
+    return next((to / "runs").glob("*/seed0"))
+
+
+def check(*paths: Path) -> list[str]:
+    """The lines that `status --check` prints, without the path that each begins with."""
+    code, out, err = call("status", "--check", *map(str, paths))
+    assert err == ""
+    *lines, count = [line for line in out.splitlines() if not line.startswith("The command")]
+    assert code == ("broken: " in out)
+    assert count.endswith(" broken.")
+    return [line.partition(": ")[2] for line in lines]
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def alter(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the content of a checkpoint and seal it anew."""
+    state = load_checkpoint(path)
+    change(state)
+    save_checkpoint(path.with_name("altered.pt"), state)
+    path.with_name("altered.pt").replace(path)
+
+
+def spoil(state: dict[str, Any]) -> None:
+    next(tensor for name, tensor in state["net"].items() if "running_var" in name)[0] = torch.nan
+
+
+# --- whole --------------------------------------------------------------------------------------------
+
+
+def test_what_train_made_is_whole_and_stays_as_it_is(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.parents[1].rglob("*") if path.is_file()}
+    assert check(finished) == ["whole (shortened, 6 of 6 iterations)"]
+    assert {path: path.read_bytes() for path in finished.parents[1].rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupted_run_is_whole(stopped: Path) -> None:
+    assert check(stopped) == ["whole (partial, 4 of 6 iterations)"]
+
+
+def test_all_records_below_a_folder_take_a_line_each(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    pair = [make_run(tmp_path, "imagenet-resnet18", seed) for seed in (0, 1)]
+    write_ensemble(tmp_path, pair, 25.0, 8.0)
+    (pair[0].with_name("seed0.aside1")).mkdir()
+    (pair[0].with_name("seed0.aside1") / "spec.json").touch()
+    theirs = write_eval(pair[0], "center", 30.0, 10.0)
+    rewrite(theirs, lambda content: [content.pop("digest"), content.update(checkpoint="x.pth")])
+    (tmp_path / "foreign" / "x").mkdir(parents=True)
+    theirs.replace(tmp_path / "foreign" / "x" / "center.json")
+    assert check(tmp_path, pair[0]) == [
+        *["whole (complete, 600,000 of 600,000 iterations, no checkpoint)"] * 2,
+        "whole (ensemble, multi_scale on imagenet)",
+        "whole (evaluation, center on imagenet)",
+    ]
+
+
+# --- damaged ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECORD_FILES)
+@pytest.mark.parametrize("damage", [cut, Path.unlink], ids=["cut", "missing"])
+def test_a_damaged_record_file_is_named_and_train_restores_it(
+    stopped: Path, made: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    damage(stopped / name)
+    (line,) = check(stopped)
+    assert line.startswith(f"broken: {name} is {'missing' if damage is Path.unlink else 'broken'}")
+    assert go_on(stopped.parents[1]) == stopped
+    assert check(stopped) == ["whole (shortened, 6 of 6 iterations)"]
+    assert same_weights(stopped, next((made / "finished").glob("*/seed0")))
+
+
+def test_checkpoints_that_are_damaged_missing_or_of_another_moment_are_named(finished: Path) -> None:
+    newest, before = finished / "checkpoint.pt", finished / "checkpoint.previous.pt"
+    cut(before)
+    assert check(finished) == ["broken: checkpoint.previous.pt is not a PyTorch checkpoint, or is damaged."]
+    newest.unlink()
+    assert check(finished)[0] == "broken: checkpoint.pt is missing."
+
+
+def test_an_older_checkpoint_in_the_place_of_the_last_is_noticed(finished: Path) -> None:
+    (finished / "checkpoint.previous.pt").replace(finished / "checkpoint.pt")
+    assert check(finished) == ["broken: checkpoint.pt is of iteration 3, not of the last, 6."]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (spoil, "NaN or infinite numbers in bn1.running_var"),
+        (lambda state: state.update(seed=1), "is of another run than spec.json"),
+        (lambda state: state["net"].popitem(), "does not fit ResNet-8"),
+        (lambda state: state.update(num_classes=10**9), "does not fit ResNet-8"),
+        (lambda state: state.pop("net"), "is not a run of ours"),
+        (lambda state: state["net"].update({"conv.weight": 1}), "is not a whole checkpoint of ours"),
+    ],
+)  # fmt: skip
+def test_a_sealed_checkpoint_that_does_not_fit_is_told(
+    stopped: Path, change: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    alter(stopped / "checkpoint.pt", change)
+    (line,) = check(stopped)
+    assert line.startswith("broken: checkpoint.pt ")
+    assert told in line
+
+
+def test_evaluations_and_responses_are_checked_too(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "imagenet-resnet18", evals={"center": (30.0, 10.0)})
+    write_eval(folder, "ten_crop", 30.0, 10.0, digest="0" * 64)
+    write_eval(folder, "multi_scale", 130.0, 10.0)
+    write_layers(folder)
+    path = folder / "responses.csv"
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26", 1))
+    assert [line.removeprefix("broken: ") for line in check(folder)] == [
+        "evals/multi_scale.json is broken: ValueError the top1_err is no percentage.",
+        "responses.csv is broken: its rows do not match their checksum.",
+        "evals holds an evaluation of another run.",
+    ]
+
+
+def test_published_weights_are_checked_too(finished: Path) -> None:
+    rewrite(finished / "result.json", lambda result: result.update(status="complete"))
+    weights = write_weights(read_run(finished), finished)
+    assert check(finished) == ["whole (complete, 6 of 6 iterations)"]
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (line,) = check(finished)
+    assert line.startswith("broken: weights.safetensors is damaged")
+
+
+# --- hostile ------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (3,)
+
+
+def put_pickle(path: Path) -> None:
+    torch.save({"net": Bomb()}, path)
+
+
+def put_bare_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Bomb()))
+
+
+def put_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def put_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def put_giant(path: Path) -> None:
+    os.truncate(path, 2**42)
+
+
+@pytest.mark.parametrize("put", [put_pickle, put_bare_pickle, put_pipe, put_folder, put_giant])
+def test_whatever_lies_in_the_place_of_a_checkpoint_is_told_in_one_sentence(
+    stopped: Path, put: Callable[[Path], None]
+) -> None:
+    put(stopped / "checkpoint.pt")
+    (line,) = check(stopped)
+    assert line.startswith("broken: ")
+
+
+def test_names_cannot_steer_the_terminal(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    made = make_run(tmp_path, "imagenet-resnet18")
+    (made / "evals").mkdir()
+    (made / "evals" / "a\x1b[2J.json").write_text("{")
+    made.parent.rename(tmp_path / "[red]\x1b[2J")
+    _, out, _ = call("status", "--check", str(tmp_path))
+    assert "[red]\\x1b[2J/seed0: broken: evals/a\\x1b[2J.json is broken" in out
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "a.txt", "seed0/spec.json"])
+def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "seed0").mkdir()
+    for file in ("a.txt", "seed0/spec.json"):
+        (tmp_path / file).touch()
+    code, out, err = call("status", "--check", str(tmp_path / name))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: there is no record at ")
+
+
+def test_runs_are_named_for_the_check_alone() -> None:
+    code, _, err = call("status", "runs")
+    assert code == 2
+    assert "--check" in err
