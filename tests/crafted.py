@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
 PICKLE = "archive/data.pkl"
@@ -153,14 +152,4 @@ def sparse(path: Path, size: int, start: bytes = b"") -> Path:
     with path.open("wb") as file:
         file.write(start)
         file.truncate(size)
-    return path
-
-
-def npz(path: Path, method: int = zipfile.ZIP_STORED, **arrays: np.ndarray) -> Path:
-    """Arrays as numpy keeps them, packed as wanted."""
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.save(buffer, array)
-            archive.writestr(f"{name}.npy", buffer.getvalue())
     return path

@@ -23,11 +23,11 @@ from power import PowerCut, State, write_state
 from runs import TIMES, differences, rows_of
 from taps import MOMENTS, TROUBLES, Failing, Kill, Tap, die, forked
 
-from resrepro.data import Dataset, Images, load_dataset
+from resrepro.data import Dataset, Images, feeds, load_dataset
 from resrepro.errors import ResreproError
 from resrepro.records.collection import collect
 from resrepro.records.reading import RECORD_FILES
-from resrepro.training import feeds, loop
+from resrepro.training import loop
 from resrepro.training.progress import Watcher
 from resrepro.training.session import train
 

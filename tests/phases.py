@@ -136,7 +136,7 @@ def be_killed(path: Path, aim: str, beyond: int, words: Sequence[str]) -> None:
     from resrepro.cli import main
     from resrepro.records import disk
     from resrepro.records.write import RunWriter
-    from resrepro.training import feeds, loop
+    from resrepro.training import loop
 
     for name in ("begin", "go_on", "add_session", "append", "result"):
         inside.wrap(RunWriter, name, "record write")
@@ -146,7 +146,7 @@ def be_killed(path: Path, aim: str, beyond: int, words: Sequence[str]) -> None:
     inside.wrap(loop.Trainer, "finish", "closing")
     inside.wrap(loop.Trainer, "run", "loop")
     inside.wrap_step(loop.Trainer)
-    inside.wrap(feeds.Feed, "measure", "evaluation")
+    inside.wrap(loop, "measure_held_out", "evaluation")
     real = loop.Trainer.__init__
 
     def begin(run: Any, *arguments: Any) -> None:

@@ -1,20 +1,24 @@
 """Datasets: read as they were written, refused by name when damaged, and labelled when not official."""
 
 import hashlib
+import io
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import IMAGES_PER_FILE, RECORD_BYTES, ROOT, SMALL_TEST_SET, FakeCifar
 from sklearn.datasets import load_digits as bundled_digits
 
-from resrepro.data import Dataset, Images, cifar10, load_dataset
+from resrepro.data import Dataset, Images, cifar10, load_dataset, write_cache
+from resrepro.data.augment import on_device
 from resrepro.errors import DataError, UsageError
 
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
@@ -29,6 +33,13 @@ def sha256_of(pixels: np.ndarray, labels: np.ndarray) -> str:
 @pytest.fixture(scope="module")
 def loaded(fake_cifar: FakeCifar) -> Dataset:
     return load_dataset("cifar10", folder=fake_cifar.folder)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "resrepro"
 
 
 # --- the binary layout ------------------------------------------------------------------------------
@@ -252,7 +263,7 @@ def vouched(python_layout: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str
     """Makes the MD5 of the made-up pickles the official ones."""
     layout = python_layout / "cifar-10-batches-py"
     sums = {name: hashlib.md5((layout / name).read_bytes()).hexdigest() for name in ALL_FILES}
-    monkeypatch.setattr(cifar10, "_official_md5", sums.__getitem__)
+    monkeypatch.setattr(cifar10, "OFFICIAL_MD5", sums)
     return sums
 
 
@@ -262,7 +273,7 @@ def test_the_python_layout_gives_the_same_dataset_as_the_binary_one(
     dataset = load_dataset("cifar10", folder=python_layout)
     assert np.array_equal(dataset.train.pixels, loaded.train.pixels)
     assert np.array_equal(dataset.train.labels, loaded.train.labels)
-    assert dataset.describe() == loaded.describe()
+    assert dataset.info.describe() == loaded.info.describe()
 
 
 def linked(python_layout: Path, folder: Path, name: str, content: bytes) -> Path:
@@ -323,14 +334,14 @@ def test_a_pipe_or_device_in_the_place_of_a_file_is_not_waited_for(
         load_dataset("cifar10", folder=folder)
 
 
-def test_made_up_pickles_do_not_pass_for_the_official_ones(python_layout: Path) -> None:
+def test_made_up_pickles_do_not_pass_for_the_official_ones(python_layout: Path, cache: Path) -> None:
     with pytest.raises(DataError, match="data_batch_1 is damaged"):
         load_dataset("cifar10", folder=python_layout)
 
 
 def test_the_official_checksums_are_those_published() -> None:
-    assert cifar10._official_md5("data_batch_1") == "c99cafc152244af753f735de768cd75f"
-    assert cifar10._official_md5("test_batch") == "40351d587109b95175f43aff81a1287e"
+    assert cifar10.OFFICIAL_MD5["data_batch_1"] == "c99cafc152244af753f735de768cd75f"
+    assert cifar10.OFFICIAL_MD5["test_batch"] == "40351d587109b95175f43aff81a1287e"
 
 
 @pytest.mark.slow
@@ -342,6 +353,105 @@ def test_the_real_training_images_have_the_official_checksum_and_get_no_notice(t
     (notice,) = dataset.notices
     assert "only the first 1,000 of the 10,000 test images" in notice
     assert np.bincount(dataset.train.labels).tolist() == [5_000] * 10
+
+
+# --- the cache of unpacked images -------------------------------------------------------------------
+
+
+def is_mapped(images: Images) -> bool:
+    """Whether the pixels lie in a file that this process cannot write to, and nowhere else."""
+    base: Any = images.pixels
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return type(base).__name__ == "mmap" and not images.pixels.flags.writeable
+
+
+def test_images_are_unpacked_once_and_mapped_and_a_damaged_cache_is_made_anew(
+    fake_cifar: FakeCifar, loaded: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_dataset("cifar10", folder=fake_cifar.folder)
+    (file,) = cache.iterdir()
+    with file.open("r+b") as content:
+        content.write(b"damage")
+    assert is_mapped(load_dataset("cifar10", folder=fake_cifar.folder).train)
+    monkeypatch.setattr(cifar10, "_parse_binary", None)  # who unpacks them again fails
+    again = load_dataset("cifar10", folder=fake_cifar.folder)
+    assert is_mapped(again.train)
+    assert again.info == loaded.info
+    for one, other in ((again.train, loaded.train), (again.held_out["test"], loaded.held_out["test"])):
+        assert np.array_equal(one.pixels, other.pixels)
+        assert np.array_equal(one.labels, other.labels)
+
+
+def test_mapped_images_are_neither_copied_nor_warned_of(loaded: Dataset) -> None:
+    with warnings.catch_warnings(action="error"):
+        pixels, labels = on_device(loaded.train, torch.device("cpu"))
+    assert np.shares_memory(pixels.numpy(), loaded.train.pixels)
+    assert np.shares_memory(labels.numpy(), loaded.train.labels)
+
+
+def test_where_the_cache_cannot_be_written_the_images_are_simply_read(
+    fake_cifar: FakeCifar, loaded: Dataset, cache: Path
+) -> None:
+    cache.parent.write_text("a file where the folder should be")
+    dataset = load_dataset("cifar10", folder=fake_cifar.folder)
+    assert not is_mapped(dataset.train)
+    assert dataset.info == loaded.info
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    def write(file: Any) -> None:
+        file.write(b"some of it")
+        raise OSError(28, "No space left on device")
+
+    write_cache(tmp_path / "cache" / "a.npy", write)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def npy_of(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=True)
+    return file.getvalue()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda whole: b"",
+    "cut short": lambda whole: whole[:-1],
+    "half": lambda whole: whole[: len(whole) // 2],
+    "header": lambda whole: b"\x93NUMPY\x01\x00garbage" + whole[16:],
+    "a pixel": lambda whole: whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:],
+    "a label": lambda whole: whole[:-66] + bytes([whole[-66] ^ 1]) + whole[-65:],
+    "its checksum": lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+    "floats": lambda whole: npy_of(np.zeros(100_000)),
+    "a pickle": lambda whole: npy_of(np.array([Trap(Path("sprung"))])),
+    "a table": lambda whole: npy_of(np.zeros((60_000, 4), np.uint8)),
+    "few": lambda whole: npy_of(np.zeros(5, np.uint8)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_cache_that_does_not_match_is_not_believed(
+    damage: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cifar10, "TRAINING_IMAGES", 5)
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (7, 3, 32, 32), np.uint8), np.arange(7, dtype=np.uint8)
+    sums = "".join(Images(pixels[part], labels[part]).sha256() for part in (slice(5), slice(5, 7)))
+    row = np.concatenate([pixels.reshape(-1), labels, np.frombuffer(bytes.fromhex(sums), np.uint8)])
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy_of(row))
+    train, test, _ = cifar10._mapped(path) or pytest.fail("it is whole")
+    assert np.array_equal(train.pixels, pixels[:5])
+    assert test.labels.tolist() == [5, 6]
+    path.write_bytes(damage(npy_of(row)))
+    assert cifar10._mapped(path) is None
+    assert not Path("sprung").exists()
+
+
+def test_a_pipe_in_the_place_of_the_cache_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npy")
+    assert cifar10._mapped(tmp_path / "a.npy") is None
 
 
 # --- digits and the common parts --------------------------------------------------------------------
@@ -404,7 +514,7 @@ def test_the_checksum_notices_a_pixel_a_label_and_an_exchange() -> None:
 def test_a_description_has_sizes_checksums_and_notices_but_no_path(
     loaded: Dataset, fake_cifar: FakeCifar
 ) -> None:
-    told: dict[str, Any] = loaded.describe()
+    told: dict[str, Any] = loaded.info.describe()
     assert told["images"] == {"train": 5 * IMAGES_PER_FILE, "test": SMALL_TEST_SET}
     assert told["sha256"] == dict(loaded.checksums)
     assert told["notices"] == list(loaded.notices)

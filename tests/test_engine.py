@@ -9,8 +9,8 @@ import pytest
 import torch
 from seeds import seeded
 
-from resrepro.data.batches import Normalisation
-from resrepro.data.views import Views
+from resrepro.data.augment import Normalisation, memory_format
+from resrepro.data.photos import Views
 from resrepro.errors import UsageError
 from resrepro.nets import build_net
 from resrepro.nets.cpu import NoCompiler
@@ -25,7 +25,6 @@ from resrepro.training.engine import (
     choose_device,
     choose_engine,
     fitting_engine,
-    memory_format,
     threads_used,
     use_precision,
 )

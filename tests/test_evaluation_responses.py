@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data import load_dataset
-from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
+from resrepro.data.augment import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
 from resrepro.nets import Net, build_net
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_run_is_refused(run: Path, tmp_path: Path) -> No
 
 
 def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro.training import feeds
+    from resrepro.data import feeds
 
     def others(dataset: str, split: str, data: object) -> Any:
         found = load_dataset(dataset, split)

@@ -15,10 +15,10 @@ from power import CHANGE_NOTHING, OPERATIONS, Folder, PowerCut
 from runs import checkpoint_of, differences
 from taps import TROUBLES
 
+from resrepro.data import feeds
 from resrepro.errors import RecordError, ResreproError
 from resrepro.records import disk
 from resrepro.records.collection import collect
-from resrepro.training import feeds
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded, and looks at /proc")
 

@@ -21,7 +21,7 @@ from resrepro.data.folder import (
     scan,
     scan_both,
 )
-from resrepro.data.images import BadImage, read_image
+from resrepro.data.photos import BadImage, read_image
 from resrepro.errors import DataError
 
 

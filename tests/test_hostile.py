@@ -27,7 +27,6 @@ from crafted import (
     laughs,
     legacy,
     named,
-    npz,
     number,
     numbers,
     overlapping,
@@ -45,7 +44,8 @@ from PIL import Image
 
 from resrepro.data import load_dataset, statistics
 from resrepro.data.folder import scan_both
-from resrepro.data.images import BadImage, read_image
+from resrepro.data.photos import BadImage, read_image
+from resrepro.data.statistics import Statistics
 from resrepro.errors import DataError, RecordError
 from resrepro.evaluation.sources import ThirdPartyCheckpoint, read_net
 from resrepro.nets import net_of
@@ -418,37 +418,12 @@ CIFAR: dict[str, Make] = {
 }  # fmt: skip
 
 
-def cached(method: int = zipfile.ZIP_STORED, **changed: Any) -> Make:
-    """A cache of the statistics of a folder, some of it changed."""
-    sound: dict[str, Any] = {
-        "format": statistics.FORMAT, "mean": np.full((3, 32, 32), 100.0), "components": np.eye(3),
-        "variances": np.ones(3), "checksums": np.array(["0" * 64, "1" * 64]),
-        "bad_train": np.zeros((2, 0), "U1"), "bad_val": np.zeros((2, 0), "U1"),
-    }  # fmt: skip
-    return lambda folder: npz(folder / "theirs.npz", method, **(sound | changed))
-
-
-def promised(folder: Path) -> Path:
-    """A cache whose mean says that it has more numbers than the file has bytes."""
-    path = cached()(folder)
-    content = path.read_bytes().replace(b"(3, 32, 32), }   ", b"(3, 99999, 999)}")
-    path.write_bytes(content)
-    return path
-
-
 CACHES: dict[str, Make] = {
-    "bomb": cached(zipfile.ZIP_DEFLATED, mean=np.zeros((3, 2000, 2000))),
-    "promise": promised,
-    "NaN": cached(mean=np.full((3, 32, 32), np.nan)),
-    "mean above white": cached(mean=np.full((3, 32, 32), 256.0)),
-    "mean of another shape": cached(mean=np.zeros((3, 32, 16))),
-    "mean of words": cached(mean=np.array(["a"])),
-    "infinite variances": cached(variances=np.full(3, np.inf)),
-    "components of another shape": cached(components=np.eye(4)),
-    "checksum that is none": cached(checksums=np.array(["x", "y"])),
-    "trap": cached(mean=np.array([Trap()], dtype=object)),
-    "pipe": pipe("theirs.npz"),
-    "sparse giant": lambda folder: sparse(folder / "theirs.npz", 10**11, b"PK\3\4"),
+    "text": file_of(b"{}", "theirs.json"),
+    "wrong checksum": file_of(b"0" * 64 + b"\n{}", "theirs.json"),
+    "trap": file_of(pickle.dumps(Trap()), "theirs.json"),
+    "pipe": pipe("theirs.json"),
+    "sparse giant": lambda folder: sparse(folder / "theirs.json", 10**11, b"0"),
 }
 
 
@@ -536,7 +511,9 @@ def test_what_the_hostile_files_were_made_from_is_accepted(tmp_path: Path) -> No
         assert torch.load(file_of(content)(tmp_path), weights_only=True)
     our_net(own()(tmp_path))
     their_net(theirs(lambda weights: None)(tmp_path))
-    cache(cached()(tmp_path))
+    mean, axes, variances = np.zeros((3, 2, 2)), np.eye(3), np.ones(3)
+    statistics._write(tmp_path / "ours.json", Statistics(mean, axes, variances, {}, {}))
+    cache(tmp_path / "ours.json")
     image(file_of(png(8, 8, bytes(200)), "theirs.png")(tmp_path))
     photographs(photo_folder(lambda top: None)(tmp_path))
 

@@ -12,16 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from commands import call
 from rich.console import Console
 from runs import checkpoint_of, differences, json_of, result_of
 
 from resrepro.cli.many import JobsView, _as_error, train_many
-from resrepro.data import load_dataset
-from resrepro.data.loading import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, ResreproError, UsageError
 from resrepro.launch import jobs
 from resrepro.launch.capacity import this_machine, threads_each
@@ -40,8 +36,6 @@ from resrepro.launch.job import (
 )
 from resrepro.launch.jobs import Crew
 from resrepro.records.locking import locked
-from resrepro.spec import catalogue
-from resrepro.training import feeds
 from resrepro.training.measure import Errors
 from resrepro.training.progress import Interrupts, Sample, Watcher
 from resrepro.training.session import train
@@ -229,56 +223,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-# --- the images, once ------------------------------------------------------------------------------
-
-
-def test_a_feed_uses_the_images_in_memory_and_copies_none(fake_cifar: Any) -> None:
-    dataset = load_dataset("cifar10", folder=fake_cifar.folder)
-    spec = catalogue.derive(catalogue.find("cifar10-resnet20"))
-    feed = feeds.open_feed(spec, "nowhere", torch.device("cpu"), 0, Loading(), dataset=dataset)
-    assert isinstance(feed, feeds.MemoryFeed)
-    assert np.shares_memory(feed._batches.pixels.numpy(), dataset.train.pixels)
-    assert np.shares_memory(feed._batches.labels.numpy(), dataset.train.labels)
-    pixels, labels = feed._held_out["test"]
-    assert np.shares_memory(pixels.numpy(), dataset.held_out["test"].pixels)
-    assert np.shares_memory(labels.numpy(), dataset.held_out["test"].labels)
-
-
-def test_images_of_another_set_or_split_are_refused(fake_cifar: Any) -> None:
-    whole, split = (load_dataset("cifar10", name, fake_cifar.folder) for name in ("all", "45k5k"))
-    found = catalogue.find("cifar10-resnet20")
-    specs = [catalogue.derive(found), catalogue.derive(found, split="45k5k")]
-    for spec, dataset in ((specs[0], split), (specs[1], whole), (specs[0], load_dataset("digits"))):
-        with pytest.raises(UsageError, match="is not trained on"):
-            feeds.open_feed(spec, None, torch.device("cpu"), 0, Loading(), dataset=dataset)
-    assert feeds.open_feed(specs[1], None, torch.device("cpu"), 0, Loading(), dataset=split).about.sizes == {
-        "train": 45_000, "val": 5_000, "test": 60,
-    }  # fmt: skip
-
-
-FORKING = """
-import sys
-from resrepro.spec import catalogue
-from resrepro.launch import jobs
-from resrepro.data import digits
-spec = catalogue.derive(catalogue.find("digits-resnet8"), iterations=1)
-shared = jobs.load_shared([spec], None)
-digits.load_digits = None  # who loads them again fails
-job = jobs.Job("digits-resnet8", 0, ("digits", "all"))
-options = {"runs": sys.argv[1], "device": "cpu", "threads": 1, "iterations": 1}
-crew = jobs.Crew([job], 1, jobs.Order(options), shared)
-crew.train()
-assert isinstance(crew.outcomes[job], jobs.Finished), crew.outcomes
-assert "torch" not in sys.modules
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="where processes are not forked each loads its own")
-def test_the_first_process_loads_the_images_for_all_and_no_torch(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FORKING, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_with_torch_loaded_no_process_is_forked() -> None:

@@ -14,10 +14,11 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from resrepro.data import Images, load_dataset
-from resrepro.data.batches import Normalisation
+from resrepro.data.augment import Normalisation, on_device
+from resrepro.data.feeds import memory_views
 from resrepro.data.folder import scan_both
-from resrepro.data.loading import Loading
-from resrepro.data.views import PhotoViews, Views
+from resrepro.data.loader import Loading
+from resrepro.data.photos import PhotoViews, Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import running_statistics
@@ -25,7 +26,6 @@ from resrepro.spec import catalogue
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.experiment import Spec
 from resrepro.spec.recipe import Recipe
-from resrepro.training.feeds import memory_views, on_device
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import (
     Agreed,
@@ -39,6 +39,7 @@ from resrepro.training.parallel import (
     join,
     on_first,
     plan,
+    process_group,
     split_batch,
     told_as_lost,
     total,
@@ -338,7 +339,7 @@ def test_a_set_smaller_than_the_number_of_processes_is_measured_too(count: int, 
     digits = load_dataset("digits")
     few = digits.held_out["test"].part(0, count)
     net = build(DIGITS, 0)
-    wanted = measure_errors([member(net)], memory_views(*on_device(few, CPU)), False, CPU)
+    wanted = measure_errors([member(net)], memory_views(*on_device(few, CPU), process_group()), False, CPU)
     assert wanted.count == count
     answers = in_ranks(processes, lambda rank: measured_jointly(net, few))
     for answer in answers:
@@ -351,7 +352,9 @@ def test_every_image_in_memory_is_measured_exactly_once(
 ) -> None:
     pixels = torch.arange(1003).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     seen = []
-    for views in shares(processes, lambda: memory_views(pixels, torch.arange(1003)), monkeypatch):
+    for views in shares(
+        processes, lambda: memory_views(pixels, torch.arange(1003), process_group()), monkeypatch
+    ):
         assert views.scales[0].shape[1:] == (1, 3, 2, 2)
         assert torch.equal(views.scales[0][:, 0, 0, 0, 0], views.labels)
         seen += views.labels.tolist()
@@ -369,7 +372,7 @@ def test_every_photograph_is_measured_exactly_once(
     read = []
 
     def share() -> Iterator[Views]:
-        views = PhotoViews(photos, view, 32, Loading(workers=0))
+        views = PhotoViews(photos, view, 32, Loading(workers=0), process_group())
         read.append(views)
         return views.read(CPU)
 
@@ -394,14 +397,14 @@ def member(net: Net) -> Member:
 
 def measured_jointly(net: Net, images: Images) -> Errors:
     join(CPU)
-    return measure_errors([member(net)], memory_views(*on_device(images, CPU)), False, CPU)
+    return measure_errors([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_errors_of_several_processes_are_those_of_one(processes: int) -> None:
     images = load_dataset("digits").held_out["test"].part(0, 121)
     net = build(DIGITS, 0)
-    wanted = measure_errors([member(net)], memory_views(*on_device(images, CPU)), False, CPU)
+    wanted = measure_errors([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
     answers = in_ranks(processes, lambda rank: measured_jointly(net, images))
     assert {answer.count for answer in answers} == {121}
     for answer in answers:

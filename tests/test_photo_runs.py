@@ -10,7 +10,7 @@ from conftest import PHOTO_CLASSES, use_one_thread
 
 from resrepro.comparison import paper_rows as comparison
 from resrepro.data.folder import imagenet_classes
-from resrepro.data.loading import Loading
+from resrepro.data.loader import Loading
 from resrepro.errors import DataError, RecordError, UsageError
 from resrepro.evaluation import evaluate
 from resrepro.evaluation.responses import measure_responses

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from resrepro.data.batches import Normalisation
-from resrepro.data.views import Views, views_of
+from resrepro.data.augment import Normalisation
+from resrepro.data.photos import Views, views_of
 from resrepro.nets import Net, build_net
 from resrepro.spec import catalogue
 from resrepro.training.measure import Member, in_passes, log_scores, measure_errors

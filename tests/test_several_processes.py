@@ -13,10 +13,11 @@ import torch
 from ranks import Failed, in_ranks, start_ranks, torchrun, write_photos
 from runs import TIMES, checkpoint_of, differences, json_of, rows_of
 
-from resrepro.data.loading import Loading
-from resrepro.data.views import Views
+from resrepro.data import feeds
+from resrepro.data.loader import Loading
+from resrepro.data.photos import Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
-from resrepro.training import feeds, loop
+from resrepro.training import loop
 from resrepro.training.progress import Watcher
 from resrepro.training.session import train
 
@@ -121,7 +122,7 @@ def test_photographs_are_counted_once_also_when_they_are_read_for_their_mean(tmp
     data = write_photos(tmp_path / "photos", per_class=25, val=12)  # 75 and 36: more than one chunk each
     asked = PHOTOS | {"data": data, "bn_group": 2, "iterations": 2}
     one = one_run(tmp_path / "one", asked)
-    for file in (tmp_path / "cache").rglob("*.npz"):
+    for file in (tmp_path / "cache").rglob("*.json"):
         file.unlink()
     two = in_ranks(2, lambda rank: one_run(tmp_path / "two", asked))[0]
     assert not isinstance(two, Failed), two

@@ -19,10 +19,10 @@ from runs import OF_TIMES, TIMES, checkpoint_of, differences, env_of, net_of, re
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
-from resrepro.data import Dataset, Images, load_dataset
-from resrepro.data.batches import INITIAL_WEIGHTS, Preparation, TrainingBatches, stream_seed
-from resrepro.data.loading import Loading
-from resrepro.data.views import Views
+from resrepro.data import Dataset, Images, feeds, load_dataset
+from resrepro.data.augment import INITIAL_WEIGHTS, Augmentation, TrainingBatches, stream_seed
+from resrepro.data.loader import Loading
+from resrepro.data.photos import Views
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
@@ -30,7 +30,7 @@ from resrepro.records import read_run
 from resrepro.records.durable import write_json
 from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES
 from resrepro.spec.recipe import Recipe
-from resrepro.training import checkpoint, engine, feeds, loop
+from resrepro.training import checkpoint, engine, loop
 from resrepro.training import session as training
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.training.measure import Errors
@@ -254,7 +254,7 @@ def by_hand(seed: int = 0) -> tuple[dict[str, torch.Tensor], list[tuple[float, f
     ).recipe
     data = small_dataset("digits", "all")
     batches = TrainingBatches(
-        recipe, data.train, Preparation.from_training_images(recipe, data.train, torch.device("cpu")), seed
+        recipe, data.train, Augmentation.from_training_images(recipe, data.train, torch.device("cpu")), seed
     )
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
     net = build_net("digits", 8, generator=weights)

@@ -17,22 +17,20 @@ from torch import Tensor
 from resrepro.bench.ours import SEED, made_up_dataset, our_trainer
 from resrepro.bench.timing import finish, memory_used_mib, peak_memory_mib, timed
 from resrepro.bench.work import FORWARD_SHARE
-from resrepro.data import data_folder, load_dataset
-from resrepro.data.batches import Normalisation, laid_out, mean_over
-from resrepro.data.crops import CropReader, Lighting, PhotoBatches
+from resrepro.data import ALONE, DatasetInfo, data_folder, load_dataset
+from resrepro.data.augment import Lighting, Normalisation, laid_out, mean_over
+from resrepro.data.feeds import Feed, MemoryFeed, PhotoFeed
 from resrepro.data.folder import PhotoSet, scan_both
-from resrepro.data.loading import Loading
-from resrepro.data.statistics import Statistics
-from resrepro.data.views import Views
+from resrepro.data.loader import Loading
+from resrepro.data.photos import CropReader, PhotoViews, Views
 from resrepro.records.reading import FORMAT
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.experiment import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe
 from resrepro.training.checkpoint import state_of
 from resrepro.training.engine import EAGER, choose_engine, fast_settings, keep_memory, use_precision
-from resrepro.training.feeds import About, Feed, MemoryFeed, PhotoFeed
 from resrepro.training.loop import Trainer
-from resrepro.training.measure import measure_errors
+from resrepro.training.measure import Member, measure_errors
 from resrepro.training.parallel import collected, plan
 
 TEST_IMAGES = 10_000  # of CIFAR-10
@@ -50,7 +48,7 @@ class MadeUpPhotos(Feed):
         self.protocol, self.device = protocol_for(spec.recipe.test_view, "imagenet"), device
         self.size = spec.recipe.image_size
         sizes = dict(IMAGENET_IMAGES)
-        self.about = About(spec.dataset, None, IMAGENET_CLASSES, sizes, {}, (), ("val",))
+        self.about = DatasetInfo(spec.dataset, None, IMAGENET_CLASSES, sizes, {}, (), ("val",))
         self.normalisation = Normalisation(spec.recipe, mean_over(spec.recipe.mean, _grey(self.size)))
         self.normalisation.to(device)
 
@@ -77,15 +75,15 @@ class UnknownPhotos(PhotoFeed):
         Feed.__init__(self, spec.recipe)
         recipe = spec.recipe
         assert isinstance(recipe, ImageNetRecipe)
-        self.device, self.loading, self.photos = device, loading, photos
+        self.device, self.loading, self.group = device, loading, ALONE
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         sizes = {"train": len(photos.train), "val": len(photos.val)}
         classes = photos.train.classes
-        self.about = About(spec.dataset, classes, len(classes), sizes, {}, (), ("val",))
-        found = Statistics(_grey(recipe.image_size), np.eye(3), np.full(3, 0.05), {}, {})
-        self.normalisation = Normalisation(recipe, mean_over(recipe.mean, found.mean)).to(device)
-        reader = CropReader(photos.train, recipe, Lighting(recipe, found), SEED)
-        self._batches = PhotoBatches(reader, self.normalisation, loading, device)
+        self.about = DatasetInfo(spec.dataset, classes, len(classes), sizes, {}, (), ("val",))
+        mean = mean_over(recipe.mean, _grey(recipe.image_size))
+        self.normalisation = Normalisation(recipe, mean).to(device)
+        self._reader = CropReader(photos.train, recipe, Lighting(recipe, np.eye(3), np.full(3, 0.05)), SEED)
+        self._views = PhotoViews(photos.val, self.protocol, recipe.image_size, loading)
 
 
 def _grey(size: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
@@ -203,7 +201,11 @@ def _reading_seconds(trainer: Trainer, seconds: float) -> float:
 def _evaluation_seconds(trainer: Trainer, seconds: float, step: float) -> float:
     """For one evaluation of all held-out sets."""
     feed, device = trainer.feed, trainer.device
-    member, dense, total = feed.member(trainer.net), feed.protocol.crops == "dense", 0.0
+    member, dense, total = (
+        Member.of(trainer.net, feed.normalisation, feed.recipe),
+        feed.protocol.crops == "dense",
+        0.0,
+    )
     for name in feed.about.held_out:
         done, start = 0, time.perf_counter()
         for group in feed.views(name):

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from resrepro.data import Dataset, Images
+from resrepro.data.feeds import Feed
 from resrepro.records.write import Onlooker
 from resrepro.spec.experiment import Spec
-from resrepro.training.feeds import Feed
 from resrepro.training.loop import Target, Trainer
 from resrepro.training.measure import Errors
 from resrepro.training.parallel import BatchSplit, split_batch

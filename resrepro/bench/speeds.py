@@ -29,6 +29,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from resrepro.data import Dataset, Images
+from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import ResreproError, UsageError
 from resrepro.records.write import Onlooker, describe_environment
 from resrepro.spec import catalogue
@@ -45,7 +46,6 @@ from resrepro.training.engine import (
     threads_used,
     use_precision,
 )
-from resrepro.training.feeds import MemoryFeed
 from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Target, Trainer
 from resrepro.training.parallel import split_batch
 from resrepro.training.progress import Watcher

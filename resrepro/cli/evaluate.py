@@ -12,8 +12,6 @@ from resrepro.cli.options import (
     DataOption,
     DeviceOption,
     MaxBadOption,
-    PinOption,
-    PrefetchOption,
     RunsOption,
     ThreadsOption,
     WorkersOption,
@@ -113,9 +111,7 @@ def evaluate(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     workers: WorkersOption = None,
-    prefetch: PrefetchOption = None,
     max_bad_images: MaxBadOption = None,
-    pin_memory: PinOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:  # fmt: skip
     """Measure top-1 and top-5 error of runs or checkpoints under a test protocol, and record it.
@@ -136,7 +132,7 @@ def evaluate(
     third_party = ThirdPartyCheckpoint(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)
     options: dict[str, Any] = {
         "data": data, "device": device, "threads": threads,
-        "loading": loading_of(workers, prefetch, max_bad_images, pin_memory),
+        "loading": loading_of(workers, max_bad_images),
         "say": lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
     }  # fmt: skip
     if responses:

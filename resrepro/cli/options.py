@@ -9,7 +9,7 @@ from resrepro.errors import UsageError
 from resrepro.spec.recipe import Value, parse
 
 if TYPE_CHECKING:
-    from resrepro.data.loading import Loading
+    from resrepro.data.loader import Loading
 
 DataOption = Annotated[
     Path | None,
@@ -68,32 +68,21 @@ def _photos(text: str, *names: str) -> Any:
 WorkersOption = Annotated[
     int | None, _photos("Processes that decode ahead; 0 for none. (default: by the machine's cores)")
 ]
-PrefetchOption = Annotated[
-    int | None, _photos("Batches that each of them holds ready. (default: by the shared memory)")
-]
 MaxBadOption = Annotated[
     int | None,
     _photos("Files that may be no readable image, and are left out. (default: 0)", "--max-bad-images"),
 ]
 
 
-PinOption = Annotated[
-    bool | None,
-    _photos("Read into pinned memory. (default: for a GPU)", "--pin-memory/--no-pin-memory"),
-]
-
-
-def loading_of(
-    workers: int | None, prefetch: int | None, max_bad: int | None, pin_memory: bool | None
-) -> "Loading":
+def loading_of(workers: int | None, max_bad: int | None) -> "Loading":
     """How image files are read, from the options.
 
     Raises:
         UsageError: if a number is out of range.
     """
-    from resrepro.data.loading import Loading
+    from resrepro.data.loader import Loading
 
-    return Loading(workers, prefetch, max_bad or 0, pin_memory)
+    return Loading(workers, max_bad or 0)
 
 
 def _recipe(text: str, *names: str, metavar: str | None = None) -> Any:

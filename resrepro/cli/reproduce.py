@@ -196,7 +196,7 @@ def _measured(
         try:
             return measure_missing(
                 specs, seen, data=None if data is None else str(data),
-                device=reproduction.device, loading=(None, None, 0, None),
+                device=reproduction.device, loading=(None, 0),
                 threads=reproduction.threads or threads_each(jobs, this_machine()),
             )  # fmt: skip
         except UsageError:

@@ -22,9 +22,7 @@ from resrepro.cli.options import (
     IterationsOption,
     JobsOption,
     MaxBadOption,
-    PinOption,
     PrecisionOption,
-    PrefetchOption,
     RunsOption,
     SettingsOption,
     SplitOption,
@@ -90,9 +88,7 @@ def train(
         ),
     ] = None,
     workers: WorkersOption = None,
-    prefetch: PrefetchOption = None,
     max_bad_images: MaxBadOption = None,
-    pin_memory: PinOption = None,
     launcher: LauncherOption = "local",
     slurm: SlurmOption = None,
     runs: RunsOption = Path("runs"),
@@ -153,7 +149,7 @@ def train(
     # Refuse before the first run starts, not after.
     specs = [catalogue.derive(experiment, shortcut, **changed, **extra) for experiment in chosen]
     all_seeds = parse_seeds(seeds) if seeds is not None else [seed or 0]
-    reading = (workers, prefetch, max_bad_images or 0, pin_memory)
+    reading = (workers, max_bad_images or 0)
     if dry_run:
         from resrepro.cli.forecast import forecast
 

@@ -1,14 +1,15 @@
 """Datasets as uint8 arrays in memory, with a checksum and everything a reader must be told about them.
 
-Photographs, which do not fit in memory, are in the modules `folder`, `images`, `crops` and `views`.
+Photographs, which do not fit in memory, are in `folder` and `photos`; `feeds` gives a run either kind.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from resrepro.errors import DataError, UsageError
 DATA_VARIABLE = "RESREPRO_DATA"
 DEFAULT_FOLDER = Path("data")
 SPLITS = ("all", "45k5k")
+TEST_EVERY = 5  # every fifth of the digits is held out
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,35 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A dataset split as a run uses it.
+class DatasetInfo:
+    """What is known of a run's data before the first batch.
 
-    `held_out` maps the name of each set that is evaluated ("val", "test") to its images, the one
-    that gives the headline error first. `notices` are sentences that must stand under every number.
+    `held_out` names the sets that are evaluated ("val", "test"), that of the headline error first; `classes`
+    are those of a folder of photographs. `notices` are sentences that must stand under every number.
     """
+
+    name: str
+    classes: tuple[str, ...] | None
+    num_classes: int
+    sizes: Mapping[str, int]
+    checksums: Mapping[str, str]
+    notices: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """What the run record keeps: sizes, checksums, notices; no paths."""
+        return {
+            "name": self.name,
+            "images": dict(self.sizes),
+            **({} if self.classes is None else {"classes": self.num_classes}),
+            "sha256": dict(self.checksums),
+            "notices": list(self.notices),
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset split as a run uses it; `held_out` has the set of the headline error first."""
 
     name: str
     num_classes: int
@@ -56,14 +81,43 @@ class Dataset:
     checksums: Mapping[str, str]
     notices: tuple[str, ...] = ()
 
-    def describe(self) -> dict[str, Any]:
-        """What the run record keeps: sizes, checksums, notices; no paths."""
-        return {
-            "name": self.name,
-            "images": {"train": len(self.train)} | {name: len(part) for name, part in self.held_out.items()},
-            "sha256": dict(self.checksums),
-            "notices": list(self.notices),
-        }
+    @property
+    def info(self) -> DatasetInfo:
+        """What is known of it."""
+        sizes = {"train": len(self.train)} | {name: len(part) for name, part in self.held_out.items()}
+        parts = tuple(self.held_out)
+        return DatasetInfo(self.name, None, self.num_classes, sizes, self.checksums, self.notices, parts)
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """Which of the processes of a run this is, and how they exchange objects; by default one alone.
+
+    Attributes:
+        rank: from 0.
+        size: their number, on all machines.
+        local_size: how many of them share this machine.
+        all_gather: an object of each process to the list of all, in the order of ranks.
+        on_first: calls a function in the first process alone; all get its result, or its error.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    all_gather: Callable[[Any], list[Any]] = lambda part: [part]
+    on_first: Callable[[Callable[[], Any]], Any] = lambda work: work()
+
+    def share(self, count: int) -> slice:
+        """Which of `count` images of a batch are this process's, all processes having equally many."""
+        own = count // self.size
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+    def strided(self, count: int) -> range:
+        """Every so many of `count` items, so that together the processes have each once."""
+        return range(self.rank, count, self.size)
+
+
+ALONE = ProcessGroup()
 
 
 def load_dataset(name: str, split: str = "all", folder: str | Path | None = None) -> Dataset:
@@ -85,17 +139,32 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
     if split == "45k5k" and name != "cifar10":
         raise UsageError(f"the 45k/5k split is one of CIFAR-10, not of {name}: leave --split out.")
     if name == "digits":
-        from resrepro.data.digits import load_digits
-
         return load_digits()
     if name != "cifar10":
         raise UsageError(f"no dataset {name!r} that fits in memory: there are cifar10 and digits.")
     from resrepro.data.cifar10 import load_cifar10
 
-    given = folder or os.environ.get(DATA_VARIABLE)
-    what = "cifar-10-batches-py or cifar-10-batches-bin, or leave it out to download CIFAR-10"
-    top = _existing(given, folder, what) if given else DEFAULT_FOLDER
-    return load_cifar10(top, split, may_download=not given)
+    named = folder or os.environ.get(DATA_VARIABLE)
+    layout = "cifar-10-batches-py or cifar-10-batches-bin, or leave it out to download CIFAR-10"
+    top = _existing(named, folder, layout) if named else DEFAULT_FOLDER
+    return load_cifar10(top, split, may_download=not named)
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, real images that need no download; fixed split 1,438 / 359.
+
+    Upsampled from 8x8 to 16x16 (each pixel of 0..16 becomes a 2x2 square of 0..255), grey in 3 channels.
+    """
+    from sklearn.datasets import load_digits as bundled
+
+    digits = bundled()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    large = grey.repeat(2, axis=1).repeat(2, axis=2)
+    pixels = np.repeat(large[:, None], 3, axis=1)  # (1797, 3, 16, 16)
+    labels = digits.target.astype(np.int64)
+    held_out = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
+    train, test = Images(pixels[~held_out], labels[~held_out]), Images(pixels[held_out], labels[held_out])
+    return Dataset("digits", 10, train, {"test": test}, {"train": train.sha256(), "test": test.sha256()})
 
 
 def data_folder(folder: str | Path | None) -> Path:
@@ -105,17 +174,30 @@ def data_folder(folder: str | Path | None) -> Path:
         DataError: if there is none.
         UsageError: if none is named.
     """
-    given = folder or os.environ.get(DATA_VARIABLE)
-    what = "train/<class>/<image> and val/<class>/<image>"
-    if not given:
-        raise UsageError(f"which photographs? Name the folder that holds {what} with --data.")
-    return _existing(given, folder, what)
+    named = folder or os.environ.get(DATA_VARIABLE)
+    layout = "train/<class>/<image> and val/<class>/<image>"
+    if not named:
+        raise UsageError(f"which photographs? Name the folder that holds {layout} with --data.")
+    return _existing(named, folder, layout)
 
 
-def _existing(given: str | Path, folder: str | Path | None, what: str) -> Path:
-    if not Path(given).is_dir():
+def _existing(named: str | Path, folder: str | Path | None, layout: str) -> Path:
+    if not Path(named).is_dir():
         source = "--data" if folder else DATA_VARIABLE
         raise DataError(
-            f"the data folder {given} ({source}) does not exist: name the folder that holds {what}."
+            f"the data folder {named} ({source}) does not exist: name the folder that holds {layout}."
         )
-    return Path(given)
+    return Path(named)
+
+
+def write_cache(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file of the user's cache, all of it or nothing; where it fails, the next run makes it anew."""
+    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as file:
+                write(file)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 Pickled batches are unpickled only after their official MD5 matched. The pixels of the training set
 are compared with a packaged SHA-256 of the official ones, a binary test file with its official SHA-1.
+Unpacked, the images are kept in the user's cache and mapped from there: the runs of a machine share one copy.
 """
 
 import hashlib
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from resrepro.data import Dataset, Images
+from resrepro.data import Dataset, Images, write_cache
 from resrepro.errors import DataError
 from resrepro.records.files import TooLarge, read_plain
+from resrepro.records.write import cache_folder
 
 # Pixels then labels of the 50,000 official training images, in order.
 OFFICIAL_TRAIN_SHA256 = "1e91790dbaf241617ca1f29a9aba08eb9a62df84cc90676b47edd05ad2ab3c94"
@@ -29,9 +31,12 @@ OFFICIAL_MD5 = {
 OFFICIAL_TEST_SHA1 = "67eb016db431130d61cd03c7ad570b013799c88c"  # of the binary layout's test file
 RECORD = 1 + 3 * 32 * 32  # bytes per image of the binary layout: the label, then R, G, B planes
 PER_FILE = 10_000
+TRAINING_IMAGES = 5 * PER_FILE
+DIGESTS = 2 * 32  # bytes of two SHA-256
 LARGEST_PICKLE = 64 * 2**20  # bytes; the official batches have 31 million, any other size another MD5
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"
+Bytes = npt.NDArray[np.uint8]
 VALIDATION = 5_000  # of the 45k/5k split, Section 4.2
 
 
@@ -49,19 +54,15 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
         raise DataError(
             f"no CIFAR-10 in {folder}: expected a folder cifar-10-batches-py or cifar-10-batches-bin there."
         )
-    binary = any((layout / f"{name}.bin").exists() for name in (*TRAIN_FILES, TEST_FILE))
-    read = _read_binary if binary else _read_python
-    train = _joined([read(layout, name) for name in TRAIN_FILES])
-    test = read(layout, TEST_FILE)
+    binary = any(path.exists() for path in _files(layout, ".bin"))
+    train, test, checksums = _unpacked(_files(layout, ".bin" if binary else ""), binary)
     notices = []
-    train_sha256 = train.sha256()
-    if train_sha256 != OFFICIAL_TRAIN_SHA256:
+    if checksums["train"] != OFFICIAL_TRAIN_SHA256:
         notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
     if len(test) < PER_FILE:
         notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
     elif binary and _sha1(layout / f"{TEST_FILE}.bin") != OFFICIAL_TEST_SHA1:
         notices.append("the test images are not exactly the official ones (checksum differs)")
-    checksums = {"train": train_sha256, "test": test.sha256()}
     held_out = {"test": test}
     if split == "45k5k":
         held_out = {"val": train.part(len(train) - VALIDATION), "test": test}
@@ -69,20 +70,21 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
     return Dataset("cifar10", 10, train, held_out, checksums, tuple(notices))
 
 
+def _files(layout: Path, suffix: str) -> list[Path]:
+    return [layout / f"{name}{suffix}" for name in (*TRAIN_FILES, TEST_FILE)]
+
+
 def _find(folder: Path) -> Path | None:
     """The folder that holds the batches: `folder` itself or one of the official names below it."""
     for layout in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
-        if any(
-            (layout / f"{name}{end}").exists() for name in (*TRAIN_FILES, TEST_FILE) for end in ("", ".bin")
-        ):
+        if any(path.exists() for path in _files(layout, "") + _files(layout, ".bin")):
             return layout
     return None
 
 
 def _complete(layout: Path) -> bool:
     """Whether all files of one of the two layouts are there."""
-    names = (*TRAIN_FILES, TEST_FILE)
-    return any(all((layout / f"{name}{end}").exists() for name in names) for end in ("", ".bin"))
+    return any(all(path.exists() for path in _files(layout, suffix)) for suffix in ("", ".bin"))
 
 
 def _download(folder: Path) -> None:
@@ -120,36 +122,68 @@ def _sha1(path: Path) -> str:
     return hashlib.sha1(_bytes_of(path, PER_FILE * RECORD), usedforsecurity=False).hexdigest()
 
 
-def _read_python(layout: Path, name: str) -> Images:
-    path = layout / name
-    content = _bytes_of(path, LARGEST_PICKLE)
+def _unpacked(paths: list[Path], binary: bool) -> tuple[Images, Images, dict[str, str]]:
+    """Training images, test images and their checksums, from the cache if the same files were unpacked once.
+
+    Raises:
+        DataError: if a file is missing or damaged.
+    """
+    contents = [_bytes_of(path, PER_FILE * RECORD if binary else LARGEST_PICKLE) for path in paths]
+    sources = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents))
+    cached = cache_folder() / f"cifar10-{sources.hexdigest()[:32]}.npy"
+    if mapped := _mapped(cached):
+        return mapped
+    parse = _parse_binary if binary else _parse_python
+    parts = [parse(path, content) for path, content in zip(paths, contents, strict=True)]
+    row = np.concatenate([column.reshape(-1) for columns in zip(*parts, strict=True) for column in columns])
+    images = _of_row(row)
+    digests = np.frombuffer(bytes.fromhex("".join(images[2].values())), np.uint8)
+    write_cache(cached, lambda file: np.save(file, np.append(row, digests)))
+    return _mapped(cached) or images
+
+
+def _mapped(path: Path) -> tuple[Images, Images, dict[str, str]] | None:
+    """The images in a cache file, a row of bytes that ends with their checksums; None if it is not whole."""
+    try:
+        content = np.load(path, mmap_mode="r") if path.is_file() else None
+    except Exception:  # damage can look like anything
+        return None
+    if not isinstance(content, np.memmap) or content.dtype != np.uint8 or content.ndim != 1:
+        return None
+    row, digests = np.split(np.asarray(content), [-DIGESTS])
+    if len(row) <= TRAINING_IMAGES * RECORD or len(row) % RECORD:
+        return None
+    images = _of_row(row)
+    return images if "".join(images[2].values()) == digests.tobytes().hex() else None
+
+
+def _of_row(row: Bytes) -> tuple[Images, Images, dict[str, str]]:
+    """Training images, test images and their checksums, from the bytes of all pixels, then of all labels."""
+    pixels, labels = np.split(row, [len(row) // RECORD * (RECORD - 1)])
+    images = Images(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))
+    train, test = images.part(0, TRAINING_IMAGES), images.part(TRAINING_IMAGES)
+    return train, test, {"train": train.sha256(), "test": test.sha256()}
+
+
+def _parse_python(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
+    """Pixels (N, 3072) and labels (N,) of a pickled batch."""
     # The checksum comes first: unpickling bytes that nobody vouches for can run code.
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != _official_md5(name):
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != OFFICIAL_MD5[path.name]:
         raise DataError(f"{path} is damaged: its MD5 is not the official one. Delete it and get it again.")
     batch = pickle.loads(content, encoding="bytes")
-    pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-    return Images(pixels, np.asarray(batch[b"labels"], np.int64))
+    return np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"], np.uint8)
 
 
-def _read_binary(layout: Path, name: str) -> Images:
-    path = layout / f"{name}.bin"
-    content = np.frombuffer(_bytes_of(path, PER_FILE * RECORD), np.uint8)
+def _parse_binary(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
+    """Pixels (N, 3072) and labels (N,) of a file of records."""
     count, rest = divmod(len(content), RECORD)
-    complete = count == PER_FILE or (name == TEST_FILE and 0 < count < PER_FILE)
+    complete = count == PER_FILE or (path.stem == TEST_FILE and 0 < count < PER_FILE)
     if rest or not complete:
         raise DataError(
             f"{path} is damaged or truncated: {len(content):,} bytes instead of {PER_FILE * RECORD:,}. "
             "Copy or download it again."
         )
-    records = content.reshape(count, RECORD)
-    labels: npt.NDArray[np.int64] = records[:, 0].astype(np.int64)
-    if labels.max() > 9:
+    records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
+    if records[:, 0].max() > 9:
         raise DataError(f"{path} is damaged: it holds a label above 9. Copy or download it again.")
-    # Whole, not a view of the records: a net's own copy of it would be one for each job.
-    return Images(np.ascontiguousarray(records[:, 1:]).reshape(count, 3, 32, 32), labels)
-
-
-def _joined(parts: list[Images]) -> Images:
-    return Images(
-        np.concatenate([part.pixels for part in parts]), np.concatenate([part.labels for part in parts])
-    )
+    return records[:, 1:], records[:, 0]

@@ -1,6 +1,6 @@
 """Folders of photographs in the usual layout: `train/<class>/*` and `val/<class>/*`, any number of classes.
 
-Only names and sizes are looked at here; the files are opened by `resrepro.data.images`. Links are followed,
+Only names and sizes are looked at here; the files are opened by `resrepro.data.photos`. Links are followed,
 out of the folder too: data sets are often put together of links, and what one leads to must be an image.
 """
 
@@ -123,18 +123,18 @@ def scan(root: Path, split: str) -> Photos:
                 "with one folder per class."
             )
         classes = sorted(entry.name for entry in os.scandir(top) if _is_class(entry))
-        found = [(name, list(_files(top / name, name, (_identity(top),)))) for name in classes]
+        listed = [(name, list(_files(top / name, name, (_identity(top),)))) for name in classes]
     except OSError as error:
         raise DataError(
             f"{printable(str(error.filename or top))} cannot be read: {error.strerror}."
         ) from None
     if not classes:
         raise DataError(f"{top} has no classes: expected one folder per class there.")
-    for name, files in found:
+    for name, files in listed:
         if not files:
             raise DataError(f"the class {name!r} in {top} is empty: put images there or remove its folder.")
-    files = [file for _, group in found for file in group]
-    labels = np.repeat(np.arange(len(classes)), [len(group) for _, group in found])
+    files = [file for _, group in listed for file in group]
+    labels = np.repeat(np.arange(len(classes)), [len(group) for _, group in listed])
     paths, sizes, changed = zip(*files, strict=True)
     numbers = (np.array(column, np.int64) for column in (sizes, labels, changed))
     return Photos(root, split, tuple(classes), Names(paths), *numbers)
@@ -218,13 +218,13 @@ def notices_of(dataset: str, photos: PhotoSet) -> tuple[str, ...]:
         return ()
     unseen = len(photos.train.classes) - len(set(photos.val.labels.tolist()))
     lacking = () if not unseen else (f"val has no images of {unseen} of the classes",)
-    told = (
+    sizes_text = (
         f"{len(photos.train.classes):,} classes, {sizes['train']:,} training and "
         f"{sizes['val']:,} validation images"
     )
     if dataset == "imagenet":
         return (
-            f"the images are not those of ImageNet: {told} instead of 1,000, 1,281,167 and 50,000",
+            f"the images are not those of ImageNet: {sizes_text} instead of 1,000, 1,281,167 and 50,000",
             *lacking,
         )
-    return (f"the folder {photos.train.root.resolve().name} has {told}", *lacking)
+    return (f"the folder {photos.train.root.resolve().name} has {sizes_text}", *lacking)

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
-from resrepro.data.loading import Loading
+from resrepro.data.augment import memory_format
+from resrepro.data.feeds import open_feed
+from resrepro.data.loader import Loading
 from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation.held_out import HeldOut, open_held_out
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
 from resrepro.processes import is_first, world_size
 from resrepro.records import CIFAR10_TEST
@@ -22,15 +25,12 @@ from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.training.engine import (
     choose_device,
     forget_shapes_soon,
-    memory_format,
     telling_memory,
     threads_used,
     use_precision,
 )
-from resrepro.training.feeds import open_feed
-from resrepro.training.held_out import HeldOut, open_held_out
 from resrepro.training.measure import Errors, Member, measure_errors, with_precise_statistics
-from resrepro.training.parallel import bn_group_for, join, split_batch, told_as_lost
+from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
 
 __all__ = ["ThirdPartyCheckpoint", "evaluate", "measure_nets"]
 
@@ -194,7 +194,7 @@ def _with_statistics(
         )
     spread = split_batch(net.recipe.batch_size, world_size())
     bn_group_for(net.recipe, spread, given=True)
-    feed = open_feed(net.spec, data, device, net.seed, loading, say)
+    feed = open_feed(net.spec, data, device, net.seed, loading, say, process_group())
     if feed.about.checksums["train"] != net.trained_on.get("train"):
         raise RecordError(
             f"{net.name} was trained on other images than those at hand (checksum differs): "

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.data.loading import Loading
+from resrepro.data.augment import memory_format
+from resrepro.data.feeds import Feed, open_feed
+from resrepro.data.loader import Loading
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
@@ -22,8 +24,7 @@ from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
 from resrepro.processes import world_size
 from resrepro.records import Run, read_run
 from resrepro.records.evaluations import Responses, read_responses, write_responses
-from resrepro.training.engine import choose_device, memory_format, telling_memory, threads_used, use_precision
-from resrepro.training.feeds import Feed, open_feed
+from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
 from resrepro.training.measure import in_passes, with_precise_statistics
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resrepro.data.batches import Normalisation
+from resrepro.data.augment import Normalisation
 from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.state_dict import UNUSED, fill, find_state_dict
@@ -21,8 +21,7 @@ from resrepro.spec import catalogue
 from resrepro.spec.experiment import Spec, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
 from resrepro.training.checkpoint import Damaged, load_checkpoint
-from resrepro.training.feeds import window_of
-from resrepro.training.measure import Member
+from resrepro.training.measure import Member, window_of
 
 LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
 LARGEST_SIDE = 8192  # pixels of a scaled image's shorter side; ten times those of the paper

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from resrepro.data.batches import Normalisation, laid_out
+from resrepro.data.augment import Normalisation, laid_out
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.state_dict import read_safetensors
 from resrepro.nets import Net

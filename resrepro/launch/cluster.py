@@ -127,7 +127,7 @@ class Task:
         Raises:
             SystemExit: if some of it failed, once the rest was tried.
         """
-        from resrepro.data.loading import Loading
+        from resrepro.data.loader import Loading
         from resrepro.evaluation import measure_nets
 
         options, sentences = self.order.options, []

@@ -63,7 +63,7 @@ def estimate(
         fast: as for a run.
         compiling: as for a run.
         micro_batch: images per pass.
-        loading: the values of `resrepro.data.loading.Loading`, in order.
+        loading: the values of `resrepro.data.loader.Loading`, in order.
         seconds: how long to measure; SECONDS by default.
         settings: settings of the recipe to change.
 

@@ -16,7 +16,7 @@ from resrepro.spec.experiment import Spec
 from resrepro.training.progress import SIGNALS, Interrupts, Pace, Sample, StoppedEarly, Watcher, sample_line
 
 if TYPE_CHECKING:
-    from resrepro.data.loading import Loading
+    from resrepro.data.loader import Loading
     from resrepro.training.measure import Errors
 
 
@@ -185,7 +185,7 @@ def outcome_of(job: Job, order: Order, dataset: Dataset | None, watcher: Watcher
             loading = _checked(order)
         except UsageError as error:
             return Failed(str(error), UsageError, of_all=True)
-        told = order.options | {"dataset": dataset, "loading": loading, "watcher": watcher}
+        told = order.options | {"loading": loading, "watcher": watcher}
         return Finished(train(job.experiment, job.seed, **told))
     except Interrupted as stop:
         return Stopped(str(stop), stop.exit_code - 128)
@@ -206,7 +206,7 @@ def _checked(order: Order) -> "Loading":
     Raises:
         UsageError: if it cannot.
     """
-    from resrepro.data.loading import Loading
+    from resrepro.data.loader import Loading
     from resrepro.training.engine import choose_device, threads_used, use_precision
     from resrepro.training.progress import CheckpointInterval
 

@@ -83,7 +83,7 @@ class Reproduction:
             "threads": self.threads, "threads_if_new": threads_each(jobs, this_machine()),
             "arguments": sys.argv[1:],
         }  # fmt: skip
-        return Order(options, (None, None, 0, None), looks)
+        return Order(options, (None, 0), looks)
 
     def train(self, asked: int | None, *, looks: bool) -> None:
         """Train what is missing: nets on small images first, as many at once as there is room for.

@@ -189,15 +189,6 @@ def telling_memory(what: str) -> Iterator[None]:
         raise kind(f"this machine's memory does not hold {what}.") from None
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of activations on a device: channels last, faster on the CPU (measured) than NCHW.
-
-    Not on MPS, whose BN gradients are wrong for channels-last inputs in some PyTorch releases
-    (pytorch issue 175189).
-    """
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
 def forget_shapes_soon() -> None:
     """Let the CPU's convolution library keep few prepared convolutions, before it is first used.
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.data.batches import INITIAL_WEIGHTS, stream_seed
+from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
+from resrepro.data.feeds import Feed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
 from resrepro.processes import world_size
@@ -19,9 +20,8 @@ from resrepro.records.write import RunWriter
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import Spec
 from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
-from resrepro.training.engine import EAGER, accelerate, arithmetic, memory_format
-from resrepro.training.feeds import Feed
-from resrepro.training.measure import Errors, ErrorSums
+from resrepro.training.engine import EAGER, accelerate, arithmetic
+from resrepro.training.measure import Errors, ErrorSums, measure_held_out
 from resrepro.training.optimizer import (
     learning_rate,
     make_optimizer,
@@ -202,7 +202,7 @@ class Trainer:
         train = self.since_sample.read_all()  # waits for the device: the time is of finished work
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
-        held_out = self.feed.measure(self.net, self.device, ballot.heard)
+        held_out = measure_held_out(self.feed, self.net, self.device, ballot.heard)
         if signal_number := ballot.final():
             self.stop(signal_number)
         self.sample(speed, {"train": train} | held_out)

@@ -7,19 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resrepro.data.batches import Normalisation
-from resrepro.data.views import Views
+from resrepro.data.augment import Normalisation
+from resrepro.data.feeds import EVAL_BATCH, Feed
+from resrepro.data.photos import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
 from resrepro.processes import world_size
-from resrepro.spec.recipe import Recipe
+from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
-EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
-PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,16 @@ class Member:
     precision: str = "float32"
     window: int = 7
 
+    @classmethod
+    def of(cls, net: Net, normalisation: Normalisation, recipe: Recipe) -> "Member":
+        """The net as its recipe has it measured."""
+        return cls(net, normalisation, recipe.precision, window_of(recipe))
+
+
+def window_of(recipe: Recipe) -> int:
+    """The side of the last feature map at the training size; ImageNet nets reduce images 32 times."""
+    return -(-recipe.image_size // 32) if isinstance(recipe, ImageNetRecipe) else 8
+
 
 def never() -> bool:
     """Let an evaluation go on to its end."""
@@ -112,6 +121,18 @@ def measure_errors(
             scores = log_scores(members, scales, dense)
             sums.add(F.nll_loss(scores, labels), scores, labels)
     return sums.read_all()
+
+
+def measure_held_out(
+    feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = never
+) -> dict[str, Errors]:
+    """Errors on every held-out set, with the BN statistics that the recipe names; `stop` as in `measure`."""
+    if getattr(feed.recipe, "bn_stats", "running") == "precise":
+        net = with_precise_statistics(net, feed.first_batches(), feed.recipe, stop)
+    member, dense = Member.of(net, feed.normalisation, feed.recipe), feed.protocol.crops == "dense"
+    return {
+        name: measure_errors([member], feed.views(name), dense, device, stop) for name in feed.about.held_out
+    }
 
 
 def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:
@@ -175,7 +196,7 @@ def with_precise_statistics(
 
     Args:
         net: stays as it is.
-        batches: training images and labels, PRECISE_BATCHES of them or one epoch.
+        batches: training images and labels, those of `Feed.first_batches`.
         recipe: the arithmetic and the size of the BN groups.
         stop: once it holds the rest of the batches is left out.
     """

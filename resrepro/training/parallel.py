@@ -22,9 +22,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from resrepro.data import ProcessGroup
 from resrepro.errors import PeerLost, ResreproError, UsageError
 from resrepro.nets.layers import running_statistics
-from resrepro.processes import is_first, world_size
+from resrepro.processes import is_first, local_world_size, rank, world_size
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import Spec
 from resrepro.spec.recipe import Recipe, Value
@@ -249,6 +250,11 @@ def on_first(work: Callable[[], T]) -> T:
         error.told = not is_first()
         raise error
     return result  # type: ignore[no-any-return]
+
+
+def process_group() -> ProcessGroup:
+    """The processes of this run, as the data need them."""
+    return ProcessGroup(rank(), world_size(), local_world_size(), collected, on_first)
 
 
 @dataclass(frozen=True)

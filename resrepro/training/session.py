@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resrepro.data import Dataset
-from resrepro.data.loading import Loading
+from resrepro.data.feeds import Feed, open_feed
+from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.processes import is_first
 from resrepro.records import MALFORMED, read_run
@@ -35,9 +35,8 @@ from resrepro.training.engine import (
     threads_used,
     use_precision,
 )
-from resrepro.training.feeds import Feed, open_feed
 from resrepro.training.loop import Target, Trainer
-from resrepro.training.parallel import BatchSplit, join, on_first, plan, told_as_lost
+from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
 from resrepro.training.progress import CheckpointInterval, Interrupts, StoppedEarly, Watcher
 
 
@@ -47,7 +46,6 @@ def train(
     *,
     shortcut: str | None = None,
     data: str | Path | None = None,
-    dataset: Dataset | None = None,
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
@@ -71,7 +69,6 @@ def train(
         shortcut: "A", "B" or "C" for residual nets; the paper's A by default.
         data: folder of CIFAR-10 (see `resrepro.data.load_dataset`), or of photographs in `train/<class>/`
             and `val/<class>/`.
-        dataset: CIFAR-10 or the digits, where they are in memory already.
         runs: folder in which the run's own folder is made.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         threads: CPU threads; one per core by default. A run that goes on keeps device and threads.
@@ -114,7 +111,7 @@ def train(
         folder = run_folder(Path(runs), spec, seed)
         if not fresh and on_first(lambda: already_over(folder, watcher)):
             if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
-                about = open_feed(spec, data, requested, seed, loading, watcher.say).about
+                about = open_feed(spec, data, requested, seed, loading, watcher.say, process_group()).about
                 on_first(lambda: check_same_images(folder, checksums_of(folder), about.checksums))
             return folder
         if not fresh and settings.get("bn_group") is None:
@@ -132,7 +129,7 @@ def train(
                 ahead, begun = spec.recipe.iterations - done, env["engine"] if env else None
                 engine = on_first(lambda: choose_engine(compiling, used, ahead, begun, watcher.say))
                 use_precision(spec.recipe.precision, used)
-                feed = open_feed(spec, data, used, seed, loading, watcher.say, dataset)
+                feed = open_feed(spec, data, used, seed, loading, watcher.say, process_group())
                 writer = _open_writer(folder, spec, seed, feed, fresh)
                 _say_first(writer, spec, split, feed.about.notices, watcher)
                 trainer = Trainer(spec, seed, feed, Target(used, split, engine), writer, watcher)

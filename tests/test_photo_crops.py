@@ -3,7 +3,7 @@
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +11,21 @@ import pytest
 import torch
 from conftest import blotches
 from PIL import Image
+from torch import Tensor
 from torchvision import transforms
 
-from resrepro.data.batches import Normalisation
-from resrepro.data.crops import (
+from resrepro.data import ALONE, ProcessGroup
+from resrepro.data.augment import (
     PUBLISHED_COMPONENTS,
     PUBLISHED_VARIANCES,
-    CropBatch,
-    CropReader,
+    CropParams,
     Lighting,
-    PhotoBatches,
-    draw,
-    training_crop,
+    Normalisation,
 )
 from resrepro.data.folder import scan
-from resrepro.data.images import read_image
-from resrepro.data.loading import Loading
-from resrepro.data.statistics import Statistics, principal_axes
+from resrepro.data.loader import Loading
+from resrepro.data.photos import CropBatch, CropReader, photo_batches, read_image, training_crop
+from resrepro.data.statistics import principal_axes
 from resrepro.errors import DataError
 from resrepro.spec import catalogue
 from resrepro.spec.recipe import ImageNetRecipe
@@ -41,15 +39,20 @@ def recipe_with(**settings: object) -> ImageNetRecipe:
     return catalogue.derive(catalogue.find("folder-resnet18"), **settings).recipe
 
 
-def made_up_statistics() -> Statistics:
-    rng = np.random.default_rng(0)
-    variances, components = principal_axes(np.cov(rng.random((3, 50))))
-    return Statistics(255 * rng.random((3, SIZE, SIZE)), components, variances, {}, {})
+def made_up_axes() -> tuple[np.ndarray, np.ndarray]:
+    """Some components and variances of colours."""
+    variances, components = principal_axes(np.cov(np.random.default_rng(0).random((3, 50))))
+    return components, variances
 
 
-def reader_of(photographs: Path, seed: int = 0, **settings: object) -> CropReader:
+MEAN = 255 * np.random.default_rng(1).random((3, SIZE, SIZE))
+
+
+def reader_of(
+    photographs: Path, seed: int = 0, group: ProcessGroup = ALONE, **settings: object
+) -> CropReader:
     recipe = recipe_with(**settings)
-    return CropReader(scan(photographs, "train"), recipe, Lighting(recipe, made_up_statistics()), seed)
+    return CropReader(scan(photographs, "train"), recipe, Lighting(recipe, *made_up_axes()), seed, group)
 
 
 def same(one: CropBatch, other: CropBatch) -> bool:
@@ -107,7 +110,7 @@ def test_all_sides_places_and_flips_are_equally_likely() -> None:
     image = Image.fromarray(np.stack([across, down, down], axis=2).astype(np.uint8))
     recipe = recipe_with(scale=(35, 35))
     found: Counter = Counter()
-    for choice in np.concatenate([draw(7, iteration, 256).views for iteration in range(24)]):
+    for choice in np.concatenate([CropParams.draw(7, iteration, 256).views for iteration in range(24)]):
         crop = training_crop(image, recipe, choice).astype(int)
         flipped = crop[0, 0, 0] > crop[0, 0, 1]
         found[crop[0].min(), crop[1].min(), flipped] += 1
@@ -124,16 +127,16 @@ def test_the_shorter_side_is_uniform_on_the_whole_numbers_of_its_range(
         sides[shorter] += 1
         return Image.new("RGB", (shorter, shorter))
 
-    monkeypatch.setattr("resrepro.data.crops.scaled_to", noted)
+    monkeypatch.setattr("resrepro.data.photos.scaled_to", noted)
     recipe, image = recipe_with(scale=(40, 71)), Image.new("RGB", (50, 60))
-    for choice in np.concatenate([draw(3, iteration, 256).views for iteration in range(20)]):
+    for choice in np.concatenate([CropParams.draw(3, iteration, 256).views for iteration in range(20)]):
         training_crop(image, recipe, choice)
     assert set(sides) == set(range(40, 72))
     assert not far_from_even(sides, 32)
 
 
 def test_draws_of_images_iterations_and_seeds_are_independent() -> None:
-    batches = [draw(seed, iteration, 256) for seed in range(3) for iteration in range(3)]
+    batches = [CropParams.draw(seed, iteration, 256) for seed in range(3) for iteration in range(3)]
     views = np.stack([np.concatenate([each.views, each.colours], axis=1) for each in batches])
     assert len(np.unique(views)) == views.size
     columns = views.transpose(2, 0, 1).reshape(7, -1)
@@ -153,12 +156,12 @@ def in_closed_form(variances: np.ndarray, components: np.ndarray, strength: floa
 @pytest.mark.parametrize("colour", ["pca_computed", "pca_published"])
 @pytest.mark.parametrize("strength", [0.1, 0.5])
 def test_shifts_have_the_covariance_of_the_closed_form(colour: str, strength: float) -> None:
-    statistics = made_up_statistics()
+    components, variances = made_up_axes()
     if colour == "pca_computed":
-        wanted = in_closed_form(statistics.variances, statistics.components, strength)
+        wanted = in_closed_form(variances, components, strength)
     else:
         wanted = in_closed_form(np.array(PUBLISHED_VARIANCES), np.array(PUBLISHED_COMPONENTS), strength)
-    lighting = Lighting(recipe_with(colour=colour, colour_std=strength), statistics)
+    lighting = Lighting(recipe_with(colour=colour, colour_std=strength), components, variances)
     shifts = lighting.shifts(np.random.default_rng(5).standard_normal((200_000, 3)))
     assert shifts.shape == (200_000, 3, 1, 1)
     measured = shifts[:, :, 0, 0].double().numpy()
@@ -177,7 +180,7 @@ def test_the_published_components_are_orthonormal_to_their_printed_digits() -> N
 
 @pytest.mark.parametrize("settings", [{"colour": "none"}, {"colour_std": 0.0}])
 def test_without_the_augmentation_nothing_is_shifted(settings: dict[str, object]) -> None:
-    shifts = Lighting(recipe_with(**settings), made_up_statistics()).shifts(draw(0, 0, 64).colours)
+    shifts = Lighting(recipe_with(**settings), *made_up_axes()).shifts(CropParams.draw(0, 0, 64).colours)
     assert torch.equal(shifts, torch.zeros(64, 3, 1, 1))
 
 
@@ -186,8 +189,8 @@ def test_without_the_augmentation_nothing_is_shifted(settings: dict[str, object]
 
 def test_a_batch_holds_the_crops_of_its_images(photographs: Path) -> None:
     reader = reader_of(photographs)
-    batch, draws = reader[11], draw(0, 11, 8)
-    for place, index in enumerate(reader.order.indices(11).tolist()):
+    batch, draws = reader[11], CropParams.draw(0, 11, 8)
+    for place, index in enumerate(reader.sampler.indices(11).tolist()):
         image = read_image(reader.photos.path(index)).image
         assert np.array_equal(batch.crops[place], slow_crop(image, reader.recipe, draws.views[place]))
         assert batch.labels[place] == reader.photos.labels[index]
@@ -212,58 +215,33 @@ def test_a_batch_depends_on_seed_and_iteration_alone(photographs: Path) -> None:
     assert not same(reader_of(photographs, seed=5)[0], known[0])
 
 
-def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
-    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    for name, value in values.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-
-
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_processes_have_the_batch_between_them(
-    world: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_have_the_batch_between_them(world: int, photographs: Path) -> None:
     whole = reader_of(photographs)[5]
-    shares = []
-    for rank in range(world):
-        as_process(monkeypatch, rank, world)
-        shares.append(reader_of(photographs)[5])
+    shares = [reader_of(photographs, group=ProcessGroup(rank, world))[5] for rank in range(world)]
     assert {len(share.labels) for share in shares} == {8 // world}
     for part in ("crops", "labels", "shifts"):
         assert torch.equal(torch.cat([getattr(share, part) for share in shares]), getattr(whole, part))
 
 
-def test_a_worker_that_knows_nothing_of_the_processes_reads_its_share(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Workers may be sent their reader, and keep the environment of an earlier time."""
-    as_process(monkeypatch, 1, 2)
-    reader = reader_of(photographs)
-    share, sent = reader[3], pickle.dumps(reader)
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name)
-    assert same(pickle.loads(sent)[3], share)
+def test_a_worker_is_sent_its_share_and_little_else(photographs: Path) -> None:
+    reader = reader_of(photographs, group=ProcessGroup(1, 2))
+    sent = pickle.dumps(reader)
+    assert same(pickle.loads(sent)[3], reader[3])
     assert len(sent) < 20_000
 
 
-Make = Callable[..., PhotoBatches]
+def batches_of(
+    reader: CropReader, start: int, stop: int, workers: int = 0, device: torch.device = CPU
+) -> Iterator[tuple[Tensor, Tensor]]:
+    normalisation = Normalisation(reader.recipe, torch.as_tensor(MEAN, dtype=torch.float32)).to(device)
+    return photo_batches(reader, range(start, stop), normalisation, Loading(workers))
 
 
-@pytest.fixture
-def batches_of(photographs: Path) -> Make:
-    def make(workers: int = 0, top: Path = photographs, **settings: object) -> PhotoBatches:
-        reader = reader_of(top, **settings)
-        mean = torch.as_tensor(made_up_statistics().mean, dtype=torch.float32)
-        return PhotoBatches(reader, Normalisation(reader.recipe, mean), Loading(workers), CPU)
-
-    return make
-
-
-def test_images_are_shifted_less_the_mean_and_divided(batches_of: Make) -> None:
-    batches = batches_of(pixel_divisor=58.0, colour_std=0.3)
-    (images, labels), batch = next(batches.between(2, 3)), batches.reader[2]
-    mean = made_up_statistics().mean
-    wanted = (batch.crops.numpy().astype(float) + batch.shifts.numpy() - mean) / 58
+def test_images_are_shifted_less_the_mean_and_divided(photographs: Path) -> None:
+    reader = reader_of(photographs, pixel_divisor=58.0, colour_std=0.3)
+    (images, labels), batch = next(batches_of(reader, 2, 3)), reader[2]
+    wanted = (batch.crops.numpy().astype(float) + batch.shifts.numpy() - MEAN) / 58
     assert np.abs(images.numpy() - wanted).max() < 1e-5
     assert images.dtype == torch.float32
     assert torch.equal(labels, batch.labels)
@@ -271,44 +249,41 @@ def test_images_are_shifted_less_the_mean_and_divided(batches_of: Make) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_give_the_batches_that_none_give(workers: int, batches_of: Make) -> None:
-    plain, read = list(batches_of(0).between(0, 5)), list(batches_of(workers).between(0, 5))
+def test_workers_give_the_batches_that_none_give(workers: int, photographs: Path) -> None:
+    reader = reader_of(photographs)
+    plain, read = list(batches_of(reader, 0, 5)), list(batches_of(reader, 0, 5, workers))
     assert len(plain) == len(read) == 5
     for (images, labels), (others, truth) in zip(plain, read, strict=True):
         assert torch.equal(images, others)
         assert torch.equal(labels, truth)
 
 
-def test_a_resumed_run_sees_the_batches_of_one_that_went_on(batches_of: Make) -> None:
-    whole, rest = list(batches_of().between(0, 12)), list(batches_of().between(9, 12))
+def test_a_resumed_run_sees_the_batches_of_one_that_went_on(photographs: Path) -> None:
+    whole, rest = list(batches_of(reader_of(photographs), 0, 12)), batches_of(reader_of(photographs), 9, 12)
     for (images, labels), (others, truth) in zip(whole[9:], rest, strict=True):
         assert torch.equal(images, others)
         assert torch.equal(labels, truth)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_has_gone_stops_the_run(
-    workers: int, photographs: Path, batches_of: Make, tmp_path: Path
-) -> None:
+def test_an_image_that_has_gone_stops_the_run(workers: int, photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(photographs / "train", tmp_path / "train")
-    batches = batches_of(workers, tmp_path)
-    path = batches.reader.photos.path(int(batches.reader.order.indices(1)[3]))
+    reader = reader_of(tmp_path)
+    path = reader.photos.path(int(reader.sampler.indices(1)[3]))
     path.unlink()
-    found = batches.between(0, 3)
-    next(found)
+    batches = batches_of(reader, 0, 3, workers)
+    next(batches)
     told = f"an image has changed since .* all: train/{path.parent.name}/{path.name} \\(missing\\)\\.$"
     with pytest.raises(DataError, match=told):
-        next(found)
+        next(batches)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gets_the_batches_of_a_cpu(photographs: Path, batches_of: Make) -> None:
-    plain, reader = list(batches_of().between(0, 4)), reader_of(photographs)
-    mean = torch.as_tensor(made_up_statistics().mean, dtype=torch.float32)
-    normalisation = Normalisation(reader.recipe, mean).to(torch.device("cuda"))
-    read = PhotoBatches(reader, normalisation, Loading(workers=2), torch.device("cuda")).between(0, 4)
-    for (images, labels), (others, truth) in zip(plain, read, strict=True):
+def test_a_gpu_gets_the_batches_of_a_cpu(photographs: Path) -> None:
+    reader = reader_of(photographs)
+    read = batches_of(reader, 0, 4, workers=2, device=torch.device("cuda"))
+    for (images, labels), (others, truth) in zip(batches_of(reader, 0, 4), read, strict=True):
         assert others.is_cuda
         assert torch.allclose(images, others.cpu(), atol=1e-4)
         assert torch.equal(labels, truth.cpu())

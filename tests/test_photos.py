@@ -13,12 +13,11 @@ from conftest import PHOTO_KINDS, TURNED, blotches, write_photo
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from resrepro.data import images
-from resrepro.data.images import (
+from resrepro.data import photos
+from resrepro.data.photos import (
     LONGEST,
     BadImage,
     center_crop,
-    five_crops,
     planes,
     read_image,
     scaled_to,
@@ -192,7 +191,7 @@ def test_want_of_memory_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pyt
     def full(image: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("resrepro.data.images.to_rgb", full)
+    monkeypatch.setattr("resrepro.data.photos.to_rgb", full)
     with pytest.raises(MemoryError):
         read_image(written(tmp_path, "rgb.jpg"))
 
@@ -215,9 +214,9 @@ def test_a_file_of_the_largest_size_is_read_and_none_beyond(
 ) -> None:
     path = written(tmp_path, "rgb.png")
     size = path.stat().st_size
-    monkeypatch.setattr(images, "LARGEST_FILE", size)
+    monkeypatch.setattr(photos, "LARGEST_FILE", size)
     assert read_image(path).image.size == (41, 30)
-    monkeypatch.setattr(images, "LARGEST_FILE", size - 1)
+    monkeypatch.setattr(photos, "LARGEST_FILE", size - 1)
     assert reason(path) == f"too large a file of {size:,} bytes"
 
 
@@ -251,4 +250,3 @@ def test_crops_are_those_of_torchvision(size: tuple[int, int], shorter: int, cro
     theirs = np.stack([planes(each) for each in transforms.TenCrop(crop)(image)])
     assert theirs.shape == (10, 3, crop, crop)
     assert np.array_equal(ten_crops(image, crop), theirs)
-    assert np.array_equal(five_crops(image, crop), theirs[:5])

@@ -10,23 +10,25 @@ import torch
 from conftest import blotches, write_photo
 from torchvision import transforms
 
-from resrepro.data import views
+from resrepro.data import ALONE, ProcessGroup
+from resrepro.data import photos as photos_module
 from resrepro.data.folder import Photos, checksum, scan, scan_both
-from resrepro.data.images import planes, read_image
-from resrepro.data.loading import Loading
+from resrepro.data.loader import Loading
+from resrepro.data.photos import PhotoViews, Views, planes, read_image
 from resrepro.data.statistics import statistics_of
-from resrepro.data.views import PhotoViews, Views
 from resrepro.errors import DataError
 from resrepro.spec.catalogue import protocol_for
 
 CPU = torch.device("cpu")
 SIZE = 32
-ALONE = Loading(workers=0)
+INLINE = Loading(workers=0)
 SIDES = {"center": (37,), "ten_crop": (37,), "multi_scale": (32, 37, 55, 69, 91)}  # 224.. times 32 / 224
 
 
-def photo_views(photos: Photos, protocol: str = "center", loading: Loading = ALONE) -> PhotoViews:
-    return PhotoViews(photos, protocol_for(protocol, "imagenet"), SIZE, loading)
+def photo_views(
+    photos: Photos, protocol: str = "center", loading: Loading = INLINE, group: ProcessGroup = ALONE
+) -> PhotoViews:
+    return PhotoViews(photos, protocol_for(protocol, "imagenet"), SIZE, loading, group)
 
 
 def expected(path: Path, protocol: str) -> list[np.ndarray]:
@@ -87,7 +89,7 @@ def test_groups_hold_images_of_equal_sizes(protocol: str, photographs: Path) -> 
 
 
 def test_images_of_one_size_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(views.CHUNKS, "dense", 6)
+    monkeypatch.setitem(photos_module.CHUNKS, "dense", 6)
     for name in "ab":
         (tmp_path / "val" / name).mkdir(parents=True)
         for number in range(3):
@@ -107,15 +109,12 @@ def test_images_of_one_size_share_a_group(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_image_is_shown_once_whatever_the_number_of_processes(
     world: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "CHUNKS", dict.fromkeys(views.CHUNKS, 3))
+    monkeypatch.setattr(photos_module, "CHUNKS", dict.fromkeys(photos_module.CHUNKS, 3))
     photos, total = scan(photographs, "val"), Counter()
     digests: dict[int, str] = {}
     sizes = []
     for rank in range(world):
-        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "localhost"}
-        for name, value in values.items():
-            monkeypatch.setenv(name, str(value))
-        own = photo_views(photos)
+        own = photo_views(photos, group=ProcessGroup(rank, world))
         total += one_by_one(list(own.read(CPU)))
         assert not digests.keys() & own.digests.keys()
         digests |= own.digests
@@ -145,7 +144,7 @@ def test_digests_give_the_checksum_of_the_pass_over_all_images(photographs: Path
     assert shown.digests == {}
     assert sum(len(group.labels) for group in shown.read(CPU)) == 40
     ours = checksum(both.val, [shown.digests[index] for index in sorted(shown.digests)])
-    assert ours == statistics_of(both, SIZE, ALONE).checksums["val"]
+    assert ours == statistics_of(both, SIZE, INLINE).checksums["val"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -157,7 +156,7 @@ def test_bad_images_are_left_out_and_remembered(workers: int, photographs: Path,
     path.write_bytes(path.read_bytes()[:-50])
     shown = photo_views(whole, loading=Loading(workers, max_bad_images=2))
     groups = list(shown.read(CPU))
-    assert shown.bad.found == {
+    assert shown.bad.reasons == {
         "val/cat/03-turned.jpg": "not an image", "val/owl/09-grey.jpg": "truncated",
     }  # fmt: skip
     rest = whole.without(["cat/03-turned.jpg", "owl/09-grey.jpg"])
@@ -180,7 +179,7 @@ def test_images_that_are_all_bad_show_nothing(tmp_path: Path) -> None:
         (tmp_path / "val/a" / name).write_text("no photograph")
     shown = photo_views(scan(tmp_path, "val"), "multi_scale", Loading(1, max_bad_images=3))
     assert list(shown.read(CPU)) == []
-    assert set(shown.bad.found.values()) == {"not an image"}
+    assert set(shown.bad.reasons.values()) == {"not an image"}
 
 
 @pytest.mark.gpu

@@ -1,24 +1,24 @@
-"""The held-out images that an evaluation measures on, from memory or from a folder of photographs."""
+"""The held-out images that an evaluation measures a net on, from memory or from a folder of photographs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resrepro.data import Images, data_folder, load_dataset
-from resrepro.data.folder import Photos, checksum, imagenet_classes, scan
-from resrepro.data.loading import Loading
-from resrepro.data.views import PhotoViews, Views
+from resrepro.data import ProcessGroup, data_folder, load_dataset
+from resrepro.data.augment import on_device
+from resrepro.data.feeds import memory_views
+from resrepro.data.folder import Photos, imagenet_classes, scan
+from resrepro.data.loader import Loading
+from resrepro.data.photos import PhotoViews, Views
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet
 from resrepro.spec.catalogue import Protocol
 from resrepro.spec.experiment import IMAGENET_IMAGES
 from resrepro.spec.recipe import ImageNetRecipe
-from resrepro.training.feeds import about_memory, memory_views, on_device
-from resrepro.training.parallel import collected, on_first
+from resrepro.training.parallel import process_group
 
 IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
 SEEN = "the 5,000 validation images were among those trained on"
@@ -59,19 +59,24 @@ def open_held_out(
         DataError: if they are missing or damaged, or have a class that the net does not know.
         UsageError: if they do not fit the net.
     """
-    name = dataset or subject.spec.dataset
+    name, group = dataset or subject.spec.dataset, process_group()
     if subject.family == "imagenet":
-        return _photos(subject, protocol, name, data, device, loading)
-    return _memory(subject, name, data, split, device)
+        return _photos(subject, protocol, name, data, device, loading, group)
+    return _memory(subject, name, data, split, device, group)
 
 
 def _memory(
-    subject: LoadedNet, name: str, data: str | Path | None, split: str | None, device: torch.device
+    subject: LoadedNet,
+    name: str,
+    data: str | Path | None,
+    split: str | None,
+    device: torch.device,
+    group: ProcessGroup,
 ) -> HeldOut:
     own = str(getattr(subject.recipe, "split", "all")) if subject.seed is not None else "all"
-    part = split or own
-    loaded = load_dataset(name, part, data)
-    if part == "45k5k" and own != "45k5k":
+    split = split or own
+    loaded = load_dataset(name, split, data)
+    if split == "45k5k" and own != "45k5k":
         seen = SEEN if subject.seed is not None else SEEN.replace("were", "may have been")
         loaded = replace(loaded, notices=(*loaded.notices, seen))
     shape = tuple(subject.normalisation.mean.shape[1:])
@@ -80,13 +85,11 @@ def _memory(
             f"{subject.path} subtracts a mean image of {shape[0]}x{shape[1]} pixels, and {name} has "
             "none of that size: evaluate it on the dataset that it was trained on."
         )
-    sets = {key: partial(_views_of, images, device) for key, images in loaded.held_out.items()}
-    described = about_memory(loaded).describe()
-    return HeldOut(f"{name}-{part}", name, sets, loaded.notices, lambda: described, "test")
-
-
-def _views_of(images: Images, device: torch.device) -> Iterator[Views]:
-    return memory_views(*on_device(images, device))
+    sets = {
+        key: lambda images=images: memory_views(*on_device(images, device), group)
+        for key, images in loaded.held_out.items()
+    }
+    return HeldOut(f"{name}-{split}", name, sets, loaded.notices, loaded.info.describe, "test")
 
 
 def _photos(
@@ -96,28 +99,21 @@ def _photos(
     data: str | Path | None,
     device: torch.device,
     loading: Loading,
+    group: ProcessGroup,
 ) -> HeldOut:
     assert isinstance(subject.recipe, ImageNetRecipe)
-    photos = on_first(lambda: scan(data_folder(data), "val"))
-    classes, whose = _classes(subject, name, photos)
-    numbered = photos.labelled_by(classes, whose)
-    views = PhotoViews(numbered, protocol, subject.recipe.image_size, loading)
+    photos: Photos = group.on_first(lambda: scan(data_folder(data), "val"))
+    numbered = photos.labelled_by(*_classes(subject, name, photos))
+    views = PhotoViews(numbered, protocol, subject.recipe.image_size, loading, group)
     notices = _photo_notices(name, photos)
 
     def describe() -> dict[str, Any]:
-        digests: dict[int, str] = {}
-        bad: dict[str, str] = {}
-        for own_digests, own_bad in collected((views.digests, views.bad.found)):
-            digests |= own_digests
-            bad |= own_bad
-        views.bad.found = {}
-        views.bad.add(dict(sorted(bad.items())))  # those of all processes together
-        readable = photos.without([path.partition("/")[2] for path in bad])
+        readable, checksum = views.gather()
         return {
             "name": name,
             "images": {"val": len(readable)},
             "classes": subject.num_classes,
-            "sha256": {"val": checksum(readable, [digests[index] for index in sorted(digests)])},
+            "sha256": {"val": checksum},
             "notices": [*notices, *views.bad.notices()],
         }
 
@@ -142,9 +138,9 @@ def _classes(subject: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, 
 
 
 def _photo_notices(name: str, photos: Photos) -> tuple[str, ...]:
-    told = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
+    text = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
     if name != "imagenet":
-        return (f"the folder {photos.root.resolve().name} has {told}",)
+        return (f"the folder {photos.root.resolve().name} has {text}",)
     if len(photos) == IMAGENET_IMAGES["val"] and photos.classes == imagenet_classes():
         return ()
-    return (f"the images are not ImageNet's 50,000: {told}",)
+    return (f"the images are not ImageNet's 50,000: {text}",)

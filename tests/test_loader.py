@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from resrepro.data import loading
-from resrepro.data.loading import MOST_WORKERS, BadImages, Loading, read_ahead
+from resrepro.data.loader import MOST_WORKERS, BadImages, Loading, read_ahead
 from resrepro.errors import DataError, UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -70,7 +67,6 @@ def dying(item: int) -> int:
     ("settings", "option"),
     [
         ({"workers": -1}, "--workers"),
-        ({"prefetch": 0}, "--prefetch"),
         ({"max_bad_images": -1}, "--max-bad-images"),
     ],
 )
@@ -90,16 +86,7 @@ def test_workers_are_as_many_as_the_machine_can_spare(
     cores: int, local: int, device: torch.device | None, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
-    launched = {
-        "RANK": 0,
-        "LOCAL_RANK": 0,
-        "WORLD_SIZE": local,
-        "LOCAL_WORLD_SIZE": local,
-        "MASTER_ADDR": "a",
-    }
-    for name, value in launched.items():
-        monkeypatch.setenv(name, str(value))
-    assert Loading().workers_beside(device) == workers
+    assert Loading().workers_beside(device, local) == workers
     assert Loading(workers=5).workers_beside(device) == 5
     assert Loading(workers=0).workers_beside(device) == 0
 
@@ -126,15 +113,15 @@ def test_bad_images_are_counted_once_and_named_when_too_many() -> None:
 def test_of_many_bad_images_the_first_are_named() -> None:
     bad = BadImages(7)
     bad.add({f"{number}.jpg": "damaged" for number in range(7)})
-    assert bad.told().endswith("4.jpg (damaged) and 2 more")
-    assert bad.told().startswith("7 files")
-    assert "5.jpg" not in bad.told()
+    assert bad.describe().endswith("4.jpg (damaged) and 2 more")
+    assert bad.describe().startswith("7 files")
+    assert "5.jpg" not in bad.describe()
 
 
 def test_names_that_are_no_utf8_can_be_printed() -> None:
     bad = BadImages(1)
     bad.add({os.fsdecode(b"val/a/\xe9.jpg"): "damaged"})
-    assert bad.told().encode() == b"1 file is no readable image: val/a/\\udce9.jpg (damaged)"
+    assert bad.describe().encode() == b"1 file is no readable image: val/a/\\udce9.jpg (damaged)"
 
 
 # --- reading ahead ----------------------------------------------------------------------------------
@@ -142,7 +129,7 @@ def test_names_that_are_no_utf8_can_be_printed() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_items_come_in_the_order_asked_for(workers: int) -> None:
-    found = read_ahead(Reader(slow_square), [4, 9, 2, 2, 30], Loading(workers, prefetch=1))
+    found = read_ahead(Reader(slow_square), [4, 9, 2, 2, 30], Loading(workers))
     assert list(found) == [16, 81, 4, 4, 900]
 
 
@@ -157,19 +144,19 @@ def test_more_workers_than_cores_give_no_warning() -> None:
 
 
 def test_workers_read_while_the_consumer_computes(tmp_path: Path) -> None:
-    found = read_ahead(Reader(partial(noted, tmp_path)), range(100), Loading(workers=1, prefetch=3))
+    found = read_ahead(Reader(partial(noted, tmp_path)), range(100), Loading(workers=1))
     assert next(found) == 0
     deadline = time.monotonic() + 20
-    while len(list(tmp_path.iterdir())) < 4 and time.monotonic() < deadline:
+    while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(list(tmp_path.iterdir())) == 4  # the one given, and three ahead of it
+    assert len(list(tmp_path.iterdir())) == 3  # the one given, and two ahead of it
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_left_to_the_run(number: signal.Signals) -> None:
     """A terminal, torchrun or a batch system sends them to the workers as well."""
-    found = read_ahead(Reader(itself_and_process), range(30), Loading(workers=1, prefetch=1))
+    found = read_ahead(Reader(itself_and_process), range(30), Loading(workers=1))
     first, worker = next(found)
     os.kill(worker, number)
     assert [first, *(item for item, pid in found if pid == worker)] == list(range(30))
@@ -182,7 +169,7 @@ def test_an_error_of_ours_is_not_told_as_a_dead_worker(workers: int) -> None:
 
 
 def test_workers_end_with_the_reading() -> None:
-    found = read_ahead(Reader(process_of), range(30), Loading(workers=1, prefetch=1))
+    found = read_ahead(Reader(process_of), range(30), Loading(workers=1))
     worker = next(found)
     found.close()
     with pytest.raises(ProcessLookupError):
@@ -198,52 +185,3 @@ def test_a_dead_worker_is_told_where_the_next_item_is_awaited() -> None:
         sum(range(1000))
     with pytest.raises(DataError, match=r"^a process that reads images has died.*--workers.*\.$"):
         next(found)
-
-
-def test_memory_is_pinned_for_a_gpu_alone_and_not_where_one_says_no() -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert [Loading().pins_for(device) for device in (gpu, cpu, None)] == [True, False, False]
-    assert [Loading(pin_memory=True).pins_for(device) for device in (gpu, cpu)] == [True, False]
-    assert [Loading(pin_memory=False).pins_for(device) for device in (gpu, cpu)] == [False, False]
-
-
-def test_what_workers_hold_ready_fits_into_half_of_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "free_shared_memory", lambda: 800_000_000)
-    batch = 40_000_000
-    found = {workers: Loading().prefetch_beside(workers, batch) for workers in (1, 2, 4, 5, 8, 16)}
-    assert found == {1: 4, 2: 4, 4: 2, 5: 2, 8: 1, 16: 1}
-    assert all(workers * count * batch <= 400_000_000 for workers, count in found.items() if count > 1)
-    assert Loading(prefetch=3).prefetch_beside(16, batch) == 3
-    assert loading.free_shared_memory() > 0
-
-
-KILLED_WHILE_TAKING_OVER = """
-import multiprocessing.connection as connection, os, signal, torch
-from resrepro.data.loading import Loading, read_ahead
-
-class Reader(torch.utils.data.Dataset):
-    def __getitem__(self, item):
-        return torch.zeros(4)
-
-def die_in(process, greet=connection.deliver_challenge):
-    def greeting(*arguments):
-        if os.getpid() == process:
-            os.kill(process, signal.SIGKILL)
-        greet(*arguments)
-    return greeting
-
-connection.deliver_challenge = die_in(os.getpid())
-list(read_ahead(Reader(), range(3), Loading(1)))
-"""
-
-
-@pytest.mark.slow
-def test_a_worker_whose_run_was_killed_while_it_took_a_batch_over_ends_without_a_word() -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_TAKING_OVER],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )  # returns once the worker, too, has ended: it holds the other end of stderr
-    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")

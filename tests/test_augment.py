@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from resrepro.data import Images
-from resrepro.data.batches import Preparation, TrainingBatches
+from resrepro.data.augment import Augmentation, TrainingBatches
 from resrepro.spec import catalogue
 from resrepro.spec.recipe import Recipe
 
@@ -34,7 +34,7 @@ def numbered(count: int) -> Images:
 
 def batches_of(images: Images, seed: int = 0, **settings: object) -> TrainingBatches:
     recipe = recipe_with(**settings)
-    return TrainingBatches(recipe, images, Preparation.from_training_images(recipe, images, CPU), seed)
+    return TrainingBatches(recipe, images, Augmentation.from_training_images(recipe, images, CPU), seed)
 
 
 def chosen(batches: TrainingBatches, count: int, start: int = 0) -> list[int]:
@@ -204,7 +204,7 @@ def test_every_image_is_one_of_the_crops_made_slowly_by_hand(mean: str, order: s
     by_hand = {"per_pixel": whole.mean(0), "per_channel": whole.mean((0, 2, 3)).reshape(3, 1, 1), "none": 0.0}
     shifted = 0
     for k in range(2):
-        for index, ours in zip(batches.order.indices(k).tolist(), batches[k][0].numpy(), strict=True):
+        for index, ours in zip(batches.sampler.indices(k).tolist(), batches[k][0].numpy(), strict=True):
             slow = candidates(images.pixels[index], by_hand[mean], order, value)
             distance = np.abs(slow - ours).max(axis=(1, 2, 3))
             assert distance.min() < 1e-5
@@ -224,16 +224,16 @@ def test_an_image_equal_to_the_mean_is_zero_everywhere_padding_included() -> Non
 
 def test_the_test_view_is_the_image_minus_the_mean_of_the_training_images() -> None:
     train, test = noise(30), noise(7)
-    preparation = Preparation.from_training_images(recipe_with(), train, CPU)
+    augmentation = Augmentation.from_training_images(recipe_with(), train, CPU)
     wanted = (test.pixels.astype(float) - train.pixels.astype(float).mean(axis=0)) / 255
-    ours = preparation.test(torch.from_numpy(test.pixels))
+    ours = augmentation.test(torch.from_numpy(test.pixels))
     assert ours.dtype == torch.float32
     np.testing.assert_allclose(ours.numpy(), wanted, atol=1e-6)
 
 
 def test_a_per_channel_mean_is_one_number_per_channel() -> None:
     train = noise(30)
-    ours = Preparation.from_training_images(recipe_with(mean="per_channel"), train, CPU)
+    ours = Augmentation.from_training_images(recipe_with(mean="per_channel"), train, CPU)
     for channel in range(3):
         assert float(ours.mean[channel]) == pytest.approx(train.pixels[:, channel].astype(float).mean())
     assert ours.mean.numel() == 3
@@ -245,7 +245,7 @@ def test_a_given_std_takes_the_place_of_the_divisor_channel_by_channel() -> None
         torch.tensor([50.0, 60, 70]).reshape(3, 1, 1),
     )
     images = noise(5)
-    ours = Preparation(recipe_with(), mean, std).test(torch.from_numpy(images.pixels)).numpy()
+    ours = Augmentation(recipe_with(), mean, std).test(torch.from_numpy(images.pixels)).numpy()
     for channel in range(3):
         wanted = (images.pixels[:, channel] - (100.0 + 10 * channel)) / (50 + 10 * channel)
         np.testing.assert_allclose(ours[:, channel], wanted, atol=1e-5)

@@ -1,0 +1,243 @@
+"""The order of a run's images and their augmentation, every choice a function of seed and iteration alone.
+
+Images in memory stay on the training device as uint8; each batch is drawn, augmented and normalised there as
+a whole (Section 4.2). A resumed run therefore sees the same batches, whatever the number of processes.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resrepro.data import ALONE, Images, ProcessGroup
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
+
+ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of one seed
+
+# The components that later implementations use, computed once on ImageNet by fb.resnet.torch; pixels 0..1.
+PUBLISHED_VARIANCES = (0.2175, 0.0188, 0.0045)
+PUBLISHED_COMPONENTS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+
+
+def stream_seed(seed: int, stream: int, index: int = 0) -> int:
+    """A well-mixed 63-bit seed for one use of a run's seed."""
+    mixed = np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0]
+    return int(mixed >> np.uint64(1))
+
+
+class EpochSampler:
+    """Which of `count` images make up each batch of a run, on a device.
+
+    Each epoch has its own order, always drawn on the CPU; the last batch of one goes on into the next.
+    """
+
+    def __init__(self, recipe: Recipe, count: int, seed: int, device: torch.device | None = None) -> None:
+        self.recipe, self.count, self.seed = recipe, count, seed
+        self.device = device or torch.device("cpu")
+        self._orders: dict[int, Tensor] = {}
+
+    def indices(self, iteration: int) -> Tensor:
+        """The images of batch `iteration` (from 0), int64 (batch_size,)."""
+        size = self.recipe.batch_size
+        if self.recipe.sampling == "replacement":
+            return torch.randint(self.count, (size,), generator=self._generator(iteration)).to(self.device)
+        parts = []
+        start, missing = iteration * size, size
+        while missing:
+            epoch, place = divmod(start, self.count)
+            part = self._order(epoch)[place : place + missing]
+            parts.append(part)
+            start, missing = start + len(part), missing - len(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {old: order for old, order in self._orders.items() if old == epoch - 1}
+            order = torch.randperm(self.count, generator=self._generator(epoch))
+            self._orders[epoch] = order.to(self.device)
+        return self._orders[epoch]
+
+    def _generator(self, index: int) -> torch.Generator:
+        return torch.Generator().manual_seed(stream_seed(self.seed, ORDER, index))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout of images and activations: channels last, which is faster on the CPU (measured) than NCHW.
+
+    Not on MPS, whose BN gradients are wrong for channels-last inputs in some PyTorch releases
+    (pytorch issue 175189).
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """The images in the memory layout that their device is fast with."""
+    return images.contiguous(memory_format=memory_format(images.device))
+
+
+def mean_over(mean: str, image: npt.NDArray[np.float64]) -> Tensor:
+    """The mean that a recipe subtracts, from the mean image (3, H, W): per pixel, per channel, or none."""
+    if mean == "per_channel":
+        image = image.mean(axis=(1, 2), keepdims=True)
+    return torch.as_tensor(image if mean != "none" else np.zeros((3, 1, 1)), dtype=torch.float32)
+
+
+class Normalisation:
+    """What all nets see: pixels less the mean, divided."""
+
+    def __init__(self, recipe: Recipe, mean: Tensor, std: Tensor | None = None) -> None:
+        self.mean = mean  # (3, H, W) or (3, 1, 1), on the scale 0..255
+        self.divisor = mean.new_tensor(recipe.pixel_divisor) if std is None else std  # one, or per channel
+
+    def to(self, device: torch.device) -> Self:
+        """Move mean and divisor to a device, in place."""
+        self.mean, self.divisor = self.mean.to(device), self.divisor.to(device)
+        return self
+
+    def test(self, pixels: Tensor) -> Tensor:
+        """Pixels 0..255 (N, 3, H, W) -> float32 of the same shape, of the size of the mean."""
+        return laid_out((pixels.float() - self.mean) / self.divisor)
+
+    def dense(self, pixels: Tensor) -> Tensor:
+        """The same for images of any size, which take the mean of each channel (assumed)."""
+        return laid_out((pixels.float() - self.mean.mean((1, 2), keepdim=True)) / self.divisor)
+
+
+@dataclass(frozen=True)
+class AugmentParams:
+    """The random choices for a batch: corners of the crops (2, N), and coins (N, 1, 1, 1) for the flips."""
+
+    offsets: Tensor | None
+    coins: Tensor | None
+
+    def of(self, part: slice) -> "AugmentParams":
+        """The choices for some of the images."""
+        offsets = None if self.offsets is None else self.offsets[:, part]
+        return AugmentParams(offsets, None if self.coins is None else self.coins[part])
+
+
+class Augmentation(Normalisation):
+    """From uint8 pixels to what a CIFAR net sees: mean subtraction, padding, crop, flip (Section 4.2)."""
+
+    def __init__(self, recipe: CifarRecipe, mean: Tensor, std: Tensor | None = None) -> None:
+        super().__init__(recipe, mean, std)
+        self.recipe = recipe
+
+    @classmethod
+    def from_training_images(cls, recipe: CifarRecipe, train: Images, device: torch.device) -> "Augmentation":
+        """Take the recipe's mean from the images trained on."""
+        return cls(recipe, mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64)).to(device))
+
+    def draw(self, count: int, generator: torch.Generator) -> AugmentParams:
+        """Choose crops and flips for `count` images.
+
+        All (2 pad + 1)^2 offsets are equally likely (81 for the paper's 4 pixels).
+        """
+        offsets = coins = None
+        if self.recipe.pad:
+            high = 2 * self.recipe.pad + 1
+            offsets = torch.randint(high, (2, count), generator=generator, device=self.mean.device)
+        if self.recipe.flip:
+            coins = torch.rand(count, 1, 1, 1, generator=generator, device=self.mean.device)
+        return AugmentParams(offsets, coins)
+
+    def train(self, pixels: Tensor, params: AugmentParams) -> Tensor:
+        """A crop of the padded image or its flip, as drawn: uint8 (N, 3, H, W) -> float32, same shape."""
+        mean_first = self.recipe.pad_order == "mean_first"
+        images = (pixels.float() - self.mean) / self.divisor if mean_first else pixels.float()
+        if params.offsets is not None:
+            images = crop(images, self.recipe.pad, self.recipe.pad_value, params.offsets)
+        if not mean_first:
+            images = (images - self.mean) / self.divisor
+        if params.coins is not None:
+            images = torch.where(params.coins < 0.5, images.flip(3), images)
+        return laid_out(images)
+
+
+def crop(images: Tensor, pad: int, value: float, offsets: Tensor) -> Tensor:
+    """Pad (N, C, H, W) by `pad` on each side with `value`, then cut the H x W window at (2, N) offsets."""
+    count, _, height, width = images.shape
+    windows = F.pad(images, (pad,) * 4, value=value).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(count, device=images.device), :, offsets[0], offsets[1]]
+
+
+class TrainingBatches:
+    """The training set on a device, giving this process's share of batch after batch."""
+
+    def __init__(
+        self,
+        recipe: CifarRecipe,
+        train: Images,
+        augmentation: Augmentation,
+        seed: int,
+        group: ProcessGroup = ALONE,
+    ) -> None:
+        self.recipe, self.augmentation, self.seed = recipe, augmentation, seed
+        self.device = augmentation.mean.device
+        self.pixels, self.labels = on_device(train, self.device)
+        self.generator = torch.Generator(self.device)
+        self.sampler = EpochSampler(recipe, len(self.labels), seed, self.device)
+        self.share = group.share(recipe.batch_size)
+
+    def __getitem__(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Images (n, 3, H, W) float32 and labels (n,) of update `iteration` (from 0).
+
+        n is the batch size, or this process's share of it. The choices are drawn for the whole batch, so
+        they do not depend on the number of processes.
+        """
+        indices = self.sampler.indices(iteration)[self.share]
+        self.generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
+        params = self.augmentation.draw(self.recipe.batch_size, self.generator).of(self.share)
+        return self.augmentation.train(self.pixels[indices], params), self.labels[indices]
+
+
+def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pixels (N, 3, H, W) uint8 and labels (N,) int64 as tensors on the device."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+        pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(device)
+    return pixels, torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
+
+
+@dataclass(frozen=True)
+class CropParams:
+    """The random choices for a batch of N photographs (Section 3.4).
+
+    `views` (N, 4) in [0, 1): shorter side, place across and down, flip; `colours` (N, 3): standard normal.
+    """
+
+    views: npt.NDArray[np.float64]
+    colours: npt.NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, seed: int, iteration: int, count: int) -> "CropParams":
+        """The choices for the photographs of one update."""
+        source = np.random.default_rng(stream_seed(seed, AUGMENTATION, iteration))
+        return cls(source.random((count, 4)), source.standard_normal((count, 3)))
+
+
+class Lighting:
+    """AlexNet's colour augmentation [21]: RGB shifts along the principal components of the pixels.
+
+    Each shift is the sum of the components (columns), each times its eigenvalue (of pixels in 0 to 1; the
+    scale is assumed) and a normal number of the recipe's standard deviation.
+    """
+
+    def __init__(self, recipe: ImageNetRecipe, components: npt.ArrayLike, variances: npt.ArrayLike) -> None:
+        if recipe.colour == "pca_published":
+            components, variances = PUBLISHED_COMPONENTS, PUBLISHED_VARIANCES
+        strength = 0.0 if recipe.colour == "none" else recipe.colour_std
+        self.axes = 255 * strength * np.array(components) * np.array(variances)
+
+    def shifts(self, colours: npt.NDArray[np.float64]) -> Tensor:
+        """Standard normal numbers (N, 3) -> shifts of R, G and B on the scale 0 to 255, (N, 3, 1, 1)."""
+        return torch.as_tensor(colours @ self.axes.T, dtype=torch.float32)[:, :, None, None]

@@ -1,0 +1,159 @@
+"""What a run needs of its data: batches to train on, and views of the held-out sets to measure on.
+
+There are two kinds: images held in memory on the device (CIFAR-10, digits), and photographs read from
+files as they are needed (ImageNet, any folder of classes).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
+from resrepro.data.augment import Augmentation, Lighting, Normalisation, TrainingBatches, mean_over, on_device
+from resrepro.data.folder import PhotoSet, notices_of, scan_both
+from resrepro.data.loader import Loading
+from resrepro.data.photos import CropReader, PhotoViews, Views, photo_batches
+from resrepro.data.statistics import statistics_of
+from resrepro.spec.catalogue import Protocol, protocol_for
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
+
+EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
+PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
+
+
+class Feed(ABC):
+    """The data of one run, on a device."""
+
+    about: DatasetInfo
+    normalisation: Normalisation
+    protocol: Protocol
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
+        """Images (n, 3, H, W) float32 and labels (n,) of updates start..stop-1.
+
+        n is the batch size, or this process's share of it.
+        """
+
+    @abstractmethod
+    def views(self, name: str) -> Iterator[Views]:
+        """This process's share of a held-out set, as the protocol shows it."""
+
+    def first_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that plain BN averages are taken over; the same at any point of a run."""
+        return self.batches(0, self.precise_batches)
+
+    @property
+    def precise_batches(self) -> int:
+        """How many those are."""
+        epoch = -(-self.about.sizes["train"] // self.recipe.batch_size)
+        return min(PRECISE_BATCHES, epoch)
+
+
+class MemoryFeed(Feed):
+    """Images that stay on the device as uint8."""
+
+    def __init__(
+        self,
+        recipe: CifarRecipe,
+        dataset: Dataset,
+        device: torch.device,
+        seed: int,
+        group: ProcessGroup = ALONE,
+    ) -> None:
+        super().__init__(recipe)
+        self.about, self.group = dataset.info, group
+        self.protocol = protocol_for(recipe.test_view, "cifar")
+        self.normalisation = Augmentation.from_training_images(recipe, dataset.train, device)
+        self._batches = TrainingBatches(recipe, dataset.train, self.normalisation, seed, group)
+        self._held_out = {name: on_device(part, device) for name, part in dataset.held_out.items()}
+
+    def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
+        """This process's share of updates start..stop-1, made on the device."""
+        return (self._batches[iteration] for iteration in range(start, stop))
+
+    def views(self, name: str) -> Iterator[Views]:
+        """The single view of a held-out set."""
+        return memory_views(*self._held_out[name], self.group)
+
+
+def memory_views(pixels: Tensor, labels: Tensor, group: ProcessGroup = ALONE) -> Iterator[Views]:
+    """The single view of this process's share of some images, in large parts."""
+    pixels, labels = pixels[group.rank :: group.size, None], labels[group.rank :: group.size]
+    parts = zip(torch.split(pixels, EVAL_BATCH), torch.split(labels, EVAL_BATCH), strict=True)
+    return (Views([part], truth) for part, truth in parts)
+
+
+class PhotoFeed(Feed):
+    """Photographs that workers read and cut while the net computes."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        photos: PhotoSet,
+        device: torch.device,
+        seed: int,
+        loading: Loading,
+        say: Callable[[str], None],
+        group: ProcessGroup = ALONE,
+    ) -> None:
+        recipe = spec.recipe
+        assert isinstance(recipe, ImageNetRecipe)
+        super().__init__(recipe)
+        self.device, self.loading, self.group = device, loading, group
+        self.protocol = protocol_for(recipe.test_view, "imagenet")
+        statistics = statistics_of(photos, recipe.image_size, loading, say, group)
+        bad = group.on_first(lambda: statistics.bad_images(loading.max_bad_images))
+        train, val = (part.without(tuple(statistics.bad[part.split])) for part in (photos.train, photos.val))
+        self.about = DatasetInfo(
+            name=spec.dataset,
+            classes=train.classes,
+            num_classes=len(train.classes),
+            sizes={"train": len(train), "val": len(val)},
+            checksums=statistics.checksums,
+            notices=notices_of(spec.dataset, PhotoSet(train, val)) + bad.notices(),
+            held_out=("val",),
+        )
+        self.normalisation = Normalisation(recipe, mean_over(recipe.mean, statistics.mean)).to(device)
+        lighting = Lighting(recipe, statistics.components, statistics.variances)
+        self._reader = CropReader(train, recipe, lighting, seed, group)
+        self._views = PhotoViews(val, self.protocol, recipe.image_size, loading, group)
+
+    def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
+        """This process's share of updates start..stop-1, read ahead."""
+        return photo_batches(self._reader, range(start, stop), self.normalisation, self.loading, self.group)
+
+    def views(self, name: str) -> Iterator[Views]:
+        """The recipe's view of `val`, read anew each time."""
+        return self._views.read(self.device)
+
+
+def open_feed(
+    spec: Spec,
+    data: str | Path | None,
+    device: torch.device,
+    seed: int,
+    loading: Loading,
+    say: Callable[[str], None] = lambda text: None,
+    group: ProcessGroup = ALONE,
+) -> Feed:
+    """The data of a run.
+
+    Raises:
+        DataError: if they are missing or damaged.
+        UsageError: for a split that the dataset does not have.
+    """
+    recipe = spec.recipe
+    if not isinstance(recipe, CifarRecipe):
+        photos = group.on_first(lambda: scan_both(data_folder(data)))
+        return PhotoFeed(spec, photos, device, seed, loading, say, group)
+    if group.size > 1:  # the first process downloads what is missing, and tells of errors once
+        group.on_first(lambda: load_dataset(spec.dataset, recipe.split, data).name)
+    return MemoryFeed(recipe, load_dataset(spec.dataset, recipe.split, data), device, seed, group)
