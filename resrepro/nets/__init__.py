@@ -6,7 +6,6 @@ option A. The CIFAR nets have 6n+2 weighted layers on maps of size 32, 16, 8 wit
 """
 
 import functools
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,47 +14,11 @@ from torch.nn import functional as F
 
 from resrepro.errors import UsageError
 from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, ZeroPadShortcut, relu
-from resrepro.spec.experiment import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
+from resrepro.spec.architecture import Layout, layout_of
+from resrepro.spec.experiment import check_shortcut, default_shortcut
 from resrepro.spec.recipe import DATASETS, FAMILIES, ImageNetRecipe, Recipe, check_setting
 
 BatchNorm = functools.partial[GroupedBatchNorm2d]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What distinguishes the nets: stem, widths of the stages, blocks in each, kind of block."""
-
-    blocks: tuple[int, ...]
-    widths: tuple[int, ...]
-    bottleneck: bool
-    stem: tuple[int, int]
-    """Kernel and stride of the first convolution."""
-    pool: bool
-    """Whether a 3x3 max pooling of stride 2 follows it."""
-
-    @property
-    def expansion(self) -> int:
-        """Channels that leave a block, per width."""
-        return 4 if self.bottleneck else 1
-
-
-# Blocks of conv2_x to conv5_x, Table 1.
-IMAGENET_BLOCKS = {
-    18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
-}  # fmt: skip
-
-
-def layout_of(dataset: str, depth: int) -> Layout:
-    """The layout of the paper's net of a dataset and depth.
-
-    Raises:
-        UsageError: if the paper's family has no net of that depth.
-    """
-    check_depth(depth, FAMILIES[dataset])
-    if FAMILIES[dataset] == "cifar":
-        return Layout(((depth - 2) // 6,) * 3, (16, 32, 64), bottleneck=False, stem=(3, 1), pool=False)
-    bottleneck = depth >= BOTTLENECK_FROM
-    return Layout(IMAGENET_BLOCKS[depth], (64, 128, 256, 512), bottleneck, stem=(7, 2), pool=True)
 
 
 class Block(nn.Module):
