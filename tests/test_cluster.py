@@ -25,9 +25,9 @@ from resrepro.launch.goals import choose_exhibits
 from resrepro.launch.job import Failed, Job, Order, Stopped
 from resrepro.launch.progress import look
 from resrepro.launch.queueing import Ticket, read_tickets, write_submission
-from resrepro.records import disk, read_run
+from resrepro.records import read_run
 from resrepro.records.evaluations import is_measured, read_responses
-from resrepro.records.holders import this_process
+from resrepro.records.locking import this_process
 from resrepro.training.session import train
 
 NET = "digits-resnet8"
@@ -209,7 +209,7 @@ def test_a_signal_that_meets_a_measurement_leaves_no_half_of_it(
 
     def meeting_a_signal(*told: Any) -> Path:
         with monkeypatch.context() as patch:
-            patch.setattr(disk, "sync", lambda file: os.kill(os.getpid(), number))
+            patch.setattr(storage, "sync", lambda file: os.kill(os.getpid(), number))
             return write(*told)
 
     submit(JOBS, Order(ASKED), tmp_path, measures=dict.fromkeys(JOBS, ("responses",)))
@@ -295,39 +295,6 @@ def left_behind(tmp_path: Path, sbatch: Queue) -> Path:
     path.write_text(json.dumps(asdict(there)))
     submit(JOBS, Order(ASKED), tmp_path)
     return path
-
-
-def test_the_lock_of_a_job_that_has_left_the_queue_is_taken_over(
-    tmp_path: Path,
-    sbatch: Queue,
-    left_behind: Path,
-    on_node: Callable[[Path], Any],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    sbatch.answers("squeue", "17_0|RUNNING|1:00|node4\n")
-    on_node(tmp_path)
-    told = capsys.readouterr().out
-    assert "The lock of process 4321 on node3 since" in told
-    assert "(job 9_0) was taken over, since that job has ended." in told
-    assert read_run(left_behind.with_name("seed0")).finished
-
-
-@pytest.mark.parametrize("why", ["it is there", "the queue is silent", "it is none of ours"])
-def test_a_lock_is_left_alone_where_the_queue_does_not_say_that_its_job_is_over(
-    tmp_path: Path, sbatch: Queue, left_behind: Path, on_node: Callable[[Path], Any], why: str
-) -> None:
-    before = left_behind.read_bytes()
-    if why == "the queue is silent":
-        sbatch.answers("squeue", trouble="Unable to contact slurm controller", code=1)
-    else:
-        sbatch.answers("squeue", "9_0|RUNNING|1:00|node3\n" if why == "it is there" else "")
-    if why == "it is none of ours":
-        (tmp_path / "slurm" / "submission-9.json").unlink()
-    with pytest.raises(SystemExit):
-        on_node(tmp_path)
-    ended = {ticket.job: ticket.ended for ticket in read_tickets(tmp_path)[0]}["17_0"]
-    assert "is locked by process 4321 on node3" in ended
-    assert left_behind.read_bytes() == before
 
 
 @pytest.mark.parametrize("answer", ["17_0|COMPLETING|1:00|node\n", "17_0|CANCELLED|1:00|node\n", ""])

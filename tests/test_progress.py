@@ -1,7 +1,6 @@
 """How far runs are: by their record, their lock and the queue, on made-up ones of each kind."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,11 +9,11 @@ import pytest
 from conftest import write_run
 from queues import Queue
 
-from resrepro.launch.progress import Progress, look
+from resrepro.launch.progress import look
 from resrepro.launch.queueing import Ticket, write_note, write_submission
-from resrepro.records.durable import json_bytes
-from resrepro.records.holders import this_process
+from resrepro.records.locking import this_process
 from resrepro.records.reading import read_json
+from resrepro.records.storage import json_bytes
 from resrepro.records.write import RunWriter
 
 NET = "digits-plain8"
@@ -38,74 +37,6 @@ def states(runs: Path) -> dict[int, str]:
     found, notices = look(runs)
     assert notices == []
     return {progress.seed: progress.state for progress in found}
-
-
-def test_without_a_cluster_records_and_locks_tell(tmp_path: Path, partly: Callable[[int], Path]) -> None:
-    runs = tmp_path / "runs"
-    write_run(runs, NET, 0, iterations=400)
-    write_run(runs, NET, 1, curve=CURVE, iterations=400, status="diverged")
-    held, free = partly(2), partly(3)
-    lock(held)
-    lock(free, ticks=1)  # of a process that has ended; its number was given again
-    lock(held.with_name("seed4"))
-    lock(held.with_name("seed5"), pid=7, boot="another", machine="another", host="far", job="17")
-    found, notices = look(runs)
-    assert notices == []
-    assert [(each.seed, each.state) for each in found] == [
-        (0, "finished"), (1, "diverged"), (2, "running"), (3, "interrupted"), (4, "starting"),
-        (5, "starting"),
-    ]  # fmt: skip
-    assert found[2].where == f"process {os.getpid()} on {this_process().host}"
-    assert found[5].where == "process 7 on far, job 17"
-    assert found[3] == Progress(held.parent.name, 3, "interrupted", 100, 400, (20.0, 30.25))
-
-
-def test_with_a_cluster_its_queue_tells_too(
-    tmp_path: Path, queue: Queue, partly: Callable[[int], Path]
-) -> None:
-    runs, name = tmp_path / "runs", partly(0).parent.name
-    for seed in (1, 4):
-        partly(seed)
-    write_submission(runs, [Ticket(f"17_{seed}", name, seed) for seed in range(7)])
-    write_note(runs, "17_4", name, 4, "the disk is full.")
-    write_note(runs, "17_5", name, 5, "no images.")
-    queue.answers(
-        "squeue",
-        "17_0|RUNNING|12:30|node3\n17_1|PENDING|0:00|(BeginTime)\n17_2|PENDING|0:00|(Priority)\n"
-        "17_3|CONFIGURING|0:01|node4\n",
-    )
-    lock(runs / name / "seed0", host="node3", boot="its own", machine="its own")
-    assert states(runs) == {
-        0: "running", 1: "waiting", 2: "waiting", 3: "starting", 4: "failed", 5: "failed", 6: "failed",
-    }  # fmt: skip
-    found, _ = look(runs)
-    assert [each.where for each in found[:4]] == [
-        "job 17_0 on node3, 12:30", "job 17_1: BeginTime", "job 17_2: Priority", "job 17_3: configuring",
-    ]  # fmt: skip
-    assert (found[1].done, found[1].errors) == (100, (20.0, 30.25))  # it waits to go on
-    assert (found[4].why, found[4].log) == ("the disk is full.", runs / "slurm" / "17_4_0_log.out")
-    assert found[6].why == "its job has left the queue and begun no record"
-
-
-def test_a_job_that_left_the_queue_holds_no_run_whatever_its_lock_says(
-    tmp_path: Path, queue: Queue, partly: Callable[[int], Path]
-) -> None:
-    runs, far = tmp_path / "runs", {"pid": 7, "boot": "another", "machine": "another", "host": "node3"}
-    for seed in (0, 1):
-        folder = partly(seed)
-        lock(folder, job=f"17_{seed}", **far)
-    for seed in (2, 3):
-        lock(folder.with_name(f"seed{seed}"), job=f"17_{seed}", **far)
-    lock(partly(4), job="18_4", **far)  # not submitted from here
-    lock(partly(5), **far)
-    write_submission(runs, [Ticket(f"17_{seed}", folder.parent.name, seed) for seed in range(4)])
-    queue.answers("squeue", "17_0|RUNNING|12:30|node3\n17_2|RUNNING|0:30|node3\n")
-    assert states(runs) == {
-        0: "running", 1: "interrupted", 2: "starting", 3: "failed", 4: "running", 5: "running",
-    }  # fmt: skip
-    queue.answers("squeue", trouble="Unable to contact slurm controller", code=1)
-    found, _ = look(runs)
-    assert [each.state for each in found if each.seed in (0, 1)] == ["running", "running"]  # at their word
 
 
 @pytest.mark.parametrize("since", ["a session", "a row", "a fresh start"])
@@ -174,15 +105,6 @@ def test_what_is_broken_and_a_queue_that_is_silent_are_named(
         sentence for sentence in notices if "result.json is broken" in sentence or "is broken" in sentence
     ]
     assert any("squeue said what cannot be read" in sentence for sentence in notices)
-
-
-def test_locks_that_somebody_made_up_are_passed_over(tmp_path: Path) -> None:
-    for name in ("a\x1b[2Jb", "fine"):
-        lock(tmp_path / name / "seed0")
-    lock(tmp_path / "fine" / "seedx")
-    os.mkfifo(tmp_path / "fine" / ".seed7.lock")
-    found, _ = look(tmp_path)
-    assert [(each.run, each.seed) for each in found] == [("fine", 0)]
 
 
 def test_a_folder_that_is_not_there_holds_no_runs(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def bench(
     console.print(speed_table(speeds))
     console.print(Text(LEGEND, style="dim"))
     if csv_file:
-        from resrepro.records.durable import write_out
+        from resrepro.records.storage import write_out
 
         write_out(csv_file, to_csv(speeds, machine, seconds).encode())
         console.print(f"Written: {csv_file}", markup=False, soft_wrap=True)

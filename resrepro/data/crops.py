@@ -20,7 +20,7 @@ from resrepro.data.images import BadImage, Pixels, cut, read_image, scaled_to
 from resrepro.data.loading import Loading, read_ahead
 from resrepro.data.statistics import Statistics
 from resrepro.errors import DataError
-from resrepro.records.files import printable
+from resrepro.records.storage import printable
 from resrepro.spec.recipe import ImageNetRecipe
 
 # The components that later implementations use, computed once on ImageNet by fb.resnet.torch; pixels 0..1.

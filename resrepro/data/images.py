@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from resrepro.records.files import NotPlain, TooLarge, read_plain
+from resrepro.records.storage import NotPlain, TooLarge, read_plain
 
 # What Pillow decodes itself; of others, EPS would start Ghostscript. An MPO is a JPEG of several views.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")

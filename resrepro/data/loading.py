@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from resrepro.errors import DataError, UsageError
 from resrepro.processes import local_world_size
-from resrepro.records.files import printable
+from resrepro.records.storage import printable
 
 MOST_WORKERS = 16
 MOST_AHEAD = 4  # batches that a worker holds ready by default

@@ -23,7 +23,7 @@ from resrepro.data.folder import Photos, PhotoSet, checksum
 from resrepro.data.images import UNREADABLE, BadImage, center_crop, read_image, scaled_to
 from resrepro.data.loading import BadImages, Loading, read_ahead
 from resrepro.processes import rank, world_size
-from resrepro.records.files import read_plain
+from resrepro.records.storage import read_plain
 from resrepro.records.write import cache_folder
 from resrepro.spec.recipe import scaled
 from resrepro.training.parallel import collected, on_first

@@ -40,7 +40,7 @@ from resrepro.launch.queueing import (
 from resrepro.launch.sbatch import sbatch_parameters
 from resrepro.records import read_run
 from resrepro.records.evaluations import OTHER_IMAGES, is_measured
-from resrepro.records.holders import Holder
+from resrepro.records.locking import Holder, holder_of
 from resrepro.records.reading import CONTROL
 from resrepro.spec import catalogue
 from resrepro.spec.recipe import setting_rules
@@ -166,7 +166,8 @@ class Task:
 
         The lock of a job that has left the queue without giving it back, being killed, is taken over.
         """
-        told: dict[str, Any] = {} if self.order.options.get("break_lock") else {"break_lock": self._is_over}
+        holder = holder_of(self.runs / self.run / f"seed{self.job.seed}")
+        told: dict[str, Any] = {"break_lock": True} if holder is not None and self._is_over(holder) else {}
         if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
             told["fresh"] = False
         return replace(self.order, options=self.order.options | told)
@@ -174,7 +175,8 @@ class Task:
     def _is_over(self, holder: Holder) -> bool:
         """Whether the queue is sure that the job which holds a lock has ended."""
         try:
-            return has_left(self.runs, holder.job)
+            here = os.environ.get("SLURM_JOB_ID")
+            return holder.job == here is not None or has_left(self.runs, holder.job)
         except QueueError:
             return False
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from resrepro.launch.queueing import Queued, QueueError, Ticket, ask_queue, read_tickets
 from resrepro.records import RUN_NAME, Run
 from resrepro.records.collection import collect
-from resrepro.records.holders import Holder
-from resrepro.records.locking import holder_of
+from resrepro.records.locking import Holder, holder_of
 
 # What a run may be, in the order in which they are counted.
 STATES = ("running", "starting", "waiting", "interrupted", "failed", "diverged", "finished")

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resrepro.errors import RecordError, ResreproError
-from resrepro.records.durable import json_bytes, write_out
 from resrepro.records.evaluations import MOST_BYTES
-from resrepro.records.files import read_plain
 from resrepro.records.reading import CONTROL, ENV, EVALS, FORMAT, RESPONSES, RESULT, read_json
+from resrepro.records.storage import json_bytes, read_plain, write_out
 
 FOLDER = "slurm"  # in a runs folder: what is told here, submitit's files, the logs of the jobs
 PATIENCE = 60  # seconds for squeue, which waits for the queue's own daemon
