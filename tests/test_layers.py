@@ -16,7 +16,7 @@ STREET = (
 TORCH_FREE = ("spec", "paper", "records", "comparison", "claims", "figures", "report", "launch", "cli")
 # What still goes against the street; it may only become shorter.
 AGAINST = {
-    ("data", "training"), ("launch", "cli"), ("comparison", "claims"), ("claims", "report"),
+    ("data", "training"), ("comparison", "claims"), ("claims", "report"),
     ("training", "evaluation"),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import rewrite
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records import read_run
+from resrepro.records import read_run, storage
 from resrepro.records.collection import Collection, collect, load_runs
 from resrepro.records.reading import METRICS_COLUMNS, describe_curve, read_curve, read_json
 from resrepro.records.storage import write_json
