@@ -12,7 +12,7 @@ from conftest import write_eval, write_run
 from runs import differences
 
 from resrepro.cli.demo import DEMO, demo_verdict
-from resrepro.cli.reproduce import seeds_of
+from resrepro.cli.options import seeds_of
 from resrepro.launch import local, slurm
 from resrepro.launch.local import Outcome
 from resrepro.records.collection import collect

@@ -81,6 +81,7 @@ def test_the_command_submits_a_job_for_each_run_and_says_how_to_look_after_them(
         f"{run}, seed 0: job 17", f"{run}, seed 1: job 17", f"Next: resrepro status --runs {tmp_path}",
     ]  # fmt: skip
     (script,) = place_in(tmp_path, run).glob("*_submission.sh")
+    assert script.read_text().count("--job-name=") == script.read_text().count("--job-name=resrepro") == 1
     assert set(script.read_text().splitlines()) >= {
         "#SBATCH --partition=gpu", "#SBATCH --gpus=1", "#SBATCH --time=1-12", "#SBATCH --exclusive",
         "#SBATCH --cpus-per-task=3", "#SBATCH --requeue", "#SBATCH --signal=USR2@90",

@@ -190,6 +190,19 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
+def seeds_of(text: str) -> list[int]:
+    """`3` -> [0, 1, 2]; else as `--seeds` of train: `0-4` -> [0, 1, 2, 3, 4], `0,3` -> [0, 3].
+
+    Raises:
+        UsageError: if it is none of them.
+    """
+    if not text.isdecimal():
+        return parse_seeds(text)
+    if int(text) < 1:
+        raise UsageError(f"--seeds takes how many, from 1 on, or which, such as 0-4, not {text!r}.")
+    return parse_seeds(f"0-{int(text) - 1}")
+
+
 def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:
     """`0.49,0.48,0.45` -> (0.49, 0.48, 0.45); None stays None.
 

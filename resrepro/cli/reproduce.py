@@ -21,8 +21,8 @@ from resrepro.cli.options import (
     SplitOption,
     ThreadsOption,
     changed_settings,
-    parse_seeds,
     precision_of_fast,
+    seeds_of,
 )
 from resrepro.cli.status import LauncherOption, SlurmOption, parse_slurm, tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
@@ -156,10 +156,9 @@ class Reproduction:
         for measurement in self.plan().to_measure:
             with console.status(f"measuring {measurement}"):
                 outcome, _ = run_command(self.measure_words(measurement))
-            left = [(each.what, each.steps) for each in self.plan().to_measure]
             if outcome.code:
                 self.failures[str(measurement)] = outcome.sentence
-            elif (measurement.what, measurement.steps) in left:
+            elif str(measurement) in map(str, self.plan().to_measure):
                 self.failures[str(measurement)] = OTHER_IMAGES
 
 
@@ -246,19 +245,6 @@ def reproduce(
         reproduction.measure(console)
     _write_all(reproduction, tables, figures, console)
     tell_failures(reproduction, Console(stderr=True, highlight=False))
-
-
-def seeds_of(text: str) -> list[int]:
-    """`3` -> [0, 1, 2]; else as `--seeds` of train: `0-4` -> [0, 1, 2, 3, 4], `0,3` -> [0, 3].
-
-    Raises:
-        UsageError: if it is none of them.
-    """
-    if not text.isdecimal():
-        return parse_seeds(text)
-    if int(text) < 1:
-        raise UsageError(f"--seeds takes how many, from 1 on, or which, such as 0-4, not {text!r}.")
-    return parse_seeds(f"0-{int(text) - 1}")
 
 
 def _submit(reproduction: Reproduction, slurm_options: dict[str, str], console: Console) -> None:

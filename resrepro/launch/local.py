@@ -156,7 +156,9 @@ class Command:
         with self.process.stdout as lines:
             for line in lines:
                 with suppress(ValueError):  # what a library has printed
-                    self.tell(json.loads(line))
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        self.tell(event)
         self.tell(self._outcome(self.process.wait()))
 
     def _outcome(self, code: int) -> Outcome:

@@ -195,7 +195,7 @@ def _send(executor: "SlurmExecutor", task: Task, parameters: Mapping[str, str]) 
     """Submit a job; returns its id."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    others = {key.replace("_", "-"): value or True for key, value in parameters.items()}
+    others = {key: value or True for key, value in parameters.items()}
     executor.update_parameters(stderr_to_stdout=True, additional_parameters=others)
     try:
         return str(executor.submit(task).job_id)
