@@ -82,7 +82,7 @@ def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(traine
     assert "dataset digits instead of CIFAR-10" in table
     assert "5.12±0.18 (2)" in table  # training errors of 5 and 5.25: mean and spread over the seeds
     assert "1. Of two plain nets" in told
-    assert "about this protocol (digits, " in " ".join(told.lower().split())
+    assert "about this protocol (digits, 240 iterations)" in " ".join(told.lower().split())
     before = {path: Path("runs", path).stat().st_mtime_ns for path in files("runs")}
     trained |= {(f"digits-plain{depth}", seed): Outcome(1, "asked") for depth in (20, 56) for seed in (0, 1)}
     code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 2)
