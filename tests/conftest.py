@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from queues import Queue
 
-from resrepro.records.durable import json_bytes
 from resrepro.records.reading import read_json
+from resrepro.records.storage import json_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels

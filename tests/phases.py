@@ -134,14 +134,14 @@ def be_killed(path: Path, aim: str, beyond: int, words: Sequence[str]) -> None:
     inside = Inside(Notes(path), aim, beyond)
     inside.notes[0] = inside.notes[1] = inside.notes[2] = 0
     from resrepro.cli import main
-    from resrepro.records import disk
+    from resrepro.records import storage
     from resrepro.records.write import RunWriter
     from resrepro.training import loop
 
     for name in ("begin", "go_on", "add_session", "append", "result"):
         inside.wrap(RunWriter, name, "record write")
     for name, phase in (("write", 0), ("sync", 1), ("move", 2), ("sync_folder", 2)):
-        inside.wrap_disk(disk, name, CHECKPOINT[phase])
+        inside.wrap_disk(storage, name, CHECKPOINT[phase])
     inside.wrap(loop, "save_checkpoint", CHECKPOINT[0])
     inside.wrap(loop.Trainer, "finish", "closing")
     inside.wrap(loop.Trainer, "run", "loop")

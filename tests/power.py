@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Union
 from unittest import mock
 
-from resrepro.records import disk
+from resrepro.records import storage
 
 OPERATIONS = ("create", "open_end", "write", "sync", "close", "cut", "link", "move", "remove", "sync_folder")
-OF_FOLDERS = ("mkdir", "rmdir", "rename", "replace")  # of `os`; `disk.move` comes by here as well
+OF_FOLDERS = ("mkdir", "rmdir", "rename", "replace")  # of `os`; `storage.move` comes by here as well
 CHANGE_NOTHING = ("open_end", "close", "move")  # by themselves
 NAMES = ("none", "all", "last")  # of the steps since a folder was forced: which have arrived
 CONTENT = ("lost", "zeros", "half", "whole")  # of the bytes since a file was forced
@@ -98,7 +98,7 @@ def whole_tree(path: Path) -> Folder:
     for each in path.iterdir():
         if each.is_dir():
             folder.now[each.name] = whole_tree(each)
-        elif each.suffix != ".lock":
+        elif ".lock" not in each.suffixes:
             content = each.read_bytes()
             folder.now[each.name] = File(content, content)
     folder.force()
@@ -128,9 +128,9 @@ class PowerCut:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """While active, everything that goes through `disk`, and every folder made or renamed, is noted."""
+        """While active, all that goes through `storage` and every folder made or renamed is noted."""
         with ExitStack() as stack:
-            for module, names in ((disk, OPERATIONS), (os, OF_FOLDERS)):
+            for module, names in ((storage, OPERATIONS), (os, OF_FOLDERS)):
                 for name in names:
                     noted = self._noting(name, getattr(module, name))
                     stack.enter_context(mock.patch.object(module, name, noted))

@@ -1,4 +1,4 @@
-"""Between the package and the disk: each operation of `records.disk` is counted, fails, or is the last."""
+"""Between the package and the disk: each operation of `records.storage` is counted, fails, or is the last."""
 
 import errno
 import functools
@@ -13,7 +13,7 @@ from unittest import mock
 
 from power import OPERATIONS
 
-from resrepro.records import disk
+from resrepro.records import storage
 from resrepro.training import loop
 
 MOMENTS = ("before", "amid", "after")  # amid: of a write, half of its bytes
@@ -44,7 +44,7 @@ def forked(work: Callable[[], object]) -> int:
 
 
 class Tap:
-    """Sees every operation of `records.disk`, numbered from 1, and lets it pass."""
+    """Sees every operation of `records.storage`, numbered from 1, and lets it pass."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -55,8 +55,8 @@ class Tap:
     def active(self) -> Iterator[None]:
         with ExitStack() as stack:
             for name in OPERATIONS:
-                seen = functools.partial(self._see, name, getattr(disk, name))
-                stack.enter_context(mock.patch.object(disk, name, seen))
+                seen = functools.partial(self._see, name, getattr(storage, name))
+                stack.enter_context(mock.patch.object(storage, name, seen))
             noted = functools.partial(self._note_checkpoint, loop.save_checkpoint)
             stack.enter_context(mock.patch.object(loop, "save_checkpoint", noted))
             yield

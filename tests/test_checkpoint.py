@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resrepro.errors import RecordError
-from resrepro.records import disk
+from resrepro.records import storage
 from resrepro.training import checkpoint
 from resrepro.training.checkpoint import load_checkpoint, load_newest, save_checkpoint
 
@@ -125,13 +125,13 @@ def test_a_legacy_checkpoint_damaged_anywhere_is_loaded_or_refused_but_never_a_c
 def test_at_no_moment_is_there_no_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newest, before = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt"
     save_checkpoint(newest, {"iteration": 0})
-    move, seen = disk.move, []
+    move, seen = storage.move, []
 
     def watched(source: Path, target: Path) -> None:
         seen.append(load_checkpoint(newest)["iteration"])
         move(source, target)
 
-    monkeypatch.setattr(disk, "move", watched)
+    monkeypatch.setattr(storage, "move", watched)
     save_checkpoint(newest, {"iteration": 1})
     save_checkpoint(newest, {"iteration": 2})
     assert seen == [0, 0, 1, 1]
@@ -145,7 +145,7 @@ def test_where_files_can_have_one_name_only_the_one_before_is_moved(
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(disk, "link", refuse)
+    monkeypatch.setattr(storage, "link", refuse)
     for iteration in range(3):
         save_checkpoint(tmp_path / "checkpoint.pt", {"iteration": iteration})
     assert load_checkpoint(tmp_path / "checkpoint.previous.pt") == {"iteration": 1}
@@ -222,7 +222,7 @@ def test_a_failing_write_leaves_the_old_checkpoints_and_nothing_else(
     if trouble == "torch":
         monkeypatch.setattr(checkpoint.torch, "save", fail)
     else:
-        monkeypatch.setattr(disk, "sync" if trouble == "last moment" else "write", fail)
+        monkeypatch.setattr(storage, "sync" if trouble == "last moment" else "write", fail)
     with pytest.raises(RecordError, match=r"cannot write .*checkpoint\.pt"):
         save_checkpoint(path, {"iteration": 2})
     before = path.with_name("checkpoint.previous.pt")
@@ -240,7 +240,7 @@ def test_a_full_disk_in_the_midst_of_a_large_checkpoint_is_told_by_its_name(
         if len(written) == 3:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "write", fill)
+    monkeypatch.setattr(storage, "write", fill)
     with pytest.raises(RecordError, match=r"checkpoint\.pt: No space left on device \(.*make room"):
         save_checkpoint(tmp_path / "checkpoint.pt", {"w": torch.randn(2**20)})
     assert list(tmp_path.iterdir()) == []

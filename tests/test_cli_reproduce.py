@@ -1,8 +1,5 @@
 """`resrepro reproduce`: the plan, what is missing and no more, and what is shown at the end."""
 
-import io
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,48 +11,45 @@ from commands import call
 from conftest import write_eval, write_run
 from runs import differences
 
-from resrepro.bench.child import serve
-from resrepro.cli.reproduce import seeds_of
-from resrepro.errors import RecordError
-from resrepro.launch import cluster, costs, jobs, reproducing
-from resrepro.launch.estimates import Estimate
-from resrepro.launch.job import Failed, Finished, Stopped
-from resrepro.launch.queueing import Ticket
-from resrepro.launch.reproducing import folder_of
-from resrepro.training.engine import choose_device, fast_settings
+from resrepro.cli.demo import DEMO, demo_verdict
+from resrepro.cli.options import seeds_of
+from resrepro.launch import local, slurm
+from resrepro.launch.local import Outcome
+from resrepro.records.collection import collect
+from resrepro.spec.recipe import parse
 from resrepro.training.session import train
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
 DIGITS = ("--dataset", "digits", "--device", "cpu", "--threads", 1)
 LONG = 120  # seconds that nothing here needs
 
 
 @pytest.fixture(autouse=True)
-def here(empty_folder, monkeypatch):
-    """An empty folder, in which no time is measured."""
-
-    def estimate(name, **means):
-        return Estimate(name, 240, 24.0, 500.0, None, 1.0, True)
-
-    monkeypatch.setattr(costs, "estimate", estimate)
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """Runs are made up in an instant, in forked processes; those in `ends` end otherwise. Returns `ends`."""
+def trained(empty_folder, monkeypatch):
+    """An empty folder, in which runs are made up in an instant; returns what is to end otherwise."""
     ends = {}
 
-    def work(job, order, dataset, pipe, parent):
-        end = ends.get((job.experiment, job.seed))
-        if end is None:
-            changed = {key: order.options[key] for key in ("iterations", "lr") if key in order.options}
-            data = "at hand" if dataset is None else "digits"
-            end = Finished(write_run(order.options["runs"], job.experiment, job.seed, data=data, **changed))
-        pipe.send(end)
+    class Made:
+        """In place of a command that runs."""
 
-    monkeypatch.setattr(jobs, "work", work)
-    monkeypatch.setattr(jobs, "starts_by_forking", lambda: True)
-    monkeypatch.setattr(reproducing, "set_apart", lambda plan, name, checksums: plan)  # of made-up images
+        def __init__(self, words, tell, threads=None):
+            options = dict(zip(words[2::2], words[3::2], strict=False))
+            key = (words[1], int(options["--seed"])) if words[0] == "train" else words[0]
+            end = ends.get(key, Outcome(0))
+            if "--dry-run" in words:
+                tell({"event": "speed", "seconds": 0.1})
+            elif callable(end):
+                end = end(words)
+            elif words[0] == "train" and end.code == 0:
+                pairs = [word.partition("=") for word in words if "=" in word]
+                changed = {name: parse(name, value) for name, _, value in pairs}
+                folder = write_run(Path(options["--runs"]), *key, data="digits", **changed)
+                tell({"event": "finish", "folder": str(folder)})
+            tell(end)
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(local, "Command", Made)
     return ends
 
 
@@ -63,7 +57,7 @@ def files(folder="."):
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing():
+def test_a_dry_run_shows_the_plan_and_writes_nothing(monkeypatch):
     write_run(Path("runs"), "digits-plain20", 0)
     before = files()
     code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 3, "--jobs", 2, "--dry-run")
@@ -78,7 +72,6 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing():
     assert files() == before
 
 
-@LINUX
 def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(trained):
     code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 2)
     assert code == 0, error
@@ -89,9 +82,9 @@ def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(traine
     assert "dataset digits instead of CIFAR-10" in table
     assert "5.12±0.18 (2)" in table  # training errors of 5 and 5.25: mean and spread over the seeds
     assert "1. Of two plain nets" in told
-    assert "about this protocol (digits, " in " ".join(told.lower().split())
+    assert "about this protocol (digits, 240 iterations)" in " ".join(told.lower().split())
     before = {path: Path("runs", path).stat().st_mtime_ns for path in files("runs")}
-    trained |= {(f"digits-plain{depth}", seed): Failed("asked") for depth in (20, 56) for seed in (0, 1)}
+    trained |= {(f"digits-plain{depth}", seed): Outcome(1, "asked") for depth in (20, 56) for seed in (0, 1)}
     code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 2)
     assert code == 0, error
     assert "4 runs: all runs are done; nothing to do." in told
@@ -102,9 +95,8 @@ def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(traine
     assert "(3)" in Path("tables/figure1-digits.md").read_text()
 
 
-@LINUX
 def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(trained):
-    trained["digits-plain56", 0] = Failed("the disk is full.", RecordError)
+    trained["digits-plain56", 0] = Outcome(1, "the disk is full.")
     write_run(Path("runs"), "digits-resnet20", 0, status="diverged", curve=[(16, 90.0, 90.0)])
     code, told, error = call("reproduce", "figure1", "table6", *DIGITS)
     assert code == 1
@@ -120,9 +112,8 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(trained):
     assert call("reproduce", "figure1", *DIGITS)[0] == 0
 
 
-@LINUX
 def test_where_no_run_finished_nothing_is_written_over(trained):
-    trained |= {(f"digits-plain{depth}", 0): Failed("no.") for depth in (20, 56)}
+    trained |= {(f"digits-plain{depth}", 0): Outcome(1, "no.") for depth in (20, 56)}
     Path("tables").mkdir()
     Path("tables/figure1-digits.md").write_text("earlier")
     code, told, _ = call("reproduce", "figure1", *DIGITS)
@@ -132,7 +123,6 @@ def test_where_no_run_finished_nothing_is_written_over(trained):
     assert Path("tables/figure1-digits.md").read_text() == "earlier"
 
 
-@LINUX
 def test_missing_images_fail_the_runs_that_need_them_and_no_other(trained):
     Path("empty").mkdir()
     code, told, error = call(
@@ -146,35 +136,36 @@ def test_missing_images_fail_the_runs_that_need_them_and_no_other(trained):
     assert {"tables/demo.md", "tables/table1.md", "figures/demo.png"} <= set(files())
 
 
-@LINUX
-def test_a_test_protocol_is_measured_once_the_nets_are_trained(trained, monkeypatch):
+def test_a_test_protocol_is_measured_once_the_nets_are_trained(trained):
     asked = []
 
-    def measure(each, runs, **means):
-        asked.append((str(each), means["data"]))
-        if "plain18" in str(each):
-            raise RecordError("its checkpoint is missing.")
-        if "plain34" in str(each):
-            raise RuntimeError("nobody expected this")
-        if "resnet18" not in str(each):  # as if that were measured on other images
-            write_eval(each.steps[0].folder, each.what, 30.0, 10.0)
+    def measure(words):
+        asked.append(words)
+        if "plain18" in words[1]:
+            return Outcome(1, "its checkpoint is missing.")
+        if "resnet18" not in words[1]:  # as if that were measured on other images
+            write_eval(Path(words[1]), words[3], 30.0, 10.0)
+        return Outcome(0)
 
-    monkeypatch.setattr(reproducing, "measure", measure)
+    trained["eval"] = measure
     changed = ("--iterations", 4, "--dataset", "folder", "--data", "photos", "--device", "cpu")
     code, told, error = call("reproduce", "table2", *changed)
     assert code == 1
-    names = ("plain18", "plain34", "resnet18", "resnet34")
-    wanted = [f"ten_crop of folder-{name}+iterations=4, seed 0" for name in names]
-    assert asked == [(name, Path("photos")) for name in wanted]
-    assert f"{wanted[0]}: its checkpoint is missing." in error
-    assert f"{wanted[1]}: RuntimeError: nobody expected this" in error
-    assert f"{wanted[2]}: it was measured, but on other images" in error
-    assert "error: 3 could not be done" in error
+    nets = [f"folder-{name}+iterations=4" for name in ("plain18", "plain34", "resnet18", "resnet34")]
+    assert asked == [
+        ("eval", f"runs/{net}/seed0", "--protocol", "ten_crop", "--runs", "runs", "--data", "photos",
+         "--device", "cpu")
+        for net in nets
+    ]  # fmt: skip
+    assert f"ten_crop of {nets[0]}, seed 0: its checkpoint is missing." in error
+    assert f"ten_crop of {nets[2]}, seed 0: it was measured, but on other images" in error
+    assert "error: 2 could not be done" in error
     assert "Written: tables/table2-folder.md" in told
     assert not Path("tables/table2.md").exists()
 
 
-def test_an_exhibit_that_cannot_be_shown_stops_no_other(monkeypatch):
+def test_an_exhibit_that_cannot_be_shown_stops_no_other(trained):
+    trained["eval"] = Outcome(1, "there is no checkpoint in it.")
     for depth in (20, 56):
         write_run(Path("runs"), f"digits-plain{depth}", data="digits")
     for net in ("digits-resnet20", "digits-resnet56", "digits-resnet110"):
@@ -182,7 +173,7 @@ def test_an_exhibit_that_cannot_be_shown_stops_no_other(monkeypatch):
     Path("figures/figure1-digits.png/in the way").mkdir(parents=True)
     code, told, error = call("reproduce", "figure7", "figure1", "table1", *DIGITS)
     assert code == 1
-    assert "responses of digits-plain20, seed 0: runs/digits-plain20/seed0 holds neither" in error  # made up
+    assert "responses of digits-plain20, seed 0: there is no checkpoint" in error
     assert "No measured run for figure7-digits yet: nothing is written." in told
     assert "Not shown: cannot write figures/figure1-digits.png: " in " ".join(told.split())
     assert "figure1-digits: " in error
@@ -190,61 +181,27 @@ def test_an_exhibit_that_cannot_be_shown_stops_no_other(monkeypatch):
     assert "1. Of two plain nets" in told
 
 
-def test_images_of_either_family_are_looked_for_where_they_can_be():
-    photos, small, both = (Path(name) for name in ("photos", "small", "both"))
-    for folder in (photos, both):
-        for part in ("train", "val"):
-            (folder / part).mkdir(parents=True)
-    for folder in (small, both):
-        (folder / "cifar-10-batches-bin").mkdir(parents=True)
-    cases = {
-        (): (None, None),
-        (photos,): (None, photos),  # CIFAR-10 is then where it is by default, or downloaded there
-        (small,): (small, small),  # where it is said that photographs are missing
-        (both,): (both, both),
-        (photos, small): (small, photos),
-        (small, photos): (small, photos),
-    }
-    for given, wanted in cases.items():
-        assert (folder_of("cifar", given), folder_of("imagenet", given)) == wanted
-
-
-@LINUX
-def test_a_signal_ends_it_with_the_way_on_and_without_tables(trained, monkeypatch):
-    trained["digits-plain20", 0] = Stopped("stopped.", signal.SIGTERM)
-    work = jobs.work
-
-    def signalling(job, order, dataset, pipe, parent):
-        os.kill(parent, signal.SIGTERM)
-        time.sleep(0.5)
-        work(job, order, dataset, pipe, parent)
-
-    monkeypatch.setattr(jobs, "work", signalling)
-    code, _, error = call("reproduce", "figure1", *DIGITS, "--jobs", 1)
-    assert code == 128 + signal.SIGTERM
-    assert "the same command goes on" in error
-    assert not Path("tables").exists()
-
-
 def test_a_queue_is_handed_what_is_missing_and_not_waited_for(monkeypatch):
     submitted = []
 
-    def submit(jobs, order, folder, slurm, **means):
-        submitted.append((jobs, order, folder, slurm))
-        return [Ticket(f"12_{k}", f"{job.experiment}+iterations=8", job.seed) for k, job in enumerate(jobs)]
+    def submit(wanted, runs, options, threads):
+        submitted.append((wanted, runs, options, threads))
+        return [(each, str(12 + number), None) for number, each in enumerate(wanted)]
 
-    monkeypatch.setattr(cluster, "submit", submit)
-    monkeypatch.setattr(reproducing, "set_apart", lambda plan, name, checksums: plan)  # of made-up images
+    monkeypatch.setattr(slurm, "submit", submit)
     write_run(Path("there"), "digits-plain20", 0, iterations=8)
     words = ("reproduce", "figure1", "--dataset", "digits", "--iterations", 8, "--launcher", "slurm")
     code, told, error = call(*words, "--slurm", "partition=cpu", "--runs", "there", "--seeds", 2)
     assert code == 0, error
-    ((jobs, order, folder, options),) = submitted
-    assert [str(job) for job in jobs] == [
-        "digits-plain20, seed 1", "digits-plain56, seed 0", "digits-plain56, seed 1",
+    ((wanted, runs, options, threads),) = submitted
+    assert [str(each) for each in wanted] == [
+        f"digits-{net}+iterations=8, seed {seed}"
+        for net, seed in (("plain20", 1), ("plain56", 0), ("plain56", 1))
     ]  # fmt: skip
-    assert (order.options["iterations"], folder, options) == (8, Path("there"), {"partition": "cpu"})
-    assert "digits-plain56+iterations=8, seed 1: job 12_2" in told
+    assert wanted[0].words[:4] == ("train", "digits-plain20", "--seed", "1")
+    assert "iterations=8" in wanted[0].words
+    assert (runs, options, threads) == (Path("there"), {"partition": "cpu"}, None)
+    assert "digits-plain56+iterations=8, seed 1: job 14" in told
     assert "Next: resrepro status --runs there" in told
     assert Path("tables/figure1-digits.md").exists()  # of what is there
     assert call(*words, "--slurm", "partition", "--seeds", 2)[0] == 2
@@ -252,29 +209,10 @@ def test_a_queue_is_handed_what_is_missing_and_not_waited_for(monkeypatch):
 
 
 def test_fast_names_the_arithmetic_of_this_machine(monkeypatch):
-    monkeypatch.setattr(costs, "precision_here", lambda device: "bf16")
+    monkeypatch.setattr("resrepro.training.engine.fast_precision", lambda device: "bf16")
     code, told, _ = call("reproduce", "figure1", *DIGITS, "--fast", "--dry-run")
     assert code == 0
     assert "Settings: precision=bf16." in told
-
-
-def test_the_arithmetic_of_fast_is_that_which_a_run_would_have(monkeypatch):
-    """What a child process is asked and answers, in this process."""
-
-    class Here:
-        def __init__(self, what, asked):
-            answers = []
-            serve(io.StringIO(json.dumps({"what": what, **asked}) + "\n"), answers.append)
-            (self.told,) = answers
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(costs, "Child", Here)
-    assert costs.precision_here("cpu") == fast_settings(choose_device("cpu"), None, print)["precision"]
 
 
 @pytest.mark.parametrize(
@@ -305,6 +243,39 @@ def test_seeds_are_how_many_or_which():
     assert seeds_of("3") == [0, 1, 2]
     assert seeds_of("0,3") == [0, 3]
     assert seeds_of("2-4") == [2, 3, 4]
+
+
+# --- the demo -----------------------------------------------------------------------------------------
+
+
+def test_the_demo_trains_four_nets_and_shows_them_and_again_trains_none(trained):
+    code, told, error = call("demo", "--device", "cpu")
+    assert code == 0, error
+    assert "Written: demo/demo.md, demo/demo.csv, demo/demo." in told
+    assert {path.parent.parent.name for path in Path("demo/runs").glob("*/seed0/result.json")} == set(DEMO)
+    trained |= {(name, 0): Outcome(1, "asked") for name in DEMO}
+    assert call("demo")[0] == 0
+    assert call("demo", "--fresh")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ((0.1, 70.0, 0.0, 0.2), "degrades the plain net and shortcuts cure it"),
+        ((0.1, 70.0, 0.0, 30.0), "and shortcuts lessen it"),
+        ((0.1, 0.1, 0.0, 0.0), "do not show"),
+        ((5.0, 1.0, 0.0, 0.0), "do not show"),
+        ((1.0, 3.0, 1.0, 9.0), "do not show"),
+    ],
+)
+def test_the_verdict_follows_the_training_errors(errors, words):
+    for name, error in zip(DEMO, errors, strict=True):
+        write_run(Path("runs"), name, curve=[(240, error, error)])
+    sentence = demo_verdict(collect([Path("runs")]))
+    assert words in sentence
+    assert f"{errors[1]:.1f} % at 56" in sentence
+    (Path("runs") / DEMO[3] / "seed0" / "result.json").unlink()
+    assert "digits-resnet56" in demo_verdict(collect([Path("runs")]))
 
 
 # --- with real training -------------------------------------------------------------------------------

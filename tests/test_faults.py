@@ -17,7 +17,7 @@ from taps import TROUBLES
 
 from resrepro.data import feeds
 from resrepro.errors import RecordError, ResreproError
-from resrepro.records import disk
+from resrepro.records import storage
 from resrepro.records.collection import collect
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded, and looks at /proc")
@@ -120,12 +120,12 @@ def test_a_power_cut_keeps_what_was_forced_and_may_keep_or_lose_the_rest(tmp_pat
     (tmp_path / "old").write_bytes(b"old")
     cut = PowerCut(tmp_path)
     with cut.recording():
-        file = disk.create(tmp_path / "new")
-        disk.write(file, b"forced")
-        disk.sync(file)
-        disk.write(file, b"late")
-        disk.close(file)
-        disk.move(tmp_path / "new", tmp_path / "old")
+        file = storage.create(tmp_path / "new")
+        storage.write(file, b"forced")
+        storage.sync(file)
+        storage.write(file, b"late")
+        storage.close(file)
+        storage.move(tmp_path / "new", tmp_path / "old")
     states = [state for _, state in cut.states()]
     assert len(states) == 12 * 6
     last = {(names, content): cut.tree.after(names, content) for names in ("none", "all") for content in
@@ -134,7 +134,7 @@ def test_a_power_cut_keeps_what_was_forced_and_may_keep_or_lose_the_rest(tmp_pat
     assert [last["all", content]["old"] for content in ("lost", "zeros", "half", "whole")] == [
         b"forced", b"forced" + bytes(4), b"forcedla", b"forcedlate",
     ]  # fmt: skip
-    disk.sync_folder(tmp_path)
+    storage.sync_folder(tmp_path)
     cut.tree.force()
     assert cut.tree.after("none", "lost") == {"old": b"forced"}
 

@@ -13,10 +13,10 @@ import pytest
 from conftest import rewrite
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records import disk, read_run
+from resrepro.records import read_run, storage
 from resrepro.records.collection import Collection, collect, load_runs
-from resrepro.records.durable import write_json
 from resrepro.records.reading import METRICS_COLUMNS, describe_curve, read_curve, read_json
+from resrepro.records.storage import write_json
 from resrepro.records.write import HEADER, RunWriter, open_run, set_aside, without_paths
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import digest_of
@@ -585,7 +585,7 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "sync", fail)
+    monkeypatch.setattr(storage, "sync", fail)
     with pytest.raises(RecordError, match=r"cannot write .*result\.json: No space left"):
         write_json(path, {"status": "complete"})
     assert read_json(path) == {"status": "partial"}
@@ -600,7 +600,7 @@ def test_a_full_disk_while_appending_is_one_sentence(tmp_path: Path, monkeypatch
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "sync", fail)
+    monkeypatch.setattr(storage, "sync", fail)
     with pytest.raises(RecordError, match=r"cannot write .*metrics\.csv: No space left.*make room"):
         writer.append(ROWS[2:])
     assert writer.curve == before == (tmp_path / "metrics.csv").read_bytes()
@@ -615,7 +615,7 @@ def test_whatever_the_disk_refuses_is_one_sentence_with_a_way_out(
     def fail(*arguments: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(disk, "create", fail)
+    monkeypatch.setattr(storage, "create", fail)
     with pytest.raises(
         RecordError, match=rf"{os.strerror(number)} \(.*what was written before is whole|vanished"
     ):

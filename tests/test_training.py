@@ -27,8 +27,8 @@ from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
-from resrepro.records.durable import write_json
 from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES
+from resrepro.records.storage import write_json
 from resrepro.spec.recipe import Recipe
 from resrepro.training import checkpoint, engine, loop
 from resrepro.training import session as training
@@ -771,7 +771,7 @@ def test_a_checkpoint_of_an_earlier_version_is_called_that(tmp_path: Path) -> No
 
 def test_a_process_whose_lock_was_broken_writes_nothing_more(tmp_path: Path) -> None:
     def break_it() -> None:
-        next(tmp_path.glob("*/.seed0.lock")).write_text("somebody else's")
+        next(tmp_path.glob("*/.seed0.lock.json")).write_text("somebody else's")
 
     with pytest.raises(RecordError, match="another process has broken the lock"):
         short(tmp_path, watcher=Recorder({5: break_it}))

@@ -96,8 +96,8 @@ from resrepro.cli import (  # noqa: E402, F401
     evaluate,
     exhibits,
     listing,
-    queue,
     report,
     reproduce,
+    status,
     train,
 )

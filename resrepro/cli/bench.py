@@ -20,7 +20,7 @@ from resrepro.processes import world_size
 from resrepro.spec.experiment import check_depth, net_label
 
 if TYPE_CHECKING:
-    from resrepro.bench.speeds import Loop, Speed
+    from resrepro.bench import Loop, Speed
 
 DEPTHS = (20, 56, 110)
 LARGEST_BATCH, LONGEST_TURN = 50_000, 3600
@@ -58,7 +58,7 @@ def bench(
     _check(depth or DEPTHS, batch_size, rounds, seconds, threads)
     console = Console(highlight=False)
     with Console(stderr=True, highlight=False).status("starting") as status:
-        from resrepro.bench.speeds import measure_speeds
+        from resrepro.bench import measure_speeds
 
         nets = [loops_of(modes, one, plain, batch_size) for one in depth or DEPTHS]
         speeds: list[Speed] = []
@@ -70,7 +70,7 @@ def bench(
     console.print(speed_table(speeds))
     console.print(Text(LEGEND, style="dim"))
     if csv_file:
-        from resrepro.records.durable import write_out
+        from resrepro.records.storage import write_out
 
         write_out(csv_file, to_csv(speeds, machine, seconds).encode())
         console.print(f"Written: {csv_file}", markup=False, soft_wrap=True)
@@ -103,7 +103,7 @@ def loops_of(modes: str, depth: int, plain: bool, batch_size: int) -> "list[Loop
     Raises:
         UsageError: if a mode is unknown, named twice, or there is none.
     """
-    from resrepro.bench.speeds import MODES, USUAL, Loop
+    from resrepro.bench import MODES, USUAL, Loop
 
     names = [part.strip() for part in modes.split(",") if part.strip()]
     for mode in names:

@@ -129,6 +129,36 @@ def parse_settings(pairs: list[str]) -> dict[str, Value]:
     return settings
 
 
+def changed_settings(pairs: list[str] | None, fast: bool, **named: Value | None) -> dict[str, Value]:
+    """The settings of the recipe that `--set` and options of their own change, each given once.
+
+    Raises:
+        UsageError: if one is given twice, or is no setting.
+    """
+    own = {key: value for key, value in named.items() if value is not None}
+    extra = parse_settings(pairs or [])
+    if twice := own.keys() & extra.keys():
+        raise UsageError(f"{', '.join(sorted(twice))} is given twice, by its own option and by --set.")
+    if fast and "precision" in own | extra:
+        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
+    return own | extra
+
+
+def precision_of_fast(device: str, launcher: str = "local") -> str:
+    """What --fast stands for where names of runs are wanted before they begin: here that of this machine.
+
+    In a queue it is bf16, which newer hardware has.
+
+    Raises:
+        UsageError: if there is no such device.
+    """
+    if launcher == "slurm":
+        return "bf16"
+    from resrepro.training.engine import choose_device, fast_precision
+
+    return fast_precision(choose_device(device))
+
+
 def parse_seeds(text: str) -> list[int]:
     """`0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; both may be mixed.
 
@@ -147,6 +177,19 @@ def parse_seeds(text: str) -> list[int]:
             raise UsageError(f"--seeds {text}: that is more than {MOST_SEEDS:,} seeds.")
         seeds += range(low, high + 1)
     return list(dict.fromkeys(seeds))
+
+
+def seeds_of(text: str) -> list[int]:
+    """`3` -> [0, 1, 2]; else as `--seeds` of train: `0-4` -> [0, 1, 2, 3, 4], `0,3` -> [0, 3].
+
+    Raises:
+        UsageError: if it is none of them.
+    """
+    if not text.isdecimal():
+        return parse_seeds(text)
+    if int(text) < 1:
+        raise UsageError(f"--seeds takes how many, from 1 on, or which, such as 0-4, not {text!r}.")
+    return parse_seeds(f"0-{int(text) - 1}")
 
 
 def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:

@@ -1,40 +1,61 @@
-"""How `resrepro reproduce` shows what there is, what is missing and what that takes."""
+"""How what there is, what is missing and what that takes is shown, before it is done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from resrepro.bench.projection import tell_time
-from resrepro.launch.costs import Seen, disk_mib, seconds_of, wall_seconds
-from resrepro.launch.planning import Plan, Step
-from resrepro.spec.recipe import FAMILIES, spell
+from resrepro.launch import Plan, Step
+from resrepro.launch.costs import Speed, disk_mib, duration, seconds_of, wall_seconds
+from resrepro.launch.local import threads_each
+from resrepro.spec.recipe import spell
 
-UNKNOWN = "?"
+if TYPE_CHECKING:
+    from resrepro.spec.experiment import Spec
+
 STATES = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
 
 
-def show_plan(plan: Plan, seen: Sequence[Seen], jobs: Mapping[str, int], console: Console) -> None:
-    """Print a line for each net and state, what is measured after, and what all of it takes.
+def speeds_of(
+    plan: Plan, device: str, jobs: Mapping[str, int], words_for: "Callable[[Spec], Sequence[str]]"
+) -> list[Speed]:
+    """What tells the time of the missing runs: records of this machine, or else some updates made now.
 
-    Args:
-        plan: what there is and what is missing.
-        seen: what tells the time.
-        jobs: runs at once, by the family of their nets.
-        console: where to.
+    `jobs` are the runs at once, by the family of their nets. Where timing fails the time stays unknown.
+
+    Raises:
+        UsageError: if the runs could not be started either.
     """
+    from resrepro.launch.costs import speeds_in, time_missing
+    from resrepro.records.collection import collect
+
+    speeds = speeds_in(collect([plan.runs]).runs, device)
+    stderr = Console(stderr=True, highlight=False)
+    for family, count in jobs.items():
+        specs = [step.spec for step in plan.to_train if step.family == family]
+        with stderr.status("timing a few updates"):
+            timed, sentences = time_missing(specs, speeds, words_for, threads_each(count))
+        speeds += timed
+        for sentence in sentences:
+            stderr.print(f"No time is told: {sentence}", markup=False)
+    return speeds
+
+
+def show_plan(plan: Plan, speeds: Sequence[Speed], jobs: Mapping[str, int], console: Console) -> None:
+    """Print a line for each net and state, what is measured after, and what all of it takes."""
     if plan.steps:
-        console.print(table_of(plan, seen))
+        console.print(table_of(plan, speeds))
     for step in plan.steps:
         if step.why:
             console.print(f"{step}: {step.why}", markup=False)
-    for line in (_changed(plan), _measuring(plan), _totals(plan, seen, jobs), _showing(plan)):
+    for line in (_changed(plan), _measuring(plan), _totals(plan, speeds, jobs), _showing(plan)):
         if line:
             console.print(line, markup=False)
 
 
-def table_of(plan: Plan, seen: Sequence[Seen]) -> Table:
+def table_of(plan: Plan, speeds: Sequence[Speed]) -> Table:
     """Runs of one net that are in one state share a line; for a terminal of 80 columns."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     grid.add_column("run", overflow="fold")
@@ -44,31 +65,25 @@ def table_of(plan: Plan, seen: Sequence[Seen]) -> Table:
         grid.add_column(heading, justify="right", no_wrap=True)
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in plan.steps:
-        groups.setdefault((step.spec.experiment, state_told(step)), []).append(step)
+        groups.setdefault((step.spec.experiment, _state(step)), []).append(step)
     for (name, state), steps in groups.items():
         first = steps[0]
-        style = STATES[first.state]
         costs = ("", "")
         if first.to_train:
-            costs = told_time(seconds_of(first.spec, first.done, seen)), f"{disk_mib(first.spec):,.1f}"
-        grid.add_row(name, _seeds([step.seed for step in steps]), f"[{style}]{state}[/]", *costs)
+            costs = duration(seconds_of(first.spec, first.done, speeds)), f"{disk_mib(first.spec):,.1f}"
+        seeds = _ranges([step.seed for step in steps])
+        grid.add_row(name, seeds, f"[{STATES[first.state]}]{state}[/]", *costs)
     return grid
 
 
-def state_told(step: Step) -> str:
+def _state(step: Step) -> str:
     """`done`, `to resume at 120 of 240`, `to start` or `blocked`."""
     if step.state == "resume":
-        at = f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else ""
-        return f"to resume{at}"
+        return "to resume" + (f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else "")
     return "to start" if step.state == "start" else step.state
 
 
-def told_time(seconds: float | None) -> str:
-    """A duration, or a question mark."""
-    return UNKNOWN if seconds is None else tell_time(seconds)
-
-
-def _seeds(seeds: Sequence[int]) -> str:
+def _ranges(seeds: Sequence[int]) -> str:
     """`0-4`, or `0, 3, 7`."""
     whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
     return f"{seeds[0]}-{seeds[-1]}" if whole else ", ".join(map(str, seeds))
@@ -91,7 +106,7 @@ def _measuring(plan: Plan) -> str:
     return f"Then measured: {', '.join(told)}." if told else ""
 
 
-def _totals(plan: Plan, seen: Sequence[Seen], jobs: Mapping[str, int]) -> str:
+def _totals(plan: Plan, speeds: Sequence[Speed], jobs: Mapping[str, int]) -> str:
     """How many runs there are of each state, and what the missing ones take together."""
     missing = plan.to_train
     if not plan.steps:
@@ -109,24 +124,26 @@ def _totals(plan: Plan, seen: Sequence[Seen], jobs: Mapping[str, int]) -> str:
     }
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     disk = sum(disk_mib(step.spec) for step in missing if step.state == "start")
-    return f"{_runs(len(plan.steps))}: {told}; {_time(missing, seen, jobs)}{disk:,.0f} MiB."
+    return f"{_runs(len(plan.steps))}: {told}; {_time(missing, speeds, jobs)}{disk:,.0f} MiB."
 
 
-def _time(missing: Sequence[Step], seen: Sequence[Seen], jobs: Mapping[str, int]) -> str:
+def _time(missing: Sequence[Step], speeds: Sequence[Speed], jobs: Mapping[str, int]) -> str:
     """`about 2 min with 2 at once, `; families are trained one after the other. Empty if it is not known."""
     total = 0.0
     for family, count in jobs.items():
-        steps = [step for step in missing if FAMILIES[step.spec.dataset] == family]
-        each = [seconds_of(step.spec, step.done, seen) for step in steps]
+        steps = [step for step in missing if step.family == family]
+        each = [seconds_of(step.spec, step.done, speeds) for step in steps]
         known = [seconds for seconds in each if seconds is not None]
         if len(known) < len(each):
             return ""
         total += wall_seconds(known, count)
-    most = max(jobs[FAMILIES[step.spec.dataset]] for step in missing)
-    return f"about {tell_time(total)}{f' with {most} at once' if most > 1 else ''}, "
+    most = max(jobs[step.family] for step in missing)
+    return f"about {duration(total)}{f' with {most} at once' if most > 1 else ''}, "
 
 
 def _showing(plan: Plan) -> str:
+    if not plan.exhibits:
+        return ""
     shown = ", ".join(exhibit.stem for exhibit in plan.exhibits)
     claims = ", ".join(map(str, plan.claims))
     return f"Shown at the end: {shown}; verdicts on claims {claims}." if claims else f"At the end: {shown}."

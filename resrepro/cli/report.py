@@ -24,7 +24,7 @@ def report(
 ) -> None:
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
     from resrepro.claims.judging import judge
-    from resrepro.records.durable import write_out
+    from resrepro.records.storage import write_out
     from resrepro.report.page import build_report
 
     check_place(out)

@@ -1,7 +1,8 @@
 """`resrepro reproduce`: an exhibit of the paper, from what is missing to the verdict."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,20 +20,21 @@ from resrepro.cli.options import (
     SettingsOption,
     SplitOption,
     ThreadsOption,
-    parse_seeds,
-    parse_settings,
+    changed_settings,
+    precision_of_fast,
+    seeds_of,
 )
-from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm, tell_jobs
-from resrepro.errors import ResreproError, UsageError
-from resrepro.records.evaluations import LAYER_RESPONSES
-from resrepro.spec.recipe import FAMILIES, Value
+from resrepro.cli.status import LauncherOption, SlurmOption, parse_slurm, tell_jobs
+from resrepro.errors import DataError, ResreproError, UsageError
+from resrepro.processes import world_size
+from resrepro.records.evaluations import LAYER_RESPONSES, OTHER_IMAGES
+from resrepro.spec.recipe import FAMILIES
 
 if TYPE_CHECKING:
-    from resrepro.launch.costs import Seen
-    from resrepro.launch.goals import Exhibit
-    from resrepro.launch.planning import Measurement, Plan
-    from resrepro.launch.reproducing import Reproduction
+    from resrepro.launch import Exhibit, Measurement, Plan, Step
     from resrepro.records.collection import Collection
+    from resrepro.spec.experiment import Spec
+    from resrepro.spec.recipe import Value
 
 
 class WithGoals(TyperCommand):
@@ -40,11 +42,124 @@ class WithGoals(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, the names in place of the word NAMES."""
-        from resrepro.launch.goals import names
+        from resrepro.launch import exhibit_names
 
         parameter: Any = next(parameter for parameter in self.params if parameter.name == "exhibits")
-        parameter.help = parameter.help.replace("NAMES", ", ".join(names()))
+        parameter.help = parameter.help.replace("NAMES", ", ".join(exhibit_names()))
         super().format_help(ctx, formatter)
+
+
+@dataclass
+class Reproduction:
+    """Some exhibits, and the runs that they are to be made of.
+
+    Attributes:
+        seeds: of every net; None for those that the paper ran.
+        without: experiments that are left out.
+        settings: of the recipe, changed.
+        data: folders of CIFAR-10 and of photographs.
+        jobs: runs at once; None for as many as there is room for.
+        failures: what could not be done, with the reason.
+    """
+
+    exhibits: "tuple[Exhibit, ...]"
+    runs: Path
+    seeds: Sequence[int] | None = None
+    without: Sequence[str] = ()
+    settings: "dict[str, Value]" = field(default_factory=dict)
+    data: Sequence[Path] = ()
+    device: str = "auto"
+    threads: int | None = None
+    jobs: int | None = None
+    fresh: bool = False
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def plan(self) -> "Plan":
+        """What there is and what is missing, as the records say now."""
+        from resrepro.launch import make_plan
+
+        return make_plan(
+            self.exhibits, self.runs, seeds=self.seeds, without=self.without, settings=self.settings
+        )
+
+    def data_of(self, spec: "Spec") -> Path | None:
+        """The folder of a run's images."""
+        from resrepro.launch import data_folder_of
+
+        return data_folder_of(FAMILIES[spec.dataset], self.data)
+
+    def train_words(self, spec: "Spec", seed: int = 0) -> tuple[str, ...]:
+        """The command that trains a run."""
+        from resrepro.launch import option_words, train_words
+
+        words = option_words(
+            self.settings, data=self.data_of(spec), runs=self.runs, device=self.device, threads=self.threads,
+            fresh=self.fresh,
+        )  # fmt: skip
+        return train_words(spec, seed, words)
+
+    def measure_words(self, measurement: "Measurement") -> list[str]:
+        """The command that measures something."""
+        from resrepro.launch import option_words
+
+        data = self.data_of(measurement.steps[0].spec)
+        return measurement.words(self.runs, data, *option_words({}, device=self.device, threads=self.threads))
+
+    def jobs_of(self, missing: "Sequence[Step]") -> dict[str, int]:
+        """How many of the missing runs are trained at once, by the family of their nets."""
+        from resrepro.launch import PHOTOS, SMALL
+        from resrepro.launch.local import choose_jobs
+
+        specs = {f: [step.spec for step in missing if step.family == f] for f in (SMALL, PHOTOS)}
+        return {family: choose_jobs(self.jobs, own, self.device) for family, own in specs.items()}
+
+    def train(self) -> None:
+        """Train what is missing, nets on small images first; one that fails stops no other.
+
+        Raises:
+            Interrupted: after a signal; what was begun has its checkpoint.
+        """
+        missing = self.plan().steps if self.fresh else self.plan().to_train
+        for family, count in self.jobs_of(missing).items():
+            steps = [step for step in missing if step.family == family]
+            if steps := self._with_images(steps):
+                self._train(steps, count)
+
+    def _with_images(self, steps: "list[Step]") -> "list[Step]":
+        """The runs whose images are there; the others have failed."""
+        from resrepro.launch.local import prepare_images
+
+        try:
+            prepare_images([step.spec for step in steps], self.data_of(steps[0].spec) if steps else None)
+        except DataError as error:
+            lacking = [step for step in steps if step.spec.dataset == "cifar10"]
+            self.failures |= {str(step): str(error) for step in lacking}
+            return [step for step in steps if step not in lacking]
+        return steps
+
+    def _train(self, steps: "Sequence[Step]", count: int) -> None:
+        from resrepro.cli.view import RunsView, train_all
+        from resrepro.launch.local import Job, RunPool, threads_each
+
+        names = {
+            Job(step.spec.experiment, step.seed, self.train_words(step.spec, step.seed)): str(step)
+            for step in steps
+        }
+        pool = RunPool(list(names), count, threads_each(count))
+        failed = train_all(pool, RunsView(pool.jobs, onward=False))
+        self.failures |= {names[job]: outcome.sentence for job, outcome in failed.items()}
+
+    def measure(self, console: Console) -> None:
+        """Measure what the exhibits need of trained nets; what fails, or gives no number of use, is kept."""
+        from resrepro.launch.local import run_command
+
+        for measurement in self.plan().to_measure:
+            with console.status(f"measuring {measurement}"):
+                outcome, _ = run_command(self.measure_words(measurement))
+            if outcome.code:
+                self.failures[str(measurement)] = outcome.sentence
+            elif str(measurement) in map(str, self.plan().to_measure):
+                self.failures[str(measurement)] = OTHER_IMAGES
 
 
 @app.command(rich_help_panel="Run", cls=WithGoals)
@@ -103,177 +218,122 @@ def reproduce(
 
     Example: resrepro reproduce figure1 --dataset digits --seeds 3
     """
-    from resrepro.launch.goals import choose_exhibits
-    from resrepro.launch.reproducing import Reproduction
-    from resrepro.processes import world_size
+    from resrepro.cli.plan import show_plan, speeds_of
+    from resrepro.launch import choose_exhibits
 
-    sbatch = parse_slurm(slurm or [], launcher)
+    slurm_options = parse_slurm(slurm or [], launcher)
     if world_size() > 1:
         raise UsageError("reproduce starts its own processes: leave torchrun out.")
-    changed = _changed(settings or [], iterations=iterations, split=split)
+    changed = changed_settings(settings, fast, iterations=iterations, split=split)
     if fast:
-        changed["precision"] = _fast(changed, device, launcher)
+        changed["precision"] = precision_of_fast(device, launcher)
     reproduction = Reproduction(
         choose_exhibits(exhibits, dataset), runs, None if seeds is None else seeds_of(seeds),
-        tuple(without or ()), changed, tuple(data or ()), device, threads,
+        tuple(without or ()), changed, tuple(data or ()), device, threads, jobs,
     )  # fmt: skip
-    plan = reproduction.plan()
-    counts = reproduction.jobs(jobs, plan)
-    console = Console(highlight=False)
-    show_all(reproduction, plan, counts, console, timed=launcher == "local")
+    plan, console = reproduction.plan(), Console(highlight=False)
+    counts = reproduction.jobs_of(plan.to_train)
+    timed = launcher == "local" and plan.to_train
+    speeds = speeds_of(plan, device, counts, reproduction.train_words) if timed else []
+    show_plan(plan, speeds, counts, console)
     if dry_run:
         return
     if launcher == "slurm":
-        _submit(reproduction, jobs, sbatch, console)
+        _submit(reproduction, slurm_options, console)
     else:
-        reproduction.train(jobs, looks=console.is_terminal)
-        for each in reproduction.plan().to_measure:
-            with console.status(f"measuring {each}"):
-                reproduction.measure(each)
-    write_all(reproduction, tables, figures, console)
-    _tell_failures(reproduction, Console(stderr=True, highlight=False))
+        reproduction.train()
+        reproduction.measure(console)
+    _write_all(reproduction, tables, figures, console)
+    tell_failures(reproduction, Console(stderr=True, highlight=False))
 
 
-def seeds_of(text: str) -> list[int]:
-    """`3` -> [0, 1, 2]; else as `--seeds` of train: `0-4` -> [0, 1, 2, 3, 4], `0,3` -> [0, 3].
+def _submit(reproduction: Reproduction, slurm_options: dict[str, str], console: Console) -> None:
+    """Hand what is missing to the queue; it is not waited for. An ensemble needs a command of its own.
 
-    Raises:
-        UsageError: if it is none of them.
+    A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
     """
-    if not text.isdecimal():
-        return parse_seeds(text)
-    if int(text) < 1:
-        raise UsageError(f"--seeds takes how many, from 1 on, or which, such as 0-4, not {text!r}.")
-    return parse_seeds(f"0-{int(text) - 1}")
+    from resrepro.launch.local import prepare_images
+    from resrepro.launch.slurm import QueuedRun, submit
 
-
-def _changed(pairs: list[str], **named: Value | None) -> dict[str, Value]:
-    """The settings of the recipe that options change, each given once."""
-    own = {key: value for key, value in named.items() if value is not None}
-    extra = parse_settings(pairs)
-    if twice := own.keys() & extra.keys():
-        raise UsageError(f"{', '.join(sorted(twice))} is given twice, by its own option and by --set.")
-    return own | extra
-
-
-def _fast(changed: dict[str, Value], device: str, launcher: str) -> str:
-    """The arithmetic that --fast stands for: here that of this machine, in a queue that of newer hardware."""
-    from resrepro.launch.costs import precision_here
-
-    if "precision" in changed:
-        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
-    return "bf16" if launcher == "slurm" else precision_here(device)
-
-
-def show_all(
-    reproduction: "Reproduction", plan: "Plan", jobs: Mapping[str, int], console: Console, *, timed: bool
-) -> None:
-    """Show the plan, with times as far as they are known or `timed` here in a moment."""
-    from resrepro.cli.plan import show_plan
-    from resrepro.launch.costs import seen_in
-    from resrepro.records.collection import collect
-
-    seen: list[Seen] = []
-    if timed and plan.to_train:
-        seen = seen_in(collect([reproduction.runs]).runs, reproduction.device)
-        for family, count in jobs.items():
-            seen += _measured(reproduction, plan, family, count, seen)
-    show_plan(plan, seen, jobs, console)
-
-
-def _measured(
-    reproduction: "Reproduction", plan: "Plan", family: str, jobs: int, seen: "list[Seen]"
-) -> "list[Seen]":
-    """What a moment's measurement tells of a family's nets; where it fails their time stays unknown."""
-    from resrepro.launch.capacity import this_machine, threads_each
-    from resrepro.launch.costs import measure_missing
-    from resrepro.launch.reproducing import folder_of, of_family
-
-    specs = list(dict.fromkeys(step.spec for step in of_family(plan.to_train, family)))
-    data = folder_of(family, reproduction.data)
-    stderr = Console(stderr=True, highlight=False)
-    with stderr.status("measuring a few steps"):
-        try:
-            return measure_missing(
-                specs, seen, data=None if data is None else str(data),
-                device=reproduction.device, loading=(None, 0),
-                threads=reproduction.threads or threads_each(jobs, this_machine()),
-            )  # fmt: skip
-        except UsageError:
-            raise
-        except ResreproError as error:
-            stderr.print(f"No time is told: {error}", markup=False)
-    return []
-
-
-def _submit(
-    reproduction: "Reproduction", asked: int | None, sbatch: Mapping[str, str], console: Console
-) -> None:
-    """Hand what is missing to the queue; it is not waited for. An ensemble needs a command of its own."""
-    if tickets := reproduction.submit(asked, sbatch):
-        tell_jobs(tickets, reproduction.runs)
+    plan = reproduction.plan()
+    measures: dict[Path, list[tuple[str, list[str]]]] = {}
+    for each in plan.measurements:
+        if len(each.steps) == 1 and not each.done:
+            own = measures.setdefault(each.steps[0].folder, [])
+            own.append((each.what, reproduction.measure_words(each)))
+    lacking = [s for s in plan.steps if s.to_train or (s.state == "done" and s.folder in measures)]
+    for step in lacking:
+        prepare_images([step.spec], reproduction.data_of(step.spec))
+    runs = [
+        QueuedRun(
+            step.spec.name, step.seed, reproduction.train_words(step.spec, step.seed),
+            tuple(measures.get(step.folder, ())),
+        )
+        for step in lacking
+    ]  # fmt: skip
+    if runs:
+        tell_jobs(submit(runs, reproduction.runs, slurm_options, reproduction.threads), reproduction.runs)
         console.print("The same command shows what is there when they have ended.", markup=False)
-    for each in reproduction.plan().to_measure:
+    for each in plan.to_measure:
         if len(each.steps) > 1:
-            console.print(f"To measure: {_command_for(each, reproduction)}", markup=False, soft_wrap=True)
+            command = shlex.join(["resrepro", *reproduction.measure_words(each)])
+            console.print(f"To measure: {command}", markup=False, soft_wrap=True)
 
 
-def _command_for(ensemble: "Measurement", reproduction: "Reproduction") -> str:
-    """The command that measures an ensemble."""
-    from resrepro.launch.reproducing import folder_of
-    from resrepro.spec.experiment import in_folder
-
-    data = folder_of(FAMILIES[ensemble.steps[0].spec.dataset], reproduction.data)
-    words = ["resrepro", "eval", *(str(step.folder) for step in ensemble.steps)]
-    words += ["--ensemble", "--protocol", ensemble.what]
-    words += [] if data is None else ["--data", str(data)]
-    words += [] if reproduction.device == "auto" else ["--device", reproduction.device]
-    return in_folder(shlex.join(words), reproduction.runs)
-
-
-def write_all(reproduction: "Reproduction", tables: Path, figures: Path, console: Console) -> None:
+def _write_all(reproduction: Reproduction, tables: Path, figures: Path, console: Console) -> None:
     """Print and write table and figure of every exhibit from what there is, and print the verdicts.
 
     An exhibit that cannot be shown is kept with its reason and stops no other.
     """
+    from resrepro.claims.judging import judge
     from resrepro.claims.listing import to_rich as listed
-    from resrepro.launch.reproducing import verdicts_on
 
     plan = reproduction.plan()
     found = plan.records()
     for exhibit in plan.exhibits:
         console.rule(exhibit.stem, align="left")
         try:
-            _write(exhibit, found, tables, figures, console)
+            write_exhibit(exhibit, found, tables, figures, console)
         except ResreproError as error:
             reproduction.failures[exhibit.stem] = str(error)
             console.print(f"Not shown: {error}", markup=False)
-    if verdicts := verdicts_on(plan.claims, found):
+    if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.number in plan.claims):
         console.rule("claims", align="left")
         console.print(listed(verdicts, detailed=True))
 
 
-def _write(exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path, console: Console) -> None:
+def write_exhibit(
+    exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path, console: Console
+) -> None:
+    """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
     from resrepro.comparison.tables import to_rich, write_table
-    from resrepro.launch.reproducing import show_exhibit
+    from resrepro.figures import exhibits as known
+    from resrepro.records.collection import Collection
+    from resrepro.records.evaluations import is_measured
 
-    table, drawing = show_exhibit(exhibit, found, figures)
-    if table is None and drawing is None:
-        what = "measured" if LAYER_RESPONSES in exhibit.measures else "finished"
+    own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
+    responses = LAYER_RESPONSES in exhibit.measures
+    shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
+    if exhibit.dataset and not any(shown):
+        what = "measured" if responses else "finished"
         console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
         return
     paths: list[Path] = []
-    if table is not None:
+    if exhibit.name in known.tables():
+        table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
+        table = replace(table, name=exhibit.stem)
         console.print(to_rich(table))
         paths += write_table(table, tables)
-    if drawing is not None:
+    if exhibit.name in known.figures():
+        paper = exhibit.dataset in ("cifar10", "imagenet")
+        drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
         paths += drawing.paths
         for note in drawing.notes:
             console.print(note, markup=False)
     console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
 
 
-def _tell_failures(reproduction: "Reproduction", console: Console) -> None:
+def tell_failures(reproduction: Reproduction, console: Console) -> None:
     """Name what failed or is blocked, each with its reason.
 
     Raises:

@@ -1,8 +1,10 @@
 """`resrepro train` and `resrepro publish`."""
 
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,15 +31,19 @@ from resrepro.cli.options import (
     Stride3x3Option,
     ThreadsOption,
     WorkersOption,
+    changed_settings,
     loading_of,
     parse_seeds,
-    parse_settings,
+    precision_of_fast,
 )
-from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm
-from resrepro.errors import Diverged, UsageError
-from resrepro.processes import is_first
+from resrepro.cli.status import LauncherOption, SlurmOption, parse_slurm
+from resrepro.errors import DataError, Diverged, UsageError
+from resrepro.processes import is_first, world_size
 from resrepro.spec.experiment import Spec, check_shortcut
-from resrepro.spec.recipe import FAMILIES
+from resrepro.spec.recipe import FAMILIES, Value
+
+if TYPE_CHECKING:
+    from resrepro.launch.local import Job
 
 
 @app.command(rich_help_panel="Run")
@@ -107,13 +113,15 @@ def train(
         bool, typer.Option("--fresh", help="Set an existing run aside (it is kept) and start anew.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what time, memory and disk the runs will take.")
+        bool, typer.Option("--dry-run", help="Only tell what time and disk the runs will take.")
     ] = False,
 ) -> None:  # fmt: skip
     """Train nets as the paper did; the same command continues an interrupted run.
 
     Example: resrepro train --depth 56 --plain
     """
+    from resrepro.launch import option_words, train_words
+    from resrepro.launch.local import EVENTS, Job
     from resrepro.spec import catalogue
 
     chosen = [catalogue.find(name) for name in experiments or []]
@@ -128,100 +136,140 @@ def train(
         raise UsageError(
             "an experiment's name already says dataset and kind: leave --plain and --dataset out."
         )
-    if seed is not None and seeds is not None:
+    check_shortcut(plain, shortcut)
+    changed = changed_settings(
+        settings, fast, iterations=iterations, batch_size=batch_size, split=split, image_size=image_size,
+        bn_group=bn_group, bn_stats=bn_stats, stride_3x3=stride_3x3 or None, precision=precision,
+        eval_every=eval_every,
+    )  # fmt: skip
+    slurm_options = parse_slurm(slurm or [], launcher)
+    if fast and (dry_run or launcher == "slurm"):
+        changed["precision"], fast = precision_of_fast(device, launcher), False
+    # Refuse before the first run starts, not after.
+    specs = list(dict.fromkeys(catalogue.derive(each, shortcut, **changed) for each in chosen))
+    wanted = [(spec, number) for spec in specs for number in _seeds(seed, seeds)]
+    options: dict[str, Any] = {
+        "shortcut": shortcut, "data": data, "runs": runs, "device": device, "threads": threads, "fast": fast,
+        "micro_batch": micro_batch, "checkpoint_every": checkpoint_every, "break_lock": break_lock,
+        "fresh": fresh,
+    }  # fmt: skip
+    words = option_words(
+        changed, **options, compile=compiling, workers=workers, max_bad_images=max_bad_images
+    )
+    listener = os.environ.get(EVENTS)
+    if dry_run and listener is None:
+        _forecast(wanted, jobs, changed, options, words)
+    elif launcher == "slurm":
+        from resrepro.cli.status import submit_runs
+
+        submit_runs(wanted, words, slurm_options, threads, runs, data)
+    elif len(wanted) > 1 and world_size() == 1:
+        each = [Job(spec.experiment, number, train_words(spec, number, words)) for spec, number in wanted]
+        _train_at_once(each, [spec for spec, _ in wanted], jobs, options)
+    else:
+        if (jobs or 1) > 1 and world_size() > 1:
+            raise UsageError(f"--jobs {jobs}: under torchrun all processes share one run; leave --jobs out.")
+        loading = loading_of(workers, max_bad_images)
+        options |= {"compiling": compiling, "loading": loading, **changed}
+        _train_here(wanted, options, listener, dry_run)
+
+
+def _seeds(seed: int | None, seeds: str | None) -> list[int]:
+    """The seeds that were asked for; 0 by default."""
+    if seeds is None:
+        return [seed or 0]
+    if seed is not None:
         raise UsageError("--seed and --seeds exclude each other.")
-    if seeds is not None and seeds.strip().isdecimal():  # which `reproduce` takes for how many
+    if seeds.strip().isdecimal():  # which `reproduce` takes for how many
         many = f"--seeds 0-{int(seeds) - 1}" if 1 < int(seeds) <= MOST_SEEDS else "--seeds 0-4"
         raise UsageError(f"--seeds {seeds}: say --seed {seeds} for that one, or {many} for several.")
-    check_shortcut(plain, shortcut)
-    changed = {
-        "iterations": iterations, "batch_size": batch_size, "split": split, "image_size": image_size,
-        "bn_group": bn_group, "bn_stats": bn_stats, "stride_3x3": stride_3x3 or None,
-        "precision": precision, "eval_every": eval_every,
-    }  # fmt: skip
-    changed = {key: value for key, value in changed.items() if value is not None}
-    extra = parse_settings(settings or [])
-    sbatch = parse_slurm(slurm or [], launcher)
-    if twice := changed.keys() & extra.keys():
-        raise UsageError(f"{', '.join(sorted(twice))} is given twice, by its own option and by --set.")
-    if fast and {"precision"} & (changed.keys() | extra.keys()):
-        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
-    # Refuse before the first run starts, not after.
-    specs = [catalogue.derive(experiment, shortcut, **changed, **extra) for experiment in chosen]
-    all_seeds = parse_seeds(seeds) if seeds is not None else [seed or 0]
-    reading = (workers, max_bad_images or 0)
-    if dry_run:
-        from resrepro.cli.forecast import forecast
-
-        forecast(
-            specs, all_seeds, data, {**changed, **extra}, runs=None if fresh else runs, jobs=jobs,
-            shortcut=shortcut, device=device, threads=threads, fast=fast, compiling=compiling,
-            micro_batch=micro_batch, loading=reading,
-        )  # fmt: skip
-        return
-    _train_all(
-        specs, all_seeds, jobs, reading, sbatch if launcher == "slurm" else None,
-        shortcut=shortcut, data=data, runs=runs, device=device, threads=threads, fresh=fresh,
-        fast=fast, compiling=compiling,
-        micro_batch=micro_batch, arguments=sys.argv[1:],
-        checkpoint_every=checkpoint_every, break_lock=break_lock,
-        **changed, **extra,
-    )  # fmt: skip
+    return parse_seeds(seeds)
 
 
-def _train_all(
-    specs: list[Spec],
-    seeds: list[int],
-    jobs: int | None,
-    reading: tuple[Any, ...],
-    slurm: dict[str, str] | None,
-    **options: Any,
+def _train_here(
+    wanted: Sequence[tuple[Spec, int]], options: dict[str, Any], listener: str | None, timed: bool
 ) -> None:
-    """Several runs in a cluster's queue, at once, or one after the other.
+    """Train in this process: a run alone, or one after the other under torchrun; or only time its updates.
 
-    A diverged one does not stop those after it.
+    A diverged run does not stop those after it.
     """
-    if slurm is not None:
-        from resrepro.cli.queue import submit_runs
-
-        submit_runs(list(dict.fromkeys(specs)), seeds, jobs, reading, slurm, options)
-        return
-    from resrepro.launch.capacity import choose_jobs, this_machine
-
-    machine = this_machine()
-    together = [spec for spec in dict.fromkeys(specs) for _ in seeds]
-    jobs = choose_jobs(jobs, together, options["device"], options["micro_batch"], machine)
-    if jobs > 1:
-        from resrepro.cli.many import train_at_once
-
-        train_at_once(list(dict.fromkeys(specs)), seeds, jobs, machine, reading, options)
-    else:
-        names = [spec.experiment for spec in specs]
-        _train_in_turn(names, seeds, loading=loading_of(*reading), **options)
-
-
-def _train_in_turn(names: list[str], seeds: list[int], **options: Any) -> None:
-    from resrepro.cli.live import LiveView
+    from resrepro.cli.view import EventView, LiveView
     from resrepro.training.engine import keep_memory
     from resrepro.training.session import train as train_one
 
     keep_memory()
-    view = LiveView() if is_first() else LiveView(Console(quiet=True))
+    if timed:
+        from resrepro.training.timing import seconds_per_iteration
+
+        seconds = seconds_per_iteration(wanted[0][0].experiment, options)
+        EventView(int(listener or 0)).tell("speed", seconds=seconds)
+        return
+    view = EventView(int(listener)) if listener else LiveView(None if is_first() else Console(quiet=True))
     failed: list[Diverged] = []
-    for name in names:
-        for seed in seeds:
-            try:
-                folder = train_one(name, seed, watcher=view, **options)
-            except Diverged as error:
-                failed.append(error)
-                view.say(str(error))
-                continue
+    for spec, seed in wanted:
+        try:
+            folder = train_one(spec.experiment, seed, watcher=view, arguments=sys.argv[1:], **options)
+        except Diverged as error:
+            if len(wanted) == 1:
+                raise
+            failed.append(error)
+            view.say(str(error))
+        else:
             if is_first():
                 view.finish(folder)
-    if failed and len(names) * len(seeds) > 1:
-        raise Diverged(f"{len(failed)} of {len(names) * len(seeds)} runs diverged; their records are kept.")
     if failed:
-        raise typer.Exit(1)
+        raise Diverged(f"{len(failed)} of {len(wanted)} runs diverged; their records are kept.")
+
+
+def _train_at_once(
+    each: Sequence["Job"], specs: Sequence[Spec], jobs: int | None, options: Mapping[str, Any]
+) -> None:
+    """Train several runs, as many at once as there is room for, each by a command of its own."""
+    from resrepro.cli.view import RunsView, raise_failures, train_all
+    from resrepro.launch.local import RunPool, choose_jobs, prepare_images, threads_each
+
+    count = choose_jobs(jobs, specs, options["device"], options["micro_batch"])
+    prepare_images(specs, options["data"])
+    view = RunsView(each)
+    way_on = " without --fresh" if options["fresh"] else ""
+    failed = train_all(RunPool(each, count, threads_each(count)), view, way_on)
+    raise_failures(failed, len(each), view)
+
+
+def _forecast(
+    wanted: Sequence[tuple[Spec, int]],
+    jobs: int | None,
+    changed: dict[str, Value],
+    options: Mapping[str, Any],
+    words: Sequence[str],
+) -> None:
+    """Show what the runs will take, less what is done already; nothing is written.
+
+    Raises:
+        UsageError: if a run could not be started, or under torchrun.
+    """
+    from resrepro.cli.plan import show_plan, speeds_of
+    from resrepro.launch import Plan, Step, step_of, train_words
+    from resrepro.launch.local import choose_jobs
+
+    if world_size() > 1:
+        raise UsageError("--dry-run looks at one process: leave torchrun out.")
+    if options["data"] is not None and not options["data"].is_dir():
+        raise DataError(
+            f"the data folder {options['data']} (--data) does not exist: name the one that holds the images."
+        )
+    runs: Path = options["runs"]
+    steps = [step_of(runs, spec, seed) for spec, seed in wanted]
+    if options["fresh"]:
+        steps = [Step(step.spec, step.seed, step.folder, "start") for step in steps]
+    plan = Plan(runs, tuple(steps))
+    specs = [step.spec for step in plan.to_train]
+    counts = dict.fromkeys(
+        (step.family for step in steps),
+        choose_jobs(jobs, specs, options["device"], options["micro_batch"]),
+    )
+    speeds = speeds_of(plan, options["device"], counts, lambda spec: train_words(spec, 0, words))
+    show_plan(plan, speeds, counts, Console(highlight=False))
 
 
 @app.command(rich_help_panel="Run")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resrepro.records.durable import write_out
+from resrepro.records.storage import write_out
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from resrepro.data import Dataset, Images, write_cache
 from resrepro.errors import DataError
-from resrepro.records.files import TooLarge, read_plain
+from resrepro.records.storage import TooLarge, read_plain
 from resrepro.records.write import cache_folder
 
 # Pixels then labels of the 50,000 official training images, in order.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.errors import DataError
-from resrepro.records.files import printable
+from resrepro.records.storage import printable
 from resrepro.spec.experiment import IMAGENET_IMAGES
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from resrepro.data import ALONE, ProcessGroup
 from resrepro.errors import DataError, UsageError
-from resrepro.records.files import printable
+from resrepro.records.storage import printable
 
 T = TypeVar("T")
 MOST_WORKERS = 16

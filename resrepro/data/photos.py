@@ -25,7 +25,7 @@ from resrepro.data.augment import CropParams, EpochSampler, Lighting, Normalisat
 from resrepro.data.folder import Photos, checksum
 from resrepro.data.loader import BadImages, Loading, read_ahead
 from resrepro.errors import DataError
-from resrepro.records.files import NotPlain, TooLarge, printable, read_plain
+from resrepro.records.storage import NotPlain, TooLarge, printable, read_plain
 from resrepro.spec.catalogue import Protocol
 from resrepro.spec.recipe import ImageNetRecipe, scaled
 

@@ -20,7 +20,7 @@ from resrepro.data import ALONE, ProcessGroup, write_cache
 from resrepro.data.folder import Photos, PhotoSet, checksum
 from resrepro.data.loader import BadImages, Loading, read_ahead
 from resrepro.data.photos import UNREADABLE, BadImage, center_crop, read_image, scaled_to
-from resrepro.records.files import read_plain
+from resrepro.records.storage import read_plain
 from resrepro.records.write import cache_folder
 from resrepro.spec.recipe import scaled
 

@@ -18,9 +18,9 @@ from resrepro.evaluation.held_out import HeldOut, open_held_out
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
 from resrepro.processes import is_first, world_size
 from resrepro.records import CIFAR10_TEST
-from resrepro.records.durable import json_bytes, write_out
 from resrepro.records.evaluations import LAYER_RESPONSES
 from resrepro.records.reading import FORMAT
+from resrepro.records.storage import json_bytes, write_out
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.training.engine import (
     choose_device,

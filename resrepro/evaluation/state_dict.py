@@ -12,7 +12,7 @@ from torch import Tensor
 from resrepro.errors import RecordError
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import norms_of
-from resrepro.records.files import open_plain, printable
+from resrepro.records.storage import open_plain, printable
 from resrepro.spec.experiment import Spec
 
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")

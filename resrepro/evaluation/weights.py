@@ -21,8 +21,8 @@ from resrepro.evaluation.state_dict import read_safetensors
 from resrepro.nets import Net
 from resrepro.nets.layers import folded
 from resrepro.records import Run
-from resrepro.records.durable import SEAL, write_out
 from resrepro.records.reading import CHECKPOINT, SPEC, WEIGHTS
+from resrepro.records.storage import SEAL, write_out
 from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import arithmetic
 

@@ -23,7 +23,7 @@ from resrepro.figures.panels import render
 from resrepro.paper import layouts
 from resrepro.records import Run
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
-from resrepro.records.durable import write_out
+from resrepro.records.storage import write_out
 from resrepro.spec.recipe import Value, spell
 
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs

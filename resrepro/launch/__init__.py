@@ -1,1 +1,345 @@
-"""Which runs are wanted, what they cost, and where they are made: here, or through a queue."""
+"""What an exhibit of the paper is made of, what of it is missing, and the commands that make it.
+
+The nets of an exhibit are those of which the catalogue says so, its test protocols are those of its table's
+layout, and the rest is in `paper/reproduction.toml`. A plan is read off the records in a runs folder, each
+time anew, so that whatever was done before, by whom and however it ended, it holds what is missing. `local`
+and `slurm` run the commands. Nothing in this package imports torch.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from resrepro.errors import RecordError, UsageError
+from resrepro.paper import layouts
+from resrepro.records import Run, read_run
+from resrepro.records.collection import Collection, read_ensembles
+from resrepro.records.evaluations import LAYER_RESPONSES, Ensemble, is_measured
+from resrepro.records.reading import RESULT
+from resrepro.records.write import has_checkpoint, run_folder
+from resrepro.spec import catalogue
+from resrepro.spec.experiment import Spec, command_for, in_folder
+from resrepro.spec.recipe import FAMILIES, Value, spell
+
+ALL = "all"
+ENSEMBLE_PROTOCOL = "multi_scale"  # of the paper's ensembles (Table 5)
+SMALL, PHOTOS = "cifar", "imagenet"  # families of nets, in the order in which they are trained
+State = Literal["done", "resume", "start", "blocked"]
+
+
+# --- exhibits ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A table or figure of the paper, or its stand-in on other images, and what it is made of.
+
+    Attributes:
+        name: as `compare` and `plot` know it.
+        stem: of its files; a stand-in never takes those of the paper's exhibit.
+        dataset: of its runs, None if it needs none.
+        experiments: the catalogue's experiments that it shows.
+        measures: what is measured of each trained net: test protocols, or LAYER_RESPONSES.
+        ensemble: whether it shows the nets together, as one ensemble.
+        claims: the numbers of the paper's claims that it bears on.
+    """
+
+    name: str
+    stem: str
+    dataset: str | None
+    experiments: tuple[str, ...]
+    measures: tuple[str, ...]
+    ensemble: bool
+    claims: tuple[int, ...]
+
+
+@cache
+def _facts() -> Mapping[str, Mapping[str, Any]]:
+    text = resources.files("resrepro.paper").joinpath("reproduction.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def exhibit_names() -> tuple[str, ...]:
+    """The exhibits that can be reproduced, in the order of the paper's tables and figures."""
+    return tuple(_facts())
+
+
+def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[Exhibit, ...]:
+    """The exhibits of these names, on another dataset than the paper's if one is given.
+
+    "all" stands for every exhibit of the paper that the dataset has.
+
+    Raises:
+        UsageError: if a name or the dataset is unknown, or the dataset has no such exhibit.
+    """
+    if dataset is not None and dataset not in FAMILIES:
+        raise UsageError(f"no dataset {dataset!r}: there are {', '.join(FAMILIES)}.")
+    chosen: dict[str, Exhibit] = {}
+    for name in names:
+        if name not in (ALL, *_facts()):
+            known = ", ".join(exhibit_names())
+            raise UsageError(f"no exhibit {name!r} to reproduce: there are {known} and {ALL}.")
+        of_the_paper = [each for each, facts in _facts().items() if "extra" not in facts]
+        for each in of_the_paper if name == ALL else [name]:
+            exhibit = _exhibit(each, dataset)
+            if exhibit is not None:
+                chosen[exhibit.name] = exhibit
+            elif name != ALL:
+                raise UsageError(_no_such_exhibit(each, str(dataset)))
+    return tuple(chosen.values())
+
+
+def _no_such_exhibit(name: str, dataset: str) -> str:
+    own = _facts()[name]["dataset"]
+    others = [each for each in FAMILIES if _exhibit(name, each) is not None and each != own]
+    also = f" or {', '.join(others)}" if others else ""
+    return f"{name} is an exhibit of {own}{also}, not of {dataset}: give another --dataset, or leave it out."
+
+
+def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
+    """An exhibit on a dataset; None if there is none of its kind."""
+    facts = _facts()[name]
+    own = facts.get("dataset")
+    dataset = dataset if own and dataset else own
+    if own and FAMILIES[str(dataset)] != FAMILIES[own]:
+        return None
+    stem = name if dataset == own else f"{name}-{dataset}"
+    shown = stem if stem in layouts() else name
+    experiments = _experiments(name, shown, dataset) if dataset else ()
+    if dataset and not experiments:
+        return None
+    layout = layouts().get(shown, {})
+    protocols = dict.fromkeys(q["protocol"] for q in layout.get("quantities", ()) if "protocol" in q)
+    measures = (*protocols, *((LAYER_RESPONSES,) if facts.get("responses") else ()))
+    return Exhibit(shown, stem, dataset, experiments, measures, "members" in layout, tuple(facts["claims"]))
+
+
+def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
+    """The experiments of an exhibit: those of which the catalogue says so, or that its facts list."""
+    listed, own = _facts()[name].get("experiments"), _facts()[name]["dataset"]
+    source = "imagenet" if dataset == "folder" else dataset
+    wanted = {each.replace(own, source, 1) for each in listed or ()}
+    chosen = [
+        each.name
+        for each in catalogue.experiments().values()
+        if each.dataset == source and (each.name in wanted if listed else shown in each.exhibits)
+    ]
+    return tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in chosen)
+
+
+# --- plans ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of a plan.
+
+    Attributes:
+        done: iterations made, 0 if that is not known.
+        why: of a blocked run what is in its way, of one to resume what is to be said of its record.
+        run: its record, where there is a whole one.
+    """
+
+    spec: Spec
+    seed: int
+    folder: Path
+    state: State
+    done: int = 0
+    why: str = ""
+    run: Run | None = None
+
+    def __str__(self) -> str:
+        return f"{self.spec.name}, seed {self.seed}"
+
+    @property
+    def family(self) -> str:
+        """SMALL or PHOTOS."""
+        return FAMILIES[self.spec.dataset]
+
+    @property
+    def to_train(self) -> bool:
+        """Whether training it is a part of the work."""
+        return self.state in ("resume", "start")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A test protocol, or LAYER_RESPONSES, to measure of a trained net, or of several as one ensemble."""
+
+    what: str
+    steps: tuple[Step, ...]
+    done: bool
+
+    def __str__(self) -> str:
+        if len(self.steps) > 1:
+            return f"{self.what} of an ensemble of {len(self.steps)}"
+        return f"{self.what} of {self.steps[0]}"
+
+    def words(self, runs: Path, data: Path | None, *options: str) -> list[str]:
+        """The command that measures it, without `resrepro`."""
+        words = ["eval", *(str(step.folder) for step in self.steps)]
+        protocol = ["--protocol", self.what, "--runs", str(runs)]
+        words += ["--responses"] if self.what == LAYER_RESPONSES else protocol
+        words += ["--ensemble"] if len(self.steps) > 1 else []
+        return [*words, *([] if data is None else ["--data", str(data)]), *options]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is and what is missing of some exhibits in a runs folder, as the records say now."""
+
+    runs: Path
+    steps: tuple[Step, ...]
+    exhibits: tuple[Exhibit, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+
+    @property
+    def to_train(self) -> tuple[Step, ...]:
+        """The runs that training would begin or go on with."""
+        return tuple(step for step in self.steps if step.to_train)
+
+    @property
+    def to_measure(self) -> tuple[Measurement, ...]:
+        """What can be measured now and was not."""
+        ready = [each for each in self.measurements if all(step.state == "done" for step in each.steps)]
+        return tuple(each for each in ready if not each.done)
+
+    @property
+    def blocked(self) -> tuple[Step, ...]:
+        """The runs that nothing can be done about."""
+        return tuple(step for step in self.steps if step.state == "blocked")
+
+    @property
+    def claims(self) -> tuple[int, ...]:
+        """The claims that the exhibits bear on, in the paper's order."""
+        return tuple(sorted({number for exhibit in self.exhibits for number in exhibit.claims}))
+
+    def records(self) -> Collection:
+        """The records of the runs of this plan that are whole, and the ensembles of them alone."""
+        runs = tuple(step.run for step in self.steps if step.run is not None)
+        known = {(run.name, run.seed, run.digest) for run in runs}
+        ensembles = [
+            ensemble
+            for ensemble in read_ensembles(self.runs)[0]
+            if known >= {(member.name, member.seed, member.digest) for member in ensemble.members}
+        ]
+        return Collection(runs, (), tuple(ensembles))
+
+
+def make_plan(
+    exhibits: Sequence[Exhibit],
+    runs: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    without: Sequence[str] = (),
+    settings: Mapping[str, Value] | None = None,
+) -> Plan:
+    """What is done and what is missing of some exhibits in a runs folder, which need not exist.
+
+    Args:
+        exhibits: from `choose_exhibits`.
+        runs: the runs folder.
+        seeds: of every net; by default those that the paper ran.
+        without: experiments that are left out.
+        settings: settings of the recipe to change.
+
+    Raises:
+        UsageError: if a setting does not fit, or an experiment to leave out is none of theirs.
+    """
+    wanted = dict.fromkeys(name for exhibit in exhibits for name in exhibit.experiments)
+    if strange := [name for name in without if name not in wanted]:
+        raise UsageError(f"{strange[0]} is no part of what is asked for: that is {', '.join(wanted)}.")
+    steps: dict[str, list[Step]] = {}
+    for experiment in (catalogue.find(name) for name in wanted if name not in without):
+        spec = catalogue.derive(experiment, None, **(settings or {}))
+        own = experiment.seeds if seeds is None else seeds
+        steps[experiment.name] = [step_of(runs, spec, seed) for seed in own]
+    ensembles = read_ensembles(runs)[0] if any(exhibit.ensemble for exhibit in exhibits) else ()
+    measurements: dict[tuple[str, tuple[Path, ...]], Measurement] = {}
+    for exhibit in exhibits:
+        for each in _measurements(exhibit, steps, ensembles):
+            measurements.setdefault((each.what, tuple(step.folder for step in each.steps)), each)
+    every = tuple(step for group in steps.values() for step in group)
+    return Plan(runs, every, tuple(exhibits), tuple(measurements.values()))
+
+
+def step_of(runs: Path, spec: Spec, seed: int) -> Step:
+    """A run and its state, as its folder says."""
+    folder = run_folder(runs, spec, seed)
+    going_on = has_checkpoint(folder)
+    if not (folder / RESULT).exists():  # of a run cut short before its first checkpoint nothing is kept
+        return Step(spec, seed, folder, "resume" if going_on else "start")
+    fresh = f"`{in_folder(f'{command_for(spec, seed)} --fresh', runs)}`"
+    try:
+        run = read_run(folder)
+    except RecordError as error:
+        if going_on:
+            return Step(spec, seed, folder, "resume", why=str(error))
+        return Step(spec, seed, folder, "blocked", why=f"{error} {fresh} sets it aside and starts it anew.")
+    done = int(run.result["iteration"])
+    if (run.digest, run.seed) != (spec.digest, seed):
+        why = f"{folder} holds a run of another specification: name another folder with --runs."
+        return Step(spec, seed, folder, "blocked", why=why)
+    if run.status == "diverged":
+        why = f"it diverged at iteration {done:,}; {fresh} starts it anew."
+        return Step(spec, seed, folder, "blocked", done, why, run)
+    if run.finished:
+        return Step(spec, seed, folder, "done", done, run=run)
+    return Step(spec, seed, folder, "resume" if going_on else "start", done if going_on else 0, run=run)
+
+
+def _measurements(
+    exhibit: Exhibit, steps: Mapping[str, Sequence[Step]], ensembles: Sequence[Ensemble]
+) -> Iterable[Measurement]:
+    """What an exhibit needs to have measured of its runs."""
+    groups = [steps[name] for name in exhibit.experiments if name in steps]
+    for what in exhibit.measures:
+        for step in (step for group in groups for step in group if step.state != "blocked"):
+            yield Measurement(what, (step,), is_measured(what, step.run))
+    members = tuple(group[0] for group in groups if group and group[0].state != "blocked")
+    if exhibit.ensemble and len(members) > 1:
+        wanted = {(step.spec.name, step.seed, step.spec.digest, step.done) for step in members}
+        done = any(
+            ensemble.protocol == ENSEMBLE_PROTOCOL
+            and wanted == {(one.name, one.seed, one.digest, one.iteration) for one in ensemble.members}
+            for ensemble in ensembles
+        )
+        yield Measurement(ENSEMBLE_PROTOCOL, members, done)
+
+
+# --- commands ------------------------------------------------------------------------------------------
+
+
+def option_words(settings: Mapping[str, Value | None], **options: object) -> list[str]:
+    """Options as words of a command: `--set key=value` for settings of the recipe, flags for what is True.
+
+    What is None or False is left out.
+    """
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={spell(value)}")]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
+
+
+def train_words(spec: Spec, seed: int, words: Sequence[str]) -> tuple[str, ...]:
+    """The command that trains a run, without `resrepro`; `words` are the options that all runs share."""
+    return ("train", spec.experiment, "--seed", str(seed), *words)
+
+
+def data_folder_of(family: str, folders: Sequence[Path]) -> Path | None:
+    """Which of the folders given holds the images of a family; None if none does, and none must.
+
+    Photographs lie in train/ and val/. What is not theirs is taken for CIFAR-10's, and so is one folder that
+    holds both; where there is nothing else, photographs are looked for in whatever was given.
+    """
+    photos = [folder for folder in folders if all((folder / part).is_dir() for part in ("train", "val"))]
+    if family == SMALL:
+        folders = [each for each in folders if each not in photos or any(each.glob("cifar-10-batches-*"))]
+    else:
+        folders = photos or folders
+    return folders[0] if folders else None

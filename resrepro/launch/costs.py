@@ -1,131 +1,128 @@
-"""What a plan will take: the time as this machine was seen to need it, and the disk by counting.
+"""What runs will take: the time as this machine was seen to need it, and the disk by counting.
 
 The time of a net is that of the closest net of the same recipe whose record this machine wrote; where there
-is none, that of the smallest is measured for a moment in a child process. Other depths follow by their
-multiply-adds. Nothing here imports torch.
+is none, some updates of the smallest are timed. Other depths follow by their multiply-adds.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from resrepro.bench.children import Child
 from resrepro.errors import UsageError
-from resrepro.launch.estimates import CHECKPOINTS, MIB, ROW_BYTES, estimate
+from resrepro.launch.local import run_command
 from resrepro.records import Run
 from resrepro.records.write import cpu_model
 from resrepro.spec import catalogue
 from resrepro.spec.architecture import architectures
 from resrepro.spec.experiment import Spec
-from resrepro.spec.recipe import FAMILIES, Value
+from resrepro.spec.recipe import FAMILIES
 
-BYTES = 4 * 2  # of a parameter in a checkpoint: float32, and its momentum
-SETS = 2  # that are measured at every sample
+ROW_BYTES = 75  # of a line of metrics.csv
+CHECKPOINT_BYTES = 2 * 4 * 2  # of a parameter: float32 and its momentum, the newest and the one before
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Seconds that a net needed for an iteration, samples included.
+class Speed:
+    """What a net was seen to need on this machine.
 
     Attributes:
         key: what nets must share for the time of one to tell that of another.
         multiply_adds: of one image.
-        seconds: for an iteration.
+        seconds: for an iteration, samples included.
     """
 
     key: tuple[object, ...]
-    multiply_adds: int
+    multiply_adds: float
     seconds: float
 
 
-def precision_here(device: str) -> str:
-    """The arithmetic of `--fast` on a device of this machine, as a child process finds it.
-
-    Raises:
-        UsageError: if there is no such device.
-        ResreproError: if the child fails.
-    """
-    asked = {"part": "precision", "what": "the arithmetic of --fast", "device": device, "threads": None}
-    with Child("the arithmetic of --fast", asked) as child:
-        return str(child.told["precision"])
-
-
-def multiply_adds(spec: Spec) -> int:
-    """Of one image of the size that the paper trains the net at.
-
-    Raises:
-        KeyError: if the net is none that the catalogue trains for the paper.
-    """
-    return architectures()[_in_the_paper(spec)].multiply_adds
-
-
-def disk_mib(spec: Spec) -> float:
-    """Of a run's folder: two checkpoints and the curves."""
-    samples = math.ceil(spec.recipe.iterations / spec.recipe.eval_every)
-    parameters = architectures()[_in_the_paper(spec)].parameters
-    return (CHECKPOINTS * BYTES * parameters + SETS * samples * ROW_BYTES) / MIB
-
-
-def _in_the_paper(spec: Spec) -> str:
-    """The experiment of the paper with the same net: digits take those of CIFAR-10, folders ImageNet's."""
-    own = {"cifar": "cifar10", "imagenet": "imagenet"}[FAMILIES[spec.dataset]]
-    return spec.experiment.replace(spec.dataset, own, 1)
-
-
 def _key(dataset: str, recipe: Mapping[str, Any]) -> tuple[object, ...]:
-    """What nets must share for the time of one to tell that of another."""
     return dataset, recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
 
 
-def seen_in(runs: Iterable[Run], device: str) -> list[Seen]:
-    """What the records that this machine wrote tell of the time that the catalogue's nets take."""
-    here = cpu_model()
-    found = []
+def _size_of(spec: Spec) -> tuple[float, float]:
+    """Multiply-adds of an image and parameters; of a depth 6n+2 that the paper lacks both grow with n."""
+    own = {"cifar": "cifar10", "imagenet": "imagenet"}[
+        FAMILIES[spec.dataset]
+    ]  # digits and folders take these nets
+    net = architectures().get(spec.experiment.replace(spec.dataset, own, 1))
+    if net is not None:
+        return net.multiply_adds, net.parameters
+    near = architectures()["cifar10-resnet20"]
+    return near.multiply_adds * (spec.depth - 2) / 18, near.parameters * (spec.depth - 2) / 18
+
+
+def disk_mib(spec: Spec) -> float:
+    """Of a run's folder: two checkpoints and the curves, of two sets at every sample."""
+    samples = math.ceil(spec.recipe.iterations / spec.recipe.eval_every)
+    return (CHECKPOINT_BYTES * _size_of(spec)[1] + 2 * samples * ROW_BYTES) / 2**20
+
+
+def speeds_in(runs: Iterable[Run], device: str) -> list[Speed]:
+    """What the records that this machine wrote tell of the time that nets take on a device."""
+    here, speeds = cpu_model(), []
     for run in runs:
-        made, same = int(run.result["iteration"]), run.env.get("cpu") == here
-        if not made or not same or device not in ("auto", run.env.get("device")):
+        iterations, is_here = int(run.result["iteration"]), run.env.get("cpu") == here
+        if not iterations or not is_here or device not in ("auto", run.env.get("device")):
             continue
-        with suppress(KeyError, UsageError):  # of a depth that is not the paper's, or of another version
-            work = multiply_adds(catalogue.find(run.experiment).spec())
+        with suppress(UsageError):  # an experiment of another version
+            work, _ = _size_of(catalogue.find(run.experiment).spec())
             key = _key(run.spec["dataset"], run.spec["recipe"])
-            found.append(Seen(key, work, float(run.result["seconds"]) / made))
-    return found
+            speeds.append(Speed(key, work, float(run.result["seconds"]) / iterations))
+    return speeds
 
 
-def measure_missing(specs: Sequence[Spec], seen: Sequence[Seen], **means: Any) -> list[Seen]:
-    """Measure the smallest net of each kind of which nothing was seen, each in a child process.
+def time_missing(
+    specs: Iterable[Spec],
+    speeds: Sequence[Speed],
+    words_for: Callable[[Spec], Sequence[str]],
+    threads: int | None,
+) -> tuple[list[Speed], list[str]]:
+    """Time the smallest net of each kind of which nothing was seen, by some updates in its own process.
 
-    `means` are those of `resrepro.launch.estimates.estimate`.
+    Returns:
+        What was seen, and a sentence on each net that could not be timed.
 
     Raises:
         UsageError: if the run could not be started either.
-        ResreproError: if the measurement fails.
     """
-    known = {each.key for each in seen}
     smallest: dict[tuple[object, ...], Spec] = {}
-    for spec in sorted(specs, key=multiply_adds):
+    for spec in sorted(specs, key=lambda spec: spec.depth):
         smallest.setdefault(_key(spec.dataset, spec.to_json()["recipe"]), spec)
-    found = []
-    for key, spec in smallest.items():
-        if key not in known:
-            settings: dict[str, Value | None] = dict(spec.changes)
-            told = estimate(spec.experiment, settings=settings, **means)
-            found.append(Seen(key, multiply_adds(spec), told.seconds / spec.recipe.iterations))
-    return found
+    timed, sentences = [], []
+    for key in [key for key in smallest if key not in {speed.key for speed in speeds}]:
+        outcome, events = run_command([*words_for(smallest[key]), "--dry-run"], threads)
+        if outcome.code == UsageError.exit_code:
+            raise UsageError(outcome.sentence)
+        if outcome.code:
+            sentences.append(outcome.sentence)
+        else:
+            timed.append(Speed(key, _size_of(smallest[key])[0], float(events[-1]["seconds"])))
+    return timed, sentences
 
 
-def seconds_of(spec: Spec, done: int, seen: Sequence[Seen]) -> float | None:
+def seconds_of(spec: Spec, done: int, speeds: Sequence[Speed]) -> float | None:
     """What a run takes from an iteration on; None if nothing was seen that tells it."""
-    own, key = multiply_adds(spec), _key(spec.dataset, spec.to_json()["recipe"])
-    fitting = [each for each in seen if each.key == key]
+    key, (work, _) = _key(spec.dataset, spec.to_json()["recipe"]), _size_of(spec)
+    fitting = [speed for speed in speeds if speed.key == key]
     if not fitting:
         return None
-    closest = min(fitting, key=lambda each: abs(math.log(each.multiply_adds / own)))
-    return (spec.recipe.iterations - done) * closest.seconds * own / closest.multiply_adds
+    closest = min(fitting, key=lambda speed: abs(math.log(speed.multiply_adds / work)))
+    return (spec.recipe.iterations - done) * closest.seconds * work / closest.multiply_adds
 
 
 def wall_seconds(each: Sequence[float], jobs: int) -> float:
     """Of runs of which `jobs` are trained at once: no shorter than the longest of them."""
     return max(sum(each) / jobs, max(each, default=0.0))
+
+
+def duration(seconds: float | None) -> str:
+    """A duration with two figures or so: `45 s`, `12 min`, `5.3 h`, `3.1 days`; `?` where it is not known."""
+    if seconds is None:
+        return "?"
+    for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60)):
+        if seconds < most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro.errors import RecordError
-from resrepro.records.durable import sealed, write_whole
 from resrepro.records.reading import (
     FORMAT,
     METRICS_MEASURED,
@@ -28,6 +27,7 @@ from resrepro.records.reading import (
     read_bytes,
     read_json,
 )
+from resrepro.records.storage import sealed, write_whole
 from resrepro.spec.architecture import parts_of
 from resrepro.spec.experiment import digest_of
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from resrepro.errors import RecordError
 from resrepro.records import Run, read_measured
-from resrepro.records.durable import write_out
 from resrepro.records.evaluations import ensemble_from
 from resrepro.records.reading import ENSEMBLES, EVALS, RECORD_FILES, RESPONSES
+from resrepro.records.storage import write_out
 
 
 def publish(run: Run, results: Path) -> Path:

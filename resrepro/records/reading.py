@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro.errors import RecordError
-from resrepro.records.durable import SEAL, seal_of
-from resrepro.records.files import read_plain
+from resrepro.records.storage import SEAL, read_plain, seal_of
 from resrepro.spec.recipe import FAMILIES
 
 if TYPE_CHECKING:

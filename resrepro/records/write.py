@@ -19,16 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records.durable import (
-    PART,
-    append,
-    cut_back,
-    make_folder,
-    seal_of,
-    sweep,
-    write_json,
-    write_whole,
-)
 from resrepro.records.evaluations import MOST_BYTES
 from resrepro.records.reading import (
     CHECKPOINT,
@@ -42,6 +32,16 @@ from resrepro.records.reading import (
     describe_curve,
     read_bytes,
     read_json,
+)
+from resrepro.records.storage import (
+    PART,
+    append,
+    cut_back,
+    make_folder,
+    seal_of,
+    sweep,
+    write_json,
+    write_whole,
 )
 from resrepro.spec.experiment import Spec, digest_of
 

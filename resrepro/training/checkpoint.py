@@ -22,10 +22,9 @@ from torch import Tensor
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.processes import rank, world_size
-from resrepro.records import disk
-from resrepro.records.durable import json_bytes, not_written, replacing
-from resrepro.records.files import NotPlain, open_plain
+from resrepro.records import storage
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
+from resrepro.records.storage import NotPlain, json_bytes, not_written, open_plain, replacing
 from resrepro.spec.experiment import Spec
 from resrepro.training.engine import EAGER, ENGINES, choose_device
 from resrepro.training.measure import Errors
@@ -130,7 +129,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
             ) from None
     aside = _free(folder / DAMAGED)
     try:
-        disk.move(newest, aside)
+        storage.move(newest, aside)
     except OSError as error:  # left there, the next one would push the whole one out
         raise not_written(aside, error) from None
     return content, f"{newest} is damaged and was moved to {aside.name}; the checkpoint before it is whole."

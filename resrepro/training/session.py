@@ -11,7 +11,7 @@ from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.processes import is_first
 from resrepro.records import MALFORMED, read_run
-from resrepro.records.locking import Breaks, Lock, locked
+from resrepro.records.locking import Lock, locked
 from resrepro.records.reading import ENV, RESULT, SPEC, read_json
 from resrepro.records.write import (
     Onlooker,
@@ -56,7 +56,7 @@ def train(
     loading: Loading | None = None,
     fresh: bool = False,
     checkpoint_every: str | None = None,
-    break_lock: Breaks = False,
+    break_lock: bool = False,
     watcher: Watcher | None = None,
     arguments: Sequence[str] | None = None,
     **settings: Value | None,
@@ -82,8 +82,7 @@ def train(
         fresh: set an existing run aside and start anew.
         checkpoint_every: "500" iterations, "10m" minutes, or "500,10m" for whichever is first; by default
             as often as costs less than 1 % of the time.
-        break_lock: go on with a run that a process on another machine has not given back; or a function
-            that knows whether the holder of a lock has ended.
+        break_lock: go on with a run that a process on another machine has not given back.
         watcher: hears of every event; silent by default.
         arguments: the command line, for the record.
         **settings: settings of the recipe to change, such as `iterations=2000` or `split="45k5k"`.
@@ -251,7 +250,7 @@ def _telling_early_stop(folder: Path, fresh: bool) -> Iterator[Interrupts]:
 
 
 @contextmanager
-def _alone(folder: Path, break_lock: Breaks, watcher: Watcher) -> Iterator[Lock | None]:
+def _alone(folder: Path, break_lock: bool, watcher: Watcher) -> Iterator[Lock | None]:
     """While active, no other process trains this run; the first process of a run holds its lock.
 
     Raises:

@@ -56,6 +56,10 @@ def submit(slurm: OneNode, runs: Path, seeds: str, *options: str) -> list[str]:
     return [line.partition(" (")[0] for line in lines]  # what may follow is whether it is there already
 
 
+def cpus(count: int) -> list[str]:
+    return ["--slurm", f"cpus-per-task={count}"]
+
+
 def status(slurm: OneNode, runs: Path) -> str:
     words = [sys.executable, "-m", "resrepro", "status", "--runs", str(runs)]
     return subprocess.run(words, env=slurm.env, capture_output=True, text=True, check=True).stdout
@@ -83,8 +87,8 @@ def restarts(slurm: OneNode, job: str) -> int:
     return int(told.partition("Restarts=")[2].split()[0])
 
 
-def log(runs: Path, job: str) -> str:
-    return (runs / "slurm" / f"{job}_0_log.out").read_text()
+def log(runs: Path, seed: int) -> str:
+    return "".join(path.read_text() for path in (runs / "slurm" / NAME / f"seed{seed}").glob("*_log.out"))
 
 
 def gone(slurm: OneNode, jobs: list[str]) -> bool:
@@ -96,7 +100,7 @@ def gone(slurm: OneNode, jobs: list[str]) -> bool:
 
 def trainer_of(runs: Path, seed: int) -> int:
     """The process that trains a run, as its lock names it."""
-    return int(json.loads((runs / NAME / f".seed{seed}.lock").read_text())["pid"])
+    return int(json.loads((runs / NAME / f".seed{seed}.lock.json").read_text())["pid"])
 
 
 def is_held(pid: int, number: signal.Signals) -> bool:
@@ -125,9 +129,8 @@ def held(*pids: int) -> Iterator[None]:
 def test_a_preempted_run_of_a_grid_is_requeued_and_ends_as_if_nothing_had_been(
     slurm: OneNode, runs: Path, undisturbed: Path
 ) -> None:
-    jobs = submit(slurm, runs, "0-2", "--slurm", "cpus=1")
-    assert jobs == [f"{jobs[0].partition('_')[0]}_{k}" for k in range(3)]  # one array
-    assert submit(slurm, runs, "0-2", "--slurm", "cpus=1") == jobs  # which is not submitted twice
+    jobs = submit(slurm, runs, "0-2", *cpus(1))
+    assert submit(slurm, runs, "0-2", *cpus(1)) == jobs  # which are not submitted twice
     slurm.wait_until(lambda: done(runs, 0) >= 10 and done(runs, 1) >= 10, LONG)
     trainers = [trainer_of(runs, seed) for seed in (0, 1)]
     with held(*trainers):
@@ -139,7 +142,7 @@ def test_a_preempted_run_of_a_grid_is_requeued_and_ends_as_if_nothing_had_been(
     assert f"job {jobs[2]}: " in told
     slurm.wait_until(lambda: gone(slurm, jobs), LONG)
     (preempted,) = [seed for seed in range(3) if starts(runs, seed)]
-    assert "Stopped at iteration" in log(runs, jobs[preempted])  # it had the time for a checkpoint
+    assert "Stopped at iteration" in log(runs, preempted)  # it had the time for a checkpoint
     assert min(starts(runs, preempted)) >= 10
     for seed in range(3):
         assert differences(folder(runs, seed), folder(undisturbed, seed)) == []
@@ -151,7 +154,7 @@ def test_a_run_with_a_grace_time_is_requeued_by_its_own_wish(
 ) -> None:
     slurm.ask("scontrol", "update", "PartitionName=low", "GraceTime=60")
     try:
-        jobs = submit(slurm, runs, "3", "--slurm", "cpus=2")
+        jobs = submit(slurm, runs, "3", *cpus(2))
         slurm.wait_until(lambda: done(runs, 3) >= 10, LONG)
         with held(trainer := trainer_of(runs, 3)):
             slurm.sbatch("--wrap=sleep 2", "--ntasks=1", partition="high")
@@ -166,7 +169,7 @@ def test_a_run_with_a_grace_time_is_requeued_by_its_own_wish(
 def test_a_run_that_comes_to_its_time_limit_is_requeued(
     slurm: OneNode, runs: Path, undisturbed: Path
 ) -> None:
-    jobs = submit(slurm, runs, "4", "--slurm", "cpus=2")
+    jobs = submit(slurm, runs, "4", *cpus(2))
     slurm.wait_until(lambda: done(runs, 4) >= 10, LONG)
     with held(trainer := trainer_of(runs, 4)):
         slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=1")  # the warning comes 90 s before
@@ -174,17 +177,17 @@ def test_a_run_that_comes_to_its_time_limit_is_requeued(
         slurm.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=60")
     slurm.wait_until(lambda: gone(slurm, jobs), LONG)
     assert restarts(slurm, jobs[0]) == len(starts(runs, 4)) == 1
-    assert "Caught signal SIGUSR2" in log(runs, jobs[0])  # by submitit, after the checkpoint
+    assert "Caught signal SIGUSR2" in log(runs, 4)  # by submitit, after the checkpoint
     assert differences(folder(runs, 4), folder(undisturbed, 4)) == []
 
 
 def test_a_cancelled_run_writes_a_checkpoint_and_is_not_brought_back(slurm: OneNode, runs: Path) -> None:
-    jobs = submit(slurm, runs, "5", "--slurm", "cpus=2")
+    jobs = submit(slurm, runs, "5", *cpus(2))
     slurm.wait_until(lambda: done(runs, 5) >= 10, LONG)
     with held(trainer_of(runs, 5)):
         slurm.ask("scancel", jobs[0])
     slurm.wait_until(lambda: not slurm.queue(), LONG)
-    assert "Stopped at iteration" in log(runs, jobs[0])
+    assert "Stopped at iteration" in log(runs, 5)
     assert "JobState=CANCELLED" in slurm.ask("scontrol", "show", "job", jobs[0]).stdout
     assert "1 interrupted" in status(slurm, runs)
 
@@ -232,25 +235,25 @@ def test_responses_are_measured_by_the_jobs_and_a_killed_one_blocks_nothing(
     words = ["figure7", "--iterations", "40"]
     for left_out in ("plain56", "resnet56", "resnet110"):
         words += ["--without", f"digits-{left_out}"]
-    first, submitted = reproduce(slurm, tmp_path, *words, "--jobs", "1")
+    first, submitted = reproduce(slurm, tmp_path, *words)
     assert len(first) == 2
     assert "No measured run for figure7-digits yet" in submitted
     runs = tmp_path / "runs"
     killed = runs / "digits-plain20+iterations=40"
-    lock = killed / ".seed0.lock"
+    note = killed / ".seed0.lock.json"
     slurm.wait_until((killed / "seed0" / "result.json").exists, LONG)
-    assert len(slurm.queue()) == 2
-    left = json.loads(lock.read_text())
+    left = json.loads(note.read_text())
     os.kill(int(left["pid"]), signal.SIGKILL)
     slurm.wait_until(lambda: not slurm.queue(), LONG)
     assert left["job"] == first[0]
-    lock.write_text(json.dumps(left | {"host": "node3", "boot": "its own", "machine": "its own"}))
+    note.write_text(json.dumps(left | {"host": "node3"}))
     told = status(slurm, runs)
     assert "1 interrupted, 1 finished" in told, told
     second, _ = reproduce(slurm, tmp_path, *words)
     assert len(second) == 1
     slurm.wait_until(lambda: gone(slurm, second), LONG)
-    assert f"(job {first[0]}) was taken over, since that job has ended." in log(runs, second[0])
+    logs = "".join(path.read_text() for path in (runs / "slurm").rglob("*_log.out"))
+    assert f"(job {first[0]}) was broken, as asked." in logs
     third, shown = reproduce(slurm, tmp_path, *words)
     assert third == []
     assert "2 runs: all runs are done; nothing to do." in shown

@@ -1,6 +1,8 @@
 """Files that survive a crash: replaced whole or appended to, forced to disk, sealed with a checksum.
 
-Whoever reads such a file sees the old content or the new, at every moment and after every crash.
+Whoever reads such a file sees the old content or the new, at every moment and after every crash. Everything
+reaches the disk through the ten operations at the top, so that the tests can make each one fail, be cut
+short, or be the last before the power goes. What strangers made is read with bounds.
 """
 
 import contextlib
@@ -8,12 +10,13 @@ import errno
 import hashlib
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from resrepro.errors import RecordError
-from resrepro.records import disk
 
 SEAL = "checksum"  # key of a JSON record: SHA-256 (hex) of all its other entries
 PART = ".part"  # ending of a file that is still being written
@@ -21,6 +24,70 @@ PIECE = 2**20  # bytes that are written at once
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+LONGEST_NAME = 200  # characters of a name in a message; file systems stop at 255 bytes
+
+
+# --- the operations ----------------------------------------------------------------------------------
+
+
+def create(path: Path) -> int:
+    """A new, empty file; its descriptor."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+
+def open_end(path: Path) -> int:
+    """The end of a file that is there; its descriptor."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+
+def write(file: int, content: bytes) -> None:
+    """All of the content, in as many calls as the system needs."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def sync(file: int) -> None:
+    """Wait until the file's content is on the disk."""
+    os.fsync(file)
+
+
+def close(file: int) -> None:
+    """Close a file; some file systems tell of a full disk only here."""
+    os.close(file)
+
+
+def cut(path: Path, size: int) -> None:
+    """Cut a file back to its first `size` bytes."""
+    os.truncate(path, size)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file another name in one step, in place of what had it."""
+    source.replace(target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name."""
+    os.link(source, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file."""
+    path.unlink()
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the file system can."""
+    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse, having done it already
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# --- writing --------------------------------------------------------------------------------------------
 
 
 class Sink:
@@ -47,7 +114,7 @@ class Sink:
         """Hand what is waiting to the system."""
         content, self._waiting = bytes(self._waiting), bytearray()
         try:
-            disk.write(self._file, content)
+            write(self._file, content)
         except OSError as error:
             self.error = error
             raise
@@ -69,21 +136,21 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     sink: Sink | None = None
     try:
-        file = disk.create(beside)
+        file = create(beside)
         try:
             sink = Sink(file)
             yield sink
             sink.flush()
-            disk.sync(file)
+            sync(file)
         finally:
-            disk.close(file)
+            close(file)
         if keep is not None and path.exists():
             _keep(path, keep)
-        disk.move(beside, path)
-        disk.sync_folder(path.parent)
+        move(beside, path)
+        sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            disk.remove(beside)
+            remove(beside)
         trouble = error if isinstance(error, OSError) else sink and sink.error
         if trouble:
             raise not_written(path, trouble) from None
@@ -94,18 +161,18 @@ def _keep(path: Path, keep: Path) -> None:
     """Give a file another name besides its own, in place of what had it; at no moment it is without one."""
     second = keep.with_name(f".{keep.name}.{os.getpid()}{PART}")
     try:
-        disk.link(path, second)
+        link(path, second)
     except OSError as error:
         if error.errno not in WITHOUT_LINKS:
             raise
-        disk.move(path, keep)
+        move(path, keep)
         return
     try:
-        disk.move(second, keep)
+        move(second, keep)
     finally:
         if second.exists():  # where both were names of one file already, or the move failed
             with contextlib.suppress(OSError):
-                disk.remove(second)
+                remove(second)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -132,24 +199,24 @@ def write_out(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, content: bytes, size: int) -> None:
-    """Append to a file of `size` bytes and force it to disk.
+    """Append to a file of `size` bytes and force it to
 
     Raises:
         RecordError: if the file has another size, or the disk refuses; the file is then as long as before,
             where that can be had.
     """
     try:
-        file = disk.open_end(path)
+        file = open_end(path)
         try:
             if os.fstat(file).st_size != size:
                 raise RecordError(f"{path} was changed by somebody else: the same command restores it.")
-            disk.write(file, content)
-            disk.sync(file)
+            write(file, content)
+            sync(file)
         finally:
-            disk.close(file)
+            close(file)
     except OSError as error:
         with contextlib.suppress(OSError):
-            disk.cut(path, size)
+            cut(path, size)
         raise not_written(path, error) from None
 
 
@@ -160,7 +227,7 @@ def cut_back(path: Path, size: int) -> None:
         RecordError: if the disk refuses.
     """
     try:
-        disk.cut(path, size)
+        cut(path, size)
     except OSError as error:
         raise not_written(path, error) from None
 
@@ -170,14 +237,14 @@ def make_folder(folder: Path) -> None:
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
-        disk.sync_folder(made.parent)
+        sync_folder(made.parent)
 
 
 def sweep(folder: Path) -> None:
     """Remove what a process that was killed in the midst of writing left behind."""
     for left in folder.glob(f".*{PART}"):
         with contextlib.suppress(OSError):
-            disk.remove(left)
+            remove(left)
 
 
 def not_written(path: Path, error: OSError) -> RecordError:
@@ -213,3 +280,57 @@ def seal_of(content: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a record's entries, however they are ordered and spaced."""
     rest = {key: value for key, value in content.items() if key != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# --- reading what strangers made -----------------------------------------------------------------------
+
+
+class NotPlain(OSError):
+    """A pipe, device or socket in the place of a file."""
+
+
+class TooLarge(OSError):
+    """A file of more bytes than are read; `size` is their number."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(errno.EFBIG, f"it has {size:,} bytes", str(path))
+        self.size = size
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading bytes, without waiting for anyone to write into a pipe.
+
+    Raises:
+        NotPlain: if it is a pipe, a device or a socket.
+        OSError: if it is missing, a folder or cannot be read.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise NotPlain(errno.EINVAL, "it is a pipe or device, not a file", str(path))
+    return file
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes.
+
+    Raises:
+        TooLarge: if it has more; nothing is read then.
+        OSError: as `open_plain`.
+    """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise TooLarge(path, size)
+        return file.read(size)
+
+
+def shown(text: str) -> str:
+    """A sentence that a stranger had a part in, without control characters and endless words."""
+    return re.sub(r"[^ /]+", lambda word: printable(word[0]), text)
+
+
+def printable(text: str) -> str:
+    """A stranger's name as a message may show it: control characters written out, not too long."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: LONGEST_NAME + 1])
+    return shown if len(text) <= LONGEST_NAME else f"{shown[:LONGEST_NAME]}..."

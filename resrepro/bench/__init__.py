@@ -1,1 +1,0 @@
-"""The benchmark: the usual PyTorch loop and ours, in turns (`speeds`)."""

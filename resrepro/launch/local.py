@@ -1,0 +1,265 @@
+"""Commands of ours on this machine: how many runs at once, what is heard of each, and how it ended.
+
+A run is the command `resrepro train ..` in a process of its own, which tells its events as JSON lines.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from resrepro.errors import Interrupted, UsageError
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import CifarRecipe
+
+COMMAND = (sys.executable, "-m", "resrepro")
+EVENTS = "RESREPRO_EVENTS"  # to a command that is to tell its events: the process that hears them
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+PAUSE = 0.25  # seconds between looks at signals, and between drawings of the table
+ON_GPU = 2  # small nets side by side on one GPU, which neither of them fills
+BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (measured, rounded up)
+LAYER_BYTES = 100 * 2**10  # more for each weighted layer and image of a pass (measured, rounded up)
+LARGE_ON_GPU = 8 * 2**30  # bytes of a net that has its GPU for itself
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and Windows' under its Linux
+
+Event = Mapping[str, Any]
+
+
+# --- how many at once ----------------------------------------------------------------------------------
+
+
+def cores() -> int:
+    """The CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that new processes may take; all of the memory where the system does not tell what is free."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def device_kind(device: str) -> str:
+    """`cpu`, `cuda` or `mps`; of `auto` that of the fastest one here, as far as it shows without PyTorch."""
+    if device != "auto":
+        return device.partition(":")[0]
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    gpu = not hidden and any(Path(driver).exists() for driver in GPU_DRIVERS)
+    return "cuda" if gpu else "mps" if sys.platform == "darwin" else "cpu"
+
+
+def choose_jobs(jobs: int | None, specs: Sequence[Spec], device: str, micro_batch: int | None = None) -> int:
+    """How many runs, one spec for each, to train at once: `jobs`, or as many as there is room for.
+
+    On a CPU as many as there are cores and memory: on one thread each is slower than on all of them, but
+    together they are faster. On an NVIDIA or AMD GPU two. One at a time on Apple's GPU, and of nets on
+    photographs, whose workers keep the cores busy.
+
+    Raises:
+        UsageError: if `jobs` is less than 1.
+    """
+    if jobs is not None:
+        if jobs < 1:
+            raise UsageError(f"--jobs must be at least 1, not {jobs}.")
+        return max(1, min(jobs, len(specs)))
+    if len(specs) < 2 or not all(isinstance(spec.recipe, CifarRecipe) for spec in specs):
+        return 1
+    passes = [min(micro_batch or spec.recipe.batch_size, spec.recipe.batch_size) for spec in specs]
+    largest = max(BASE_BYTES + LAYER_BYTES * spec.depth * of for spec, of in zip(specs, passes, strict=True))
+    most = max(1, min(len(specs), cores(), free_memory() // largest))
+    kind = device_kind(device)
+    if kind == "cuda":
+        return min(most, 1 if largest > LARGE_ON_GPU else ON_GPU)
+    return most if kind == "cpu" else 1
+
+
+def threads_each(jobs: int) -> int | None:
+    """The CPU threads of each of several jobs; None, for all, of one."""
+    return None if jobs == 1 else max(1, cores() // jobs)
+
+
+def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
+    """Look for CIFAR-10 once, where it may have to be downloaded, before several processes want it.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    from resrepro.data import load_dataset
+
+    splits = {
+        spec.recipe.split
+        for spec in specs
+        if isinstance(spec.recipe, CifarRecipe) and spec.dataset == "cifar10"
+    }
+    for split in splits:
+        load_dataset("cifar10", split, data)
+
+
+# --- commands and what is heard of them ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to train: experiment and seed, and the words after `resrepro` that do it."""
+
+    experiment: str
+    seed: int
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.experiment}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: its exit code, the sentence on it, and the trace of what nobody expected."""
+
+    code: int
+    sentence: str = ""
+    trace: str = ""
+
+
+class Command:
+    """A command of ours that is running; `tell` is called with each of its events, then with its outcome.
+
+    It is the leader of a process group of its own, so that Ctrl-C reaches this process alone.
+    """
+
+    def __init__(
+        self, words: Sequence[str], tell: Callable[[Event | Outcome], None], threads: int | None = None
+    ) -> None:
+        self.stderr: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        # What a run computes with by default; one that goes on keeps the number that it began with.
+        share = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [*COMMAND, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.stderr,
+            text=True, start_new_session=True, env=os.environ | share | {EVENTS: str(os.getpid())},
+        )  # fmt: skip
+        self.tell = tell
+        self.ear = threading.Thread(target=self._listen, daemon=True)
+        self.ear.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):  # what a library has printed
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        self.tell(event)
+        self.tell(self._outcome(self.process.wait()))
+
+    def _outcome(self, code: int) -> Outcome:
+        with self.stderr:
+            self.stderr.seek(0)
+            told = self.stderr.read().strip()
+        if code == 0:
+            return Outcome(0)
+        if code > 0:
+            trace = told if "Traceback (most recent call last)" in told else ""
+            silent = f"its process ended with exit code {code} and said nothing of it."
+            return Outcome(code, told.rpartition("\n")[2].removeprefix("error: ") or silent, trace)
+        name = signal.Signals(-code).name
+        why = ", perhaps for want of memory (fewer --jobs may help)" if name == "SIGKILL" else ""
+        return Outcome(code, f"its process was killed by {name}{why}; the same command goes on.")
+
+    def end(self) -> None:
+        """End it and all that it started, at once."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.ear.join()
+
+
+@dataclass
+class RunPool:
+    """Trains `jobs`, `size` at a time with `threads` each; one that fails stops no other.
+
+    Attributes:
+        hear: is told of each event of a run; the first is that its process starts.
+        end: is told how a run ended.
+        look: is called a few times a second.
+        outcomes: how those ended that were begun, in the order of their ends.
+        received: the signal that stopped it, or 0.
+    """
+
+    jobs: Sequence[Job]
+    size: int
+    threads: int | None = None
+    hear: Callable[[Job, Event], None] = lambda job, event: None
+    end: Callable[[Job, Outcome], None] = lambda job, outcome: None
+    look: Callable[[], None] = lambda: None
+    outcomes: dict[Job, Outcome] = field(default_factory=dict)
+    received: int = 0
+
+    def run(self) -> None:
+        """Train all, or until a signal comes: it is passed on, and the runs stop after their update."""
+        waiting, self.running = list(self.jobs), dict[Job, Command]()
+        self.told: queue.Queue[tuple[Job, Event | Outcome]] = queue.Queue()
+        with self._passing_signals_on():
+            while self.running or (waiting and not self.received):
+                while waiting and len(self.running) < self.size and not self.received:
+                    self._start(waiting.pop(0))
+                with suppress(queue.Empty):
+                    self._take(*self.told.get(timeout=PAUSE))
+                self.look()
+
+    def _start(self, job: Job) -> None:
+        self.running[job] = Command(job.words, lambda told: self.told.put((job, told)), self.threads)
+        self.hear(job, {"event": "start"})
+
+    def _take(self, job: Job, told: Event | Outcome) -> None:
+        if not isinstance(told, Outcome):
+            self.hear(job, told)
+            return
+        del self.running[job]
+        if self.received and told.code == -self.received:  # it had no hand free yet to write a checkpoint
+            told = Outcome(128 + self.received, "Stopped before it began.")
+        self.outcomes[job] = told
+        self.end(job, told)
+
+    @contextmanager
+    def _passing_signals_on(self) -> Iterator[None]:
+        """While active the first signal goes to all runs; a second Ctrl-C, or an error, ends them at once."""
+        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for command in self.running.values():
+                command.end()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.received:
+            self.received = number
+            for command in list(self.running.values()):
+                command.process.send_signal(number)
+
+
+def run_command(words: Sequence[str], threads: int | None = None) -> tuple[Outcome, list[Event]]:
+    """Run a command of ours to its end; its outcome, and the events that it told.
+
+    Raises:
+        Interrupted: after a signal, which is passed on to it.
+    """
+    events: list[Event] = []
+    pool = RunPool([Job("", 0, tuple(words))], 1, threads)
+    pool.hear = lambda job, event: events.append(event)
+    pool.run()
+    if pool.received:
+        raise Interrupted("Stopped: the same command goes on.", pool.received)
+    return pool.outcomes[pool.jobs[0]], events

@@ -1,0 +1,384 @@
+"""What an exhibit is made of, what of it is missing, the commands that make it, and what that takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import rewrite, write_ensemble, write_eval, write_run
+
+from resrepro.errors import UsageError
+from resrepro.figures.exhibits import figures, tables
+from resrepro.launch import choose_exhibits, costs, data_folder_of, exhibit_names, make_plan, option_words
+from resrepro.launch.costs import disk_mib, duration, seconds_of, speeds_in, time_missing, wall_seconds
+from resrepro.launch.local import Outcome
+from resrepro.records.collection import collect
+from resrepro.spec import catalogue
+
+# --- exhibits ------------------------------------------------------------------------------------------
+
+
+def chosen(name, dataset=None):
+    (exhibit,) = choose_exhibits([name], dataset)
+    return exhibit
+
+
+def nets(exhibit):
+    return {name.partition("-")[2] for name in exhibit.experiments}
+
+
+def test_everything_that_is_compared_or_plotted_can_be_reproduced():
+    stand_ins = {f"{name}-digits" for name in exhibit_names()}
+    assert set(exhibit_names()) == {*tables(), *figures()} - stand_ins
+    for name in exhibit_names():
+        exhibit = chosen(name)
+        assert exhibit.name in (*tables(), *figures())
+        for experiment in exhibit.experiments:
+            assert catalogue.find(experiment).dataset == exhibit.dataset
+
+
+def test_the_claims_are_numbers_of_the_27_and_those_of_classification_all_have_an_exhibit():
+    claims = {number for name in exhibit_names() for number in chosen(name).claims}
+    assert claims <= set(range(1, 28))
+    # 7 is of runs that no exhibit shows, 19 and 21 as well; 27 is detection
+    assert set(range(1, 28)) - claims == {7, 19, 21, 27}
+
+
+def test_the_papers_own_nets_and_what_is_measured_of_them():
+    assert nets(chosen("figure1")) == {"plain20", "plain56"}
+    assert nets(chosen("figure7")) == {"plain20", "plain56", "resnet20", "resnet56", "resnet110"}
+    assert chosen("figure7").measures == ("responses",)
+    assert chosen("table2").measures == chosen("table3").measures == ("ten_crop",)
+    assert chosen("table4").measures == ("multi_scale",)
+    assert chosen("table5").measures == ()
+    assert [name for name in exhibit_names() if chosen(name).ensemble] == ["table5"]
+    for name in ("table1", "figure3"):
+        assert (chosen(name).dataset, chosen(name).experiments) == (None, ())
+
+
+def test_digits_stand_in_for_cifar10_under_names_of_their_own():
+    exhibit = chosen("figure1", "digits")
+    assert (exhibit.name, exhibit.experiments) == ("figure1-digits", ("digits-plain20", "digits-plain56"))
+    assert {chosen(name, "digits").stem for name in ("figure1", "figure7")} == {
+        "figure1-digits", "figure7-digits",
+    }  # fmt: skip
+    assert chosen("figure7").stem == "figure7"
+    depths = (20, 32, 44, 56)
+    residual = {f"resnet{depth}" for depth in (*depths, 110)}
+    assert nets(chosen("figure6", "digits")) == residual | {f"plain{depth}" for depth in depths}
+    assert nets(chosen("table6", "digits")) == residual
+    assert set(chosen("figure7", "digits").experiments) == {
+        "digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56", "digits-resnet110",
+    }  # fmt: skip
+
+
+def test_a_folder_of_photographs_takes_imagenets_nets_and_stands_in_its_exhibits():
+    exhibit = chosen("table3", "folder")
+    assert (exhibit.name, exhibit.stem) == ("table3", "table3-folder")
+    assert "folder-resnet34-b" in exhibit.experiments
+    assert {name.replace("folder", "imagenet") for name in exhibit.experiments} == set(
+        chosen("table3").experiments
+    )
+
+
+def test_all_is_what_the_paper_has_or_what_the_dataset_can_stand_in_for():
+    assert [exhibit.name for exhibit in choose_exhibits(["all"])] == [
+        n for n in exhibit_names() if n != "demo"
+    ]
+    digits = [exhibit.name for exhibit in choose_exhibits(["all"], "digits")]
+    assert digits == ["table1", "figure3", "table6-digits", "figure1-digits", "figure6-digits", "figure7"]
+    assert len(choose_exhibits(["figure1", "all", "figure1"])) == len(exhibit_names()) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "sentence"),
+    [
+        ("figure2", None, "no exhibit 'figure2' to reproduce: there are table1, .*demo and all"),
+        ("figure1-digits", None, "no exhibit 'figure1-digits'"),
+        ("figure1", "mnist", "no dataset 'mnist': there are cifar10, digits, imagenet, folder"),
+        ("table2", "digits", "table2 is an exhibit of imagenet or folder, not of digits"),
+        ("figure1", "folder", "figure1 is an exhibit of cifar10 or digits, not of folder"),
+        ("demo", "cifar10", "demo is an exhibit of digits, not of cifar10"),
+    ],
+)
+def test_what_does_not_exist_is_refused_in_a_sentence(name, dataset, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        choose_exhibits([name], dataset)
+
+
+# --- plans ---------------------------------------------------------------------------------------------
+
+
+def plan_of(runs, *exhibits, dataset=None, **options):
+    return make_plan(choose_exhibits(exhibits, dataset), runs, **options)
+
+
+def states(plan):
+    return {(step.spec.experiment, step.seed): (step.state, step.done) for step in plan.steps}
+
+
+def begun(runs, experiment, seed=0, done=80, **settings):
+    """A run that was interrupted: its record, and something in place of a checkpoint."""
+    folder = write_run(runs, experiment, seed, curve=[(done, 50.0, 60.0)], **settings)
+    (folder / "checkpoint.pt").touch()
+    return folder
+
+
+def test_of_an_empty_folder_all_is_to_start_with_the_papers_seeds_and_nothing_is_written(tmp_path):
+    runs = tmp_path / "runs"
+    plan = plan_of(runs, "table6", "figure1")
+    assert {step.state for step in plan.steps} == {"start"}
+    seeds = [step.seed for step in plan.steps if step.spec.experiment == "cifar10-resnet110"]
+    assert seeds == [0, 1, 2, 3, 4]
+    assert len(plan.steps) == 6 + 4 + 2
+    assert not runs.exists()
+
+
+def test_each_run_is_in_the_state_that_its_folder_tells(tmp_path):
+    write_run(tmp_path, "digits-plain20", 0)
+    begun(tmp_path, "digits-plain20", 1)
+    write_run(tmp_path, "digits-plain20", 2, curve=[(80, 50.0, 60.0)])  # without a checkpoint
+    write_run(tmp_path, "digits-plain56", 0, status="diverged", curve=[(16, 90.0, 90.0)])
+    plan = plan_of(tmp_path, "figure1", dataset="digits", seeds=[0, 1, 2])
+    assert states(plan) == {
+        ("digits-plain20", 0): ("done", 240), ("digits-plain20", 1): ("resume", 80),
+        ("digits-plain20", 2): ("start", 0), ("digits-plain56", 0): ("blocked", 16),
+        ("digits-plain56", 1): ("start", 0), ("digits-plain56", 2): ("start", 0),
+    }  # fmt: skip
+    assert len(plan.to_train) == 4
+    (diverged,) = plan.blocked
+    assert diverged.why == (
+        "it diverged at iteration 16; `resrepro train --dataset digits --depth 56 --plain --fresh "
+        f"--runs {tmp_path}` starts it anew."
+    )
+
+
+def test_a_broken_record_goes_on_from_its_checkpoint_or_is_in_the_way(tmp_path):
+    folders = [write_run(tmp_path, "digits-plain20", seed) for seed in (0, 1)]
+    for folder in folders:
+        (folder / "result.json").write_text("{")
+    (folders[0] / "checkpoint.pt").touch()
+    other = tmp_path / "digits-plain56" / "seed0"
+    other.mkdir(parents=True)
+    (other / "checkpoint.previous.pt").touch()  # all that is left
+    plan = plan_of(tmp_path, "figure1", dataset="digits", seeds=[0, 1])
+    found = {(step.spec.experiment, step.seed): step for step in plan.steps}
+    assert found["digits-plain20", 0].state == "resume"
+    assert found["digits-plain20", 1].state == "blocked"
+    assert found["digits-plain56", 0].state == "resume"
+    for seed in (0, 1):
+        assert "result.json is broken" in found["digits-plain20", seed].why
+    way_out = f"`resrepro train --dataset digits --depth 20 --plain --seed 1 --fresh --runs {tmp_path}`"
+    assert way_out in found["digits-plain20", 1].why
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts(tmp_path):
+    """What training itself makes of such a folder (see `earlier.already_over`)."""
+    folder = write_run(tmp_path, "digits-plain20")
+    for name in ("result.json", "env.json", "metrics.csv"):
+        (folder / name).unlink()
+    assert states(plan_of(tmp_path, "figure1", dataset="digits"))["digits-plain20", 0] == ("start", 0)
+
+
+def test_a_run_of_another_specification_is_in_the_way(tmp_path):
+    folder = write_run(tmp_path, "digits-plain20", 0)
+    other = write_run(tmp_path / "other", "digits-plain20", 0, lr=0.01)
+    other.rename(tmp_path / "aside")
+    for name in ("spec.json", "result.json", "env.json", "metrics.csv"):
+        (folder / name).write_bytes((tmp_path / "aside" / name).read_bytes())
+    step = plan_of(tmp_path, "figure1", dataset="digits", seeds=[0]).steps[0]
+    assert step.state == "blocked"
+    assert "another specification" in step.why
+
+
+def test_settings_make_other_runs_and_keep_their_states_apart(tmp_path):
+    write_run(tmp_path, "cifar10-plain20", 0)
+    begun(tmp_path, "cifar10-plain56", 0, done=500, iterations=2000, split="45k5k")
+    settings = {"iterations": 2000, "split": "45k5k"}
+    plan = plan_of(tmp_path, "figure1", settings=settings)
+    assert states(plan) == {("cifar10-plain20", 0): ("start", 0), ("cifar10-plain56", 0): ("resume", 500)}
+    assert plan.steps[0].spec.name == "cifar10-plain20+iterations=2000+split=45k5k"
+    assert states(plan_of(tmp_path, "figure1"))["cifar10-plain20", 0] == ("done", 64_000)
+
+
+def test_exhibits_share_their_runs_and_a_net_can_be_left_out(tmp_path):
+    plan = plan_of(tmp_path, "figure6", "table6", "figure1", without=["cifar10-resnet1202"], seeds=[7])
+    names = [step.spec.experiment for step in plan.steps]
+    assert len(names) == len(set(names)) == 10
+    assert "cifar10-resnet1202" not in names
+    with pytest.raises(UsageError, match="cifar10-resnet20 is no part of what is asked for"):
+        plan_of(tmp_path, "figure1", without=["cifar10-resnet20"])
+
+
+def test_what_is_measured_after_training_is_a_part_of_the_plan(tmp_path):
+    write_run(tmp_path, "imagenet-plain18", evals={"ten_crop": (28.0, 9.0)})
+    write_run(tmp_path, "imagenet-plain34", evals={"multi_scale": (27.0, 9.0)})
+    begun(tmp_path, "imagenet-resnet18", done=5000)
+    plan = plan_of(tmp_path, "table2")
+    assert [each.done for each in plan.measurements] == [True, False, False, False]
+    (todo,) = plan.to_measure
+    assert str(todo) == "ten_crop of imagenet-plain34, seed 0"
+    write_eval(todo.steps[0].folder, "ten_crop", 28.5, 9.5)
+    assert plan_of(tmp_path, "table2").to_measure == ()
+
+
+def test_an_ensemble_of_table_5_is_measured_once_all_its_nets_are_trained(tmp_path):
+    names = [f"folder-resnet{net}" for net in ("34-b", "34-c", "50", "101", "152")]
+    end = [(600_000, 20.0, 30.0)]
+    folders = [write_run(tmp_path, name, curve=end) for name in names[:-1]]
+    plan = plan_of(tmp_path, "table5", dataset="folder")
+    (ensemble,) = plan.measurements
+    assert (len(ensemble.steps), plan.to_measure) == (5, ())
+    folders.append(write_run(tmp_path, names[-1], curve=end))
+    (ensemble,) = plan_of(tmp_path, "table5", dataset="folder").to_measure
+    assert str(ensemble) == "multi_scale of an ensemble of 5"
+    write_ensemble(tmp_path, folders[:2], 30.0, 10.0)
+    assert len(plan_of(tmp_path, "table5", dataset="folder").to_measure) == 1
+    write_ensemble(tmp_path, folders, 30.0, 10.0, name="all")
+    plan = plan_of(tmp_path, "table5", dataset="folder")
+    assert plan.to_measure == ()
+    assert len(plan.records().ensembles) == 2
+
+
+def test_an_ensemble_of_nets_that_were_not_trained_to_their_end_is_measured_anew(tmp_path):
+    names = [f"folder-resnet{net}" for net in ("34-b", "34-c", "50", "101", "152")]
+    halfway = [begun(tmp_path, name, done=300_000) for name in names]
+    write_ensemble(tmp_path, halfway, 30.0, 10.0)
+    for name in names:
+        write_run(tmp_path, name, curve=[(600_000, 20.0, 30.0)])
+    assert len(plan_of(tmp_path, "table5", dataset="folder").to_measure) == 1
+
+
+def test_responses_are_measured_of_trained_nets_that_have_none(tmp_path):
+    write_run(tmp_path, "digits-resnet20")
+    plan = plan_of(tmp_path, "figure7", dataset="digits")
+    assert {each.what for each in plan.measurements} == {"responses"}
+    assert [each.steps[0].spec.experiment for each in plan.to_measure] == ["digits-resnet20"]
+    (tmp_path / "digits-resnet20" / "seed0" / "responses.csv").write_text("no record of responses")
+    assert len(plan_of(tmp_path, "figure7", dataset="digits").to_measure) == 1
+
+
+def test_the_records_are_those_of_the_plan_alone(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path, "digits-plain20", seed)
+    write_run(tmp_path, "digits-plain20", 0, lr=0.01)
+    write_run(tmp_path, "digits-resnet20", 0)
+    found = plan_of(tmp_path, "figure1", dataset="digits", seeds=[0, 1]).records()
+    assert [(run.name, run.seed) for run in found.runs] == [("digits-plain20", 0), ("digits-plain20", 1)]
+
+
+def test_a_plan_names_the_claims_of_its_exhibits_in_order(tmp_path):
+    assert plan_of(tmp_path, "figure7", "figure1", "table1").claims == (1, 10, 11, 20, 22, 25, 26)
+
+
+def test_a_record_that_tells_of_another_seed_is_in_the_way(tmp_path):
+    folder = write_run(tmp_path, "digits-plain20", 3)
+    folder.rename(folder.with_name("seed0"))
+    step = plan_of(tmp_path, "figure1", dataset="digits", seeds=[0]).steps[0]
+    assert (step.state, step.run) == ("blocked", None)
+    assert json.loads(Path(step.folder / "spec.json").read_text())["seed"] == 3
+    rewrite(step.folder / "spec.json", lambda spec: spec.update(seed=0))
+    assert plan_of(tmp_path, "figure1", dataset="digits", seeds=[0]).steps[0].state == "blocked"
+
+
+# --- costs ---------------------------------------------------------------------------------------------
+
+
+def spec(name, **settings):
+    return catalogue.derive(catalogue.find(name), None, **settings)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(costs, "cpu_model", lambda: "a made-up CPU")  # that of the records
+
+
+def test_a_record_of_this_machine_tells_the_time_of_its_own_net(make_run, tmp_path, here):
+    make_run(tmp_path, "cifar10-resnet20", curve=[(1000, 50.0, 50.0)])  # half a second for an iteration
+    speeds = speeds_in(collect([tmp_path]).runs, "auto")
+    assert seconds_of(spec("cifar10-resnet20"), 0, speeds) == pytest.approx(32_000)
+    assert seconds_of(spec("cifar10-resnet20"), 60_000, speeds) == pytest.approx(2_000)
+    # multiply-adds of the sheet on the paper's protocol: 125.5 and 40.6 million
+    assert seconds_of(spec("cifar10-resnet56"), 0, speeds) == pytest.approx(32_000 * 125.5 / 40.6, rel=0.01)
+
+
+def test_records_of_other_machines_devices_and_recipes_tell_nothing(make_run, tmp_path, here, monkeypatch):
+    make_run(tmp_path, "cifar10-resnet20")
+    runs = collect([tmp_path]).runs
+    speeds = speeds_in(runs, "cpu")
+    assert len(speeds) == 1
+    for other in (
+        spec("cifar10-resnet20", batch_size=64), spec("cifar10-resnet20", precision="bf16"),
+        spec("digits-resnet20"), spec("imagenet-resnet18"),
+    ):  # fmt: skip
+        assert seconds_of(other, 0, speeds) is None
+    assert speeds_in(runs, "cuda") == []
+    monkeypatch.setattr(costs, "cpu_model", lambda: "another CPU")
+    assert speeds_in(runs, "auto") == []
+
+
+def test_what_was_never_seen_is_timed_once_of_each_kind_with_its_smallest_net(monkeypatch):
+    asked = []
+
+    def run(words, threads):
+        asked.append((words, threads))
+        return Outcome(1 if "folder-resnet18" in words else 0, "no photographs."), [{"seconds": 0.5}]
+
+    monkeypatch.setattr(costs, "run_command", run)
+    specs = [spec(f"digits-{net}", iterations=8) for net in ("plain56", "plain20", "resnet110")]
+    specs.append(spec("folder-resnet18", iterations=8))
+    found, sentences = time_missing(specs, [], lambda spec: ["train", spec.experiment], 1)
+    timed = ("folder-resnet18", "digits-plain20")
+    assert asked == [(["train", name, "--dry-run"], 1) for name in timed]
+    assert sentences == ["no photographs."]
+    assert seconds_of(specs[1], 0, found) == pytest.approx(4.0)
+    assert seconds_of(specs[0], 4, found) == pytest.approx(2.0 * 125.5 / 40.6, rel=0.01)
+    assert time_missing(specs[:3], found, lambda spec: [], 1) == ([], [])
+
+
+def test_the_time_of_several_at_once_is_shared_but_no_shorter_than_the_longest():
+    assert wall_seconds([60, 60, 60, 60], 2) == 120
+    assert wall_seconds([10, 100], 2) == 100
+    assert wall_seconds([], 2) == 0
+
+
+def test_the_disk_is_that_of_two_checkpoints_with_momentum():
+    # 1.7 million parameters (Table 6) of 4 bytes with as many momenta, twice
+    assert disk_mib(spec("cifar10-resnet110")) == pytest.approx(1.73e6 * 16 / 2**20, rel=0.02)
+    assert disk_mib(spec("folder-resnet34-b")) == disk_mib(spec("imagenet-resnet34-b"))
+
+
+def test_durations_have_two_figures_or_so():
+    assert [duration(each) for each in (None, 45.2, 720, 19_000, 270_000)] == [
+        "?", "45 s", "12 min", "5.3 h", "3.1 days",
+    ]  # fmt: skip
+
+
+# --- commands ------------------------------------------------------------------------------------------
+
+
+def test_options_become_words_and_what_is_not_given_is_left_out():
+    settings = {"iterations": 8, "lr": 0.05, "flip": False, "drops": (4, 6)}
+    options = {"data": Path("a b"), "threads": None, "fast": True, "fresh": False, "micro_batch": 64}
+    assert option_words(settings, **options) == [
+        "--set", "iterations=8", "--set", "lr=0.05", "--set", "flip=off", "--set", "drops=4,6",
+        "--data", "a b", "--fast", "--micro-batch", "64",
+    ]  # fmt: skip
+
+
+def test_images_of_either_family_are_looked_for_where_they_can_be(tmp_path):
+    photos, small, both = (tmp_path / name for name in ("photos", "small", "both"))
+    for folder in (photos, both):
+        for part in ("train", "val"):
+            (folder / part).mkdir(parents=True)
+    for folder in (small, both):
+        (folder / "cifar-10-batches-bin").mkdir(parents=True)
+    cases = {
+        (): (None, None),
+        (photos,): (None, photos),  # CIFAR-10 is then where it is by default, or downloaded there
+        (small,): (small, small),  # where it is said that photographs are missing
+        (both,): (both, both),
+        (photos, small): (small, photos),
+        (small, photos): (small, photos),
+    }
+    for given, wanted in cases.items():
+        assert (data_folder_of("cifar", given), data_folder_of("imagenet", given)) == wanted

@@ -1,0 +1,415 @@
+"""Several runs at once: the same records, ends that are told, signals that reach all, and what is shown."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from runs import checkpoint_of, differences, json_of, result_of
+
+from resrepro.cli.view import EventView, RunsView, raise_failures, train_all
+from resrepro.errors import Interrupted, ResreproError, UsageError
+from resrepro.launch import local
+from resrepro.launch.local import Job, Outcome, RunPool, choose_jobs, device_kind, run_command, threads_each
+from resrepro.records.locking import locked
+from resrepro.spec import catalogue
+from resrepro.training.measure import Errors
+from resrepro.training.progress import Sample
+from resrepro.training.session import train
+
+DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "eval_every": 2, "lr": 0.01}
+LONG = 120  # seconds that nothing here needs
+GB = 2**30
+
+
+def command(runs: Path, iterations: int, seeds: str, *more: str) -> list[str]:
+    """A net with several seeds; the net is named twice, which makes no run twice."""
+    words = f"train digits-resnet8 digits-resnet8 --seeds {seeds} --iterations {iterations} --runs {runs}"
+    words += " --eval-every 2 --set lr=0.01 --device cpu"
+    return [sys.executable, "-m", "resrepro", *words.split(), *more]
+
+
+def told_by(words: list[str]) -> tuple[int, str, str]:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@contextlib.contextmanager
+def started(words: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A command under way, which does not outlive a test that fails."""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def sampled(runs: Path) -> list[Path]:
+    """The folders of the runs that have measured their errors."""
+    curves = runs.glob("*/seed*/metrics.csv")
+    return sorted(each.parent for each in curves if "\n2," in each.read_text())
+
+
+def until(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# --- whole commands ---------------------------------------------------------------------------------
+
+
+def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
+    alone = [train(runs=tmp_path / "alone", seed=seed, threads=1, iterations=4, **DIGITS) for seed in (0, 1)]
+    here = tmp_path / "here"
+    folders = [here / folder.parent.name / folder.name for folder in alone]
+    with locked(folders[0].with_name("seed2")):
+        code, stdout, stderr = told_by(command(here, 4, "2,0-1", "--jobs", str(local.cores())))
+    assert code == 1
+    assert "1 of 3 runs failed" in stderr
+    failures = [line for line in stdout.splitlines() if line.startswith("digits-resnet8, seed 2: ")]
+    assert all("is being trained by" in line for line in failures)
+    assert len(failures) == 2  # when it happens, and at the end
+    for one, other in zip(folders, alone, strict=True):
+        assert differences(one, other) == []
+        assert json_of(one, "env")["threads"] == 1  # its share of the cores
+        assert f"Record: {one}" in stdout
+    assert "digits-resnet8, seed 1: iteration      4" in stdout
+
+
+def test_a_signal_stops_all_with_checkpoints_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    words = command(tmp_path, 100, "0-2", "--jobs", "2")
+    with started(words) as process:
+        until(lambda: len(sampled(tmp_path)) == 2)
+        folders = [sampled(tmp_path)[0].with_name(f"seed{seed}") for seed in range(3)]
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=LONG)
+    assert process.returncode == 130
+    assert "of 3 runs 2 stopped, 1 not begun): the same command goes on" in stderr
+    assert stdout.count("checkpoint written") == 2
+    assert all(0 < checkpoint_of(each)["iteration"] < 100 for each in folders[:2])
+    assert [json_of(each, "result")["status"] for each in folders[:2]] == ["partial"] * 2
+    assert not folders[2].exists()
+    code, stdout, _ = told_by(words)
+    assert code == 0
+    assert [result_of(each)["iteration"] for each in folders] == [100] * 3
+    assert stdout.count("Going on from iteration") == 2
+
+
+@pytest.mark.slow
+def test_what_no_run_can_have_is_refused_as_such_and_leaves_nothing(tmp_path: Path) -> None:
+    code, _, stderr = told_by(command(tmp_path / "runs", 4, "0-1", "--jobs", "2", "--threads", "0"))
+    assert (code, stderr) == (2, "error: --threads must be at least 1, not 0.\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def children_of(pid: int) -> list[int]:
+    told = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in told.split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie, which nobody may wait for in a container."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for child processes in /proc")
+def test_when_the_first_process_is_killed_the_others_notice_and_stop_with_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    with started(command(tmp_path, 20000, "0-1", "--jobs", "2")) as process:
+        until(lambda: len(sampled(tmp_path)) == 2)
+        children = children_of(process.pid)
+        process.kill()
+    assert len(children) == 2
+    until(lambda: not any(is_running(pid) for pid in children))
+    for folder in tmp_path.glob("*/seed*"):
+        assert checkpoint_of(folder)["iteration"] == result_of(folder)["iteration"] >= 2
+
+
+# --- who trains next, and how it ends, with a program in place of ours --------------------------------
+
+PROGRAM = """
+import json, os, signal, sys, time
+name, seed = sys.argv[1], int(sys.argv[2])
+def tell(event, **more):
+    print(json.dumps({"event": event, **more}), flush=True)
+def stop(number, frame):
+    print("Stopped.", file=sys.stderr)
+    sys.exit(128 + number)
+print("what a library says\n12")
+if name == "dies":
+    if seed == 0: os.kill(os.getpid(), signal.SIGKILL)
+    if seed == 1: os._exit(7)
+    if seed == 2: raise TypeError("nobody expected this")
+    if seed == 3: sys.stderr.write("error: no such GPU.\\n"); sys.exit(2)
+if name == "waits" and seed:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
+if name == "deaf":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+tell("begin", done=0, iterations=10)
+if (name == "waits" and seed) or name == "deaf":
+    time.sleep(120)
+tell("say", text=os.environ.get("OMP_NUM_THREADS", "all"))
+"""
+
+
+@pytest.fixture
+def pool_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RunPool]]:
+    """A pool of small programs, each of which behaves as its name says."""
+    before = {number: signal.getsignal(number) for number in local.SIGNALS}
+    monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", PROGRAM))
+
+    def make(name: str, count: int = 5, **options: Any) -> RunPool:
+        return RunPool([Job(name, seed, (name, str(seed))) for seed in range(count)], 2, **options)
+
+    yield make
+    assert {number: signal.getsignal(number) for number in local.SIGNALS} == before
+
+
+def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(pool_of: Any) -> None:
+    pool, heard, most = pool_of("finishes", threads=3), [], []
+
+    def hear(job: Job, event: Any) -> None:
+        heard.append((job.seed, event["event"], event.get("text")))
+        most.append(len(pool.running))
+
+    pool.hear = hear
+    pool.run()
+    assert [seed for seed, kind, _ in heard if kind == "start"] == [0, 1, 2, 3, 4]
+    assert {job.seed: outcome.code for job, outcome in pool.outcomes.items()} == dict.fromkeys(range(5), 0)
+    for seed in range(5):
+        of_it = [event for whose, *event in heard if whose == seed]
+        assert of_it == [["start", None], ["begin", None], ["say", "3"]]
+    assert max(most) == 2
+
+
+def test_processes_that_die_in_whatever_way_are_told_and_stop_no_other(pool_of: Any) -> None:
+    pool = pool_of("dies")
+    pool.run()
+    ends = {job.seed: outcome for job, outcome in pool.outcomes.items()}
+    assert "killed by SIGKILL" in ends[0].sentence
+    assert (ends[1].code, ends[1].sentence) == (
+        7,
+        "its process ended with exit code 7 and said nothing of it.",
+    )
+    assert ends[2].sentence == "TypeError: nobody expected this"
+    assert "Traceback" in ends[2].trace
+    assert ends[3] == Outcome(2, "no such GPU.")
+    assert ends[4] == Outcome(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_passed_on_and_no_further_run_begins(pool_of: Any, number: signal.Signals) -> None:
+    pool = pool_of("waits")
+    view, began = RunsView(pool.jobs, Console(file=io.StringIO())), []
+    view_hear = view.hear
+
+    def hear(job: Job, event: Any) -> None:
+        view_hear(job, event)
+        began.extend([job.seed] * (event["event"] == "begin"))
+        if len(began) == 3:  # the first has ended, and the third taken its place
+            os.kill(os.getpid(), number)
+            began.append(-1)
+
+    view.hear = hear  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match=r"of 5 runs 1 finished, 2 stopped, 2 not begun") as caught:
+        train_all(pool, view)
+    assert caught.value.exit_code == 128 + number
+    assert [view.rows[job].state for job in pool.jobs] == [
+        "finished", "stopped", "stopped", "waiting", "waiting",
+    ]  # fmt: skip
+
+
+def test_a_second_ctrl_c_ends_all_at_once(pool_of: Any) -> None:
+    pool, processes = pool_of("deaf"), []
+
+    def hear(job: Job, event: Any) -> None:
+        if event["event"] == "begin":
+            processes.append(pool.running[job].process)
+        if len(processes) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    pool.hear = hear
+    with pytest.raises(KeyboardInterrupt):
+        pool.run()
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
+
+
+def test_a_command_alone_tells_its_events_and_its_end(pool_of: Any) -> None:
+    outcome, events = run_command(["finishes", "0"])
+    assert outcome == Outcome(0)
+    assert [event["event"] for event in events] == ["start", "begin", "say"]
+    assert run_command(["dies", "3"])[0] == Outcome(2, "no such GPU.")
+
+
+# --- how many at once ---------------------------------------------------------------------------------
+
+
+def specs(count: int, experiment: str = "cifar10-resnet20") -> list[Any]:
+    return [catalogue.derive(catalogue.find(experiment))] * count
+
+
+@pytest.mark.parametrize(
+    ("experiment", "count", "device", "cores", "memory", "jobs"),
+    [
+        ("cifar10-resnet20", 1, "cpu", 4, 16, 1),
+        ("cifar10-resnet20", 3, "cpu", 4, 16, 3),
+        ("cifar10-resnet20", 9, "cpu", 4, 16, 4),
+        ("cifar10-resnet20", 9, "cuda:1", 16, 128, 2),
+        ("cifar10-resnet1202", 9, "cuda", 16, 128, 1),  # has a GPU for itself
+        ("cifar10-resnet20", 9, "mps", 8, 16, 1),
+        ("imagenet-resnet18", 9, "cpu", 16, 128, 1),
+        ("cifar10-resnet110", 9, "cpu", 4, 5, 2),
+        ("cifar10-resnet110", 9, "cpu", 4, 1, 1),
+    ],
+)
+def test_as_many_as_the_machine_has_room_for(
+    experiment: str, count: int, device: str, cores: int, memory: int, jobs: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(local, "cores", lambda: cores)
+    monkeypatch.setattr(local, "free_memory", lambda: memory * GB)
+    assert choose_jobs(None, specs(count, experiment), device) == jobs
+    assert choose_jobs(8, specs(count, experiment), device) == min(8, count)
+    assert [threads_each(each) for each in (1, 2, 100)] == [None, cores // 2, 1]
+
+
+def test_what_sets_the_number_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "cores", lambda: 4)
+    monkeypatch.setattr(local, "free_memory", lambda: 5 * GB)
+    assert choose_jobs(None, specs(9, "cifar10-resnet110"), "cpu", micro_batch=8) == 4
+    assert choose_jobs(None, [*specs(2), *specs(1, "imagenet-resnet18")], "cpu") == 1
+    with pytest.raises(UsageError, match="--jobs must be at least 1, not 0"):
+        choose_jobs(0, specs(3), "cpu")
+
+
+def test_a_gpu_is_seen_without_pytorch_and_can_be_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "GPU_DRIVERS", ("/dev/null",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (device_kind("auto"), device_kind("cpu"), device_kind("cuda:1")) == ("cuda", "cpu", "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_kind("auto") != "cuda"
+
+
+# --- what is told and shown ---------------------------------------------------------------------------
+
+JOBS = [Job("digits-resnet8", seed, ()) for seed in range(5)]
+
+
+def errors(top1: float) -> Errors:
+    return Errors(0.5, top1, top1 / 10, 100)
+
+
+def test_events_are_lines_of_json_and_a_run_without_a_listener_is_stopped_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resrepro.training.progress.LOOK_EVERY", 0.0)
+    killed: list[int] = []
+    view = EventView(os.getppid())
+    view.begin("digits-resnet8", 0, 2, 10, 128)
+    view.step(3, 0.1, lambda: errors(50.0))
+    view.sample(Sample(4, 0.1, {"train": errors(50.0), "test": errors(60.0)}, 1000.0))
+    view.say("Hello.")
+    view.finish(Path("there"))
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["event"] for each in told] == ["begin", "step", "sample", "say", "finish"]
+    assert told[2]["errors"] == [50.0, 60.0]
+    assert "iteration      4  lr 0.1 " in told[2]["line"]
+    assert told[4]["folder"] == "there"
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
+    view = EventView(-1)
+    for _ in range(2):
+        view.step(3, 0.1, lambda: errors(50.0))
+    assert killed == [signal.SIGTERM]
+
+
+def view_of(width: int, height: int, count: int = 5) -> tuple[RunsView, list[Job]]:
+    found = [Job("cifar10-resnet1202", seed, ()) for seed in range(count)]
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
+    return RunsView(found, console), found
+
+
+def shown(view: RunsView) -> list[str]:
+    console = Console(file=io.StringIO(), width=view.console.width, color_system=None)
+    console.print(view.picture())
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def event(kind: str, **details: object) -> dict[str, object]:
+    return {"event": kind, **details}
+
+
+def test_the_table_fits_into_80_columns_and_leaves_nothing_out() -> None:
+    view, found = view_of(80, 24)
+    for told in (
+        event("start"), event("begin", done=12_000, iterations=64_000),
+        event("step", done=12_345, images_per_s=123_456.0, left="10:00:00"),
+        event("sample", errors=[12.34, 56.78, 90.12], line="a line"),
+    ):  # fmt: skip
+        view.hear(found[0], told)
+    view.hear(found[1], event("start"))
+    view.end(found[2], Outcome(1, "no more disk."))
+    lines = shown(view)
+    row = lines[1].split()
+    assert row == [
+        "cifar10-resnet1202", "0", "running", "12,345/64,000", "123,456", "12.34", "56.78", "10:00:00",
+    ]  # fmt: skip
+    assert [line.split()[2] for line in lines[2:6]] == ["starting", "failed", "waiting", "waiting"]
+    assert lines[6].strip() == "5 runs: 1 running, 1 starting, 1 failed, 2 waiting"
+    assert "…" not in "".join(lines)
+
+
+def test_of_more_runs_than_lines_those_that_run_are_shown() -> None:
+    view, found = view_of(80, 10, 30)
+    for job in (found[3], found[29]):
+        view.hear(job, event("begin", done=0, iterations=100))
+    seeds = [line.split()[1] for line in shown(view)[1:-1]]
+    assert seeds == ["0", "1", "2", "3", "4", "29"]
+
+
+def test_without_a_terminal_every_line_says_whose_it_is() -> None:
+    told = io.StringIO()
+    view = RunsView(JOBS[:2], Console(file=told, width=200))
+    with view:
+        view.hear(JOBS[0], event("start"))
+        view.hear(JOBS[0], event("begin", done=0, iterations=1000))
+        view.hear(JOBS[1], event("sample", errors=[1.0], line="iteration 5"))
+        view.hear(JOBS[1], event("say", text="Warm-up over."))
+        view.end(JOBS[1], Outcome(1, "it broke."))
+        view.draw()
+    assert told.getvalue().splitlines() == [
+        "digits-resnet8, seed 0: 1,000 iterations",
+        "digits-resnet8, seed 1: iteration 5",
+        "digits-resnet8, seed 1: Warm-up over.",
+        "digits-resnet8, seed 1: it broke.",
+    ]
+
+
+def test_the_error_of_the_whole_follows_from_those_of_its_parts() -> None:
+    view = RunsView(JOBS, Console(file=io.StringIO()))
+    usage, other = Outcome(2, "x"), Outcome(1, "y")
+    raise_failures({}, 3, view)
+    for ends, count, kind in (
+        ([usage, usage], 2, UsageError), ([usage, usage], 3, ResreproError),
+        ([usage, other], 2, ResreproError), ([other], 1, ResreproError),
+    ):  # fmt: skip
+        with pytest.raises(ResreproError) as caught:
+            raise_failures(dict(zip(JOBS, ends, strict=False)), count, view)
+        assert type(caught.value) is kind

@@ -1,0 +1,329 @@
+"""Jobs of a cluster without one: what sbatch is told, a job as submitit runs and requeues it, and status."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import call
+from conftest import write_run
+from queues import Queue
+from runs import differences
+from submitit.core.submission import process_job
+
+from resrepro.cli.status import look, parse_slurm
+from resrepro.errors import ResreproError, UsageError
+from resrepro.launch import slurm
+from resrepro.launch.slurm import QueuedRun, QueueError, jobs_of, submit
+from resrepro.training.session import train
+
+NET = "digits-resnet8"
+RUN = f"{NET}+iterations=6"
+SMALL: dict[str, Any] = {"iterations": 6, "eval_every": 2, "lr": 0.01}
+
+
+@pytest.fixture
+def sbatch(queue: Queue) -> Queue:
+    """A queue that takes jobs as number 17, and is never asked by submitit what became of them."""
+    queue.answers("sbatch", "Submitted batch job 17\n")
+    for program in ("srun", "scontrol", "sacct"):
+        queue.answers(program)
+    return queue
+
+
+@pytest.fixture
+def on_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Any]]:
+    """Runs job 17 as submitit does on a node, from its folder."""
+    told = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "1"}
+    for key, value in (told | {"SUBMITIT_FOLDER": ""}).items():  # the last is set by submitit itself
+        monkeypatch.setenv(key, value)
+    numbers = (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield process_job
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def place_in(runs: Path, run: str = RUN, seed: int = 0) -> Path:
+    return runs / "slurm" / run / f"seed{seed}"
+
+
+def line(job: str, state: str, where: str, place: Path) -> str:
+    """What squeue says of a job."""
+    return f"{job}|{state}|12:30|{where}|{place}/submission_file_ab12.sh\n"
+
+
+def note(runs: Path, run: str, seed: int, **changed: object) -> None:
+    """A lock as another process leaves it."""
+    lock = runs / run / f".seed{seed}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    told = {"pid": 4321, "host": "node3", "since": "2026-11-24 09:12", "job": ""} | changed
+    lock.with_suffix(".lock.json").write_text(json.dumps(told))
+
+
+# --- submitting -----------------------------------------------------------------------------------------
+
+
+def test_the_command_submits_a_job_for_each_run_and_says_how_to_look_after_them(
+    tmp_path: Path, sbatch: Queue
+) -> None:
+    words = ["train", NET, "--seeds", "0-1", "--iterations", 6, "--runs", tmp_path, "--threads", 3, "--fast"]
+    code, told, error = call(*words, "--launcher", "slurm", "--slurm", "partition=gpu", "--slurm", "gpus=1",
+                             "--slurm", "time=1-12", "--slurm", "exclusive=")  # fmt: skip
+    assert code == 0, error
+    run = f"{RUN}+precision=bf16"  # in a queue --fast is that of newer hardware
+    assert told.splitlines() == [
+        f"{run}, seed 0: job 17", f"{run}, seed 1: job 17", f"Next: resrepro status --runs {tmp_path}",
+    ]  # fmt: skip
+    (script,) = place_in(tmp_path, run).glob("*_submission.sh")
+    assert script.read_text().count("--job-name=") == script.read_text().count("--job-name=resrepro") == 1
+    assert set(script.read_text().splitlines()) >= {
+        "#SBATCH --partition=gpu", "#SBATCH --gpus=1", "#SBATCH --time=1-12", "#SBATCH --exclusive",
+        "#SBATCH --cpus-per-task=3", "#SBATCH --requeue", "#SBATCH --signal=USR2@90",
+    }  # fmt: skip
+
+
+def test_what_waits_or_runs_already_is_not_submitted_again(tmp_path: Path, sbatch: Queue) -> None:
+    place_in(tmp_path).mkdir(parents=True)
+    sbatch.answers("squeue", line("16", "RUNNING", "node3", place_in(tmp_path)))
+    wanted = [QueuedRun(RUN, seed, ()) for seed in (0, 1)]
+    done = submit(wanted, tmp_path, {}, None)
+    assert [(str(run), job, there and there.state) for run, job, there in done] == [
+        (f"{RUN}, seed 0", "16", "RUNNING"), (f"{RUN}, seed 1", "17", None),
+    ]  # fmt: skip
+    assert len(sbatch.asked("sbatch")) == 1
+
+
+def test_what_cannot_be_submitted_is_told_in_a_sentence(
+    tmp_path: Path, sbatch: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [QueuedRun(RUN, 0, ())]
+    sbatch.answers("sbatch", trouble="sbatch: error: invalid partition\x1b[31m specified: nowhere", code=1)
+    with pytest.raises(ResreproError, match=r"sbatch refused the jobs: .*nowhere") as caught:
+        submit(wanted, tmp_path, {}, None)
+    assert str(caught.value).isprintable()
+    (sbatch.folder / "srun").unlink()
+    monkeypatch.setenv("PATH", str(sbatch.folder))
+    with pytest.raises(UsageError, match="submit from a login node"):
+        submit(wanted, tmp_path, {}, None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UsageError, match=r"pip install 'resrepro\[cluster\]'"):
+        submit(wanted, tmp_path, {}, None)
+
+
+@pytest.mark.parametrize("pair", ["partition", "=gpu", "a b=c", "mem=8G\n#SBATCH --x", "-="])
+def test_what_is_no_option_of_sbatch_is_refused(pair: str) -> None:
+    with pytest.raises(UsageError, match="--slurm takes key=value"):
+        parse_slurm([pair], "slurm")
+    for pairs, launcher in (([], "cloud"), (["a=b"], "local")):
+        with pytest.raises(UsageError, match="--launcher"):
+            parse_slurm(pairs, launcher)
+
+
+# --- the queue ------------------------------------------------------------------------------------------
+
+
+def test_the_jobs_of_a_runs_folder_are_known_by_their_scripts(tmp_path: Path, sbatch: Queue) -> None:
+    here, there = tmp_path / "runs", tmp_path / "others"
+    assert jobs_of(here) == {}
+    assert sbatch.asked("squeue") == []  # where nothing was submitted nothing is asked
+    place_in(here).mkdir(parents=True)
+    sbatch.answers("squeue", "".join((
+        line("7", "RUNNING", "node3", place_in(here)),
+        line("8", "PENDING", "(Priority)", place_in(here, seed=1)),
+        line("9", "RUNNING", "node3", place_in(there)), "10_[1-9]|PENDING|0:00|(None)|/home/a|b.sh\n",
+    )))  # fmt: skip
+    assert {place: str(job) for place, job in jobs_of(here).items()} == {
+        (RUN, 0): "job 7 on node3, 12:30", (RUN, 1): "job 8: Priority",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (
+            {"trouble": "slurm_load_jobs error: Unable to contact", "code": 1},
+            "squeue failed: slurm_load_jobs",
+        ),
+        ({"told": "7|RUNNING\n"}, "squeue said what cannot be read"),
+        ({"told": "7|RUN\x1b[2J|1|n|/a\n"}, "squeue said what cannot be read"),
+        ({"seconds": 5}, "squeue cannot be asked"),
+    ],
+)
+def test_a_queue_that_does_not_answer_is_told(
+    tmp_path: Path, sbatch: Queue, monkeypatch: pytest.MonkeyPatch, answer: Any, sentence: str
+) -> None:
+    monkeypatch.setattr(slurm, "PATIENCE", 0.5)
+    place_in(tmp_path).mkdir(parents=True)
+    sbatch.answers("squeue", **answer)
+    with pytest.raises(QueueError, match=sentence) as caught:
+        jobs_of(tmp_path)
+    assert str(caught.value).isprintable()
+    (sbatch.folder / "squeue").unlink()
+    monkeypatch.setenv("PATH", str(sbatch.folder))
+    with pytest.raises(QueueError, match="not on the PATH"):
+        jobs_of(tmp_path)
+
+
+# --- on a node ------------------------------------------------------------------------------------------
+
+
+def test_a_job_trains_the_run_that_is_trained_here(
+    tmp_path: Path, sbatch: Queue, on_node: Callable[[Path], Any]
+) -> None:
+    alone = train(NET, runs=tmp_path / "alone", threads=1, **SMALL)
+    runs = tmp_path / "runs"
+    words = ["train", NET, "--iterations", 6, "--eval-every", 2, "--set", "lr=0.01", "--runs", runs]
+    assert call(*words, "--launcher", "slurm")[0] == 0
+    on_node(place_in(runs, alone.parent.name))
+    assert differences(runs / alone.parent.name / "seed0", alone) == []
+
+
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+log = Path(sys.argv[1])
+with log.open("a") as file:
+    print(*sys.argv[2:], file=file)
+if sys.argv[2] == "train" and "waits" in sys.argv:
+    signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    os.kill(os.getppid(), int(sys.argv[-1]))  # as if Slurm had sent it to the job
+    time.sleep(60)
+sys.exit(1 if "fails" in sys.argv else 0)
+"""
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """A program in place of ours; returns what it was asked, a line a command."""
+    log = tmp_path / "asked"
+    monkeypatch.setattr(slurm, "COMMAND", (sys.executable, "-c", PROGRAM, str(log)))
+    return lambda: log.read_text().splitlines()
+
+
+def submitted(runs: Path, *words: str, measures: tuple[str, ...] = ()) -> Path:
+    wanted = QueuedRun(RUN, 0, ("train", *words), tuple((what, ("eval", what)) for what in measures))
+    submit([wanted], runs, {}, None)
+    return place_in(runs)
+
+
+def test_a_job_measures_what_is_missing_once_its_run_is_trained(
+    tmp_path: Path, sbatch: Queue, on_node: Callable[[Path], Any], asked: Any
+) -> None:
+    write_run(tmp_path, NET, iterations=6)
+    on_node(submitted(tmp_path, measures=("responses", "ten_crop")))
+    assert asked() == ["train", "eval responses", "eval ten_crop"]
+
+
+def test_what_fails_fails_the_job(tmp_path: Path, sbatch: Queue, on_node: Any, asked: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        on_node(submitted(tmp_path, "fails", measures=("responses",)))
+    assert (caught.value.code, asked()) == (1, ["train fails"])
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "requeued"),
+    [
+        (signal.SIGUSR2, "RUNNING", True),  # before the time limit
+        (signal.SIGTERM, "RUNNING", True),  # preempted, with a grace time
+        (signal.SIGTERM, "COMPLETING", False),  # preempted without one, or cancelled
+    ],
+)
+def test_a_job_that_is_to_go_lets_its_command_end_and_is_requeued_where_slurm_has_not_decided(
+    tmp_path: Path, sbatch: Queue, on_node: Any, asked: Any, number: Any, state: str, requeued: bool
+) -> None:
+    place = submitted(tmp_path, "waits", str(number.value))
+    sbatch.answers("squeue", line("17", state, "node3", place))
+    with pytest.raises(SystemExit):
+        on_node(place)
+    assert sbatch.asked("scontrol") == ["requeue 17 "] * requeued
+    assert len(asked()) == 1
+
+
+def test_a_job_that_begins_again_goes_on_and_takes_its_own_lock_and_that_of_a_job_that_is_gone(
+    tmp_path: Path, sbatch: Queue, on_node: Any, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = submitted(tmp_path, "--fresh")
+    sbatch.answers("squeue", line("17", "RUNNING", "node1", place))
+    on_node(place)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for job, queue in (("17", "17"), ("16", "17"), ("16", "16"), ("", "17")):
+        note(tmp_path, RUN, 0, job=job)
+        sbatch.answers("squeue", line(queue, "RUNNING", "node1", place))
+        on_node(place)
+    assert asked() == ["train --fresh", "train --break-lock", "train --break-lock", "train", "train"]
+
+
+# --- status ---------------------------------------------------------------------------------------------
+
+
+def test_status_tells_of_every_run_here_and_in_the_queue(tmp_path: Path, sbatch: Queue) -> None:
+    partly = {"iterations": 6, "curve": [(4, 50.0, 60.0)]}
+    write_run(tmp_path, NET, 0, iterations=6)
+    write_run(tmp_path, NET, 1, status="diverged", **partly)
+    for seed in (2, 3, 4, 5):
+        write_run(tmp_path, NET, seed, **partly)
+    note(tmp_path, RUN, 3, pid=os.getpid(), host=os.uname().nodename)
+    note(tmp_path, RUN, 5, job="9")  # which has left the queue
+    note(tmp_path, RUN, 8, job="")  # begun on another host
+    for seed, text in (
+        (2, "Stopped at 4.\n"),
+        (5, "a\nerror: no \x1b[31mroom left.\n"),
+        (7, "error: no images.\n"),
+    ):
+        place_in(tmp_path, seed=seed).mkdir(parents=True)
+        (place_in(tmp_path, seed=seed) / "6_0_log.out").write_text(text)
+    sbatch.answers("squeue", "".join((
+        line("7", "RUNNING", "node3", place_in(tmp_path, seed=4)),
+        line("8", "PENDING", "(Priority)", place_in(tmp_path, seed=6)),
+        line("5", "RUNNING", "node3", place_in(tmp_path, seed=0)),  # it is being measured
+    )))  # fmt: skip
+    found, notices = look(tmp_path)
+    assert notices == []
+    assert {each.seed: (each.state, each.where, each.why) for each in found} == {
+        0: ("finished", "job 5 on node3, 12:30", ""), 1: ("diverged", "", ""), 2: ("interrupted", "", ""),
+        3: ("running", f"process {os.getpid()} on {os.uname().nodename}", ""),
+        4: ("running", "job 7 on node3, 12:30", ""), 5: ("failed", "", "no  [31mroom left."),
+        6: ("waiting", "job 8: Priority", ""), 7: ("failed", "", "no images."),
+        8: ("starting", "process 4321 on node3", ""),
+    }  # fmt: skip
+    code, told, _ = call("status", "--runs", tmp_path)
+    lines = [" ".join(each.split()) for each in told.splitlines()]
+    assert code == 0
+    assert lines[:2] == [RUN, "seed 0 finished 6/6 5.00 % 10.00 % job 5 on node3, 12:30"]
+    assert f"log: {place_in(tmp_path, seed=7)}/6_0_log.out" in lines
+    states = "2 running, 1 starting, 1 waiting, 1 interrupted, 2 failed, 1 diverged, 1 finished"
+    assert f"9 runs: {states}." in " ".join(lines)
+
+
+def test_an_error_of_a_job_is_forgotten_once_the_run_went_on(tmp_path: Path, sbatch: Queue) -> None:
+    log = place_in(tmp_path) / "6_0_log.out"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: no room left.\n")
+    os.utime(log, (1, 1))
+    write_run(tmp_path, NET, iterations=6, curve=[(4, 50.0, 60.0)])
+    ((run,), _) = look(tmp_path)
+    assert (run.state, run.why, run.log) == ("interrupted", "", None)
+
+
+def test_without_a_queue_the_rest_is_shown_and_what_somebody_made_up_is_passed_over(
+    tmp_path: Path, sbatch: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sbatch.folder / "squeue").unlink()
+    monkeypatch.setenv("PATH", str(sbatch.folder))
+    for name in ("a\x1b[2Jb", "fine"):
+        (tmp_path / "slurm" / name / "seed0").mkdir(parents=True)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".seedx.lock").touch()
+    write_run(tmp_path, NET, iterations=6)
+    found, notices = look(tmp_path)
+    assert [(each.run, each.state) for each in found] == [(RUN, "finished")]
+    (notice,) = notices
+    assert notice.startswith(f"Only what lies in {tmp_path} is shown: squeue is not on the PATH here")
+    assert call("status", "--runs", tmp_path / "nowhere")[1].startswith("No runs in ")
