@@ -260,7 +260,7 @@ print(kept, faults() - before)
 
 def measured(how: str) -> tuple[str, int]:
     words = [sys.executable, "-c", MEASURE, how]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
     kept, faults = done.stdout.split()
     return kept, int(faults)
 
