@@ -19,7 +19,7 @@ from resrepro.training.session import train
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train("digits-resnet8", runs=tmp_path_factory.mktemp("runs"), iterations=12, threads=2)
+    return train("digits-resnet8", runs=tmp_path_factory.mktemp("runs"), iterations=12, threads=1)
 
 
 def error_by_hand(net, images):

@@ -124,12 +124,15 @@ def test_all_records_below_a_folder_take_a_line_each(make_run: Callable[..., Pat
 
 @pytest.mark.parametrize("name", RECORD_FILES)
 @pytest.mark.parametrize("damage", [cut, Path.unlink], ids=["cut", "missing"])
-def test_a_damaged_record_file_is_named_and_train_restores_it(
-    stopped: Path, made: Path, name: str, damage: Callable[[Path], object]
-) -> None:
+def test_a_damaged_record_file_is_named(stopped: Path, name: str, damage: Callable[[Path], object]) -> None:
     damage(stopped / name)
     (line,) = check(stopped)
     assert line.startswith(f"broken: {name} is {'missing' if damage is Path.unlink else 'broken'}")
+
+
+def test_train_restores_a_whole_record_from_the_checkpoint(stopped: Path, made: Path) -> None:
+    for name in RECORD_FILES:
+        (stopped / name).unlink()
     assert go_on(stopped.parents[1]) == stopped
     assert check(stopped) == ["whole (shortened, 6 of 6 iterations)"]
     assert same_weights(stopped, next((made / "finished").glob("*/seed0")))
