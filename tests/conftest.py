@@ -17,7 +17,7 @@ import pytest
 from queues import Queue
 
 from resrepro.records.durable import json_bytes
-from resrepro.records.record_files import read_json
+from resrepro.records.reading import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels
@@ -121,8 +121,9 @@ def write_run(
     either split), and where they are not all the record says so; `evals` are the top-1 and top-5 errors of
     photographs by protocol.
     """
-    from resrepro.records.recording import RunWriter
+    from resrepro.records.write import RunWriter
     from resrepro.spec import catalogue
+    from resrepro.spec.experiment import command_for
 
     spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
     recipe = spec.recipe
@@ -170,7 +171,7 @@ def write_run(
         "threads": 2,
         "mode": mode,
         "data": about,
-        "command": catalogue.command_for(spec, seed),
+        "command": command_for(spec, seed),
     }
     writer.begin(spec, seed, env)
     writer.append(
@@ -254,7 +255,7 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
     By default each layer's std is another and lies between 1 and 2; `changed` replaces fields.
     """
     from resrepro.records import read_run
-    from resrepro.records.responses import Responses, count_layers, read_responses, write_responses
+    from resrepro.records.evaluations import Responses, count_layers, read_responses, write_responses
 
     run = read_run(folder)
     count = len(std) if std else count_layers(run.spec["dataset"], run.spec["depth"])
@@ -280,7 +281,7 @@ def write_ensemble(
 ) -> Path:
     """Write a made-up ensemble of made-up runs below the runs folder `runs`; returns the file."""
     from resrepro.records import read_run
-    from resrepro.spec.specs import net_label
+    from resrepro.spec.experiment import net_label
 
     members = [read_run(folder) for folder in folders]
     content = {
@@ -327,7 +328,7 @@ def _loss(error: float) -> float:
 def _rows(
     point: Point, held_out: list[str], recipe: Any, images: int, switch: int | None
 ) -> Iterator[tuple[object, ...]]:
-    from resrepro.training.schedule import learning_rate
+    from resrepro.training.optimizer import learning_rate
 
     lr = learning_rate(recipe, point.iteration - 1, switch)
     epoch = point.iteration * recipe.batch_size / images

@@ -26,10 +26,10 @@ from taps import MOMENTS, TROUBLES, Failing, Kill, Tap, die, forked
 from resrepro.data import Dataset, Images, feeds, load_dataset
 from resrepro.errors import ResreproError
 from resrepro.records.collection import collect
-from resrepro.records.record_files import RECORD_FILES
-from resrepro.training import trainer
+from resrepro.records.reading import RECORD_FILES
+from resrepro.training import loop
+from resrepro.training.progress import Watcher
 from resrepro.training.session import train
-from resrepro.training.watching import Watcher
 
 ITERATIONS = 8
 
@@ -255,13 +255,13 @@ def states_of(lab: Lab, session: Session) -> tuple[Counter[str], list[tuple[int,
     """Each different state that a power cut may leave, with the update that must not be lost there."""
     lab.reset(session)
     cut = PowerCut(lab.root)
-    save = trainer.save_checkpoint
+    save = loop.save_checkpoint
 
     def marking(path: Path, state: dict[str, Any]) -> None:
         save(path, state)
         cut.mark(state["iteration"])
 
-    with mock.patch.object(trainer, "save_checkpoint", marking), cut.recording():
+    with mock.patch.object(loop, "save_checkpoint", marking), cut.recording():
         tiny(lab.runs, fresh=session.fresh)
     found: dict[object, tuple[int, State]] = {}
     seen = Counter({"points": len(cut.events) + 1})

@@ -135,24 +135,24 @@ def be_killed(path: Path, aim: str, beyond: int, words: Sequence[str]) -> None:
     inside.notes[0] = inside.notes[1] = inside.notes[2] = 0
     from resrepro.cli import main
     from resrepro.records import disk
-    from resrepro.records.recording import RunWriter
-    from resrepro.training import trainer
+    from resrepro.records.write import RunWriter
+    from resrepro.training import loop
 
     for name in ("begin", "go_on", "add_session", "append", "result"):
         inside.wrap(RunWriter, name, "record write")
     for name, phase in (("write", 0), ("sync", 1), ("move", 2), ("sync_folder", 2)):
         inside.wrap_disk(disk, name, CHECKPOINT[phase])
-    inside.wrap(trainer, "save_checkpoint", CHECKPOINT[0])
-    inside.wrap(trainer.Trainer, "finish", "closing")
-    inside.wrap(trainer.Trainer, "run", "loop")
-    inside.wrap_step(trainer.Trainer)
-    inside.wrap(trainer, "measure_held_out", "evaluation")
-    real = trainer.Trainer.__init__
+    inside.wrap(loop, "save_checkpoint", CHECKPOINT[0])
+    inside.wrap(loop.Trainer, "finish", "closing")
+    inside.wrap(loop.Trainer, "run", "loop")
+    inside.wrap_step(loop.Trainer)
+    inside.wrap(loop, "measure_held_out", "evaluation")
+    real = loop.Trainer.__init__
 
     def begin(run: Any, *arguments: Any) -> None:
         real(run, *arguments)
         inside.wrap_batches(run.feed)
 
-    trainer.Trainer.__init__ = begin  # type: ignore[method-assign]
+    loop.Trainer.__init__ = begin  # type: ignore[method-assign]
     sys.argv = ["resrepro", *words]
     main()

@@ -14,7 +14,7 @@ from unittest import mock
 from power import OPERATIONS
 
 from resrepro.records import disk
-from resrepro.training import trainer
+from resrepro.training import loop
 
 MOMENTS = ("before", "amid", "after")  # amid: of a write, half of its bytes
 TROUBLES = {
@@ -57,8 +57,8 @@ class Tap:
             for name in OPERATIONS:
                 seen = functools.partial(self._see, name, getattr(disk, name))
                 stack.enter_context(mock.patch.object(disk, name, seen))
-            noted = functools.partial(self._note_checkpoint, trainer.save_checkpoint)
-            stack.enter_context(mock.patch.object(trainer, "save_checkpoint", noted))
+            noted = functools.partial(self._note_checkpoint, loop.save_checkpoint)
+            stack.enter_context(mock.patch.object(loop, "save_checkpoint", noted))
             yield
 
     def _note_checkpoint(self, save: Callable[..., None], path: Path, state: dict[str, Any]) -> None:

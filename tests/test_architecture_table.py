@@ -8,7 +8,7 @@ from rich.console import Console
 from resrepro.comparison.architecture_table import build, printed_flops, table1_nets
 from resrepro.comparison.tables import to_latex, to_markdown, to_rich
 from resrepro.paper import published
-from resrepro.spec.architectures import architectures, vgg19
+from resrepro.spec.architecture import architectures, vgg19
 
 PRINTED = {key[1:]: number.value for key, number in published().items() if key[0] == "table1"}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from resrepro.data import Images
 from resrepro.data.augment import Augmentation, TrainingBatches
 from resrepro.spec import catalogue
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import Recipe
 
 CPU = torch.device("cpu")
 SIZE = 12  # of the made-up images

@@ -11,20 +11,20 @@ import pytest
 import typer
 from commands import call
 
-from resrepro.claims import claims, find_claim, judge, table
+from resrepro.claims import claims
 from resrepro.claims.comparing import FAILED, HELD, UNDECIDED, state_of
 from resrepro.claims.counting import count, projection_ratios
-from resrepro.claims.entries import value_of
-from resrepro.claims.judging import paper_words, verdict_on
-from resrepro.claims.listing import summary
+from resrepro.claims.entries import find_claim, value_of
+from resrepro.claims.judging import judge, paper_words, verdict_on
+from resrepro.claims.listing import summary, table
 from resrepro.claims.measures import MEASURES, weakest
 from resrepro.cli import app
 from resrepro.comparison.significance import difference_of
 from resrepro.comparison.tables import to_csv, to_latex, to_markdown
 from resrepro.errors import UsageError
 from resrepro.records.collection import collect
-from resrepro.records.responses import Responses
-from resrepro.spec.architectures import architectures
+from resrepro.records.evaluations import Responses
+from resrepro.spec.architecture import architectures
 
 COMMANDS = typer.main.get_command(app).commands
 SHORT = {"iterations": 2000, "split": "45k5k"}

@@ -6,9 +6,11 @@ import math
 import pytest
 from conftest import write_eval, write_run
 
-from resrepro.claims import claims, find_claim, judge, table
+from resrepro.claims import claims
 from resrepro.claims.comparing import FAILED, HELD, UNDECIDED
-from resrepro.claims.judging import verdict_on
+from resrepro.claims.entries import find_claim
+from resrepro.claims.judging import judge, verdict_on
+from resrepro.claims.listing import table
 from resrepro.claims.measures import MEASURES, reached
 from resrepro.records.collection import collect
 

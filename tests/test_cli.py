@@ -71,7 +71,7 @@ def python(*words, **options):
         ("compare table1 --statistics", 2, "not made of runs of single nets"),
         ("plot figure66", 2, "figure66"),
         ("plot figure6", 1, "resrepro train"),
-        ("protocol cifar10-resnet21", 2, "nearest is 20 or 26"),
+        ("list cifar10-resnet21", 2, "nearest is 20 or 26"),
         ("eval nowhere.pt", 1, "no checkpoint nowhere.pt"),
         ("publish nowhere", 1, "is missing"),
     ],
@@ -295,13 +295,13 @@ def test_checkpoints_that_are_none_are_refused_in_one_sentence(kind, tmp_path):
     assert not (tmp_path / "here" / "planted").exists()
 
 
-def test_list_and_protocol_show_the_catalogue():
+def test_list_shows_the_catalogue_and_the_recipe_of_an_experiment():
     code, listed, _ = call("list")
     assert code == 0
     for name in ("cifar10-plain110", "cifar10-resnet1202", "digits-plain56", "table6", "figure1"):
         assert name in listed
     assert "…" not in listed
-    code, told, _ = call("protocol", "cifar10-resnet110")
+    code, told, _ = call("list", "cifar10-resnet110")
     assert code == 0
     assert re.search(r"warmup_lr\s+0\.01\s+stated", told)
     assert re.search(r"bn_group\s+0\s+assumed", told)
@@ -316,7 +316,7 @@ def test_compare_and_plot_never_import_torch(make_run, tmp_path):
         "import sys\n"
         "from resrepro.cli import app\n"
         "for words in (['compare', 'table6'], ['plot', 'figure6', '--paper'], ['list'],\n"
-        "              ['protocol', 'cifar10-plain20']):\n"
+        "              ['list', 'cifar10-plain20']):\n"
         f"    words += ['--runs', r'{tmp_path / 'runs'}'] if words[0] in ('compare', 'plot') else []\n"
         "    app(words, standalone_mode=False)\n"
         "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)\n"

@@ -22,8 +22,7 @@ from resrepro.launch.estimates import Estimate
 from resrepro.launch.job import Failed, Finished, Stopped
 from resrepro.launch.queueing import Ticket
 from resrepro.launch.reproducing import folder_of
-from resrepro.training.device import choose_device
-from resrepro.training.modes import fast_settings
+from resrepro.training.engine import choose_device, fast_settings
 from resrepro.training.session import train
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")

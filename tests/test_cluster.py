@@ -26,9 +26,8 @@ from resrepro.launch.job import Failed, Job, Order, Stopped
 from resrepro.launch.progress import look
 from resrepro.launch.queueing import Ticket, read_tickets, write_submission
 from resrepro.records import disk, read_run
+from resrepro.records.evaluations import is_measured, read_responses
 from resrepro.records.holders import this_process
-from resrepro.records.measured import is_measured
-from resrepro.records.responses import read_responses
 from resrepro.training.session import train
 
 NET = "digits-resnet8"

@@ -16,7 +16,7 @@ from runs import OF_TIMES, TIMES, result_of, rows_of
 from resrepro.comparison.paper_rows import build
 from resrepro.comparison.tables import to_csv
 from resrepro.records.collection import Collection, collect
-from resrepro.records.record_files import CHECKPOINT, PREVIOUS
+from resrepro.records.reading import CHECKPOINT, PREVIOUS
 from resrepro.training.checkpoint import load_newest
 from resrepro.training.session import train
 
@@ -150,16 +150,16 @@ def short(runs: Path, iterations: int = 6) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    from resrepro.training import trainer
+    from resrepro.training import loop
 
     top = tmp_path_factory.mktemp("stopped")
     whole = short(top / "whole")
     with pytest.MonkeyPatch.context() as patch:
 
-        def stop(run: trainer.Trainer) -> None:
+        def stop(run: loop.Trainer) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(trainer.Trainer, "finish", stop)
+        patch.setattr(loop.Trainer, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
             short(top / "parts")
     (folder,) = (top / "parts").glob("*/seed0")

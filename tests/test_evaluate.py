@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation import ThirdPartyCheckpoint, evaluate
+from resrepro.evaluation import evaluate
+from resrepro.evaluation.sources import ThirdPartyCheckpoint
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.training.checkpoint import save_checkpoint

@@ -18,7 +18,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
-from resrepro.records.responses import count_layers, read_responses
+from resrepro.records.evaluations import count_layers, read_responses
 from resrepro.training.session import train
 
 EPS = 1e-5
@@ -181,7 +181,7 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
             )
         step(trainer, images, labels)
 
-    from resrepro.training.trainer import Trainer
+    from resrepro.training.loop import Trainer
 
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", note)

@@ -36,10 +36,9 @@ from resrepro.launch.job import (
 )
 from resrepro.launch.jobs import Crew
 from resrepro.records.locking import locked
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import Errors
+from resrepro.training.measure import Errors
+from resrepro.training.progress import Interrupts, Sample, Watcher
 from resrepro.training.session import train
-from resrepro.training.watching import Sample, Watcher
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
 DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "eval_every": 2, "lr": 0.01}
@@ -380,7 +379,7 @@ def errors(top1: float) -> Errors:
 
 
 def test_a_reporter_tells_of_steps_only_to_those_who_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resrepro.training.watching.LOOK_EVERY", 0.0)
+    monkeypatch.setattr("resrepro.training.progress.LOOK_EVERY", 0.0)
     for looks in (True, False):
         told: list[object] = []
         reporter = Reporter(told.append, os.getppid(), looks)

@@ -12,8 +12,8 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
 from resrepro.errors import UsageError
-from resrepro.nets import Block, Net, ProjectionShortcut, build_net, net_of
-from resrepro.nets.normalisation import GroupedBatchNorm2d, norms_of
+from resrepro.nets import Block, Net, build_net, net_of
+from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, norms_of
 from resrepro.spec import catalogue
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -181,7 +181,7 @@ def test_a_block_with_projection_equals_torchvisions_basic_block(
     disturb(theirs)
     ours.load_state_dict({key.replace("downsample", "shortcut"): v for key, v in theirs.state_dict().items()})
     x = torch.randn(3, 16, 12, 12)
-    torch.testing.assert_close(ours((x, x))[0], theirs(x))
+    torch.testing.assert_close(ours(x), theirs(x))
 
 
 def torchvisions(depth: int) -> nn.Module:
@@ -313,7 +313,7 @@ def test_the_maps_of_an_imagenet_net_are_those_of_table_1(depth: int, widths: tu
     shapes: list[tuple[int, ...]] = []
     net.conv1.register_forward_hook(lambda m, inputs, output: shapes.append(tuple(output.shape[1:])))
     for stage in net.stages:
-        stage.register_forward_hook(lambda m, inputs, output: shapes.append(tuple(output[0].shape[1:])))
+        stage.register_forward_hook(lambda m, inputs, output: shapes.append(tuple(output.shape[1:])))
     assert net.eval()(torch.zeros(2, 3, 224, 224, device="meta")).shape == (2, 1000)
     assert shapes == [(64, 112, 112), *((c, s, s) for c, s in zip(widths, (56, 28, 14, 7), strict=True))]
     assert tuple(len(stage) for stage in net.stages) == BLOCKS[depth]

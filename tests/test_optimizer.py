@@ -1,4 +1,6 @@
-"""SGD against its forms written out by hand."""
+"""The learning rate: schedules, warm-up, plateaus; and SGD against its forms written out by hand."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -6,8 +8,156 @@ from torch import Tensor, nn
 
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
-from resrepro.spec.specs import Recipe
-from resrepro.training.optimizer import make_optimizer, set_learning_rate
+from resrepro.spec.recipe import ImageNetRecipe, Recipe
+from resrepro.training.optimizer import (
+    Plateau,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    warmup_is_due,
+)
+
+# --- schedule --------------------------------------------------------------------------------------
+
+PAPER = catalogue.find("cifar10-resnet56").spec().recipe
+WARM = catalogue.find("cifar10-resnet110").spec().recipe
+
+
+@pytest.mark.parametrize(
+    ("update", "rate"),
+    [(0, 0.1), (31_999, 0.1), (32_000, 0.01), (47_999, 0.01), (48_000, 0.001), (63_999, 0.001)],
+)
+def test_the_rate_drops_after_32k_and_48k_updates(update: int, rate: float) -> None:
+    assert learning_rate(PAPER, update) == pytest.approx(rate, rel=1e-12)
+
+
+def test_the_paper_schedule_ends_at_64k() -> None:
+    assert PAPER.iterations == WARM.iterations == 64_000
+
+
+@pytest.mark.parametrize(
+    ("update", "rate"), [(0, 0.1), (999, 0.1), (1000, 0.01), (1499, 0.01), (1500, 0.001), (1999, 0.001)]
+)
+def test_a_shortened_run_drops_at_one_half_and_three_quarters(update: int, rate: float) -> None:
+    recipe = PAPER.shortened_to(2000)
+    assert recipe.iterations == 2000
+    assert learning_rate(recipe, update) == pytest.approx(rate, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "rates"),
+    [
+        (1, [0.1]),
+        (2, [0.1, 0.01]),
+        (3, [0.1, 0.1, 0.01]),
+        (4, [0.1, 0.1, 0.01, 0.001]),
+        (5, [0.1, 0.1, 0.1, 0.01, 0.001]),
+    ],
+)
+def test_the_shortest_schedules_never_drop_before_their_share_of_the_run(
+    iterations: int, rates: list[float]
+) -> None:
+    recipe = PAPER.shortened_to(iterations)
+    assert [learning_rate(recipe, k) for k in range(iterations)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "every"),
+    [(64_000, 1000), (32_001, 1000), (32_000, 1000), (2000, 63), (240, 8), (33, 2), (1, 1)],
+)
+def test_a_shortened_run_is_sampled_32_times_or_every_1000(iterations: int, every: int) -> None:
+    assert PAPER.shortened_to(iterations).eval_every == every
+
+
+def test_shortening_to_the_full_length_changes_nothing() -> None:
+    assert PAPER.shortened_to(64_000) == PAPER
+
+
+def test_the_warm_up_rate_holds_until_the_switch_then_the_schedule_goes_on_as_before() -> None:
+    assert [learning_rate(WARM, k, None) for k in (0, 399, 40_000)] == [0.01] * 3
+    assert [learning_rate(WARM, k, 400) for k in (0, 399)] == [0.01] * 2
+    after = [learning_rate(WARM, k, 400) for k in (400, 31_999, 32_000, 48_000)]
+    assert after == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_a_recipe_without_warm_up_ignores_the_switch() -> None:
+    assert learning_rate(PAPER, 0, 400) == learning_rate(PAPER, 0) == 0.1
+
+
+def test_the_warm_up_error_is_looked_at_every_100_updates_until_it_is_over() -> None:
+    due = [k for k in range(1, 501) if warmup_is_due(WARM, k, None)]
+    assert due == [100, 200, 300, 400, 500]
+    assert not any(warmup_is_due(WARM, k, 300) for k in range(1, 501))
+    assert not any(warmup_is_due(PAPER, k, None) for k in range(1, 501))
+
+
+# --- plateau ---------------------------------------------------------------------------------------
+
+
+def recipe(patience: int = 3, gain: float = 0.5, drops: int = 2) -> ImageNetRecipe:
+    found = catalogue.derive(catalogue.find("imagenet-resnet18"), lr_policy="plateau").recipe
+    assert isinstance(found, ImageNetRecipe)
+    fixed = tuple(range(100, 100 * drops + 1, 100))
+    return dataclasses.replace(found, plateau_patience=patience, plateau_gain=gain, lr_drops=fixed)
+
+
+def drops_of(plateau: Plateau, errors: list[float], first: int = 1) -> list[int]:
+    """The samples at which it says that the rate drops, counted from `first`, ten updates apart."""
+    return [10 * k for k, error in enumerate(errors, first) if plateau.see(10 * k, error)]
+
+
+@pytest.mark.parametrize(
+    ("errors", "drops"),
+    [
+        ([90, 80, 70, 60, 50, 40, 30, 20], []),  # falls all the time
+        ([90, 90, 90, 90], [40]),  # the first is no gain over nothing: three more to wait for
+        ([90, 89.5, 89, 88.5, 88], []),  # each just good enough
+        ([90, 89.6, 89.6, 89.6], [40]),  # none good enough
+        ([90, 89.7, 89.4, 89.1, 88.8], []),  # together they are: 89.4 beats 90, 88.8 beats 89.4
+        ([90, 91, 92, 80, 81, 82, 83], [70]),  # a gain starts the waiting anew
+        ([50] * 10, [40, 70]),  # after a drop the waiting starts anew; no third, as the recipe has two
+        ([50, 51, 52, 53, 52, 51, 50], [40]),  # after a drop the best is that of the drop, 53
+        ([50, 51, 52, 53, 53, 53, 53], [40, 70]),
+    ],
+)
+def test_the_rate_drops_after_so_many_samples_without_a_gain(errors: list[float], drops: list[int]) -> None:
+    plateau = Plateau(recipe())
+    assert drops_of(plateau, errors) == drops
+    assert plateau.drops == drops
+
+
+def test_the_number_of_drops_is_that_of_the_recipe() -> None:
+    for count in (0, 1, 3):
+        assert len(drops_of(Plateau(recipe(patience=1, drops=count)), [50.0] * 20)) == count
+
+
+def test_patience_of_one_drops_at_the_first_sample_without_a_gain() -> None:
+    assert drops_of(Plateau(recipe(patience=1)), [50, 49, 49]) == [30]
+
+
+@pytest.mark.parametrize("cut", range(11))
+def test_what_a_checkpoint_keeps_is_enough_to_go_on_at_any_sample(cut: int) -> None:
+    errors = [70, 60, 60.2, 59.9, 60.4, 50, 49.7, 49.6, 49.9, 48, 48.2]
+    whole = Plateau(recipe())
+    wanted = drops_of(whole, errors)
+    assert wanted == [50, 90]
+    before = Plateau(recipe())
+    drops_of(before, errors[:cut])
+    state = before.state()
+    drops_of(before, [1.0, 1.0, 1.0, 1.0])  # what comes later does not change the state that was kept
+    after = Plateau(recipe())
+    after.drops, after.best, after.waited = state
+    drops_of(after, errors[cut:], cut + 1)
+    assert after.drops == wanted
+
+
+def test_the_rate_of_the_updates_after_each_drop_is_a_tenth() -> None:
+    rates = [learning_rate(recipe(), update, None, [40, 70]) for update in (0, 39, 40, 69, 70, 10_000)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert learning_rate(recipe(), 250, None, []) == 0.1  # the fixed drops count for nothing
+
+
+# --- optimizer -------------------------------------------------------------------------------------
 
 RATES = [0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.1, 0.1]  # falling, and rising as after a warm-up
 

@@ -60,7 +60,7 @@ def test_the_ends_of_the_figure_4_curves_are_the_numbers_that_its_table_shows():
 
 
 def test_every_protocol_of_a_layout_is_one_that_eval_knows():
-    text = resources.files("resrepro.spec.catalogue").joinpath("protocols.toml").read_text(encoding="utf-8")
+    text = resources.files("resrepro.spec").joinpath("protocols.toml").read_text(encoding="utf-8")
     known = tomllib.loads(text)
     asked = {q["protocol"] for plan in layouts().values() for q in plan["quantities"] if "protocol" in q}
     assert asked == {"ten_crop", "multi_scale"}

@@ -21,13 +21,12 @@ from resrepro.data.loader import Loading
 from resrepro.data.photos import PhotoViews, Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.nets import Net, net_of
-from resrepro.nets.normalisation import norms_of, running_statistics
+from resrepro.nets.layers import running_statistics
 from resrepro.spec import catalogue
 from resrepro.spec.catalogue import protocol_for
-from resrepro.spec.specs import Recipe, Spec
-from resrepro.training.evaluation import Member, measure
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import Errors, ErrorSums
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import Recipe
+from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import (
     Agreed,
     Ballot,
@@ -36,7 +35,6 @@ from resrepro.training.parallel import (
     bn_group_for,
     collected,
     exchanging,
-    gathered,
     in_parallel,
     join,
     on_first,
@@ -46,6 +44,7 @@ from resrepro.training.parallel import (
     told_as_lost,
     total,
 )
+from resrepro.training.progress import Interrupts
 
 CPU = torch.device("cpu")
 
@@ -57,13 +56,14 @@ PHOTOS = catalogue.derive(catalogue.find("folder-resnet18"), image_size=32)
 BOTTLENECK = catalogue.derive(catalogue.find("folder-resnet50"), image_size=32)
 
 
-def build(spec: Spec, group: int) -> Net:
+def build(spec: Spec, group: int, batch: int = 0) -> Net:
     recipe = catalogue.derive(
         catalogue.find(spec.experiment), image_size=getattr(spec.recipe, "image_size", None),
         bn_group=group, batch_size=BATCH,
     ).recipe  # fmt: skip
     weights = torch.Generator().manual_seed(1)
-    return net_of(recipe, spec.dataset, spec.depth, spec.plain, spec.shortcut, CLASSES, weights).train()
+    shape = spec.dataset, spec.depth, spec.plain, spec.shortcut, CLASSES
+    return net_of(recipe, *shape, weights, batch).train()
 
 
 def batch_for(spec: Spec) -> tuple[Tensor, Tensor]:
@@ -75,9 +75,7 @@ def batch_for(spec: Spec) -> tuple[Tensor, Tensor]:
 
 def gradients_of(spec: Spec, group: int, processes: int, passes: int) -> tuple[list[Tensor], ...]:
     """Gradients and running averages of one process's share of one update."""
-    net = build(spec, group)
-    for norm in norms_of(net):
-        norm.images = BATCH // processes
+    net = build(spec, group, BATCH // processes)
     join(CPU)
     model = in_parallel(net, CPU)
     rank = int(os.environ.get("RANK", "0"))
@@ -168,7 +166,7 @@ def test_sums_lists_and_averages_are_those_of_all_processes() -> None:
             buffer.fill_(10.0 * number + rank)
         average_statistics(net)
         found = [set(buffer.tolist()) for buffer in running_statistics(net)]
-        return collected(f"of {rank}"), total(torch.tensor(rank + 1)).item(), gathered(sums).read(), found
+        return collected(f"of {rank}"), total(torch.tensor(rank + 1)).item(), sums.read_all(), found
 
     answers = in_ranks(3, work)
     assert answers[0] == answers[1] == answers[2]
@@ -341,7 +339,7 @@ def test_a_set_smaller_than_the_number_of_processes_is_measured_too(count: int, 
     digits = load_dataset("digits")
     few = digits.held_out["test"].part(0, count)
     net = build(DIGITS, 0)
-    wanted = measure([member(net)], memory_views(*on_device(few, CPU), process_group()), False, CPU)
+    wanted = measure_errors([member(net)], memory_views(*on_device(few, CPU), process_group()), False, CPU)
     assert wanted.count == count
     answers = in_ranks(processes, lambda rank: measured_jointly(net, few))
     for answer in answers:
@@ -399,14 +397,14 @@ def member(net: Net) -> Member:
 
 def measured_jointly(net: Net, images: Images) -> Errors:
     join(CPU)
-    return measure([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
+    return measure_errors([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_errors_of_several_processes_are_those_of_one(processes: int) -> None:
     images = load_dataset("digits").held_out["test"].part(0, 121)
     net = build(DIGITS, 0)
-    wanted = measure([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
+    wanted = measure_errors([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
     answers = in_ranks(processes, lambda rank: measured_jointly(net, images))
     assert {answer.count for answer in answers} == {121}
     for answer in answers:

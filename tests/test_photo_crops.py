@@ -28,7 +28,7 @@ from resrepro.data.photos import CropBatch, CropReader, photo_batches, read_imag
 from resrepro.data.statistics import principal_axes
 from resrepro.errors import DataError
 from resrepro.spec import catalogue
-from resrepro.spec.specs import ImageNetRecipe
+from resrepro.spec.recipe import ImageNetRecipe
 
 CPU = torch.device("cpu")
 SIZE = 32

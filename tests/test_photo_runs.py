@@ -12,8 +12,9 @@ from resrepro.comparison import paper_rows as comparison
 from resrepro.data.folder import imagenet_classes
 from resrepro.data.loader import Loading
 from resrepro.errors import DataError, RecordError, UsageError
-from resrepro.evaluation import ThirdPartyCheckpoint, evaluate
+from resrepro.evaluation import evaluate
 from resrepro.evaluation.responses import measure_responses
+from resrepro.evaluation.sources import ThirdPartyCheckpoint
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.collection import collect

@@ -21,7 +21,7 @@ from resrepro.figures.lettering import contrast, readable, spread, text_width, w
 from resrepro.figures.plotting import exhibits, make_figure, select
 from resrepro.records import Run
 from resrepro.records.collection import collect
-from resrepro.records.record_files import METRICS_COLUMNS
+from resrepro.records.reading import METRICS_COLUMNS
 from resrepro.spec import catalogue
 
 Samples = Sequence[tuple[int, Mapping[str, float]]]

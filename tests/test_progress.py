@@ -14,8 +14,8 @@ from resrepro.launch.progress import Progress, look
 from resrepro.launch.queueing import Ticket, write_note, write_submission
 from resrepro.records.durable import json_bytes
 from resrepro.records.holders import this_process
-from resrepro.records.record_files import read_json
-from resrepro.records.recording import RunWriter
+from resrepro.records.reading import read_json
+from resrepro.records.write import RunWriter
 
 NET = "digits-plain8"
 CURVE = [(50, 40.0, 45.5), (100, 20.0, 30.25)]

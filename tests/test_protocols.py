@@ -14,7 +14,7 @@ from resrepro.data.augment import Normalisation
 from resrepro.data.photos import Views, views_of
 from resrepro.nets import Net, build_net
 from resrepro.spec import catalogue
-from resrepro.training.evaluation import Member, in_passes, log_scores, measure
+from resrepro.training.measure import Member, in_passes, log_scores, measure_errors
 
 SIZE = 64  # of the crops: the feature map is 2 x 2 there
 RECIPE = catalogue.derive(catalogue.find("folder-resnet18"), image_size=SIZE).recipe
@@ -129,7 +129,7 @@ def test_an_ensemble_averages_the_softmax_of_its_members_and_its_loss_is_that_of
     averages = torch.stack(
         [torch.stack([by_hand(net, image, "ten_crop") for net in nets]).mean(0) for image in images]
     )
-    errors = measure([member(net) for net in nets], [views(images, "ten_crop", labels)], False, CPU)
+    errors = measure_errors([member(net) for net in nets], [views(images, "ten_crop", labels)], False, CPU)
     truth = torch.tensor(labels)
     assert errors.loss == pytest.approx(float(F.nll_loss(averages.log(), truth)), rel=1e-3)
     assert errors.top1_err == pytest.approx(100 * float((averages.argmax(1) != truth).double().mean()))
@@ -155,7 +155,7 @@ def test_a_class_that_no_view_believes_in_costs_a_finite_loss() -> None:
     net = worn_net()
     with torch.no_grad():
         net.fc.bias.copy_(torch.tensor([1000.0, *[0.0] * (CLASSES - 1)]))
-    errors = measure([member(net)], [views([photo(90, 70)], "ten_crop", [3])], False, CPU)
+    errors = measure_errors([member(net)], [views([photo(90, 70)], "ten_crop", [3])], False, CPU)
     assert math.isfinite(errors.loss)
     assert errors.loss > 80
     assert errors.top1_err == 100

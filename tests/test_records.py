@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -12,14 +13,13 @@ import pytest
 from conftest import rewrite
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records import disk, read_run, recording
+from resrepro.records import disk, read_run
 from resrepro.records.collection import Collection, collect, load_runs
 from resrepro.records.durable import write_json
-from resrepro.records.environment import without_paths
-from resrepro.records.record_files import METRICS_COLUMNS, describe_curve, read_json, read_metrics
-from resrepro.records.recording import HEADER, RunWriter, open_run
+from resrepro.records.reading import METRICS_COLUMNS, describe_curve, read_curve, read_json
+from resrepro.records.write import HEADER, RunWriter, open_run, set_aside, without_paths
 from resrepro.spec import catalogue
-from resrepro.spec.specs import digest_of
+from resrepro.spec.experiment import digest_of
 
 MakeRun = Callable[..., Path]
 
@@ -71,8 +71,7 @@ def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
         ",".join(METRICS_COLUMNS)
         + "\n1,0.1,train,nan,90.0,50.0,1e+30,5.0,1.0\n2,0.2,test,inf,90,50,0.1,5,1\n"
     )
-    frame = read_metrics(path)
-    assert frame["loss"].isna().tolist() == [True, False]
+    assert [math.isnan(loss) for loss in read_curve(path)["loss"]] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(
     tmp_path: Path, make_run: MakeRun
 ) -> None:
     kept = make_run(tmp_path, seed=1)
-    aside = recording.set_aside(make_run(tmp_path, seed=0))
+    aside = set_aside(make_run(tmp_path, seed=0))
     assert aside.name == "seed0.aside1"
     for other in ("seed", "seedling", "seed2.aside1", "seed3 copy", "evals"):
         (kept.parent / other).mkdir()

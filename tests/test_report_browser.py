@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from reports import HOSTILE, Verdict, records, verdicts
 
-from resrepro.report import build_report
+from resrepro.report.page import build_report
 
 pytestmark = pytest.mark.browser
 

@@ -20,10 +20,10 @@ from resrepro.errors import UsageError
 from resrepro.figures import exhibits
 from resrepro.paper import curves
 from resrepro.records.collection import Collection, collect
-from resrepro.report import build_report
 from resrepro.report.background import protocols, surroundings
 from resrepro.report.charts import chart_of
 from resrepro.report.exhibit_sections import all_exhibits, lacking, shown_exhibits
+from resrepro.report.page import build_report
 from resrepro.spec import catalogue
 
 LIMIT = 2_000_000  # bytes

@@ -16,9 +16,9 @@ from resrepro.errors import RecordError
 from resrepro.records import read_run
 from resrepro.records.collection import collect
 from resrepro.records.durable import sealed
+from resrepro.records.evaluations import MOST_BYTES, read_responses, write_responses
 from resrepro.records.publishing import publish
-from resrepro.records.record_files import describe_curve
-from resrepro.records.responses import MOST_BYTES, read_responses, write_responses
+from resrepro.records.reading import describe_curve
 
 TRIED = settings(
     deadline=None, derandomize=True, database=None, max_examples=12,

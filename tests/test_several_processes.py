@@ -17,9 +17,9 @@ from resrepro.data import feeds
 from resrepro.data.loader import Loading
 from resrepro.data.photos import Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
-from resrepro.training import trainer
+from resrepro.training import loop
+from resrepro.training.progress import Watcher
 from resrepro.training.session import train
-from resrepro.training.watching import Watcher
 
 DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "iterations": 12, "eval_every": 3, "lr": 0.01}
 PHOTOS: dict[str, Any] = {
@@ -151,16 +151,16 @@ def test_the_first_process_alone_writes_and_hears_of_events(tmp_path: Path) -> N
 def signalled(at: int, rank: int, runs: Path, who: int, **options: Any) -> tuple[int, int]:
     """A run whose process `who` gets SIGTERM in update `at`: exit code and updates made."""
     made = []
-    step = trainer.Trainer.step
+    step = loop.Trainer.step
 
-    def watched(self: trainer.Trainer, *batch: torch.Tensor) -> float:
+    def watched(self: loop.Trainer, *batch: torch.Tensor) -> float:
         lr = step(self, *batch)
         made.append(self.done)
         if (self.done, rank) == (at, who):
             os.kill(os.getpid(), signal.SIGTERM)
         return lr
 
-    trainer.Trainer.step = watched  # type: ignore[method-assign]
+    loop.Trainer.step = watched  # type: ignore[method-assign]
     try:
         one_run(runs, **options)
     except Interrupted as stopped:
@@ -256,7 +256,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_by_the_first_process(
     def full(*_: object) -> None:
         raise RecordError("the disk is full")
 
-    monkeypatch.setattr(trainer, "save_checkpoint", full)
+    monkeypatch.setattr(loop, "save_checkpoint", full)
     answers = in_ranks(2, lambda rank: caught(lambda: one_run(tmp_path)))
     assert answers == [(RecordError.__name__, "the disk is full", 1, rank > 0) for rank in (0, 1)]
 
@@ -265,14 +265,14 @@ def test_a_checkpoint_that_cannot_be_written_is_told_by_the_first_process(
 def test_a_full_memory_is_told_by_the_process_whose_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int
 ) -> None:
-    step = trainer.Trainer.pass_once
+    step = loop.Trainer.step
 
-    def pass_once(self: trainer.Trainer, *arguments: Any) -> None:
+    def short_of_memory(self: loop.Trainer, *arguments: Any) -> None:
         if self.done == 2 and os.environ["RANK"] == str(full):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         step(self, *arguments)
 
-    monkeypatch.setattr(trainer.Trainer, "pass_once", pass_once)
+    monkeypatch.setattr(loop.Trainer, "step", short_of_memory)
     answers = in_ranks(2, lambda rank: caught(lambda: one_run(tmp_path)))
     kind, told, _, silent = answers[full]
     assert "does not hold 64 images per pass: try --micro-batch 32" in told
@@ -284,16 +284,16 @@ def test_a_full_memory_is_told_by_the_process_whose_it_is(
 def test_a_killed_process_ends_the_others_within_a_minute(tmp_path: Path) -> None:
     def work(rank: int) -> tuple[str, float]:
         moment = []
-        step = trainer.Trainer.step
+        step = loop.Trainer.step
 
-        def watched(self: trainer.Trainer, *batch: torch.Tensor) -> float:
+        def watched(self: loop.Trainer, *batch: torch.Tensor) -> float:
             if self.done == 5:
                 moment.append(time.monotonic())
                 if rank == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
             return step(self, *batch)
 
-        trainer.Trainer.step = watched  # type: ignore[method-assign]
+        loop.Trainer.step = watched  # type: ignore[method-assign]
         answer = caught(lambda: one_run(tmp_path, checkpoint_every="3"))
         return answer[0], time.monotonic() - moment[0]
 

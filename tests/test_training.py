@@ -28,15 +28,14 @@ from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.durable import write_json
-from resrepro.records.record_files import METRICS_COLUMNS, RECORD_FILES
-from resrepro.spec.specs import Recipe
-from resrepro.training import checkpoint, modes, trainer
+from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES
+from resrepro.spec.recipe import Recipe
+from resrepro.training import checkpoint, engine, loop
 from resrepro.training import session as training
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
-from resrepro.training.interrupts import SIGNALS
-from resrepro.training.metrics import Errors
+from resrepro.training.measure import Errors
+from resrepro.training.progress import SIGNALS, Sample, Watcher
 from resrepro.training.session import train
-from resrepro.training.watching import Sample, Watcher
 
 SECRET = "a-value-that-only-the-environment-holds"
 
@@ -308,7 +307,7 @@ def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path) -> None:
 def test_both_modes_and_their_engine_are_in_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modes, "fast_precision", lambda device: "bf16")
+    monkeypatch.setattr(engine, "fast_precision", lambda device: "bf16")
     default, fast = short(tmp_path), short(tmp_path, fast=True, compiling="on")
     told = [env_of(folder) for folder in (default, fast)]
     assert [(env["mode"], env["engine"]) for env in told] == [("default", "eager"), ("fast", "kernels")]
@@ -322,7 +321,7 @@ def test_both_modes_and_their_engine_are_in_the_record(
 def test_where_there_is_nothing_faster_the_fast_mode_is_the_default_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modes, "fast_precision", lambda device: "float32")
+    monkeypatch.setattr(engine, "fast_precision", lambda device: "float32")
     watcher = Recorder()
     folder = short(tmp_path, fast=True, watcher=watcher)
     assert env_of(folder)["mode"] == "default"
@@ -403,7 +402,7 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = short(tmp_path / "whole")
-    write = trainer.save_checkpoint
+    write = loop.save_checkpoint
     written = []
 
     def fail_fourth(path: Path, state: dict) -> None:
@@ -413,7 +412,7 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
         write(path, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", fail_fourth)
+        patch.setattr(loop, "save_checkpoint", fail_fourth)
         with pytest.raises(RecordError, match="disk is full"):
             short(tmp_path / "parts", checkpoint_every="3")
     assert written == [0, 3, 6, 9]
@@ -826,13 +825,13 @@ def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    write = trainer.save_checkpoint
+    write = loop.save_checkpoint
 
     def note(path: Path, state: dict) -> None:
         written.append(state["iteration"])
         write(path, state)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", note)
+    monkeypatch.setattr(loop, "save_checkpoint", note)
     for every, wanted in ((None, [0, 12]), ("5", [0, 5, 10, 12]), ("12", [0, 12]), ("10m", [0, 12])):
         written.clear()
         short(tmp_path / str(every), checkpoint_every=every)

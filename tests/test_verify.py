@@ -17,10 +17,10 @@ from runs import same_weights
 from resrepro.errors import Interrupted
 from resrepro.evaluation.weights import write_weights
 from resrepro.records import read_run
-from resrepro.records.record_files import RECORD_FILES
+from resrepro.records.reading import RECORD_FILES
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
+from resrepro.training.progress import Watcher
 from resrepro.training.session import train
-from resrepro.training.watching import Watcher
 
 END, STOP, CHECKPOINTS = 6, 4, 3
 

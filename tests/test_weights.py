@@ -14,8 +14,9 @@ from runs import checkpoint_of, json_of, net_of
 import resrepro
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.weights import WEIGHTS, load_net, read_weights, write_weights
+from resrepro.evaluation.weights import load_net, read_weights, write_weights
 from resrepro.records import Run, read_run
+from resrepro.records.reading import WEIGHTS
 
 SEEDS = (0, 1)
 ONE = "digits-resnet8+iterations=6"

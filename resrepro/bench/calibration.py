@@ -23,17 +23,15 @@ from resrepro.data.feeds import Feed, MemoryFeed, PhotoFeed
 from resrepro.data.folder import PhotoSet, scan_both
 from resrepro.data.loader import Loading
 from resrepro.data.photos import CropReader, PhotoViews, Views
-from resrepro.records.record_files import FORMAT
+from resrepro.records.reading import FORMAT
 from resrepro.spec.catalogue import protocol_for
-from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, CifarRecipe, ImageNetRecipe, Spec
+from resrepro.spec.experiment import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe
 from resrepro.training.checkpoint import state_of
-from resrepro.training.device import use_precision
-from resrepro.training.engines import EAGER, Plan, choose_engine
-from resrepro.training.evaluation import Member, measure
-from resrepro.training.memory import keep_memory
-from resrepro.training.modes import fast_settings
+from resrepro.training.engine import EAGER, choose_engine, fast_settings, keep_memory, use_precision
+from resrepro.training.loop import Trainer
+from resrepro.training.measure import Member, measure_errors
 from resrepro.training.parallel import collected, plan
-from resrepro.training.trainer import Trainer
 
 TEST_IMAGES = 10_000  # of CIFAR-10
 LONG = 5  # times the seconds of a calibration; what a first step has to prepare is little beside that
@@ -123,7 +121,7 @@ def calibrate(asked: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         stay_within_memory()
         keep_memory()
     updates = spec.recipe.iterations
-    engine = choose_engine(asked["compiling"], Plan(spec, device, updates), None, lambda text: None)
+    engine = choose_engine(asked["compiling"], device, updates, None, lambda text: None)
     feed, reads = _open(spec, asked["data"], device, Loading(*asked["loading"]))
     trainer = our_trainer(spec, engine, feed, device, spread)
     trainer.net.train()
@@ -211,7 +209,7 @@ def _evaluation_seconds(trainer: Trainer, seconds: float, step: float) -> float:
     for name in feed.about.held_out:
         done, start = 0, time.perf_counter()
         for group in feed.views(name):
-            measure([member], [group], dense, device)
+            measure_errors([member], [group], dense, device)
             done += len(group.labels)
             if time.perf_counter() - start > seconds:
                 break

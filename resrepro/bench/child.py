@@ -1,4 +1,4 @@
-"""The process of one contestant: it answers questions on its standard input, one JSON object per line.
+"""The process of a calibration: it answers questions on its standard input, one JSON object per line.
 
 The first line says what to build. The answer to it tells that all is warm; then every line
 `{"seconds": 3}` is a turn, answered by what was done in it. Between turns it waits for input, idle. An
@@ -8,21 +8,13 @@ error that is meant for people is answered as `{"error": sentence, "code": exit 
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
 import torch
 
-from resrepro.bench.contestants import TRAINING_IMAGES, USUAL, Contestant
-from resrepro.bench.timing import finish, memory_used_mib, timed
 from resrepro.errors import ResreproError
-from resrepro.training.device import choose_device, fast_precision, telling_memory, threads_used
-
-WARM_STEPS = 3
-# Seconds in which a DataLoader's workers fill up what was taken, and threads stop to wait for more work
-# (up to 0.2 s with the OpenMP of LLVM and Intel).
-SETTLE = 0.3
+from resrepro.training.engine import choose_device, fast_precision, telling_memory, threads_used
 
 
 class Part(Protocol):
@@ -32,87 +24,6 @@ class Part(Protocol):
 
     def turn(self, seconds: float) -> Mapping[str, Any]:
         """Work for so long; what was done."""
-
-
-class Loop(Protocol):
-    """A training loop; what computes in it, its key in `training.seen`, and the seconds of building it."""
-
-    engine: str
-    key: str
-    built_seconds: float
-
-    def prepare(self) -> None:
-        """Make a batch."""
-
-    def step(self) -> None:
-        """Make an update, its batch included."""
-
-
-class Runner:
-    """A contestant that is warm."""
-
-    def __init__(self, asked: Mapping[str, Any], device: torch.device) -> None:
-        self.contestant, self.device = Contestant(**asked["contestant"]), device
-        self.loop = _loop(self.contestant, device)
-        _, first = timed(self.loop.step, 0.0, device)
-        count, elapsed = timed(self.loop.step, min(1.0, asked["seconds"]), device)
-        while count < WARM_STEPS:
-            more = timed(self.loop.step, 0.0, device)
-            count, elapsed = count + more[0], elapsed + more[1]
-        self.settle()
-        batches, spent = timed(self.loop.prepare, min(1.0, asked["seconds"]), device)
-        self.settle()
-        self.told: Mapping[str, Any] = {
-            "engine": self.loop.engine,
-            "key": self.loop.key,
-            "data_seconds": spent / batches,
-            "compile_seconds": self._compile_seconds(first - elapsed / count),
-        }
-
-    def _compile_seconds(self, first_step: float) -> float:
-        """What the engine took, some before the first step and some within it; PyTorch's own takes none."""
-        if self.loop.engine == "eager":
-            return 0.0
-        return self.loop.built_seconds + max(0.0, first_step)
-
-    def settle(self) -> None:
-        """Let threads and workers come to rest, so that they take nothing from the next one's turn."""
-        finish(self.device)
-        time.sleep(SETTLE)
-
-    def turn(self, seconds: float) -> dict[str, Any]:
-        """Train for so long."""
-        count, elapsed = timed(self.loop.step, seconds, self.device)
-        self.settle()
-        return {
-            "images": count * self.contestant.batch_size,
-            "seconds": elapsed,
-            "memory_mib": memory_used_mib(self.device),
-        }
-
-
-def _loop(contestant: Contestant, device: torch.device) -> Loop:
-    from resrepro.bench.ours import OurLoop, made_up_images
-
-    if contestant.mode != USUAL:
-        return OurLoop(contestant, device)
-    from resrepro.bench.usual import UsualLoop
-
-    images = made_up_images(TRAINING_IMAGES)
-    shape = (contestant.depth, contestant.plain, contestant.batch_size, contestant.workers or 0)
-    return UsualLoop(*shape, images, device)
-
-
-def _peak(asked: Mapping[str, Any], device: torch.device) -> Part:
-    from resrepro.bench.peak import Peak
-
-    peak = Peak(asked["seconds"], device)
-    told = {
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-    }
-    return _Told(told, peak.turn)
 
 
 def _calibration(asked: Mapping[str, Any], device: torch.device) -> Part:
@@ -133,8 +44,7 @@ class _Told:
 
 
 PARTS: Mapping[str, Callable[[Mapping[str, Any], torch.device], Part]] = {
-    "contestant": Runner, "peak": _peak, "calibration": _calibration,
-    "precision": _precision,
+    "calibration": _calibration, "precision": _precision,
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from resrepro.claims.comparing import FAILED, HELD
 from resrepro.claims.entries import Check, Source, value_of
 from resrepro.claims.testing import Outcome
-from resrepro.spec.architectures import Architecture, Part, architectures, vgg19
+from resrepro.spec.architecture import Architecture, Part, architectures, vgg19
 
 VGG_19 = "VGG-19"
 TITLES = {

@@ -10,7 +10,8 @@ from typing import Any
 from resrepro.errors import UsageError
 from resrepro.paper import published
 from resrepro.spec import catalogue
-from resrepro.spec.specs import Spec, Value
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import Value
 
 KINDS = ("falls", "alike", "within", "throughout", "count")
 NEEDS = ("data", "length")

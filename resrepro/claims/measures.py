@@ -11,7 +11,7 @@ from typing import TypeVar
 from resrepro.comparison.wording import SET_NAMES, eval_command, run_folders
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
-from resrepro.records.responses import Responses
+from resrepro.records.evaluations import Responses
 
 X_UNIT = 10_000  # iterations per unit of the paper's x axes
 Reading = Callable[[Run], float | None]

@@ -6,7 +6,8 @@ from resrepro.claims.entries import Claim, Net
 from resrepro.comparison.groups import FREE_SETTINGS, STAND_INS, WARM_UP, Protocol, protocols_of, with_seeds
 from resrepro.records import Run
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES
+from resrepro.spec.experiment import command_for
+from resrepro.spec.recipe import FAMILIES
 
 
 def protocols_for(claim: Claim, runs: Iterable[Run], sampled: bool) -> list[Protocol[Net]]:
@@ -22,7 +23,7 @@ def protocols_for(claim: Claim, runs: Iterable[Run], sampled: bool) -> list[Prot
 
 def paper_command(net: Net, seeds: int) -> str:
     """The command that trains so many seeds of a net as the paper did."""
-    return with_seeds(catalogue.command_for(net.spec), seeds)
+    return with_seeds(command_for(net.spec), seeds)
 
 
 def command_under(protocol: Protocol[Net], net: Net, seeds: int) -> str:

@@ -12,7 +12,7 @@ from resrepro.processes import is_first, local_rank, rank
 # The order in `--help`.
 ORDER = (
     "reproduce", "train", "status", "eval", "compare", "plot", "claims", "report", "demo",
-    "bench", "list", "protocol", "describe", "publish",
+    "bench", "list", "publish",
 )  # fmt: skip
 
 
@@ -93,7 +93,6 @@ from resrepro.cli import (  # noqa: E402, F401
     bench,
     claims,
     demo,
-    describe,
     evaluate,
     exhibits,
     listing,

@@ -29,7 +29,7 @@ def demo(
     from resrepro.comparison.tables import to_rich, write_table
     from resrepro.figures.exhibits import draw_figure
     from resrepro.records.collection import collect
-    from resrepro.training.memory import keep_memory
+    from resrepro.training.engine import keep_memory
     from resrepro.training.session import train
 
     keep_memory()

@@ -20,14 +20,14 @@ from resrepro.cli.options import (
 )
 from resrepro.errors import RecordError, UsageError
 from resrepro.processes import is_first
-from resrepro.spec.specs import check_shortcut
+from resrepro.spec.experiment import check_shortcut
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from resrepro.records.responses import Responses
-    from resrepro.training.metrics import Errors
+    from resrepro.records.evaluations import Responses
+    from resrepro.training.measure import Errors
 
 OTHERS = "Other people's checkpoints"
 
@@ -125,8 +125,8 @@ def evaluate(
 
     from rich.console import Console
 
-    from resrepro.evaluation import ThirdPartyCheckpoint
     from resrepro.evaluation import evaluate as measure_and_record
+    from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
     console = Console(highlight=False, quiet=not is_first())
     third_party = ThirdPartyCheckpoint(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)

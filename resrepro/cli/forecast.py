@@ -16,8 +16,9 @@ from resrepro.launch.costs import wall_seconds
 from resrepro.launch.estimates import Estimate, estimate, notes_on
 from resrepro.processes import world_size
 from resrepro.records import read_run
-from resrepro.records.recording import has_checkpoint
-from resrepro.spec.specs import Spec, Value
+from resrepro.records.write import has_checkpoint
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import Value
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from resrepro.records import read_run
-from resrepro.spec.catalogue import Experiment, find, in_folder
-from resrepro.spec.specs import default_shortcut, net_label
-from resrepro.training.watching import Pace, Sample, Watcher, clock, errors_line, sample_line
+from resrepro.spec.catalogue import Experiment, find
+from resrepro.spec.experiment import default_shortcut, in_folder, net_label
+from resrepro.training.progress import Pace, Sample, Watcher, clock, errors_line, sample_line
 
 if TYPE_CHECKING:
-    from resrepro.training.metrics import Errors
+    from resrepro.training.measure import Errors
 
 
 class LiveView(Watcher):

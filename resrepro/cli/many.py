@@ -29,8 +29,8 @@ from resrepro.launch.job import (
     Stopped,
 )
 from resrepro.launch.jobs import Crew, load_shared
-from resrepro.spec.specs import Spec
-from resrepro.training.watching import clock
+from resrepro.spec.experiment import Spec
+from resrepro.training.progress import clock
 
 DRAW_EVERY = 0.25  # seconds
 ROOMY = 90  # columns of a terminal in which those of the table may stand apart

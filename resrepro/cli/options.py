@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resrepro.errors import UsageError
-from resrepro.spec.specs import Value, parse
+from resrepro.spec.recipe import Value, parse
 
 if TYPE_CHECKING:
     from resrepro.data.loader import Loading
@@ -44,7 +44,7 @@ CompileOption = Annotated[
     str,
     typer.Option(
         "--compile", metavar="auto|on|off", rich_help_panel=SPEED,
-        help="Compile what a step computes: auto does so where it saves more time than it takes.",
+        help="Compile what a step computes: auto does so on a CPU with a C compiler, on also on a GPU.",
     ),
 ]  # fmt: skip
 JobsOption = Annotated[
@@ -108,7 +108,9 @@ PrecisionOption = Annotated[str | None, _recipe("float32, tf32, bf16 or fp16.")]
 EvalEveryOption = Annotated[int | None, _recipe("Iterations between samples.")]
 SettingsOption = Annotated[
     list[str] | None,
-    _recipe("Any setting that `resrepro protocol` lists; may be repeated.", "--set", metavar="KEY=VALUE"),
+    _recipe(
+        "Any setting that `resrepro list EXPERIMENT` shows; may be repeated.", "--set", metavar="KEY=VALUE"
+    ),
 ]
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from resrepro.bench.projection import tell_time
 from resrepro.launch.costs import Seen, disk_mib, seconds_of, wall_seconds
 from resrepro.launch.planning import Plan, Step
-from resrepro.spec.specs import FAMILIES, spell
+from resrepro.spec.recipe import FAMILIES, spell
 
 UNKNOWN = "?"
 STATES = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from resrepro.launch.progress import Progress
     from resrepro.launch.queueing import Ticket
-    from resrepro.spec.specs import Spec
+    from resrepro.spec.experiment import Spec
 
 LAUNCHERS = ("local", "slurm")
 STYLES = {
@@ -206,7 +206,7 @@ def submit_runs(
 def tell_jobs(tickets: Sequence["Ticket"], runs: Path) -> None:
     """Print the job of each run, whether it was in the queue already, and how to look after them."""
     from resrepro.launch.progress import COMING
-    from resrepro.spec.catalogue import in_folder
+    from resrepro.spec.experiment import in_folder
 
     for ticket in tickets:
         there = "" if ticket.queued is None else "running" if ticket.queued.state in COMING else "waiting"

@@ -23,9 +23,9 @@ def report(
     settings: SettingsFilter = None,
 ) -> None:
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
-    from resrepro.claims import judge
+    from resrepro.claims.judging import judge
     from resrepro.records.durable import write_out
-    from resrepro.report import build_report
+    from resrepro.report.page import build_report
 
     check_place(out)
     found = read_records(runs, settings)

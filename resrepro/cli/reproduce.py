@@ -24,8 +24,8 @@ from resrepro.cli.options import (
 )
 from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm, tell_jobs
 from resrepro.errors import ResreproError, UsageError
-from resrepro.records.measured import RESPONSES
-from resrepro.spec.specs import FAMILIES, Value
+from resrepro.records.evaluations import LAYER_RESPONSES
+from resrepro.spec.recipe import FAMILIES, Value
 
 if TYPE_CHECKING:
     from resrepro.launch.costs import Seen
@@ -221,7 +221,7 @@ def _submit(
 def _command_for(ensemble: "Measurement", reproduction: "Reproduction") -> str:
     """The command that measures an ensemble."""
     from resrepro.launch.reproducing import folder_of
-    from resrepro.spec.catalogue import in_folder
+    from resrepro.spec.experiment import in_folder
 
     data = folder_of(FAMILIES[ensemble.steps[0].spec.dataset], reproduction.data)
     words = ["resrepro", "eval", *(str(step.folder) for step in ensemble.steps)]
@@ -259,7 +259,7 @@ def _write(exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path,
 
     table, drawing = show_exhibit(exhibit, found, figures)
     if table is None and drawing is None:
-        what = "measured" if RESPONSES in exhibit.measures else "finished"
+        what = "measured" if LAYER_RESPONSES in exhibit.measures else "finished"
         console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
         return
     paths: list[Path] = []

@@ -36,8 +36,8 @@ from resrepro.cli.options import (
 from resrepro.cli.queue import LauncherOption, SlurmOption, parse_slurm
 from resrepro.errors import Diverged, UsageError
 from resrepro.processes import is_first
-from resrepro.spec.specs import FAMILIES, Spec, check_shortcut
-from resrepro.training.seen import check_choice
+from resrepro.spec.experiment import Spec, check_shortcut
+from resrepro.spec.recipe import FAMILIES
 
 
 @app.command(rich_help_panel="Run")
@@ -134,7 +134,6 @@ def train(
         many = f"--seeds 0-{int(seeds) - 1}" if 1 < int(seeds) <= MOST_SEEDS else "--seeds 0-4"
         raise UsageError(f"--seeds {seeds}: say --seed {seeds} for that one, or {many} for several.")
     check_shortcut(plain, shortcut)
-    check_choice(compiling)
     changed = {
         "iterations": iterations, "batch_size": batch_size, "split": split, "image_size": image_size,
         "bn_group": bn_group, "bn_stats": bn_stats, "stride_3x3": stride_3x3 or None,
@@ -203,7 +202,7 @@ def _train_all(
 
 def _train_in_turn(names: list[str], seeds: list[int], **options: Any) -> None:
     from resrepro.cli.live import LiveView
-    from resrepro.training.memory import keep_memory
+    from resrepro.training.engine import keep_memory
     from resrepro.training.session import train as train_one
 
     keep_memory()

@@ -1,7 +1,7 @@
 """Table 1 in the paper's form: the layers of the five ImageNet nets, and their multiply-adds beside ours.
 
-Structure and counts are those of the built nets (`resrepro.spec.architectures`), the FLOPs of the paper's row
-are as printed. Nothing here reads records or imports torch.
+Structure and counts are those of `resrepro.spec.architecture`, the FLOPs of the paper's row as printed.
+Nothing here reads records or imports torch.
 """
 
 import itertools
@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from resrepro.comparison.tables import Row, Table
 from resrepro.paper import published
-from resrepro.spec.architectures import Architecture, Layer, architectures
-from resrepro.spec.specs import IMAGENET_DEPTHS
+from resrepro.spec.architecture import Architecture, Layer, architectures
+from resrepro.spec.experiment import IMAGENET_DEPTHS
 
 TITLE = "Table 1. Architectures for ImageNet"
 UNIT = 1e9  # the paper gives FLOPs in 10^9
@@ -32,7 +32,7 @@ def table1_nets() -> dict[str, Architecture]:
 
 
 def build() -> Table:
-    """Table 1 from the packaged summary of the built nets and the paper's printed FLOPs."""
+    """Table 1 from the layouts of the nets and the paper's printed FLOPs."""
     nets = table1_nets()
     columns = tuple(nets.values())
     printed = [_printed(heading) for heading in nets]
@@ -107,12 +107,12 @@ def _difference(counted: float, printed: float) -> str:
 
 def _without_projections(nets: Mapping[str, Architecture]) -> str:
     """What the count would be if option B's projections were left out."""
-    told = {
+    counts = {
         heading: f"{(net.multiply_adds - net.projections) / UNIT:.2f}"
         for heading, net in nets.items()
         if net.projections
     }
-    return f"without projections {', '.join(told)} would have {', '.join(told.values())}"
+    return f"without projections {', '.join(counts)} would have {', '.join(counts.values())}"
 
 
 def _not_rounded(nets: Mapping[str, Architecture]) -> Iterator[str]:

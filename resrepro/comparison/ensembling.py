@@ -11,9 +11,9 @@ from resrepro.comparison.tables import DASH, Row, Table
 from resrepro.comparison.wording import about_images, not_said_yet, train_command, unused
 from resrepro.paper import published
 from resrepro.records import FINISHED, Run
-from resrepro.records.measurements import Ensemble, Member
+from resrepro.records.evaluations import Ensemble, Member
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES
+from resrepro.spec.recipe import FAMILIES
 
 COLUMNS = ("ensemble", "nets", "protocol", "top-5 error: paper (test)", "ours (val)")
 COMMAND = "resrepro eval RUN RUN ... --ensemble --protocol multi_scale --data DIR"

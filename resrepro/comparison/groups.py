@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 from resrepro.comparison.wording import about_images, not_said_yet
 from resrepro.records import Run
 from resrepro.spec import catalogue
-from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, Value, recipe_from_json, spell
+from resrepro.spec.experiment import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, command_for
+from resrepro.spec.recipe import Value, recipe_from_json, spell
 
 RULE = (
     "the longest schedule under which at least two of the nets stand, then the paper's split, then the most "
@@ -264,8 +265,8 @@ class Protocol(Generic[Net]):
         spec = self.spec_for(experiment, settings)
         others = tuple((key, value) for key, value in spec.changes if key != "precision")
         if self.first.env["mode"] == FAST and others != spec.changes:
-            return with_seeds(f"{catalogue.command_for(replace(spec, changes=others))} --fast", seeds)
-        return with_seeds(catalogue.command_for(spec), seeds)
+            return with_seeds(f"{command_for(replace(spec, changes=others))} --fast", seeds)
+        return with_seeds(command_for(spec), seeds)
 
     def spec_for(self, experiment: str, settings: Mapping[str, Value]) -> Spec:
         """What a run of a net under this protocol trains."""

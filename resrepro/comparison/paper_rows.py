@@ -23,7 +23,7 @@ from resrepro.comparison.wording import (
 )
 from resrepro.paper import Number, layout, published
 from resrepro.records import Run
-from resrepro.records.measurements import Ensemble
+from resrepro.records.evaluations import Ensemble
 from resrepro.spec import catalogue
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"

@@ -9,7 +9,7 @@ from typing import Any
 
 from resrepro.records import Run
 from resrepro.spec import catalogue
-from resrepro.spec.specs import IMAGENET_CLASSES, IMAGENET_IMAGES
+from resrepro.spec.experiment import IMAGENET_CLASSES, IMAGENET_IMAGES, command_for
 
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -58,9 +58,7 @@ def train_command(experiment: str) -> str:
     """The command that trains what the paper trained of an experiment."""
     found = catalogue.find(experiment)
     seeds = found.seeds
-    return catalogue.command_for(found.spec()) + (
-        f" --seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else ""
-    )
+    return command_for(found.spec()) + (f" --seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else "")
 
 
 def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data import ALONE, Images, ProcessGroup
-from resrepro.spec.specs import CifarRecipe, ImageNetRecipe, Recipe
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
 ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of one seed
 

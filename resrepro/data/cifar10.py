@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from resrepro.data import Dataset, Images, write_cache
 from resrepro.errors import DataError
-from resrepro.records.environment import cache_folder
 from resrepro.records.files import TooLarge, read_plain
+from resrepro.records.write import cache_folder
 
 # Pixels then labels of the 50,000 official training images, in order.
 OFFICIAL_TRAIN_SHA256 = "1e91790dbaf241617ca1f29a9aba08eb9a62df84cc90676b47edd05ad2ab3c94"

@@ -18,7 +18,8 @@ from resrepro.data.loader import Loading
 from resrepro.data.photos import CropReader, PhotoViews, Views, photo_batches
 from resrepro.data.statistics import statistics_of
 from resrepro.spec.catalogue import Protocol, protocol_for
-from resrepro.spec.specs import CifarRecipe, ImageNetRecipe, Recipe, Spec
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
 EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
 PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over

@@ -27,7 +27,7 @@ from resrepro.data.loader import BadImages, Loading, read_ahead
 from resrepro.errors import DataError
 from resrepro.records.files import NotPlain, TooLarge, printable, read_plain
 from resrepro.spec.catalogue import Protocol
-from resrepro.spec.specs import ImageNetRecipe, scaled
+from resrepro.spec.recipe import ImageNetRecipe, scaled
 
 # What Pillow decodes itself; of others, EPS would start Ghostscript. An MPO is a JPEG of several views.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")

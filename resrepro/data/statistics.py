@@ -20,9 +20,9 @@ from resrepro.data import ALONE, ProcessGroup, write_cache
 from resrepro.data.folder import Photos, PhotoSet, checksum
 from resrepro.data.loader import BadImages, Loading, read_ahead
 from resrepro.data.photos import UNREADABLE, BadImage, center_crop, read_image, scaled_to
-from resrepro.records.environment import cache_folder
 from resrepro.records.files import read_plain
-from resrepro.spec.specs import scaled
+from resrepro.records.write import cache_folder
+from resrepro.spec.recipe import scaled
 
 CHUNK = 64  # files that a worker reads at a time
 LARGEST_CACHE = 256 * 2**20  # bytes; a mean image has 1.2 MB, the rest are the names of bad images

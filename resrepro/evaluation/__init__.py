@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,17 @@ from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_ne
 from resrepro.processes import is_first, world_size
 from resrepro.records import CIFAR10_TEST
 from resrepro.records.durable import json_bytes, write_out
-from resrepro.records.measured import RESPONSES
-from resrepro.records.record_files import FORMAT
+from resrepro.records.evaluations import LAYER_RESPONSES
+from resrepro.records.reading import FORMAT
 from resrepro.spec.catalogue import Protocol, protocol_for
-from resrepro.training.device import (
+from resrepro.training.engine import (
     choose_device,
     forget_shapes_soon,
     telling_memory,
     threads_used,
     use_precision,
 )
-from resrepro.training.evaluation import Member, measure, precise_statistics
-from resrepro.training.metrics import Errors
+from resrepro.training.measure import Errors, Member, measure_errors, with_precise_statistics
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
 
 __all__ = ["ThirdPartyCheckpoint", "evaluate", "measure_nets"]
@@ -99,13 +97,15 @@ def evaluate(
     if view.crops == "dense":
         forget_shapes_soon()
     use_precision(first.precision_on(chosen), chosen)
-    with telling_memory("these views of the net: try --device cpu, or a GPU with more"), ExitStack() as stack:
-        stack.enter_context(threads_used(threads))
+    telling = telling_memory("these views of the net: try --device cpu, or a GPU with more")
+    with telling, threads_used(threads):
         members = [net.member(chosen, memory_format(chosen)) for net in nets]
-        for net, member in zip(nets, members, strict=True):
-            stack.enter_context(_bn_statistics(statistics, net, member, data, chosen, loading, say))
+        members = [
+            _with_statistics(statistics, net, member, data, chosen, loading, say)
+            for net, member in zip(nets, members, strict=True)
+        ]
         errors = {
-            name: measure(members, open_views(), view.crops == "dense", chosen)
+            name: measure_errors(members, open_views(), view.crops == "dense", chosen)
             for name, open_views in held_out.sets.items()
         }
     _record(nets, view, statistics, first.precision_on(chosen), held_out, errors, Path(runs), say)
@@ -116,7 +116,7 @@ def measure_nets(what: str, folders: Sequence[Path], runs: Path, **options: Any)
     """Measure something of the net of a run, or of several together, and record it.
 
     Args:
-        what: a test protocol, or RESPONSES, which are those of one run.
+        what: a test protocol, or LAYER_RESPONSES, which are those of one run.
         folders: the run's folder; several are the members of an ensemble.
         runs: the runs folder, in which ensembles are recorded.
         **options: `data`, `device`, `threads`, `loading` and `say`, as for `evaluate`.
@@ -126,7 +126,7 @@ def measure_nets(what: str, folders: Sequence[Path], runs: Path, **options: Any)
         RecordError: if a checkpoint is missing or broken, or the images are others.
         DataError: if the images are missing or damaged.
     """
-    if what == RESPONSES:
+    if what == LAYER_RESPONSES:
         from resrepro.evaluation.responses import measure_responses
 
         (folder,) = folders
@@ -169,7 +169,7 @@ def _check_together(nets: Sequence[LoadedNet]) -> None:
             raise UsageError(f"{first.name} and {other.name} have different numbers of classes.")
 
 
-def _bn_statistics(
+def _with_statistics(
     statistics: str,
     net: LoadedNet,
     member: Member,
@@ -177,14 +177,14 @@ def _bn_statistics(
     device: torch.device,
     loading: Loading,
     say: Callable[[str], None],
-) -> AbstractContextManager[None]:
-    """The context in which a net is measured with these BN statistics.
+) -> Member:
+    """The net with these BN statistics.
 
     Raises:
         UsageError: if they cannot be had.
     """
     if statistics == "running":
-        return nullcontext()
+        return member
     if statistics != "precise":
         raise UsageError(f"no BN statistics {statistics!r}: there are running and precise.")
     if net.seed is None:
@@ -201,7 +201,7 @@ def _bn_statistics(
             "name the data that it was trained on, or leave --bn-stats precise out."
         )
     say(f"BN statistics are plain averages over {feed.precise_batches} training batches.")
-    return precise_statistics(member.net, feed.first_batches(), net.recipe)
+    return replace(member, net=with_precise_statistics(member.net, feed.first_batches(), net.recipe))
 
 
 def _record(

@@ -16,7 +16,8 @@ from resrepro.data.photos import PhotoViews, Views
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet
 from resrepro.spec.catalogue import Protocol
-from resrepro.spec.specs import IMAGENET_IMAGES, ImageNetRecipe
+from resrepro.spec.experiment import IMAGENET_IMAGES
+from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training.parallel import process_group
 
 IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}

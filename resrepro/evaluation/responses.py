@@ -7,7 +7,7 @@ whatever arithmetic the net was trained in, and nothing of the run changes but i
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,14 +20,13 @@ from resrepro.data.loader import Loading
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
-from resrepro.nets.folding import pairs_of
-from resrepro.nets.normalisation import GroupedBatchNorm2d
+from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
 from resrepro.processes import world_size
 from resrepro.records import Run, read_run
-from resrepro.records.responses import Responses, read_responses, write_responses
-from resrepro.training.device import choose_device, telling_memory, threads_used, use_precision
-from resrepro.training.evaluation import in_passes, precise_statistics
-from resrepro.training.trainer import initial_net
+from resrepro.records.evaluations import Responses, read_responses, write_responses
+from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
+from resrepro.training.loop import initial_net
+from resrepro.training.measure import in_passes, with_precise_statistics
 
 Layers = dict[str, GroupedBatchNorm2d]
 """BN by the name of the 3x3 convolution before it, in the paper's order."""
@@ -119,8 +118,9 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
     images, labels = next(iter(feed.batches(0, 1)))
     norms = [gradient_norms(net, images, labels, loaded.recipe.bn_group) for net in nets]
     trained, part = nets[1], run.headline_split
-    with _bn_statistics(trained, feed):
-        std = response_std(trained, _images(feed, part, device))
+    if _statistics_of(feed) == "precise":
+        trained = with_precise_statistics(trained, feed.first_batches(), feed.recipe)
+    std = response_std(trained, _images(feed, part, device))
     if not all(map(math.isfinite, (*std.values(), *norms[0].values(), *norms[1].values()))):
         raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")
     return Responses(
@@ -140,13 +140,6 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
 
 def _statistics_of(feed: Feed) -> str:
     return str(getattr(feed.recipe, "bn_stats", "running"))
-
-
-def _bn_statistics(net: Net, feed: Feed) -> AbstractContextManager[None]:
-    """The context in which BN uses the statistics that the recipe names."""
-    if _statistics_of(feed) == "running":
-        return nullcontext()
-    return precise_statistics(net, feed.first_batches(), feed.recipe)
 
 
 def _images(feed: Feed, part: str, device: torch.device) -> Iterator[Tensor]:

@@ -16,11 +16,12 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.state_dict import UNUSED, fill, find_state_dict
 from resrepro.evaluation.weights import file_of, read_weights
 from resrepro.nets import Net
-from resrepro.records.record_files import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
+from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES, ImageNetRecipe, Recipe, Spec, net_label, recipe_from_json
+from resrepro.spec.experiment import Spec, net_label
+from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
 from resrepro.training.checkpoint import Damaged, load_checkpoint
-from resrepro.training.evaluation import Member, window_of
+from resrepro.training.measure import Member, window_of
 
 LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
 LARGEST_SIDE = 8192  # pixels of a scaled image's shorter side; ten times those of the paper

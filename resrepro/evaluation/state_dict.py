@@ -11,9 +11,9 @@ from torch import Tensor
 
 from resrepro.errors import RecordError
 from resrepro.nets import Net, net_of
-from resrepro.nets.normalisation import norms_of
+from resrepro.nets.layers import norms_of
 from resrepro.records.files import open_plain, printable
-from resrepro.spec.specs import Spec
+from resrepro.spec.experiment import Spec
 
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 UNUSED = "num_batches_tracked"  # BN's step counter: not a weight, absent from old checkpoints

@@ -19,12 +19,12 @@ from resrepro.data.augment import Normalisation, laid_out
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.state_dict import read_safetensors
 from resrepro.nets import Net
-from resrepro.nets.folding import folded
+from resrepro.nets.layers import folded
 from resrepro.records import Run
 from resrepro.records.durable import SEAL, write_out
-from resrepro.records.record_files import CHECKPOINT, SPEC, WEIGHTS
+from resrepro.records.reading import CHECKPOINT, SPEC, WEIGHTS
 from resrepro.training.checkpoint import load_checkpoint
-from resrepro.training.device import arithmetic
+from resrepro.training.engine import arithmetic
 
 HEADER = "resrepro"  # the one key of the metadata, so that equal weights give equal files
 FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration")
@@ -53,8 +53,8 @@ class TrainedNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels 0..255 (N, 3, H, W) -> logits (N, classes), float32."""
-        with folded(self.net), arithmetic(self.precision, pixels.device):
-            logits: Tensor = self.net(self.normalise(pixels)).float()
+        with arithmetic(self.precision, pixels.device):
+            logits: Tensor = folded(self.net)(self.normalise(pixels)).float()
         return logits
 
 

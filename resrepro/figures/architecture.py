@@ -1,7 +1,7 @@
 """Figure 3: VGG-19, the plain and the residual 34-layer net as columns of boxes, one box per layer.
 
 Layers of one output size stand at the same height in all columns. What is drawn comes from
-`resrepro.spec.architectures`; nothing here reads records or imports torch.
+`resrepro.spec.architecture`; nothing here reads records or imports torch.
 """
 
 import tomllib
@@ -15,7 +15,7 @@ from resrepro.errors import UsageError
 from resrepro.figures.lettering import wrap
 from resrepro.figures.panels import QUIET, SETTINGS
 from resrepro.paper import published
-from resrepro.spec.architectures import Architecture, Layer, architectures, vgg19
+from resrepro.spec.architecture import Architecture, Layer, architectures, vgg19
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from resrepro.comparison.groups import RULE, iterations_of
 from resrepro.comparison.wording import SET_NAMES, about_images
 from resrepro.figures.choice import ANOTHER, Groups, first_of, paper_iterations
 from resrepro.records import Run
-from resrepro.spec.specs import IMAGENET_CLASSES
+from resrepro.spec.experiment import IMAGENET_CLASSES
 
 
 def held_out_names(layout: Mapping[str, Any], run: Run | None) -> tuple[str, str]:

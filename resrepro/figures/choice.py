@@ -6,7 +6,8 @@ from typing import Any
 from resrepro.comparison.groups import SeedGroup, protocols_of
 from resrepro.records import Run
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES, net_label
+from resrepro.spec.experiment import net_label
+from resrepro.spec.recipe import FAMILIES
 
 ANOTHER = "Not drawn, another protocol"
 Groups = Mapping[str, SeedGroup]  # by net label, plain nets first, by depth

@@ -24,7 +24,7 @@ from resrepro.paper import layouts
 from resrepro.records import Run
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
 from resrepro.records.durable import write_out
-from resrepro.spec.specs import Value, spell
+from resrepro.spec.recipe import Value, spell
 
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
 FIGURE_7 = responses_figure.EXHIBIT

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 FONT = "DejaVu Sans"  # ships with matplotlib, hence the same everywhere
 
 
-def spread(wanted: Sequence[float], pitch: float, low: float, high: float) -> list[float]:
-    """Positions as close as possible to the wanted ones (least squares), at least `pitch` apart.
+def spread(positions: Sequence[float], pitch: float, low: float, high: float) -> list[float]:
+    """Positions as close as possible to those given (least squares), at least `pitch` apart.
 
     All within `low` to `high` where there is room for them; the order is kept.
     """
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
     blocks: list[list[float]] = []  # sum and count of neighbours that must move as one
     for rank, index in enumerate(order):
-        blocks.append([wanted[index] - rank * pitch, 1])
+        blocks.append([positions[index] - rank * pitch, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
     shifted = [total / count for total, count in blocks for _ in range(int(count))]
-    ceiling = max(low, high - (len(wanted) - 1) * pitch)
-    placed = [0.0] * len(wanted)
+    ceiling = max(low, high - (len(positions) - 1) * pitch)
+    placed = [0.0] * len(positions)
     for rank, (index, value) in enumerate(zip(order, shifted, strict=True)):
         placed[index] = min(max(value, low), ceiling) + rank * pitch
     return placed

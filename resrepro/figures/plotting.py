@@ -19,7 +19,7 @@ from resrepro.figures.panels import draw_sheet
 from resrepro.figures.sheets import Curve, Panel, Sheet
 from resrepro.records import Run
 from resrepro.spec import catalogue
-from resrepro.spec.specs import net_label
+from resrepro.spec.experiment import command_for, net_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,6 +189,6 @@ def _scaled(curve: Curve, factor: float) -> Curve:
 
 
 def _nothing_to_draw(exhibit: str, layout: Mapping[str, Any]) -> str:
-    command = catalogue.command_for(catalogue.find(layout["example"]).spec())
+    command = command_for(catalogue.find(layout["example"]).spec())
     paper = "" if "paper" not in layout else ", and `--paper` draws the paper's curves alone"
     return f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{paper}."

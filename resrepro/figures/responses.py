@@ -22,7 +22,7 @@ from resrepro.figures.panels import BOLD, DASHES, QUIET, SMALL, own_settings
 from resrepro.paper import curves
 from resrepro.records import Run
 from resrepro.spec import catalogue
-from resrepro.spec.specs import net_label
+from resrepro.spec.experiment import command_for, net_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +143,7 @@ def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
 
 
 def _nothing_to_draw(notes: Sequence[str]) -> str:
-    train = catalogue.command_for(catalogue.find(plan()["example"]).spec())
+    train = command_for(catalogue.find(plan()["example"]).spec())
     way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
     told = " ".join(["", *notes])
     return (

@@ -13,9 +13,9 @@ from resrepro.figures.choice import Groups
 from resrepro.figures.responses import EXHIBIT, measured_on, plan, select
 from resrepro.paper import published
 from resrepro.records import Run
-from resrepro.records.responses import Responses
+from resrepro.records.evaluations import Responses
 from resrepro.spec import catalogue
-from resrepro.spec.specs import net_label
+from resrepro.spec.experiment import command_for, net_label
 
 TITLE = "Figure 7. Standard deviations of layer responses; the paper's read off its curves (±0.01)"
 STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
@@ -99,7 +99,7 @@ def _command(depth: int, plain: bool, groups: Groups) -> str:
     seeds = min((len(group.runs) for group in groups.values()), default=1)
     shown = Protocol(groups)
     spec = shown.spec_for(experiment.name, {}) if groups else experiment.spec()
-    train = shown.command(experiment.name, {}, seeds) if groups else catalogue.command_for(spec)
+    train = shown.command(experiment.name, {}, seeds) if groups else command_for(spec)
     folders = " ".join(f"runs/{spec.name}/seed{seed}" for seed in range(seeds))
     return f"{train} && resrepro eval {folders} --responses"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resrepro.spec.specs import net_label
+from resrepro.spec.experiment import net_label
 
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
 UNIT_FROM = 20_000  # from so many iterations on the axis counts in 1e4, as in the paper

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from resrepro.errors import UsageError
 from resrepro.processes import world_size
-from resrepro.spec.specs import CifarRecipe, Spec
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import CifarRecipe
 
 ON_GPU = 2  # small nets side by side on one GPU, which neither of them fills
 BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (measured, rounded up)

@@ -39,12 +39,11 @@ from resrepro.launch.queueing import (
 )
 from resrepro.launch.sbatch import sbatch_parameters
 from resrepro.records import read_run
+from resrepro.records.evaluations import OTHER_IMAGES, is_measured
 from resrepro.records.holders import Holder
-from resrepro.records.measured import OTHER_IMAGES, is_measured
-from resrepro.records.record_files import CONTROL
+from resrepro.records.reading import CONTROL
 from resrepro.spec import catalogue
-from resrepro.spec.catalogue import setting_rules
-from resrepro.training.memory import keep_memory
+from resrepro.spec.recipe import setting_rules
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -101,6 +100,8 @@ class Task:
                 it is submitit that leaves.
         """
         from submitit import JobEnvironment
+
+        from resrepro.training.engine import keep_memory
 
         keep_memory()
         job_id = JobEnvironment().job_id

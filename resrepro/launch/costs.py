@@ -15,10 +15,11 @@ from resrepro.bench.children import Child
 from resrepro.errors import UsageError
 from resrepro.launch.estimates import CHECKPOINTS, MIB, ROW_BYTES, estimate
 from resrepro.records import Run
-from resrepro.records.environment import cpu_model
+from resrepro.records.write import cpu_model
 from resrepro.spec import catalogue
-from resrepro.spec.architectures import architectures
-from resrepro.spec.specs import FAMILIES, Spec, Value
+from resrepro.spec.architecture import architectures
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import FAMILIES, Value
 
 BYTES = 4 * 2  # of a parameter in a checkpoint: float32, and its momentum
 SETS = 2  # that are measured at every sample

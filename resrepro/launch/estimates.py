@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resrepro.bench.children import Child
-from resrepro.spec.specs import Value
+from resrepro.spec.recipe import Value
 
 SECONDS = 2.0  # of training steps per net
 ROW_BYTES = 75  # of a line of metrics.csv

@@ -14,9 +14,9 @@ from typing import Any
 from resrepro.errors import UsageError
 from resrepro.figures.exhibits import figures, tables
 from resrepro.paper import layouts
-from resrepro.records.measured import RESPONSES
+from resrepro.records.evaluations import LAYER_RESPONSES
 from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES
+from resrepro.spec.recipe import FAMILIES
 
 ALL = "all"
 
@@ -30,7 +30,7 @@ class Exhibit:
         stem: of its files; a stand-in never takes those of the paper's exhibit.
         dataset: of its runs, None if it needs none.
         experiments: the catalogue's experiments that it shows.
-        measures: what is measured of each trained net: test protocols, or RESPONSES.
+        measures: what is measured of each trained net: test protocols, or LAYER_RESPONSES.
         ensemble: whether it shows the nets together, as one ensemble.
         claims: the numbers of the paper's claims that it bears on.
     """
@@ -113,7 +113,7 @@ def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
         return None
     plan = layouts().get(shown, {})
     protocols = dict.fromkeys(q["protocol"] for q in plan.get("quantities", ()) if "protocol" in q)
-    measures = (*protocols, *((RESPONSES,) if facts.get("responses") else ()))
+    measures = (*protocols, *((LAYER_RESPONSES,) if facts.get("responses") else ()))
     return Exhibit(shown, stem, dataset, experiments, measures, "members" in plan, tuple(facts["claims"]))
 
 

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from resrepro.data import Dataset
 from resrepro.errors import Interrupted, ResreproError, UsageError, sentence_on
-from resrepro.spec.specs import Spec
-from resrepro.training.interrupts import SIGNALS, Interrupts, StoppedEarly
-from resrepro.training.memory import keep_memory
-from resrepro.training.watching import Pace, Sample, Watcher, sample_line
+from resrepro.spec.experiment import Spec
+from resrepro.training.progress import SIGNALS, Interrupts, Pace, Sample, StoppedEarly, Watcher, sample_line
 
 if TYPE_CHECKING:
     from resrepro.data.loader import Loading
-    from resrepro.training.metrics import Errors
+    from resrepro.training.measure import Errors
 
 
 @dataclass(frozen=True)
@@ -165,6 +163,8 @@ def work(job: Job, order: Order, dataset: Dataset | None, pipe: Connection, pare
             with suppress(BrokenPipeError):
                 pipe.send(told)
 
+    from resrepro.training.engine import keep_memory
+
     keep_memory()
     with Interrupts() as interrupts:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -207,10 +207,10 @@ def _checked(order: Order) -> "Loading":
         UsageError: if it cannot.
     """
     from resrepro.data.loader import Loading
-    from resrepro.training.cadence import parse_every
-    from resrepro.training.device import choose_device, threads_used, use_precision
+    from resrepro.training.engine import choose_device, threads_used, use_precision
+    from resrepro.training.progress import CheckpointInterval
 
-    parse_every(order.options.get("checkpoint_every"))
+    CheckpointInterval.parse(order.options.get("checkpoint_every"))
     device = choose_device(order.options.get("device", "auto"))
     use_precision(order.options.get("precision") or "float32", device)
     with threads_used(order.options.get("threads")):

@@ -21,8 +21,9 @@ from typing import Any
 from resrepro.data import Dataset, load_dataset
 from resrepro.errors import UsageError
 from resrepro.launch.job import Event, Failed, Finished, Job, Order, Outcome, Stopped, work
-from resrepro.spec.specs import CifarRecipe, Spec
-from resrepro.training.interrupts import SIGNALS, Interrupts
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import CifarRecipe
+from resrepro.training.progress import SIGNALS, Interrupts
 
 PAUSE = 0.2  # seconds between looks at signals and at processes that have died
 

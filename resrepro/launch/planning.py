@@ -14,12 +14,12 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.launch.goals import Exhibit
 from resrepro.records import Run, read_run
 from resrepro.records.collection import Collection, read_ensembles
-from resrepro.records.measured import is_measured
-from resrepro.records.measurements import Ensemble
-from resrepro.records.record_files import RESULT
-from resrepro.records.recording import has_checkpoint, run_folder
+from resrepro.records.evaluations import Ensemble, is_measured
+from resrepro.records.reading import RESULT
+from resrepro.records.write import has_checkpoint, run_folder
 from resrepro.spec import catalogue
-from resrepro.spec.specs import Spec, Value
+from resrepro.spec.experiment import Spec, command_for, in_folder
+from resrepro.spec.recipe import Value
 
 ENSEMBLE_PROTOCOL = "multi_scale"  # of the paper's ensembles (Table 5)
 State = Literal["done", "resume", "start", "blocked"]
@@ -162,7 +162,7 @@ def _step(folder: Path, spec: Spec, seed: int) -> Step:
     going_on = has_checkpoint(folder)
     if not (folder / RESULT).exists():  # of a run cut short before its first checkpoint nothing is kept
         return Step(spec, seed, folder, "resume" if going_on else "start")
-    command = catalogue.in_folder(f"{catalogue.command_for(spec, seed)} --fresh", folder.parent.parent)
+    command = in_folder(f"{command_for(spec, seed)} --fresh", folder.parent.parent)
     try:
         run = read_run(folder)
     except RecordError as error:

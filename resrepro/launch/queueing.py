@@ -15,17 +15,9 @@ from pathlib import Path
 
 from resrepro.errors import RecordError, ResreproError
 from resrepro.records.durable import json_bytes, write_out
+from resrepro.records.evaluations import MOST_BYTES
 from resrepro.records.files import read_plain
-from resrepro.records.record_files import (
-    CONTROL,
-    ENV,
-    EVALS,
-    FORMAT,
-    MOST_BYTES,
-    RESPONSES,
-    RESULT,
-    read_json,
-)
+from resrepro.records.reading import CONTROL, ENV, EVALS, FORMAT, RESPONSES, RESULT, read_json
 
 FOLDER = "slurm"  # in a runs folder: what is told here, submitit's files, the logs of the jobs
 PATIENCE = 60  # seconds for squeue, which waits for the queue's own daemon

@@ -16,11 +16,11 @@ from resrepro.launch.capacity import choose_jobs, this_machine, threads_each
 from resrepro.launch.goals import Exhibit
 from resrepro.launch.planning import Measurement, Plan, Step, make_plan, set_apart
 from resrepro.records.collection import Collection
-from resrepro.records.measured import OTHER_IMAGES, RESPONSES, is_measured
-from resrepro.spec.specs import FAMILIES, Value
+from resrepro.records.evaluations import LAYER_RESPONSES, OTHER_IMAGES, is_measured
+from resrepro.spec.recipe import FAMILIES, Value
 
 if TYPE_CHECKING:
-    from resrepro.claims import Verdict
+    from resrepro.claims.judging import Verdict
     from resrepro.data import Dataset
     from resrepro.launch.job import Job, Order
     from resrepro.launch.queueing import Ticket
@@ -231,8 +231,10 @@ def show_exhibit(exhibit: Exhibit, found: Collection, figures: Path) -> tuple[Ta
         RecordError: if a file cannot be written.
     """
     own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
-    responses = RESPONSES in exhibit.measures
-    if exhibit.dataset and not any(is_measured(RESPONSES, run) if responses else run.finished for run in own):
+    responses = LAYER_RESPONSES in exhibit.measures
+    if exhibit.dataset and not any(
+        is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own
+    ):
         return None, None
     shown = Collection(own, (), found.ensembles)
     table = None
@@ -246,6 +248,6 @@ def show_exhibit(exhibit: Exhibit, found: Collection, figures: Path) -> tuple[Ta
 
 def verdicts_on(claims: Sequence[int], found: Collection) -> "tuple[Verdict, ...]":
     """The verdicts on some claims of the paper, from these records alone."""
-    from resrepro.claims import judge
+    from resrepro.claims.judging import judge
 
     return tuple(verdict for verdict in judge(found.runs) if verdict.number in claims)

@@ -6,7 +6,7 @@ from typing import Any
 
 from resrepro.errors import UsageError
 from resrepro.launch.queueing import FOLDER
-from resrepro.records.record_files import CONTROL
+from resrepro.records.reading import CONTROL
 
 DEFAULTS = {"time": "4:00:00", "cpus": "2"}
 OURS = {  # the words of --slurm that are not sbatch's, and submitit's for them

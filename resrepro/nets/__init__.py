@@ -6,28 +6,17 @@ option A. The CIFAR nets have 6n+2 weighted layers on maps of size 32, 16, 8 wit
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resrepro.errors import UsageError
-from resrepro.nets.convolution import Convolution
-from resrepro.nets.normalisation import GroupedBatchNorm2d
-from resrepro.spec.catalogue import check_setting
-from resrepro.spec.specs import (
-    BOTTLENECK_FROM,
-    DATASETS,
-    FAMILIES,
-    ImageNetRecipe,
-    Recipe,
-    check_depth,
-    check_shortcut,
-    default_shortcut,
-)
+from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, ZeroPadShortcut, relu
+from resrepro.spec.experiment import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
+from resrepro.spec.recipe import DATASETS, FAMILIES, ImageNetRecipe, Recipe, check_setting
 
 BatchNorm = functools.partial[GroupedBatchNorm2d]
 
@@ -69,57 +58,6 @@ def layout_of(dataset: str, depth: int) -> Layout:
     return Layout(IMAGENET_BLOCKS[depth], (64, 128, 256, 512), bottleneck, stem=(7, 2), pool=True)
 
 
-Twice = tuple[Tensor, Tensor]
-"""A map for its two uses, the convolutions and the shortcut: one tensor, or two with the same numbers, so
-that a fused backward pass meets both gradients and adds them as it reads them."""
-
-
-class ZeroPadShortcut(nn.Module):
-    """Option A: every `stride`-th position of x, with zeros for the new channels; no parameters."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, zeros: str) -> None:
-        super().__init__()
-        extra = out_channels - in_channels
-        before = extra // 2 if zeros == "symmetric" else 0
-        self.stride = stride
-        self.place = slice(before, before + in_channels)  # of x among the channels
-        self.channels = out_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + extra, ceil(H / stride), ceil(W / stride))."""
-        padded: Tensor = _ZeroPad.apply(x, self.stride, self.place, self.channels)
-        return padded
-
-
-class _ZeroPad(torch.autograd.Function):
-    """Striding and padding with one allocation each way; PyTorch's own operations take three."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, stride: int, place: slice, channels: int) -> Tensor:
-        ctx.stride, ctx.place, ctx.shape = stride, place, x.shape
-        strided = x[:, :, ::stride, ::stride]
-        padded = _zeros_like(x, (len(x), channels, *strided.shape[2:]))
-        padded[:, place] = strided
-        return padded
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        spread = _zeros_like(gradient, ctx.shape)
-        spread[:, :, :: ctx.stride, :: ctx.stride] = gradient[:, ctx.place]
-        return spread, None, None, None
-
-
-def _zeros_like(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros of another shape in the type and layout of x."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout).zero_()
-
-
-class ProjectionShortcut(nn.Sequential):
-    """Options B and C: a 1x1 convolution of the block's stride, then BN (Eq. 2)."""
-
-
 class Block(nn.Module):
     """Two 3x3 convolutions, each followed by BN; y = relu(F(x) + shortcut(x)), or relu(F(x)) if plain."""
 
@@ -129,20 +67,20 @@ class Block(nn.Module):
         channels: int,
         stride: int,
         shortcut: nn.Module | None,
-        batch_norm: "BatchNorm",
+        batch_norm: BatchNorm,
     ) -> None:
         super().__init__()
-        self.conv1 = Convolution(in_channels, channels, 3, stride, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = batch_norm(channels)
-        self.conv2 = Convolution(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = batch_norm(channels)
         self.shortcut = shortcut
 
-    def forward(self, ways: Twice) -> Twice:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
-        x, aside = ways
-        y, _ = self.bn1.relu(self.conv1(x))
-        return self.bn2.relu(self.conv2(y), None if self.shortcut is None else self.shortcut(aside))
+        y = relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -162,20 +100,20 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         first, second = (1, stride) if stride_3x3 else (stride, 1)
-        self.conv1 = Convolution(in_channels, width, 1, first)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
         self.bn1 = batch_norm(width)
-        self.conv2 = Convolution(width, width, 3, second, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, second, padding=1, bias=False)
         self.bn2 = batch_norm(width)
-        self.conv3 = Convolution(width, 4 * width, 1)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = batch_norm(4 * width)
         self.shortcut = shortcut
 
-    def forward(self, ways: Twice) -> Twice:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, 4 width, H / stride, W / stride)."""
-        x, aside = ways
-        y, _ = self.bn1.relu(self.conv1(x))
-        y, _ = self.bn2.relu(self.conv2(y))
-        return self.bn3.relu(self.conv3(y), None if self.shortcut is None else self.shortcut(aside))
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class Net(nn.Module):
@@ -197,7 +135,7 @@ class Net(nn.Module):
         super().__init__()
         kernel, stride = layout.stem
         channels = layout.widths[0]
-        self.conv1 = Convolution(3, channels, kernel, stride, padding=kernel // 2)
+        self.conv1 = nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = batch_norm(channels)
         self.pool = nn.MaxPool2d(3, 2, padding=1) if layout.pool else nn.Identity()
         stages: list[nn.Module] = []
@@ -218,10 +156,7 @@ class Net(nn.Module):
 
     def trunk(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> features of the last stage, 1/4 (CIFAR) or 1/32 (ImageNet) as large."""
-        x, aside = self.bn1.relu(self.conv1(images))
-        if not isinstance(self.pool, nn.Identity):
-            x = aside = self.pool(x)
-        features: Tensor = self.stages((x, aside))[0]
+        features: Tensor = self.stages(self.pool(relu(self.bn1(self.conv1(images)))))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -248,7 +183,7 @@ def make_shortcut(
         return None
     same = stride == 1 and in_channels == channels
     if option == "C" or (option == "B" and not same):
-        projection = Convolution(in_channels, channels, 1, stride)
+        projection = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
         return ProjectionShortcut(projection, batch_norm(channels))
     return nn.Identity() if same else ZeroPadShortcut(in_channels, channels, stride, zeros)
 
@@ -274,6 +209,7 @@ def build_net(
     stride_3x3: bool = False,
     init: str = "fan_in",
     bn_group: int = 0,
+    bn_batch: int = 0,
     bn_momentum: float = 0.1,
     bn_eps: float = 1e-5,
     generator: torch.Generator | None = None,
@@ -293,6 +229,7 @@ def build_net(
         stride_3x3: a bottleneck's stride on its 3x3 convolution (later practice) instead of its first 1x1.
         init: fan of the He initialisation, "fan_in" or "fan_out".
         bn_group: images that share BN statistics in training; 0 for the whole batch.
+        bn_batch: images of one update, where several passes make one; 0 if every pass is an update.
         bn_momentum: weight of the newest batch in BN's running averages.
         bn_eps: BN's epsilon.
         generator: source of the random initial weights; PyTorch's global one by default.
@@ -310,7 +247,9 @@ def build_net(
     option = check_shortcut(plain, shortcut, default_shortcut(dataset, depth))
     check_setting("init", init)
     check_setting("option_a_zeros", option_a_zeros)
-    batch_norm = functools.partial(GroupedBatchNorm2d, group=bn_group, momentum=bn_momentum, eps=bn_eps)
+    batch_norm = functools.partial(
+        GroupedBatchNorm2d, group=bn_group, batch=bn_batch, momentum=bn_momentum, eps=bn_eps
+    )
     classes = num_classes or (1000 if FAMILIES[dataset] == "imagenet" else 10)
     net = Net(layout, option, classes, option_a_zeros, batch_norm, stride_3x3)
     initialise(net, init, generator)
@@ -325,6 +264,7 @@ def net_of(
     shortcut: str | None,
     num_classes: int,
     generator: torch.Generator | None = None,
+    bn_batch: int = 0,
 ) -> Net:
     """The net as a recipe wants it (see `build_net`)."""
     return build_net(
@@ -337,6 +277,7 @@ def net_of(
         stride_3x3=isinstance(recipe, ImageNetRecipe) and recipe.stride_3x3,
         init=recipe.init,
         bn_group=recipe.bn_group,
+        bn_batch=bn_batch,
         bn_momentum=recipe.bn_momentum,
         bn_eps=recipe.bn_eps,
         generator=generator,

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records.measurements import Ensemble, Evaluation, evaluation_from
-from resrepro.records.record_checks import check_run
-from resrepro.records.record_files import (
+from resrepro.records.evaluations import Ensemble, Evaluation, Responses, evaluation_from, read_responses
+from resrepro.records.reading import (
     ENV,
     EVALS,
     METRICS,
     RESULT,
     SPEC,
     Curve,
+    check_run,
     read_curve,
     read_json,
 )
-from resrepro.records.responses import Responses, read_responses
 from resrepro.spec.catalogue import find
-from resrepro.spec.specs import FAMILIES, digest_of, spell
+from resrepro.spec.experiment import digest_of
+from resrepro.spec.recipe import FAMILIES, spell
 
 if TYPE_CHECKING:
     import pandas as pd

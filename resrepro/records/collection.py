@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records import Run, read_all, read_run
-from resrepro.records.measurements import Ensemble, ensemble_from
-from resrepro.records.record_files import ENSEMBLES, SPEC
-from resrepro.spec.specs import parse, spell
+from resrepro.records.evaluations import Ensemble, ensemble_from
+from resrepro.records.reading import ENSEMBLES, SPEC
+from resrepro.spec.recipe import parse, spell
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,8 @@ from pathlib import Path
 from resrepro.errors import RecordError
 from resrepro.records import Run, read_measured
 from resrepro.records.durable import write_out
-from resrepro.records.measurements import ensemble_from
-from resrepro.records.record_files import ENSEMBLES, EVALS, RECORD_FILES, RESPONSES
+from resrepro.records.evaluations import ensemble_from
+from resrepro.records.reading import ENSEMBLES, EVALS, RECORD_FILES, RESPONSES
 
 
 def publish(run: Run, results: Path) -> Path:

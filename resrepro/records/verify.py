@@ -11,16 +11,8 @@ from pathlib import Path
 from resrepro.errors import RecordError, ResreproError
 from resrepro.records import Run, read_measured, read_run
 from resrepro.records.collection import RUN_FOLDER
-from resrepro.records.measurements import Ensemble, Evaluation, ensemble_from, evaluation_from
-from resrepro.records.record_files import (
-    CHECKPOINT,
-    ENSEMBLES,
-    EVALS,
-    PREVIOUS,
-    RECORD_FILES,
-    SPEC,
-    WEIGHTS,
-)
+from resrepro.records.evaluations import Ensemble, Evaluation, ensemble_from, evaluation_from
+from resrepro.records.reading import CHECKPOINT, ENSEMBLES, EVALS, PREVIOUS, RECORD_FILES, SPEC, WEIGHTS
 
 FOREIGN = "foreign"  # in a folder of runs: evaluations of other people's checkpoints
 

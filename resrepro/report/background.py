@@ -9,8 +9,8 @@ from typing import Any
 from resrepro.comparison.groups import iterations_of
 from resrepro.records import Run
 from resrepro.spec import catalogue
-from resrepro.spec.catalogue import Setting
-from resrepro.spec.specs import net_label, spell
+from resrepro.spec.experiment import net_label
+from resrepro.spec.recipe import NamedRecipe, Setting, setting_rules, spell
 
 DATASETS = {
     "cifar10": "CIFAR-10",
@@ -104,7 +104,7 @@ class Known:
 def protocols() -> list[Known]:
     """The recipes (variants with what they change only) and the test protocols."""
     known = []
-    whole: dict[str, catalogue.NamedRecipe] = {}
+    whole: dict[str, NamedRecipe] = {}
     for recipe in catalogue.recipes().values():
         base = whole.setdefault(recipe.family, recipe)
         changed = [
@@ -122,7 +122,7 @@ def protocols() -> list[Known]:
 
 
 def _known(title: str, name: str, settings: Iterable[Setting]) -> Known:
-    rules = catalogue.setting_rules()
+    rules = setting_rules()
     rows = tuple(
         (setting, spell(setting.value), str(rules.get(setting.key, {}).get("what", "")))
         for setting in settings

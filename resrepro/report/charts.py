@@ -14,7 +14,7 @@ from resrepro.figures.choice import Groups
 from resrepro.figures.plotting import make_sheet, mean_curve, select
 from resrepro.figures.sheets import Curve, Panel, Sheet
 from resrepro.records import Run
-from resrepro.spec.specs import net_label
+from resrepro.spec.experiment import net_label
 
 OURS, SEED, PAPER = "ours", "seed", "paper"  # whose a line is: our mean, one of our runs, the paper's
 DECIMALS = 3  # of an error in percent: the curves of the paper were read to ±0.03

@@ -25,14 +25,13 @@ from resrepro.processes import rank, world_size
 from resrepro.records import disk
 from resrepro.records.durable import json_bytes, not_written, replacing
 from resrepro.records.files import NotPlain, open_plain
-from resrepro.records.record_files import CHECKPOINT, FORMAT, PREVIOUS, RESULT
-from resrepro.spec.specs import Spec
-from resrepro.training.device import choose_device
-from resrepro.training.engines import EAGER, ENGINES
-from resrepro.training.metrics import Errors
+from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
+from resrepro.spec.experiment import Spec
+from resrepro.training.engine import EAGER, ENGINES, choose_device
+from resrepro.training.measure import Errors
 
 if TYPE_CHECKING:
-    from resrepro.training.trainer import Trainer
+    from resrepro.training.loop import Trainer
 
 # Other people's checkpoints keep numpy scalars ("best_acc") beside the weights.
 NUMPY_SCALARS = [

@@ -1,9 +1,72 @@
-"""Stochastic gradient descent with momentum, in the forms in which it is written (Section 3.4)."""
+"""The learning rate of each update, and stochastic gradient descent with momentum (Sections 3.4 and 4.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from resrepro.spec.specs import Recipe
+from resrepro.spec.recipe import ImageNetRecipe, Recipe
+
+
+def learning_rate(
+    recipe: Recipe, iteration: int, warmup_switch: int | None = None, drops: Sequence[int] | None = None
+) -> float:
+    """The rate of update `iteration` (counted from 0).
+
+    Args:
+        recipe: the schedule; with `warmup_lr` 0 there is no warm-up.
+        iteration: the update about to be made. Iteration 32,000 (the 32,001st) is the first after a
+            drop at 32,000.
+        warmup_switch: the iteration at which the warm-up ended, None while it lasts.
+        drops: where the rate drops if that is found on the way (see `Plateau`); the recipe's by default.
+    """
+    if recipe.warmup_lr and (warmup_switch is None or iteration < warmup_switch):
+        return recipe.warmup_lr
+    fallen = recipe.lr_drops if drops is None else drops
+    return float(recipe.lr / recipe.lr_divisor ** sum(iteration >= drop for drop in fallen))
+
+
+def warmup_is_due(recipe: Recipe, iteration: int, warmup_switch: int | None) -> bool:
+    """Whether, after `iteration` updates, the warm-up's training error is to be looked at."""
+    return bool(recipe.warmup_lr) and warmup_switch is None and iteration % recipe.warmup_window == 0
+
+
+@dataclass
+class Plateau:
+    """Watches the validation error at each sample and says when the rate drops.
+
+    The rate drops after `plateau_patience` samples in a row of which none was at least `plateau_gain`
+    points better than the best since the drop before, as often as the recipe has fixed drops.
+    """
+
+    recipe: ImageNetRecipe
+    drops: list[int] = field(default_factory=list)
+    best: float = float("inf")
+    waited: int = 0
+
+    def see(self, iteration: int, top1_err: float) -> bool:
+        """Take note of a sample; True if the rate drops from `iteration` on."""
+        if top1_err <= self.best - self.recipe.plateau_gain:
+            self.best, self.waited = top1_err, 0
+            return False
+        self.waited += 1
+        if self.waited < self.recipe.plateau_patience or len(self.drops) >= len(self.recipe.lr_drops):
+            return False
+        self.drops.append(iteration)
+        self.best, self.waited = top1_err, 0
+        return True
+
+    def state(self) -> list[float | list[int]]:
+        """What a checkpoint keeps."""
+        return [list(self.drops), self.best, self.waited]
+
+
+def plateau_of(recipe: Recipe) -> Plateau | None:
+    """The rule that a recipe follows; None where its drops are fixed."""
+    if isinstance(recipe, ImageNetRecipe) and recipe.lr_policy == "plateau":
+        return Plateau(recipe)
+    return None
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:

@@ -24,12 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resrepro.data import ProcessGroup
 from resrepro.errors import PeerLost, ResreproError, UsageError
-from resrepro.nets.normalisation import running_statistics
+from resrepro.nets.layers import running_statistics
 from resrepro.processes import is_first, local_world_size, rank, world_size
 from resrepro.spec import catalogue
-from resrepro.spec.specs import Recipe, Spec, Value
-from resrepro.training.interrupts import Interrupts
-from resrepro.training.metrics import ErrorSums
+from resrepro.spec.experiment import Spec
+from resrepro.spec.recipe import Recipe, Value
+from resrepro.training.progress import Interrupts
 
 T = TypeVar("T")
 
@@ -214,17 +214,6 @@ def total(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         distributed.all_reduce(tensor)
     return tensor
-
-
-def gathered(sums: ErrorSums) -> ErrorSums:
-    """Loss and errors of all processes together."""
-    if world_size() == 1:
-        return sums
-    own = sums.sums if sums.count else torch.zeros_like(sums.sums)  # the mean loss of no images is NaN
-    both = total(torch.cat([own, own.new_tensor([sums.count])]))
-    whole = ErrorSums(both.device)
-    whole.sums, whole.count = both[:3], round(both[3].item())
-    return whole
 
 
 def average_statistics(net: nn.Module) -> None:

@@ -11,27 +11,33 @@ from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.processes import is_first
 from resrepro.records import MALFORMED, read_run
-from resrepro.records.environment import describe_environment
 from resrepro.records.locking import Breaks, Lock, locked
-from resrepro.records.record_files import ENV, RESULT, SPEC, read_json
-from resrepro.records.recording import Onlooker, RunWriter, has_checkpoint, open_run, run_folder
-from resrepro.spec import catalogue
-from resrepro.spec.specs import FAMILIES, Spec, Value, digest_of
-from resrepro.training.cadence import Cadence, parse_every
+from resrepro.records.reading import ENV, RESULT, SPEC, read_json
+from resrepro.records.write import (
+    Onlooker,
+    RunWriter,
+    describe_environment,
+    has_checkpoint,
+    open_run,
+    run_folder,
+)
+from resrepro.spec.experiment import Spec, command_for, digest_of
+from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training.checkpoint import differences, frozen_device, frozen_threads, load_state, restore
-from resrepro.training.device import (
+from resrepro.training.engine import (
     choose_device,
+    choose_engine,
     describe_device,
+    describe_engine,
+    fast_settings,
+    mode_of,
     telling_memory,
     threads_used,
     use_precision,
 )
-from resrepro.training.engines import Plan, choose_engine, describe_engine
-from resrepro.training.interrupts import Interrupts, StoppedEarly
-from resrepro.training.modes import fast_settings, mode_of
+from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
-from resrepro.training.trainer import Target, Trainer
-from resrepro.training.watching import Watcher
+from resrepro.training.progress import CheckpointInterval, Interrupts, StoppedEarly, Watcher
 
 
 def train(
@@ -68,7 +74,7 @@ def train(
         threads: CPU threads; one per core by default. A run that goes on keeps device and threads.
         threads_if_new: CPU threads of a run that does not go on, where `threads` are not given.
         fast: bf16 arithmetic where the hardware has it (fp16 on older GPUs) instead of float32.
-        compiling: "auto", "on" or "off": see `training.engines.choose_engine`. A run that goes on keeps its
+        compiling: "auto", "on" or "off": see `training.engine.choose_engine`. A run that goes on keeps its
             engine.
         micro_batch: images per forward and backward pass; fewer than the batch (or than a process's share
             of it) accumulate gradients.
@@ -93,7 +99,7 @@ def train(
         Interrupted: if a signal stopped the run; its checkpoint is written.
         PeerLost: if another process of the run ended.
     """
-    requested, every = choose_device(device), parse_every(checkpoint_every)
+    requested, interval = choose_device(device), CheckpointInterval.parse(checkpoint_every)
     loading, watcher = loading or Loading(), (watcher if is_first() else None) or Watcher()
     join(requested)
     if fast:
@@ -120,16 +126,14 @@ def train(
             used = frozen_device(device, requested, env)
             with threads_used(frozen_threads(threads, used, env, threads_if_new)):
                 done = state["iteration"] if state else 0
-                ahead = Plan(spec, used, spec.recipe.iterations - done)
-                engine = on_first(
-                    lambda: choose_engine(compiling, ahead, env["engine"] if env else None, watcher.say)
-                )
+                ahead, begun = spec.recipe.iterations - done, env["engine"] if env else None
+                engine = on_first(lambda: choose_engine(compiling, used, ahead, begun, watcher.say))
                 use_precision(spec.recipe.precision, used)
                 feed = open_feed(spec, data, used, seed, loading, watcher.say, process_group())
                 writer = _open_writer(folder, spec, seed, feed, fresh)
                 _say_first(writer, spec, split, feed.about.notices, watcher)
                 trainer = Trainer(spec, seed, feed, Target(used, split, engine), writer, watcher)
-                trainer.cadence = Cadence(every)
+                trainer.interval = interval
                 if lock is not None:
                     writer.still_ours = lock.check
                 if fresh:
@@ -298,7 +302,7 @@ def _begin(trainer: Trainer, now: Mapping[str, Any]) -> None:
     """Begin the record of a run, and write its first checkpoint."""
     writer, spec, seed = trainer.writer, trainer.spec, trainer.seed
     about = {"mode": mode_of(spec.recipe), "data": trainer.feed.about.describe()}
-    env = {**now, **about, "command": catalogue.command_for(spec, seed)}
+    env = {**now, **about, "command": command_for(spec, seed)}
     on_first(lambda: writer.begin(spec, seed, env))
     on_first(lambda: writer.result(trainer.result("partial")))
     trainer.save()  # so that there is always one to go on from; it also shows what the next will cost

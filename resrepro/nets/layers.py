@@ -1,0 +1,167 @@
+"""The layers that PyTorch has not: BN over groups of images, and shortcuts (Sections 3.3 and 3.4)."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+N = TypeVar("N", bound=nn.Module)
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose statistics are those of groups of `group` images.
+
+    This is what BN computes when a batch is spread over several GPUs. With `group` 0, or in evaluation,
+    it is ordinary batch normalisation. Whatever a batch is spread over (groups on one device, passes of
+    one update, processes), the running averages take the plain mean of the groups' statistics.
+
+    Args:
+        channels: of the maps.
+        group: images that share statistics; 0 for all images of a pass.
+        batch: images of one update, where several passes make one; 0 if every pass is an update.
+        momentum: weight of an update in the running averages.
+        eps: added to the variance.
+    """
+
+    def __init__(
+        self, channels: int, group: int = 0, batch: int = 0, *, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        super().__init__(channels, momentum=momentum, eps=eps)
+        self.group, self.batch = group, batch
+        self._seen = 0  # images of the update under way
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x of shape (N, C, H, W), N a multiple of `group` in training."""
+        if not self.training or self.is_whole(x):
+            return super().forward(x)
+        parts = [
+            F.batch_norm(
+                part, self.running_mean, self.running_var, self.weight, self.bias, True,
+                self._share(len(part), self.batch or len(x)), self.eps,
+            )
+            for part in torch.split(x, self.group or len(x))
+        ]  # fmt: skip
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def is_whole(self, x: Tensor) -> bool:
+        """Whether these images are one group, and one update."""
+        return self.group in (0, len(x)) and self.batch in (0, len(x))
+
+    def _share(self, count: int, total: int) -> float:
+        """The weight of the next `count` images against the averages so far.
+
+        Chosen such that after `total` images each group has the same weight, and all together momentum.
+        """
+        assert self.momentum is not None
+        after = total - self._seen - count
+        self._seen = (self._seen + count) % total
+        return self.momentum * count / total / (1 - self.momentum * after / total)
+
+    def extra_repr(self) -> str:
+        """Show the group beside PyTorch's own fields."""
+        return f"{self.num_features}, group={self.group}, momentum={self.momentum}, eps={self.eps}"
+
+
+class ZeroPadShortcut(nn.Module):
+    """Option A: every `stride`-th position of x, with zeros for the new channels; no parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, zeros: str) -> None:
+        super().__init__()
+        extra = out_channels - in_channels
+        before = extra // 2 if zeros == "symmetric" else 0
+        self.stride = stride
+        self.place = slice(before, before + in_channels)  # of x among the channels
+        self.channels = out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C + extra, ceil(H / stride), ceil(W / stride))."""
+        padded: Tensor = _ZeroPad.apply(x, self.stride, self.place, self.channels)
+        return padded
+
+
+class _ZeroPad(torch.autograd.Function):
+    """Striding and padding with one allocation each way; PyTorch's own operations take three."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int, place: slice, channels: int) -> Tensor:
+        ctx.stride, ctx.place, ctx.shape = stride, place, x.shape
+        strided = x[:, :, ::stride, ::stride]
+        padded = _zeros_like(x, (len(x), channels, *strided.shape[2:]))
+        padded[:, place] = strided
+        return padded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        spread = _zeros_like(gradient, ctx.shape)
+        spread[:, :, :: ctx.stride, :: ctx.stride] = gradient[:, ctx.place]
+        return spread, None, None, None
+
+
+def _zeros_like(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of another shape in the type and layout of x."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout).zero_()
+
+
+class ProjectionShortcut(nn.Sequential):
+    """Options B and C: a 1x1 convolution of the block's stride, then BN (Eq. 2)."""
+
+
+def relu(x: Tensor) -> Tensor:
+    """ReLU in place: no gradient needs what was there."""
+    return F.relu(x, inplace=True)
+
+
+def norms_of(net: nn.Module) -> list[GroupedBatchNorm2d]:
+    """The BN layers of a net, in order."""
+    return [module for module in net.modules() if isinstance(module, GroupedBatchNorm2d)]
+
+
+def pairs_of(net: nn.Module) -> list[tuple[nn.Conv2d, GroupedBatchNorm2d]]:
+    """Each convolution of a net, or of a block, with the BN that follows it, in order."""
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    return list(zip(convolutions, norms_of(net), strict=True))
+
+
+def running_statistics(net: nn.Module) -> list[Tensor]:
+    """The running averages of all BN layers: means and variances, (C,) each."""
+    both = [(norm.running_mean, norm.running_var) for norm in norms_of(net)]
+    return [tensor for pair in both for tensor in pair if tensor is not None]
+
+
+def folded(net: N) -> N:
+    """A copy for evaluation with each BN folded into the convolution before it: one pass over each map less.
+
+    In evaluation BN is a fixed scale and shift of each channel, so that w' = w s and b' = shift give what
+    convolution and BN give, to rounding.
+    """
+    net = copy.deepcopy(net).eval().requires_grad_(False)
+    for convolution, norm in pairs_of(net):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        convolution.weight = nn.Parameter(convolution.weight * scale[:, None, None, None], False)
+        convolution.bias = nn.Parameter(norm.bias - norm.running_mean * scale, False)
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, GroupedBatchNorm2d):
+                setattr(module, name, nn.Identity())
+    return net
+
+
+def averaging(net: N) -> N:
+    """A copy in training mode whose running averages count each pass alike, and start from nothing.
+
+    These are the statistics that the authors' README describes: plain averages over training batches
+    instead of moving ones. The passes must be of one size, and of one BN group each.
+    """
+    net = copy.deepcopy(net).train()
+    for norm in norms_of(net):
+        norm.group = norm.batch = 0
+        norm.momentum = None  # PyTorch's word for plain averages
+        norm.reset_running_stats()
+    return net

@@ -1,0 +1,331 @@
+"""Writing run records: one folder per run, small text files, replaced whole or appended to.
+
+Layout: `runs/<name>/seed<k>/` with spec.json, env.json, metrics.csv, result.json, checkpoint.pt, the
+checkpoint before it, and evals/. `resrepro.records` reads them.
+
+Order matters: rows reach the disk before the result or the checkpoint that counts on them. Rows that
+neither tells of are those of a crash. What env.json says of the machine has no paths, host or user names.
+"""
+
+import csv
+import datetime
+import importlib.metadata
+import io
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resrepro.errors import RecordError, UsageError
+from resrepro.records.durable import (
+    PART,
+    append,
+    cut_back,
+    make_folder,
+    seal_of,
+    sweep,
+    write_json,
+    write_whole,
+)
+from resrepro.records.evaluations import MOST_BYTES
+from resrepro.records.reading import (
+    CHECKPOINT,
+    ENV,
+    FORMAT,
+    METRICS,
+    METRICS_COLUMNS,
+    PREVIOUS,
+    RESULT,
+    SPEC,
+    describe_curve,
+    read_bytes,
+    read_json,
+)
+from resrepro.spec.experiment import Spec, digest_of
+
+LATER = "later_sessions"
+HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
+
+
+def unchecked() -> None:
+    """Take it for granted that nobody else writes the record."""
+
+
+class RunWriter:
+    """The record of one run while it is being made.
+
+    Attributes:
+        folder: where it lies.
+        aside: where an earlier record was moved, if there was one.
+        env: the content of env.json.
+        curve: the content of metrics.csv.
+        still_ours: raises if another process has taken the run over.
+    """
+
+    def __init__(self, folder: Path, aside: Path | None = None) -> None:
+        self.folder = folder
+        self.aside = aside
+        self.env: dict[str, Any] = {}
+        self.curve = HEADER
+        self.still_ours: Callable[[], None] = unchecked
+        self._of: dict[str, Any] = {}  # what binds the result to its run
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the newest checkpoint lies."""
+        return self.folder / CHECKPOINT
+
+    def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
+        """Write what is known before the first iteration."""
+        self.env, self.curve = dict(env), HEADER
+        self._bind(spec, seed)
+        write_json(self.folder / SPEC, describe_spec(spec, seed))
+        write_json(self.folder / ENV, self.env)
+        write_whole(self.folder / METRICS, self.curve)
+
+    def go_on(
+        self, spec: Spec, seed: int, env: Mapping[str, Any], curve: bytes, result: Mapping[str, Any]
+    ) -> list[str]:
+        """Bring the record to the state of a checkpoint; returns the files that had to be restored.
+
+        Raises:
+            RecordError: if the disk refuses.
+        """
+        self.env, self.curve = dict(env), curve
+        self._bind(spec, seed)
+        self.result(result)  # first: it must never vouch for rows that are cut off
+        restored = []
+        recorded = _whole(self.folder / ENV)
+        if recorded is not None and _first_start(recorded) == _first_start(env):
+            self.env = recorded  # it may tell of a session that wrote no checkpoint
+        for name, content in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
+            recorded = _whole(self.folder / name)
+            if recorded is None or seal_of(recorded) != seal_of(content):
+                write_json(self.folder / name, content)
+                restored.append(name)
+        return restored + self._restore_curve()
+
+    def _restore_curve(self) -> list[str]:
+        """Cut metrics.csv back to the curve, or write it anew if it is not what it should be."""
+        path = self.folder / METRICS
+        try:
+            rows = read_bytes(path, MOST_BYTES)
+        except RecordError:
+            rows = b""
+        if not rows.startswith(self.curve):
+            write_whole(path, self.curve)
+            return [METRICS]
+        if len(rows) > len(self.curve):
+            cut_back(path, len(self.curve))
+        return []
+
+    def _bind(self, spec: Spec, seed: int) -> None:
+        self._of = {"digest": spec.digest, "seed": seed}
+
+    def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
+        """Note in env.json that another session, perhaps elsewhere, went on from `iteration`."""
+        session = {key: env[key] for key in env if self.env.get(key) != env[key] and key != "started"}
+        later = [*self.env.get(LATER, []), {"from_iteration": iteration, **session}]
+        self.env |= {LATER: later}
+        write_json(self.folder / ENV, self.env)
+
+    def append(self, rows: Iterable[Sequence[object]]) -> None:
+        """Append rows to metrics.csv and force them to disk."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        added = text.getvalue().encode()
+        self.still_ours()
+        append(self.folder / METRICS, added, len(self.curve))
+        self.curve += added
+
+    def result(self, content: Mapping[str, Any]) -> None:
+        """Replace result.json; it vouches for the rows so far."""
+        self.still_ours()
+        vouching = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
+        write_json(self.folder / RESULT, vouching)
+
+
+class Onlooker(RunWriter):
+    """The record as a further process of the run sees it: the first one writes, this one does not."""
+
+    def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def go_on(
+        self, spec: Spec, seed: int, env: Mapping[str, Any], curve: bytes, result: Mapping[str, Any]
+    ) -> list[str]:
+        """Leave it to the first process."""
+        return []
+
+    def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def append(self, rows: Iterable[Sequence[object]]) -> None:
+        """Leave it to the first process."""
+
+    def result(self, content: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+
+def describe_spec(spec: Spec, seed: int) -> dict[str, Any]:
+    """The content of spec.json."""
+    return {
+        "format": FORMAT, "name": spec.name, "digest": spec.digest, "seed": seed, "spec": spec.to_json(),
+    }  # fmt: skip
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """A JSON record, None if it is missing or broken."""
+    try:
+        return read_json(path)
+    except RecordError:
+        return None
+
+
+def _first_start(env: Mapping[str, Any]) -> str:
+    """What tells whether two env.json are of one run: all but the later sessions."""
+    return seal_of({key: value for key, value in env.items() if key != LATER})
+
+
+def run_folder(runs: Path, spec: Spec, seed: int) -> Path:
+    """Where a run's record lies: `runs/<name>/seed<k>`."""
+    return runs / spec.name / f"seed{seed}"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from, newest or before."""
+    return any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
+
+
+def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
+    """The folder of a run, made if missing; with `fresh` an existing one is set aside first.
+
+    So is one that holds curves but no checkpoint to go on from.
+
+    Raises:
+        UsageError: if the folder holds a run of another specification.
+        RecordError: if the folder cannot be made or written.
+    """
+    folder = run_folder(runs, spec, seed)
+    aside = None
+    try:
+        if fresh and folder.exists():
+            aside = set_aside(folder)
+        if not has_checkpoint(folder) and _has_rows(folder / METRICS):
+            aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
+        make_folder(folder)
+        probe = folder / f".probe.{os.getpid()}{PART}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RecordError(
+            f"cannot write to the runs folder {runs}: {error.strerror}. Choose another with --runs."
+        ) from None
+    sweep(folder)
+    _check_same_spec(folder, spec)
+    return RunWriter(folder, aside)
+
+
+def _check_same_spec(folder: Path, spec: Spec) -> None:
+    recorded = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint
+    if recorded is not None and digest_of(recorded.get("spec", {})) != spec.digest:
+        raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
+
+
+def _has_rows(metrics: Path) -> bool:
+    try:
+        return read_bytes(metrics, MOST_BYTES).count(b"\n") > 1
+    except RecordError:
+        return metrics.exists()
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a run folder so that nothing reads it any more, and nothing is lost."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.aside{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
+PATH_STARTS = ("/", "~", "..")
+
+
+def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Versions, machine and arguments, without paths, host or user names."""
+    packages = ("resrepro", "torch", "torchvision", "numpy", "scikit-learn")
+    commit, modified = source_commit()
+    return {
+        "format": FORMAT,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "commit": commit,
+        "modified": modified,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "arguments": None if arguments is None else without_paths(arguments),
+        "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def without_paths(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
+    safe: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if safe and safe[-1] in PATH_OPTIONS:
+            safe.append("DIR")
+        elif equals and (option in PATH_OPTIONS or value.startswith(PATH_STARTS)):
+            safe.append(f"{option}=DIR")
+        else:
+            safe.append("DIR" if argument.startswith(PATH_STARTS) else argument)
+    return safe
+
+
+def source_commit() -> tuple[str | None, bool | None]:
+    """The git commit that this package's source is checked out at, and whether it was changed since.
+
+    None where the package is not part of a git checkout.
+    """
+    here = Path(__file__).parents[1]  # the package
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """The model name of the processor, as far as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cache_folder() -> Path:
+    """Where what can be made anew is kept between runs: `resrepro` in XDG_CACHE_HOME, else in ~/.cache."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "resrepro"
+    try:
+        return Path.home() / ".cache" / "resrepro"
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull)

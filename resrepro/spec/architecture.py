@@ -1,0 +1,265 @@
+"""The paper's nets as formulas: layers, output sizes, parameters and multiply-adds, without building a net.
+
+A net is a list of parts in the order of the forward pass: a stem or head layer, or a block of a stage and
+how often it is repeated (Table 1; Section 4.2). VGG-19, which Figure 3 sets beside the nets and we do not
+train, is counted from its list of layers in `paper/vgg19.toml`.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from resrepro.spec.catalogue import Experiment, experiments
+from resrepro.spec.experiment import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
+from resrepro.spec.recipe import FAMILIES
+
+# Sides of the images in training: Sections 4.2 and 3.4; digits are enlarged to 16.
+IMAGE_SIZES = {"cifar10": 32, "digits": 16, "imagenet": 224, "folder": 224}
+CLASSES = {"cifar": 10, "imagenet": 1000}
+OF_THE_PAPER = ("cifar10", "imagenet")  # the datasets that it uses
+# Blocks of conv2_x to conv5_x, Table 1.
+IMAGENET_BLOCKS = {
+    18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What distinguishes the nets: stem, widths of the stages, blocks in each, kind of block."""
+
+    blocks: tuple[int, ...]
+    widths: tuple[int, ...]
+    bottleneck: bool
+    stem: tuple[int, int]
+    """Kernel and stride of the first convolution."""
+    pool: bool
+    """Whether a 3x3 max pooling of stride 2 follows it."""
+
+    @property
+    def expansion(self) -> int:
+        """Channels that leave a block, per width."""
+        return 4 if self.bottleneck else 1
+
+
+def layout_of(dataset: str, depth: int) -> Layout:
+    """The layout of the paper's net of a dataset and depth.
+
+    Raises:
+        UsageError: if the paper's family has no net of that depth.
+    """
+    check_depth(depth, FAMILIES[dataset])
+    if FAMILIES[dataset] == "cifar":
+        return Layout(((depth - 2) // 6,) * 3, (16, 32, 64), bottleneck=False, stem=(3, 1), pool=False)
+    bottleneck = depth >= BOTTLENECK_FROM
+    return Layout(IMAGENET_BLOCKS[depth], (64, 128, 256, 512), bottleneck, stem=(7, 2), pool=True)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, or the shortcut of a block.
+
+    `kind` is "conv", "max pool", "avg pool" or "fc"; of a shortcut "identity", "zeros" (option A where
+    the size changes) or "projection". A fully connected layer has the kernel that it would have as a
+    convolution. `size` is the side of the output map in pixels.
+    """
+
+    kind: str
+    kernel: int
+    inputs: int
+    channels: int
+    stride: int
+    size: int
+
+    @property
+    def weights(self) -> int:
+        """Those of a square convolution or fully connected layer, biases aside; 0 of the other kinds."""
+        weighted = self.kind in ("conv", "projection", "fc")
+        return self.kernel**2 * self.inputs * self.channels if weighted else 0
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one image: every output pixel sums over kernel x kernel x inputs."""
+        return self.weights * self.size**2
+
+
+@dataclass(frozen=True)
+class Part:
+    """A single layer (`conv1`, `fc`), or a block of a stage (`conv2_x`), `times` times in a row."""
+
+    name: str
+    times: int
+    layers: tuple[Layer, ...]
+    shortcut: Layer | None = None
+
+    @property
+    def all_layers(self) -> tuple[Layer, ...]:
+        """The layers of one repetition, the shortcut among them."""
+        return self.layers if self.shortcut is None else (*self.layers, self.shortcut)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of Table 1: so many blocks of the same layers, on maps of one size."""
+
+    name: str
+    blocks: int
+    layers: tuple[Layer, ...]
+
+    @property
+    def width(self) -> int:
+        """Channels of the 3x3 convolutions."""
+        return next(layer.channels for layer in self.layers if layer.kernel == 3)
+
+    @property
+    def channels(self) -> int:
+        """Channels that leave the stage."""
+        return self.layers[-1].channels
+
+    @property
+    def size(self) -> int:
+        """The side of the output map in pixels."""
+        return self.layers[-1].size
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A net at the image size that the paper trains it at; `bn` tells whether BN follows convolutions."""
+
+    name: str
+    label: str
+    image_size: int
+    parts: tuple[Part, ...]
+    bn: bool = True
+
+    @property
+    def layers(self) -> int:
+        """Weighted layers as the paper counts: convolutions and fc, projections left out."""
+        return sum(part.times for part in self.parts for layer in part.layers if layer.weights)
+
+    @property
+    def parameters(self) -> int:
+        """Weights, BN's scale and shift, biases."""
+        total = 0
+        for part in self.parts:
+            for layer in part.all_layers:
+                per_channel = 0 if not layer.weights else 2 if self.bn and layer.kind != "fc" else 1
+                total += part.times * (layer.weights + per_channel * layer.channels)
+        return total
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of all convolutions, projections among them, and fully connected layers."""
+        return sum(part.times * layer.multiply_adds for part in self.parts for layer in part.all_layers)
+
+    @property
+    def projections(self) -> int:
+        """The multiply-adds of the projection shortcuts alone."""
+        return sum(part.times * part.shortcut.multiply_adds for part in self.parts if part.shortcut)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of blocks, in order; the layers are those of a stage's last block."""
+        stages: dict[str, Stage] = {}
+        for part in self.parts:
+            if part.name.endswith("_x"):
+                before = stages[part.name].blocks if part.name in stages else 0
+                stages[part.name] = Stage(part.name, before + part.times, part.layers)
+        return tuple(stages.values())
+
+    def layer(self, name: str) -> Layer:
+        """The layer of a part outside the stages: `conv1`, `max pool`, `avg pool`, `fc`."""
+        return next(part.layers[0] for part in self.parts if part.name == name)
+
+    def walk(self) -> Iterator[Part]:
+        """The parts one by one, blocks repeated."""
+        for part in self.parts:
+            yield from [part] * part.times
+
+
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """The nets that the catalogue trains for the paper, by experiment name, in its order."""
+    paper = [entry for entry in experiments().values() if entry.dataset in OF_THE_PAPER]
+    return {experiment.name: architecture_of(experiment) for experiment in paper}
+
+
+def architecture_of(experiment: Experiment) -> Architecture:
+    """The net of an experiment; a folder's with as many classes as ImageNet has."""
+    net = experiment.dataset, experiment.depth, experiment.plain, experiment.shortcut
+    size = IMAGE_SIZES[experiment.dataset]
+    return Architecture(experiment.name, experiment.label, size, tuple(parts_of(*net)))
+
+
+def parts_of(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Iterator[Part]:
+    """The parts of a net in the order of the forward pass, with the strides where the paper has them.
+
+    Raises:
+        UsageError: if the paper's family has no such net.
+    """
+    layout = layout_of(dataset, depth)
+    option = check_shortcut(plain, shortcut, default_shortcut(dataset, depth))
+    kernel, stride = layout.stem
+    size, channels = IMAGE_SIZES[dataset] // stride, layout.widths[0]
+    yield _single("conv1", Layer("conv", kernel, 3, channels, stride, size))
+    if layout.pool:
+        size //= 2
+        yield _single("max pool", Layer("max pool", 3, channels, channels, 2, size))
+    for stage, (count, width) in enumerate(zip(layout.blocks, layout.widths, strict=True)):
+        name, stride, out = f"conv{stage + 2}_x", 2 if stage else 1, width * layout.expansion
+        size //= stride
+        first = _block(layout, option, channels, width, stride, size)
+        others = _block(layout, option, out, width, 1, size)
+        if first == others:
+            yield Part(name, count, *first)
+        else:
+            yield Part(name, 1, *first)
+            if count > 1:
+                yield Part(name, count - 1, *others)
+        channels = out
+    yield _single("avg pool", Layer("avg pool", size, channels, channels, 1, 1))
+    yield _single("fc", Layer("fc", 1, channels, CLASSES[FAMILIES[dataset]], 1, 1))
+
+
+def _single(name: str, layer: Layer) -> Part:
+    return Part(name, 1, (layer,))
+
+
+def _block(
+    layout: Layout, option: str | None, inputs: int, width: int, stride: int, size: int
+) -> tuple[tuple[Layer, ...], Layer | None]:
+    """The layers of a block with maps of `size`, and its shortcut (Figure 5, Section 3.3)."""
+    kernels = (1, 3, 1) if layout.bottleneck else (3, 3)
+    widths = [inputs, *([width] * (len(kernels) - 1)), width * layout.expansion]
+    layers = tuple(
+        Layer("conv", kernel, widths[at], widths[at + 1], 1 if at else stride, size)
+        for at, kernel in enumerate(kernels)
+    )
+    same = stride == 1 and inputs == widths[-1]
+    if option is None:
+        return layers, None
+    projects = option == "C" or (option == "B" and not same)
+    kind = "projection" if projects else "identity" if same else "zeros"
+    return layers, Layer(kind, 1, inputs, widths[-1], stride, size)
+
+
+@cache
+def vgg19() -> Architecture:
+    """VGG-19, counted from its list of layers."""
+    text = resources.files("resrepro").joinpath("paper", "vgg19.toml").read_text(encoding="utf-8")
+    plan = tomllib.loads(text)
+    size, channels, pool = plan["image_size"], 3, plan["pool"]
+    parts: list[Part] = []
+    for widths in plan["convolutions"]:
+        for width in widths:
+            parts.append(_single("conv", Layer("conv", plan["kernel"], channels, width, 1, size)))
+            channels = width
+        size //= pool["stride"]
+        layer = Layer("max pool", pool["kernel"], channels, channels, pool["stride"], size)
+        parts.append(_single("max pool", layer))
+    kernel = size  # the first fc sees the whole map
+    for width in plan["fc"]:
+        parts.append(_single("fc", Layer("fc", kernel, channels, width, 1, 1)))
+        kernel, channels = 1, width
+    return Architecture("vgg19", "VGG-19", plan["image_size"], tuple(parts), bn=False)

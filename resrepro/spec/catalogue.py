@@ -1,0 +1,336 @@
+"""The catalogue: recipes, experiments and test protocols as data (TOML), and what differs from them.
+
+Every setting is marked: stated by the paper, derived from it, or assumed by us. Adding an experiment is one
+entry in `experiments.toml`.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from resrepro.errors import UsageError
+from resrepro.spec.experiment import (
+    Shortcut,
+    Spec,
+    check_depth,
+    check_shortcut,
+    default_shortcut,
+    net_label,
+)
+from resrepro.spec.recipe import (
+    DATASETS,
+    FAMILIES,
+    RECIPES,
+    SETTING_TYPES,
+    ImageNetRecipe,
+    NamedRecipe,
+    Recipe,
+    Setting,
+    Value,
+    check_setting,
+    ordered_settings,
+    read_toml,
+    setting_from,
+    settings_of,
+    spell,
+)
+
+PAPER_RECIPES = {"cifar": "cifar-64k", "imagenet": "imagenet-600k"}  # what departures are told against
+STAND_INS = {
+    "digits": "dataset digits instead of CIFAR-10",
+    "folder": "a folder of other images instead of ImageNet",
+}
+DEPARTURES = {
+    "split": "trained on 45,000 images and validated on the last 5,000",
+    "lr_policy": "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops",
+    "bn_stats": "BN statistics at test: plain averages over training batches, as in the authors' README",
+    "stride_3x3": "stride on the 3x3 of a bottleneck instead of its first 1x1",
+}
+"""Settings whose change is told without its value."""
+FOLLOW = {"lr_drops", "eval_every", "scale"}  # follow from `iterations` or `image_size` unless set by hand
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A net, a recipe, the seeds that the paper ran and the exhibits it belongs to."""
+
+    name: str
+    dataset: str
+    depth: int
+    plain: bool
+    recipe: str
+    seeds: tuple[int, ...]
+    exhibits: tuple[str, ...]
+    shortcut: Shortcut | None = None
+    """The shortcut option; by default the paper's for this net."""
+
+    @property
+    def family(self) -> str:
+        """`cifar` or `imagenet`: which nets and which kind of recipe."""
+        return FAMILIES[self.dataset]
+
+    @property
+    def label(self) -> str:
+        """`plain-56`, `ResNet-56`, or with an option that is not the depth's own `ResNet-34 (B)`."""
+        return self.spec().label
+
+    def spec(self) -> Spec:
+        """The paper-exact spec."""
+        shortcut = check_shortcut(self.plain, self.shortcut, default_shortcut(self.dataset, self.depth))
+        recipe = recipes()[self.recipe].recipe
+        return Spec(self.name, self.dataset, self.depth, self.plain, shortcut, recipe)
+
+
+@cache
+def recipes() -> Mapping[str, NamedRecipe]:
+    """All recipes by name, bases resolved."""
+    named: dict[str, NamedRecipe] = {}
+    for name, table in read_toml("recipes.toml").items():
+        base = named.get(table.get("base", ""))
+        family = base.family if base else table["family"]
+        settings = dict(base.settings) if base else {}
+        for key, entry in table["settings"].items():
+            settings[key] = setting_from(key, entry)
+            check_setting(key, settings[key].value)
+        keys = ordered_settings(RECIPES[family])
+        named[name] = NamedRecipe(name, table["title"], family, {key: settings[key] for key in keys})
+    return named
+
+
+def paper_recipe(family: str) -> NamedRecipe:
+    """The recipe of the paper for a family of nets, which departures are told against."""
+    return recipes()[PAPER_RECIPES[family]]
+
+
+@cache
+def experiments() -> Mapping[str, Experiment]:
+    """All experiments of the catalogue by name, in its order."""
+    return {
+        name: Experiment(
+            name, **entry | {"seeds": tuple(entry["seeds"]), "exhibits": tuple(entry["exhibits"])}
+        )
+        for name, entry in read_toml("experiments.toml")["experiments"].items()
+    }
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named view of the test images.
+
+    `crops` is "whole", "center", "ten" or "dense".
+    """
+
+    name: str
+    title: str
+    family: str
+    crops: str
+    settings: Mapping[str, Setting]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The shorter sides in pixels, given for crops of 224."""
+        value = self.settings["sides"].value
+        return value if isinstance(value, tuple) else ()
+
+    def assumptions(self) -> str:
+        """One sentence on the settings that we assume."""
+        assumed = [setting for setting in self.settings.values() if setting.mark == "assumed"]
+        values = "; ".join(f"{setting.key} {spell(setting.value)} ({setting.note})" for setting in assumed)
+        return f"The protocol {self.name} assumes: {values}."
+
+
+@cache
+def protocols() -> Mapping[str, Protocol]:
+    """All test protocols by name."""
+    views = {}
+    for name, entry in read_toml("protocols.toml").items():
+        settings = {key: setting_from(key, setting) for key, setting in entry["settings"].items()}
+        views[name] = Protocol(name, **entry | {"settings": settings})
+    return views
+
+
+def protocol_for(name: str, family: str) -> Protocol:
+    """The test protocol of that name.
+
+    Raises:
+        UsageError: if there is none, or it is not one of this family of nets.
+    """
+    fitting = [protocol.name for protocol in protocols().values() if protocol.family == family]
+    if name not in fitting:
+        kind = "photographs" if family == "imagenet" else "CIFAR-10 and digits"
+        raise UsageError(f"no protocol {name!r} for {kind}: there is {' or '.join(fitting)}.")
+    return protocols()[name]
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name, also of a net that the catalogue does not list.
+
+    Raises:
+        UsageError: if there is no such experiment or its depth is impossible.
+    """
+    if name in experiments():
+        return experiments()[name]
+    parts = re.fullmatch(r"([a-z0-9]+)-(plain|resnet)([0-9]+)(?:-([abc]))?", name)
+    if parts is None or parts[1] not in DATASETS or (parts[2] == "plain" and parts[4]):
+        raise _unknown(name)
+    experiment = experiment_for(parts[1], int(parts[3]), parts[2] == "plain", parts[4])
+    if experiment.name != name:  # an option that has no experiment of its own
+        raise _unknown(name)
+    return experiment
+
+
+def _unknown(name: str) -> UsageError:
+    """Says so, with the experiment that may be meant: of a run, what its name begins with."""
+    alike = difflib.get_close_matches(name.partition("+")[0], experiments(), n=1, cutoff=0.8)
+    hint = f"did you mean {alike[0]}? " if alike else ""
+    return UsageError(f"no experiment {name!r}: {hint}`resrepro list` shows them all.")
+
+
+def twin_on_folder(name: str) -> str:
+    """The name of an ImageNet experiment's twin on a folder of other images; other names are their own."""
+    return name.replace("imagenet-", "folder-", 1) if name.startswith("imagenet-") else name
+
+
+def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Experiment:
+    """The experiment of a dataset and net, from the catalogue or by its default recipe.
+
+    A shortcut option has an experiment of its own only where the paper trains it as one (ResNet-34 B and
+    C on ImageNet); else it is a change to the experiment of the depth. `folder` takes ImageNet's
+    experiments.
+
+    Raises:
+        UsageError: if the dataset is unknown, the depth impossible, or the shortcut not A, B or C.
+    """
+    if dataset not in DATASETS:
+        raise UsageError(f"no dataset {dataset!r}: there are {', '.join(DATASETS[:-1])} and {DATASETS[-1]}.")
+    check_depth(depth, FAMILIES[dataset])
+    option = check_shortcut(plain, shortcut, default_shortcut(dataset, depth))
+    base = f"{dataset}-{'plain' if plain else 'resnet'}{depth}"
+    if dataset == "folder":
+        twin = experiment_for("imagenet", depth, plain, shortcut)
+        return replace(twin, name=twin_on_folder(twin.name), dataset=dataset)
+    for name in (f"{base}-{str(option).lower()}", base):
+        if name in experiments():
+            return experiments()[name]
+    default = read_toml("experiments.toml")["defaults"][dataset]
+    return Experiment(base, dataset, depth, plain, default, seeds=(0,), exhibits=())
+
+
+def derive(experiment: Experiment, shortcut: str | None = None, **settings: Value | None) -> Spec:
+    """The experiment's spec with some settings changed; None leaves a setting as it is.
+
+    `iterations` keeps the schedule's shape (`lr_drops` and `eval_every` follow unless given), and
+    `image_size` that of the views (`scale` follows). A shortcut option that has an experiment of its own
+    takes that one, and a batch that does not divide into the experiment's BN groups is one group. Returns
+    the exact spec if every given value is the experiment's own.
+
+    Raises:
+        UsageError: if a setting is unknown, out of range, or does not fit the others.
+    """
+    if shortcut is not None:
+        experiment = experiment_for(experiment.dataset, experiment.depth, experiment.plain, shortcut)
+    base = experiment.spec()
+    given = _checked(experiment, settings)
+    rescaled = _rescaled(base.recipe, given)
+    recipe = replace(rescaled, **given)  # type: ignore[arg-type]
+    if recipe.bn_group and recipe.batch_size % recipe.bn_group and "bn_group" not in given:
+        recipe = replace(recipe, bn_group=recipe.batch_size)
+    _check_together(recipe, base.dataset)
+    own = base.shortcut or default_shortcut(base.dataset, base.depth)
+    option = check_shortcut(base.plain, shortcut, own)
+    changes: list[tuple[str, Value]] = []
+    if option != base.shortcut and option is not None:
+        changes.append(("shortcut", option))
+    for key in ordered_settings(recipe):
+        reference = rescaled if key in FOLLOW else base.recipe
+        if getattr(recipe, key) != getattr(reference, key):
+            changes.append((key, getattr(recipe, key)))
+    return replace(base, shortcut=option, recipe=recipe, changes=tuple(changes))
+
+
+def _checked(experiment: Experiment, settings: Mapping[str, Value | None]) -> dict[str, Value]:
+    """The settings that are given, whole numbers as floats where the recipe has floats."""
+    given: dict[str, Value] = {}
+    for key, value in settings.items():
+        if value is None:
+            continue
+        if key in SETTING_TYPES and key not in settings_of(RECIPES[experiment.family]):
+            raise UsageError(f"{key} is no setting of {experiment.name}: leave it out.")
+        whole = SETTING_TYPES.get(key) is float and type(value) is int
+        given[key] = float(value) if whole else value  # type: ignore[arg-type]
+        check_setting(key, given[key])
+    return given
+
+
+def _rescaled(recipe: Recipe, settings: Mapping[str, Value]) -> Recipe:
+    """The recipe in those settings' iterations and image size, as far as other settings follow."""
+    iterations, image_size = settings.get("iterations"), settings.get("image_size")
+    if isinstance(iterations, int) and iterations != recipe.iterations:
+        recipe = recipe.shortened_to(iterations)
+    if isinstance(image_size, int) and image_size != getattr(recipe, "image_size", None):
+        recipe = recipe.resized_to(image_size)
+    return recipe
+
+
+def _check_together(recipe: Recipe, dataset: str) -> None:
+    if recipe.momentum_form == "nesterov" and not recipe.momentum:
+        raise UsageError("the Nesterov form needs a momentum above 0: set one, or another momentum_form.")
+    if recipe.bn_group and recipe.batch_size % recipe.bn_group:
+        raise UsageError(
+            f"a batch of {recipe.batch_size} does not divide into BN groups of {recipe.bn_group}: "
+            "choose a bn_group that divides the batch size."
+        )
+    if getattr(recipe, "split", "all") == "45k5k" and dataset != "cifar10":
+        raise UsageError(f"the 45k/5k split is one of CIFAR-10, not of {dataset}: leave --split out.")
+    protocol_for(recipe.test_view, FAMILIES[dataset])
+    if isinstance(recipe, ImageNetRecipe):
+        if len(recipe.scale) != 2:
+            raise UsageError("scale takes the two ends of the range of the shorter side, such as 256,480.")
+        if recipe.scale[0] < recipe.image_size:
+            raise UsageError(
+                f"a shorter side of {recipe.scale[0]} pixels does not hold a crop of {recipe.image_size}: "
+                "set a larger scale or a smaller image_size."
+            )
+
+
+def departures(spec: Spec) -> list[str]:
+    """How the spec departs from the paper's recipe, one sentence each; empty for a paper-exact run.
+
+    A changed setting on which the paper is silent is listed too, marked as such.
+    """
+    experiment = find(spec.experiment)
+    named, paper = recipes()[experiment.recipe], paper_recipe(experiment.family)
+    sentences: list[str] = []
+    if spec.dataset in STAND_INS:
+        sentences.append(STAND_INS[spec.dataset])
+    elif not experiment.exhibits:
+        sentences.append(f"the paper gives no number for {net_label(spec.depth, spec.plain)}")
+    own = experiment.spec().shortcut
+    if spec.shortcut != own:
+        section = "4.2" if experiment.family == "cifar" else "4.1"
+        sentences.append(f"shortcut option {spec.shortcut} instead of {own} (Section {section})")
+    settings = {key: getattr(spec.recipe, key) for key in ordered_settings(spec.recipe)}
+    rescaled = _rescaled(paper.recipe, settings)
+    for key, value in settings.items():
+        reference = named.settings[key] if key.startswith("warmup") else paper.settings[key]
+        expected = getattr(rescaled, key) if key in FOLLOW else reference.value
+        if value != expected:
+            sentences.append(_departure(key, value, replace(reference, value=expected)))
+    return sentences
+
+
+def _departure(key: str, value: Value, reference: Setting) -> str:
+    """The sentence on a setting that is not the reference's."""
+    if key in DEPARTURES:
+        return DEPARTURES[key]
+    if key == "iterations":
+        plural = "" if value == 1 else "s"
+        return f"{value:,} iteration{plural} instead of {reference.value:,} (the schedule keeps its shape)"
+    if key == "eval_every":
+        return f"sampled every {value} iterations; as densely as the paper's curves: every {reference.value}"
+    if key == "image_size":
+        return f"crops of {value} pixels instead of {reference.value} (all sizes of the views in proportion)"
+    silent = " (the paper does not say)" if reference.mark == "assumed" else ""
+    return f"{key} {spell(value)} instead of {spell(reference.value)}{silent}"

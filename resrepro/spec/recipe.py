@@ -1,0 +1,246 @@
+"""The settings that decide what a run computes: their types, what each means, which values it takes.
+
+`settings.toml` lists them in the order in which a run's name and `resrepro list` tell them.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar, Literal, Self, get_origin, get_type_hints
+
+from resrepro.errors import UsageError
+
+Value = bool | int | float | str | tuple[int, ...]
+Mark = Literal["stated", "derived", "assumed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings that all recipes share (paper Sections 3.4 and 4.2; meanings in settings.toml).
+
+    Iterations count updates from 0; `lr_drops` are the numbers of updates made at the rate before.
+    """
+
+    iterations: int
+    batch_size: int
+    sampling: str
+    lr: float
+    lr_drops: tuple[int, ...]
+    lr_divisor: float
+    warmup_lr: float
+    warmup_until_err: float
+    warmup_window: int
+    momentum: float
+    momentum_form: str
+    weight_decay: float
+    decay_bn_bias: bool
+    init: str
+    bn_group: int
+    bn_momentum: float
+    bn_eps: float
+    option_a_zeros: str
+    mean: str
+    pixel_divisor: float
+    flip: bool
+    precision: str
+    eval_every: int
+    test_view: str
+
+    SAMPLE_CAP: ClassVar[int] = 1000
+    """Most iterations between samples: as the paper's figure of this family is drawn."""
+
+    def shortened_to(self, iterations: int) -> Self:
+        """The same schedule in another number of iterations: drops keep their place in the run.
+
+        Samples fall every min(SAMPLE_CAP, ceil(iterations / 32)) iterations.
+        """
+        drops = tuple(math.ceil(drop * iterations / self.iterations) for drop in self.lr_drops)
+        every = min(self.SAMPLE_CAP, math.ceil(iterations / 32))
+        return replace(self, iterations=iterations, lr_drops=drops, eval_every=every)
+
+    def resized_to(self, image_size: int) -> Self:
+        """The same views for images of another size; CIFAR images have only their own."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarRecipe(Recipe):
+    """Every setting that decides what is computed on images held in memory (Section 4.2)."""
+
+    split: str
+    pad: int
+    pad_order: str
+    pad_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNetRecipe(Recipe):
+    """Every setting that decides what is computed on a folder of photographs (Section 3.4)."""
+
+    lr_policy: str
+    plateau_patience: int
+    plateau_gain: float
+    image_size: int
+    scale: tuple[int, ...]
+    colour: str
+    colour_std: float
+    stride_3x3: bool
+    bn_stats: str
+
+    SAMPLE_CAP: ClassVar[int] = 5000
+
+    def resized_to(self, image_size: int) -> Self:
+        """The same views for another crop: the range of the shorter side keeps its ratio to it."""
+        scale = tuple(scaled(side, image_size, self.image_size) for side in self.scale)
+        return replace(self, image_size=image_size, scale=scale)
+
+
+def scaled(side: int, image_size: int, reference: int = 224) -> int:
+    """A side that the paper gives for crops of `reference` pixels, for crops of `image_size` pixels."""
+    return max(image_size, round(side * image_size / reference))
+
+
+RECIPES: Mapping[str, type[Recipe]] = {"cifar": CifarRecipe, "imagenet": ImageNetRecipe}
+FAMILIES = {"cifar10": "cifar", "digits": "cifar", "imagenet": "imagenet", "folder": "imagenet"}
+"""Which nets, recipe and views a dataset takes: those of Section 4.2, or those of Sections 3.3 and 3.4."""
+DATASETS = tuple(FAMILIES)
+SETTING_TYPES: Mapping[str, Any] = {
+    key: kind
+    for recipe in RECIPES.values()
+    for key, kind in get_type_hints(recipe).items()
+    if get_origin(kind) is not ClassVar
+}
+
+
+def read_toml(name: str) -> dict[str, Any]:
+    """The content of one of the TOML files beside this module."""
+    return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+def settings_of(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
+    """The names of a recipe's settings."""
+    return tuple(field.name for field in fields(recipe))
+
+
+@cache
+def setting_rules() -> Mapping[str, Mapping[str, Any]]:
+    """For each setting what it means and what values it takes, in the order in which names list them."""
+    rules = read_toml("settings.toml")
+    if rules.keys() != SETTING_TYPES.keys():
+        raise AssertionError("settings.toml and the recipes must have the same settings")
+    return rules
+
+
+def ordered_settings(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
+    """The settings of a recipe in the order of settings.toml."""
+    own = settings_of(recipe)
+    return tuple(key for key in setting_rules() if key in own)
+
+
+def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a record or checkpoint (TypeError if a setting is missing or unknown)."""
+    typed: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return RECIPES["imagenet" if "image_size" in typed else "cifar"](**typed)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a recipe: its value and how it is known."""
+
+    key: str
+    value: Value
+    mark: Mark
+    source: str = ""
+    note: str = ""
+
+
+def setting_from(key: str, entry: Mapping[str, Any]) -> Setting:
+    """A setting from its entry in a TOML file."""
+    value = tuple(entry["value"]) if isinstance(entry["value"], list) else entry["value"]
+    return Setting(key, value, entry["mark"], entry.get("source", ""), entry.get("note", ""))
+
+
+@dataclass(frozen=True)
+class NamedRecipe:
+    """A recipe of the catalogue with the mark of each setting."""
+
+    name: str
+    title: str
+    family: str
+    settings: Mapping[str, Setting]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The bare values."""
+        values = {key: setting.value for key, setting in self.settings.items()}
+        return RECIPES[self.family](**values)  # type: ignore[arg-type]
+
+
+def spell(value: Value | None) -> str:
+    """A setting's value as one types it after `--set key=`."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple | list):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")  # exact, so that two values never share a name
+    return str(value)
+
+
+def parse(key: str, text: str) -> Value:
+    """A setting's value from its text, in the type that the recipe declares.
+
+    Raises:
+        UsageError: if the key is unknown or the text is not of the type.
+    """
+    if key not in SETTING_TYPES:
+        raise UsageError(f"no setting {key!r}: `resrepro list EXPERIMENT` lists the settings.")
+    kind = SETTING_TYPES[key]
+    try:
+        if kind is bool:
+            return {"on": True, "true": True, "off": False, "false": False}[text.strip().lower()]
+        if kind is int:
+            return int(text.replace("_", ""))
+        if kind is float:
+            return float(text)
+        if kind is str:
+            return text.strip()
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except (KeyError, ValueError):
+        form = {bool: "on or off", int: "a whole number", float: "a number"}.get(kind, "a,b,.. whole numbers")
+        raise UsageError(f"{key} takes {form}, not {text!r}.") from None
+
+
+def check_setting(key: str, value: Value) -> None:
+    """Check one value against its rule.
+
+    Raises:
+        UsageError: if the value is of the wrong type, not one of the choices or out of range.
+    """
+    if key not in SETTING_TYPES:
+        raise UsageError(f"no setting {key!r}: `resrepro list EXPERIMENT` lists the settings.")
+    rule, kind = setting_rules()[key], SETTING_TYPES[key]
+    if kind not in (bool, int, float, str):
+        whole = isinstance(value, tuple) and all(type(v) is int and v > 0 for v in value)
+        if not whole or list(value) != sorted(value):  # type: ignore[arg-type]
+            raise UsageError(f"{key} takes rising whole numbers above 0, not {spell(value)}.")
+    elif type(value) is not kind:
+        raise UsageError(f"{key} must be of type {kind.__name__}, not {value!r}.")
+    if "choices" in rule and value not in rule["choices"]:
+        raise UsageError(f"{key} is one of {', '.join(rule['choices'])}, not {value!r}.")
+    if kind in (int, float):
+        _check_range(key, value, rule)  # type: ignore[arg-type]
+
+
+def _check_range(key: str, value: float, rule: Mapping[str, float]) -> None:
+    for broken, bound in (
+        (not math.isfinite(value), "finite"),
+        (value < rule.get("min", -math.inf), f"at least {rule.get('min')}"),
+        (value <= rule.get("above", -math.inf), f"above {rule.get('above', 0):g}"),
+        (value > rule.get("max", math.inf), f"at most {rule.get('max', 0):g}"),
+    ):
+        if broken:
+            raise UsageError(f"{key} must be {bound}, not {spell(value)}.")

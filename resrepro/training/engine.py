@@ -1,0 +1,309 @@
+"""Where and with what arithmetic a run computes, and the engine that makes its updates fast.
+
+The engine changes how numbers are rounded, not what is computed; a run keeps the one it began with.
+"""
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+from torch import nn
+
+from resrepro.errors import ResreproError, UsageError
+from resrepro.nets import Net
+from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
+from resrepro.processes import is_first, local_rank, local_world_size, world_size
+from resrepro.spec.recipe import Recipe
+
+CHOICES = ("auto", "on", "off")  # of --compile
+EAGER, KERNELS, INDUCTOR = ENGINES = ("eager", "kernels", "inductor")
+FEWEST = 50  # updates for which compiling the kernels, a second or two, is assumed to pay
+
+
+def choose_engine(
+    choice: str, device: torch.device, updates: int, begun: str | None, say: Callable[[str], None]
+) -> str:
+    """The engine of a run: the one it began with, else the one that `--compile` asks for.
+
+    Args:
+        choice: "auto" takes the kernels on a CPU with a C compiler for FEWEST updates and more, elsewhere
+            eager; "on" takes what is made for the device, "off" eager.
+        device: where the run computes.
+        updates: how many the run has ahead.
+        begun: the engine of a run that goes on.
+        say: told if "auto" finds no compiler.
+
+    Raises:
+        UsageError: for an unknown choice, one that a begun run cannot follow, or "on" where nothing compiles.
+    """
+    if choice not in CHOICES:
+        raise UsageError(f"--compile is auto, on or off, not {choice!r}.")
+    if begun is not None:
+        return _frozen(choice, begun, device)
+    engine = fitting_engine(device)
+    if choice == "off" or (choice == "auto" and (engine != KERNELS or updates < FEWEST)):
+        return EAGER
+    if trouble := _trouble(engine, device):
+        if choice == "on":
+            raise UsageError(f"--compile on: {trouble}.")
+        say(f"Note: not compiled, as {trouble}.")
+        return EAGER
+    return engine
+
+
+def fitting_engine(device: torch.device) -> str:
+    """The engine that is made for a kind of device."""
+    return {"cpu": KERNELS, "cuda": INDUCTOR}.get(device.type, EAGER)
+
+
+def best_engine(device: torch.device) -> str:
+    """The engine that is made for the device, or eager where it cannot be had."""
+    engine = fitting_engine(device)
+    return EAGER if _trouble(engine, device) else engine
+
+
+def _frozen(choice: str, begun: str, device: torch.device) -> str:
+    if (choice, begun == EAGER) in (("on", True), ("off", False)):
+        raise UsageError(
+            f"this run was begun with the engine {begun}, and another would round differently: "
+            "leave --compile out, or start anew with --fresh."
+        )
+    if begun != EAGER and (trouble := _trouble(begun, device)):
+        raise UsageError(
+            f"this run was begun with the engine {begun}, but {trouble}: start anew with --fresh."
+        )
+    return begun
+
+
+def _trouble(engine: str, device: torch.device) -> str:
+    """Why an engine cannot be had here; empty if it can."""
+    if engine == EAGER:
+        return f"nothing is compiled for {device.type}"
+    if engine != fitting_engine(device):
+        return f"{device.type} has no such engine"
+    if engine == INDUCTOR:
+        return "several processes share the run" if world_size() > 1 else ""
+    try:
+        load_kernels()
+    except NoCompiler as missing:
+        return str(missing)
+    return ""
+
+
+def describe_engine(engine: str) -> dict[str, object]:
+    """What a record says of an engine: other code of the kernels may round differently."""
+    return {"engine": engine, "kernels": load_kernels().key if engine == KERNELS else None}
+
+
+def accelerate(net: Net, engine: str) -> nn.Module:
+    """What training passes go through: the net itself, or what computes the same with its parameters.
+
+    Raises:
+        NoCompiler: if the kernels cannot be compiled here.
+    """
+    if engine == KERNELS:
+        return KernelNet(net, load_kernels())
+    if engine == INDUCTOR:
+        return cast(nn.Module, torch.compile(net, mode="reduce-overhead"))  # records CUDA graphs
+    return net
+
+
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Of several processes on a machine each takes a GPU of its own.
+
+    Raises:
+        UsageError: if the device is not there.
+    """
+    if world_size() > 1:
+        name = _own_gpu(name)
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: PyTorch sees no such GPU here; use --device cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: PyTorch sees no Apple GPU here; use --device cpu.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.")
+    return device
+
+
+def _own_gpu(name: str) -> str:
+    """The name of this process's own GPU; every process raises the same error."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: under torchrun each process takes its own: cpu, cuda or auto.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return "cpu"
+    if local_world_size() > count:
+        raise UsageError(
+            f"{local_world_size()} processes on a machine with {count} GPUs: start one per GPU "
+            "(--nproc-per-node), or use --device cpu."
+        )
+    return f"cuda:{local_rank()}"
+
+
+def describe_device(device: torch.device, micro_batch: int) -> dict[str, object]:
+    """What a record says of where a run computes: `micro_batch` images in a pass."""
+    return {
+        "device": device.type,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+        "micro_batch": micro_batch,
+    }
+
+
+@contextlib.contextmanager
+def telling_memory(what: str) -> Iterator[None]:
+    """Tell that the memory is full in a sentence: what it does not hold, and the way out.
+
+    Raises:
+        UsageError: then; in a further process another ResreproError, as the first would not tell of it.
+    """
+    kind = UsageError if is_first() else ResreproError
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise kind(f"the GPU's memory does not hold {what}.") from None
+    except MemoryError:
+        raise kind(f"this machine's memory does not hold {what}.") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # how PyTorch says it on a CPU
+            raise
+        raise kind(f"this machine's memory does not hold {what}.") from None
+
+
+def forget_shapes_soon() -> None:
+    """Let the CPU's convolution library keep few prepared convolutions, before it is first used.
+
+    By default it keeps 1,024 of them with their memory, one for each size of image in each layer: under
+    photographs of all sizes they grew to gigabytes (measured).
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+@contextlib.contextmanager
+def threads_used(count: int | None) -> Iterator[None]:
+    """While active, use `count` CPU threads; by default one per core that this process may run on.
+
+    Raises:
+        UsageError: if the count is not positive.
+    """
+    before = torch.get_num_threads()
+    if count is not None and count < 1:
+        raise UsageError(f"--threads must be at least 1, not {count}.")
+    if count is None and hasattr(os, "sched_getaffinity"):
+        count = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fast_precision(device: torch.device) -> str:
+    """The arithmetic of `--fast`: bf16 where the hardware has it, fp16 on older NVIDIA GPUs, else float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu" and _cpu_has_bf16():
+        return "bf16"
+    return "float32"
+
+
+def _cpu_has_bf16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def use_precision(precision: str, device: torch.device) -> None:
+    """Make float32 mean float32: TF32 only when the recipe asks for it.
+
+    Raises:
+        UsageError: if TF32 is asked for where there is none.
+    """
+    allowed = precision == "tf32"
+    if allowed and device.type != "cuda":
+        raise UsageError(f"tf32 is an arithmetic of NVIDIA GPUs, not of {device.type}: use float32.")
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The context in which a net is applied: autocast to bf16 or fp16, or nothing."""
+    if precision in NARROW:
+        return torch.autocast(device.type, NARROW[precision])
+    return contextlib.nullcontext()
+
+
+def mode_of(recipe: Recipe) -> str:
+    """ "default" or "fast", as the record and the tables call it; it follows from the arithmetic."""
+    return "fast" if recipe.precision in NARROW else "default"
+
+
+def fast_settings(device: torch.device, given: object, say: Callable[[str], None]) -> dict[str, str]:
+    """The settings that `--fast` stands for on a device; told if that has nothing faster than float32.
+
+    Raises:
+        UsageError: if a precision is given besides.
+    """
+    if given is not None:
+        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
+    precision = fast_precision(device)
+    if precision == "float32":
+        say("Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default.")
+    return {"precision": precision}
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+MADV_HUGEPAGE = 14  # sys/mman.h
+LARGE_PAGE = 2**21
+SHARE = 2  # one part of so many of the memory is asked for in large pages
+
+
+def keep_memory() -> bool:
+    """Let this process keep what it has allocated, in large pages; for the rest of its life.
+
+    Does nothing, and returns False, where the C library is not glibc. Nothing is taken up front: the
+    address range that is set aside costs memory only where it is used.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    kept = library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, -1)
+    _ask_for_large_pages(library)
+    return bool(kept)
+
+
+def _ask_for_large_pages(library: ctypes.CDLL) -> None:
+    """Reserve a range of the heap, ask for large pages in it, and give it back to the heap."""
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.argtypes = [ctypes.c_void_p]
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE
+    place = library.malloc(size)
+    if place is None:  # a limit on the address space, or a system that promises no more than it has
+        return
+    first = -(-place // LARGE_PAGE) * LARGE_PAGE
+    last = (place + size) // LARGE_PAGE * LARGE_PAGE
+    if last > first:
+        library.madvise(first, last - first, MADV_HUGEPAGE)
+    library.free(place)

@@ -1,0 +1,316 @@
+"""The training loop: updates up to the next event, then the event (Sections 3.4 and 4.2)."""
+
+import contextlib
+import itertools
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
+from resrepro.data.feeds import Feed
+from resrepro.errors import Diverged, Interrupted
+from resrepro.nets import Net, net_of
+from resrepro.processes import world_size
+from resrepro.records.write import RunWriter
+from resrepro.spec import catalogue
+from resrepro.spec.experiment import Spec
+from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
+from resrepro.training.engine import EAGER, accelerate, arithmetic
+from resrepro.training.measure import Errors, ErrorSums, measure_held_out
+from resrepro.training.optimizer import (
+    learning_rate,
+    make_optimizer,
+    plateau_of,
+    set_learning_rate,
+    warmup_is_due,
+)
+from resrepro.training.parallel import (
+    Ballot,
+    BatchSplit,
+    average_statistics,
+    collected,
+    exchanging,
+    in_parallel,
+    on_first,
+)
+from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
+
+LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
+
+
+def initial_net(spec: Spec, seed: int, num_classes: int, bn_batch: int = 0) -> Net:
+    """The net that a run of this seed begins with; `bn_batch` as in `build_net`.
+
+    Its weights are drawn on the CPU, so that a seed means the same on every device.
+    """
+    weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
+    shape = spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes
+    return net_of(spec.recipe, *shape, weights, bn_batch)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a run computes: a device, this process's share of each batch, an engine."""
+
+    device: torch.device
+    split: BatchSplit
+    engine: str = EAGER
+
+
+class Trainer:
+    """The state of one run: net, optimizer, batches, and how far it has come.
+
+    Attributes:
+        done: updates made.
+        sampled: the update that the errors were last measured after.
+        saved: the updates made and sampled when a checkpoint was last written.
+        way_on: what to tell whoever stops the run.
+    """
+
+    def __init__(
+        self, spec: Spec, seed: int, feed: Feed, target: Target, writer: RunWriter, watcher: Watcher
+    ) -> None:
+        self.spec, self.recipe, self.seed, self.feed = spec, spec.recipe, seed, feed
+        self.target, self.device, self.writer, self.watcher = target, target.device, writer, watcher
+        net = initial_net(spec, seed, feed.about.num_classes, target.split.local)
+        self.net = net.to(self.device).to(memory_format=memory_format(self.device))
+        self.model = in_parallel(accelerate(self.net, target.engine), self.device)
+        self.optimizer = make_optimizer(self.net, self.recipe)
+        # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
+        self.headline = feed.about.held_out[0]
+        self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
+        self.done = self.sampled = 0
+        self.saved: tuple[int, int] | None = None
+        self.interval = CheckpointInterval()
+        self.way_on = "The same command goes on from here."
+        self.warmup_switch: int | None = None
+        self.plateau = plateau_of(self.recipe)
+        self.last: dict[str, Errors] = {}
+        self.best: dict[str, Any] | None = None
+        self.seconds_before = 0.0  # spent by earlier sessions of this run
+        self.session_start = self.mark = time.perf_counter()
+        self.images_before_mark = 0
+
+    def run(self, interrupts: Interrupts) -> None:
+        """Make the missing updates, sampling and checkpointing on the way, then close the record."""
+        last = self.recipe.iterations
+        self.watcher.begin(self.spec.name, self.seed, self.done, last, self.recipe.batch_size)
+        self.session_start = self.mark = time.perf_counter()
+        self.images_before_mark = self.since_sample.count
+        self.net.train()
+        with interrupts.patiently(), contextlib.closing(self.feed.batches(self.done, last)) as batches:
+            ballot = Ballot(interrupts)
+            self.sample_if_due(ballot)  # what a signal may have kept the session before from
+            while self.done < last:
+                for batch in itertools.islice(batches, self.next_event() - self.done):
+                    self.step(*batch)
+                    agreed = ballot.cast(self.interval.due(self.done))
+                    if agreed.signal or agreed.checkpoint:
+                        break
+                self.look_at_warmup_if_due()
+                self.sample_if_due(ballot)
+                if agreed.signal and self.done < last:
+                    self.stop(agreed.signal)
+                if agreed.checkpoint and self.done < last:
+                    self.save()
+            self.finish()
+            signal_number = ballot.final()
+        if signal_number:  # during the last update: the run is whole, but nothing may follow it
+            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", signal_number)
+
+    def next_event(self) -> int:
+        """The update after which there is a sample, a look for divergence or at the warm-up, or the end."""
+        steps = [self.recipe.eval_every, LOOK_FOR_DIVERGENCE]
+        steps += [self.recipe.warmup_window] if self.warming_up else []
+        return min(self.recipe.iterations, *(self.done - self.done % step + step for step in steps))
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One update (Section 3.4) on this process's share of a batch, in one pass or several.
+
+        Args:
+            images: (n, 3, H, W) float32, normalised.
+            labels: (n,) int64.
+        """
+        lr, micro = self.rate_of(self.done), self.target.split.micro
+        set_learning_rate(self.optimizer, lr, self.recipe.momentum_form)
+        self.optimizer.zero_grad(set_to_none=True)
+        passes = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
+        for number, (part, truth) in enumerate(passes, 1):
+            with exchanging(self.model, number == len(passes)):
+                with arithmetic(self.recipe.precision, self.device):
+                    logits = self.model(part)
+                    loss = F.cross_entropy(logits.float(), truth)
+                self.scaler.scale(loss / len(passes)).backward()  # type: ignore[no-untyped-call]
+            self.since_sample.add(loss.detach(), logits.detach(), truth)
+            if self.warming_up:
+                self.since_look.add(loss.detach(), logits.detach(), truth)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        average_statistics(self.net)
+        self.done += 1
+        self.watcher.step(self.done, lr, self.since_sample.read)
+
+    def finish(self) -> None:
+        """Close the record."""
+        if self.saved != (self.done, self.sampled):
+            self.save()
+        exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
+        status = "shortened" if self.recipe.iterations < exact_length else "complete"
+        on_first(lambda: self.writer.result(self.result(status)))
+
+    def rate_of(self, update: int) -> float:
+        """The learning rate that update number `update` (from 0) is made at."""
+        drops = None if self.plateau is None else self.plateau.drops
+        return learning_rate(self.recipe, update, self.warmup_switch, drops)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the rate is still that of the warm-up (Section 4.2)."""
+        return bool(self.recipe.warmup_lr) and self.warmup_switch is None
+
+    def look_at_warmup_if_due(self) -> None:
+        """End the warm-up once the training error has fallen below its bound (Section 4.2: 80 %)."""
+        if not warmup_is_due(self.recipe, self.done, self.warmup_switch):
+            return
+        errors = self.since_look.read_all()
+        self.since_look.reset()
+        if errors.top1_err < self.recipe.warmup_until_err:
+            self.warmup_switch = self.done
+            self.watcher.say(
+                f"Warm-up over after {self.done} iterations: training error {errors.top1_err:.1f} % "
+                f"is below {self.recipe.warmup_until_err:g} %; learning rate {self.recipe.lr:g} from here."
+            )
+
+    def sample_if_due(self, ballot: Ballot) -> None:
+        """Measure and record the errors where the recipe wants them; elsewhere look for divergence.
+
+        Raises:
+            Diverged: if a loss is not finite.
+            Interrupted: if a signal cut the measurement short; it is made anew by the next session.
+        """
+        wanted = self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations
+        if not wanted and self.done % LOOK_FOR_DIVERGENCE == 0:
+            self.stop_if_diverged(self.since_sample.read_all())
+        if not wanted or self.sampled == self.done:
+            return
+        train = self.since_sample.read_all()  # waits for the device: the time is of finished work
+        images = (self.since_sample.count - self.images_before_mark) * world_size()
+        speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
+        held_out = measure_held_out(self.feed, self.net, self.device, ballot.heard)
+        if signal_number := ballot.final():
+            self.stop(signal_number)
+        self.sample(speed, {"train": train} | held_out)
+        self.mark, self.images_before_mark = time.perf_counter(), 0
+
+    def sample(self, speed: float, errors: dict[str, Errors]) -> None:
+        """Record the training error since the last sample and the errors on the held-out sets.
+
+        Raises:
+            Diverged: if a loss is not finite.
+        """
+        lr = self.rate_of(self.done - 1)
+        self.since_sample.reset()
+        self.last, self.sampled = errors, self.done
+        on_first(lambda: self.append_rows(lr, speed))
+        self.stop_if_diverged(*self.last.values())
+        headline = self.last[self.headline]
+        if self.best is None or headline.top1_err < self.best["top1_err"]:
+            self.best = {"iteration": self.done, "top1_err": round(headline.top1_err, 4)}
+        if self.plateau is not None and self.plateau.see(self.done, headline.top1_err):
+            self.watcher.say(f"The error has come to a plateau by iteration {self.done:,}: the rate drops.")
+        on_first(lambda: self.writer.result(self.result("partial")))
+        self.watcher.sample(Sample(self.done, lr, self.last, speed))
+
+    def stop_if_diverged(self, *measured: Errors) -> None:
+        """Close the record if a loss is not finite.
+
+        Raises:
+            Diverged: then.
+        """
+        if all(math.isfinite(errors.loss) for errors in measured):
+            return
+        on_first(lambda: self.writer.result(self.result("diverged")))
+        raise Diverged(
+            f"the loss is no longer finite by iteration {self.done}: the run is stopped and "
+            f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
+        )
+
+    def append_rows(self, lr: float, speed: float) -> None:
+        """Add one row per set to metrics.csv."""
+        epoch = self.done * self.recipe.batch_size / self.feed.about.sizes["train"]
+        self.writer.append(
+            (
+                self.done, f"{epoch:.4f}", name, f"{errors.loss:.6f}", f"{errors.top1_err:.4f}",
+                f"{errors.top5_err:.4f}", f"{lr:.6g}", f"{speed:.1f}", f"{self.seconds():.2f}",
+            )
+            for name, errors in self.last.items()
+        )  # fmt: skip
+
+    def seconds(self) -> float:
+        """Wall time of all sessions of this run, evaluation included."""
+        return self.seconds_before + time.perf_counter() - self.session_start
+
+    def result(self, status: str) -> dict[str, Any]:
+        """The content of result.json."""
+        figures = {
+            name: {
+                "loss": round(e.loss, 6),
+                "top1_err": round(e.top1_err, 4),
+                "top5_err": round(e.top5_err, 4),
+            }
+            for name, e in self.last.items()
+            if math.isfinite(e.loss)
+        }
+        return {
+            "status": status,
+            "iteration": self.done,
+            "iterations": self.recipe.iterations,
+            "headline": self.headline,
+            "last": figures,
+            "best": self.best,
+            "warmup_switch": self.warmup_switch,
+            **({} if self.plateau is None else {"lr_drops": self.plateau.drops}),
+            "seconds": round(self.seconds(), 1),
+            "departures": self.departures(),
+            "notices": list(self.feed.about.notices),
+        }
+
+    def departures(self) -> list[str]:
+        """How the run departs from the paper, by its settings and by its course."""
+        sentences = catalogue.departures(self.spec)
+        if self.recipe.warmup_lr and self.warmup_switch is None and self.done == self.recipe.iterations:
+            sentences.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
+        return sentences
+
+    def save(self) -> None:
+        """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
+        start = time.perf_counter()
+        own = [(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)]
+        shares = collected(own)
+        on_first(lambda: self._write(shares))
+        self.saved = self.done, self.sampled
+        self.interval.written(time.perf_counter() - start)
+
+    def _write(self, shares: Shares) -> None:
+        self.writer.still_ours()
+        save_checkpoint(self.writer.checkpoint, state_of(self, shares))
+        self.writer.result(self.result("partial"))
+
+    def stop(self, signal_number: int) -> None:
+        """Checkpoint and leave because of a signal.
+
+        Raises:
+            Interrupted: always.
+        """
+        self.save()
+        raise Interrupted(
+            f"Stopped at iteration {self.done:,} of {self.recipe.iterations:,}, checkpoint written. "
+            f"{self.way_on}",
+            signal_number,
+        )

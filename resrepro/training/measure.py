@@ -1,0 +1,212 @@
+"""Measuring nets: loss and top-k errors, of the averaged scores of test views (Sections 3.4 and 4.2)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resrepro.data.augment import Normalisation
+from resrepro.data.feeds import EVAL_BATCH, Feed
+from resrepro.data.photos import Views
+from resrepro.nets import Net
+from resrepro.nets.layers import averaging, folded
+from resrepro.processes import world_size
+from resrepro.spec.recipe import ImageNetRecipe, Recipe
+from resrepro.training.engine import arithmetic
+from resrepro.training.parallel import average_statistics, total
+
+# Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
+PIXELS_PER_PASS = 3_300_000
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean loss, and errors in percent, over `count` images."""
+
+    loss: float
+    top1_err: float
+    top5_err: float
+    count: int
+
+
+class ErrorSums:
+    """Running sums of loss and wrong answers; `add` never waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float32 counts exactly up to 16.7 million images; MPS has no float64.
+        self.sums = torch.zeros(3, device=device)
+        self.count = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss, logits (N, classes) and labels (N,)."""
+        n = len(labels)
+        # An image is right at k if its label is among the k highest logits (all, if there are fewer).
+        right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        right1, right5 = right[:, 0].sum(), right.sum()
+        self.sums += torch.stack((loss.float() * n, n - right1.float(), n - right5.float()))
+        self.count += n
+
+    def read(self) -> Errors:
+        """The means so far; waits for the device. All zero images give NaN."""
+        loss, wrong1, wrong5 = self.sums.tolist()
+        n = self.count or float("nan")
+        return Errors(loss / n, 100 * wrong1 / n, 100 * wrong5 / n, self.count)
+
+    def read_all(self) -> Errors:
+        """The means over the images of all processes of the run."""
+        if world_size() == 1:
+            return self.read()
+        own = self.sums if self.count else torch.zeros_like(self.sums)  # the mean loss of no images is NaN
+        together = total(torch.cat([own, own.new_tensor([self.count])]))
+        whole = ErrorSums(together.device)
+        whole.sums, whole.count = together[:3], round(together[3].item())
+        return whole.read()
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        self.sums.zero_()
+        self.count = 0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A net with the normalisation that it expects; several of them are an ensemble.
+
+    `window` is the side of its feature map at the training size, for dense views.
+    """
+
+    net: Net
+    normalisation: Normalisation
+    precision: str = "float32"
+    window: int = 7
+
+    @classmethod
+    def of(cls, net: Net, normalisation: Normalisation, recipe: Recipe) -> "Member":
+        """The net as its recipe has it measured."""
+        return cls(net, normalisation, recipe.precision, window_of(recipe))
+
+
+def window_of(recipe: Recipe) -> int:
+    """The side of the last feature map at the training size; ImageNet nets reduce images 32 times."""
+    return -(-recipe.image_size // 32) if isinstance(recipe, ImageNetRecipe) else 8
+
+
+def never() -> bool:
+    """Let an evaluation go on to its end."""
+    return False
+
+
+def measure_errors(
+    members: Sequence[Member],
+    views: Iterable[Views],
+    dense: bool,
+    device: torch.device,
+    stop: Callable[[], bool] = never,
+) -> Errors:
+    """Loss and errors over all images of all processes, by copies of the nets in evaluation mode.
+
+    The members' scores (softmax) are averaged; the loss is that of the average. Once `stop()` holds the
+    rest is left out, and what comes out is to be thrown away.
+    """
+    sums = ErrorSums(device)
+    with torch.inference_mode():
+        members = [replace(member, net=folded(member.net)) for member in members]
+        for group in views:
+            if stop():
+                break
+            labels = group.labels.to(device)
+            scales = [scale.to(device, non_blocking=True) for scale in group.scales]
+            scores = log_scores(members, scales, dense)
+            sums.add(F.nll_loss(scores, labels), scores, labels)
+    return sums.read_all()
+
+
+def measure_held_out(
+    feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = never
+) -> dict[str, Errors]:
+    """Errors on every held-out set, with the BN statistics of the recipe; `stop` as in `measure_errors`."""
+    if getattr(feed.recipe, "bn_stats", "running") == "precise":
+        net = with_precise_statistics(net, feed.first_batches(), feed.recipe, stop)
+    member, dense = Member.of(net, feed.normalisation, feed.recipe), feed.protocol.crops == "dense"
+    return {
+        name: measure_errors([member], feed.views(name), dense, device, stop) for name in feed.about.held_out
+    }
+
+
+def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:
+    """The log of the averaged softmax of each image, (n, classes)."""
+    if len(members) == 1 and not dense and len(scales) == 1 and scales[0].shape[1] == 1:
+        return logits_of(members[0], scales[0][:, 0]).log_softmax(1)
+    score = dense_scores if dense else crop_scores
+    average = torch.stack([score(member, scales) for member in members]).mean(0)
+    return average.clamp_min(torch.finfo(average.dtype).tiny).log()
+
+
+def crop_scores(member: Member, scales: Sequence[Tensor]) -> Tensor:
+    """Softmax averaged over all crops (n, V, 3, S, S) of all scales, (n, classes)."""
+    averages = [
+        logits_of(member, crops.flatten(0, 1)).softmax(1).reshape(*crops.shape[:2], -1).mean(1)
+        for crops in scales
+    ]
+    return torch.stack(averages).mean(0)
+
+
+def logits_of(member: Member, pixels: Tensor) -> Tensor:
+    """Logits of crops (N, 3, S, S) uint8, float32 (N, classes), in passes of bounded size."""
+    with arithmetic(member.precision, pixels.device):
+        return torch.cat([member.net(member.normalisation.test(part)).float() for part in in_passes(pixels)])
+
+
+def dense_scores(member: Member, scales: Sequence[Tensor]) -> Tensor:
+    """The net applied everywhere: softmax at each place, averaged over places, flips and scales."""
+    averages = [
+        torch.cat([_everywhere(member, part) for part in in_passes(images[:, 0], each=2)])
+        for images in scales
+    ]
+    return torch.stack(averages).mean(0)
+
+
+def _everywhere(member: Member, pixels: Tensor) -> Tensor:
+    """Softmax averaged over the places of images (N, 3, h, w) uint8 and of their flips, (N, classes)."""
+    images = member.normalisation.dense(torch.cat([pixels, pixels.flip(3)]))
+    with arithmetic(member.precision, pixels.device):
+        logits = member.net.dense(images, member.window).float()
+    places = logits.softmax(1).mean((2, 3))
+    return places.reshape(2, len(pixels), -1).mean(0)
+
+
+def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
+    """Images (N, C, h, w) in parts of a bounded number of pixels, each image counting `each` times."""
+    area = pixels.shape[2] * pixels.shape[3] * each
+    return torch.split(pixels, max(1, min(EVAL_BATCH, PIXELS_PER_PASS // area)))
+
+
+def with_precise_statistics(
+    net: Net,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    stop: Callable[[], bool] = never,
+) -> Net:
+    """A copy whose BN uses plain averages over training batches, as the authors' README describes.
+
+    Each pass holds one BN group, so neither the memory nor the result depends on how many images a
+    process has.
+
+    Args:
+        net: stays as it is.
+        batches: training images and labels, those of `Feed.first_batches`.
+        recipe: the arithmetic and the size of the BN groups.
+        stop: once it holds the rest of the batches is left out.
+    """
+    precise = averaging(net)
+    with torch.no_grad():
+        for images, _ in batches:
+            if stop():
+                break
+            for group in torch.split(images, recipe.bn_group or len(images)):
+                with arithmetic(recipe.precision, images.device):
+                    precise(group)
+        average_statistics(precise)
+    return precise

@@ -1,0 +1,225 @@
+"""What a run tells while it trains, how a signal stops it, and how often it writes its checkpoint."""
+
+import math
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+from resrepro.errors import UsageError
+from resrepro.processes import world_size
+
+if TYPE_CHECKING:  # which imports torch, and a process that only looks on has no use for it
+    from resrepro.training.measure import Errors
+
+LOOK_EVERY = 0.5  # seconds between looks at the device; each one waits for it
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One point of the curves: errors by set ("train", "val", "test") after `iteration` updates.
+
+    `images_per_s` is NaN where a session measures before it has made a step.
+    """
+
+    iteration: int
+    lr: float
+    errors: "dict[str, Errors]"
+    images_per_s: float
+
+
+class Watcher:
+    """Receives the events of a run; override what is of interest."""
+
+    def begin(self, name: str, seed: int, done: int, iterations: int, batch_size: int) -> None:
+        """A run starts, or goes on after `done` of `iterations` updates."""
+
+    def step(self, done: int, lr: float, read: "Callable[[], Errors]") -> None:
+        """Update number `done` was made; `read()` waits for the device and gives the errors since
+        the last sample, so call it rarely.
+        """
+
+    def sample(self, sample: Sample) -> None:
+        """The errors were measured."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line happened."""
+
+    def end(self) -> None:
+        """The run stopped, for whatever reason."""
+
+
+class Pace:
+    """How fast a run comes on in this session, from its update number `done` on."""
+
+    def __init__(self, done: int, iterations: int, batch_size: int) -> None:
+        self.done_before = self.looked_at = done
+        self.iterations, self.batch_size = iterations, batch_size
+        self.started = self.looked = time.perf_counter()
+
+    def is_due(self) -> bool:
+        """Whether the last look is long enough ago for another."""
+        return time.perf_counter() - self.looked >= LOOK_EVERY
+
+    def look(self, done: int) -> float:
+        """Images per second since the last look."""
+        now = time.perf_counter()
+        speed = (done - self.looked_at) * self.batch_size / (now - self.looked)
+        self.looked, self.looked_at = now, done
+        return speed
+
+    def seconds_left(self, done: int) -> float:
+        """By the speed of this session so far, evaluations included."""
+        per_update = (time.perf_counter() - self.started) / max(done - self.done_before, 1)
+        return per_update * (self.iterations - done)
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03` where it is less than an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def sample_line(sample: Sample, pace: Pace) -> str:
+    """A sample as a line of its own."""
+    line = f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} {errors_line(sample)}"
+    if math.isnan(sample.images_per_s):  # nothing is known of the time either
+        return line
+    left = clock(pace.seconds_left(sample.iteration))
+    return f"{line}  {sample.images_per_s:,.0f} images/s  {left} left"
+
+
+def errors_line(sample: Sample) -> str:
+    """`loss 0.1234  train 1.20 %  test 9.30 %`."""
+    parts = [f"{name} {error.top1_err:.2f} %" for name, error in sample.errors.items()]
+    return "  ".join([f"loss {sample.errors['train'].loss:.4f}", *parts])
+
+
+# Ctrl-C; what a machine that shuts down or a scheduler sends; what Slurm's --signal may be told to send.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+ECHO = 3.0  # seconds in which a scheduler, its job and torchrun may each pass on one signal
+
+
+class StoppedEarly(BaseException):
+    """A signal came while there was no step to finish; no `except Exception` is to hold it up."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+class Interrupts:
+    """While active, one of the SIGNALS raises StoppedEarly; in `patiently` it is only noted in `received`.
+
+    A second one acts at once, unless it is but the echo of the first. Python delivers signals to the
+    main thread alone; elsewhere this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.patient = False
+        self._at = 0.0
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """While active, and to the end, a signal waits until somebody asks what was received."""
+        self.patient = True
+        yield
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._at = number, time.monotonic()
+            if not self.patient:
+                raise StoppedEarly(number)
+        elif not self._is_echo(number):
+            self._restore()
+            os.kill(os.getpid(), number)
+
+    def _is_echo(self, number: int) -> bool:
+        """Whether a later signal is but the first one, passed on by somebody else.
+
+        Nobody passes on Ctrl-C to a process alone: that is a person who presses it again. One of several
+        jobs hears it from the terminal and from the process that started it. A cluster's queue may send
+        several kinds of signals at once.
+        """
+        passed_on = world_size() > 1 or multiprocessing.parent_process() is not None
+        passed_on |= "SUBMITIT_EXECUTOR" in os.environ
+        alike = passed_on or (number == self.received and number != signal.SIGINT)
+        return alike and time.monotonic() - self._at < ECHO
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
+
+
+SHARE = 0.01  # of the run's time that checkpoints may take by default
+LEAST_SECONDS = 20.0  # between two of them by default: less is never worth a write
+PART = re.compile(r"(\d+)(?:(s|m|min|h)?)")
+SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+class CheckpointInterval:
+    """How often a run writes its checkpoint: after so many iterations or seconds, whichever is first.
+
+    Without either it is as often as is cheap, by the time that the last one took.
+    """
+
+    def __init__(
+        self,
+        iterations: int | None = None,
+        seconds: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.iterations, self.seconds, self.clock = iterations, seconds, clock
+        self.last = clock()
+        self.cost = 0.0
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """`500` -> 500 iterations; `10m` -> 600 seconds; `500,10m` -> both; None -> neither.
+
+        Raises:
+            UsageError: if it is none of these.
+        """
+        limits: dict[str, int] = {}
+        for part in [] if text is None else text.replace(" ", "").split(","):
+            match = PART.fullmatch(part)
+            kind = "seconds" if match and match[2] else "iterations"
+            if match is None or kind in limits or not 1 <= int(match[1]) <= 10**9:
+                raise UsageError(
+                    f"--checkpoint-every takes iterations, minutes or both (500, 10m, 500,10m), not {text!r}."
+                )
+            limits[kind] = int(match[1]) * SECONDS.get(match[2] or "", 1)
+        return cls(limits.get("iterations"), limits.get("seconds"))
+
+    def written(self, seconds: float) -> None:
+        """A checkpoint was written just now, in so many seconds."""
+        self.last, self.cost = self.clock(), seconds
+
+    def due(self, done: int) -> bool:
+        """Whether one is due after `done` updates."""
+        since = self.clock() - self.last
+        if self.iterations is None and self.seconds is None:
+            return since >= max(LEAST_SECONDS, self.cost / SHARE)
+        by_count = self.iterations is not None and done % self.iterations == 0
+        return by_count or (self.seconds is not None and since >= self.seconds)

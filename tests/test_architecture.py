@@ -1,0 +1,163 @@
+"""The formulas of the nets: against the nets as built, counts of others, and the paper's own numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+
+from resrepro.nets import Net, build_net
+from resrepro.nets.layers import ZeroPadShortcut
+from resrepro.spec import catalogue
+from resrepro.spec.architecture import Layer, architecture_of, architectures, vgg19
+
+KINDS = {nn.MaxPool2d: "max pool", nn.Identity: "identity", ZeroPadShortcut: "zeros", nn.Linear: "fc"}
+
+
+def layers_as_built(net: Net, size):
+    """(kind, kernel, stride, channels, size) of each layer in the order in which an image meets them."""
+    found = []
+
+    def note(name, module, output):
+        kind = KINDS.get(type(module), "projection" if ".shortcut" in name else "conv")
+        side = output.shape[-1] if output.dim() == 4 else 1
+        kernel, stride = (getattr(module, key, 1) for key in ("kernel_size", "stride"))
+        kernel, stride = (key[0] if isinstance(key, tuple) else key for key in (kernel, stride))
+        if name != "pool" or kind == "max pool":  # CIFAR's nets have none
+            found.append((kind, kernel, stride, output.shape[1], side))
+
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Conv2d, *KINDS)):
+            module.register_forward_hook(lambda m, _, output, name=name: note(name, m, output))
+    net(torch.empty(1, 3, size, size))
+    return found
+
+
+def by_formula(net):
+    layers = [layer for part in net.walk() for layer in part.all_layers]
+    return [(x.kind, x.kernel, x.stride, x.channels, x.size) for x in layers if x.kind != "avg pool"]
+
+
+@pytest.mark.parametrize("name", [*architectures(), "digits-resnet20", "cifar10-resnet26"])
+def test_the_formula_is_the_net_as_built(name):
+    experiment = catalogue.find(name)
+    spec, net = experiment.spec(), architecture_of(experiment)
+    with torch.device("meta"), torch.no_grad():
+        built = build_net(spec.dataset, spec.depth, spec.plain, spec.shortcut).eval()
+        with FlopCounterMode(display=False) as counter:
+            assert layers_as_built(built, net.image_size) == by_formula(net)
+    assert net.multiply_adds == counter.get_total_flops() // 2
+    assert net.parameters == sum(weight.numel() for weight in built.parameters())
+
+
+# Parameters of the nets, counted from their shapes in the protocol sheet (Section 3).
+PARAMETERS = {
+    **{f"cifar10-{kind}20": 269_722 for kind in ("plain", "resnet")},
+    **{f"cifar10-{kind}32": 464_154 for kind in ("plain", "resnet")},
+    **{f"cifar10-{kind}44": 658_586 for kind in ("plain", "resnet")},
+    **{f"cifar10-{kind}56": 853_018 for kind in ("plain", "resnet")},
+    **{f"cifar10-{kind}110": 1_727_962 for kind in ("plain", "resnet")},
+    "cifar10-resnet1202": 19_421_274,
+    **{f"imagenet-{kind}18": 11_515_688 for kind in ("plain", "resnet")},
+    **{f"imagenet-{kind}34": 21_623_848 for kind in ("plain", "resnet")},
+    "imagenet-resnet34-b": 21_797_672, "imagenet-resnet34-c": 22_716_840,
+    "imagenet-resnet50": 25_557_032, "imagenet-resnet101": 44_549_160, "imagenet-resnet152": 60_192_808,
+}  # fmt: skip
+
+
+def test_parameters_are_the_known_ones():
+    assert {name: net.parameters for name, net in architectures().items()} == PARAMETERS
+
+
+def test_option_b_adds_two_projections_to_a_cifar_net():
+    for depth in (20, 110, 1202):
+        net = architecture_of(replace(catalogue.find(f"cifar10-resnet{depth}"), shortcut="B"))
+        assert net.parameters == PARAMETERS[f"cifar10-resnet{depth}"] + 2_752
+
+
+def test_layers_of_resnet_34_b_are_torchvisions_in_order_and_size():
+    with torch.device("meta"), torch.no_grad():
+        theirs = models.resnet34().eval()
+        found = []
+        for module in theirs.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(
+                    lambda m, _, out: found.append((m.kernel_size[0], m.stride[0], *out.shape[1::2]))
+                )
+        theirs(torch.empty(1, 3, 224, 224))
+    ours = by_formula(architectures()["imagenet-resnet34-b"])
+    assert [layer[1:] for layer in ours if layer[0] in ("conv", "projection")] == found
+
+
+def test_a_bottleneck_halves_the_map_in_its_first_1x1_and_its_projection():
+    part = next(p for p in architectures()["imagenet-resnet50"].walk() if p.name == "conv3_x")
+    layers = [(layer.kernel, layer.channels, layer.stride, layer.size) for layer in part.all_layers]
+    assert layers == [(1, 128, 2, 28), (3, 128, 1, 28), (1, 512, 1, 28), (1, 512, 2, 28)]
+
+
+def multiplications_one_by_one(kernel, inputs, channels, size):
+    """The loops of a convolution, padding counted like any other place."""
+    count = 0
+    for _place in range(size * size):
+        for _channel in range(channels):
+            for _weight in range(kernel * kernel * inputs):
+                count += 1
+    return count
+
+
+@pytest.mark.parametrize("case", [(3, 4, 5, 6), (1, 3, 8, 2), (7, 3, 2, 4)])
+def test_multiply_adds_are_those_of_the_loops(case):
+    kernel, inputs, channels, size = case
+    layer = Layer("conv", kernel, inputs, channels, 1, size)
+    assert layer.multiply_adds == multiplications_one_by_one(*case)
+
+
+def test_every_net_that_the_paper_trains_is_there():
+    wanted = [e for e in catalogue.experiments().values() if e.dataset in ("cifar10", "imagenet")]
+    assert [net.label for net in architectures().values()] == [e.label for e in wanted]
+    assert [net.layers for net in architectures().values()] == [e.depth for e in wanted]
+
+
+def test_the_cifar_nets_are_6n_plus_2_layers_of_the_paper():
+    # Section 4.2: 16, 32 and 64 filters on maps of 32, 16 and 8; multiply-adds in closed form.
+    for name, net in architectures().items():
+        if name.startswith("cifar10"):
+            n = (net.layers - 2) // 6
+            stages = [(stage.blocks, stage.width, stage.channels, stage.size) for stage in net.stages]
+            assert stages == [(n, 16, 16, 32), (n, 32, 32, 16), (n, 64, 64, 8)]
+            full = 9 * 16 * 16 * 32 * 32  # a stage's convolution; its first one has half the inputs
+            assert net.multiply_adds == 9 * 3 * 16 * 32 * 32 + full * (6 * n - 2) + full + 640
+
+
+def test_only_the_first_block_of_a_later_stage_changes_the_dimensions():
+    kinds = [part.shortcut.kind for part in architectures()["imagenet-resnet34"].walk() if part.shortcut]
+    assert [number for number, kind in enumerate(kinds) if kind == "zeros"] == [3, 7, 13]
+    assert kinds.count("identity") == 13
+    option_c = architectures()["imagenet-resnet34-c"]
+    assert {part.shortcut.kind for part in option_c.walk() if part.shortcut} == {"projection"}
+    assert all(part.shortcut is None for part in architectures()["imagenet-plain34"].walk())
+
+
+def test_identity_shortcuts_and_option_a_cost_nothing():
+    for depth in (18, 34):
+        plain, residual = (architectures()[f"imagenet-{kind}{depth}"] for kind in ("plain", "resnet"))
+        assert (plain.multiply_adds, plain.parameters) == (residual.multiply_adds, residual.parameters)
+
+
+def test_the_34_layer_nets_need_18_percent_of_vgg_19():  # Section 3.3
+    share = architectures()["imagenet-plain34"].multiply_adds / vgg19().multiply_adds
+    assert share == pytest.approx(0.18, abs=0.01)
+
+
+def test_vgg_19_is_torchvisions():
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net = models.vgg19().eval()
+        net(torch.empty(1, 3, 224, 224))
+    assert vgg19().multiply_adds == counter.get_total_flops() // 2
+    assert vgg19().parameters == sum(weight.numel() for weight in net.parameters())
+    assert vgg19().layers == 19
+    kinds = {nn.Conv2d: "conv", nn.MaxPool2d: "max pool", nn.Linear: "fc"}
+    found = [kinds[type(module)] for module in net.modules() if type(module) in kinds]
+    assert [layer.kind for part in vgg19().walk() for layer in part.layers] == found

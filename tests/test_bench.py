@@ -1,0 +1,267 @@
+"""`resrepro bench`: the usual loop computes what ours does, turns and their end, the table and the CSV."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import call
+from players import is_gone, play, player
+from rich.console import Console
+
+from resrepro.bench import speeds as bench
+from resrepro.bench.speeds import Loop, Speed, compare_with_usual, made_up_images, our_trainer, usual_net
+from resrepro.cli.bench import loops_of, speed_table, to_csv
+from resrepro.errors import ResreproError, UsageError
+from resrepro.nets import build_net
+
+CPU = torch.device("cpu")
+MACHINE = {"date": "2015-12-10", "cpu": "a made-up CPU", "gpu": None, "device": "cpu", "threads": 2}
+LOOPS = loops_of("usual,default,fast", 20, plain=False, batch_size=100)
+REACHED = [(100.0, 200.0, 50.0), (90.0, 150.0, 60.0), (300.0, 400.0, 200.0), (500.0, 1200.0, 100.0)]
+SPEEDS = compare_with_usual(LOOPS, REACHED)
+
+
+# --- the loops --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("depth", [8, 20])
+def test_the_usual_net_is_ours_in_plain_words(depth, plain):
+    ours, usual = build_net("cifar10", depth, plain), usual_net(depth, plain)
+    assert sum(p.numel() for p in usual.parameters()) == sum(p.numel() for p in ours.parameters())
+    usual.load_state_dict(ours.state_dict())  # raises if a name or shape differs
+    images = torch.randn(6, 3, 32, 32)
+    for mode in (True, False):  # in training first: it moves the averages that evaluation uses
+        torch.testing.assert_close(usual.train(mode)(images), ours.train(mode)(images), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(usual_net(depth, not plain).eval()(images), usual(images))
+    kinds = {type(module) for module in usual.modules() if "Norm" in type(module).__name__}
+    assert kinds == {torch.nn.BatchNorm2d}
+
+
+def test_the_usual_pipeline_gives_augmented_normalised_images():
+    torch.manual_seed(0)
+    images = made_up_images(4)
+    dataset = bench.UsualImages(images)
+    shown = [dataset[0][0] for _ in range(20)]
+    assert (len(dataset), dataset[0][1]) == (4, images.labels[0])
+    assert shown[0].shape == (3, 32, 32)
+    assert any(not torch.equal(shown[0], other) for other in shown[1:])
+    assert abs(float(torch.stack(shown).mean())) < 1.0
+
+
+def test_the_usual_loop_makes_updates(monkeypatch):
+    monkeypatch.setattr(bench, "TRAINING_IMAGES", 8)
+    nets = []
+    monkeypatch.setattr(bench, "usual_net", lambda *net: nets.append(usual_net(*net)) or nets[0])
+    step = bench.usual_step(Loop("usual", 8, batch_size=8, workers=0), CPU)
+    before = {name: value.clone() for name, value in nets[0].state_dict().items()}
+    for _ in range(3):
+        step()
+    after = nets[0].state_dict()
+    assert after["bn1.num_batches_tracked"] == 3
+    assert not any(torch.equal(before[name], after[name]) for name in after if "conv" in name)
+
+
+@pytest.mark.parametrize(("mode", "precision"), [("default", "float32"), ("fast", "bf16")])
+def test_our_loop_is_the_real_trainer_on_the_papers_recipe(mode, precision, monkeypatch):
+    trainers = []
+    monkeypatch.setattr(
+        bench, "our_trainer", lambda *loop: trainers.append(our_trainer(*loop)) or trainers[0]
+    )
+    step = bench.our_step(Loop(mode, 8, batch_size=16), CPU)
+    step()
+    step()
+    [trainer] = trainers
+    recipe = trainer.spec.recipe
+    assert (recipe.precision, recipe.batch_size, recipe.lr) == (precision, 16, 0.1)
+    assert (trainer.done, trainer.since_sample.count, trainer.net.training) == (2, 32, True)
+
+
+class Questions:
+    """The parent's end of a connection, played: turns of so many seconds, then no more."""
+
+    def __init__(self, *seconds):
+        self.seconds, self.answers = list(seconds), []
+
+    def recv(self):
+        if not self.seconds:
+            raise EOFError
+        return self.seconds.pop(0)
+
+    def send(self, answer):
+        self.answers.append(answer)
+
+
+@pytest.mark.parametrize("mode", ["usual", "default"])
+def test_a_loop_is_warm_when_it_says_what_it_computes_on_and_answers_each_turn(mode, monkeypatch):
+    monkeypatch.setattr(bench.signal, "signal", lambda *ignored: None)
+    connection = Questions(0.01, 0.01)
+    bench.serve(connection, Loop(mode, 8, True, 16), "cpu", 1)
+    (ok, told), *turns = connection.answers
+    assert (ok, told["device"], told["threads"]) == (0, "cpu", 1)
+    assert [failure for failure, _ in turns] == [0, 0]
+    assert all(images_per_s > 0 for _, images_per_s in turns)
+
+
+def test_a_loop_passes_errors_on(monkeypatch):
+    monkeypatch.setattr(bench.signal, "signal", lambda *ignored: None)
+    connection = Questions()
+    bench.serve(connection, Loop("default", 8), "abacus", 1)
+    [(code, sentence)] = connection.answers
+    assert (code, "no device 'abacus'" in sentence) == (2, True)
+
+
+# --- turns ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Measure some players, and afterwards make sure that none of their processes is left."""
+    monkeypatch.setattr(bench, "serve", play)
+
+    def run(*modes, rounds=2, report=lambda text: None):
+        loops = [player(tmp_path, mode, speed=100.0 * at) for at, mode in enumerate(modes, 1)]
+        try:
+            return bench.measure_speeds(loops, rounds, 1.0, "cpu", 2, report)
+        finally:
+            started = [path.stem for path in tmp_path.glob("*.pid")]
+            assert len(started) == len(modes)
+            assert all(is_gone(pid) for pid in started)
+
+    return run
+
+
+def test_loops_take_turns_each_round_beginning_with_another(measure, tmp_path):
+    speeds, machine = measure("usual", "default", "fast")
+    assert (tmp_path / "turns").read_text().split() == [
+        "usual",
+        "default",
+        "fast",
+        "default",
+        "fast",
+        "usual",
+    ]
+    assert [speed.ratios for speed in speeds] == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+    assert (machine["threads"], machine["device"]) == (2, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [
+        ("failing", r"^the lights went out\.$"),
+        ("dying", "trained ResNet-20, dying has ended: killed"),
+    ],
+)
+def test_when_one_fails_all_are_ended_and_one_sentence_says_why(mode, sentence, measure):
+    with pytest.raises(ResreproError, match=sentence):
+        measure("usual", mode, "fast")
+
+
+def test_ctrl_c_ends_all(measure):
+    def interrupt(text):
+        if "round 2" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure("usual", "default", report=interrupt)
+
+
+def test_when_the_benchmark_is_killed_its_processes_end(tmp_path):
+    program = (
+        "import os, players\n"
+        "from resrepro.bench import speeds as bench\n"
+        "bench.serve = players.play\n"
+        f"loops = [players.player({str(tmp_path)!r}, 'usual')]\n"
+        "die = lambda text: 'round 2' in text and os.kill(os.getpid(), 9)\n"
+        "bench.measure_speeds(loops, 9, 1.0, 'cpu', 1, die)\n"
+    )
+    tests = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", program], cwd=tests, check=False)
+    assert done.returncode == -9
+    [path] = tmp_path.glob("*.pid")
+    assert is_gone(path.stem)
+
+
+# --- what is shown ----------------------------------------------------------------------------------
+
+
+def test_the_ratio_is_taken_within_each_round_to_the_better_number_of_workers():
+    assert [speed.ratios for speed in SPEEDS[2:]] == [(3.0, 2.0, 4.0), (5.0, 6.0, 2.0)]
+    assert [speed.counted for speed in SPEEDS] == [True, False, True, True]
+    assert [(speed.loop.mode, speed.loop.workers) for speed in SPEEDS[:3]] == [
+        ("usual", 0), ("usual", 2), ("default", None),
+    ]  # fmt: skip
+    [alone] = compare_with_usual(LOOPS[2:3], REACHED[2:3])
+    assert alone == Speed(LOOPS[2], REACHED[2])
+
+
+def test_the_csv_reads_back_as_what_was_measured():
+    rows = list(csv.DictReader(io.StringIO(to_csv(SPEEDS, MACHINE, 4.0))))
+    assert [(row["mode"], row["workers"], row["counted"]) for row in rows] == [
+        ("usual", "0", "True"), ("usual", "2", "False"), ("default", "", "True"), ("fast", "", "True"),
+    ]  # fmt: skip
+    assert {row["cpu"] for row in rows} == {MACHINE["cpu"]}
+    assert (rows[2]["images_per_s_min"], rows[2]["ratio_to_usual_median"], rows[2]["turn_s"]) == (
+        "200.0", "3.0", "4.0",
+    )  # fmt: skip
+
+
+def test_the_table_fits_80_columns_and_says_what_was_measured():
+    large = [Speed(loop, (123_456.0, 234_567.0, 98_765.0), (1.0, 2.0, 3.0)) for loop in LOOPS]
+    text = io.StringIO()
+    for speeds in (SPEEDS, large):
+        Console(file=text, width=80, highlight=False).print(speed_table(speeds))
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    assert "…" not in text.getvalue()
+    folded = " ".join(text.getvalue().split())
+    assert "ResNet-20 usual 0 100.0 (50.0–200.0) 1.00 (1.00–1.00)" in folded
+    assert "default 300 (200–400) 3.00 (2.00–4.00)" in folded
+
+
+def test_modes_are_parsed_and_unknown_ones_refused():
+    assert [loop.mode for loop in loops_of("default, fast", 20, False, 128)] == ["default", "fast"]
+    for text in ("", "slow", "fast,fast"):
+        with pytest.raises(UsageError):
+            loops_of(text, 20, False, 128)
+
+
+@pytest.mark.slow
+def test_bench_measures_and_writes(empty_folder):
+    code, stdout, stderr = call(
+        "bench", "--depth", 8, "--batch-size", 16, "--rounds", 1, "--seconds", 0.1, "--threads", 1,
+        "--device", "cpu", "--modes", "usual,fast", "--csv", "out/bench.csv",
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert "ResNet-8" in stdout
+    rows = list(csv.DictReader(io.StringIO(Path("out/bench.csv").read_text())))
+    assert [(row["mode"], row["workers"]) for row in rows] == [("usual", "0"), ("usual", "2"), ("fast", "")]
+    assert all(float(row["images_per_s_median"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("bench --depth 21", "nearest is 20 or 26"),
+        ("bench --depth 20 --depth 20", "each --depth once"),
+        ("bench --modes sloth", "no mode 'sloth'"),
+        ("bench --rounds 0", "--rounds"),
+        ("bench --seconds nan", "--seconds"),
+        ("bench --batch-size 50001", "--batch-size"),
+        ("bench --threads 0", "--threads"),
+        ("bench --depth 8 --device abacus --modes default", "no device 'abacus'"),
+    ],
+)
+def test_a_bad_request_gets_one_sentence(words, part, empty_folder):
+    code, _, stderr = call(*words.split())
+    assert (code, part in stderr, stderr.count("error:")) == (2, True, 1), stderr
+
+
+def test_under_torchrun_no_benchmark_is_held(monkeypatch):
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(key, value)
+    code, _, stderr = call("bench")
+    assert (code, "torchrun" in stderr) == (2, True)

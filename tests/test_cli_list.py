@@ -1,0 +1,101 @@
+"""`resrepro list`, and Table 1 and Figure 3 as commands."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from commands import call
+
+from resrepro.figures.exhibits import figures, tables
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+
+def test_the_experiments_are_listed_with_their_exhibits():
+    code, listed, _ = call("list")
+    assert code == 0
+    assert re.search(
+        r"^ cifar10-resnet110 +ResNet-110 +cifar-64k-warm +0-4 +table6, figure6 *$", listed, re.M
+    )
+
+
+def test_of_one_experiment_the_layers_are_shown_as_in_table_1_and_counted():
+    code, text, _ = call("list", "imagenet-resnet50")
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert re.search(r"^ conv3_x +28x28 +1x1, 128 /2; 3x3, 128; 1x1, 512 +1 +projection *$", text, re.M)
+    assert re.search(r"^ conv3_x +28x28 +1x1, 128; 3x3, 128; 1x1, 512 +3 +identity *$", text, re.M)
+    words = " ".join(text.split())
+    assert "50 layers (projections do not count), 25,557,032 parameters, 3.858e9 multiply-adds" in words
+    assert "(paper: 3.8e9, difference +0.058e9)" in words
+
+
+def test_of_one_experiment_each_setting_is_marked():
+    code, text, _ = call("list", "cifar10-resnet110")
+    assert code == 0
+    for words in (
+        r"warmup_until_err +80 +stated 4.2",
+        r"weight_decay +0.0001 +stated 4.2",
+        r"flip +on +stated",
+    ):
+        assert re.search(words, text), words
+    assert re.search(r"\d+ stated, \d+ derived, \d+ assumed\.", text)
+    assert "Run it: resrepro train --depth 110" in text
+
+
+def test_a_net_that_the_catalogue_does_not_list_is_shown_too():
+    code, text, _ = call("list", "cifar10-resnet26")
+    assert code == 0
+    assert "26 layers" in text
+    assert "the paper gives no number for ResNet-26" in " ".join(text.split())
+
+
+def test_table_1_and_figure_3_are_written_beside_what_comes_from_records():
+    code, told, _ = call("compare", "table1", "table6")
+    assert code == 0
+    assert "Written: tables/table1.md, tables/table1.csv, tables/table1.tex" in told
+    assert "Written: tables/table6.md" in told
+    code, told, _ = call("plot", "figure3")
+    assert (code, told) == (0, "Written: figures/figure3.png, figures/figure3.svg\n")
+
+
+def test_a_wrong_name_among_right_ones_draws_nothing(tmp_path):
+    for words in (("compare", "table1", "table99"), ("plot", "figure3", "figure99")):
+        code, told, error = call(*words)
+        assert (code, told) == (2, "")
+        assert "99" in error
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize(("command", "names"), [("compare", tables), ("plot", figures)])
+def test_help_lists_the_exhibits_that_there_are(command, names):
+    code, told, _ = call(command, "--help")
+    words = " ".join(re.sub(r"[│\s]+", " ", told).split())
+    assert code == 0
+    assert f"{', '.join(names())}. (default: " in words
+
+
+def test_nets_table_1_and_figure_3_need_no_torch():
+    code = (
+        "import sys\n"
+        "from resrepro.cli import app\n"
+        "for words in (['list', 'imagenet-resnet18'], ['compare', 'table1'], ['plot', 'figure3']):\n"
+        "    app(words, standalone_mode=False)\n"
+        "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_naming_the_exhibits_costs_the_other_helps_nothing():
+    code = (
+        "import sys\n"
+        "from resrepro.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'resrepro.figures', 'resrepro.paper'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

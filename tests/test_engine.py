@@ -1,0 +1,280 @@
+"""Engines, devices, threads, arithmetic and memory."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from seeds import seeded
+
+from resrepro.data.augment import Normalisation, memory_format
+from resrepro.data.photos import Views
+from resrepro.errors import UsageError
+from resrepro.nets import build_net
+from resrepro.nets.cpu import NoCompiler
+from resrepro.spec import catalogue
+from resrepro.training import engine
+from resrepro.training.engine import (
+    EAGER,
+    ENGINES,
+    INDUCTOR,
+    KERNELS,
+    arithmetic,
+    choose_device,
+    choose_engine,
+    fitting_engine,
+    threads_used,
+    use_precision,
+)
+from resrepro.training.measure import Member, measure_errors
+
+# --- engines ---------------------------------------------------------------------------------------
+
+CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose kernels need no compiling."""
+    monkeypatch.setattr(engine, "load_kernels", lambda: None)
+
+
+def broken() -> None:
+    raise NoCompiler("no C compiler (cc) is installed here")
+
+
+def chosen(
+    choice: str, device: torch.device = CPU, updates: int = 1000, begun: str | None = None
+) -> tuple[str, list[str]]:
+    """The engine, and what is said of it."""
+    told: list[str] = []
+    return choose_engine(choice, device, updates, begun, told.append), told
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "updates", "engine"),
+    [
+        ("auto", CPU, 64_000, KERNELS), ("auto", CPU, 49, EAGER), ("auto", CPU, 50, KERNELS),
+        ("auto", GPU, 64_000, EAGER), ("auto", APPLE, 64_000, EAGER),
+        ("on", CPU, 1, KERNELS), ("off", CPU, 64_000, EAGER),
+        ("on", GPU, 1, INDUCTOR), ("off", GPU, 64_000, EAGER), ("off", APPLE, 64_000, EAGER),
+    ],
+)  # fmt: skip
+def test_the_rule(choice: str, device: torch.device, updates: int, engine: str) -> None:
+    assert chosen(choice, device, updates) == (engine, [])
+
+
+def test_a_missing_compiler_is_a_notice_unless_compiling_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "load_kernels", broken)
+    name, (told,) = chosen("auto")
+    assert name == EAGER
+    assert "no C compiler" in told
+    with pytest.raises(UsageError, match="no C compiler"):
+        chosen("on")
+    with pytest.raises(UsageError, match="begun with the engine kernels, but no C compiler"):
+        chosen("auto", begun=KERNELS)
+    assert chosen("off") == (EAGER, [])
+
+
+@pytest.mark.parametrize("begun", [EAGER, KERNELS])
+def test_a_run_keeps_the_engine_that_it_began_with(begun: str) -> None:
+    for updates in (1, 64_000):
+        assert chosen("auto", CPU, updates, begun) == (begun, [])
+    other = "off" if begun == KERNELS else "on"
+    with pytest.raises(UsageError, match=f"begun with the engine {begun}.*--fresh"):
+        chosen(other, begun=begun)
+
+
+def test_a_run_of_another_kind_of_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="cpu has no such engine"):
+        chosen("auto", begun=INDUCTOR)
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(UsageError, match="auto, on or off, not 'maybe'"):
+        chosen("maybe")
+
+
+def test_several_processes_do_without_the_compiler_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "world_size", lambda: 2)
+    with pytest.raises(UsageError, match="several processes"):
+        chosen("on", GPU)
+
+
+def test_each_kind_of_device_has_its_engine() -> None:
+    assert [fitting_engine(device) for device in (CPU, GPU, APPLE)] == [KERNELS, INDUCTOR, EAGER]
+
+
+# --- what they compute -----------------------------------------------------------------------------
+
+
+def test_each_engine_trains_the_parameters_of_the_net_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "KernelNet", lambda net, kernels: torch.nn.Sequential(net))
+    monkeypatch.setattr(torch, "compile", lambda net, mode: torch.nn.Sequential(net))
+    net = build_net("cifar10", 8)
+    for name in ENGINES:
+        model = engine.accelerate(net, name)
+        assert (model is net) == (name == EAGER)
+        assert list(map(id, model.parameters())) == list(map(id, net.parameters()))
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["residual", "plain"])
+def test_pytorchs_compiler_takes_the_nets_whole(plain: bool) -> None:
+    """Traced, without the code for a device: that takes a GPU, or half a minute."""
+    net = build_net("cifar10", 8, plain=plain, generator=seeded(1))
+    images = torch.randn(4, 3, 16, 16, generator=seeded(2))
+    told = []
+    for model in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
+        net.load_state_dict(build_net("cifar10", 8, plain=plain, generator=seeded(1)).state_dict())
+        net.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        told.append([logits.detach(), *(parameter.grad for parameter in net.parameters())])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*told, strict=True))
+
+
+def test_an_evaluation_does_not_make_the_compiler_start_again() -> None:
+    """It works on copies, so that nothing of the net changes that the compiled code relies on."""
+    net, compiled = build_net("cifar10", 8, generator=seeded(1)), []
+
+    def note(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    model = torch.compile(net, backend=note)
+    images = torch.randn(4, 3, 32, 32, generator=seeded(2))
+    normalisation = Normalisation(catalogue.find("cifar10-resnet20").spec().recipe, torch.zeros(3, 1, 1))
+    pixels, labels = torch.zeros(4, 1, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+    for _ in range(3):
+        model(images).sum().backward()
+        measure_errors([Member(net, normalisation)], [Views([pixels], labels)], False, CPU)
+    assert len(compiled) == 1
+
+
+# --- device ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {name}: PyTorch sees no such GPU"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "tpu", "cuda:x", "meta", "", "cpu cuda"])
+def test_an_unknown_device_is_refused_naming_those_there_are(name: str) -> None:
+    with pytest.raises(UsageError, match=r"auto, cpu, cuda"):
+        choose_device(name)
+
+
+def test_auto_takes_a_gpu_where_there_is_one_and_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, wanted in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert choose_device("auto").type == wanted
+
+
+def test_threads_are_set_as_asked_put_back_and_less_than_one_is_refused() -> None:
+    before = torch.get_num_threads()
+    with threads_used(3):
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+    with pytest.raises(ZeroDivisionError), threads_used(2):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before
+    with pytest.raises(UsageError, match="at least 1, not 0"), threads_used(0):
+        pass
+
+
+def test_float32_means_float32_and_tf32_is_allowed_only_when_asked_for() -> None:
+    use_precision("tf32", torch.device("cuda"))
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    for precision in ("bf16", "float32"):
+        use_precision(precision, CPU)
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    with pytest.raises(UsageError, match="not of cpu"):
+        use_precision("tf32", CPU)
+
+
+def test_activations_are_channels_last_but_on_mps() -> None:
+    assert memory_format(CPU) == memory_format(torch.device("cuda")) == torch.channels_last
+    assert memory_format(torch.device("mps")) == torch.contiguous_format
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_arithmetic_is_that_of_the_recipe(precision: str, kind: torch.dtype) -> None:
+    with arithmetic(precision, CPU):
+        assert torch.nn.Linear(3, 2)(torch.ones(1, 3)).dtype == kind
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, local_rank: int, processes: int, gpus: int) -> None:
+    """Let this process be one of several that torchrun started on a machine with some GPUs."""
+    told = {"RANK": local_rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": processes, "MASTER_ADDR": "localhost"}
+    for key, value in (told | {"LOCAL_WORLD_SIZE": processes}).items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for rank in range(4):
+        launched(monkeypatch, rank, 4, gpus=4)
+        assert choose_device(name) == torch.device("cuda", rank)
+    launched(monkeypatch, 1, 2, gpus=0)
+    assert choose_device("auto") == choose_device("cpu") == CPU
+
+
+def test_more_processes_than_gpus_and_one_gpu_for_all_are_refused_by_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rank in range(2):
+        launched(monkeypatch, rank, 2, gpus=1)
+        with pytest.raises(UsageError, match="2 processes on a machine with 1 GPUs"):
+            choose_device("auto")
+        with pytest.raises(UsageError, match="each process takes its own"):
+            choose_device("cuda:0")
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+MEASURE = """
+import ctypes, resource, sys
+from resrepro.training import engine
+kept = engine.keep_memory() if sys.argv[1] == "keep" else None
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():
+    blocks = [bytearray(40_000_000) for _ in range(4)]
+step()
+before = faults()
+for _ in range(3): step()
+print(kept, faults() - before)
+"""
+
+
+def measured(how: str) -> tuple[str, int]:
+    words = [sys.executable, "-c", MEASURE, how]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    kept, faults = done.stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+def test_freed_memory_is_used_again_without_new_pages() -> None:
+    kept, faults = measured("keep")
+    assert kept == "True"
+    _, usual = measured("usual")
+    assert usual > 10_000  # 3 x 160 MB in pages of 4 kB, unless all pages are large ones
+    assert faults < usual / 100
+
+
+def test_elsewhere_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(engine.ctypes, "CDLL", None)  # would fail if it were called
+    assert engine.keep_memory() is False

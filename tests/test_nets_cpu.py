@@ -1,0 +1,430 @@
+"""The C kernels against the definitions in double precision, and what they make of a net."""
+
+import os
+import stat
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from seeds import disturb, seeded
+from torch import Tensor
+from torch.nn import functional as F
+
+from resrepro.nets import Net, build_net, cpu
+from resrepro.nets.cpu import (
+    KernelNet,
+    NoCompiler,
+    can_convolve,
+    can_normalise,
+    convolve,
+    load_kernels,
+    normalise,
+)
+from resrepro.nets.layers import GroupedBatchNorm2d
+
+try:
+    KERNELS = load_kernels()
+except NoCompiler as missing:
+    pytest.skip(f"no kernels here: {missing}", allow_module_level=True)
+
+# Channels and side of the maps: of the CIFAR nets, the digits' nets, ImageNet's nets, and odd ones.
+SIZES = [(16, 32), (32, 16), (64, 8), (16, 8), (32, 4), (64, 2), (64, 14), (256, 7), (512, 7), (4, 4), (1, 8)]
+TYPES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+def maps(count: int, channels: int, side: int, kind: torch.dtype, seed: int) -> Tensor:
+    """Maps whose channels have means and spreads of their own."""
+    spread = 1 + torch.arange(channels) / channels
+    x = torch.randn(count, channels, side, side, generator=seeded(seed)) * spread[:, None, None]
+    return (x + 3 * spread[:, None, None] - 4).to(kind).contiguous(memory_format=torch.channels_last)
+
+
+def norms(channels: int) -> tuple[GroupedBatchNorm2d, GroupedBatchNorm2d]:
+    """The same BN layer twice."""
+    fused, usual = (GroupedBatchNorm2d(channels, momentum=0.3, eps=1e-4) for _ in range(2))
+    disturb(fused)
+    usual.load_state_dict(fused.state_dict())
+    return fused, usual
+
+
+def relu(norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return normalise(KERNELS.library, norm, x, shortcut)
+
+
+def reference(norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """relu(BN(x) + shortcut) in double precision, from the definition."""
+    x = x.double()
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    scale = norm.weight.double() / (var + norm.eps).sqrt()
+    y = (x - mean[:, None, None]) * scale[:, None, None] + norm.bias.double()[:, None, None]
+    return F.relu(y if shortcut is None else y + shortcut.double())
+
+
+def close(ours: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Within a tolerance relative to the largest value."""
+    largest = wanted.abs().max().clamp_min(1e-6)
+    torch.testing.assert_close(ours.double() / largest, wanted.double() / largest, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("added", [False, True], ids=["alone", "shortcut"])
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+@pytest.mark.parametrize(("channels", "side"), SIZES)
+def test_values_gradients_and_averages_are_those_of_the_definition(
+    channels: int, side: int, kind: torch.dtype, added: bool
+) -> None:
+    fused, usual = norms(channels)
+    x = maps(6, channels, side, kind, 1).requires_grad_()
+    shortcut = maps(6, channels, side, kind, 2).requires_grad_() if added else None
+    upstream = [maps(6, channels, side, kind, seed) for seed in (3, 4)]
+    assert can_normalise(x)
+
+    y, same = relu(fused, x, shortcut)
+    assert torch.equal(y, same)
+    assert y.dtype == kind
+    wanted = reference(usual, x, shortcut)
+    close(y.detach(), wanted.detach(), TYPES[kind])
+
+    inputs = [x, *fused.parameters()] + ([] if shortcut is None else [shortcut])
+    ours = torch.autograd.grad([y, same], inputs, upstream)
+    # The gate of a value that rounds to zero on one side only is no error: take ours for both.
+    open_gates = (y > 0).double() / (wanted > 0).double().clamp_min(1)
+    told = (upstream[0].double() + upstream[1].double()) * open_gates
+    inputs = [x, *usual.parameters()] + ([] if shortcut is None else [shortcut])
+    theirs = torch.autograd.grad(wanted, inputs, told)
+    for mine, true in zip(ours, theirs, strict=True):
+        close(mine, true, 3 * TYPES[kind])
+
+    usual.train()(x.detach().float())
+    for name, buffer in usual.named_buffers():
+        close(dict(fused.named_buffers())[name].float(), buffer.float(), 1e-5)
+
+
+def test_one_use_of_the_output_is_enough() -> None:
+    fused, usual = norms(16)
+    for used in (0, 1):
+        x, shortcut = (maps(4, 16, 8, torch.float32, seed).requires_grad_() for seed in (1, 2))
+        upstream = maps(4, 16, 8, torch.float32, 3)
+        ours = torch.autograd.grad(relu(fused, x, shortcut)[used], (x, shortcut), upstream)
+        theirs = torch.autograd.grad(F.relu(usual(x) + shortcut), (x, shortcut), upstream)
+        for mine, true in zip(ours, theirs, strict=True):
+            close(mine, true, 2e-5)
+
+
+def test_a_large_mean_does_not_cost_the_variance() -> None:
+    fused, usual = norms(32)
+    x = maps(8, 32, 8, torch.float32, 5) + 1000
+    close(relu(fused, x)[0].detach(), reference(usual, x, None).detach(), 1e-3)
+    assert (fused.running_var - usual.running_var).abs().max() > 0  # it was brought up to date
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    x, shortcut, upstream = (maps(10, 32, 8, torch.float32, seed) for seed in (1, 2, 3))
+    told = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        fused, _ = norms(32)
+        leaf = x.clone().requires_grad_()
+        y, _ = relu(fused, leaf, shortcut)
+        gradients = torch.autograd.grad(y, (leaf, *fused.parameters()), upstream)
+        told.append((y.detach(), *gradients, fused.running_mean, fused.running_var))
+    for other in told[1:]:
+        assert all(torch.equal(mine, first) for mine, first in zip(other, told[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_a_loss_that_is_no_number_stays_none(kind: torch.dtype) -> None:
+    fused, _ = norms(16)
+    x = maps(4, 16, 8, kind, 1)
+    x[2, 5, 3, 3] = float("nan")
+    y, _ = relu(fused, x)
+    assert y[:, 5].isnan().all()
+    assert not y[:, 4].isnan().any()
+    assert fused.running_var is not None
+    assert fused.running_var[5].isnan()
+
+
+def test_narrow_numbers_are_rounded_to_the_nearest_and_infinity_kept() -> None:
+    fused, _ = norms(16)
+    with torch.no_grad():
+        fused.weight.fill_(0)
+        fused.bias.copy_(torch.tensor([1.00390625, 1.01171875, 3e38, 2.7182818] * 4))
+    y, _ = relu(fused, maps(2, 16, 8, torch.bfloat16, 1))
+    assert torch.equal(y[0, :, 0, 0], fused.bias.detach().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((4, 24, 8, 8), torch.float32), ((4, 100, 8, 8), torch.float32), ((4, 16, 3, 3), torch.float32),
+     ((1, 64, 1, 1), torch.float32), ((4, 16, 8, 8), torch.float16), ((4, 16, 8, 8), torch.float64)],
+)  # fmt: skip
+def test_other_maps_are_left_to_pytorch(shape: tuple[int, ...], kind: torch.dtype) -> None:
+    assert not can_normalise(torch.zeros(shape, dtype=kind))
+
+
+# --- 3x3 convolutions ------------------------------------------------------------------------------
+
+# Images, channels in and out, height, width: of the nets for CIFAR, digits and ImageNet, and odd ones.
+CONVOLUTIONS = [
+    (5, 16, 16, 32, 32), (6, 32, 32, 16, 16), (7, 64, 64, 8, 8), (9, 64, 64, 4, 4), (2, 64, 64, 56, 56),
+    (1, 128, 128, 28, 28), (1, 16, 16, 4, 4), (3, 48, 16, 8, 12), (4, 16, 80, 12, 4), (17, 32, 16, 20, 8),
+]  # fmt: skip
+CONV_TYPES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of one standard deviation
+
+
+def conv_maps(count: int, channels: int, height: int, width: int, kind: torch.dtype, seed: int) -> Tensor:
+    x = torch.randn(count, channels, height, width, generator=seeded(seed))
+    return x.to(kind).contiguous(memory_format=torch.channels_last)
+
+
+def filters(outputs: int, inputs: int) -> Tensor:
+    return 0.1 * torch.randn(outputs, inputs, 3, 3, generator=seeded(9))
+
+
+def near(ours: Tensor, wanted: Tensor, tolerance: float) -> None:
+    deviation = wanted.std()
+    torch.testing.assert_close(ours.double() / deviation, wanted / deviation, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", CONV_TYPES, ids=str)
+@pytest.mark.parametrize(("images", "inputs", "outputs", "height", "width"), CONVOLUTIONS)
+def test_convolutions_and_their_gradients_are_those_of_the_definition(
+    images: int, inputs: int, outputs: int, height: int, width: int, kind: torch.dtype
+) -> None:
+    x = conv_maps(images, inputs, height, width, kind, 1).requires_grad_()
+    upstream = conv_maps(images, outputs, height, width, kind, 2)
+    weight = filters(outputs, inputs).requires_grad_()
+    assert can_convolve(x, weight)
+    y = convolve(KERNELS.library, x, weight)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    assert y.dtype == kind
+    near(y.detach(), exact.detach(), CONV_TYPES[kind])
+
+    of_x, of_weight = torch.autograd.grad(y, (x, weight), upstream)
+    x_exact, weight_exact = torch.autograd.grad(exact, (x, weight), upstream.double())
+    assert (of_x.dtype, of_weight.dtype) == (kind, torch.float32)
+    near(of_x, x_exact.double(), CONV_TYPES[kind])
+    near(of_weight, weight_exact.double(), 1e-4)  # bf16 maps too: it is summed in float32
+
+
+def test_in_bf16_it_is_as_exact_as_pytorchs_own() -> None:
+    x, weight = conv_maps(8, 64, 8, 8, torch.bfloat16, 1), filters(64, 64)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+
+    def error(y: Tensor) -> float:
+        return float((y.double() - exact).norm())
+
+    usual = F.conv2d(x, weight.bfloat16(), padding=1)
+    assert error(convolve(KERNELS.library, x, weight)) < error(usual)
+
+
+def test_any_number_of_threads_convolves_to_the_same_bits() -> None:
+    x, upstream = (conv_maps(10, 32, 8, 8, torch.float32, seed) for seed in (1, 2))
+    weight, told = filters(32, 32), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = convolve(KERNELS.library, *leaves)
+        told.append((y.detach(), *torch.autograd.grad(y, leaves, upstream)))
+    for other in told[1:]:
+        assert all(torch.equal(mine, first) for mine, first in zip(other, told[0], strict=True))
+
+
+def test_maps_in_another_layout_are_taken_too() -> None:
+    x, weight = torch.randn(3, 16, 8, 8, generator=seeded(1)), filters(16, 16)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(convolve(KERNELS.library, x, weight), convolve(KERNELS.library, last, weight))
+
+
+def test_a_pixel_that_is_no_number_is_not_lost() -> None:
+    x = conv_maps(2, 16, 12, 12, torch.float32, 1)
+    x[1, 3, 5, 5] = float("nan")
+    y = convolve(KERNELS.library, x, filters(16, 16))
+    assert y[1, :, 4:7, 4:7].isnan().all()
+    assert not y[0].isnan().any()
+
+
+@pytest.mark.parametrize("wanted", [0, 1], ids=["data", "filters"])
+def test_only_the_gradient_that_is_wanted_is_taken(wanted: int) -> None:
+    leaves = conv_maps(2, 16, 8, 8, torch.float32, 1), filters(16, 16)
+    leaves[wanted].requires_grad_()
+    convolve(KERNELS.library, *leaves).sum().backward()
+    assert [leaf.grad is not None for leaf in leaves] == [wanted == 0, wanted == 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "kind"),
+    [((4, 3, 8, 8), 16, torch.float32), ((4, 16, 8, 8), 24, torch.float32),
+     ((4, 16, 10, 8), 16, torch.float32),
+     ((4, 16, 8, 14), 16, torch.float32), ((1, 256, 8, 8), 256, torch.float32),
+     ((4, 16, 8, 8), 16, torch.float16), ((4, 16, 8, 8), 16, torch.float64)],
+)  # fmt: skip
+def test_other_convolutions_are_left_to_pytorch(
+    shape: tuple[int, ...], outputs: int, kind: torch.dtype
+) -> None:
+    assert not can_convolve(torch.zeros(shape, dtype=kind), filters(outputs, shape[1]))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_wide_gradient_of_a_narrow_convolution(stride: int) -> None:
+    usual = torch.nn.Conv2d(16, 32, 3, stride, padding=1, bias=False)
+    x = torch.randn(4, 16, 8, 8, generator=seeded(1)).to(torch.bfloat16)
+    upstream = torch.randn(4, 32, 8 // stride, 8 // stride, generator=seeded(2)).to(torch.bfloat16)
+    told = []
+    for wide in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = cpu._WideGradient.apply(leaf, usual.weight, (stride, stride), (1, 1)) if wide else usual(leaf)
+        told.append((y, *torch.autograd.grad(y, (leaf, usual.weight), upstream)))
+    (y, of_x, of_weight), (other, other_x, other_weight) = told
+    assert torch.equal(y, other)
+    assert torch.equal(of_x, other_x)
+    assert other_weight.dtype == torch.float32
+    exact = torch.nn.grad.conv2d_weight(  # type: ignore[attr-defined]
+        x.double(), usual.weight.shape, upstream.double(), stride, 1
+    )
+    assert (other_weight - exact).norm() <= (of_weight - exact).norm()
+
+
+# --- the net of them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"bn_group": 2}, {"bn_batch": 8}])
+def test_groups_and_passes_are_left_to_pytorch(change: dict[str, int]) -> None:
+    nets = [build_net("digits", 8, generator=seeded(1), **change) for _ in range(2)]
+    images = torch.randn(4, 3, 16, 16, generator=seeded(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "can_convolve", lambda x, weight: False)
+        assert torch.equal(KernelNet(nets[0], KERNELS)(images), nets[1](images))
+    assert all(map(torch.equal, nets[0].buffers(), nets[1].buffers()))
+
+
+def test_a_net_uses_them_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("convolve", "normalise"):
+        real = getattr(cpu, name)
+        monkeypatch.setattr(cpu, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    net = build_net("cifar10", 8, shortcut="B", generator=seeded(1))
+    KernelNet(net, KERNELS)(torch.randn(2, 3, 16, 16, generator=seeded(2)))
+    # Of seven 3x3 convolutions the first has three channels, and two have stride 2.
+    assert (calls.count("convolve"), calls.count("normalise")) == (4, 7)
+
+
+def with_kernels(make: Callable[[], Net]) -> tuple[Net, KernelNet]:
+    """The same net without kernels and with them."""
+    usual, fused = make(), make()
+    disturb(usual)
+    fused.load_state_dict(usual.state_dict())
+    last = torch.channels_last
+    return usual.to(memory_format=last), KernelNet(fused.to(memory_format=last), KERNELS)
+
+
+def gradients(model: Net | KernelNet, images: Tensor, kind: torch.dtype) -> dict[str, Tensor]:
+    """Loss, gradients and running averages of one training pass."""
+    net = model.net if isinstance(model, KernelNet) else model
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+        logits = model(images)
+    loss = F.cross_entropy(logits.to(images.dtype), torch.arange(len(images)) % logits.shape[1])
+    loss.backward()
+    told = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
+    return {"loss": loss.detach()} | told | dict(net.named_buffers())
+
+
+NETS: dict[str, Callable[[], Net]] = {
+    "plain": lambda: build_net("cifar10", 14, plain=True, generator=seeded(3)),
+    "A": lambda: build_net("cifar10", 14, generator=seeded(3)),
+    "A symmetric": lambda: build_net("cifar10", 8, option_a_zeros="symmetric", generator=seeded(3)),
+    "B": lambda: build_net("cifar10", 14, shortcut="B", generator=seeded(3)),
+    "C": lambda: build_net("cifar10", 8, shortcut="C", generator=seeded(3)),
+    "imagenet": lambda: build_net("imagenet", 18, num_classes=10, generator=seeded(3)),
+    "bottleneck": lambda: build_net("imagenet", 50, num_classes=10, generator=seeded(3)),
+}
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_step_with_kernels_is_the_eager_step_to_rounding(kind: str) -> None:
+    """Against the same step in double precision, both err alike; where rounding opens or closes a single
+    ReLU, the gradients of the layers before it change by a thousandth."""
+    usual, fused = with_kernels(NETS[kind])
+    exact_net = NETS[kind]().double()
+    exact_net.load_state_dict(usual.state_dict())
+    side = 64 if kind in ("imagenet", "bottleneck") else 16
+    images = torch.randn(8, 3, side, side, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
+    exact = gradients(exact_net, images.double(), torch.float32)
+    eager, ours = (gradients(net, images, torch.float32) for net in (usual, fused))
+    assert exact.keys() == eager.keys() == ours.keys()
+
+    def error(told: dict[str, Tensor], name: str) -> float:
+        return float((told[name].double() - exact[name]).norm() / exact[name].double().norm().clamp_min(1e-3))
+
+    usual_errors, errors = ([error(told, name) for name in exact] for told in (eager, ours))
+    assert statistics.median(errors) < 2 * statistics.median(usual_errors)
+    assert max(errors) < max(3 * max(usual_errors), 5e-3)
+    assert error(ours, "loss") < 1e-6
+
+
+def test_a_narrow_step_with_kernels_is_as_near_to_float32_as_the_eager_one() -> None:
+    usual, fused = with_kernels(NETS["A"])
+    images = torch.randn(32, 3, 16, 16, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
+    exact = gradients(usual, images, torch.float32)
+    exact = {name: value.clone() for name, value in exact.items()}
+    usual.zero_grad()
+    eager, ours = (gradients(net, images, torch.bfloat16) for net in (usual, fused))
+
+    def error(told: dict[str, Tensor], name: str) -> float:
+        return float((told[name] - exact[name]).norm() / exact[name].norm())
+
+    names = [name for name in exact if name.endswith("conv1.weight") or name.endswith("conv2.weight")]
+    for name in names:
+        assert error(ours, name) < 1.3 * error(eager, name) + 1e-3, name
+    strided = [name for name in names if ".1.0.conv1" in name or ".2.0.conv1" in name]
+    assert strided
+
+
+# --- compiling -------------------------------------------------------------------------------------
+
+
+def test_they_are_compiled_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    key = load_kernels().key
+    (folder,) = tmp_path.glob("*/kernels")
+    (path,) = folder.iterdir()
+    made = path.stat().st_mtime_ns
+    assert path.name == f"{load_kernels().key}.so" == f"{key}.so"
+    assert path.stat().st_mtime_ns == made
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0
+    monkeypatch.setattr(cpu, "FLAGS", (*cpu.FLAGS, "-DOTHER"))
+    assert load_kernels().key != key
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (None, "no C compiler"),
+        ("exit 1", "failed"),
+        (
+            '[ "$1" = --version ] || { echo "x.c:1: error: no such thing" >&2; exit 1; }',
+            "error: no such thing",
+        ),
+        ("exit 0", "do not load|cannot be written"),
+    ],
+)
+def test_a_compiler_that_is_missing_or_broken_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, words: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(tmp_path / "broken"))
+    if script is not None:
+        (tmp_path / "broken").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "broken").chmod(0o755)
+    with pytest.raises(NoCompiler, match=words):
+        load_kernels()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders that cannot be written")
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "resrepro").write_text("a file, no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(NoCompiler, match="cannot be written"):
+        load_kernels()
