@@ -33,7 +33,7 @@ def asked(experiment, data=None, **settings):
     return {
         "experiment": experiment, "shortcut": None, "micro_batch": None, "fast": False,
         "compiling": "off", "data": data,
-        "loading": [0, None, 0, None], "seconds": 0.02, "settings": settings,
+        "loading": [0, 0], "seconds": 0.02, "settings": settings,
     }  # fmt: skip
 
 
