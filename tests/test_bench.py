@@ -12,8 +12,8 @@ from commands import call
 from players import is_gone, play, player
 from rich.console import Console
 
+from resrepro import bench
 from resrepro.bench import Loop, Speed, compare_with_usual, made_up_images, our_trainer, usual_net
-from resrepro import bench as speeds as bench
 from resrepro.cli.bench import loops_of, speed_table, to_csv
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import build_net
@@ -173,7 +173,7 @@ def test_ctrl_c_ends_all(measure):
 def test_when_the_benchmark_is_killed_its_processes_end(tmp_path):
     program = (
         "import os, players\n"
-        "from resrepro import bench as speeds as bench\n"
+        "from resrepro import bench\n"
         "bench.serve = players.play\n"
         f"loops = [players.player({str(tmp_path)!r}, 'usual')]\n"
         "die = lambda text: 'round 2' in text and os.kill(os.getpid(), 9)\n"
