@@ -12,8 +12,8 @@ from commands import call
 from players import is_gone, play, player
 from rich.console import Console
 
-from resrepro.bench import Loop, Speed, compare_with_usual, made_up_images, our_trainer, usual_net
 from resrepro import bench
+from resrepro.bench import Loop, Speed, compare_with_usual, made_up_images, our_trainer, usual_net
 from resrepro.cli.bench import loops_of, speed_table, to_csv
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import build_net
