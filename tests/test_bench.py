@@ -173,7 +173,7 @@ def test_ctrl_c_ends_all(measure):
 def test_when_the_benchmark_is_killed_its_processes_end(tmp_path):
     program = (
         "import os, players\n"
-        "from resrepro import bench as speeds as bench\n"
+        "from resrepro import bench\n"
         "bench.serve = players.play\n"
         f"loops = [players.player({str(tmp_path)!r}, 'usual')]\n"
         "die = lambda text: 'round 2' in text and os.kill(os.getpid(), 9)\n"
