@@ -78,7 +78,7 @@ def test_the_table_fits_a_terminal_of_80_columns_uncut(table):
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert re.search(r"parameters +ours 11,515,688 21,623,848 25,557,032 44,549,160 60,192,808 ", text)
-    assert "152-layer notes" in text
+    assert "152-layer note" in text
 
 
 def test_markdown_and_latex_have_all_rows(table):
