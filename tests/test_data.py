@@ -346,7 +346,9 @@ def test_the_official_checksums_are_those_published() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "unpack_cifar10.py").exists(), reason="the real images are not at hand")
-def test_the_real_training_images_have_the_official_checksum_and_the_test_images_a_notice(tmp_path: Path) -> None:
+def test_the_real_training_images_have_the_official_checksum_and_the_test_images_a_notice(
+    tmp_path: Path,
+) -> None:
     subprocess.run([sys.executable, str(REAL / "unpack_cifar10.py"), str(tmp_path)], check=True)
     dataset = load_dataset("cifar10", folder=tmp_path)
     assert dataset.checksums["train"] == cifar10.OFFICIAL_TRAIN_SHA256
