@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resrepro.cli import app
-from resrepro.cli.options import DeviceOption, ThreadsOption
+from resrepro.cli import DeviceOption, ThreadsOption, app, option
 from resrepro.errors import UsageError
 from resrepro.processes import world_size
 from resrepro.spec.experiment import check_depth, net_label
@@ -36,10 +35,7 @@ LEGEND = (
 def bench(
     depth: Annotated[
         list[int] | None,
-        typer.Option(
-            "--depth", help="Weighted layers, 6n+2; may be repeated. (default: 20, 56, 110)",
-            show_default=False,
-        ),
+        option("Weighted layers, 6n+2; may be repeated. (default: 20, 56, 110)", "--depth"),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Without shortcuts.")] = False,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 128,
@@ -50,9 +46,7 @@ def bench(
     ] = "usual,default,fast",
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the numbers.", show_default=False)
-    ] = None,
+    csv_file: Annotated[Path | None, option("Write the numbers.", "--csv", metavar="FILE")] = None,
 ) -> None:  # fmt: skip
     """Measure the usual PyTorch loop and ours on this machine, turn by turn, on made-up images."""
     _check(depth or DEPTHS, batch_size, rounds, seconds, threads)

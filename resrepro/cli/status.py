@@ -1,4 +1,4 @@
-"""`resrepro status`, and what `--launcher slurm` does."""
+"""`resrepro status`: how far every run is, and what of the records is broken."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,40 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resrepro.cli import app
-from resrepro.cli.options import RunsOption
+from resrepro.cli import RunsOption, app
 from resrepro.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from resrepro.launch.slurm import Place, QueuedJob, QueuedRun
+    from resrepro.launch.slurm import Place, QueuedJob
     from resrepro.records import Run
     from resrepro.records.locking import Holder
-    from resrepro.spec.experiment import Spec
 
-LAUNCHERS = ("local", "slurm")
 STYLES = {
     "running": "green", "starting": "green", "waiting": "cyan", "interrupted": "yellow", "failed": "red",
     "diverged": "red", "finished": "dim",
 }  # fmt: skip
 TAIL = 4096  # bytes at the end of a log, in which its last error is looked for
-QUEUE = "Cluster"
-LauncherOption = Annotated[
-    str,
-    typer.Option(
-        "--launcher", metavar="local|slurm", rich_help_panel=QUEUE,
-        help="Train here, or submit the runs to a Slurm cluster's queue.",
-    ),
-]  # fmt: skip
-SlurmOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--slurm", metavar="KEY=VALUE", rich_help_panel=QUEUE, show_default=False,
-        help="Any long option of sbatch (partition, time, cpus-per-task, gpus, mem, ..); may be repeated.",
-    ),
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -246,57 +228,3 @@ def _print(console: "Console", text: "Text", indent: int, lead: int = 0) -> None
     console.print(Padding(first, (0, 0, 0, lead), expand=False))
     if rest.plain.strip():
         console.print(Padding(Text(rest.plain.strip(), text.style), (0, 0, 0, indent), expand=False))
-
-
-def parse_slurm(pairs: Sequence[str], launcher: str) -> dict[str, str]:
-    """`["partition=gpu", "time=90"]` -> `{"partition": "gpu", "time": "90"}`.
-
-    Raises:
-        UsageError: if one is not key=value or is given where nothing is submitted; if there is no such
-            launcher.
-    """
-    if launcher not in LAUNCHERS:
-        raise UsageError(f"--launcher takes {' or '.join(LAUNCHERS)}, not {launcher!r}.")
-    if pairs and launcher != "slurm":
-        raise UsageError("--slurm is for --launcher slurm, which submits the runs to a cluster's queue.")
-    told: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.replace("-", "").replace("_", "").isalnum() or not value.isprintable():
-            raise UsageError(f"--slurm takes key=value, such as partition=gpu, not {pair!r}.")
-        told[key.replace("-", "_")] = value
-    return told
-
-
-def submit_runs(
-    wanted: "Sequence[tuple[Spec, int]]",
-    words: Sequence[str],
-    options: Mapping[str, str],
-    threads: int | None,
-    runs: Path,
-    data: Path | None,
-) -> None:
-    """Submit runs, and say how to look after them; `words` are the options of all.
-
-    Raises:
-        DataError: if the images are missing or damaged; nothing is submitted then.
-        ResreproError: as `resrepro.launch.slurm.submit`.
-    """
-    from resrepro.launch import train_words
-    from resrepro.launch.local import prepare_images
-    from resrepro.launch.slurm import QueuedRun, submit
-
-    prepare_images([spec for spec, _ in wanted], data)  # downloaded once, not by every job
-    queued = [QueuedRun(spec.name, seed, train_words(spec, seed, words)) for spec, seed in wanted]
-    tell_jobs(submit(queued, runs, options, threads), runs)
-
-
-def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", runs: Path) -> None:
-    """Print the job of each run, whether it was in the queue already, and how to look after them."""
-    from resrepro.spec.experiment import in_folder
-
-    for queued, number, before in submitted:
-        there = "" if before is None else "waiting" if before.state == "PENDING" else "running"
-        typer.echo(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
-    if submitted:
-        typer.echo(f"Next: {in_folder('resrepro status', runs)}")
