@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,10 +30,12 @@ from resrepro.cli import (
     parse_slurm,
     precision_of_fast,
 )
+from resrepro.cli.show import write_exhibit
+from resrepro.cli.status import show_plan, speeds_of
 from resrepro.cli.train import tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.processes import world_size
-from resrepro.records.evaluations import LAYER_RESPONSES, OTHER_IMAGES
+from resrepro.records.evaluations import OTHER_IMAGES
 from resrepro.spec.recipe import FAMILIES
 
 if TYPE_CHECKING:
@@ -84,22 +86,20 @@ class Reproduction:
 
         return data_folder_of(FAMILIES[spec.dataset], self.data)
 
-    def train_words(self, spec: "Spec", seed: int = 0) -> tuple[str, ...]:
+    def train_words(self, step: "Step") -> tuple[str, ...]:
         """The command that trains a run."""
         from resrepro.launch import option_words, train_words
 
         words = option_words(
-            self.settings, data=self.data_of(spec), runs=self.runs, device=self.device, threads=self.threads,
-            fresh=self.fresh,
+            self.settings, data=self.data_of(step.spec), runs=self.runs, device=self.device,
+            threads=self.threads, fresh=self.fresh,
         )  # fmt: skip
-        return train_words(spec, seed, words)
+        return train_words(step.spec, step.seed, words)
 
     def measure_words(self, measurement: "Measurement") -> list[str]:
         """The command that measures something."""
-        from resrepro.launch import option_words
-
         data = self.data_of(measurement.steps[0].spec)
-        return measurement.words(self.runs, data, *option_words({}, device=self.device, threads=self.threads))
+        return measurement.words(self.runs, data=data, device=self.device, threads=self.threads)
 
     def jobs_of(self, missing: "Sequence[Step]") -> dict[str, int]:
         """How many of the missing runs are trained at once, by the family of their nets."""
@@ -118,8 +118,7 @@ class Reproduction:
         missing = self.plan().steps if self.fresh else self.plan().to_train
         for family, count in self.jobs_of(missing).items():
             steps = [step for step in missing if step.family == family]
-            if steps := self._with_images(steps):
-                self._train(steps, count)
+            self._train(self._with_images(steps), count)
 
     def _with_images(self, steps: "list[Step]") -> "list[Step]":
         """The runs whose images are there; the others have failed."""
@@ -137,10 +136,7 @@ class Reproduction:
         from resrepro.cli.view import RunsView, train_all
         from resrepro.launch.local import Job, RunPool, threads_each
 
-        names = {
-            Job(step.spec.experiment, step.seed, self.train_words(step.spec, step.seed)): str(step)
-            for step in steps
-        }
+        names = {Job(step.spec.experiment, step.seed, self.train_words(step)): str(step) for step in steps}
         pool = RunPool(list(names), count, threads_each(count))
         failed = train_all(pool, RunsView(pool.jobs, onward=False))
         self.failures |= {names[job]: outcome.sentence for job, outcome in failed.items()}
@@ -199,7 +195,6 @@ def reproduce(
 
     Example: resrepro reproduce figure1 --dataset digits --seeds 3
     """
-    from resrepro.cli.plan import show_plan, speeds_of
     from resrepro.launch import choose_exhibits
 
     slurm_options = parse_slurm(slurm, launcher)
@@ -260,11 +255,10 @@ def _submit(reproduction: Reproduction, slurm_options: dict[str, str], console: 
         prepare_images([step.spec], reproduction.data_of(step.spec))
     runs = [
         QueuedRun(
-            step.spec.name, step.seed, reproduction.train_words(step.spec, step.seed),
-            tuple(measures.get(step.folder, ())),
+            step.spec.name, step.seed, reproduction.train_words(step), tuple(measures.get(step.folder, ()))
         )
         for step in lacking
-    ]  # fmt: skip
+    ]
     if runs:
         tell_jobs(submit(runs, reproduction.runs, slurm_options, reproduction.threads), reproduction.runs)
         console.print("The same command shows what is there when they have ended.", markup=False)
@@ -294,37 +288,6 @@ def _write_all(reproduction: Reproduction, tables: Path, figures: Path, console:
     if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.number in plan.claims):
         console.rule("claims", align="left")
         console.print(listed(verdicts, detailed=True))
-
-
-def write_exhibit(
-    exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path, console: Console
-) -> None:
-    """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
-    from resrepro.comparison.tables import to_rich, write_table
-    from resrepro.figures import exhibits as known
-    from resrepro.records.collection import Collection
-    from resrepro.records.evaluations import is_measured
-
-    own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
-    responses = LAYER_RESPONSES in exhibit.measures
-    shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
-    if exhibit.dataset and not any(shown):
-        what = "measured" if responses else "finished"
-        console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
-        return
-    paths: list[Path] = []
-    if exhibit.name in known.tables():
-        table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
-        table = replace(table, name=exhibit.stem)
-        console.print(to_rich(table))
-        paths += write_table(table, tables)
-    if exhibit.name in known.figures():
-        paper = exhibit.dataset in ("cifar10", "imagenet")
-        drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
-        paths += drawing.paths
-        for note in drawing.notes:
-            console.print(note, markup=False)
-    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
 
 
 def tell_failures(reproduction: Reproduction, console: Console) -> None:

@@ -1,6 +1,7 @@
 """`compare`, `plot`, `claims`, `report` and `list`: what there is to run and what came out, without torch."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from resrepro.spec.experiment import command_for
 from resrepro.spec.recipe import NamedRecipe, Setting, setting_rules, spell
 
 if TYPE_CHECKING:
+    from resrepro.launch import Exhibit
     from resrepro.spec.architecture import Architecture, Part
 
 HEAD = 4096  # bytes of a page in which it says what made it
@@ -109,6 +111,36 @@ def plot(
         for note in drawing.notes:
             console.print(note, markup=False)
         console.print(f"Written: {', '.join(map(str, drawing.paths))}", markup=False, soft_wrap=True)
+
+
+def write_exhibit(
+    exhibit: "Exhibit", found: Collection, tables: Path, figures: Path, console: Console
+) -> None:
+    """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
+    from resrepro.comparison.tables import to_rich, write_table
+    from resrepro.figures import exhibits as known
+    from resrepro.records.evaluations import LAYER_RESPONSES, is_measured
+
+    own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
+    responses = LAYER_RESPONSES in exhibit.measures
+    shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
+    if exhibit.dataset and not any(shown):
+        what = "measured" if responses else "finished"
+        console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
+        return
+    paths: list[Path] = []
+    if exhibit.name in known.tables():
+        table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
+        table = replace(table, name=exhibit.stem)
+        console.print(to_rich(table))
+        paths += write_table(table, tables)
+    if exhibit.name in known.figures():
+        paper = exhibit.dataset in ("cifar10", "imagenet")
+        drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
+        paths += drawing.paths
+        for note in drawing.notes:
+            console.print(note, markup=False)
+    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel="Read")

@@ -1,20 +1,25 @@
-"""`resrepro status`: how far every run is, and what of the records is broken."""
+"""How far every run is and what of the records is broken (`status`), and what is missing (`--dry-run`)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from resrepro.cli import RunsOption, app
 from resrepro.errors import UsageError
+from resrepro.spec.recipe import spell
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
+    from resrepro.launch import Plan, Step
+    from resrepro.launch.costs import Speed
     from resrepro.launch.slurm import Place, QueuedJob
     from resrepro.records import Run
     from resrepro.records.locking import Holder
@@ -23,6 +28,7 @@ STYLES = {
     "running": "green", "starting": "green", "waiting": "cyan", "interrupted": "yellow", "failed": "red",
     "diverged": "red", "finished": "dim",
 }  # fmt: skip
+PLANNED = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
 TAIL = 4096  # bytes at the end of a log, in which its last error is looked for
 
 
@@ -67,9 +73,6 @@ def status(
     if check:
         _check(records or [runs])
         return
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(highlight=False)
     found, notices = look(runs)
     if found:
@@ -171,10 +174,8 @@ def _end_of_log(place: Path, result: Path) -> tuple[Path | None, str]:
     return logs[-1], shown(errors[-1]) if errors else ""
 
 
-def _show(found: Sequence[Progress], console: "Console") -> None:
+def _show(found: Sequence[Progress], console: Console) -> None:
     """The runs, those of one name below it, in columns that are as wide in all of them."""
-    from rich.text import Text
-
     rows = [_cells(progress) for progress in found]
     widths = [max((len(row[k]) for row in rows), default=0) for k in range(4)]
     name = ""
@@ -203,22 +204,19 @@ def _cells(progress: Progress) -> tuple[str, str, str, str]:
     return seed, progress.state, f"{run.result['iteration']:,}/{run.result['iterations']:,}", told
 
 
-def _sum_up(found: Sequence[Progress], console: "Console") -> None:
+def _sum_up(found: Sequence[Progress], console: Console) -> None:
     """How many runs there are of each state, and what the columns mean."""
     states = Counter(progress.state for progress in found)
     told = ", ".join(f"{states[state]} {state}" for state in STYLES if states[state])
     if any(_cells(progress)[3] for progress in found):
         console.print("Errors: training, then test or validation, as last measured.")
-    console.print(f"{len(found)} run{'s' * (len(found) != 1)}: {told}.")
+    console.print(f"{_count(len(found))}: {told}.")
     if states["interrupted"] or states["failed"]:
         console.print("The command that started a run goes on with it.")
 
 
-def _print(console: "Console", text: "Text", indent: int, lead: int = 0) -> None:
+def _print(console: Console, text: Text, indent: int, lead: int = 0) -> None:
     """Print a line that begins at `lead`, wrapped under `indent` in a terminal and left whole in a pipe."""
-    from rich.padding import Padding
-    from rich.text import Text
-
     if not console.is_terminal:
         console.print(Text(" " * lead) + text, soft_wrap=True)
         return
@@ -228,3 +226,122 @@ def _print(console: "Console", text: "Text", indent: int, lead: int = 0) -> None
     console.print(Padding(first, (0, 0, 0, lead), expand=False))
     if rest.plain.strip():
         console.print(Padding(Text(rest.plain.strip(), text.style), (0, 0, 0, indent), expand=False))
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run{'s' * (runs != 1)}"
+
+
+# --- what is missing, and what it takes ----------------------------------------------------------------
+
+
+def speeds_of(
+    plan: "Plan", device: str, jobs: Mapping[str, int], words_for: "Callable[[Step], Sequence[str]]"
+) -> "list[Speed]":
+    """What tells the time of the missing runs: records of this machine, or else some updates made now.
+
+    `jobs` are the runs at once, by the family of their nets. Where timing fails the time stays unknown.
+
+    Raises:
+        UsageError: if the runs could not be started either.
+    """
+    from resrepro.launch.costs import speeds_in, time_missing
+    from resrepro.launch.local import threads_each
+    from resrepro.records.collection import collect
+
+    speeds = speeds_in(collect([plan.runs]).runs, device)
+    stderr = Console(stderr=True, highlight=False)
+    for family, count in jobs.items():
+        steps = [step for step in plan.to_train if step.family == family]
+        with stderr.status("timing a few updates"):
+            timed, sentences = time_missing(steps, speeds, words_for, threads_each(count))
+        speeds += timed
+        for sentence in sentences:
+            stderr.print(f"No time is told: {sentence}", markup=False)
+    return speeds
+
+
+def show_plan(plan: "Plan", speeds: "Sequence[Speed]", jobs: Mapping[str, int], console: Console) -> None:
+    """Print a line for each net and state, what is measured after, and what all of it takes."""
+    if plan.steps:
+        console.print(table_of(plan, speeds))
+    lines = [f"{step}: {step.why}" for step in plan.steps if step.why]
+    if changes := dict.fromkeys(change for step in plan.steps for change in step.spec.changes):
+        lines.append(f"Settings: {', '.join(f'{key}={spell(value)}' for key, value in changes)}.")
+    lines += [*_measuring(plan), _totals(plan, speeds, jobs)]
+    shown, claims = (", ".join(exhibit.stem for exhibit in plan.exhibits), ", ".join(map(str, plan.claims)))
+    if shown:
+        lines.append(
+            f"Shown at the end: {shown}; verdicts on claims {claims}." if claims else f"At the end: {shown}."
+        )
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def table_of(plan: "Plan", speeds: "Sequence[Speed]") -> Table:
+    """Runs of one net that are in one state share a line; for a terminal of 80 columns."""
+    from resrepro.launch.costs import disk_mib, duration, seconds_of
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("run", overflow="fold")
+    grid.add_column("seeds", overflow="fold")
+    grid.add_column("state", no_wrap=True)
+    for heading in ("time each", "MiB each"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    groups: dict[tuple[str, str], list[Step]] = {}
+    for step in plan.steps:
+        groups.setdefault((step.spec.experiment, _state(step)), []).append(step)
+    for (name, state), steps in groups.items():
+        first = steps[0]
+        costs = ("", "")
+        if first.to_train:
+            costs = duration(seconds_of(first.spec, first.done, speeds)), f"{disk_mib(first.spec):,.1f}"
+        seeds = _ranges([step.seed for step in steps])
+        grid.add_row(name, seeds, f"[{PLANNED[first.state]}]{state}[/]", *costs)
+    return grid
+
+
+def _state(step: "Step") -> str:
+    """`done`, `to resume at 120 of 240`, `to start` or `blocked`."""
+    if step.state == "resume":
+        return "to resume" + (f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else "")
+    return "to start" if step.state == "start" else step.state
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """`0-4`, or `0, 3, 7`."""
+    whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]}-{seeds[-1]}" if whole else ", ".join(map(str, seeds))
+
+
+def _measuring(plan: "Plan") -> list[str]:
+    """`Then measured: ten_crop of 5 runs (2 done).`, if anything is."""
+    told = []
+    for what in dict.fromkeys(each.what for each in plan.measurements):
+        own = [each for each in plan.measurements if each.what == what and len(each.steps) == 1]
+        done = sum(each.done for each in own)
+        told += [f"{what} of {_count(len(own))}" + (f" ({done} done)" if done else "")] if own else []
+    told += [f"{each}{' (done)' if each.done else ''}" for each in plan.measurements if len(each.steps) > 1]
+    return [f"Then measured: {', '.join(told)}."] if told else []
+
+
+def _totals(plan: "Plan", speeds: "Sequence[Speed]", jobs: Mapping[str, int]) -> str:
+    """How many runs there are of each state, and what the missing ones take together."""
+    from resrepro.launch.costs import disk_mib, duration, total_seconds
+
+    missing = plan.to_train
+    if not plan.steps:
+        return "No run is needed."
+    if not missing:
+        left = len(plan.to_measure)
+        what = f"{left} measurement{'s' * (left != 1)}" if left else "nothing"
+        which = "all runs are done" if not plan.blocked else "no other run can be trained"
+        return f"{_count(len(plan.steps))}: {which}; {what} to do."
+    states = Counter[str](step.state for step in plan.steps)
+    words = {"done": "done", "resume": "to resume", "start": "to start", "blocked": "blocked"}
+    counts = ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
+    seconds, most = total_seconds(missing, speeds, jobs), max(jobs[step.family] for step in missing)
+    together = f" with {most} at once" if most > 1 else ""
+    time = "" if seconds is None else f"about {duration(seconds)}{together}, "
+    disk = sum(disk_mib(step.spec) for step in missing if step.state == "start")
+    return f"{_count(len(plan.steps))}: {counts}; {time}{disk:,.0f} MiB."

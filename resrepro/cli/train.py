@@ -266,7 +266,7 @@ def _forecast(
     Raises:
         UsageError: if a run could not be started, or under torchrun.
     """
-    from resrepro.cli.plan import show_plan, speeds_of
+    from resrepro.cli.status import show_plan, speeds_of
     from resrepro.launch import Plan, Step, step_of, train_words
     from resrepro.launch.local import choose_jobs
 
@@ -286,7 +286,7 @@ def _forecast(
         (step.family for step in steps),
         choose_jobs(jobs, specs, options["device"], options["micro_batch"]),
     )
-    speeds = speeds_of(plan, options["device"], counts, lambda spec: train_words(spec, 0, words))
+    speeds = speeds_of(plan, options["device"], counts, lambda step: train_words(step.spec, step.seed, words))
     show_plan(plan, speeds, counts, Console(highlight=False))
 
 

@@ -179,13 +179,11 @@ class Measurement:
             return f"{self.what} of an ensemble of {len(self.steps)}"
         return f"{self.what} of {self.steps[0]}"
 
-    def words(self, runs: Path, data: Path | None, *options: str) -> list[str]:
+    def words(self, runs: Path, **options: object) -> list[str]:
         """The command that measures it, without `resrepro`."""
-        words = ["eval", *(str(step.folder) for step in self.steps)]
-        protocol = ["--protocol", self.what, "--runs", str(runs)]
-        words += ["--responses"] if self.what == LAYER_RESPONSES else protocol
-        words += ["--ensemble"] if len(self.steps) > 1 else []
-        return [*words, *([] if data is None else ["--data", str(data)]), *options]
+        what = {"responses": True} if self.what == LAYER_RESPONSES else {"protocol": self.what, "runs": runs}
+        words = option_words({}, **what, ensemble=len(self.steps) > 1, **options)
+        return ["eval", *(str(step.folder) for step in self.steps), *words]
 
 
 @dataclass(frozen=True)
@@ -332,7 +330,7 @@ def train_words(spec: Spec, seed: int, words: Sequence[str]) -> tuple[str, ...]:
 
 
 def data_folder_of(family: str, folders: Sequence[Path]) -> Path | None:
-    """Which of the folders given holds the images of a family; None if none does, and none must.
+    """Which of some folders holds the images of a family; None without any.
 
     Photographs lie in train/ and val/. What is not theirs is taken for CIFAR-10's, and so is one folder that
     holds both; where there is nothing else, photographs are looked for in whatever was given.
