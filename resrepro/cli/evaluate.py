@@ -45,8 +45,7 @@ def evaluate(
         option("running, or precise: plain averages over training batches. (default: the run's own)"),
     ] = None,
     responses: Annotated[
-        bool,
-        option("Measure each 3x3 layer's response and gradient instead (Figure 7).", "--responses"),
+        bool, option("Measure each 3x3 layer's response and gradient instead (Figure 7).", "--responses")
     ] = False,
     dataset: Annotated[
         str | None, option("cifar10, digits, imagenet or folder. (default: the run's own)")
@@ -58,8 +57,7 @@ def evaluate(
         str | None, option("Its shortcut option. (default: the paper's)", panel=OTHERS)
     ] = None,
     mean: Annotated[
-        str | None,
-        option("Channel mean it was trained with, pixels in 0..1.", panel=OTHERS, metavar="R,G,B"),
+        str | None, option("Channel mean it was trained with, pixels in 0..1.", panel=OTHERS, metavar="R,G,B")
     ] = None,
     std: Annotated[str | None, option("Its channel std.", panel=OTHERS, metavar="R,G,B")] = None,
     zeros: Annotated[

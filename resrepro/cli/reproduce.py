@@ -163,8 +163,7 @@ def reproduce(
         str | None, option("Another than the paper's: digits for CIFAR-10, folder for ImageNet.")
     ] = None,
     seeds: Annotated[
-        str | None,
-        option("So many seeds of every net, or these. (default: the paper's)", metavar="N|0-4"),
+        str | None, option("So many seeds of every net, or these. (default: the paper's)", metavar="N|0-4")
     ] = None,
     iterations: IterationsOption = None,
     split: SplitOption = None,
@@ -312,9 +311,7 @@ def demo(
     ] = Path("demo"),
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Set earlier demo runs aside and train anew.")
-    ] = False,
+    fresh: Annotated[bool, option("Set earlier demo runs aside and train anew.", "--fresh")] = False,
 ) -> None:
     """Train plain and residual nets of 20 and 56 layers on bundled digits and show what happens.
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HEAD = 4096  # bytes of a page in which it says what made it
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 UNIT = 1e9  # the paper gives multiply-adds in 10^9
+
 RunFoldersOption = Annotated[
     list[Path] | None,
     option("Folder of run records; may be repeated. (default: runs)", "--runs", metavar="DIR"),
@@ -63,8 +64,7 @@ def compare(
     runs: RunFoldersOption = None,
     tables: TablesOption = Path("tables"),
     statistics: Annotated[
-        bool,
-        typer.Option("--statistics", help="Instead: last, best run, best sample, chosen on validation."),
+        bool, typer.Option("--statistics", help="Instead: last, best run, best sample, chosen on validation.")
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Runs of all protocols, not of one.")] = False,
     settings: SettingsFilter = None,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from resrepro.launch.costs import Speed
     from resrepro.launch.slurm import Place, QueuedJob
     from resrepro.records import Run
-    from resrepro.records.locking import Holder
 
 STYLES = {
     "running": "green", "starting": "green", "waiting": "cyan", "interrupted": "yellow", "failed": "red",
@@ -147,17 +146,14 @@ def _progress(
         state = "waiting" if job.state == "PENDING" else "running" if run else "starting"
         return Progress(name, seed, over or state, run, str(job))
     holder = None if over else holder_of(folder)
-    if holder is not None and not (holder.job and queue is not None and _has_left(holder, queue)):
+    queued = None if queue is None else {job.id for job in queue.values()}
+    if holder is not None and (not holder.job or queued is None or holder.job in queued):
         where = f"process {holder.pid} on {holder.host}" + (f", job {holder.job}" if holder.job else "")
         return Progress(name, seed, "running" if run else "starting", run, where)
     if over:
         return Progress(name, seed, over, run)
     log, why = _end_of_log(runs / FOLDER / name / f"seed{seed}", folder / RESULT)
     return Progress(name, seed, "interrupted" if run and not why else "failed", run, "", why, log)
-
-
-def _has_left(holder: "Holder", queue: "Mapping[Place, QueuedJob]") -> bool:
-    return holder.job not in {job.id for job in queue.values()}
 
 
 def _end_of_log(place: Path, result: Path) -> tuple[Path | None, str]:

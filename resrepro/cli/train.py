@@ -54,9 +54,7 @@ def train(
         option("Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated.", "--depth"),
     ] = None,
     plain: Annotated[bool, option("Without shortcuts.", "--plain")] = False,
-    shortcut: Annotated[
-        str | None, option("Shortcut option A, B or C. (default: the paper's)")
-    ] = None,
+    shortcut: Annotated[str | None, option("Shortcut option A, B or C. (default: the paper's)")] = None,
     dataset: Annotated[
         str, typer.Option(help="cifar10, digits, imagenet, or folder: photographs of your own.")
     ] = "cifar10",
@@ -66,8 +64,7 @@ def train(
     batch_size: Annotated[int | None, option("Images per batch.", panel=RECIPE)] = None,
     split: SplitOption = None,
     image_size: Annotated[
-        int | None,
-        option("Photographs: side of a crop instead of 224; scales in proportion.", panel=RECIPE),
+        int | None, option("Photographs: side of a crop instead of 224; scales in proportion.", panel=RECIPE)
     ] = None,
     bn_group: Annotated[
         int | None, option("Images that share BN statistics; 0: the whole batch.", panel=RECIPE)
@@ -96,8 +93,7 @@ def train(
     ] = "auto",
     jobs: JobsOption = None,
     micro_batch: Annotated[
-        int | None,
-        option("Images per pass; gradients of several passes are accumulated. (default: all)"),
+        int | None, option("Images per pass; gradients of several passes are accumulated. (default: all)")
     ] = None,
     workers: WorkersOption = None,
     max_bad_images: MaxBadOption = None,
@@ -117,9 +113,7 @@ def train(
     fresh: Annotated[
         bool, option("Set an existing run aside (it is kept) and start anew.", "--fresh")
     ] = False,
-    dry_run: Annotated[
-        bool, option("Only tell what time and disk the runs will take.", "--dry-run")
-    ] = False,
+    dry_run: Annotated[bool, option("Only tell what time and disk the runs will take.", "--dry-run")] = False,
 ) -> None:  # fmt: skip
     """Train nets as the paper did; the same command continues an interrupted run.
 

@@ -39,8 +39,10 @@ class Speed:
     seconds: float
 
 
-def _key(dataset: str, recipe: Mapping[str, Any]) -> tuple[object, ...]:
-    return dataset, recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
+def _key(spec: Mapping[str, Any]) -> tuple[object, ...]:
+    """Of a specification as records hold it."""
+    recipe = spec["recipe"]
+    return spec["dataset"], recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
 
 
 def _size_of(spec: Spec) -> tuple[float, float]:
@@ -68,8 +70,7 @@ def speeds_in(runs: Iterable[Run], device: str) -> list[Speed]:
             continue
         with suppress(UsageError):  # an experiment of another version
             work, _ = _size_of(catalogue.find(run.experiment).spec())
-            key = _key(run.spec["dataset"], run.spec["recipe"])
-            speeds.append(Speed(key, work, float(run.result["seconds"]) / iterations))
+            speeds.append(Speed(_key(run.spec), work, float(run.result["seconds"]) / iterations))
     return speeds
 
 
@@ -89,7 +90,7 @@ def time_missing(
     """
     smallest: dict[tuple[object, ...], Step] = {}
     for step in sorted(steps, key=lambda step: step.spec.depth):
-        smallest.setdefault(_key(step.spec.dataset, step.spec.to_json()["recipe"]), step)
+        smallest.setdefault(_key(step.spec.to_json()), step)
     timed, sentences = [], []
     for key in [key for key in smallest if key not in {speed.key for speed in speeds}]:
         outcome, events = run_command([*words_for(smallest[key]), "--dry-run"], threads)
@@ -104,7 +105,7 @@ def time_missing(
 
 def seconds_of(spec: Spec, done: int, speeds: Sequence[Speed]) -> float | None:
     """What a run takes from an iteration on; None if nothing was seen that tells it."""
-    key, (work, _) = _key(spec.dataset, spec.to_json()["recipe"]), _size_of(spec)
+    key, (work, _) = _key(spec.to_json()), _size_of(spec)
     fitting = [speed for speed in speeds if speed.key == key]
     if not fitting:
         return None
