@@ -31,7 +31,7 @@ from resrepro.cli import (
     precision_of_fast,
 )
 from resrepro.cli.show import write_exhibit
-from resrepro.cli.status import show_plan, speeds_of
+from resrepro.cli.status import show_plan
 from resrepro.cli.train import tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.processes import world_size
@@ -208,9 +208,8 @@ def reproduce(
     )  # fmt: skip
     plan, console = reproduction.plan(), Console(highlight=False)
     counts = reproduction.jobs_of(plan.to_train)
-    timed = launcher == "local" and plan.to_train
-    speeds = speeds_of(plan, device, counts, reproduction.train_words) if timed else []
-    show_plan(plan, speeds, counts, console)
+    words_for = reproduction.train_words if launcher == "local" else None
+    show_plan(plan, counts, device, words_for, console)
     if dry_run:
         return
     if launcher == "slurm":

@@ -231,34 +231,19 @@ def _count(runs: int) -> str:
 # --- what is missing, and what it takes ----------------------------------------------------------------
 
 
-def speeds_of(
-    plan: "Plan", device: str, jobs: Mapping[str, int], words_for: "Callable[[Step], Sequence[str]]"
-) -> "list[Speed]":
-    """What tells the time of the missing runs: records of this machine, or else some updates made now.
+def show_plan(
+    plan: "Plan", jobs: Mapping[str, int], device: str,
+    words_for: "Callable[[Step], Sequence[str]] | None", console: Console,
+) -> None:  # fmt: skip
+    """Print a line for each net and state, what is measured after, and what all of it takes.
 
-    `jobs` are the runs at once, by the family of their nets. Where timing fails the time stays unknown.
+    `jobs` are the runs at once, by the family of their nets; `words_for` gives the command that trains a run
+    here, and is None where they are trained elsewhere: no time is told then.
 
     Raises:
-        UsageError: if the runs could not be started either.
+        UsageError: if the runs could not be started.
     """
-    from resrepro.launch.costs import speeds_in, time_missing
-    from resrepro.launch.local import threads_each
-    from resrepro.records.collection import collect
-
-    speeds = speeds_in(collect([plan.runs]).runs, device)
-    stderr = Console(stderr=True, highlight=False)
-    for family, count in jobs.items():
-        steps = [step for step in plan.to_train if step.family == family]
-        with stderr.status("timing a few updates"):
-            timed, sentences = time_missing(steps, speeds, words_for, threads_each(count))
-        speeds += timed
-        for sentence in sentences:
-            stderr.print(f"No time is told: {sentence}", markup=False)
-    return speeds
-
-
-def show_plan(plan: "Plan", speeds: "Sequence[Speed]", jobs: Mapping[str, int], console: Console) -> None:
-    """Print a line for each net and state, what is measured after, and what all of it takes."""
+    speeds = _speeds(plan, jobs, device, words_for) if words_for and plan.to_train else []
     if plan.steps:
         console.print(table_of(plan, speeds))
     lines = [f"{step}: {step.why}" for step in plan.steps if step.why]
@@ -272,6 +257,25 @@ def show_plan(plan: "Plan", speeds: "Sequence[Speed]", jobs: Mapping[str, int], 
         )
     for line in lines:
         console.print(line, markup=False)
+
+
+def _speeds(
+    plan: "Plan", jobs: Mapping[str, int], device: str, words_for: "Callable[[Step], Sequence[str]]"
+) -> "list[Speed]":
+    """What tells the time of the missing runs: records of this machine, or else some updates made now."""
+    from resrepro.launch.costs import speeds_in, time_missing
+    from resrepro.launch.local import threads_each
+    from resrepro.records.collection import collect
+
+    speeds, stderr = speeds_in(collect([plan.runs]).runs, device), Console(stderr=True, highlight=False)
+    for family, count in jobs.items():
+        steps = [step for step in plan.to_train if step.family == family]
+        with stderr.status("timing a few updates"):
+            timed, sentences = time_missing(steps, speeds, words_for, threads_each(count))
+        speeds += timed
+        for sentence in sentences:
+            stderr.print(f"No time is told: {sentence}", markup=False)
+    return speeds
 
 
 def table_of(plan: "Plan", speeds: "Sequence[Speed]") -> Table:

@@ -36,7 +36,7 @@ from resrepro.cli import (
 from resrepro.errors import DataError, Diverged, UsageError
 from resrepro.processes import is_first, world_size
 from resrepro.spec.experiment import Spec, check_shortcut, in_folder
-from resrepro.spec.recipe import FAMILIES, Value
+from resrepro.spec.recipe import FAMILIES
 
 if TYPE_CHECKING:
     from resrepro.launch.local import Job
@@ -157,7 +157,7 @@ def train(
     )
     listener = os.environ.get(EVENTS)
     if dry_run and listener is None:
-        _forecast(wanted, jobs, changed, options, words)
+        _forecast(wanted, jobs, options, words)
     elif launcher == "slurm":
         from resrepro.launch.slurm import QueuedRun, submit
 
@@ -249,18 +249,14 @@ def _train_at_once(
 
 
 def _forecast(
-    wanted: Sequence[tuple[Spec, int]],
-    jobs: int | None,
-    changed: dict[str, Value],
-    options: Mapping[str, Any],
-    words: Sequence[str],
+    wanted: Sequence[tuple[Spec, int]], jobs: int | None, options: Mapping[str, Any], words: Sequence[str]
 ) -> None:
     """Show what the runs will take, less what is done already; nothing is written.
 
     Raises:
         UsageError: if a run could not be started, or under torchrun.
     """
-    from resrepro.cli.status import show_plan, speeds_of
+    from resrepro.cli.status import show_plan
     from resrepro.launch import Plan, Step, step_of, train_words
     from resrepro.launch.local import choose_jobs
 
@@ -270,18 +266,14 @@ def _forecast(
         raise DataError(
             f"the data folder {options['data']} (--data) does not exist: name the one that holds the images."
         )
-    runs: Path = options["runs"]
-    steps = [step_of(runs, spec, seed) for spec, seed in wanted]
+    steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
         steps = [Step(step.spec, step.seed, step.folder, "start") for step in steps]
-    plan = Plan(runs, tuple(steps))
-    specs = [step.spec for step in plan.to_train]
-    counts = dict.fromkeys(
-        (step.family for step in steps),
-        choose_jobs(jobs, specs, options["device"], options["micro_batch"]),
-    )
-    speeds = speeds_of(plan, options["device"], counts, lambda step: train_words(step.spec, step.seed, words))
-    show_plan(plan, speeds, counts, Console(highlight=False))
+    plan, device = Plan(options["runs"], tuple(steps)), options["device"]
+    count = choose_jobs(jobs, [step.spec for step in plan.to_train], device, options["micro_batch"])
+    counts = dict.fromkeys((step.family for step in steps), count)
+    console = Console(highlight=False)
+    show_plan(plan, counts, device, lambda step: train_words(step.spec, step.seed, words), console)
 
 
 @app.command(rich_help_panel="Run")
