@@ -11,8 +11,8 @@ import pytest
 import typer
 from commands import call
 
-from resrepro.cli import app
-from resrepro.cli.options import parse_channels, parse_seeds, parse_settings
+from resrepro.cli import app, changed_settings, parse_seeds
+from resrepro.cli.evaluate import parse_channels
 from resrepro.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
@@ -381,7 +381,7 @@ def test_every_option_of_every_command_is_explained():
 def test_small_notations():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3,0-1,3") == [3, 0, 1]
-    assert parse_settings(["lr=0.05", "flip=off", "lr_drops=10,20"]) == {
+    assert changed_settings(["lr=0.05", "flip=off", "lr_drops=10,20"], fast=False) == {
         "lr": 0.05, "flip": False, "lr_drops": (10, 20),
     }  # fmt: skip
     assert parse_channels("0.1,0.2,0.3", "--mean") == (0.1, 0.2, 0.3)

@@ -11,8 +11,7 @@ from commands import call
 from conftest import write_eval, write_run
 from runs import differences
 
-from resrepro.cli.demo import DEMO, demo_verdict
-from resrepro.cli.options import seeds_of
+from resrepro.cli.reproduce import DEMO, demo_verdict, seeds_of
 from resrepro.launch import local, slurm
 from resrepro.launch.local import Outcome
 from resrepro.records.collection import collect

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import rewrite, write_ensemble, write_eval, write_run
@@ -9,7 +10,7 @@ from conftest import rewrite, write_ensemble, write_eval, write_run
 from resrepro.errors import UsageError
 from resrepro.figures.exhibits import figures, tables
 from resrepro.launch import choose_exhibits, costs, data_folder_of, exhibit_names, make_plan, option_words
-from resrepro.launch.costs import disk_mib, duration, seconds_of, speeds_in, time_missing, wall_seconds
+from resrepro.launch.costs import disk_mib, duration, seconds_of, speeds_in, time_missing, total_seconds
 from resrepro.launch.local import Outcome
 from resrepro.records.collection import collect
 from resrepro.spec import catalogue
@@ -326,19 +327,27 @@ def test_what_was_never_seen_is_timed_once_of_each_kind_with_its_smallest_net(mo
     monkeypatch.setattr(costs, "run_command", run)
     specs = [spec(f"digits-{net}", iterations=8) for net in ("plain56", "plain20", "resnet110")]
     specs.append(spec("folder-resnet18", iterations=8))
-    found, sentences = time_missing(specs, [], lambda spec: ["train", spec.experiment], 1)
+    steps = [SimpleNamespace(spec=each) for each in specs]
+    found, sentences = time_missing(steps, [], lambda step: ["train", step.spec.experiment], 1)
     timed = ("folder-resnet18", "digits-plain20")
     assert asked == [(["train", name, "--dry-run"], 1) for name in timed]
     assert sentences == ["no photographs."]
     assert seconds_of(specs[1], 0, found) == pytest.approx(4.0)
     assert seconds_of(specs[0], 4, found) == pytest.approx(2.0 * 125.5 / 40.6, rel=0.01)
-    assert time_missing(specs[:3], found, lambda spec: [], 1) == ([], [])
+    assert time_missing(steps[:3], found, lambda step: [], 1) == ([], [])
 
 
-def test_the_time_of_several_at_once_is_shared_but_no_shorter_than_the_longest():
-    assert wall_seconds([60, 60, 60, 60], 2) == 120
-    assert wall_seconds([10, 100], 2) == 100
-    assert wall_seconds([], 2) == 0
+def test_the_time_of_several_at_once_is_shared_but_no_shorter_than_the_longest(monkeypatch):
+    monkeypatch.setattr(costs, "seconds_of", lambda spec, done, speeds: spec)
+
+    def total(*seconds):
+        steps = [SimpleNamespace(spec=each, done=0, family="cifar") for each in seconds]
+        return total_seconds(steps, [], {"cifar": 2, "imagenet": 1})
+
+    assert total(60, 60, 60, 60) == 120
+    assert total(10, 100) == 100
+    assert total() == 0
+    assert total(10, None) is None
 
 
 def test_the_disk_is_that_of_two_checkpoints_with_momentum():

@@ -15,7 +15,8 @@ from queues import Queue
 from runs import differences
 from submitit.core.submission import process_job
 
-from resrepro.cli.status import look, parse_slurm
+from resrepro.cli import parse_slurm
+from resrepro.cli.status import look
 from resrepro.errors import ResreproError, UsageError
 from resrepro.launch import slurm
 from resrepro.launch.slurm import QueuedRun, QueueError, jobs_of, submit

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resrepro.cli import app
-from resrepro.cli.options import (
+from resrepro.cli import (
     DataOption,
     DeviceOption,
     MaxBadOption,
     RunsOption,
     ThreadsOption,
     WorkersOption,
-    loading_of,
-    parse_channels,
+    app,
+    option,
 )
 from resrepro.errors import RecordError, UsageError
 from resrepro.processes import is_first
@@ -38,74 +37,38 @@ def evaluate(
         list[Path], typer.Argument(metavar="RUN_OR_CHECKPOINT...", help="Run folders or checkpoint files.")
     ],
     protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="Photographs: center (default), ten_crop, multi_scale; CIFAR-10: single.", show_default=False
-        ),
+        str | None, option("Photographs: center (default), ten_crop, multi_scale; CIFAR-10: single.")
     ] = None,
-    ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Average the scores of all the checkpoints.")
-    ] = False,
+    ensemble: Annotated[bool, option("Average the scores of all the checkpoints.", "--ensemble")] = False,
     bn_stats: Annotated[
         str | None,
-        typer.Option(
-            help="running, or precise: plain averages over training batches. (default: the run's own)",
-            show_default=False,
-        ),
+        option("running, or precise: plain averages over training batches. (default: the run's own)"),
     ] = None,
     responses: Annotated[
-        bool,
-        typer.Option(
-            "--responses", help="Measure each 3x3 layer's response and gradient instead (Figure 7)."
-        ),
+        bool, option("Measure each 3x3 layer's response and gradient instead (Figure 7).", "--responses")
     ] = False,
     dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="cifar10, digits, imagenet or folder. (default: the run's own)", show_default=False
-        ),
+        str | None, option("cifar10, digits, imagenet or folder. (default: the run's own)")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="all or 45k5k. (default: the run's own)", show_default=False)
-    ] = None,
-    depth: Annotated[
-        int | None, typer.Option(help="Its depth.", rich_help_panel=OTHERS, show_default=False)
-    ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="It is plain.", rich_help_panel=OTHERS)] = False,
+    split: Annotated[str | None, option("all or 45k5k. (default: the run's own)")] = None,
+    depth: Annotated[int | None, option("Its depth.", panel=OTHERS)] = None,
+    plain: Annotated[bool, option("It is plain.", "--plain", panel=OTHERS)] = False,
     shortcut: Annotated[
-        str | None,
-        typer.Option(
-            help="Its shortcut option. (default: the paper's)", rich_help_panel=OTHERS, show_default=False
-        ),
+        str | None, option("Its shortcut option. (default: the paper's)", panel=OTHERS)
     ] = None,
     mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R,G,B", rich_help_panel=OTHERS, show_default=False,
-            help="Channel mean it was trained with, pixels in 0..1.",
-        ),
+        str | None, option("Channel mean it was trained with, pixels in 0..1.", panel=OTHERS, metavar="R,G,B")
     ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(metavar="R,G,B", help="Its channel std.", rich_help_panel=OTHERS, show_default=False),
-    ] = None,
+    std: Annotated[str | None, option("Its channel std.", panel=OTHERS, metavar="R,G,B")] = None,
     zeros: Annotated[
         str | None,
-        typer.Option(
-            help="Place of option A's zeros: trailing or symmetric. (default: trailing)",
-            rich_help_panel=OTHERS, show_default=False,
-        ),
+        option("Place of option A's zeros: trailing or symmetric. (default: trailing)", panel=OTHERS),
     ] = None,
     stride_3x3: Annotated[
-        bool,
-        typer.Option("--stride-3x3", help="Its bottlenecks stride on the 3x3.", rich_help_panel=OTHERS),
+        bool, option("Its bottlenecks stride on the 3x3.", "--stride-3x3", panel=OTHERS)
     ] = False,
     image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of the crops it was trained on. (default: 224)", rich_help_panel=OTHERS,
-            show_default=False,
-        ),
+        int | None, option("Side of the crops it was trained on. (default: 224)", panel=OTHERS)
     ] = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
@@ -125,6 +88,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from resrepro.data.loader import Loading
     from resrepro.evaluation import evaluate as measure_and_record
     from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
@@ -132,7 +96,7 @@ def evaluate(
     third_party = ThirdPartyCheckpoint(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)
     options: dict[str, Any] = {
         "data": data, "device": device, "threads": threads,
-        "loading": loading_of(workers, max_bad_images),
+        "loading": Loading(workers, max_bad_images or 0),
         "say": lambda text: console.print(text, markup=False, soft_wrap=not console.is_terminal),
     }  # fmt: skip
     if responses:
@@ -149,6 +113,25 @@ def evaluate(
             third_party=third_party, **options,
         )  # fmt: skip
         _show(errors, console)
+
+
+def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:
+    """`0.49,0.48,0.45` -> (0.49, 0.48, 0.45); None stays None.
+
+    Raises:
+        UsageError: if it is not three numbers.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise UsageError(
+            f"{option} takes three numbers, one per channel, such as 0.49,0.48,0.45, not {text!r}."
+        )
+    return values
 
 
 def _show(errors: "dict[str, Errors]", console: "Console") -> None:

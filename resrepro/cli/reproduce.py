@@ -1,33 +1,41 @@
-"""`resrepro reproduce`: an exhibit of the paper, from what is missing to the verdict."""
+"""`resrepro reproduce` and `demo`: an exhibit of the paper, from what is missing to the verdict."""
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
-from resrepro.cli import app
-from resrepro.cli.options import (
+from resrepro.cli import (
     DeviceOption,
     FastOption,
+    FiguresOption,
     IterationsOption,
     JobsOption,
+    LauncherOption,
     RunsOption,
     SettingsOption,
+    SlurmOption,
     SplitOption,
+    TablesOption,
     ThreadsOption,
+    WithExhibits,
+    app,
     changed_settings,
+    option,
+    parse_seeds,
+    parse_slurm,
     precision_of_fast,
-    seeds_of,
 )
-from resrepro.cli.status import LauncherOption, SlurmOption, parse_slurm, tell_jobs
+from resrepro.cli.show import write_exhibit
+from resrepro.cli.status import show_plan
+from resrepro.cli.train import tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.processes import world_size
-from resrepro.records.evaluations import LAYER_RESPONSES, OTHER_IMAGES
+from resrepro.records.evaluations import OTHER_IMAGES
 from resrepro.spec.recipe import FAMILIES
 
 if TYPE_CHECKING:
@@ -36,17 +44,7 @@ if TYPE_CHECKING:
     from resrepro.spec.experiment import Spec
     from resrepro.spec.recipe import Value
 
-
-class WithGoals(TyperCommand):
-    """A command whose help names the exhibits; they are looked up only when the help is asked for."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, the names in place of the word NAMES."""
-        from resrepro.launch import exhibit_names
-
-        parameter: Any = next(parameter for parameter in self.params if parameter.name == "exhibits")
-        parameter.help = parameter.help.replace("NAMES", ", ".join(exhibit_names()))
-        super().format_help(ctx, formatter)
+DEMO = ("digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56")
 
 
 @dataclass
@@ -88,22 +86,20 @@ class Reproduction:
 
         return data_folder_of(FAMILIES[spec.dataset], self.data)
 
-    def train_words(self, spec: "Spec", seed: int = 0) -> tuple[str, ...]:
+    def train_words(self, step: "Step") -> tuple[str, ...]:
         """The command that trains a run."""
         from resrepro.launch import option_words, train_words
 
         words = option_words(
-            self.settings, data=self.data_of(spec), runs=self.runs, device=self.device, threads=self.threads,
-            fresh=self.fresh,
+            self.settings, data=self.data_of(step.spec), runs=self.runs, device=self.device,
+            threads=self.threads, fresh=self.fresh,
         )  # fmt: skip
-        return train_words(spec, seed, words)
+        return train_words(step.spec, step.seed, words)
 
     def measure_words(self, measurement: "Measurement") -> list[str]:
         """The command that measures something."""
-        from resrepro.launch import option_words
-
         data = self.data_of(measurement.steps[0].spec)
-        return measurement.words(self.runs, data, *option_words({}, device=self.device, threads=self.threads))
+        return measurement.words(self.runs, data=data, device=self.device, threads=self.threads)
 
     def jobs_of(self, missing: "Sequence[Step]") -> dict[str, int]:
         """How many of the missing runs are trained at once, by the family of their nets."""
@@ -122,8 +118,7 @@ class Reproduction:
         missing = self.plan().steps if self.fresh else self.plan().to_train
         for family, count in self.jobs_of(missing).items():
             steps = [step for step in missing if step.family == family]
-            if steps := self._with_images(steps):
-                self._train(steps, count)
+            self._train(self._with_images(steps), count)
 
     def _with_images(self, steps: "list[Step]") -> "list[Step]":
         """The runs whose images are there; the others have failed."""
@@ -141,10 +136,7 @@ class Reproduction:
         from resrepro.cli.view import RunsView, train_all
         from resrepro.launch.local import Job, RunPool, threads_each
 
-        names = {
-            Job(step.spec.experiment, step.seed, self.train_words(step.spec, step.seed)): str(step)
-            for step in steps
-        }
+        names = {Job(step.spec.experiment, step.seed, self.train_words(step)): str(step) for step in steps}
         pool = RunPool(list(names), count, threads_each(count))
         failed = train_all(pool, RunsView(pool.jobs, onward=False))
         self.failures |= {names[job]: outcome.sentence for job, outcome in failed.items()}
@@ -162,39 +154,29 @@ class Reproduction:
                 self.failures[str(measurement)] = OTHER_IMAGES
 
 
-@app.command(rich_help_panel="Run", cls=WithGoals)
+@app.command(rich_help_panel="Run", cls=WithExhibits)
 def reproduce(
     exhibits: Annotated[
         list[str], typer.Argument(metavar="EXHIBIT...", help="NAMES, or all.", show_default=False)
     ],
     dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Another than the paper's: digits for CIFAR-10, folder for ImageNet.", show_default=False
-        ),
+        str | None, option("Another than the paper's: digits for CIFAR-10, folder for ImageNet.")
     ] = None,
     seeds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|0-4", help="So many seeds of every net, or these. (default: the paper's)",
-            show_default=False,
-        ),
+        str | None, option("So many seeds of every net, or these. (default: the paper's)", metavar="N|0-4")
     ] = None,
     iterations: IterationsOption = None,
     split: SplitOption = None,
     settings: SettingsOption = None,
     without: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="EXPERIMENT", help="Leave a net out; may be repeated.", show_default=False
-        ),
+        list[str] | None, option("Leave a net out; may be repeated.", metavar="EXPERIMENT")
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--data", metavar="DIR", show_default=False,
-            help="Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of "
+        option(
+            "Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of "
             "photographs: train/<class>/* and val/<class>/*; repeat it for both.",
+            "--data", metavar="DIR",
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -204,24 +186,17 @@ def reproduce(
     launcher: LauncherOption = "local",
     slurm: SlurmOption = None,
     runs: RunsOption = Path("runs"),
-    tables: Annotated[
-        Path, typer.Option("--tables", metavar="DIR", help="Where the tables are written.")
-    ] = Path("tables"),
-    figures: Annotated[
-        Path, typer.Option("--figures", metavar="DIR", help="Where the figures are written.")
-    ] = Path("figures"),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show the plan; nothing is written.")
-    ] = False,
+    tables: TablesOption = Path("tables"),
+    figures: FiguresOption = Path("figures"),
+    dry_run: Annotated[bool, option("Only show the plan; nothing is written.", "--dry-run")] = False,
 ) -> None:  # fmt: skip
     """Train, measure and show whatever an exhibit of the paper lacks, and judge its claims.
 
     Example: resrepro reproduce figure1 --dataset digits --seeds 3
     """
-    from resrepro.cli.plan import show_plan, speeds_of
     from resrepro.launch import choose_exhibits
 
-    slurm_options = parse_slurm(slurm or [], launcher)
+    slurm_options = parse_slurm(slurm, launcher)
     if world_size() > 1:
         raise UsageError("reproduce starts its own processes: leave torchrun out.")
     changed = changed_settings(settings, fast, iterations=iterations, split=split)
@@ -233,9 +208,8 @@ def reproduce(
     )  # fmt: skip
     plan, console = reproduction.plan(), Console(highlight=False)
     counts = reproduction.jobs_of(plan.to_train)
-    timed = launcher == "local" and plan.to_train
-    speeds = speeds_of(plan, device, counts, reproduction.train_words) if timed else []
-    show_plan(plan, speeds, counts, console)
+    words_for = reproduction.train_words if launcher == "local" else None
+    show_plan(plan, counts, device, words_for, console)
     if dry_run:
         return
     if launcher == "slurm":
@@ -245,6 +219,19 @@ def reproduce(
         reproduction.measure(console)
     _write_all(reproduction, tables, figures, console)
     tell_failures(reproduction, Console(stderr=True, highlight=False))
+
+
+def seeds_of(text: str) -> list[int]:
+    """`3` -> [0, 1, 2]; else as `--seeds` of train: `0-4` -> [0, 1, 2, 3, 4], `0,3` -> [0, 3].
+
+    Raises:
+        UsageError: if it is none of them.
+    """
+    if not text.isdecimal():
+        return parse_seeds(text)
+    if int(text) < 1:
+        raise UsageError(f"--seeds takes how many, from 1 on, or which, such as 0-4, not {text!r}.")
+    return parse_seeds(f"0-{int(text) - 1}")
 
 
 def _submit(reproduction: Reproduction, slurm_options: dict[str, str], console: Console) -> None:
@@ -266,11 +253,10 @@ def _submit(reproduction: Reproduction, slurm_options: dict[str, str], console: 
         prepare_images([step.spec], reproduction.data_of(step.spec))
     runs = [
         QueuedRun(
-            step.spec.name, step.seed, reproduction.train_words(step.spec, step.seed),
-            tuple(measures.get(step.folder, ())),
+            step.spec.name, step.seed, reproduction.train_words(step), tuple(measures.get(step.folder, ()))
         )
         for step in lacking
-    ]  # fmt: skip
+    ]
     if runs:
         tell_jobs(submit(runs, reproduction.runs, slurm_options, reproduction.threads), reproduction.runs)
         console.print("The same command shows what is there when they have ended.", markup=False)
@@ -302,37 +288,6 @@ def _write_all(reproduction: Reproduction, tables: Path, figures: Path, console:
         console.print(listed(verdicts, detailed=True))
 
 
-def write_exhibit(
-    exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path, console: Console
-) -> None:
-    """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
-    from resrepro.comparison.tables import to_rich, write_table
-    from resrepro.figures import exhibits as known
-    from resrepro.records.collection import Collection
-    from resrepro.records.evaluations import is_measured
-
-    own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
-    responses = LAYER_RESPONSES in exhibit.measures
-    shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
-    if exhibit.dataset and not any(shown):
-        what = "measured" if responses else "finished"
-        console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
-        return
-    paths: list[Path] = []
-    if exhibit.name in known.tables():
-        table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
-        table = replace(table, name=exhibit.stem)
-        console.print(to_rich(table))
-        paths += write_table(table, tables)
-    if exhibit.name in known.figures():
-        paper = exhibit.dataset in ("cifar10", "imagenet")
-        drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
-        paths += drawing.paths
-        for note in drawing.notes:
-            console.print(note, markup=False)
-    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
-
-
 def tell_failures(reproduction: Reproduction, console: Console) -> None:
     """Name what failed or is blocked, each with its reason.
 
@@ -346,3 +301,45 @@ def tell_failures(reproduction: Reproduction, console: Console) -> None:
     for name, why in failed.items():
         console.print(f"  {name}: {why}", markup=False, soft_wrap=not console.is_terminal)
     raise ResreproError(f"{len(failed)} could not be done; the same command tries again.")
+
+
+@app.command(rich_help_panel="Run")
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the runs, the table and the figure.")
+    ] = Path("demo"),
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    fresh: Annotated[bool, option("Set earlier demo runs aside and train anew.", "--fresh")] = False,
+) -> None:
+    """Train plain and residual nets of 20 and 56 layers on bundled digits and show what happens.
+
+    It is `resrepro reproduce demo`, in a folder of its own.
+    """
+    from resrepro.launch import choose_exhibits
+
+    exhibits, console = choose_exhibits(["demo"]), Console(highlight=False)
+    reproduction = Reproduction(exhibits, out / "runs", device=device, threads=threads, fresh=fresh)
+    reproduction.train()
+    found = reproduction.plan().records()
+    write_exhibit(exhibits[0], found, out, out, console)
+    console.print(f"\n{demo_verdict(found)}", style="bold", markup=False)
+    console.print("Next: resrepro train --depth 20        (CIFAR-10, as in the paper)", markup=False)
+    tell_failures(reproduction, Console(stderr=True, highlight=False))
+
+
+def demo_verdict(found: "Collection") -> str:
+    """What the demo's runs show about degradation (the paper's Figure 1), computed from their records.
+
+    Only the paper's contrast is looked at: training error of 20 against 56 layers, plain and residual.
+    """
+    errors = {run.experiment: run.last("train") for run in found.runs if run.finished}
+    if missing := [name for name in DEMO if errors.get(name) is None]:
+        return f"No verdict: {', '.join(missing)} did not finish."
+    plain20, plain56, resnet20, resnet56 = (errors[name] or 0.0 for name in DEMO)
+    plain = f"the plain net goes from {plain20:.1f} % training error at 20 layers to {plain56:.1f} % at 56"
+    residual = f"the residual net from {resnet20:.1f} % to {resnet56:.1f} %"
+    if plain56 > plain20 and plain56 - plain20 > resnet56 - resnet20:
+        cured = "and shortcuts cure it" if resnet56 <= resnet20 + 1 else "and shortcuts lessen it"
+        return f"Depth degrades the plain net {cured}: {plain}, {residual} (one seed, digits)."
+    return f"These runs do not show the paper's degradation: {plain}, {residual} (one seed, digits)."

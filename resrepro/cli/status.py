@@ -1,47 +1,34 @@
-"""`resrepro status`, and what `--launcher slurm` does."""
+"""How far every run is and what of the records is broken (`status`), and what is missing (`--dry-run`)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
-from resrepro.cli import app
-from resrepro.cli.options import RunsOption
+from resrepro.cli import RunsOption, app
 from resrepro.errors import UsageError
+from resrepro.spec.recipe import spell
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
-    from resrepro.launch.slurm import Place, QueuedJob, QueuedRun
+    from resrepro.launch import Plan, Step
+    from resrepro.launch.costs import Speed
+    from resrepro.launch.slurm import Place, QueuedJob
     from resrepro.records import Run
-    from resrepro.records.locking import Holder
-    from resrepro.spec.experiment import Spec
 
-LAUNCHERS = ("local", "slurm")
 STYLES = {
     "running": "green", "starting": "green", "waiting": "cyan", "interrupted": "yellow", "failed": "red",
     "diverged": "red", "finished": "dim",
 }  # fmt: skip
+PLANNED = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
 TAIL = 4096  # bytes at the end of a log, in which its last error is looked for
-QUEUE = "Cluster"
-LauncherOption = Annotated[
-    str,
-    typer.Option(
-        "--launcher", metavar="local|slurm", rich_help_panel=QUEUE,
-        help="Train here, or submit the runs to a Slurm cluster's queue.",
-    ),
-]  # fmt: skip
-SlurmOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--slurm", metavar="KEY=VALUE", rich_help_panel=QUEUE, show_default=False,
-        help="Any long option of sbatch (partition, time, cpus-per-task, gpus, mem, ..); may be repeated.",
-    ),
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,9 +72,6 @@ def status(
     if check:
         _check(records or [runs])
         return
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(highlight=False)
     found, notices = look(runs)
     if found:
@@ -162,17 +146,14 @@ def _progress(
         state = "waiting" if job.state == "PENDING" else "running" if run else "starting"
         return Progress(name, seed, over or state, run, str(job))
     holder = None if over else holder_of(folder)
-    if holder is not None and not (holder.job and queue is not None and _has_left(holder, queue)):
+    queued = None if queue is None else {job.id for job in queue.values()}
+    if holder is not None and (not holder.job or queued is None or holder.job in queued):
         where = f"process {holder.pid} on {holder.host}" + (f", job {holder.job}" if holder.job else "")
         return Progress(name, seed, "running" if run else "starting", run, where)
     if over:
         return Progress(name, seed, over, run)
     log, why = _end_of_log(runs / FOLDER / name / f"seed{seed}", folder / RESULT)
     return Progress(name, seed, "interrupted" if run and not why else "failed", run, "", why, log)
-
-
-def _has_left(holder: "Holder", queue: "Mapping[Place, QueuedJob]") -> bool:
-    return holder.job not in {job.id for job in queue.values()}
 
 
 def _end_of_log(place: Path, result: Path) -> tuple[Path | None, str]:
@@ -189,10 +170,8 @@ def _end_of_log(place: Path, result: Path) -> tuple[Path | None, str]:
     return logs[-1], shown(errors[-1]) if errors else ""
 
 
-def _show(found: Sequence[Progress], console: "Console") -> None:
+def _show(found: Sequence[Progress], console: Console) -> None:
     """The runs, those of one name below it, in columns that are as wide in all of them."""
-    from rich.text import Text
-
     rows = [_cells(progress) for progress in found]
     widths = [max((len(row[k]) for row in rows), default=0) for k in range(4)]
     name = ""
@@ -221,22 +200,19 @@ def _cells(progress: Progress) -> tuple[str, str, str, str]:
     return seed, progress.state, f"{run.result['iteration']:,}/{run.result['iterations']:,}", told
 
 
-def _sum_up(found: Sequence[Progress], console: "Console") -> None:
+def _sum_up(found: Sequence[Progress], console: Console) -> None:
     """How many runs there are of each state, and what the columns mean."""
     states = Counter(progress.state for progress in found)
     told = ", ".join(f"{states[state]} {state}" for state in STYLES if states[state])
     if any(_cells(progress)[3] for progress in found):
         console.print("Errors: training, then test or validation, as last measured.")
-    console.print(f"{len(found)} run{'s' * (len(found) != 1)}: {told}.")
+    console.print(f"{_count(len(found))}: {told}.")
     if states["interrupted"] or states["failed"]:
         console.print("The command that started a run goes on with it.")
 
 
-def _print(console: "Console", text: "Text", indent: int, lead: int = 0) -> None:
+def _print(console: Console, text: Text, indent: int, lead: int = 0) -> None:
     """Print a line that begins at `lead`, wrapped under `indent` in a terminal and left whole in a pipe."""
-    from rich.padding import Padding
-    from rich.text import Text
-
     if not console.is_terminal:
         console.print(Text(" " * lead) + text, soft_wrap=True)
         return
@@ -248,55 +224,124 @@ def _print(console: "Console", text: "Text", indent: int, lead: int = 0) -> None
         console.print(Padding(Text(rest.plain.strip(), text.style), (0, 0, 0, indent), expand=False))
 
 
-def parse_slurm(pairs: Sequence[str], launcher: str) -> dict[str, str]:
-    """`["partition=gpu", "time=90"]` -> `{"partition": "gpu", "time": "90"}`.
+def _count(runs: int) -> str:
+    return f"{runs} run{'s' * (runs != 1)}"
+
+
+# --- what is missing, and what it takes ----------------------------------------------------------------
+
+
+def show_plan(
+    plan: "Plan", jobs: Mapping[str, int], device: str,
+    words_for: "Callable[[Step], Sequence[str]] | None", console: Console,
+) -> None:  # fmt: skip
+    """Print a line for each net and state, what is measured after, and what all of it takes.
+
+    `jobs` are the runs at once, by the family of their nets; `words_for` gives the command that trains a run
+    here, and is None where they are trained elsewhere: no time is told then.
 
     Raises:
-        UsageError: if one is not key=value or is given where nothing is submitted; if there is no such
-            launcher.
+        UsageError: if the runs could not be started.
     """
-    if launcher not in LAUNCHERS:
-        raise UsageError(f"--launcher takes {' or '.join(LAUNCHERS)}, not {launcher!r}.")
-    if pairs and launcher != "slurm":
-        raise UsageError("--slurm is for --launcher slurm, which submits the runs to a cluster's queue.")
-    told: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.replace("-", "").replace("_", "").isalnum() or not value.isprintable():
-            raise UsageError(f"--slurm takes key=value, such as partition=gpu, not {pair!r}.")
-        told[key.replace("-", "_")] = value
-    return told
+    speeds = _speeds(plan, jobs, device, words_for) if words_for and plan.to_train else []
+    if plan.steps:
+        console.print(table_of(plan, speeds))
+    lines = [f"{step}: {step.why}" for step in plan.steps if step.why]
+    if changes := dict.fromkeys(change for step in plan.steps for change in step.spec.changes):
+        lines.append(f"Settings: {', '.join(f'{key}={spell(value)}' for key, value in changes)}.")
+    lines += [*_measuring(plan), _totals(plan, speeds, jobs)]
+    shown, claims = (", ".join(exhibit.stem for exhibit in plan.exhibits), ", ".join(map(str, plan.claims)))
+    if shown:
+        lines.append(
+            f"Shown at the end: {shown}; verdicts on claims {claims}." if claims else f"At the end: {shown}."
+        )
+    for line in lines:
+        console.print(line, markup=False)
 
 
-def submit_runs(
-    wanted: "Sequence[tuple[Spec, int]]",
-    words: Sequence[str],
-    options: Mapping[str, str],
-    threads: int | None,
-    runs: Path,
-    data: Path | None,
-) -> None:
-    """Submit runs, and say how to look after them; `words` are the options of all.
+def _speeds(
+    plan: "Plan", jobs: Mapping[str, int], device: str, words_for: "Callable[[Step], Sequence[str]]"
+) -> "list[Speed]":
+    """What tells the time of the missing runs: records of this machine, or else some updates made now."""
+    from resrepro.launch.costs import speeds_in, time_missing
+    from resrepro.launch.local import threads_each
+    from resrepro.records.collection import collect
 
-    Raises:
-        DataError: if the images are missing or damaged; nothing is submitted then.
-        ResreproError: as `resrepro.launch.slurm.submit`.
-    """
-    from resrepro.launch import train_words
-    from resrepro.launch.local import prepare_images
-    from resrepro.launch.slurm import QueuedRun, submit
-
-    prepare_images([spec for spec, _ in wanted], data)  # downloaded once, not by every job
-    queued = [QueuedRun(spec.name, seed, train_words(spec, seed, words)) for spec, seed in wanted]
-    tell_jobs(submit(queued, runs, options, threads), runs)
+    speeds, stderr = speeds_in(collect([plan.runs]).runs, device), Console(stderr=True, highlight=False)
+    for family, count in jobs.items():
+        steps = [step for step in plan.to_train if step.family == family]
+        with stderr.status("timing a few updates"):
+            timed, sentences = time_missing(steps, speeds, words_for, threads_each(count))
+        speeds += timed
+        for sentence in sentences:
+            stderr.print(f"No time is told: {sentence}", markup=False)
+    return speeds
 
 
-def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", runs: Path) -> None:
-    """Print the job of each run, whether it was in the queue already, and how to look after them."""
-    from resrepro.spec.experiment import in_folder
+def table_of(plan: "Plan", speeds: "Sequence[Speed]") -> Table:
+    """Runs of one net that are in one state share a line; for a terminal of 80 columns."""
+    from resrepro.launch.costs import disk_mib, duration, seconds_of
 
-    for queued, number, before in submitted:
-        there = "" if before is None else "waiting" if before.state == "PENDING" else "running"
-        typer.echo(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
-    if submitted:
-        typer.echo(f"Next: {in_folder('resrepro status', runs)}")
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("run", overflow="fold")
+    grid.add_column("seeds", overflow="fold")
+    grid.add_column("state", no_wrap=True)
+    for heading in ("time each", "MiB each"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    groups: dict[tuple[str, str], list[Step]] = {}
+    for step in plan.steps:
+        groups.setdefault((step.spec.experiment, _state(step)), []).append(step)
+    for (name, state), steps in groups.items():
+        first = steps[0]
+        costs = ("", "")
+        if first.to_train:
+            costs = duration(seconds_of(first.spec, first.done, speeds)), f"{disk_mib(first.spec):,.1f}"
+        seeds = _ranges([step.seed for step in steps])
+        grid.add_row(name, seeds, f"[{PLANNED[first.state]}]{state}[/]", *costs)
+    return grid
+
+
+def _state(step: "Step") -> str:
+    """`done`, `to resume at 120 of 240`, `to start` or `blocked`."""
+    if step.state == "resume":
+        return "to resume" + (f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else "")
+    return "to start" if step.state == "start" else step.state
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """`0-4`, or `0, 3, 7`."""
+    whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]}-{seeds[-1]}" if whole else ", ".join(map(str, seeds))
+
+
+def _measuring(plan: "Plan") -> list[str]:
+    """`Then measured: ten_crop of 5 runs (2 done).`, if anything is."""
+    told = []
+    for what in dict.fromkeys(each.what for each in plan.measurements):
+        own = [each for each in plan.measurements if each.what == what and len(each.steps) == 1]
+        done = sum(each.done for each in own)
+        told += [f"{what} of {_count(len(own))}" + (f" ({done} done)" if done else "")] if own else []
+    told += [f"{each}{' (done)' if each.done else ''}" for each in plan.measurements if len(each.steps) > 1]
+    return [f"Then measured: {', '.join(told)}."] if told else []
+
+
+def _totals(plan: "Plan", speeds: "Sequence[Speed]", jobs: Mapping[str, int]) -> str:
+    """How many runs there are of each state, and what the missing ones take together."""
+    from resrepro.launch.costs import disk_mib, duration, total_seconds
+
+    missing = plan.to_train
+    if not plan.steps:
+        return "No run is needed."
+    if not missing:
+        left = len(plan.to_measure)
+        what = f"{left} measurement{'s' * (left != 1)}" if left else "nothing"
+        which = "all runs are done" if not plan.blocked else "no other run can be trained"
+        return f"{_count(len(plan.steps))}: {which}; {what} to do."
+    states = Counter[str](step.state for step in plan.steps)
+    words = {"done": "done", "resume": "to resume", "start": "to start", "blocked": "blocked"}
+    counts = ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
+    seconds, most = total_seconds(missing, speeds, jobs), max(jobs[step.family] for step in missing)
+    together = f" with {most} at once" if most > 1 else ""
+    time = "" if seconds is None else f"about {duration(seconds)}{together}, "
+    disk = sum(disk_mib(step.spec) for step in missing if step.state == "start")
+    return f"{_count(len(plan.steps))}: {counts}; {time}{disk:,.0f} MiB."

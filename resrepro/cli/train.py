@@ -9,41 +9,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from resrepro.cli import app
-from resrepro.cli.options import (
+from resrepro.cli import (
     MOST_SEEDS,
-    BatchSizeOption,
-    BnGroupOption,
-    BnStatsOption,
-    CompileOption,
+    RECIPE,
+    SPEED,
     DataOption,
     DeviceOption,
-    EvalEveryOption,
     FastOption,
-    ImageSizeOption,
     IterationsOption,
     JobsOption,
+    LauncherOption,
     MaxBadOption,
-    PrecisionOption,
     RunsOption,
     SettingsOption,
+    SlurmOption,
     SplitOption,
-    Stride3x3Option,
     ThreadsOption,
     WorkersOption,
+    app,
     changed_settings,
-    loading_of,
+    option,
     parse_seeds,
+    parse_slurm,
     precision_of_fast,
 )
-from resrepro.cli.status import LauncherOption, SlurmOption, parse_slurm
 from resrepro.errors import DataError, Diverged, UsageError
 from resrepro.processes import is_first, world_size
-from resrepro.spec.experiment import Spec, check_shortcut
-from resrepro.spec.recipe import FAMILIES, Value
+from resrepro.spec.experiment import Spec, check_shortcut, in_folder
+from resrepro.spec.recipe import FAMILIES
 
 if TYPE_CHECKING:
     from resrepro.launch.local import Job
+    from resrepro.launch.slurm import QueuedJob, QueuedRun
 
 
 @app.command(rich_help_panel="Run")
@@ -54,44 +51,49 @@ def train(
     ] = None,
     depth: Annotated[
         list[int] | None,
-        typer.Option(
-            "--depth", show_default=False,
-            help="Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated.",
-        ),
+        option("Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated.", "--depth"),
     ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Without shortcuts.")] = False,
-    shortcut: Annotated[
-        str | None, typer.Option(help="Shortcut option A, B or C. (default: the paper's)", show_default=False)
-    ] = None,
+    plain: Annotated[bool, option("Without shortcuts.", "--plain")] = False,
+    shortcut: Annotated[str | None, option("Shortcut option A, B or C. (default: the paper's)")] = None,
     dataset: Annotated[
         str, typer.Option(help="cifar10, digits, imagenet, or folder: photographs of your own.")
     ] = "cifar10",
-    seed: Annotated[int | None, typer.Option(help="Seed. (default: 0)", show_default=False)] = None,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="0-4", help="Several seeds, one run each.", show_default=False)
-    ] = None,
+    seed: Annotated[int | None, option("Seed. (default: 0)")] = None,
+    seeds: Annotated[str | None, option("Several seeds, one run each.", metavar="0-4")] = None,
     iterations: IterationsOption = None,
-    batch_size: BatchSizeOption = None,
+    batch_size: Annotated[int | None, option("Images per batch.", panel=RECIPE)] = None,
     split: SplitOption = None,
-    image_size: ImageSizeOption = None,
-    bn_group: BnGroupOption = None,
-    bn_stats: BnStatsOption = None,
-    stride_3x3: Stride3x3Option = False,
-    precision: PrecisionOption = None,
-    eval_every: EvalEveryOption = None,
+    image_size: Annotated[
+        int | None, option("Photographs: side of a crop instead of 224; scales in proportion.", panel=RECIPE)
+    ] = None,
+    bn_group: Annotated[
+        int | None, option("Images that share BN statistics; 0: the whole batch.", panel=RECIPE)
+    ] = None,
+    bn_stats: Annotated[
+        str | None,
+        option("Photographs, BN at test: running, or precise (plain averages over batches).", panel=RECIPE),
+    ] = None,
+    stride_3x3: Annotated[
+        bool,
+        option("A bottleneck's stride on its 3x3 instead of its first 1x1.", "--stride-3x3", panel=RECIPE),
+    ] = False,
+    precision: Annotated[str | None, option("float32, tf32, bf16 or fp16.", panel=RECIPE)] = None,
+    eval_every: Annotated[int | None, option("Iterations between samples.", panel=RECIPE)] = None,
     settings: SettingsOption = None,
     data: DataOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     fast: FastOption = False,
-    compiling: CompileOption = "auto",
+    compiling: Annotated[
+        str,
+        typer.Option(
+            "--compile", metavar="auto|on|off", rich_help_panel=SPEED,
+            help="Compile what a step computes: auto does so on a CPU with a C compiler, on also on a GPU.",
+        ),
+    ] = "auto",
     jobs: JobsOption = None,
     micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Images per pass; gradients of several passes are accumulated. (default: all)",
-            show_default=False,
-        ),
+        int | None, option("Images per pass; gradients of several passes are accumulated. (default: all)")
     ] = None,
     workers: WorkersOption = None,
     max_bad_images: MaxBadOption = None,
@@ -100,28 +102,25 @@ def train(
     runs: RunsOption = Path("runs"),
     checkpoint_every: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)",
             metavar="500|10m",
-            help="Iterations or minutes between checkpoints, or both. (default: under 1 % of time)",
-            show_default=False,
         ),
     ] = None,
     break_lock: Annotated[
-        bool, typer.Option("--break-lock", help="Take over a run whose process on another machine has ended.")
+        bool, option("Take over a run whose process on another machine has ended.", "--break-lock")
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Set an existing run aside (it is kept) and start anew.")
+        bool, option("Set an existing run aside (it is kept) and start anew.", "--fresh")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what time and disk the runs will take.")
-    ] = False,
+    dry_run: Annotated[bool, option("Only tell what time and disk the runs will take.", "--dry-run")] = False,
 ) -> None:  # fmt: skip
     """Train nets as the paper did; the same command continues an interrupted run.
 
     Example: resrepro train --depth 56 --plain
     """
     from resrepro.launch import option_words, train_words
-    from resrepro.launch.local import EVENTS, Job
+    from resrepro.launch.local import EVENTS, Job, prepare_images
     from resrepro.spec import catalogue
 
     chosen = [catalogue.find(name) for name in experiments or []]
@@ -142,7 +141,7 @@ def train(
         bn_group=bn_group, bn_stats=bn_stats, stride_3x3=stride_3x3 or None, precision=precision,
         eval_every=eval_every,
     )  # fmt: skip
-    slurm_options = parse_slurm(slurm or [], launcher)
+    slurm_options = parse_slurm(slurm, launcher)
     if fast and (dry_run or launcher == "slurm"):
         changed["precision"], fast = precision_of_fast(device, launcher), False
     # Refuse before the first run starts, not after.
@@ -158,18 +157,22 @@ def train(
     )
     listener = os.environ.get(EVENTS)
     if dry_run and listener is None:
-        _forecast(wanted, jobs, changed, options, words)
+        _forecast(wanted, jobs, options, words)
     elif launcher == "slurm":
-        from resrepro.cli.status import submit_runs
+        from resrepro.launch.slurm import QueuedRun, submit
 
-        submit_runs(wanted, words, slurm_options, threads, runs, data)
+        prepare_images(specs, data)  # downloaded once, not by every job
+        queued = [QueuedRun(spec.name, number, train_words(spec, number, words)) for spec, number in wanted]
+        tell_jobs(submit(queued, runs, slurm_options, threads), runs)
     elif len(wanted) > 1 and world_size() == 1:
         each = [Job(spec.experiment, number, train_words(spec, number, words)) for spec, number in wanted]
         _train_at_once(each, [spec for spec, _ in wanted], jobs, options)
     else:
         if (jobs or 1) > 1 and world_size() > 1:
             raise UsageError(f"--jobs {jobs}: under torchrun all processes share one run; leave --jobs out.")
-        loading = loading_of(workers, max_bad_images)
+        from resrepro.data.loader import Loading
+
+        loading = Loading(workers, max_bad_images or 0)
         options |= {"compiling": compiling, "loading": loading, **changed}
         _train_here(wanted, options, listener, dry_run)
 
@@ -184,6 +187,15 @@ def _seeds(seed: int | None, seeds: str | None) -> list[int]:
         many = f"--seeds 0-{int(seeds) - 1}" if 1 < int(seeds) <= MOST_SEEDS else "--seeds 0-4"
         raise UsageError(f"--seeds {seeds}: say --seed {seeds} for that one, or {many} for several.")
     return parse_seeds(seeds)
+
+
+def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", runs: Path) -> None:
+    """Print the job of each run, whether it was in the queue already, and how to look after them."""
+    for queued, number, before in submitted:
+        there = "" if before is None else "waiting" if before.state == "PENDING" else "running"
+        typer.echo(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
+    if submitted:
+        typer.echo(f"Next: {in_folder('resrepro status', runs)}")
 
 
 def _train_here(
@@ -237,18 +249,14 @@ def _train_at_once(
 
 
 def _forecast(
-    wanted: Sequence[tuple[Spec, int]],
-    jobs: int | None,
-    changed: dict[str, Value],
-    options: Mapping[str, Any],
-    words: Sequence[str],
+    wanted: Sequence[tuple[Spec, int]], jobs: int | None, options: Mapping[str, Any], words: Sequence[str]
 ) -> None:
     """Show what the runs will take, less what is done already; nothing is written.
 
     Raises:
         UsageError: if a run could not be started, or under torchrun.
     """
-    from resrepro.cli.plan import show_plan, speeds_of
+    from resrepro.cli.status import show_plan
     from resrepro.launch import Plan, Step, step_of, train_words
     from resrepro.launch.local import choose_jobs
 
@@ -258,18 +266,14 @@ def _forecast(
         raise DataError(
             f"the data folder {options['data']} (--data) does not exist: name the one that holds the images."
         )
-    runs: Path = options["runs"]
-    steps = [step_of(runs, spec, seed) for spec, seed in wanted]
+    steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
         steps = [Step(step.spec, step.seed, step.folder, "start") for step in steps]
-    plan = Plan(runs, tuple(steps))
-    specs = [step.spec for step in plan.to_train]
-    counts = dict.fromkeys(
-        (step.family for step in steps),
-        choose_jobs(jobs, specs, options["device"], options["micro_batch"]),
-    )
-    speeds = speeds_of(plan, options["device"], counts, lambda spec: train_words(spec, 0, words))
-    show_plan(plan, speeds, counts, Console(highlight=False))
+    plan, device = Plan(options["runs"], tuple(steps)), options["device"]
+    count = choose_jobs(jobs, [step.spec for step in plan.to_train], device, options["micro_batch"])
+    counts = dict.fromkeys((step.family for step in steps), count)
+    console = Console(highlight=False)
+    show_plan(plan, counts, device, lambda step: train_words(step.spec, step.seed, words), console)
 
 
 @app.command(rich_help_panel="Run")

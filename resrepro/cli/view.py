@@ -205,9 +205,8 @@ class RunsView:
         elif kind == "step":
             row.done, row.speed, row.left = event["done"], f"{event['images_per_s']:,.0f}", event["left"]
         elif kind == "sample":
-            row.errors = " ".join(
-                f"{error:.2f}" for error in event["errors"][:2]
-            )  # training, and what counts
+            training_and_headline = event["errors"][:2]
+            row.errors = " ".join(f"{error:.2f}" for error in training_and_headline)
             line = event["line"]
         elif kind == "say":
             self.say(job, event["text"])

@@ -80,9 +80,8 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(FAMILIES)}.")
     chosen: dict[str, Exhibit] = {}
     for name in names:
-        if name not in (ALL, *_facts()):
-            known = ", ".join(exhibit_names())
-            raise UsageError(f"no exhibit {name!r} to reproduce: there are {known} and {ALL}.")
+        if name not in (*_facts(), ALL):
+            raise UsageError(f"no exhibit {name!r} to reproduce: there are {', '.join(_facts())} and {ALL}.")
         of_the_paper = [each for each, facts in _facts().items() if "extra" not in facts]
         for each in of_the_paper if name == ALL else [name]:
             exhibit = _exhibit(each, dataset)
@@ -175,17 +174,19 @@ class Measurement:
     done: bool
 
     def __str__(self) -> str:
-        if len(self.steps) > 1:
-            return f"{self.what} of an ensemble of {len(self.steps)}"
-        return f"{self.what} of {self.steps[0]}"
+        count = len(self.steps)
+        return f"{self.what} of {self.steps[0] if count == 1 else f'an ensemble of {count}'}"
 
-    def words(self, runs: Path, data: Path | None, *options: str) -> list[str]:
+    @property
+    def is_ready(self) -> bool:
+        """Whether its nets are trained."""
+        return all(step.state == "done" for step in self.steps)
+
+    def words(self, runs: Path, **options: object) -> list[str]:
         """The command that measures it, without `resrepro`."""
-        words = ["eval", *(str(step.folder) for step in self.steps)]
-        protocol = ["--protocol", self.what, "--runs", str(runs)]
-        words += ["--responses"] if self.what == LAYER_RESPONSES else protocol
-        words += ["--ensemble"] if len(self.steps) > 1 else []
-        return [*words, *([] if data is None else ["--data", str(data)]), *options]
+        what = {"responses": True} if self.what == LAYER_RESPONSES else {"protocol": self.what, "runs": runs}
+        words = option_words({}, **what, ensemble=len(self.steps) > 1, **options)
+        return ["eval", *(str(step.folder) for step in self.steps), *words]
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,7 @@ class Plan:
     @property
     def to_measure(self) -> tuple[Measurement, ...]:
         """What can be measured now and was not."""
-        ready = [each for each in self.measurements if all(step.state == "done" for step in each.steps)]
-        return tuple(each for each in ready if not each.done)
+        return tuple(each for each in self.measurements if each.is_ready and not each.done)
 
     @property
     def blocked(self) -> tuple[Step, ...]:
@@ -222,27 +222,21 @@ class Plan:
         """The records of the runs of this plan that are whole, and the ensembles of them alone."""
         runs = tuple(step.run for step in self.steps if step.run is not None)
         known = {(run.name, run.seed, run.digest) for run in runs}
-        ensembles = [
-            ensemble
-            for ensemble in read_ensembles(self.runs)[0]
-            if known >= {(member.name, member.seed, member.digest) for member in ensemble.members}
-        ]
+        ensembles = (
+            each
+            for each in read_ensembles(self.runs)[0]
+            if known >= {(member.name, member.seed, member.digest) for member in each.members}
+        )
         return Collection(runs, (), tuple(ensembles))
 
 
 def make_plan(
-    exhibits: Sequence[Exhibit],
-    runs: Path,
-    *,
-    seeds: Sequence[int] | None = None,
-    without: Sequence[str] = (),
-    settings: Mapping[str, Value] | None = None,
-) -> Plan:
+    exhibits: Sequence[Exhibit], runs: Path, *, seeds: Sequence[int] | None = None,
+    without: Sequence[str] = (), settings: Mapping[str, Value] | None = None,
+) -> Plan:  # fmt: skip
     """What is done and what is missing of some exhibits in a runs folder, which need not exist.
 
     Args:
-        exhibits: from `choose_exhibits`.
-        runs: the runs folder.
         seeds: of every net; by default those that the paper ran.
         without: experiments that are left out.
         settings: settings of the recipe to change.
@@ -332,7 +326,7 @@ def train_words(spec: Spec, seed: int, words: Sequence[str]) -> tuple[str, ...]:
 
 
 def data_folder_of(family: str, folders: Sequence[Path]) -> Path | None:
-    """Which of the folders given holds the images of a family; None if none does, and none must.
+    """Which of some folders holds the images of a family; None without any.
 
     Photographs lie in train/ and val/. What is not theirs is taken for CIFAR-10's, and so is one folder that
     holds both; where there is nothing else, photographs are looked for in whatever was given.

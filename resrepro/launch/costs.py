@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resrepro.errors import UsageError
+from resrepro.launch import Step
 from resrepro.launch.local import run_command
 from resrepro.records import Run
 from resrepro.records.write import cpu_model
@@ -38,15 +39,15 @@ class Speed:
     seconds: float
 
 
-def _key(dataset: str, recipe: Mapping[str, Any]) -> tuple[object, ...]:
-    return dataset, recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
+def _key(spec: Mapping[str, Any]) -> tuple[object, ...]:
+    """Of a specification as records hold it."""
+    recipe = spec["recipe"]
+    return spec["dataset"], recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
 
 
 def _size_of(spec: Spec) -> tuple[float, float]:
     """Multiply-adds of an image and parameters; of a depth 6n+2 that the paper lacks both grow with n."""
-    own = {"cifar": "cifar10", "imagenet": "imagenet"}[
-        FAMILIES[spec.dataset]
-    ]  # digits and folders take these nets
+    own = "cifar10" if FAMILIES[spec.dataset] == "cifar" else "imagenet"
     net = architectures().get(spec.experiment.replace(spec.dataset, own, 1))
     if net is not None:
         return net.multiply_adds, net.parameters
@@ -69,15 +70,14 @@ def speeds_in(runs: Iterable[Run], device: str) -> list[Speed]:
             continue
         with suppress(UsageError):  # an experiment of another version
             work, _ = _size_of(catalogue.find(run.experiment).spec())
-            key = _key(run.spec["dataset"], run.spec["recipe"])
-            speeds.append(Speed(key, work, float(run.result["seconds"]) / iterations))
+            speeds.append(Speed(_key(run.spec), work, float(run.result["seconds"]) / iterations))
     return speeds
 
 
 def time_missing(
-    specs: Iterable[Spec],
+    steps: Iterable[Step],
     speeds: Sequence[Speed],
-    words_for: Callable[[Spec], Sequence[str]],
+    words_for: Callable[[Step], Sequence[str]],
     threads: int | None,
 ) -> tuple[list[Speed], list[str]]:
     """Time the smallest net of each kind of which nothing was seen, by some updates in its own process.
@@ -88,9 +88,9 @@ def time_missing(
     Raises:
         UsageError: if the run could not be started either.
     """
-    smallest: dict[tuple[object, ...], Spec] = {}
-    for spec in sorted(specs, key=lambda spec: spec.depth):
-        smallest.setdefault(_key(spec.dataset, spec.to_json()["recipe"]), spec)
+    smallest: dict[tuple[object, ...], Step] = {}
+    for step in sorted(steps, key=lambda step: step.spec.depth):
+        smallest.setdefault(_key(step.spec.to_json()), step)
     timed, sentences = [], []
     for key in [key for key in smallest if key not in {speed.key for speed in speeds}]:
         outcome, events = run_command([*words_for(smallest[key]), "--dry-run"], threads)
@@ -99,13 +99,13 @@ def time_missing(
         if outcome.code:
             sentences.append(outcome.sentence)
         else:
-            timed.append(Speed(key, _size_of(smallest[key])[0], float(events[-1]["seconds"])))
+            timed.append(Speed(key, _size_of(smallest[key].spec)[0], float(events[-1]["seconds"])))
     return timed, sentences
 
 
 def seconds_of(spec: Spec, done: int, speeds: Sequence[Speed]) -> float | None:
     """What a run takes from an iteration on; None if nothing was seen that tells it."""
-    key, (work, _) = _key(spec.dataset, spec.to_json()["recipe"]), _size_of(spec)
+    key, (work, _) = _key(spec.to_json()), _size_of(spec)
     fitting = [speed for speed in speeds if speed.key == key]
     if not fitting:
         return None
@@ -113,9 +113,16 @@ def seconds_of(spec: Spec, done: int, speeds: Sequence[Speed]) -> float | None:
     return (spec.recipe.iterations - done) * closest.seconds * work / closest.multiply_adds
 
 
-def wall_seconds(each: Sequence[float], jobs: int) -> float:
-    """Of runs of which `jobs` are trained at once: no shorter than the longest of them."""
-    return max(sum(each) / jobs, max(each, default=0.0))
+def total_seconds(steps: Sequence[Step], speeds: Sequence[Speed], jobs: Mapping[str, int]) -> float | None:
+    """Of runs of which `jobs` of a family are trained at once, families one by one; None if unknown."""
+    total = 0.0
+    for family, count in jobs.items():
+        each = [seconds_of(step.spec, step.done, speeds) for step in steps if step.family == family]
+        known = [seconds for seconds in each if seconds is not None]
+        if len(known) < len(each):
+            return None
+        total += max(sum(known) / count, max(known, default=0.0))  # no shorter than the longest of them
+    return total
 
 
 def duration(seconds: float | None) -> str:

@@ -98,12 +98,8 @@ def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
     """
     from resrepro.data import load_dataset
 
-    splits = {
-        spec.recipe.split
-        for spec in specs
-        if isinstance(spec.recipe, CifarRecipe) and spec.dataset == "cifar10"
-    }
-    for split in splits:
+    recipes = [spec.recipe for spec in specs if spec.dataset == "cifar10"]
+    for split in {recipe.split for recipe in recipes if isinstance(recipe, CifarRecipe)}:
         load_dataset("cifar10", split, data)
 
 

@@ -1,0 +1,325 @@
+"""`compare`, `plot`, `claims`, `report` and `list`: what there is to run and what came out, without torch."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from resrepro.cli import FiguresOption, TablesOption, WithExhibits, app, option, parse_pairs
+from resrepro.errors import UsageError
+from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
+from resrepro.spec import catalogue
+from resrepro.spec.experiment import command_for
+from resrepro.spec.recipe import NamedRecipe, Setting, setting_rules, spell
+
+if TYPE_CHECKING:
+    from resrepro.launch import Exhibit
+    from resrepro.spec.architecture import Architecture, Part
+
+HEAD = 4096  # bytes of a page in which it says what made it
+STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
+UNIT = 1e9  # the paper gives multiply-adds in 10^9
+
+RunFoldersOption = Annotated[
+    list[Path] | None,
+    option("Folder of run records; may be repeated. (default: runs)", "--runs", metavar="DIR"),
+]
+SettingsFilter = Annotated[
+    list[str] | None,
+    option(
+        "Only runs with this setting, e.g. iterations=2000; may be repeated.", "--settings",
+        metavar="KEY=VALUE",
+    ),
+]  # fmt: skip
+
+
+def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
+    """The good records below some folders that have some settings; each broken one is named on stderr.
+
+    Raises:
+        UsageError: if a folder that was named does not exist, or there are no such runs.
+    """
+    given = list(folders or [])
+    for folder in given:
+        if not folder.exists():
+            raise UsageError(f"there is no runs folder {folder}: name one that exists with --runs.")
+    found = collect(given or map(Path, DEFAULT_FOLDERS))
+    for sentence in found.broken:
+        Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
+    return found.having(parse_pairs(settings, "--settings", "KEY=VALUE, such as iterations=2000"))
+
+
+@app.command(rich_help_panel="Read", cls=WithExhibits)
+def compare(
+    exhibits: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXHIBIT...", help="NAMES. (default: table6)", show_default=False),
+    ] = None,
+    runs: RunFoldersOption = None,
+    tables: TablesOption = Path("tables"),
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Instead: last, best run, best sample, chosen on validation.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Runs of all protocols, not of one.")] = False,
+    settings: SettingsFilter = None,
+) -> None:
+    """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
+    from resrepro.comparison.statistics_table import build_statistics
+    from resrepro.comparison.tables import to_rich, write_table
+    from resrepro.figures.exhibits import build_table, check_table
+
+    names = exhibits or ["table6"]
+    for name in names:
+        check_table(name)
+    found = read_records(runs, settings)
+    console = Console(highlight=False)
+    for name in names:
+        table = build_statistics(name, found) if statistics else build_table(name, found, every=every)
+        console.print(to_rich(table))
+        paths = write_table(table, tables)
+        console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel="Read", cls=WithExhibits)
+def plot(
+    exhibits: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXHIBIT...", help="NAMES. (default: figure6)", show_default=False),
+    ] = None,
+    runs: RunFoldersOption = None,
+    figures: FiguresOption = Path("figures"),
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's own curves thin behind ours.")] = False,
+    palette: Annotated[str, typer.Option(help="paper, or safe for colour-blind readers.")] = "paper",
+    settings: SettingsFilter = None,
+) -> None:
+    """Draw the paper's figures from run records (PNG, SVG)."""
+    from resrepro.figures.exhibits import check_figure, draw_figure
+
+    names = exhibits or ["figure6"]
+    for name in names:
+        check_figure(name, palette)
+    found = read_records(runs, settings)
+    console = Console(highlight=False)
+    for name in names:
+        drawing = draw_figure(name, found.runs, figures, paper=paper, palette=palette)
+        for note in drawing.notes:
+            console.print(note, markup=False)
+        console.print(f"Written: {', '.join(map(str, drawing.paths))}", markup=False, soft_wrap=True)
+
+
+def write_exhibit(
+    exhibit: "Exhibit", found: Collection, tables: Path, figures: Path, console: Console
+) -> None:
+    """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
+    from resrepro.comparison.tables import to_rich, write_table
+    from resrepro.figures import exhibits as known
+    from resrepro.records.evaluations import LAYER_RESPONSES, is_measured
+
+    own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
+    responses = LAYER_RESPONSES in exhibit.measures
+    shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
+    if exhibit.dataset and not any(shown):
+        what = "measured" if responses else "finished"
+        console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
+        return
+    paths: list[Path] = []
+    if exhibit.name in known.tables():
+        table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
+        table = replace(table, name=exhibit.stem)
+        console.print(to_rich(table))
+        paths += write_table(table, tables)
+    if exhibit.name in known.figures():
+        paper = exhibit.dataset in ("cifar10", "imagenet")
+        drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
+        paths += drawing.paths
+        for note in drawing.notes:
+            console.print(note, markup=False)
+    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel="Read")
+def claims(
+    numbers: Annotated[
+        list[int] | None,
+        typer.Argument(
+            metavar="NUMBER...", help="Claims to show in detail. (default: all)", show_default=False
+        ),
+    ] = None,
+    runs: RunFoldersOption = None,
+    settings: SettingsFilter = None,
+    tables: Annotated[
+        Path, typer.Option("--tables", metavar="DIR", help="Where the table of all claims is written.")
+    ] = Path("tables"),
+) -> None:
+    """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
+    from resrepro.claims.entries import find_claim
+    from resrepro.claims.judging import judge
+    from resrepro.claims.listing import decided_elsewhere, summary, table, to_rich
+    from resrepro.comparison.tables import write_table
+
+    wanted = {find_claim(number).number for number in numbers or ()}
+    found = read_records(runs, settings)
+    verdicts = judge(found.runs)
+    shown = [verdict for verdict in verdicts if not wanted or verdict.number in wanted]
+    console = Console(highlight=False)
+    console.print(to_rich(shown, detailed=bool(wanted)))
+    console.print(f"All {len(verdicts)} claims: {summary(verdicts)}.", markup=False)
+    for sentence in (*found.sources, decided_elsewhere(verdicts)):
+        console.print(sentence, markup=False, end="\n" if sentence else "")
+    paths = write_table(table(verdicts, found.sources), tables)
+    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel="Read")
+def report(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The HTML file that is written.")] = Path(
+        "report.html"
+    ),
+    runs: RunFoldersOption = None,
+    settings: SettingsFilter = None,
+) -> None:
+    """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
+    from resrepro.claims.judging import judge
+    from resrepro.records.storage import write_out
+    from resrepro.report.page import build_report
+
+    check_place(out)
+    found = read_records(runs, settings)
+    page = build_report(found, judge(found.runs)).encode()
+    write_out(out, page)
+    console = Console(highlight=False)
+    console.print(f"Written: {out} ({len(page) / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+
+
+def check_place(out: Path) -> None:
+    """Check that a report may be written to a file: a new one, or an earlier report.
+
+    Raises:
+        UsageError: if not.
+    """
+    from resrepro.report.page import GENERATOR
+
+    if out.suffix not in (".html", ".htm") or out.is_dir():
+        raise UsageError(f"--out takes the name of an HTML file, such as report.html, not {out}.")
+    if out.exists():
+        with out.open("rb") as file:
+            head = file.read(HEAD).decode(errors="replace")
+        if f'name="generator" content="{GENERATOR}"' not in head:
+            raise UsageError(f"{out} is no report of ours: give --out another name, nothing is overwritten.")
+
+
+@app.command("list", rich_help_panel="Read")
+def list_experiments(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this experiment's net and recipe.", show_default=False)
+    ] = None,
+) -> None:
+    """Show the experiments; of one, its layers and each setting: stated by the paper, derived, or assumed."""
+    console = Console(highlight=False)
+    if name is not None:
+        return show_experiment(catalogue.find(name), console)
+    console.print(experiments_table())
+    console.print("Run one: resrepro train --depth 56 --plain     (any depth 6n+2, not only these)")
+    console.print("Photographs of your own: resrepro train --dataset folder --depth 18 --data DIR")
+    console.print("Its layers and its recipe: resrepro list cifar10-plain56")
+
+
+def experiments_table() -> Table:
+    """A line for each experiment, with the table or figure that it belongs to."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("experiment", "net", "recipe", "seeds", "exhibits"):
+        grid.add_column(column, no_wrap=column != "exhibits")
+    dataset = None
+    for experiment in catalogue.experiments().values():
+        if dataset not in (None, experiment.dataset):
+            grid.add_section()
+        dataset, seeds = experiment.dataset, experiment.seeds
+        span = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+        exhibits = ", ".join(name.removesuffix(f"-{dataset}") for name in experiment.exhibits)
+        grid.add_row(experiment.name, experiment.label, experiment.recipe, span, exhibits)
+    return grid
+
+
+def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
+    """Print an experiment's net and recipe."""
+    from resrepro.spec.architecture import architecture_of
+
+    spec, recipe, net = experiment.spec(), catalogue.recipes()[experiment.recipe], architecture_of(experiment)
+    section = "4.2" if experiment.family == "cifar" else "4.1"
+    shortcut = f"shortcut option {spec.shortcut} (stated, Section {section})"
+    shortcut = "no shortcuts" if experiment.plain else shortcut
+    console.print(Text.assemble((experiment.name, "bold"), f": {experiment.label}, {shortcut}"))
+    console.print(layers_table(net))
+    console.print(f"{totals(net)}\n", markup=False)
+    console.print(f"Recipe {recipe.name}: {recipe.title}", markup=False)
+    console.print(settings_table(experiment, recipe))
+    marks: list[str] = [setting.mark for setting in recipe.settings.values()]
+    console.print(", ".join(f"{marks.count(mark)} {mark}" for mark in STYLES) + ".")
+    for departure in catalogue.departures(spec):
+        console.print(f"Departs from the paper: {departure}", markup=False)
+    console.print(f"Run it: {command_for(spec)}     (change a setting: --set key=value)")
+
+
+def layers_table(net: "Architecture") -> Table:
+    """A line for each part of a net: its layers as in Table 1, its shortcut, the side of its output map."""
+    grid = Table("part", "output", "layers", "times", "shortcut", box=box.SIMPLE_HEAD, pad_edge=False)
+    for part in net.parts:
+        side = part.layers[-1].size
+        shortcut = part.shortcut.kind if part.shortcut else ""
+        times = str(part.times) if part.name.endswith("_x") else ""
+        grid.add_row(part.name, f"{side}x{side}", _layers(part), times, shortcut)
+    return grid
+
+
+def _layers(part: "Part") -> str:
+    """`3x3, 32 /2; 3x3, 32`."""
+    return "; ".join(
+        f"{layer.kernel}x{layer.kernel}, {layer.channels}" + (f" /{layer.stride}" if layer.stride > 1 else "")
+        for layer in part.layers
+    )
+
+
+def totals(net: "Architecture") -> str:
+    """Layers, parameters, and multiply-adds beside those that the paper prints."""
+    from resrepro.comparison.architecture_table import printed_flops
+
+    counted, printed = net.multiply_adds / UNIT, printed_flops(net)
+    sentence = (
+        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, {counted:.3f}e9 "
+        f"multiply-adds for an image of {net.image_size}x{net.image_size}"
+    )
+    if printed is None:
+        return f"{sentence}."
+    difference = f"{counted - printed / UNIT:+.3f}".replace("-", "−")
+    return f"{sentence} (paper: {printed / UNIT:.1f}e9, difference {difference}e9)."
+
+
+def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Table:
+    """A line for each setting of the recipe, then those of the test protocols that fit."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("setting", "value", "known", "what it is"):
+        grid.add_column(heading, overflow="fold")
+    for key, setting in recipe.settings.items():
+        _add_setting(grid, setting, str(setting_rules()[key]["what"]))
+    for view in catalogue.protocols().values():
+        if view.family == experiment.family:
+            grid.add_section()
+            grid.add_row(view.name, "", "", Text(f"test protocol: {view.title}"))
+            for setting in view.settings.values():
+                _add_setting(grid, setting, "")
+    return grid
+
+
+def _add_setting(grid: Table, setting: Setting, meaning: str) -> None:
+    """A row: the setting, its value, how it is known, and what is to be said of it."""
+    known = Text(setting.mark, STYLES[setting.mark])
+    if setting.source:
+        known.append(f" {setting.source}", "dim")
+    lines = [Text(line, style) for line, style in ((meaning, ""), (setting.note, "dim")) if line]
+    grid.add_row(setting.key, spell(setting.value), known, Text("\n").join(lines))
