@@ -11,8 +11,6 @@ from resrepro.comparison.tables import DASH, Row, Table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from resrepro.report.verdicts import Judged
-
 DECIDED = (HELD, FAILED)
 VERDICTS = (*DECIDED, UNDECIDED, UNTESTABLE)
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
@@ -73,7 +71,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def decided_elsewhere(verdicts: "Sequence[Judged]") -> str:
+def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:
     """`On other runs, shown with each claim, claims 1 and 20 held.`; empty if those decide nothing more."""
     told = []
     for word in DECIDED:

@@ -25,7 +25,7 @@ def report(
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
     from resrepro.claims.judging import judge
     from resrepro.records.storage import write_out
-    from resrepro.report.page import build_report
+    from resrepro.report import build_report
 
     check_place(out)
     found = read_records(runs, settings)
@@ -41,7 +41,7 @@ def check_place(out: Path) -> None:
     Raises:
         UsageError: if not.
     """
-    from resrepro.report.page import GENERATOR
+    from resrepro.report import GENERATOR
 
     if out.suffix not in (".html", ".htm") or out.is_dir():
         raise UsageError(f"--out takes the name of an HTML file, such as report.html, not {out}.")
