@@ -29,13 +29,11 @@ def verdict_of(number: int, verdict: str = "held", others: Sequence[Ruling] = ()
         words=text or "plain-56 has a higher training error than plain-20",
         quantity=text or "training error (%)",
         paper=text or "5.9 against 1.4",
-        ruling=Ruling(
-            protocol="CIFAR-10",
-            ours=text or "13.9 ± 0.6 against 5.7 ± 0.8",
-            verdict=verdict,
-            why=f"`{text}`" if text else "difference 8.2, 95 % interval 7.1 to 9.2",
-            notes=(text or "shortened: 2,000 of 64,000 iterations",),
-        ),
+        protocol="CIFAR-10",
+        ours=text or "13.9 ± 0.6 against 5.7 ± 0.8",
+        verdict=verdict,
+        why=f"`{text}`" if text else "difference 8.2, 95 % interval 7.1 to 9.2",
+        notes=(text or "shortened: 2,000 of 64,000 iterations",),
         others=tuple(others),
     )
 

@@ -26,9 +26,8 @@ def claims(
     ] = Path("tables"),
 ) -> None:
     """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
-    from resrepro.claims.entries import find_claim
-    from resrepro.claims.judging import judge
-    from resrepro.claims.listing import decided_elsewhere, summary, table, to_rich
+    from resrepro.claims import find_claim
+    from resrepro.claims.judging import decided_elsewhere, judge, summary, table, to_rich
     from resrepro.comparison.tables import write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}

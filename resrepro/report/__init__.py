@@ -14,7 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -22,9 +22,8 @@ import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
-from resrepro.claims.comparing import FAILED, HELD, UNDECIDED
-from resrepro.claims.judging import UNTESTABLE, Verdict
-from resrepro.claims.listing import decided_elsewhere
+from resrepro.claims.judging import UNTESTABLE, Verdict, decided_elsewhere
+from resrepro.claims.testing import FAILED, HELD, UNDECIDED
 from resrepro.comparison.groups import iterations_of
 from resrepro.records import Run
 from resrepro.records.collection import Collection
@@ -86,7 +85,11 @@ def build_report(
         scripts=[Markup(script) for script in scripts],
         data=curve_data(shown),
         verdicts=[
-            (verdict, KINDS[verdict.verdict], [(other, KINDS[other.verdict]) for other in verdict.others])
+            (
+                _noted(verdict),
+                KINDS[verdict.verdict],
+                [(each, KINDS[each.verdict]) for each in verdict.others],
+            )
             for verdict in verdicts
         ],
         counts=[(kind, counts[word]) for word, kind in KINDS.items()],
@@ -101,6 +104,11 @@ def build_report(
         surroundings=surroundings(finished),
         protocols=protocols(),
     )
+
+
+def _noted(verdict: Verdict) -> Verdict:
+    """With how the claim is understood as the first of its notes."""
+    return replace(verdict, notes=tuple(note for note in (verdict.remark, *verdict.notes) if note))
 
 
 def prose(text: str) -> Markup:
