@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from resrepro.claims import Check, Claim, Net, claims, value_of
 from resrepro.claims.measures import (
-    COUNT_TITLES,
     MEASURES,
     counted,
     paper_curve,
@@ -103,10 +102,8 @@ def judge(runs: Sequence[Run]) -> tuple[Verdict, ...]:
 def verdict_on(claim: Claim, runs: Iterable[Run]) -> Verdict:
     """The verdict on one claim."""
     first, *others = _rulings(claim, runs)
-    units = (MEASURES[test.measure].unit if test.kind != "count" else "" for test in claim.tests)
-    quantities = [
-        _title(test) + (f" ({unit})" if unit else "") for test, unit in zip(claim.tests, units, strict=True)
-    ]
+    measures = [MEASURES[test.measure] for test in claim.tests]
+    quantities = [each.title + (f" ({each.unit})" if each.unit else "") for each in measures]
     return Verdict(
         **vars(first),
         number=claim.number,
@@ -128,7 +125,7 @@ def _rulings(claim: Claim, runs: Iterable[Run]) -> list[Ruling]:
     if claim.untestable:
         return [Ruling("", "", UNTESTABLE, claim.untestable)]
     runs = list(runs)
-    sampled = any(MEASURES[test.measure].sampled for test in claim.tests if test.kind != "count")
+    sampled = any(MEASURES[test.measure].sampled for test in claim.tests)
     members = {net: [run for run in runs if net.has(run)] for net in claim.nets}
     protocols = protocols_of(members, len(claim.nets), WARM_UP if sampled else FREE_SETTINGS)
     return [_ruling(claim, protocol) for protocol in protocols] or [_ruling(claim, None)]
@@ -195,11 +192,6 @@ def _why(claim: Claim, outcomes: Sequence[Outcome], part: str) -> str:
     return "; ".join(text for text in told if text)
 
 
-def _title(test: Check, part: str = "test") -> str:
-    """What a test is about, of runs whose headline set is `part`."""
-    return COUNT_TITLES[test.measure] if test.kind == "count" else MEASURES[test.measure].title_on(part)
-
-
 def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "test") -> str:
     """What is told of each test, each thing once, led by its quantity where that is not clear.
 
@@ -207,10 +199,10 @@ def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "
     """
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
-        parts.setdefault(_title(test, part), []).extend(words)
-    several = len(parts) > 1 or list(parts) != list(dict.fromkeys(map(_title, tests)))
+        parts.setdefault(MEASURES[test.measure].title_on(part), []).extend(words)
+    named = len(parts) > 1 or any(MEASURES[test.measure].title not in parts for test in tests)
     return "; ".join(
-        (f"{title}: " if several else "") + ", ".join(dict.fromkeys(words))
+        (f"{title}: " if named else "") + ", ".join(dict.fromkeys(words))
         for title, words in parts.items()
         if words
     )
@@ -327,15 +319,10 @@ def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:
     """`On other runs, shown with each claim, claims 1 and 20 held.`; empty if those decide nothing more."""
     told = []
     for word in DECIDED:
-        numbers = [
-            str(verdict.number)
-            for verdict in verdicts
-            if verdict.verdict != word and word in {other.verdict for other in verdict.others}
-        ]
-        if len(numbers) > 1:
-            told.append(f"claims {', '.join(numbers[:-1])} and {numbers[-1]} {word}")
-        elif numbers:
-            told.append(f"claim {numbers[0]} {word}")
+        others = [v for v in verdicts if v.verdict != word and word in {o.verdict for o in v.others}]
+        if others:
+            *most, last = (str(verdict.number) for verdict in others)
+            told.append(f"claims {', '.join(most)} and {last} {word}" if most else f"claim {last} {word}")
     return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
 
 

@@ -16,18 +16,13 @@ from resrepro.records import Run
 from resrepro.records.evaluations import Responses
 from resrepro.spec.architecture import Architecture, architectures, vgg19
 
-COUNT_TITLES = {
-    "parameters": "parameters",
-    "multiply_adds": "multiply-adds",
-    "work_with_projection": "multiply-adds of a bottleneck block with a projection over those without",
-}
 X_UNIT = 10_000  # iterations per unit of the paper's x axes
 At = TypeVar("At", int, float)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity of a run.
+    """A quantity of a run; what is counted on a net as built has a title only.
 
     Attributes:
         title: what to call it.
@@ -43,7 +38,7 @@ class Measure:
     """
 
     title: str
-    read: Callable[[Run], float | None]
+    read: Callable[[Run], float | None] = lambda run: None
     metrics: tuple[str, ...] = ()
     unit: str = ""
     digits: int = 2
@@ -249,6 +244,11 @@ MEASURES: Mapping[str, Measure] = {
     "weakest_gradient_end": _responses(
         "weakest gradient over the median layer's, trained",
         lambda responses: weakest(responses.gradient_norm_end),
+    ),
+    "parameters": Measure("parameters"),
+    "multiply_adds": Measure("multiply-adds"),
+    "work_with_projection": Measure(
+        "multiply-adds of a bottleneck block with a projection over those without"
     ),
 }  # fmt: skip
 

@@ -28,14 +28,7 @@ from resrepro.claims.measures import (
     spell_ratio,
 )
 from resrepro.comparison.groups import FREE_SETTINGS, Protocol, iterations_of
-from resrepro.comparison.significance import (
-    LEVEL,
-    Estimate,
-    difference_of,
-    mean_of,
-    pooled_std,
-    seeds_needed,
-)
+from resrepro.comparison.significance import LEVEL, Estimate, difference_of, mean_of, pooled_std, seeds_needed
 from resrepro.comparison.wording import SET_NAMES
 from resrepro.records import Run
 from resrepro.spec.architecture import architectures
@@ -336,7 +329,9 @@ def _throughout(
         return tried
     curves = [[run.top1_errors("train") for run in protocol.groups[net].runs] for net in test.nets]
     common = sorted(set.intersection(*(set(curve) for runs in curves for curve in runs)))
-    if len(common) < test.window or not _covers(common, iterations_of(protocol.first)):
+    iterations = iterations_of(protocol.first)
+    longest_gap = max(end - start for start, end in itertools.pairwise([0, *common, iterations]))
+    if len(common) < test.window or longest_gap > math.ceil(iterations / PARTS):
         told = f"sampled too rarely for stretches of {test.window} samples throughout the run"
         densely = replace(protocol, free=FREE_SETTINGS)
         return replace(
@@ -345,26 +340,16 @@ def _throughout(
             told=(*tried.told, told),
             commands=tuple(net.command(SEEDS, densely) for net in test.nets),
         )
-    upper, lower = (_stretches(runs, common, test.window) for runs in curves)
-    above = [statistics.fmean(upper[at]) > statistics.fmean(lower[at]) for at in upper]
+    upper, lower = (
+        [smoothed({at: curve[at] for at in common}, test.window) for curve in runs] for runs in curves
+    )
     step = max(seeds.resolution for seeds in measured.values())
-    states = [
-        state_of(difference_of(upper[at], lower[at], step), ABOVE, comparisons * len(upper)) for at in upper
-    ]
+    above, states = [], []
+    for at in upper[0]:
+        first, second = [curve[at] for curve in upper], [curve[at] for curve in lower]
+        above.append(statistics.fmean(first) > statistics.fmean(second))
+        gap = difference_of(first, second, step)
+        states.append(state_of(gap, ABOVE, comparisons * len(upper[0])))
     other_way = FAILED if FAILED in states else HELD if all(above) else UNDECIDED
     told = f"above at {sum(above)} of {len(above)} stretches of {test.window} samples"
     return replace(tried, state=together([tried.state, other_way]), told=(*tried.told, told))
-
-
-def _covers(samples: Sequence[int], iterations: int) -> bool:
-    """Whether no gap between samples, from the first iteration to the last, is longer than a tenth."""
-    marks = [0, *samples, iterations]
-    return all(end - start <= math.ceil(iterations / PARTS) for start, end in itertools.pairwise(marks))
-
-
-def _stretches(
-    curves: Sequence[Mapping[int, float]], samples: Sequence[int], window: int
-) -> dict[int, list[float]]:
-    """Training errors of runs, smoothed over `window` of some samples, by the last one's iteration."""
-    smooth = [smoothed({at: curve[at] for at in samples}, window) for curve in curves]
-    return {at: [curve[at] for curve in smooth] for at in smooth[0]}
