@@ -16,7 +16,7 @@ from resrepro.claims.measures import (
     spell_count,
     spell_ratio,
 )
-from resrepro.claims.testing import FAILED, HELD, UNDECIDED, Outcome, count, together, try_out
+from resrepro.claims.testing import FAILED, HELD, LACKING, UNDECIDED, Outcome, count, together, try_out
 from resrepro.comparison.groups import FREE_SETTINGS, WARM_UP, Protocol, protocols_of
 from resrepro.comparison.tables import DASH, Row, Table
 from resrepro.paper import published
@@ -182,13 +182,10 @@ def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:
 def _why(claim: Claim, outcomes: Sequence[Outcome], part: str) -> str:
     """The comparisons of all tests, then which nets lack runs or seeds."""
     told = [_joined(claim.tests, [outcome.told for outcome in outcomes], part)]
-    for words, nets in (
-        ("no runs of", [net.label for outcome in outcomes for net in outcome.missing]),
-        ("not measured yet of", [name for outcome in outcomes for name in outcome.unmeasured]),
-        ("needs more than one seed of", [net.label for outcome in outcomes for net in outcome.single]),
-    ):
-        if nets:
-            told.append(f"{words} {', '.join(dict.fromkeys(nets))}")
+    for words in LACKING:
+        names = [name for outcome in outcomes for reason, name in outcome.lacking if reason == words]
+        if names:
+            told.append(f"{words} {', '.join(dict.fromkeys(names))}")
     return "; ".join(text for text in told if text)
 
 
@@ -261,7 +258,20 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
             head = (claim, verdict.quantity, verdict.paper) if first else ("↳", "", "")
             ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
             rows.append(Row((*head, *ours), marks))
-            records.append(_record(verdict, ruling))
+            records.append(
+                {
+                    "claim": verdict.number,
+                    "section": verdict.section,
+                    "words": verdict.words,
+                    "quantity": verdict.quantity,
+                    "paper": verdict.paper,
+                    "runs": ruling.protocol,
+                    "ours": ruling.ours,
+                    "verdict": ruling.verdict,
+                    "why": ruling.why,
+                    "notes": " ".join(ruling.notes),
+                }
+            )
     return Table(
         name="claims",
         title=f"The paper's claims: {summary(verdicts)}",
@@ -274,22 +284,6 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
         wraps=WRAPS,
         lead="What would decide the rest:",
     )
-
-
-def _record(verdict: Verdict, ruling: Ruling) -> dict[str, object]:
-    """A row of the CSV file."""
-    return {
-        "claim": verdict.number,
-        "section": verdict.section,
-        "words": verdict.words,
-        "quantity": verdict.quantity,
-        "paper": verdict.paper,
-        "runs": ruling.protocol,
-        "ours": ruling.ours,
-        "verdict": ruling.verdict,
-        "why": ruling.why,
-        "notes": " ".join(ruling.notes),
-    }
 
 
 def _deciding(verdicts: Iterable[Verdict]) -> tuple[tuple[str, str], ...]:

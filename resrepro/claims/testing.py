@@ -37,6 +37,7 @@ HELD, FAILED, UNDECIDED = "held", "failed", "undecided"
 ABOVE: Region = (0.0, math.inf)
 SEEDS = 5  # as many as the paper trained of ResNet-110
 MOST_SEEDS_ASKED = 100
+LACKING = NO_RUNS, UNMEASURED, ONE_SEED = "no runs of", "not measured yet of", "needs more than one seed of"
 MOST_DIGITS = 8
 PARTS = 10  # of a run, in each of which "throughout" wants a sample
 
@@ -49,18 +50,14 @@ class Outcome:
         state: "held", "failed" or "undecided".
         ours: our values in words, one by one.
         told: its comparisons with their intervals, and what keeps them from deciding.
-        missing: nets without runs.
-        unmeasured: nets, or seeds of them, that were not evaluated as the test needs it.
-        single: nets of which there is one seed only, so that their spread is not known.
+        lacking: one of LACKING, and the net or the seeds of it that it is said of.
         commands: what would decide it.
     """
 
     state: str
     ours: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
-    missing: tuple[Net, ...] = ()
-    unmeasured: tuple[str, ...] = ()
-    single: tuple[Net, ...] = ()
+    lacking: tuple[tuple[str, str], ...] = ()
     commands: tuple[str, ...] = ()
 
 
@@ -172,7 +169,8 @@ def try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> Ou
     """
     as_the_paper = tuple(net.command(SEEDS) for net in test.nets)
     if protocol is None:
-        return Outcome(UNDECIDED, missing=test.nets, commands=as_the_paper)
+        no_runs = tuple((NO_RUNS, net.label) for net in test.nets)
+        return Outcome(UNDECIDED, lacking=no_runs, commands=as_the_paper)
     if why := _what_it_needs(test, protocol):
         return Outcome(UNDECIDED, told=(why,), commands=as_the_paper)
     measure = MEASURES[test.measure]
@@ -180,23 +178,25 @@ def try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> Ou
     measured = {net: seeds for net, seeds in present.items() if seeds.values}
     judge = _throughout if test.kind == "throughout" else _by_means
     tried = judge(test, protocol, measured, comparisons)
-    missing = tuple(net for net in test.nets if net not in present)
-    lacking = {net: seeds.lacking for net, seeds in present.items() if seeds.lacking}
-    commands = [net.command(SEEDS, protocol) for net in missing]
-    for net, runs in lacking.items():  # what training records, these runs have none of
-        commands.append(measure.command(runs) if measure.command else net.command(SEEDS, protocol))
+    lacking, commands = [], []
+    for net in test.nets:
+        if net not in present:
+            lacking.append((NO_RUNS, net.label))
+            commands.append(net.command(SEEDS, protocol))
+    for net, seeds in present.items():
+        if runs := seeds.lacking:
+            lacking.append((UNMEASURED, _seeds_told(net, runs) if seeds.values else net.label))
+            # what training records, these runs have none of
+            commands.append(measure.command(runs) if measure.command else net.command(SEEDS, protocol))
     whole = len(measured) == len(test.nets)
     return replace(
         tried,
-        state=tried.state if whole or tried.state == FAILED else UNDECIDED,
+        state=tried.state if whole else together([tried.state, UNDECIDED]),
         ours=tuple(
             f"{net.label} {measure.spell(seeds.values)}" + (f", {seeds.never} never" if seeds.never else "")
             for net, seeds in measured.items()
         ),
-        missing=missing,
-        unmeasured=tuple(
-            _seeds_told(net, runs) if net in measured else net.label for net, runs in lacking.items()
-        ),
+        lacking=(*lacking, *tried.lacking),
         commands=tuple(dict.fromkeys((*commands, *tried.commands))),
     )
 
@@ -228,7 +228,7 @@ def _by_means(
     width = 1 if test.kind == "within" else 2
     region = {"within": test.region, "alike": (-test.margin, test.margin)}.get(test.kind, ABOVE)
     nets = list(measured)  # where nets of an order are missing, that of those at hand must hold too
-    states, told, commands, single = [], [], [], []
+    states, told, commands, lacking = [], [], [], []
     for start in range(len(nets) - width + 1):
         each = Comparison({net: measured[net] for net in nets[start : start + width]}, region)
         state = each.state(comparisons)
@@ -238,14 +238,12 @@ def _by_means(
             words += why
             for net, seeds in each.seeds.items():
                 if len(seeds.values) < 2 and not seeds.open:
-                    single.append(net)
+                    lacking.append((ONE_SEED, net.label))
                 if wanted > len(seeds.values):
                     commands.append(net.command(wanted, protocol))
         states.append(state)
         told.append(words)
-    return Outcome(
-        together(states), told=tuple(told), single=tuple(dict.fromkeys(single)), commands=tuple(commands)
-    )
+    return Outcome(together(states), told=tuple(told), lacking=tuple(lacking), commands=tuple(commands))
 
 
 def _told(each: Comparison, state: str, measure: Measure) -> str:
