@@ -13,13 +13,11 @@ from resrepro.claims.measures import (
     paper_row,
     paper_value,
     smoothed,
-    spell_count,
     spell_ratio,
 )
 from resrepro.claims.testing import FAILED, HELD, LACKING, UNDECIDED, Outcome, count, together, try_out
 from resrepro.comparison.groups import FREE_SETTINGS, WARM_UP, Protocol, protocols_of
 from resrepro.comparison.tables import DASH, Row, Table
-from resrepro.paper import published
 from resrepro.records import Run
 
 if TYPE_CHECKING:
@@ -207,11 +205,8 @@ def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "
 
 def paper_words(claim: Claim) -> str:
     """The paper's own values of a claim: of its tests, printed beside them, or said in words."""
-    printed = []
-    for told, source in claim.printed:
-        value = value_of(source)
-        printed.append(f"{told} {spell_count(value) if value >= 1e6 else f'{published()[source].value:g}'}")
-    parts = [_joined(claim.tests, [_paper_of(test) for test in claim.tests]), ", ".join(printed), claim.said]
+    printed = ", ".join(f"{told} {value_of(source):g}" for told, source in claim.printed)
+    parts = [_joined(claim.tests, [_paper_of(test) for test in claim.tests]), printed, claim.said]
     return "; ".join(part for part in parts if part)
 
 

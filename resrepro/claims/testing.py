@@ -114,10 +114,7 @@ class Comparison:
 
 
 def state_of(
-    estimate: Estimate | None,
-    region: Region,
-    comparisons: int,
-    unbounded: tuple[bool, bool] = (False, False),
+    estimate: Estimate | None, region: Region, comparisons: int, unbounded: tuple[bool, bool] = (False, False)
 ) -> str:
     """Whether a number lies in a region, as far as its interval tells; `unbounded` ends of it are open."""
     if estimate is None:
@@ -188,10 +185,9 @@ def try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> Ou
             lacking.append((UNMEASURED, _seeds_told(net, runs) if seeds.values else net.label))
             # what training records, these runs have none of
             commands.append(measure.command(runs) if measure.command else net.command(SEEDS, protocol))
-    whole = len(measured) == len(test.nets)
     return replace(
         tried,
-        state=tried.state if whole else together([tried.state, UNDECIDED]),
+        state=together([tried.state, *(UNDECIDED for net in test.nets if net not in measured)]),
         ours=tuple(
             f"{net.label} {measure.spell(seeds.values)}" + (f", {seeds.never} never" if seeds.never else "")
             for net, seeds in measured.items()

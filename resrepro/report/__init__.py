@@ -214,16 +214,22 @@ def _facts(env: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SettingsTable:
-    """The settings of a recipe or a test protocol, each with its value in words and what it is."""
+    """The settings of a recipe or a test protocol."""
 
     title: str
     name: str
-    settings: tuple[tuple[Setting, str, str], ...]
+    own: Sequence[Setting]
+
+    @property
+    def settings(self) -> list[tuple[Setting, str, str]]:
+        """Each with its value in words and what it is."""
+        rules = setting_rules()
+        return [(one, spell(one.value), str(rules.get(one.key, {}).get("what", ""))) for one in self.own]
 
     @property
     def counts(self) -> list[tuple[str, int]]:
         """How many of them are stated, derived and assumed."""
-        marks: Counter[str] = Counter(setting.mark for setting, _, _ in self.settings)
+        marks: Counter[str] = Counter(setting.mark for setting in self.own)
         return [(mark, marks[mark]) for mark in MARKS if marks[mark]]
 
 
@@ -231,21 +237,12 @@ def protocols() -> list[SettingsTable]:
     """The recipes (variants with what they change only) and the test protocols."""
     tables = []
     for recipe in catalogue.recipes().values():
-        base = catalogue.paper_recipe(recipe.family)
-        own = recipe.settings
-        if recipe is base:
-            tables.append(_settings_table(recipe.title, recipe.name, own.values()))
-        else:
-            changed = [setting for key, setting in own.items() if setting != base.settings[key]]
-            title = f"{recipe.title}: what differs from {base.name}"
-            tables.append(_settings_table(title, recipe.name, changed))
-    for protocol in catalogue.protocols().values():
-        title = f"Test protocol: {protocol.title}"
-        tables.append(_settings_table(title, protocol.name, protocol.settings.values()))
-    return tables
-
-
-def _settings_table(title: str, name: str, settings: Iterable[Setting]) -> SettingsTable:
-    rules = setting_rules()
-    rows = [(each, spell(each.value), str(rules.get(each.key, {}).get("what", ""))) for each in settings]
-    return SettingsTable(title, name, tuple(rows))
+        base, title, own = catalogue.paper_recipe(recipe.family), recipe.title, list(recipe.settings.values())
+        if recipe is not base:
+            title += f": what differs from {base.name}"
+            own = [setting for setting in own if setting != base.settings[setting.key]]
+        tables.append(SettingsTable(title, recipe.name, own))
+    return tables + [
+        SettingsTable(f"Test protocol: {protocol.title}", protocol.name, list(protocol.settings.values()))
+        for protocol in catalogue.protocols().values()
+    ]

@@ -7,7 +7,7 @@ import base64
 import itertools
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,13 @@ def section(name: str, found: Collection) -> Section:
 
 def lacking(rows: Sequence[Row]) -> frozenset[int]:
     """The rows of nets of which we have nothing, by their place; none where that is all of them."""
-    filled = [is_ours(row) or row.cells[0].startswith(CONTINUED) for row in rows]
-    continued = [row.cells[0].startswith(CONTINUED) for row in rows[1:]] + [False]
-    empty = {
+    continued = [row.cells[0].startswith(CONTINUED) for row in (*rows, Row(("",)))]
+    filled = [is_ours(row) or continued[place] for place, row in enumerate(rows)]
+    empty = (
         place
         for place, row in enumerate(rows)
-        if DASH in row.cells and not (filled[place] or continued[place])
-    }
+        if DASH in row.cells and not filled[place] and not continued[place + 1]
+    )
     return frozenset(empty if any(filled) else ())
 
 
@@ -151,10 +151,9 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
         return None
     groups, _ = select(exhibit, runs)
     seeds = any(len(group.runs) > 1 for group in groups.values())
-    panels = [_panel(sheet, panel, groups if seeds else {}) for panel in sheet.panels]
     return Chart(
         title=str(sheet.layout["title"]),
-        data={"unit": sheet.unit, "panels": panels},
+        data={"unit": sheet.unit, "panels": [_panel(sheet, panel, groups) for panel in sheet.panels]},
         depths=tuple(sorted(int(depth) for depth in sheet.depths)),
         lines=_switches(sheet, seeds),
         told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
@@ -177,26 +176,21 @@ def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
 
 
 def _panel(sheet: Sheet, panel: Panel, groups: Groups) -> dict[str, Any]:
-    """One panel for the script: its frame, and its lines, the paper's first."""
+    """One panel for the script: its frame, and its lines: the paper's, our means, of several seeds each."""
+    lines = [_line(sheet, curve, PAPER) for curve in panel.paper]
+    lines += [_line(sheet, curve, OURS) for curve in panel.ours]
+    for mean in panel.ours:
+        runs = groups[mean.net].runs
+        for run in runs if len(runs) > 1 else ():
+            if curve := mean_curve(SeedGroup((run,)), mean.depth, mean.plain, mean.kind):
+                lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
     start = float(panel.layout.get("start", 0)) * sheet.iterations
-    lines = [_line(sheet, curve, PAPER if curve.paper else OURS) for curve in (*panel.paper, *panel.ours)]
-    for run, curve in _curves_of_runs(panel.ours, groups):
-        lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
     return {
         "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)],
         "lines": lines,
         "share": float(panel.layout.get("share", 1)),
         "ylabel": str(panel.layout["ylabel"]).format(held_out=sheet.held_out),
     }
-
-
-def _curves_of_runs(means: Iterable[Curve], groups: Groups) -> Iterable[tuple[Run, Curve]]:
-    """The curve of each run behind some means, of nets of several seeds."""
-    for mean in means:
-        runs = groups[mean.net].runs if mean.net in groups else ()
-        for run in runs if len(runs) > 1 else ():
-            if curve := mean_curve(SeedGroup((run,)), mean.depth, mean.plain, mean.kind):
-                yield run, curve
 
 
 def _line(sheet: Sheet, curve: Curve, whose: str) -> dict[str, Any]:
