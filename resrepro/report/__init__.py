@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -128,15 +128,14 @@ def _file(name: str) -> str:
 
 def _policy(style: str, scripts: Iterable[str]) -> str:
     """The content security policy: nothing is loaded, and only our own scripts and style count."""
-    known = " ".join(_hash(script) for script in scripts)
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in (style, *scripts)
+    ]
     return (
-        f"default-src 'none'; script-src {known}; style-src {_hash(style)}; img-src data:; base-uri 'none'; "
-        "form-action 'none'"
+        f"default-src 'none'; script-src {' '.join(hashes[1:])}; style-src {hashes[0]}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
@@ -155,25 +154,26 @@ def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
     }
 
 
-def _datasets(runs: Sequence[Run]) -> list[str]:
-    """Of finished runs, a sentence for each dataset and length: how many runs, nets and iterations."""
+def _datasets(runs: Iterable[Run]) -> list[str]:
+    """Of finished runs, for each dataset and length how many.
+
+    `CIFAR-10: 5 runs of 4 nets, shortened to 2,000 of 64,000 iterations.`
+    """
 
     def kind(run: Run) -> tuple[str, int, str]:
         return str(run.spec["dataset"]), iterations_of(run), run.status
 
-    return [_dataset(list(group)) for _, group in itertools.groupby(sorted(runs, key=kind), kind)]
-
-
-def _dataset(runs: Sequence[Run]) -> str:
-    """`CIFAR-10: 5 runs of 4 nets, shortened to 2,000 of 64,000 iterations.`"""
-    first = runs[0]
-    nets = {net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"]) for run in runs}
-    ours, paper = iterations_of(first), catalogue.paper_recipe(first.family).recipe.iterations
-    length = f"{ours:,} iterations"
-    if first.status == "shortened" and ours < paper:
-        length = f"shortened to {ours:,} of {paper:,} iterations"
-    dataset = DATASETS[str(first.spec["dataset"])]
-    return f"{dataset}: {_count(len(runs), 'run')} of {_count(len(nets), 'net')}, {length}."
+    sentences = []
+    for (dataset, iterations, status), group in itertools.groupby(sorted(runs, key=kind), kind):
+        same = list(group)
+        nets = {net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"]) for run in same}
+        whole = catalogue.paper_recipe(same[0].family).recipe.iterations
+        length = f"{iterations:,} iterations"
+        if status == "shortened" and iterations < whole:
+            length = f"shortened to {iterations:,} of {whole:,} iterations"
+        made = f"{_count(len(same), 'run')} of {_count(len(nets), 'net')}"
+        sentences.append(f"{DATASETS[dataset]}: {made}, {length}.")
+    return sentences
 
 
 def _count(number: int, what: str) -> str:
@@ -194,22 +194,22 @@ def _departures(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
 
 def surroundings(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Every combination of machine and versions as `facts` by name, with its number of `runs`; most first."""
-    counts = Counter(tuple(_facts(run.env).items()) for run in runs)
+    counts: Counter[tuple[tuple[str, str], ...]] = Counter()
+    for env in (run.env for run in runs):
+        versions = env.get("versions")
+        commit = str(env.get("commit") or "")[:12] + (", modified" if env.get("modified") else "")
+        facts = {
+            "system": env.get("system"),
+            "processor": env.get("cpu"),
+            "cores": env.get("cores"),
+            "device": env.get("gpu") or env.get("device"),
+            "threads per run": env.get("threads"),
+            "commit": commit,
+            **(versions if isinstance(versions, dict) else {}),
+        }
+        counts[tuple((name, str(value)) for name, value in facts.items() if value not in (None, ""))] += 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [{"facts": dict(facts), "runs": number} for facts, number in ordered]
-
-
-def _facts(env: Mapping[str, Any]) -> dict[str, str]:
-    machine = {
-        "system": env.get("system"),
-        "processor": env.get("cpu"),
-        "cores": env.get("cores"),
-        "device": env.get("gpu") or env.get("device"),
-        "threads per run": env.get("threads"),
-        "commit": str(env.get("commit") or "")[:12] + (", modified" if env.get("modified") else ""),
-        **env.get("versions", {}),
-    }
-    return {name: str(value) for name, value in machine.items() if value not in (None, "")}
 
 
 @dataclass(frozen=True)
