@@ -1,11 +1,13 @@
 """What the tests of the report share: made-up verdicts and records, and a reader of its page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
 from conftest import write_run
 
+from resrepro.claims.judging import Ruling, Verdict
 from resrepro.records.collection import Collection, collect
 
 KINDS = ("held", "failed", "undecided", "not testable here")
@@ -14,35 +16,31 @@ LINE_END = "\u2028"  # ends a line in a script, and no record may hold it
 VOID = {"meta", "input", "img", "br", "link"}
 
 
-@dataclass(frozen=True)
-class Ruling:
+def ruling(verdict: str = "held", why: str = "difference 49.0, 95 % interval 34.8 to 63.2") -> Ruling:
     """What other runs say of a claim, made up."""
-
-    verdict: str = "held"
-    protocol: str = "digits"
-    ours: str = "49.0 ± 11.5 against 0.1"
-    why: str = "difference 49.0, 95 % interval 34.8 to 63.2"
+    return Ruling("digits", "49.0 ± 11.5 against 0.1", verdict, why)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A made-up verdict."""
-
-    number: int
-    verdict: str = "held"
-    words: str = "plain-56 has a higher training error than plain-20"
-    section: str = "4.2"
-    quantity: str = "training error (%)"
-    paper: str = "5.9 against 1.4"
-    ours: str = "13.9 ± 0.6 against 5.7 ± 0.8"
-    why: str = "difference 8.2, 95 % interval 7.1 to 9.2"
-    notes: tuple[str, ...] = ("shortened: 2,000 of 64,000 iterations",)
-    others: tuple[Ruling, ...] = ()
+def verdict_of(number: int, verdict: str = "held", others: Sequence[Ruling] = (), text: str = "") -> Verdict:
+    """A made-up verdict, with `text` in all its places."""
+    return Verdict(
+        number=number,
+        section="4.2",
+        words=text or "plain-56 has a higher training error than plain-20",
+        quantity=text or "training error (%)",
+        paper=text or "5.9 against 1.4",
+        protocol="CIFAR-10",
+        ours=text or "13.9 ± 0.6 against 5.7 ± 0.8",
+        verdict=verdict,
+        why=f"`{text}`" if text else "difference 8.2, 95 % interval 7.1 to 9.2",
+        notes=(text or "shortened: 2,000 of 64,000 iterations",),
+        others=tuple(others),
+    )
 
 
 def verdicts(count: int = 27) -> list[Verdict]:
     """Verdicts of all kinds in turn."""
-    return [Verdict(number, KINDS[number % 4]) for number in range(1, count + 1)]
+    return [verdict_of(number, KINDS[number % 4]) for number in range(1, count + 1)]
 
 
 def records(folder: Path, notices: tuple[str, ...] = (), mode: str = "default") -> Collection:

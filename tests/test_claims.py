@@ -11,13 +11,10 @@ import pytest
 import typer
 from commands import call
 
-from resrepro.claims import claims
-from resrepro.claims.comparing import FAILED, HELD, UNDECIDED, state_of
-from resrepro.claims.counting import count, projection_ratios
-from resrepro.claims.entries import find_claim, value_of
-from resrepro.claims.judging import judge, paper_words, verdict_on
-from resrepro.claims.listing import summary, table
-from resrepro.claims.measures import MEASURES, weakest
+from resrepro.claims import claims, find_claim, value_of
+from resrepro.claims.judging import judge, paper_words, summary, table, verdict_on
+from resrepro.claims.measures import MEASURES, projection_ratios, weakest
+from resrepro.claims.testing import FAILED, HELD, UNDECIDED, count, state_of
 from resrepro.cli import app
 from resrepro.comparison.significance import difference_of
 from resrepro.comparison.tables import to_csv, to_latex, to_markdown
@@ -81,6 +78,8 @@ def test_every_claim_is_whole_and_every_net_and_number_in_it_exists(claim):
         assert net.spec.depth > 0
         assert net.label
     for test in claim.tests:
+        assert test.kind in ("falls", "alike", "within", "throughout", "count")
+        assert set(test.needs) <= {"data", "length"}
         assert test.region[0] <= test.region[1]
         assert (test.kind == "count") == (not test.nets)
         assert test.kind == "count" or test.measure in MEASURES

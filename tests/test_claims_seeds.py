@@ -6,12 +6,10 @@ import math
 import pytest
 from conftest import write_eval, write_run
 
-from resrepro.claims import claims
-from resrepro.claims.comparing import FAILED, HELD, UNDECIDED
-from resrepro.claims.entries import find_claim
-from resrepro.claims.judging import judge, verdict_on
-from resrepro.claims.listing import table
+from resrepro.claims import claims, find_claim
+from resrepro.claims.judging import judge, table, verdict_on
 from resrepro.claims.measures import MEASURES, reached
+from resrepro.claims.testing import FAILED, HELD, UNDECIDED
 from resrepro.records.collection import collect
 
 COLD = {"warmup_lr": 0.0}
@@ -286,10 +284,10 @@ def test_a_net_with_settings_is_the_papers_own_only_if_trained_as_the_paper_did(
     write_run(tmp_path, "cifar10-resnet110", curve=[(200, 95, 95)], iterations=200, mode="fast", **COLD)
     write(tmp_path, "cifar10-resnet110", [[(32_000, 0.1, 6.6)]] * 2, iterations=32_000)
     short = verdict(7, tmp_path)
-    assert [short.ruling.exact, *(other.exact for other in short.others)] == [False, False]
+    assert [short.exact, *(other.exact for other in short.others)] == [False, False]
     write_run(tmp_path, "cifar10-resnet110", curve=[(64_000, 0.1, 6.6)], **COLD)
     own = verdict(7, tmp_path)
-    assert (own.ruling.exact, own.protocol) == (True, "CIFAR-10, 64,000 iterations")
+    assert (own.exact, own.protocol) == (True, "CIFAR-10, 64,000 iterations")
 
 
 # --- numbers in words -----------------------------------------------------------------------------------

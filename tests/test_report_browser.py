@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from reports import HOSTILE, Verdict, records, verdicts
+from reports import HOSTILE, records, verdict_of, verdicts
 
-from resrepro.report.page import build_report
+from resrepro.report import build_report
 
 pytestmark = pytest.mark.browser
 
@@ -112,7 +112,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     path = folder / "report.html"
     found = records(folder / "runs", (HOSTILE,))
-    hostile = Verdict(27, "failed", words=HOSTILE, why=HOSTILE, notes=(HOSTILE,))
+    hostile = verdict_of(27, "failed", text=HOSTILE)
     path.write_text(build_report(found, [*verdicts(26), hostile]), encoding="utf-8")
     return path
 

@@ -1,4 +1,4 @@
-"""What a claim measures of a run, and of the paper: one number per run, named in claims.toml.
+"""What a claim measures of a run (one number, named in claims.toml), of a net as built, and of the paper.
 
 Errors are top-1 in percent and of the last iteration unless said otherwise. Nothing here imports torch.
 """
@@ -8,19 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from resrepro.claims import Net, Source, value_of
+from resrepro.comparison.groups import Protocol
 from resrepro.comparison.wording import SET_NAMES, eval_command, run_folders
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
 from resrepro.records.evaluations import Responses
+from resrepro.spec.architecture import Architecture, architectures, vgg19
 
 X_UNIT = 10_000  # iterations per unit of the paper's x axes
-Reading = Callable[[Run], float | None]
 At = TypeVar("At", int, float)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity of a run.
+    """A quantity of a run; what is counted on a net as built has a title only.
 
     Attributes:
         title: what to call it.
@@ -36,7 +38,7 @@ class Measure:
     """
 
     title: str
-    read: Reading
+    read: Callable[[Run], float | None] = lambda run: None
     metrics: tuple[str, ...] = ()
     unit: str = ""
     digits: int = 2
@@ -46,11 +48,19 @@ class Measure:
     sampled: bool = False
     level: tuple[float, bool] | None = None
 
-    def value(self, run: Run, held_out: str) -> float | None:
-        """Its value for a run; `held_out` is the set of the held-out error, "test" only where it is whole."""
-        if self is MEASURES["held_out_err"] and held_out == "test":
-            return run.error("test")
-        return self.read(run)
+    def read_seeds(self, net: Net, protocol: Protocol[Net]) -> "Seeds":
+        """What it says of the seeds of a net."""
+        group = protocol.groups[net]
+        # a held-out error is a test error only where the whole test set was measured
+        whole_test = self is MEASURES["held_out_err"] and protocol.held_out == "test"
+        values = [(run, run.error("test") if whole_test else self.read(run)) for run in group.runs]
+        return Seeds(
+            values=tuple(value for _, value in values if value is not None),
+            never=sum(self.never(run) for run, value in values if value is not None),
+            lacking=tuple(run for run, value in values if value is None),
+            diverged=tuple(run for run in protocol.left_out.get(net, ()) if run.status == "diverged"),
+            resolution=max(map(self.resolution, group.runs)),
+        )
 
     def title_on(self, part: str) -> str:
         """What to call it of runs whose headline set is `part`: a test error may be a validation error."""
@@ -66,23 +76,51 @@ class Measure:
         return f"{value:,.{self.digits if digits is None else digits}f}".replace("-", "−")
 
 
-def _evaluated(protocol: str, metric: str) -> Reading:
-    return lambda run: run.evaluated(protocol, metric, run.headline_split)
+@dataclass(frozen=True)
+class Seeds:
+    """What a measure says of the seeds of a net.
+
+    Attributes:
+        values: of each seed that was measured.
+        never: how many of these are lower bounds: what was waited for did not happen.
+        lacking: the seeds that were not measured.
+        diverged: the seeds that have no value as their training diverged.
+        resolution: the step of the values.
+    """
+
+    values: tuple[float, ...]
+    never: int
+    lacking: tuple[Run, ...]
+    diverged: tuple[Run, ...]
+    resolution: float
+
+    @property
+    def open(self) -> bool:
+        """Whether seeds are missing whose values could turn a verdict."""
+        return bool(self.lacking or self.diverged)
 
 
-def _eval(protocol: str) -> Callable[[Sequence[Run]], str]:
-    return lambda runs: eval_command(runs, protocol)
+def _evaluated(title: str, protocol: str, metric: str) -> Measure:
+    """An error that `eval` measures under a test protocol."""
+    return Measure(
+        title,
+        lambda run: run.evaluated(protocol, metric, run.headline_split),
+        (metric,),
+        unit="%",
+        command=lambda runs: eval_command(runs, protocol),
+        resolution=_one_held_out,
+    )
 
 
-def _respond(runs: Sequence[Run]) -> str:
-    return f"resrepro eval {run_folders(runs)} --responses"
-
-
-def _of_responses(figure: Callable[[Responses], float]) -> Reading:
-    def read(run: Run) -> float | None:
-        return None if run.responses is None else figure(run.responses)
-
-    return read
+def _responses(title: str, read: Callable[[Responses], float], metrics: tuple[str, ...] = ()) -> Measure:
+    """A number that `eval --responses` measures."""
+    return Measure(
+        title,
+        lambda run: None if run.responses is None else read(run.responses),
+        metrics,
+        digits=3,
+        command=lambda runs: f"resrepro eval {run_folders(runs)} --responses",
+    )
 
 
 def weakest(values: Sequence[float]) -> float:
@@ -101,12 +139,11 @@ def reached(curve: Mapping[At, float], level: float, *, for_good: bool = False) 
 
     Where the level is what a net has by chance (90 % of ten classes), a single dip says nothing.
     """
-    if not for_good:
-        return next((at for at, error in sorted(curve.items()) if error < level), None)
-    found: At | None = None
-    for at, error in sorted(curve.items()):
-        found = None if error >= level else at if found is None else found
-    return found
+    marks = sorted(curve)
+    if for_good:
+        last_above = max((place for place, at in enumerate(marks) if curve[at] >= level), default=-1)
+        return next(iter(marks[last_above + 1 :]), None)
+    return next((at for at in marks if curve[at] < level), None)
 
 
 def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
@@ -180,14 +217,8 @@ MEASURES: Mapping[str, Measure] = {
         ("test_err_mean", "test_err", "test_err_mean_last5"),
         unit="%", resolution=_one_held_out,
     ),
-    "ten_crop_top1": Measure(
-        "10-crop error", _evaluated("ten_crop", "top1_err"), ("top1_err",), unit="%",
-        command=_eval("ten_crop"), resolution=_one_held_out,
-    ),
-    "multi_scale_top5": Measure(
-        "multi-scale top-5 error", _evaluated("multi_scale", "top5_err"), ("top5_err",), unit="%",
-        command=_eval("multi_scale"), resolution=_one_held_out,
-    ),
+    "ten_crop_top1": _evaluated("10-crop error", "ten_crop", "top1_err"),
+    "multi_scale_top5": _evaluated("multi-scale top-5 error", "multi_scale", "top5_err"),
     "train_curve": Measure(
         "mean training error of the run", _mean_of_curve, unit="%", resolution=_one_trained_on, sampled=True
     ),
@@ -198,24 +229,72 @@ MEASURES: Mapping[str, Measure] = {
         "iterations of the warm-up", _warmup, digits=0,
         resolution=lambda run: _setting(run, "warmup_window"), never=_warmup_lasts,
     ),
-    "mean_response": Measure(
+    "mean_response": _responses(
         "standard deviation of the responses, mean over layers",
-        _of_responses(lambda found: statistics.fmean(found.std)),
-        ("response_std_mean_over_layers",), digits=3, command=_respond,
+        lambda responses: statistics.fmean(responses.std),
+        ("response_std_mean_over_layers",),
     ),
-    "weakest_response": Measure(
-        "weakest response over the median layer's",
-        _of_responses(lambda found: weakest(found.std)), digits=3, command=_respond,
+    "weakest_response": _responses(
+        "weakest response over the median layer's", lambda responses: weakest(responses.std)
     ),
-    "weakest_gradient_start": Measure(
+    "weakest_gradient_start": _responses(
         "weakest gradient over the median layer's, at initialisation",
-        _of_responses(lambda found: weakest(found.gradient_norm_start)), digits=3, command=_respond,
+        lambda responses: weakest(responses.gradient_norm_start),
     ),
-    "weakest_gradient_end": Measure(
+    "weakest_gradient_end": _responses(
         "weakest gradient over the median layer's, trained",
-        _of_responses(lambda found: weakest(found.gradient_norm_end)), digits=3, command=_respond,
+        lambda responses: weakest(responses.gradient_norm_end),
+    ),
+    "parameters": Measure("parameters"),
+    "multiply_adds": Measure("multiply-adds"),
+    "work_with_projection": Measure(
+        "multiply-adds of a bottleneck block with a projection over those without"
     ),
 }  # fmt: skip
+
+
+def counted(measure: str, net: str | Source) -> tuple[str, float]:
+    """The name and the parameters or multiply-adds of a net of ours, of VGG-19, or as published."""
+    if isinstance(net, tuple):
+        return net[1], value_of(net)
+    built = vgg19() if net == "VGG-19" else architectures()[net]
+    return built.label, built.parameters if measure == "parameters" else built.multiply_adds
+
+
+def projection_ratios(net: Architecture) -> list[float]:
+    """Multiply-adds of each block of identity shortcut, with a projection in its place over those without.
+
+    Such a block has as many channels at its start as at its end, so its projection is a square matrix, and
+    its weights grow by the same ratio.
+    """
+    ratios = []
+    for block in net.parts:
+        if block.shortcut and block.shortcut.kind == "identity":
+            last = block.layers[-1]
+            own = sum(layer.multiply_adds for layer in block.layers)
+            ratios.append(1 + last.channels**2 * last.size**2 / own)
+    return ratios
+
+
+def spell_count(value: float) -> str:
+    """`1.73 million`, `3.66 billion`, as the paper counts."""
+    unit, word = (1e9, "billion") if value >= 1e9 else (1e6, "million")
+    return f"{value / unit:.2f} {word}"
+
+
+def spell_ratio(first: tuple[str, float], second: tuple[str, float]) -> str:
+    """`ResNet-110 1.73 million against FitNet-19 2.50 million (69.2 %)`."""
+    told = " against ".join(f"{name} {spell_count(value)}" for name, value in (first, second))
+    return f"{told} ({'equal' if first[1] == second[1] else f'{100 * first[1] / second[1]:.1f} %'})"
+
+
+def smoothed(curve: Mapping[At, float], window: int) -> dict[At, float]:
+    """The means of `window` samples in a row, by the last iteration of each."""
+    marks = sorted(curve)
+    return {
+        marks[end]: statistics.fmean(curve[at] for at in marks[end - window + 1 : end + 1])
+        for end in range(window - 1, len(marks))
+    }
 
 
 def paper_row(exhibit: str, experiment: str, label: str) -> str:

@@ -272,7 +272,7 @@ def _write_all(reproduction: Reproduction, tables: Path, figures: Path, console:
     An exhibit that cannot be shown is kept with its reason and stops no other.
     """
     from resrepro.claims.judging import judge
-    from resrepro.claims.listing import to_rich as listed
+    from resrepro.claims.judging import to_rich as listed
 
     plan = reproduction.plan()
     found = plan.records()

@@ -158,9 +158,8 @@ def claims(
     ] = Path("tables"),
 ) -> None:
     """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
-    from resrepro.claims.entries import find_claim
-    from resrepro.claims.judging import judge
-    from resrepro.claims.listing import decided_elsewhere, summary, table, to_rich
+    from resrepro.claims import find_claim
+    from resrepro.claims.judging import decided_elsewhere, judge, summary, table, to_rich
     from resrepro.comparison.tables import write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}
@@ -187,7 +186,7 @@ def report(
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
     from resrepro.claims.judging import judge
     from resrepro.records.storage import write_out
-    from resrepro.report.page import build_report
+    from resrepro.report import build_report
 
     check_place(out)
     found = read_records(runs, settings)
@@ -203,7 +202,7 @@ def check_place(out: Path) -> None:
     Raises:
         UsageError: if not.
     """
-    from resrepro.report.page import GENERATOR
+    from resrepro.report import GENERATOR
 
     if out.suffix not in (".html", ".htm") or out.is_dir():
         raise UsageError(f"--out takes the name of an HTML file, such as report.html, not {out}.")

@@ -1,11 +1,248 @@
 """The report: one HTML file that holds everything, from the same records as the tables and figures.
 
-`build_report` is the public call. What the page says is gathered in `exhibit_sections`, `charts` and
-`background`; how it is put together, in `page` and the templates beside it. The plotting library uPlot
-(MIT) lies in `uplot/` as its authors publish it. Nothing here imports torch.
+`build_report` is the public call. The exhibits are gathered in `exhibits`; the templates, the style and the
+scripts lie beside it, and the plotting library uPlot (MIT) in `uplot/` as its authors publish it. Records
+may be strangers' files: what they say reaches the page only as escaped text (jinja2) or as escaped JSON, and
+a content security policy lets nothing run but the page's own scripts, known by their hashes. Nothing here
+imports torch.
 """
 
-from resrepro.report.page import build_report
-from resrepro.report.verdicts import Judged
+import base64
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Any
 
-__all__ = ["Judged", "build_report"]
+import jinja2
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup, escape
+
+from resrepro.claims.judging import UNTESTABLE, Verdict, decided_elsewhere
+from resrepro.claims.testing import FAILED, HELD, UNDECIDED
+from resrepro.comparison.groups import iterations_of
+from resrepro.records import Run
+from resrepro.records.collection import Collection
+from resrepro.report.exhibits import Section, is_ours, section, shown_exhibits
+from resrepro.spec import catalogue
+from resrepro.spec.experiment import net_label
+from resrepro.spec.recipe import Setting, setting_rules, spell
+
+GENERATOR = "resrepro report"  # by which a report of ours is known
+STYLES = ("uplot/uPlot.min.css", "style.css", "tables.css")
+SCRIPTS = ("uplot/uPlot.iife.min.js", "charts.js", "page.js")
+LEAD_COLUMNS = ("net", "paper", "test error", "validation error", "difference")
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "digits": "scikit-learn's digits",
+    "imagenet": "ImageNet",
+    "folder": "a folder of other images",
+}
+MARKS = ("stated", "derived", "assumed")
+# How a verdict looks: its word, the sign beside it, and its name in the style sheet.
+KINDS = {
+    HELD: {"word": HELD, "sign": "✓", "style": "held"},
+    FAILED: {"word": FAILED, "sign": "✗", "style": "failed"},
+    UNDECIDED: {"word": UNDECIDED, "sign": "?", "style": "undecided"},
+    UNTESTABLE: {"word": UNTESTABLE, "sign": "–", "style": "untestable"},
+}
+
+
+def build_report(
+    found: Collection, verdicts: Sequence[Verdict] = (), exhibits: Iterable[str] | None = None
+) -> str:
+    """The report as one HTML page. Equal records give equal text.
+
+    Args:
+        found: the runs and ensembles that it is made from.
+        verdicts: on the paper's claims, in its order.
+        exhibits: what is shown, in this order; `shown_exhibits` by default.
+
+    Raises:
+        UsageError: for an unknown exhibit.
+    """
+    shown = [section(name, found) for name in (shown_exhibits() if exhibits is None else exhibits)]
+    style, scripts = "\n".join(map(_file, STYLES)), [_file(name) for name in SCRIPTS]
+    finished = [run for run in found.runs if run.finished]
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("resrepro", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["prose"] = prose
+    return environment.get_template("page.html.j2").render(
+        generator=GENERATOR,
+        policy=_policy(style, scripts),
+        style=Markup(style),
+        scripts=[Markup(script) for script in scripts],
+        data=curve_data(shown),
+        verdicts=[
+            (
+                _noted(verdict),
+                KINDS[verdict.verdict],
+                [(each, KINDS[each.verdict]) for each in verdict.others],
+            )
+            for verdict in verdicts
+        ],
+        counts=[(kind, counts[word]) for word, kind in KINDS.items()],
+        elsewhere=decided_elsewhere(verdicts),
+        sections=shown,
+        lead=_lead(shown),
+        runs=len(finished),
+        unfinished=len(found.runs) - len(finished),
+        broken=len(found.broken),
+        datasets=_datasets(finished),
+        departures=_departures(finished),
+        surroundings=surroundings(finished),
+        protocols=protocols(),
+    )
+
+
+def _noted(verdict: Verdict) -> Verdict:
+    """With how the claim is understood as the first of its notes."""
+    return replace(verdict, notes=tuple(note for note in (verdict.remark, *verdict.notes) if note))
+
+
+def prose(text: str) -> Markup:
+    """Text with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def curve_data(shown: Iterable[Section]) -> Markup:
+    """The curves as JSON that no text in it can end."""
+    charts = {section.name: section.chart.data for section in shown if section.chart}
+    return htmlsafe_json_dumps(charts, dumps=json.dumps, sort_keys=True, separators=(",", ":"))
+
+
+def _file(name: str) -> str:
+    return resources.files("resrepro.report").joinpath(name).read_text(encoding="utf-8").strip()
+
+
+def _policy(style: str, scripts: Iterable[str]) -> str:
+    """The content security policy: nothing is loaded, and only our own scripts and style count."""
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in (style, *scripts)
+    ]
+    return (
+        f"default-src 'none'; script-src {' '.join(hashes[1:])}; style-src {hashes[0]}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
+    """The first screen: Figure 6 and the rows of Table 6 with numbers of ours; None if they are not shown."""
+    by_name = {section.name: section for section in shown}
+    figure, exhibit = by_name.get("figure6"), by_name.get("table6")
+    if not (figure and figure.picture and exhibit and exhibit.table):
+        return None
+    table = exhibit.table
+    places = [table.columns.index(name) for name in LEAD_COLUMNS]
+    return {
+        "picture": figure.picture,
+        "columns": LEAD_COLUMNS,
+        "rows": [[row.cells[place] for place in places] for row in table.rows if is_ours(row)],
+        "caption": next((text for text in table.remarks if text.startswith("Runs shown")), ""),
+    }
+
+
+def _datasets(runs: Iterable[Run]) -> list[str]:
+    """Of finished runs, for each dataset and length how many.
+
+    `CIFAR-10: 5 runs of 4 nets, shortened to 2,000 of 64,000 iterations.`
+    """
+
+    def kind(run: Run) -> tuple[str, int, str]:
+        return str(run.spec["dataset"]), iterations_of(run), run.status
+
+    sentences = []
+    for (dataset, iterations, status), group in itertools.groupby(sorted(runs, key=kind), kind):
+        same = list(group)
+        nets = {net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"]) for run in same}
+        whole = catalogue.paper_recipe(same[0].family).recipe.iterations
+        length = f"{iterations:,} iterations"
+        if status == "shortened" and iterations < whole:
+            length = f"shortened to {iterations:,} of {whole:,} iterations"
+        made = f"{_count(len(same), 'run')} of {_count(len(nets), 'net')}"
+        sentences.append(f"{DATASETS[dataset]}: {made}, {length}.")
+    return sentences
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _departures(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
+    """Every departure from the paper and every notice, with the runs that it is true of; widest first."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        mode = run.env["mode"]
+        sentences = [*run.result["departures"], *run.result["notices"]]
+        sentences += [] if mode == "default" else [f"trained in mode {mode}"]
+        for sentence in dict.fromkeys(sentences):
+            names.setdefault(sentence, []).append(f"{run.name}, seed {run.seed}")
+    return sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
+def surroundings(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Every combination of machine and versions as `facts` by name, with its number of `runs`; most first."""
+    counts: Counter[tuple[tuple[str, str], ...]] = Counter()
+    for env in (run.env for run in runs):
+        versions = env.get("versions")
+        commit = str(env.get("commit") or "")[:12] + (", modified" if env.get("modified") else "")
+        facts = {
+            "system": env.get("system"),
+            "processor": env.get("cpu"),
+            "cores": env.get("cores"),
+            "device": env.get("gpu") or env.get("device"),
+            "threads per run": env.get("threads"),
+            "commit": commit,
+            **(versions if isinstance(versions, dict) else {}),
+        }
+        counts[tuple((name, str(value)) for name, value in facts.items() if value not in (None, ""))] += 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [{"facts": dict(facts), "runs": number} for facts, number in ordered]
+
+
+@dataclass(frozen=True)
+class SettingsTable:
+    """The settings of a recipe or a test protocol."""
+
+    title: str
+    name: str
+    own: Sequence[Setting]
+
+    @property
+    def settings(self) -> list[tuple[Setting, str, str]]:
+        """Each with its value in words and what it is."""
+        rules = setting_rules()
+        return [(one, spell(one.value), str(rules.get(one.key, {}).get("what", ""))) for one in self.own]
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        """How many of them are stated, derived and assumed."""
+        marks: Counter[str] = Counter(setting.mark for setting in self.own)
+        return [(mark, marks[mark]) for mark in MARKS if marks[mark]]
+
+
+def protocols() -> list[SettingsTable]:
+    """The recipes (variants with what they change only) and the test protocols."""
+    tables = []
+    for recipe in catalogue.recipes().values():
+        base, title, own = catalogue.paper_recipe(recipe.family), recipe.title, list(recipe.settings.values())
+        if recipe is not base:
+            title += f": what differs from {base.name}"
+            own = [setting for setting in own if setting != base.settings[setting.key]]
+        tables.append(SettingsTable(title, recipe.name, own))
+    return tables + [
+        SettingsTable(f"Test protocol: {protocol.title}", protocol.name, list(protocol.settings.values()))
+        for protocol in catalogue.protocols().values()
+    ]

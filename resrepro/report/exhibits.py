@@ -1,0 +1,230 @@
+"""What the page shows of each exhibit: a table, a picture, and the curves as data and in sentences.
+
+Which runs a figure shows, and on which axes, is decided in `figures`. Errors are in percent.
+"""
+
+import base64
+import itertools
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from resrepro.comparison.groups import SeedGroup
+from resrepro.comparison.tables import DASH, Row, Table
+from resrepro.errors import RecordError, UsageError
+from resrepro.figures import exhibits, plotting
+from resrepro.figures.choice import Groups
+from resrepro.figures.plotting import make_sheet, mean_curve, select
+from resrepro.figures.sheets import Curve, Panel, Sheet
+from resrepro.records import Run
+from resrepro.records.collection import Collection
+
+REPEATED = ("demo",)  # its nets stand in Figure 6 on digits
+PATH_DATA = re.compile(rb' d="[^"]*"')
+LONG_NUMBER = re.compile(rb"\d+\.\d{3,}")
+CONTINUED = "↳"  # begins the name of a row that belongs to the one above
+OURS_CELL = re.compile(r"\(\d+\)$")  # ends a number of ours: how many runs it is the mean of
+OURS, SEED, PAPER = "ours", "seed", "paper"  # whose a line is: our mean, one of our runs, the paper's
+DECIMALS = 3  # of an error in percent: the curves of the paper were read to ±0.03
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of curves.
+
+    `data` is what the page's script draws; `told` has a sentence for each net, `footnote` and `notes` say
+    what a reader must know, and what was left out. `depths` and `lines` are what can be switched on and
+    off: numbers of layers, and kinds of lines with the words for them.
+    """
+
+    title: str
+    data: dict[str, Any]
+    depths: tuple[int, ...]
+    lines: tuple[tuple[str, str, bool], ...]
+    told: tuple[tuple[str, tuple[str, ...]], ...]
+    footnote: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as `plot` draws it: its title, and the SVG file as a data URL."""
+
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one exhibit; `lacking` are the rows of nets of which we have nothing."""
+
+    name: str
+    title: str
+    table: Table | None
+    lacking: frozenset[int]
+    chart: Chart | None
+    picture: Picture | None
+
+
+def all_exhibits() -> tuple[str, ...]:
+    """All that can be compared or plotted, each once, tables first."""
+
+    def place(name: str) -> tuple[bool, bool, str]:
+        return not name.startswith("table"), not name.startswith("figure"), name
+
+    return tuple(sorted({*exhibits.tables(), *exhibits.figures()}, key=place))
+
+
+def shown_exhibits() -> tuple[str, ...]:
+    """What a report shows if nobody chooses: all but what another exhibit shows of the same runs."""
+    return tuple(name for name in all_exhibits() if name not in REPEATED)
+
+
+def section(name: str, found: Collection) -> Section:
+    """The section of an exhibit.
+
+    Raises:
+        UsageError: for an unknown exhibit.
+    """
+    if name not in all_exhibits():
+        raise UsageError(f"no exhibit {name!r} to report: there are {', '.join(all_exhibits())}.")
+    table = exhibits.build_table(name, found) if name in exhibits.tables() else None
+    chart = chart_of(name, found.runs) if name in plotting.exhibits() else None
+    picture = _picture_of(name, found) if name in exhibits.figures() else None
+    titles = (part.title for part in (table, chart, picture) if part)
+    return Section(
+        name=name,
+        title=next(titles, f"{name.capitalize()}: nothing to show yet"),
+        table=table,
+        lacking=lacking(table.rows) if table else frozenset(),
+        chart=chart,
+        picture=picture,
+    )
+
+
+def lacking(rows: Sequence[Row]) -> frozenset[int]:
+    """The rows of nets of which we have nothing, by their place; none where that is all of them."""
+    continued = [row.cells[0].startswith(CONTINUED) for row in (*rows, Row(("",)))]
+    filled = [is_ours(row) or continued[place] for place, row in enumerate(rows)]
+    empty = (
+        place
+        for place, row in enumerate(rows)
+        if DASH in row.cells and not filled[place] and not continued[place + 1]
+    )
+    return frozenset(empty if any(filled) else ())
+
+
+def is_ours(row: Row) -> bool:
+    """Whether a row has a number of ours."""
+    return any(map(OURS_CELL.search, row.cells[1:]))
+
+
+def _picture_of(name: str, found: Collection) -> Picture | None:
+    """The figure as `plot --paper` draws it; None if there is nothing to draw.
+
+    Coordinates are rounded to a hundredth of a point (1/72 inch); what scales a drawing keeps its digits.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            drawing = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, palette="safe")
+        except RecordError:
+            return None
+        content = next(path for path in drawing.paths if path.suffix == ".svg").read_bytes()
+    title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
+
+    def rounded(path: re.Match[bytes]) -> bytes:
+        return LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0])
+
+    slim = PATH_DATA.sub(rounded, content)
+    return Picture(title or name, "data:image/svg+xml;base64," + base64.b64encode(slim).decode())
+
+
+def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
+    """The chart of a figure of curves, the paper's behind ours; None if there is nothing to draw."""
+    try:
+        sheet, notes = make_sheet(exhibit, runs, paper=True)
+    except RecordError:
+        return None
+    groups, _ = select(exhibit, runs)
+    seeds = any(len(group.runs) > 1 for group in groups.values())
+    return Chart(
+        title=str(sheet.layout["title"]),
+        data={"unit": sheet.unit, "panels": [_panel(sheet, panel, groups) for panel in sheet.panels]},
+        depths=tuple(sorted(int(depth) for depth in sheet.depths)),
+        lines=_switches(sheet, seeds),
+        told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
+        footnote=sheet.footnote,
+        notes=notes,
+    )
+
+
+def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
+    """The kinds of lines that there are: name, words, and whether they are shown at first."""
+    drawn = [curve for panel in sheet.panels for curve in (*panel.ours, *panel.paper)]
+    switches = [
+        ("train", "training error", any(curve.kind == "train" for curve in drawn)),
+        ("held_out", sheet.held_out_told, any(curve.kind != "train" for curve in drawn)),
+        (OURS, "ours (mean over seeds)" if seeds else "ours", sheet.has_ours),
+        (SEED, "ours, each seed", seeds),
+        (PAPER, "the paper's", any(curve.paper for curve in drawn)),
+    ]
+    return tuple((name, words, name != SEED) for name, words, there in switches if there)
+
+
+def _panel(sheet: Sheet, panel: Panel, groups: Groups) -> dict[str, Any]:
+    """One panel for the script: its frame, and its lines: the paper's, our means, of several seeds each."""
+    lines = [_line(sheet, curve, PAPER) for curve in panel.paper]
+    lines += [_line(sheet, curve, OURS) for curve in panel.ours]
+    for mean in panel.ours:
+        runs = groups[mean.net].runs
+        for run in runs if len(runs) > 1 else ():
+            if curve := mean_curve(SeedGroup((run,)), mean.depth, mean.plain, mean.kind):
+                lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
+    start = float(panel.layout.get("start", 0)) * sheet.iterations
+    return {
+        "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)],
+        "lines": lines,
+        "share": float(panel.layout.get("share", 1)),
+        "ylabel": str(panel.layout["ylabel"]).format(held_out=sheet.held_out),
+    }
+
+
+def _line(sheet: Sheet, curve: Curve, whose: str) -> dict[str, Any]:
+    return {
+        "net": curve.net,
+        "depth": curve.depth,
+        "kind": "train" if curve.kind == "train" else "held_out",
+        "told": _set_name(sheet, curve),
+        "whose": whose,
+        "x": [round(iteration, 1) for iteration in curve.iterations],
+        "y": [round(error, DECIMALS) for error in curve.errors],
+    }
+
+
+def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:
+    """A sentence for each net of a panel: where its curves end, ours and the paper's.
+
+    `plain-56: ours ends at 5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ends at ...`
+    """
+    curves = sorted((*panel.ours, *panel.paper), key=lambda curve: (curve.depth, curve.plain))
+    sentences = []
+    for net, group in itertools.groupby(curves, lambda curve: curve.net):
+        ends: dict[str, list[str]] = {}
+        for curve in group:
+            spread = f" ± {curve.std[-1]:.1f}" if curve.std else ""
+            end = f"{curve.errors[-1]:.1f}{spread} % {_set_name(sheet, curve)}"
+            ends.setdefault("the paper's" if curve.paper else "ours", []).append(end)
+        told = [f"{whose} ends at {' and '.join(parts)} error" for whose, parts in sorted(ends.items())]
+        sentences.append(f"{net}: {'; '.join(told)}.")
+    return tuple(sentences)
+
+
+def _set_name(sheet: Sheet, curve: Curve) -> str:
+    """The set that a curve was measured on."""
+    if curve.kind == "train":
+        return "training"
+    return str(sheet.layout["paper"]["held_out"]) if curve.paper else sheet.held_out
