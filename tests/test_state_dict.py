@@ -8,13 +8,13 @@ from safetensors.torch import save_file
 
 from resrepro.errors import RecordError
 from resrepro.evaluation.sources import ThirdPartyCheckpoint, read_net
-from resrepro.evaluation.state_dict import (
+from resrepro.evaluation.weights import (
     UNUSED,
     check_finite,
     fill,
     find_state_dict,
     match,
-    read_safetensors,
+    read_weights,
 )
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
@@ -77,10 +77,10 @@ def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path:
     for content in (b"", whole[:40], whole[:-1], b"\xff" * 8 + whole[8:], b"PK\3\4" + whole):
         path.write_bytes(content)
         with pytest.raises(RecordError, match="is not a safetensors file, or is damaged"):
-            read_safetensors(path)
+            read_weights(path)
     path.unlink()
     with pytest.raises(RecordError, match=r"theirs\.safetensors cannot be read"):
-        read_safetensors(path)
+        read_weights(path)
 
 
 def test_a_checkpoint_of_another_depth_names_the_first_tensor_that_does_not_fit():

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resrepro.data.augment import Normalisation
+from resrepro.data.augment import Normalisation, memory_format
 from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.state_dict import UNUSED, fill, find_state_dict
-from resrepro.evaluation.weights import file_of, read_weights
+from resrepro.evaluation.weights import UNUSED, file_of, fill, find_state_dict, read_weights
 from resrepro.nets import Net
 from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
@@ -98,11 +97,24 @@ class LoadedNet:
             return "float32"
         return self.recipe.precision
 
-    def member(self, device: torch.device, memory_format: torch.memory_format) -> Member:
+    def member(self, device: torch.device) -> Member:
         """The net on a device, ready to be measured."""
-        net = self.net.to(device).to(memory_format=memory_format)
+        net = self.net.to(device).to(memory_format=memory_format(device))
         normalisation = self.normalisation.to(device)
         return Member(net, normalisation, self.precision_on(device), window_of(self.recipe))
+
+    def check_images(self, checksums: Mapping[str, str], part: str, otherwise: str = "") -> None:
+        """Check that the images at hand are those trained on, and a set of them that of the run, if known.
+
+        Raises:
+            RecordError: if a checksum differs.
+        """
+        sets = {"train"} | ({part} & self.trained_on.keys())
+        if any(checksums.get(name) != self.trained_on.get(name) for name in sets):
+            raise RecordError(
+                f"{self.name} was trained on other images than those at hand (checksum differs): "
+                f"name the data that it was trained on{otherwise}."
+            )
 
     def as_member(self) -> dict[str, Any]:
         """What the record of an ensemble keeps of it."""

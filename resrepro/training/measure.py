@@ -82,15 +82,15 @@ class Member:
     precision: str = "float32"
     window: int = 7
 
-    @classmethod
-    def of(cls, net: Net, normalisation: Normalisation, recipe: Recipe) -> "Member":
-        """The net as its recipe has it measured."""
-        return cls(net, normalisation, recipe.precision, window_of(recipe))
-
 
 def window_of(recipe: Recipe) -> int:
     """The side of the last feature map at the training size; ImageNet nets reduce images 32 times."""
     return -(-recipe.image_size // 32) if isinstance(recipe, ImageNetRecipe) else 8
+
+
+def bn_stats_of(recipe: Recipe) -> str:
+    """The BN statistics that a net is measured with: "running", or "precise" averages."""
+    return str(getattr(recipe, "bn_stats", "running"))
 
 
 def never() -> bool:
@@ -127,9 +127,10 @@ def measure_held_out(
     feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = never
 ) -> dict[str, Errors]:
     """Errors on every held-out set, with the BN statistics that the recipe names; `stop` as in `measure`."""
-    if getattr(feed.recipe, "bn_stats", "running") == "precise":
-        net = with_precise_statistics(net, feed.first_batches(), feed.recipe, stop)
-    member, dense = Member.of(net, feed.normalisation, feed.recipe), feed.protocol.crops == "dense"
+    recipe, dense = feed.recipe, feed.protocol.crops == "dense"
+    if bn_stats_of(recipe) == "precise":
+        net = with_precise_statistics(net, feed.first_batches(), recipe, stop)
+    member = Member(net, feed.normalisation, recipe.precision, window_of(recipe))
     return {
         name: measure_errors([member], feed.views(name), dense, device, stop) for name in feed.about.held_out
     }
