@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
-from resrepro.processes import is_first, local_rank, rank
+from resrepro.training.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (

@@ -19,8 +19,8 @@ from resrepro.cli.options import (
     parse_channels,
 )
 from resrepro.errors import RecordError, UsageError
-from resrepro.processes import is_first
 from resrepro.spec.experiment import check_shortcut
+from resrepro.training.processes import is_first
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -26,9 +26,9 @@ from resrepro.cli.options import (
 )
 from resrepro.cli.status import LauncherOption, SlurmOption, parse_slurm, tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
-from resrepro.processes import world_size
 from resrepro.records.evaluations import LAYER_RESPONSES, OTHER_IMAGES
 from resrepro.spec.recipe import FAMILIES
+from resrepro.training.processes import world_size
 
 if TYPE_CHECKING:
     from resrepro.launch import Exhibit, Measurement, Plan, Step

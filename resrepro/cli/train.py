@@ -38,9 +38,9 @@ from resrepro.cli.options import (
 )
 from resrepro.cli.status import LauncherOption, SlurmOption, parse_slurm
 from resrepro.errors import DataError, Diverged, UsageError
-from resrepro.processes import is_first, world_size
 from resrepro.spec.experiment import Spec, check_shortcut
 from resrepro.spec.recipe import FAMILIES, Value
+from resrepro.training.processes import is_first, world_size
 
 if TYPE_CHECKING:
     from resrepro.launch.local import Job

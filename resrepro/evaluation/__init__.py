@@ -18,7 +18,6 @@ from resrepro.data.loader import Loading
 from resrepro.data.photos import PhotoViews, Views
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
-from resrepro.processes import is_first, world_size
 from resrepro.records import CIFAR10_TEST
 from resrepro.records.reading import FORMAT
 from resrepro.records.storage import json_bytes, write_out
@@ -34,6 +33,7 @@ from resrepro.training.engine import (
 )
 from resrepro.training.measure import Errors, Member, bn_stats_of, measure_errors, with_precise_statistics
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
+from resrepro.training.processes import is_first, world_size
 
 IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
 SEEN = "the 5,000 validation images were among those trained on"
@@ -153,12 +153,7 @@ def _with_precise_statistics(
     statistics: str, net: LoadedNet, member: Member, data: str | Path | None, device: torch.device,
     loading: Loading, say: Callable[[str], None],
 ) -> Member:  # fmt: skip
-    """The net with BN statistics that are plain averages over training batches.
-
-    Raises:
-        UsageError: if they cannot be had.
-        RecordError: if the training images at hand are others.
-    """
+    """The net with BN statistics that are plain averages over training batches."""
     if statistics != "precise":
         raise UsageError(f"no BN statistics {statistics!r}: there are running and precise.")
     if net.seed is None:

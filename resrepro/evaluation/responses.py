@@ -21,15 +21,12 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
 from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
-from resrepro.processes import world_size
 from resrepro.records import Run, read_run
 from resrepro.records.evaluations import Responses, read_responses, write_responses
 from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
 from resrepro.training.measure import bn_stats_of, in_passes, with_precise_statistics
-
-Layers = dict[str, GroupedBatchNorm2d]
-"""BN by the name of the 3x3 convolution before it, in the paper's order."""
+from resrepro.training.processes import world_size
 
 
 def measure_responses(
@@ -107,18 +104,11 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
     if not all(map(math.isfinite, (*std.values(), *norms[0].values(), *norms[1].values()))):
         raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")
     return Responses(
-        layers=tuple(std),
-        std=tuple(std.values()),
-        gradient_norm_start=tuple(norms[0].values()),
-        gradient_norm_end=tuple(norms[1].values()),
-        part=part,
-        images=feed.about.sizes[part],
-        batch=len(images),
-        bn_stats=bn_stats_of(feed.recipe),
-        digest=run.digest,
-        seed=run.seed,
-        iteration=loaded.recipe.iterations,
-    )
+        layers=tuple(std), std=tuple(std.values()),
+        gradient_norm_start=tuple(norms[0].values()), gradient_norm_end=tuple(norms[1].values()),
+        part=part, images=feed.about.sizes[part], batch=len(images), bn_stats=bn_stats_of(feed.recipe),
+        digest=run.digest, seed=run.seed, iteration=loaded.recipe.iterations,
+    )  # fmt: skip
 
 
 def _images(feed: Feed, part: str, device: torch.device) -> Iterator[Tensor]:
@@ -129,8 +119,8 @@ def _images(feed: Feed, part: str, device: torch.device) -> Iterator[Tensor]:
                 yield feed.normalisation.test(pixels.to(device))
 
 
-def layers_of(net: Net) -> Layers:
-    """The BN layer behind each 3x3 convolution; projections (1x1) and ImageNet's first layer (7x7) aside."""
+def layers_of(net: Net) -> dict[str, GroupedBatchNorm2d]:
+    """The BN layer behind each 3x3 convolution, by its name; projections and ImageNet's first layer aside."""
     names = {module: name for name, module in net.named_modules()}
     return {names[conv]: norm for conv, norm in pairs_of(net) if conv.kernel_size == (3, 3)}
 
@@ -211,7 +201,7 @@ def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) 
 
 
 @contextmanager
-def _watched(layers: Layers, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watched(layers: dict[str, GroupedBatchNorm2d], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While active, `see` gets the name and the response of each layer as it is computed."""
 
     def hook(name: str) -> Callable[..., None]:

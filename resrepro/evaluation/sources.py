@@ -241,7 +241,8 @@ def _theirs(
         stride_3x3=third_party.stride_3x3 or None, image_size=third_party.image_size,
     )  # fmt: skip
     tensors = find_state_dict(content, str(path))
-    num_classes = _outputs(tensors) if experiment.family == "imagenet" else 10
+    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
+    num_classes = 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
     label, recipe = _label_of(spec), spec.recipe
     net, matched_by = fill(
         spec, num_classes, tensors, str(path), label, " Check --depth, --plain and --shortcut."
@@ -254,7 +255,8 @@ def _theirs(
         "mean": list(mean), "std": list(std), "image_size": getattr(recipe, "image_size", None),
         "matched_by": matched_by,
     }  # fmt: skip
-    normalisation = Normalisation(recipe, *map(_per_channel, (mean, std)))
+    per_channel = [torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) * 255 for values in (mean, std)]
+    normalisation = Normalisation(recipe, *per_channel)
     named = dataset == "imagenet" and num_classes == len(imagenet_classes())
     classes = imagenet_classes() if named else None
     record = runs / "foreign" / f"{path.stem}-{sha256[:8]}"
@@ -264,11 +266,7 @@ def _theirs(
 def _normalisation_of(
     third_party: ThirdPartyCheckpoint, path: Path, dataset: str
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std per channel, of pixels scaled to 0..1.
-
-    Raises:
-        UsageError: if one is missing or cannot be.
-    """
+    """Mean and std per channel, of pixels scaled to 0..1."""
     mean, std = third_party.mean, third_party.std
     if mean is None or std is None:
         raise UsageError(
@@ -285,17 +283,6 @@ def _normalisation_of(
     if max(*mean, *std) > 1 or min(mean) < 0:
         raise UsageError("--mean and --std are of pixels scaled to 0..1: divide those of 0..255 by 255.")
     return mean, std
-
-
-def _per_channel(values: Sequence[float]) -> Tensor:
-    """As (3, 1, 1), of pixels in 0..255."""
-    return torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) * 255
-
-
-def _outputs(tensors: Mapping[str, Tensor]) -> int:
-    """The number of classes of another's net: the rows of its last matrix."""
-    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]
-    return len(matrices[-1]) if matrices else 1000
 
 
 def _label_of(spec: Spec) -> str:

@@ -73,12 +73,11 @@ def fill(
         raise RecordError(
             f"{name} does not fit a net of {spec.depth} layers: it has weights for {layers} at most."
         )
-    shape = (spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes)
     with torch.device("meta"):  # without memory for its weights
-        outline = net_of(spec.recipe, *shape).state_dict()
+        outline = net_of(spec, num_classes).state_dict()
     weights, matched_by = match(outline, tensors, f"{name} does not fit {label or spec.label}", hint)
     check_finite(tensors, name)
-    net = net_of(spec.recipe, *shape)
+    net = net_of(spec, num_classes)
     net.load_state_dict(weights, strict=False)
     if any(norm.running_var is not None and bool((norm.running_var < 0).any()) for norm in norms_of(net)):
         raise RecordError(
@@ -214,7 +213,8 @@ def write_weights(run: Run, folder: Path) -> Path | None:
     if (content["digest"], content["iteration"]) != (run.digest, run.result["iteration"]):
         raise RecordError(f"{checkpoint} is not of the run's last iteration: no weights are published.")
     tensors = {f"net.{name}": tensor for name, tensor in content["net"].items()} | {"mean": content["mean"]}
-    tensors = {name: _plain(tensor) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():  # in memory order and float32; BN's counters stay integers
+        tensors[name] = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
     facts = {key: content[key] for key in FACTS}
     header = json.dumps({**facts, SEAL: _seal(facts, tensors)}, sort_keys=True)
     weights = save(tensors, {HEADER: header})
@@ -250,11 +250,6 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path} is damaged: its checksum does not match its content.")
     net = {name.removeprefix("net."): each for name, each in tensors.items() if name.startswith("net.")}
     return {**facts, "net": net, "mean": tensors["mean"]}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """A tensor in memory order, of numbers in float32; BN's counters stay integers."""
-    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
 
 
 def _seal(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -12,10 +12,10 @@ from resrepro.data.feeds import EVAL_BATCH, Feed
 from resrepro.data.photos import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
-from resrepro.processes import world_size
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
+from resrepro.training.processes import world_size
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
@@ -93,17 +93,12 @@ def bn_stats_of(recipe: Recipe) -> str:
     return str(getattr(recipe, "bn_stats", "running"))
 
 
-def never() -> bool:
-    """Let an evaluation go on to its end."""
-    return False
-
-
 def measure_errors(
     members: Sequence[Member],
     views: Iterable[Views],
     dense: bool,
     device: torch.device,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Errors:
     """Loss and errors over all images of all processes, by copies of the nets in evaluation mode.
 
@@ -124,7 +119,7 @@ def measure_errors(
 
 
 def measure_held_out(
-    feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = never
+    feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Errors]:
     """Errors on every held-out set, with the BN statistics that the recipe names; `stop` as in `measure`."""
     recipe, dense = feed.recipe, feed.protocol.crops == "dense"
@@ -188,7 +183,7 @@ def with_precise_statistics(
     net: Net,
     batches: Iterable[tuple[Tensor, Tensor]],
     recipe: Recipe,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Net:
     """A copy whose BN uses plain averages over training batches, as the authors' README describes.
 
