@@ -233,12 +233,9 @@ def _photos(
     def describe() -> dict[str, Any]:
         readable, checksum = views.gather()
         return {
-            "name": name,
-            "images": {"val": len(readable)},
-            "classes": net.num_classes,
-            "sha256": {"val": checksum},
-            "notices": [*notices, *views.bad.notices()],
-        }
+            "name": name, "images": {"val": len(readable)}, "classes": net.num_classes,
+            "sha256": {"val": checksum}, "notices": [*notices, *views.bad.notices()],
+        }  # fmt: skip
 
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, "val")
 

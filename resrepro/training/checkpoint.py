@@ -45,12 +45,8 @@ DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved, so that no ot
 
 # How torch's weights-only reader words its refusal of a pickled object.
 REFUSALS = (
-    "GLOBAL ",
-    "Unsupported class",
-    "Trying to call reduce",
-    "Trying to instantiate",
-    "Can only build",
-)
+    "GLOBAL ", "Unsupported class", "Trying to call reduce", "Trying to instantiate", "Can only build",
+)  # fmt: skip
 TYPES: dict[str, type | tuple[type, ...]] = {
     "spec": dict, "data": dict, "mean": Tensor, "iteration": int, "sampled": int, "net": dict,
     "optimizer": dict, "scaler": dict, "shares": list, "warmup_switch": (int, NoneType),
@@ -283,12 +279,9 @@ def _telling_misfit(folder: Path) -> Iterator[None]:
 
 # Sums are rounded differently by other devices and other numbers of threads: a run that goes on repeats them.
 ROUNDING = {  # entries of env.json that change the rounding where they differ, and that nobody can repeat
-    "cpu": "CPU",
-    "gpu": "GPU",
-    "processes": "number of processes",
-    "micro_batch": "images per pass",
+    "cpu": "CPU", "gpu": "GPU", "processes": "number of processes", "micro_batch": "images per pass",
     "kernels": "compiled kernels",
-}
+}  # fmt: skip
 
 
 def frozen_device(name: str, requested: torch.device, env: Mapping[str, Any] | None) -> torch.device:
