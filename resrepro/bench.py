@@ -16,10 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -28,13 +26,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from resrepro.data import Dataset, Images
-from resrepro.data.feeds import MemoryFeed
+from resrepro.data import Images
 from resrepro.errors import ResreproError, UsageError
-from resrepro.records.write import Onlooker, describe_environment
+from resrepro.records.write import describe_environment
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import net_label
-from resrepro.spec.recipe import CifarRecipe
 from resrepro.training.engine import (
     EAGER,
     best_engine,
@@ -44,11 +40,10 @@ from resrepro.training.engine import (
     keep_memory,
     telling_memory,
     threads_used,
-    use_precision,
 )
-from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Target, Trainer
-from resrepro.training.parallel import split_batch
+from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Trainer
 from resrepro.training.progress import Watcher
+from resrepro.training.timing import made_up_images, trainer_on_noise
 
 Step = Callable[[], None]
 
@@ -57,7 +52,7 @@ MODES = (USUAL, "default", "fast", f"default{NO_ENGINE}", f"fast{NO_ENGINE}")
 TRAINING_IMAGES = 50_000  # as many as CIFAR-10 has
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10, as everybody writes them
 READ_LOSS_EVERY = 100  # steps of the usual loop
-SEED, ENDLESS, WARM_STEPS = 0, 10**9, 4
+ENDLESS, WARM_STEPS = 10**9, 4
 PATIENCE = 5.0  # seconds in which a process may end by itself
 SETTLE = 0.3  # seconds in which workers fill up what was taken, and threads stop to wait for more work
 
@@ -217,13 +212,6 @@ def train_for(seconds: float, step: Step, device: torch.device) -> tuple[int, fl
     return count, elapsed
 
 
-def made_up_images(count: int) -> Images:
-    """Random pixels (count, 3, 32, 32) and labels in the form of CIFAR-10's."""
-    source = np.random.default_rng(SEED)
-    pixels = source.integers(0, 256, (count, 3, 32, 32), np.uint8)
-    return Images(pixels, source.integers(0, 10, count, np.int64))
-
-
 def our_trainer(loop: Loop, device: torch.device) -> Trainer:
     """The real trainer on the paper's recipe, with the mode's precision and engine; it writes nothing.
 
@@ -236,18 +224,9 @@ def our_trainer(loop: Loop, device: torch.device) -> Trainer:
         raise UsageError("this machine has no bf16 arithmetic: leave the mode fast out of --modes.")
     experiment = catalogue.experiment_for("cifar10", loop.depth, loop.plain)
     spec = catalogue.derive(experiment, batch_size=loop.batch_size, precision=precision)
-    assert isinstance(spec.recipe, CifarRecipe)
     keep_memory()
-    use_precision(precision, device)
-    images = made_up_images(TRAINING_IMAGES)
-    feed = MemoryFeed(
-        spec.recipe, Dataset("made up", 10, images, {"test": made_up_images(1)}, {}), device, SEED
-    )
     engine = EAGER if loop.mode.endswith(NO_ENGINE) else best_engine(device)
-    target = Target(device, split_batch(loop.batch_size, processes=1), engine)
-    trainer = Trainer(spec, SEED, feed, target, Onlooker(Path("nowhere")), Watcher())
-    trainer.net.train()
-    return trainer
+    return trainer_on_noise(spec, device, engine, Watcher())
 
 
 def our_step(loop: Loop, device: torch.device) -> Step:

@@ -13,10 +13,11 @@ from players import is_gone, play, player
 from rich.console import Console
 
 from resrepro import bench
-from resrepro.bench import Loop, Speed, compare_with_usual, made_up_images, our_trainer, usual_net
+from resrepro.bench import Loop, Speed, compare_with_usual, our_trainer, usual_net
 from resrepro.cli.bench import loops_of, speed_table, to_csv
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import build_net
+from resrepro.training.timing import made_up_images
 
 CPU = torch.device("cpu")
 MACHINE = {"date": "2015-12-10", "cpu": "a made-up CPU", "gpu": None, "device": "cpu", "threads": 2}

@@ -217,7 +217,7 @@ CHECKPOINTS: dict[str, Make] = {
 def own_state(**changed: Any) -> dict[str, Any]:
     """What a run keeps of itself, as far as a measurement needs it."""
     spec = catalogue.find("digits-resnet8").spec()
-    net = net_of(spec.recipe, "digits", 8, False, "A", 10, torch.Generator().manual_seed(0))
+    net = net_of(spec, 10, torch.Generator().manual_seed(0))
     return {
         "digest": spec.digest, "spec": spec.to_json(), "num_classes": 10, "classes": None, "seed": 0,
         "data": {"train": "0" * 64, "test": "0" * 64}, "mean": torch.zeros(3, 16, 16), "iteration": 5,

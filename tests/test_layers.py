@@ -10,7 +10,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "resrepro"
 STREET = (
-    "errors", "processes", "spec", "paper", "records", "data", "nets", "training", "evaluation", "comparison",
+    "errors", "spec", "paper", "records", "data", "nets", "training", "evaluation", "comparison",
     "claims", "figures", "report", "bench", "launch", "cli",
 )  # fmt: skip
 TORCH_FREE = ("spec", "paper", "records", "comparison", "claims", "figures", "report", "launch", "cli")

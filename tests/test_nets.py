@@ -455,18 +455,16 @@ def test_plain_and_residual_nets_of_a_seed_start_from_the_same_weights() -> None
 
 def test_a_recipes_settings_reach_its_net() -> None:
     experiment = catalogue.find("imagenet-resnet50")
-    recipe = catalogue.derive(experiment, bn_momentum=0.25, bn_eps=0.001, stride_3x3=True).recipe
-    for chosen, first, second in ((recipe, 1, 2), (experiment.spec().recipe, 2, 1)):
-        net = net_of(chosen, "imagenet", 50, False, "B", 12)
+    changed = catalogue.derive(experiment, bn_momentum=0.25, bn_eps=0.001, stride_3x3=True)
+    for spec, first, second in ((changed, 1, 2), (experiment.spec(), 2, 1)):
+        net = net_of(spec, 12)
         assert net.fc.out_features == 12
         block = net.stages[1][0]
         assert (block.conv1.stride, block.conv2.stride) == ((first, first), (second, second))
         norms = {(norm.group, norm.momentum, norm.eps) for norm in norms_of(net)}
-        assert norms == {(32, chosen.bn_momentum, chosen.bn_eps)}
-    symmetric = catalogue.derive(
-        catalogue.find("cifar10-resnet20"), option_a_zeros="symmetric", init="fan_out"
-    ).recipe
-    ours = net_of(symmetric, "cifar10", 8, False, "A", 10, seeded(1))
+        assert norms == {(32, spec.recipe.bn_momentum, spec.recipe.bn_eps)}
+    small = catalogue.find("cifar10-resnet8")
+    ours = net_of(catalogue.derive(small, option_a_zeros="symmetric", init="fan_out"), 10, seeded(1))
     wanted = build_net("cifar10", 8, option_a_zeros="symmetric", init="fan_out", generator=seeded(1))
     images = torch.randn(2, 3, 32, 32, generator=seeded(2))
     assert torch.equal(ours(images), wanted(images))

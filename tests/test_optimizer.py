@@ -14,7 +14,6 @@ from resrepro.training.optimizer import (
     learning_rate,
     make_optimizer,
     set_learning_rate,
-    warmup_is_due,
 )
 
 # --- schedule --------------------------------------------------------------------------------------
@@ -82,13 +81,6 @@ def test_the_warm_up_rate_holds_until_the_switch_then_the_schedule_goes_on_as_be
 
 def test_a_recipe_without_warm_up_ignores_the_switch() -> None:
     assert learning_rate(PAPER, 0, 400) == learning_rate(PAPER, 0) == 0.1
-
-
-def test_the_warm_up_error_is_looked_at_every_100_updates_until_it_is_over() -> None:
-    due = [k for k in range(1, 501) if warmup_is_due(WARM, k, None)]
-    assert due == [100, 200, 300, 400, 500]
-    assert not any(warmup_is_due(WARM, k, 300) for k in range(1, 501))
-    assert not any(warmup_is_due(PAPER, k, None) for k in range(1, 501))
 
 
 # --- plateau ---------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resrepro import processes
+from resrepro.training import processes
 
 TOLD = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node0",

@@ -699,9 +699,7 @@ def test_a_cpu_run_keeps_device_and_threads_where_there_is_a_gpu(monkeypatch: py
     monkeypatch.setattr(checkpoint, "choose_device", torch.device)
     device = checkpoint.frozen_device("auto", torch.device("cuda"), begun)
     assert (device.type, checkpoint.frozen_threads(None, device, begun)) == ("cpu", 3)
-    assert checkpoint.frozen_threads(None, device, begun, if_new=1) == 3
-    assert checkpoint.frozen_threads(None, device, None, if_new=1) == 1
-    assert checkpoint.frozen_threads(2, device, None, if_new=1) == 2
+    assert checkpoint.frozen_threads(2, device, None) == 2
     with pytest.raises(UsageError, match="begun on cpu, and cuda would round differently"):
         checkpoint.frozen_device("cuda", torch.device("cuda"), begun)
 

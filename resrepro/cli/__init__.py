@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
-from resrepro.processes import is_first, local_rank, rank
 from resrepro.spec.recipe import Value, parse
+from resrepro.training.processes import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (

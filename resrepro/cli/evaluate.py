@@ -18,8 +18,8 @@ from resrepro.cli import (
     option,
 )
 from resrepro.errors import RecordError, UsageError
-from resrepro.processes import is_first
 from resrepro.spec.experiment import check_shortcut
+from resrepro.training.processes import is_first
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -34,9 +34,9 @@ from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
 from resrepro.cli.train import tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
-from resrepro.processes import world_size
 from resrepro.records.evaluations import OTHER_IMAGES
 from resrepro.spec.recipe import FAMILIES
+from resrepro.training.processes import world_size
 
 if TYPE_CHECKING:
     from resrepro.launch import Exhibit, Measurement, Plan, Step

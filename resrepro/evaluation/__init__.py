@@ -1,27 +1,29 @@
-"""Measuring finished nets, ours and other people's: errors under a test protocol, responses of layers."""
+"""Measuring finished nets, ours and other people's: errors under a test protocol (Sections 3.4 and 4.2)."""
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resrepro.data.augment import memory_format
-from resrepro.data.feeds import open_feed
+from resrepro.data import data_folder, load_dataset
+from resrepro.data.augment import on_device
+from resrepro.data.feeds import memory_views, open_feed
+from resrepro.data.folder import Photos, imagenet_classes, scan
 from resrepro.data.loader import Loading
-from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.held_out import HeldOut, open_held_out
+from resrepro.data.photos import PhotoViews, Views
+from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
-from resrepro.processes import is_first, world_size
 from resrepro.records import CIFAR10_TEST
-from resrepro.records.evaluations import LAYER_RESPONSES
 from resrepro.records.reading import FORMAT
 from resrepro.records.storage import json_bytes, write_out
 from resrepro.spec.catalogue import Protocol, protocol_for
+from resrepro.spec.experiment import IMAGENET_IMAGES
+from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training.engine import (
     choose_device,
     forget_shapes_soon,
@@ -29,10 +31,12 @@ from resrepro.training.engine import (
     threads_used,
     use_precision,
 )
-from resrepro.training.measure import Errors, Member, measure_errors, with_precise_statistics
+from resrepro.training.measure import Errors, Member, bn_stats_of, measure_errors, with_precise_statistics
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
+from resrepro.training.processes import is_first, world_size
 
-__all__ = ["ThirdPartyCheckpoint", "evaluate", "measure_nets"]
+IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
+SEEN = "the 5,000 validation images were among those trained on"
 
 
 @told_as_lost()
@@ -91,60 +95,36 @@ def evaluate(
     _check_together(nets)
     first = nets[0]
     view = protocol_for(protocol or first.recipe.test_view, first.family)
-    statistics = bn_stats or str(getattr(first.recipe, "bn_stats", "running"))
-    held_out = open_held_out(first, view, dataset, data, split, chosen, loading)
-    _announce(nets, view, held_out, say)
+    statistics = bn_stats or bn_stats_of(first.recipe)
+    name = dataset or first.spec.dataset
+    if first.family == "imagenet":
+        held_out = _photos(first, view, name, data, chosen, loading)
+    else:
+        held_out = _memory(first, name, data, split, chosen)
+    for notice in held_out.notices:
+        say(f"Note: {notice}.")
+    for net in nets:
+        say(f"{net.name} is evaluated as {net.label} on {name}, {view.title}.")
+        if matched := net.facts.get("matched_by"):
+            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
     if view.crops == "dense":
         forget_shapes_soon()
     use_precision(first.precision_on(chosen), chosen)
     telling = telling_memory("these views of the net: try --device cpu, or a GPU with more")
     with telling, threads_used(threads):
-        members = [net.member(chosen, memory_format(chosen)) for net in nets]
-        members = [
-            _with_statistics(statistics, net, member, data, chosen, loading, say)
-            for net, member in zip(nets, members, strict=True)
-        ]
+        members = [net.member(chosen) for net in nets]
+        if statistics != "running":
+            members = [
+                _with_precise_statistics(statistics, net, member, data, chosen, loading, say)
+                for net, member in zip(nets, members, strict=True)
+            ]
         errors = {
-            name: measure_errors(members, open_views(), view.crops == "dense", chosen)
-            for name, open_views in held_out.sets.items()
+            part: measure_errors(members, open_views(), view.crops == "dense", chosen)
+            for part, open_views in held_out.sets.items()
         }
-    _record(nets, view, statistics, first.precision_on(chosen), held_out, errors, Path(runs), say)
+    about = {"bn_stats": statistics, "precision": first.precision_on(chosen)}
+    _record(nets, view, about, held_out, errors, Path(runs), say)
     return errors
-
-
-def measure_nets(what: str, folders: Sequence[Path], runs: Path, **options: Any) -> None:
-    """Measure something of the net of a run, or of several together, and record it.
-
-    Args:
-        what: a test protocol, or LAYER_RESPONSES, which are those of one run.
-        folders: the run's folder; several are the members of an ensemble.
-        runs: the runs folder, in which ensembles are recorded.
-        **options: `data`, `device`, `threads`, `loading` and `say`, as for `evaluate`.
-
-    Raises:
-        UsageError: if a run is not finished, or the protocol is none of its kind of images.
-        RecordError: if a checkpoint is missing or broken, or the images are others.
-        DataError: if the images are missing or damaged.
-    """
-    if what == LAYER_RESPONSES:
-        from resrepro.evaluation.responses import measure_responses
-
-        (folder,) = folders
-        measure_responses(folder, **options)
-        return
-    evaluate(folders if len(folders) > 1 else folders[0], protocol=what, runs=runs, **options)
-
-
-def _announce(
-    nets: Sequence[LoadedNet], view: Protocol, held_out: HeldOut, say: Callable[[str], None]
-) -> None:
-    """Say what is about to be measured, on what."""
-    for notice in held_out.notices:
-        say(f"Note: {notice}.")
-    for net in nets:
-        say(f"{net.name} is evaluated as {net.label} on {held_out.dataset}, {view.title}.")
-        if matched := net.facts.get("matched_by"):
-            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
 
 
 def _check_together(nets: Sequence[LoadedNet]) -> None:
@@ -169,22 +149,11 @@ def _check_together(nets: Sequence[LoadedNet]) -> None:
             raise UsageError(f"{first.name} and {other.name} have different numbers of classes.")
 
 
-def _with_statistics(
-    statistics: str,
-    net: LoadedNet,
-    member: Member,
-    data: str | Path | None,
-    device: torch.device,
-    loading: Loading,
-    say: Callable[[str], None],
-) -> Member:
-    """The net with these BN statistics.
-
-    Raises:
-        UsageError: if they cannot be had.
-    """
-    if statistics == "running":
-        return member
+def _with_precise_statistics(
+    statistics: str, net: LoadedNet, member: Member, data: str | Path | None, device: torch.device,
+    loading: Loading, say: Callable[[str], None],
+) -> Member:  # fmt: skip
+    """The net with BN statistics that are plain averages over training batches."""
     if statistics != "precise":
         raise UsageError(f"no BN statistics {statistics!r}: there are running and precise.")
     if net.seed is None:
@@ -192,28 +161,109 @@ def _with_statistics(
             f"{net.path} is not a run of ours, so its training batches are not known: "
             "leave --bn-stats precise out."
         )
-    spread = split_batch(net.recipe.batch_size, world_size())
-    bn_group_for(net.recipe, spread, given=True)
+    bn_group_for(net.recipe, split_batch(net.recipe.batch_size, world_size()), given=True)
     feed = open_feed(net.spec, data, device, net.seed, loading, say, process_group())
-    if feed.about.checksums["train"] != net.trained_on.get("train"):
-        raise RecordError(
-            f"{net.name} was trained on other images than those at hand (checksum differs): "
-            "name the data that it was trained on, or leave --bn-stats precise out."
-        )
+    net.check_images(feed.about.checksums, "train", ", or leave --bn-stats precise out")
     say(f"BN statistics are plain averages over {feed.precise_batches} training batches.")
     return replace(member, net=with_precise_statistics(member.net, feed.first_batches(), net.recipe))
 
 
+# --- the images that it is measured on --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Some sets of images under a protocol.
+
+    Attributes:
+        name: of the dataset, with its split where it has one, for file names.
+        sets: for each set what gives this process's share of its views.
+        notices: sentences that must stand beside every number.
+        describe: what the record keeps; to be called when all views have been read.
+        key_set: the set whose checksum tells this data apart.
+    """
+
+    name: str
+    sets: Mapping[str, Callable[[], Iterator[Views]]]
+    notices: tuple[str, ...]
+    describe: Callable[[], dict[str, Any]]
+    key_set: str
+
+
+def _memory(
+    net: LoadedNet, name: str, data: str | Path | None, split: str | None, device: torch.device
+) -> HeldOut:
+    """The held-out images of CIFAR-10 or the digits, which must have the size of the net's mean image."""
+    own = str(getattr(net.recipe, "split", "all")) if net.seed is not None else "all"
+    split = split or own
+    loaded = load_dataset(name, split, data)
+    if split == "45k5k" and own != "45k5k":
+        seen = SEEN if net.seed is not None else SEEN.replace("were", "may have been")
+        loaded = replace(loaded, notices=(*loaded.notices, seen))
+    shape = tuple(net.normalisation.mean.shape[1:])
+    if shape not in ((1, 1), IMAGE_SHAPES[name]):
+        raise UsageError(
+            f"{net.path} subtracts a mean image of {shape[0]}x{shape[1]} pixels, and {name} has "
+            "none of that size: evaluate it on the dataset that it was trained on."
+        )
+    sets = {
+        key: lambda images=images: memory_views(*on_device(images, device), process_group())
+        for key, images in loaded.held_out.items()
+    }
+    return HeldOut(f"{name}-{split}", sets, loaded.notices, loaded.info.describe, "test")
+
+
+def _photos(
+    net: LoadedNet, protocol: Protocol, name: str, data: str | Path | None, device: torch.device,
+    loading: Loading,
+) -> HeldOut:  # fmt: skip
+    """The photographs in `val/`, numbered as the net's outputs are."""
+    assert isinstance(net.recipe, ImageNetRecipe)
+    group = process_group()
+    photos: Photos = group.on_first(lambda: scan(data_folder(data), "val"))
+    numbered = photos.labelled_by(*_classes(net, name, photos))
+    views = PhotoViews(numbered, protocol, net.recipe.image_size, loading, group)
+    notices: tuple[str, ...] = ()
+    text = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
+    if name != "imagenet":
+        notices = (f"the folder {photos.root.resolve().name} has {text}",)
+    elif len(photos) != IMAGENET_IMAGES["val"] or photos.classes != imagenet_classes():
+        notices = (f"the images are not ImageNet's 50,000: {text}",)
+
+    def describe() -> dict[str, Any]:
+        readable, checksum = views.gather()
+        return {
+            "name": name, "images": {"val": len(readable)}, "classes": net.num_classes,
+            "sha256": {"val": checksum}, "notices": [*notices, *views.bad.notices()],
+        }  # fmt: skip
+
+    return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, "val")
+
+
+def _classes(net: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
+    """The names that the net's outputs stand for, and who says so."""
+    if net.classes is not None:
+        return net.classes, "ImageNet" if net.seed is None else "the run's training set"
+    if name == "imagenet":
+        raise UsageError(
+            f"{net.path} has {net.num_classes} outputs, and ImageNet 1,000 classes: "
+            "for other photographs say --dataset folder."
+        )
+    if net.num_classes != len(photos.classes):
+        raise UsageError(
+            f"{net.path} has {net.num_classes} outputs, and val {len(photos.classes)} classes: "
+            "name the photographs that it was trained for."
+        )
+    return photos.classes, "val"
+
+
+# --- the record -------------------------------------------------------------------------------------------
+
+
 def _record(
-    nets: Sequence[LoadedNet],
-    view: Protocol,
-    statistics: str,
-    precision: str,
-    held_out: HeldOut,
-    errors: dict[str, Errors],
-    runs: Path,
-    say: Callable[[str], None],
-) -> None:
+    nets: Sequence[LoadedNet], view: Protocol, about: Mapping[str, str], held_out: HeldOut,
+    errors: Mapping[str, Errors], runs: Path, say: Callable[[str], None],
+) -> None:  # fmt: skip
     """Write what was measured, beside the run or where foreign checkpoints and ensembles are kept."""
     data = held_out.describe()
     for sentence in data["notices"]:
@@ -223,25 +273,29 @@ def _record(
         own = net.trained_on.get(held_out.key_set)
         if net.seed is not None and own != data["sha256"][held_out.key_set]:
             say(f"Note: these are not the images of {net.name}{_use_of(net, data)}.")
-    figures = {name: _finite(error) for name, error in errors.items()}
-    content = {"format": FORMAT, "protocol": view.name, "bn_stats": statistics, "precision": precision}
-    first = nets[0]
-    key = data["sha256"][held_out.key_set][:8]
-    parts = [view.name, *(["precise"] if statistics == "precise" else []), held_out.name]
     if len(nets) == 1:
-        digest = hashlib.sha256(json.dumps(first.facts, sort_keys=True).encode()).hexdigest()
-        parts += [digest[:8]] if first.iteration is None else [f"at{first.iteration}"]
-        path = first.record / ("-".join([*parts, key]) + ".json")
-        content |= first.facts
+        facts, folder, iteration = nets[0].facts, nets[0].record, nets[0].iteration
+        key = _digest(facts) if iteration is None else f"at{iteration}"
     else:
         ours = all(net.seed is not None for net in nets)
-        members = [net.as_member() if ours else net.facts for net in nets]
-        digest = hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
-        path = runs / ("ensembles" if ours else "foreign") / ("-".join([*parts, digest[:8], key]) + ".json")
-        content |= {"members": members}
+        facts = {"members": [net.as_member() if ours else net.facts for net in nets]}
+        folder = runs / ("ensembles" if ours else "foreign")
+        key = _digest(facts["members"])
+    parts = [view.name, *(["precise"] if about["bn_stats"] == "precise" else []), held_out.name, key]
+    path = folder / ("-".join([*parts, data["sha256"][held_out.key_set][:8]]) + ".json")
+    content = {"format": FORMAT, "protocol": view.name, **about, **facts, "data": data}
+    content["errors"] = {  # JSON knows no infinity
+        part: {key: number if math.isfinite(number) else None for key, number in asdict(error).items()}
+        for part, error in errors.items()
+    }
     if is_first():
-        write_out(path, json_bytes(content | {"data": data, "errors": figures}))
+        write_out(path, json_bytes(content))
     say(f"Recorded in {path}.")
+
+
+def _digest(facts: Any) -> str:
+    """Eight hex digits that tell what was measured apart."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _use_of(net: LoadedNet, data: Mapping[str, Any]) -> str:
@@ -250,8 +304,3 @@ def _use_of(net: LoadedNet, data: Mapping[str, Any]) -> str:
     if whole and net.trained_on.get("train") == data["sha256"].get("train"):
         return "'s own test set; tables take the error if that was the first part of it"
     return ", so no table takes these errors"
-
-
-def _finite(errors: Errors) -> dict[str, float | int | None]:
-    """The figures for a JSON file, which knows no infinity."""
-    return {key: value if math.isfinite(value) else None for key, value in asdict(errors).items()}

@@ -21,15 +21,12 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
 from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
-from resrepro.processes import world_size
 from resrepro.records import Run, read_run
 from resrepro.records.evaluations import Responses, read_responses, write_responses
 from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
-from resrepro.training.measure import in_passes, with_precise_statistics
-
-Layers = dict[str, GroupedBatchNorm2d]
-"""BN by the name of the 3x3 convolution before it, in the paper's order."""
+from resrepro.training.measure import bn_stats_of, in_passes, with_precise_statistics
+from resrepro.training.processes import world_size
 
 
 def measure_responses(
@@ -63,11 +60,10 @@ def measure_responses(
         DataError: if the images are missing or damaged.
     """
     folder, chosen = Path(folder), choose_device(device)
-    run = _finished(folder)
-    loaded = _trained(run)
+    run, loaded = _read(folder)
     use_precision("float32", chosen)
     feed = open_feed(loaded.spec, data, chosen, run.seed, loading or Loading(), say)
-    _check_images(feed, loaded, run.headline_split)
+    loaded.check_images(feed.about.checksums, run.headline_split)
     images = feed.about.sizes[run.headline_split]
     say(f"{loaded.name}: {loaded.label}, {run.headline_split} set, {images:,} images.")
     with threads_used(threads), telling_memory("a training batch of this net: try --device cpu"):
@@ -76,8 +72,8 @@ def measure_responses(
     return read_responses(folder) or responses
 
 
-def _finished(folder: Path) -> Run:
-    """The record of a run, refused if its net is not trained."""
+def _read(folder: Path) -> tuple[Run, LoadedNet]:
+    """The record of a finished run, and the net of its last iteration."""
     if world_size() > 1:
         raise UsageError("responses are measured by one process: leave torchrun out.")
     run = read_run(folder)
@@ -86,12 +82,6 @@ def _finished(folder: Path) -> Run:
             f"{folder} is {run.status}, at iteration {run.result['iteration']:,} of "
             f"{run.result['iterations']:,}: responses are those of a trained net, so finish the run first."
         )
-    return run
-
-
-def _trained(run: Run) -> LoadedNet:
-    """The net of a run, which must be that of its last iteration."""
-    folder = run.folder
     loaded = read_net(folder)
     identity = loaded.spec.digest, loaded.seed, loaded.iteration
     if identity != (run.digest, run.seed, loaded.recipe.iterations):
@@ -99,17 +89,7 @@ def _trained(run: Run) -> LoadedNet:
             f"the checkpoint in {folder} is not that of the end of this run: "
             f"`resrepro status --check {folder}` tells what is whole."
         )
-    return loaded
-
-
-def _check_images(feed: Feed, loaded: LoadedNet, part: str) -> None:
-    """Check that the images are those trained on, and those measured, of which the net's run was."""
-    wanted = {"train", part} & loaded.trained_on.keys()
-    if any(feed.about.checksums.get(name) != loaded.trained_on[name] for name in wanted):
-        raise RecordError(
-            f"{loaded.name} was trained on other images than those at hand (checksum differs): "
-            "name the data that it was trained on."
-        )
+    return run, loaded
 
 
 def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> Responses:
@@ -118,28 +98,17 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
     images, labels = next(iter(feed.batches(0, 1)))
     norms = [gradient_norms(net, images, labels, loaded.recipe.bn_group) for net in nets]
     trained, part = nets[1], run.headline_split
-    if _statistics_of(feed) == "precise":
+    if bn_stats_of(feed.recipe) == "precise":
         trained = with_precise_statistics(trained, feed.first_batches(), feed.recipe)
     std = response_std(trained, _images(feed, part, device))
     if not all(map(math.isfinite, (*std.values(), *norms[0].values(), *norms[1].values()))):
         raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")
     return Responses(
-        layers=tuple(std),
-        std=tuple(std.values()),
-        gradient_norm_start=tuple(norms[0].values()),
-        gradient_norm_end=tuple(norms[1].values()),
-        part=part,
-        images=feed.about.sizes[part],
-        batch=len(images),
-        bn_stats=_statistics_of(feed),
-        digest=run.digest,
-        seed=run.seed,
-        iteration=loaded.recipe.iterations,
-    )
-
-
-def _statistics_of(feed: Feed) -> str:
-    return str(getattr(feed.recipe, "bn_stats", "running"))
+        layers=tuple(std), std=tuple(std.values()),
+        gradient_norm_start=tuple(norms[0].values()), gradient_norm_end=tuple(norms[1].values()),
+        part=part, images=feed.about.sizes[part], batch=len(images), bn_stats=bn_stats_of(feed.recipe),
+        digest=run.digest, seed=run.seed, iteration=loaded.recipe.iterations,
+    )  # fmt: skip
 
 
 def _images(feed: Feed, part: str, device: torch.device) -> Iterator[Tensor]:
@@ -150,8 +119,8 @@ def _images(feed: Feed, part: str, device: torch.device) -> Iterator[Tensor]:
                 yield feed.normalisation.test(pixels.to(device))
 
 
-def layers_of(net: Net) -> Layers:
-    """The BN layer behind each 3x3 convolution; projections (1x1) and ImageNet's first layer (7x7) aside."""
+def layers_of(net: Net) -> dict[str, GroupedBatchNorm2d]:
+    """The BN layer behind each 3x3 convolution, by its name; projections and ImageNet's first layer aside."""
     names = {module: name for name, module in net.named_modules()}
     return {names[conv]: norm for conv, norm in pairs_of(net) if conv.kernel_size == (3, 3)}
 
@@ -232,7 +201,7 @@ def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) 
 
 
 @contextmanager
-def _watched(layers: Layers, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watched(layers: dict[str, GroupedBatchNorm2d], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While active, `see` gets the name and the response of each layer as it is computed."""
 
     def hook(name: str) -> Callable[..., None]:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resrepro.data.augment import Normalisation
+from resrepro.data.augment import Normalisation, memory_format
 from resrepro.data.folder import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.state_dict import UNUSED, fill, find_state_dict
-from resrepro.evaluation.weights import file_of, read_weights
+from resrepro.evaluation.weights import UNUSED, file_of, fill, find_state_dict, read_weights
 from resrepro.nets import Net
 from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
 from resrepro.spec import catalogue
@@ -98,11 +97,24 @@ class LoadedNet:
             return "float32"
         return self.recipe.precision
 
-    def member(self, device: torch.device, memory_format: torch.memory_format) -> Member:
+    def member(self, device: torch.device) -> Member:
         """The net on a device, ready to be measured."""
-        net = self.net.to(device).to(memory_format=memory_format)
+        net = self.net.to(device).to(memory_format=memory_format(device))
         normalisation = self.normalisation.to(device)
         return Member(net, normalisation, self.precision_on(device), window_of(self.recipe))
+
+    def check_images(self, checksums: Mapping[str, str], part: str, otherwise: str = "") -> None:
+        """Check that the images at hand are those trained on, and a set of them that of the run, if known.
+
+        Raises:
+            RecordError: if a checksum differs.
+        """
+        sets = {"train"} | ({part} & self.trained_on.keys())
+        if any(checksums.get(name) != self.trained_on.get(name) for name in sets):
+            raise RecordError(
+                f"{self.name} was trained on other images than those at hand (checksum differs): "
+                f"name the data that it was trained on{otherwise}."
+            )
 
     def as_member(self) -> dict[str, Any]:
         """What the record of an ensemble keeps of it."""
@@ -229,7 +241,8 @@ def _theirs(
         stride_3x3=third_party.stride_3x3 or None, image_size=third_party.image_size,
     )  # fmt: skip
     tensors = find_state_dict(content, str(path))
-    num_classes = _outputs(tensors) if experiment.family == "imagenet" else 10
+    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
+    num_classes = 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
     label, recipe = _label_of(spec), spec.recipe
     net, matched_by = fill(
         spec, num_classes, tensors, str(path), label, " Check --depth, --plain and --shortcut."
@@ -242,7 +255,8 @@ def _theirs(
         "mean": list(mean), "std": list(std), "image_size": getattr(recipe, "image_size", None),
         "matched_by": matched_by,
     }  # fmt: skip
-    normalisation = Normalisation(recipe, *map(_per_channel, (mean, std)))
+    per_channel = [torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) * 255 for values in (mean, std)]
+    normalisation = Normalisation(recipe, *per_channel)
     named = dataset == "imagenet" and num_classes == len(imagenet_classes())
     classes = imagenet_classes() if named else None
     record = runs / "foreign" / f"{path.stem}-{sha256[:8]}"
@@ -252,11 +266,7 @@ def _theirs(
 def _normalisation_of(
     third_party: ThirdPartyCheckpoint, path: Path, dataset: str
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std per channel, of pixels scaled to 0..1.
-
-    Raises:
-        UsageError: if one is missing or cannot be.
-    """
+    """Mean and std per channel, of pixels scaled to 0..1."""
     mean, std = third_party.mean, third_party.std
     if mean is None or std is None:
         raise UsageError(
@@ -273,17 +283,6 @@ def _normalisation_of(
     if max(*mean, *std) > 1 or min(mean) < 0:
         raise UsageError("--mean and --std are of pixels scaled to 0..1: divide those of 0..255 by 255.")
     return mean, std
-
-
-def _per_channel(values: Sequence[float]) -> Tensor:
-    """As (3, 1, 1), of pixels in 0..255."""
-    return torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) * 255
-
-
-def _outputs(tensors: Mapping[str, Tensor]) -> int:
-    """The number of classes of another's net: the rows of its last matrix."""
-    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]
-    return len(matrices[-1]) if matrices else 1000
 
 
 def _label_of(spec: Spec) -> str:

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from resrepro.errors import UsageError
 from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, ZeroPadShortcut, relu
 from resrepro.spec.architecture import Layout, layout_of
-from resrepro.spec.experiment import check_shortcut, default_shortcut
-from resrepro.spec.recipe import DATASETS, FAMILIES, ImageNetRecipe, Recipe, check_setting
+from resrepro.spec.experiment import Spec, check_shortcut, default_shortcut
+from resrepro.spec.recipe import DATASETS, FAMILIES, ImageNetRecipe, check_setting
 
 BatchNorm = functools.partial[GroupedBatchNorm2d]
 
@@ -25,12 +25,7 @@ class Block(nn.Module):
     """Two 3x3 convolutions, each followed by BN; y = relu(F(x) + shortcut(x)), or relu(F(x)) if plain."""
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        shortcut: nn.Module | None,
-        batch_norm: BatchNorm,
+        self, in_channels: int, channels: int, stride: int, shortcut: nn.Module | None, batch_norm: BatchNorm
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
@@ -53,14 +48,9 @@ class Bottleneck(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        stride: int,
-        shortcut: nn.Module | None,
-        batch_norm: BatchNorm,
+        self, in_channels: int, width: int, stride: int, shortcut: nn.Module | None, batch_norm: BatchNorm,
         stride_3x3: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         first, second = (1, stride) if stride_3x3 else (stride, 1)
         self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
@@ -87,14 +77,9 @@ class Net(nn.Module):
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        shortcut: str | None,
-        num_classes: int,
-        zeros: str,
-        batch_norm: BatchNorm,
-        stride_3x3: bool = False,
-    ) -> None:
+        self, layout: Layout, shortcut: str | None, num_classes: int, zeros: str, batch_norm: BatchNorm,
+        stride_3x3: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         kernel, stride = layout.stem
         channels = layout.widths[0]
@@ -219,29 +204,13 @@ def build_net(
     return net
 
 
-def net_of(
-    recipe: Recipe,
-    dataset: str,
-    depth: int,
-    plain: bool,
-    shortcut: str | None,
-    num_classes: int,
-    generator: torch.Generator | None = None,
-    bn_batch: int = 0,
-) -> Net:
-    """The net as a recipe wants it (see `build_net`)."""
+def net_of(spec: Spec, num_classes: int, generator: torch.Generator | None = None, bn_batch: int = 0) -> Net:
+    """The net of a specification, as its recipe wants it (see `build_net`)."""
+    recipe = spec.recipe
     return build_net(
-        dataset,
-        depth,
-        plain,
-        shortcut,
-        num_classes,
+        spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes,
         option_a_zeros=recipe.option_a_zeros,
         stride_3x3=isinstance(recipe, ImageNetRecipe) and recipe.stride_3x3,
-        init=recipe.init,
-        bn_group=recipe.bn_group,
-        bn_batch=bn_batch,
-        bn_momentum=recipe.bn_momentum,
-        bn_eps=recipe.bn_eps,
-        generator=generator,
-    )
+        init=recipe.init, bn_group=recipe.bn_group, bn_batch=bn_batch, bn_momentum=recipe.bn_momentum,
+        bn_eps=recipe.bn_eps, generator=generator,
+    )  # fmt: skip

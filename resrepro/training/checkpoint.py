@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.processes import rank, world_size
 from resrepro.records import storage
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
 from resrepro.records.storage import NotPlain, json_bytes, not_written, open_plain, replacing
 from resrepro.spec.experiment import Spec
 from resrepro.training.engine import EAGER, ENGINES, choose_device
 from resrepro.training.measure import Errors
+from resrepro.training.processes import rank, world_size
 
 if TYPE_CHECKING:
     from resrepro.training.loop import Trainer
@@ -45,12 +45,8 @@ DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved, so that no ot
 
 # How torch's weights-only reader words its refusal of a pickled object.
 REFUSALS = (
-    "GLOBAL ",
-    "Unsupported class",
-    "Trying to call reduce",
-    "Trying to instantiate",
-    "Can only build",
-)
+    "GLOBAL ", "Unsupported class", "Trying to call reduce", "Trying to instantiate", "Can only build",
+)  # fmt: skip
 TYPES: dict[str, type | tuple[type, ...]] = {
     "spec": dict, "data": dict, "mean": Tensor, "iteration": int, "sampled": int, "net": dict,
     "optimizer": dict, "scaler": dict, "shares": list, "warmup_switch": (int, NoneType),
@@ -142,11 +138,7 @@ def _free(path: Path) -> Path:
 
 
 def _verify(path: Path) -> bool:
-    """Whether the file ends with a checksum, which then matches; reads it once.
-
-    Raises:
-        Damaged: if it does not match, or the file is larger than any checkpoint of a net.
-    """
+    """Whether the file ends with a checksum, which then matches; reads it once."""
     with open_plain(path) as file:
         size = file.seek(0, os.SEEK_END)
         if size > LARGEST_FILE:
@@ -273,11 +265,7 @@ def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _telling_misfit(folder: Path) -> Iterator[None]:
-    """Tell in a sentence that a checkpoint does not hold what it should.
-
-    Raises:
-        RecordError: then.
-    """
+    """Tell in a sentence that a checkpoint does not hold what it should."""
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -291,12 +279,9 @@ def _telling_misfit(folder: Path) -> Iterator[None]:
 
 # Sums are rounded differently by other devices and other numbers of threads: a run that goes on repeats them.
 ROUNDING = {  # entries of env.json that change the rounding where they differ, and that nobody can repeat
-    "cpu": "CPU",
-    "gpu": "GPU",
-    "processes": "number of processes",
-    "micro_batch": "images per pass",
+    "cpu": "CPU", "gpu": "GPU", "processes": "number of processes", "micro_batch": "images per pass",
     "kernels": "compiled kernels",
-}
+}  # fmt: skip
 
 
 def frozen_device(name: str, requested: torch.device, env: Mapping[str, Any] | None) -> torch.device:
@@ -316,16 +301,14 @@ def frozen_device(name: str, requested: torch.device, env: Mapping[str, Any] | N
     )
 
 
-def frozen_threads(
-    threads: int | None, device: torch.device, env: Mapping[str, Any] | None, if_new: int | None = None
-) -> int | None:
-    """The CPU threads that a run goes on with: as many as it began with; a new one by default `if_new`.
+def frozen_threads(threads: int | None, device: torch.device, env: Mapping[str, Any] | None) -> int | None:
+    """The CPU threads that a run goes on with: as many as it began with.
 
     Raises:
         UsageError: if another number was asked for.
     """
     if env is None or device.type != "cpu":
-        return if_new if threads is None else threads
+        return threads
     begun = int(env["threads"])
     if threads not in (None, begun):
         count = f"{begun} thread{'s' * (begun != 1)}"

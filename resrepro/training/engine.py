@@ -17,8 +17,8 @@ from torch import nn
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import Net
 from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
-from resrepro.processes import is_first, local_rank, local_world_size, world_size
 from resrepro.spec.recipe import Recipe
+from resrepro.training.processes import is_first, local_rank, local_world_size, world_size
 
 CHOICES = ("auto", "on", "off")  # of --compile
 EAGER, KERNELS, INDUCTOR = ENGINES = ("eager", "kernels", "inductor")
@@ -130,16 +130,17 @@ def choose_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    unknown = UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.") from None
+        raise unknown from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: PyTorch sees no such GPU here; use --device cpu.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: PyTorch sees no Apple GPU here; use --device cpu.")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.")
+        raise unknown
     return device
 
 
@@ -181,10 +182,9 @@ def telling_memory(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise kind(f"the GPU's memory does not hold {what}.") from None
-    except MemoryError:
-        raise kind(f"this machine's memory does not hold {what}.") from None
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # how PyTorch says it on a CPU
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # PyTorch, on a CPU
+        if not full:
             raise
         raise kind(f"this machine's memory does not hold {what}.") from None
 

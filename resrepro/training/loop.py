@@ -15,20 +15,14 @@ from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
 from resrepro.data.feeds import Feed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
-from resrepro.processes import world_size
 from resrepro.records.write import RunWriter
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import Spec
-from resrepro.training.checkpoint import Shares, save_checkpoint, state_of
+from resrepro.spec.recipe import ImageNetRecipe
+from resrepro.training.checkpoint import save_checkpoint, state_of
 from resrepro.training.engine import EAGER, accelerate, arithmetic
 from resrepro.training.measure import Errors, ErrorSums, measure_held_out
-from resrepro.training.optimizer import (
-    learning_rate,
-    make_optimizer,
-    plateau_of,
-    set_learning_rate,
-    warmup_is_due,
-)
+from resrepro.training.optimizer import Plateau, learning_rate, make_optimizer, set_learning_rate
 from resrepro.training.parallel import (
     Ballot,
     BatchSplit,
@@ -38,6 +32,7 @@ from resrepro.training.parallel import (
     in_parallel,
     on_first,
 )
+from resrepro.training.processes import world_size
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
@@ -49,8 +44,7 @@ def initial_net(spec: Spec, seed: int, num_classes: int, bn_batch: int = 0) -> N
     Its weights are drawn on the CPU, so that a seed means the same on every device.
     """
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
-    shape = spec.dataset, spec.depth, spec.plain, spec.shortcut, num_classes
-    return net_of(spec.recipe, *shape, weights, bn_batch)
+    return net_of(spec, num_classes, weights, bn_batch)
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,9 @@ class Trainer:
         self.interval = CheckpointInterval()
         self.way_on = "The same command goes on from here."
         self.warmup_switch: int | None = None
-        self.plateau = plateau_of(self.recipe)
+        self.plateau: Plateau | None = None
+        if isinstance(self.recipe, ImageNetRecipe) and self.recipe.lr_policy == "plateau":
+            self.plateau = Plateau(self.recipe)
         self.last: dict[str, Errors] = {}
         self.best: dict[str, Any] | None = None
         self.seconds_before = 0.0  # spent by earlier sessions of this run
@@ -176,7 +172,7 @@ class Trainer:
 
     def look_at_warmup_if_due(self) -> None:
         """End the warm-up once the training error has fallen below its bound (Section 4.2: 80 %)."""
-        if not warmup_is_due(self.recipe, self.done, self.warmup_switch):
+        if not self.warming_up or self.done % self.recipe.warmup_window:
             return
         errors = self.since_look.read_all()
         self.since_look.reset()
@@ -258,49 +254,37 @@ class Trainer:
 
     def result(self, status: str) -> dict[str, Any]:
         """The content of result.json."""
+        departures = catalogue.departures(self.spec)
+        if self.warming_up and self.done == self.recipe.iterations:
+            departures.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
+        digits = {"loss": 6, "top1_err": 4, "top5_err": 4}
         figures = {
-            name: {
-                "loss": round(e.loss, 6),
-                "top1_err": round(e.top1_err, 4),
-                "top5_err": round(e.top5_err, 4),
-            }
-            for name, e in self.last.items()
-            if math.isfinite(e.loss)
+            name: {key: round(getattr(errors, key), places) for key, places in digits.items()}
+            for name, errors in self.last.items()
+            if math.isfinite(errors.loss)
         }
         return {
-            "status": status,
-            "iteration": self.done,
-            "iterations": self.recipe.iterations,
-            "headline": self.headline,
-            "last": figures,
-            "best": self.best,
+            "status": status, "iteration": self.done, "iterations": self.recipe.iterations,
+            "headline": self.headline, "last": figures, "best": self.best,
             "warmup_switch": self.warmup_switch,
             **({} if self.plateau is None else {"lr_drops": self.plateau.drops}),
-            "seconds": round(self.seconds(), 1),
-            "departures": self.departures(),
+            "seconds": round(self.seconds(), 1), "departures": departures,
             "notices": list(self.feed.about.notices),
-        }
-
-    def departures(self) -> list[str]:
-        """How the run departs from the paper, by its settings and by its course."""
-        sentences = catalogue.departures(self.spec)
-        if self.recipe.warmup_lr and self.warmup_switch is None and self.done == self.recipe.iterations:
-            sentences.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
-        return sentences
+        }  # fmt: skip
 
     def save(self) -> None:
         """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
         start = time.perf_counter()
-        own = [(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)]
-        shares = collected(own)
-        on_first(lambda: self._write(shares))
+        shares = collected([(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)])
+
+        def write() -> None:
+            self.writer.still_ours()
+            save_checkpoint(self.writer.checkpoint, state_of(self, shares))
+            self.writer.result(self.result("partial"))
+
+        on_first(write)
         self.saved = self.done, self.sampled
         self.interval.written(time.perf_counter() - start)
-
-    def _write(self, shares: Shares) -> None:
-        self.writer.still_ours()
-        save_checkpoint(self.writer.checkpoint, state_of(self, shares))
-        self.writer.result(self.result("partial"))
 
     def stop(self, signal_number: int) -> None:
         """Checkpoint and leave because of a signal.

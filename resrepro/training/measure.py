@@ -12,10 +12,10 @@ from resrepro.data.feeds import EVAL_BATCH, Feed
 from resrepro.data.photos import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
-from resrepro.processes import world_size
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
+from resrepro.training.processes import world_size
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
@@ -82,20 +82,15 @@ class Member:
     precision: str = "float32"
     window: int = 7
 
-    @classmethod
-    def of(cls, net: Net, normalisation: Normalisation, recipe: Recipe) -> "Member":
-        """The net as its recipe has it measured."""
-        return cls(net, normalisation, recipe.precision, window_of(recipe))
-
 
 def window_of(recipe: Recipe) -> int:
     """The side of the last feature map at the training size; ImageNet nets reduce images 32 times."""
     return -(-recipe.image_size // 32) if isinstance(recipe, ImageNetRecipe) else 8
 
 
-def never() -> bool:
-    """Let an evaluation go on to its end."""
-    return False
+def bn_stats_of(recipe: Recipe) -> str:
+    """The BN statistics that a net is measured with: "running", or "precise" averages."""
+    return str(getattr(recipe, "bn_stats", "running"))
 
 
 def measure_errors(
@@ -103,7 +98,7 @@ def measure_errors(
     views: Iterable[Views],
     dense: bool,
     device: torch.device,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Errors:
     """Loss and errors over all images of all processes, by copies of the nets in evaluation mode.
 
@@ -124,12 +119,13 @@ def measure_errors(
 
 
 def measure_held_out(
-    feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = never
+    feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Errors]:
     """Errors on every held-out set, with the BN statistics that the recipe names; `stop` as in `measure`."""
-    if getattr(feed.recipe, "bn_stats", "running") == "precise":
-        net = with_precise_statistics(net, feed.first_batches(), feed.recipe, stop)
-    member, dense = Member.of(net, feed.normalisation, feed.recipe), feed.protocol.crops == "dense"
+    recipe, dense = feed.recipe, feed.protocol.crops == "dense"
+    if bn_stats_of(recipe) == "precise":
+        net = with_precise_statistics(net, feed.first_batches(), recipe, stop)
+    member = Member(net, feed.normalisation, recipe.precision, window_of(recipe))
     return {
         name: measure_errors([member], feed.views(name), dense, device, stop) for name in feed.about.held_out
     }
@@ -187,7 +183,7 @@ def with_precise_statistics(
     net: Net,
     batches: Iterable[tuple[Tensor, Tensor]],
     recipe: Recipe,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Net:
     """A copy whose BN uses plain averages over training batches, as the authors' README describes.
 

@@ -27,11 +27,6 @@ def learning_rate(
     return float(recipe.lr / recipe.lr_divisor ** sum(iteration >= drop for drop in fallen))
 
 
-def warmup_is_due(recipe: Recipe, iteration: int, warmup_switch: int | None) -> bool:
-    """Whether, after `iteration` updates, the warm-up's training error is to be looked at."""
-    return bool(recipe.warmup_lr) and warmup_switch is None and iteration % recipe.warmup_window == 0
-
-
 @dataclass
 class Plateau:
     """Watches the validation error at each sample and says when the rate drops.
@@ -62,29 +57,16 @@ class Plateau:
         return [list(self.drops), self.best, self.waited]
 
 
-def plateau_of(recipe: Recipe) -> Plateau | None:
-    """The rule that a recipe follows; None where its drops are fixed."""
-    if isinstance(recipe, ImageNetRecipe) and recipe.lr_policy == "plateau":
-        return Plateau(recipe)
-    return None
-
-
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD over all parameters; weight decay on BN and biases only if the recipe says so."""
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]  # BN scales and shifts, and the fc bias
-    other_decay = recipe.weight_decay if recipe.decay_bn_bias else 0.0
+    decay, nesterov = recipe.weight_decay, recipe.momentum_form == "nesterov"
     groups = [
-        {"params": weights, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": other_decay},
+        {"params": weights, "weight_decay": decay},
+        {"params": others, "weight_decay": decay if recipe.decay_bn_bias else 0.0},
     ]
-    return torch.optim.SGD(
-        groups,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum_form == "nesterov",
-        fused=True,
-    )
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str) -> None:
@@ -95,12 +77,9 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str)
     so u is rescaled by old / new.
     """
     for group in optimizer.param_groups:
-        old = group["lr"]
-        if old == lr:
+        old, group["lr"] = group["lr"], lr
+        if old == lr or momentum_form != "caffe":
             continue
-        group["lr"] = lr
-        if momentum_form == "caffe":
-            for parameter in group["params"]:
-                buffer = optimizer.state[parameter].get("momentum_buffer")
-                if buffer is not None:
-                    buffer.mul_(old / lr)
+        for parameter in group["params"]:
+            if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
+                buffer.mul_(old / lr)

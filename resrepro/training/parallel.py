@@ -25,10 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 from resrepro.data import ProcessGroup
 from resrepro.errors import PeerLost, ResreproError, UsageError
 from resrepro.nets.layers import running_statistics
-from resrepro.processes import is_first, local_world_size, rank, world_size
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import Spec
 from resrepro.spec.recipe import Recipe, Value
+from resrepro.training.processes import is_first, local_world_size, rank, world_size
 from resrepro.training.progress import Interrupts
 
 T = TypeVar("T")
@@ -106,10 +106,7 @@ def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
 
 
 def plan(
-    experiment: str,
-    shortcut: str | None,
-    micro_batch: int | None,
-    settings: Mapping[str, Value | None],
+    experiment: str, shortcut: str | None, micro_batch: int | None, settings: Mapping[str, Value | None]
 ) -> tuple[Spec, BatchSplit]:
     """The run that these options ask for on these processes, and how its batch is split among them.
 
@@ -119,8 +116,7 @@ def plan(
     entry = catalogue.find(experiment)
     spec = catalogue.derive(entry, shortcut, **settings)
     split = split_batch(spec.recipe.batch_size, world_size(), micro_batch)
-    given = settings.get("bn_group") is not None
-    group = bn_group_for(spec.recipe, split, given=given)
+    group = bn_group_for(spec.recipe, split, given=settings.get("bn_group") is not None)
     return catalogue.derive(entry, shortcut, **dict(settings) | {"bn_group": group}), split
 
 
@@ -169,19 +165,15 @@ def told_as_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world_size() == 1 or not _of_the_connection(error):
+        # By the kind that PyTorch has for this, or its words: gloo has no kind of its own.
+        worded_so = any(word in str(error).lower() for word in OF_THE_CONNECTION)
+        if world_size() == 1 or not (worded_so or isinstance(error, distributed.DistError)):
             raise
         atexit.unregister(_leave)  # there is nobody to wait for
         raise PeerLost(
             f"another process of this run has ended or cannot be reached ({_gist(error)}): look for its own "
             "message; the same command (without --fresh) goes on from the last checkpoint."
         ) from None
-
-
-def _of_the_connection(error: RuntimeError) -> bool:
-    """Whether it is of the kind that PyTorch has for this, or worded so: gloo has no kind of its own."""
-    text = str(error).lower()
-    return isinstance(error, distributed.DistError) or any(word in text for word in OF_THE_CONNECTION)
 
 
 def _gist(error: RuntimeError) -> str:

@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from resrepro.errors import UsageError
-from resrepro.processes import world_size
+from resrepro.training.processes import world_size
 
 if TYPE_CHECKING:  # which imports torch, and a process that only looks on has no use for it
     from resrepro.training.measure import Errors

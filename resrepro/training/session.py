@@ -1,7 +1,7 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
-from resrepro.processes import is_first
 from resrepro.records import MALFORMED, read_run
 from resrepro.records.locking import Lock, locked
 from resrepro.records.reading import ENV, RESULT, SPEC, read_json
@@ -36,7 +35,8 @@ from resrepro.training.engine import (
     use_precision,
 )
 from resrepro.training.loop import Target, Trainer
-from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
+from resrepro.training.parallel import join, on_first, plan, process_group, told_as_lost
+from resrepro.training.processes import is_first
 from resrepro.training.progress import CheckpointInterval, Interrupts, StoppedEarly, Watcher
 
 
@@ -49,7 +49,6 @@ def train(
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
-    threads_if_new: int | None = None,
     fast: bool = False,
     compiling: str = "auto",
     micro_batch: int | None = None,
@@ -72,7 +71,6 @@ def train(
         runs: folder in which the run's own folder is made.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         threads: CPU threads; one per core by default. A run that goes on keeps device and threads.
-        threads_if_new: CPU threads of a run that does not go on, where `threads` are not given.
         fast: bf16 arithmetic where the hardware has it (fp16 on older GPUs) instead of float32.
         compiling: "auto", "on" or "off": see `training.engine.choose_engine`. A run that goes on keeps its
             engine.
@@ -111,26 +109,35 @@ def train(
         if not fresh and on_first(lambda: already_over(folder, watcher)):
             if FAMILIES[spec.dataset] == "imagenet":  # of which there are as many as there are users
                 about = open_feed(spec, data, requested, seed, loading, watcher.say, process_group()).about
-                on_first(lambda: check_same_images(folder, checksums_of(folder), about.checksums))
+                trained_on = on_first(lambda: read_json(folder / ENV)["data"]["sha256"])
+                on_first(lambda: check_same_images(folder, trained_on, about.checksums))
             return folder
         if not fresh and settings.get("bn_group") is None:
             on_first(lambda: check_no_twin(folder, spec, seed))
         with (
             _telling_early_stop(folder, fresh) as interrupts,
             _alone(folder, break_lock, watcher) as lock,
-            _telling_memory_of(split),
+            telling_memory(
+                f"{split.micro} images per pass: try --micro-batch {max(1, split.micro // 2)} "
+                "(gradients are accumulated; BN groups must fit into it)"
+            ),
         ):
             state, notice = (None, "") if fresh else on_first(lambda: load_state(folder, spec, seed))
             env = state["env"] if state else None
             used = frozen_device(device, requested, env)
-            with threads_used(frozen_threads(threads, used, env, threads_if_new)):
+            with threads_used(frozen_threads(threads, used, env)):
                 done = state["iteration"] if state else 0
                 ahead, begun = spec.recipe.iterations - done, env["engine"] if env else None
                 engine = on_first(lambda: choose_engine(compiling, used, ahead, begun, watcher.say))
                 use_precision(spec.recipe.precision, used)
                 feed = open_feed(spec, data, used, seed, loading, watcher.say, process_group())
                 writer = _open_writer(folder, spec, seed, feed, fresh)
-                _say_first(writer, spec, split, feed.about.notices, watcher)
+                if writer.aside:
+                    watcher.say(f"The earlier run is kept in {writer.aside}.")
+                for sentence in feed.about.notices:
+                    watcher.say(f"Note: {sentence}.")
+                if sentence := split.describe(spec.recipe):
+                    watcher.say(sentence)
                 trainer = Trainer(spec, seed, feed, Target(used, split, engine), writer, watcher)
                 trainer.interval = interval
                 if lock is not None:
@@ -175,11 +182,6 @@ def already_over(folder: Path, watcher: Watcher) -> bool:
     if run.finished:
         watcher.say(f"{folder} is finished already ({run.status}); --fresh would train it anew.")
     return run.finished
-
-
-def checksums_of(folder: Path) -> Mapping[str, str]:
-    """Those of the images that a run was trained on, by set."""
-    return dict(read_json(folder / ENV)["data"]["sha256"])
 
 
 def check_same_images(folder: Path, trained_on: Mapping[str, str], here: Mapping[str, str]) -> None:
@@ -233,11 +235,7 @@ def _group_of_twin(folder: Path, spec: Spec) -> int | None:
 
 @contextmanager
 def _telling_early_stop(folder: Path, fresh: bool) -> Iterator[Interrupts]:
-    """While active signals end the set-up at once; within the training they wait for its step.
-
-    Raises:
-        Interrupted: after a signal that came before the training.
-    """
+    """While active signals end the set-up at once; within the training they wait for its step."""
     try:
         with Interrupts() as interrupts:
             yield interrupts
@@ -251,11 +249,7 @@ def _telling_early_stop(folder: Path, fresh: bool) -> Iterator[Interrupts]:
 
 @contextmanager
 def _alone(folder: Path, break_lock: bool, watcher: Watcher) -> Iterator[Lock | None]:
-    """While active, no other process trains this run; the first process of a run holds its lock.
-
-    Raises:
-        RecordError: if another one does already.
-    """
+    """While active, no other process trains this run; the first process of a run holds its lock."""
     held: list[Lock] = []
     with ExitStack() as stack:
 
@@ -273,21 +267,8 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _telling_memory_of(split: BatchSplit) -> AbstractContextManager[None]:
-    smaller = max(1, split.micro // 2)
-    return telling_memory(
-        f"{split.micro} images per pass: try --micro-batch {smaller} "
-        "(gradients are accumulated; BN groups must fit into it)"
-    )
-
-
 def _open_writer(folder: Path, spec: Spec, seed: int, feed: Feed, fresh: bool) -> RunWriter:
-    """The record of a run on these data, which the first process alone writes.
-
-    Raises:
-        UsageError: if the data do not fill a batch, or the folder holds a run of another specification.
-        RecordError: if the folder cannot be written.
-    """
+    """The record of a run on these data, which the first process alone writes."""
     if spec.recipe.batch_size > feed.about.sizes["train"]:
         raise UsageError(
             f"a batch of {spec.recipe.batch_size} is larger than the training set of "
@@ -329,14 +310,3 @@ def _go_on(trainer: Trainer, state: Mapping[str, Any], notice: str, now: Mapping
     for sentence in sentences:
         watcher.say(sentence)
     watcher.say(f"Going on from iteration {trainer.done:,} of {trainer.recipe.iterations:,}.")
-
-
-def _say_first(
-    writer: RunWriter, spec: Spec, split: BatchSplit, notices: Sequence[str], watcher: Watcher
-) -> None:
-    if writer.aside:
-        watcher.say(f"The earlier run is kept in {writer.aside}.")
-    for notice in notices:
-        watcher.say(f"Note: {notice}.")
-    if sentence := split.describe(spec.recipe):
-        watcher.say(sentence)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from resrepro.data import Dataset, Images
@@ -74,31 +75,44 @@ def seconds_per_iteration(experiment: str, options: dict[str, Any]) -> float:
             os.environ["XDG_CACHE_HOME"] = place  # for what is known of these images
         with suppress(Enough):
             if spec.dataset == "cifar10":
-                _train_on_noise(spec, options)
+                device, iterations = choose_device(options["device"]), spec.recipe.iterations
+                compiling = options.get("compiling", "auto")
+                engine = choose_engine(compiling, device, iterations, None, watch.say)
+                with threads_used(options.get("threads")):
+                    trainer = trainer_on_noise(spec, device, engine, watch, options.get("micro_batch"))
+                    for images, labels in trainer.feed.batches(0, iterations):
+                        trainer.step(images, labels)
             else:
                 train(experiment, **options)
     update = watch.seconds * spec.recipe.batch_size / batch
     return update * (1 + FORWARD * HELD_OUT[spec.dataset] / spec.recipe.batch_size / spec.recipe.eval_every)
 
 
-def _train_on_noise(spec: Spec, options: dict[str, Any]) -> None:
-    """Updates of a net of CIFAR-10 on noise in its form, as `train` makes them, without a record."""
+def trainer_on_noise(
+    spec: Spec, device: torch.device, engine: str, watcher: Watcher, micro_batch: int | None = None
+) -> Trainer:
+    """The real trainer of a net of CIFAR-10 on made-up images; it writes nothing.
+
+    Raises:
+        UsageError: if the arithmetic is not to be had, or the batch does not divide so.
+    """
     assert isinstance(spec.recipe, CifarRecipe)
-    device = choose_device(options["device"])
     use_precision(spec.recipe.precision, device)
+    dataset = Dataset(
+        "made up", 10, made_up_images(max(50_000, spec.recipe.batch_size)), {"test": made_up_images(1)}, {}
+    )
+    feed = MemoryFeed(spec.recipe, dataset, device, seed=0)
+    target = Target(device, split_batch(spec.recipe.batch_size, 1, micro_batch), engine)
+    trainer = Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), watcher)
+    trainer.net.train()
+    return trainer
+
+
+def made_up_images(count: int) -> Images:
+    """Random pixels (count, 3, 32, 32) and labels in the form of CIFAR-10's."""
     source = np.random.default_rng(0)
-    pixels = source.integers(0, 256, (max(1000, spec.recipe.batch_size), 3, 32, 32), np.uint8)
-    images = Images(pixels, source.integers(0, 10, len(pixels), np.int64))
-    feed = MemoryFeed(spec.recipe, Dataset("noise", 10, images, {"test": images}, {}), device, 0)
-    iterations, say = spec.recipe.iterations, options["watcher"].say
-    engine = choose_engine(options.get("compiling", "auto"), device, iterations, None, say)
-    split = split_batch(spec.recipe.batch_size, 1, options.get("micro_batch"))
-    with threads_used(options.get("threads")):
-        target = Target(device, split, engine)
-        trainer = Trainer(spec, 0, feed, target, Onlooker(Path(options["runs"])), options["watcher"])
-        trainer.net.train()
-        for batch in feed.batches(0, iterations):
-            trainer.step(*batch)
+    pixels = source.integers(0, 256, (count, 3, 32, 32), np.uint8)
+    return Images(pixels, source.integers(0, 10, count, np.int64))
 
 
 def _made_up_photos(place: Path, count: int) -> Path:
