@@ -19,8 +19,8 @@ from resrepro.claims.judging import judge, paper_words, verdict_on
 from resrepro.claims.listing import summary, table
 from resrepro.claims.measures import MEASURES, weakest
 from resrepro.cli import app
-from resrepro.comparison.significance import difference_of
-from resrepro.comparison.tables import to_csv, to_latex, to_markdown
+from resrepro.comparison.statistics import difference_of
+from resrepro.comparison.table import to_csv, to_latex, to_markdown
 from resrepro.errors import UsageError
 from resrepro.records.collection import collect
 from resrepro.records.evaluations import Responses

@@ -3,7 +3,7 @@
 import pytest
 
 import resrepro
-from resrepro.comparison import paper_rows as comparison
+from resrepro.comparison import tables as comparison
 from resrepro.errors import UsageError
 from resrepro.figures import exhibits, plotting
 from resrepro.paper import layouts

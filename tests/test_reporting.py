@@ -15,7 +15,7 @@ from reports import HOSTILE, KINDS, LINE_END, Page, Ruling, Verdict, records, ve
 from typer.testing import CliRunner
 
 from resrepro.cli import app
-from resrepro.comparison.tables import Row, Table
+from resrepro.comparison.table import Row, Table
 from resrepro.errors import UsageError
 from resrepro.figures import exhibits
 from resrepro.paper import curves

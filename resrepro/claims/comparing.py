@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from resrepro.claims.entries import Net, Region
 from resrepro.claims.measures import Measure
 from resrepro.comparison.groups import SeedGroup
-from resrepro.comparison.significance import LEVEL, Estimate, difference_of, mean_of, pooled_std
+from resrepro.comparison.statistics import LEVEL, Estimate, difference_of, mean_of, pooled_std
 from resrepro.records import Run
 
 HELD, FAILED, UNDECIDED = "held", "failed", "undecided"

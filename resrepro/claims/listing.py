@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from resrepro.claims.comparing import FAILED, HELD, UNDECIDED
 from resrepro.claims.judging import UNTESTABLE, Ruling, Verdict
-from resrepro.comparison.tables import DASH, Row, Table
+from resrepro.comparison.table import DASH, Row, Table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

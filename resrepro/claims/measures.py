@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from resrepro.comparison.wording import SET_NAMES, eval_command, run_folders
+from resrepro.comparison.groups import SET_NAMES
+from resrepro.comparison.table import eval_command, run_folders
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
 from resrepro.records.evaluations import Responses

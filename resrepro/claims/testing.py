@@ -33,9 +33,8 @@ from resrepro.claims.comparing import (
 from resrepro.claims.entries import Check, Net
 from resrepro.claims.measures import MEASURES, Measure
 from resrepro.claims.protocols import command_under, paper_command
-from resrepro.comparison.groups import FREE_SETTINGS, Protocol, iterations_of
-from resrepro.comparison.significance import LEVEL, difference_of, seeds_needed
-from resrepro.comparison.wording import SET_NAMES
+from resrepro.comparison.groups import FREE_SETTINGS, SET_NAMES, Protocol, iterations_of
+from resrepro.comparison.statistics import LEVEL, difference_of, seeds_needed
 from resrepro.records import Run
 
 SEEDS = 5  # as many as the paper trained of ResNet-110

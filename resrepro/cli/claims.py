@@ -29,7 +29,7 @@ def claims(
     from resrepro.claims.entries import find_claim
     from resrepro.claims.judging import judge
     from resrepro.claims.listing import decided_elsewhere, summary, table, to_rich
-    from resrepro.comparison.tables import write_table
+    from resrepro.comparison.table import write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)

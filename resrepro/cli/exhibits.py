@@ -76,8 +76,8 @@ def compare(
     settings: SettingsFilter = None,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.comparison.statistics_table import build_statistics
-    from resrepro.comparison.tables import to_rich, write_table
+    from resrepro.comparison.statistics import build_statistics
+    from resrepro.comparison.table import to_rich, write_table
     from resrepro.figures.exhibits import build_table, check_table
 
     names = exhibits or ["table6"]

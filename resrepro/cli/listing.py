@@ -93,7 +93,7 @@ def _layers(part: "Part") -> str:
 
 def totals(net: "Architecture") -> str:
     """Layers, parameters, and multiply-adds beside those that the paper prints."""
-    from resrepro.comparison.architecture_table import printed_flops
+    from resrepro.comparison.tables_1_and_5 import printed_flops
 
     counted, printed = net.multiply_adds / UNIT, printed_flops(net)
     sentence = (

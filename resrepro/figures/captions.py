@@ -5,8 +5,7 @@ are whose. Nothing here imports torch.
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from resrepro.comparison.groups import RULE, iterations_of
-from resrepro.comparison.wording import SET_NAMES, about_images
+from resrepro.comparison.groups import RULE, SET_NAMES, about_images, iterations_of
 from resrepro.figures.choice import ANOTHER, Groups, first_of, paper_iterations
 from resrepro.records import Run
 from resrepro.spec.experiment import IMAGENET_CLASSES

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resrepro.comparison import architecture_table
-from resrepro.comparison import paper_rows as comparison
-from resrepro.comparison.tables import Table, write_table
+from resrepro.comparison import tables as record_tables
+from resrepro.comparison.table import Table, write_table
+from resrepro.comparison.tables_1_and_5 import table_1
 from resrepro.errors import UsageError
 from resrepro.figures import architecture as architecture_figure
 from resrepro.figures import plotting, responses_table
@@ -92,11 +92,11 @@ def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Tabl
     """
     check_table(exhibit)
     if exhibit == TABLE_1:
-        return architecture_table.build()
+        return table_1()
     if exhibit == FIGURE_7:
         table = responses_table.build(found.runs)
     else:
-        table = comparison.build(exhibit, found.runs, found.ensembles, every=every)
+        table = record_tables.build(exhibit, found.runs, found.ensembles, every=every)
     return replace(table, remarks=(*found.sources, *table.remarks))
 
 

@@ -12,8 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.groups import SeedGroup
-from resrepro.comparison.wording import SET_NAMES
+from resrepro.comparison.groups import SET_NAMES, SeedGroup
 from resrepro.errors import RecordError
 from resrepro.figures.captions import departures_told, lead, rule_told
 from resrepro.figures.choice import Groups, choose, first_of

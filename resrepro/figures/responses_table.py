@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from resrepro.comparison.groups import Protocol
-from resrepro.comparison.tables import DASH, Row, Table
+from resrepro.comparison.table import DASH, Row, Table
 from resrepro.figures.captions import departures_told, lead
 from resrepro.figures.choice import Groups
 from resrepro.figures.responses import EXHIBIT, measured_on, plan, select

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from resrepro.comparison.tables import DASH, Row, Table
+from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError, UsageError
 from resrepro.figures import exhibits, plotting
 from resrepro.records.collection import Collection
