@@ -5,7 +5,7 @@ import pytest
 
 from resrepro.errors import UsageError
 from resrepro.figures.architecture import boxes_of, make_figure, plan, starting_rows, title
-from resrepro.figures.panels import render
+from resrepro.figures.drawing import render
 from resrepro.spec.architecture import architectures, vgg19
 
 NETS = [vgg19(), architectures()["imagenet-plain34"], architectures()["imagenet-resnet34"]]

@@ -11,7 +11,7 @@ from resrepro.comparison.groups import RULE, about_images, seed_groups
 from resrepro.comparison.table import DASH, eval_command, spell_mean, to_csv, to_markdown
 from resrepro.comparison.tables import ASSUMED, NO_DIFFERENCE, build
 from resrepro.errors import UsageError
-from resrepro.figures.exhibits import compare
+from resrepro.figures import compare
 from resrepro.paper import layouts
 from resrepro.records.collection import collect
 

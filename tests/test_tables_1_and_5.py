@@ -11,7 +11,7 @@ from rich.console import Console
 from resrepro.comparison.table import DASH, to_csv, to_latex, to_markdown, to_rich
 from resrepro.comparison.tables import build
 from resrepro.comparison.tables_1_and_5 import printed_flops, table1_nets, table_1
-from resrepro.figures.exhibits import compare
+from resrepro.figures import compare
 from resrepro.paper import published
 from resrepro.records.collection import collect
 from resrepro.spec.architecture import architectures, vgg19

@@ -27,9 +27,9 @@ class WithExhibits(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, the names in place of the word NAMES."""
-        from resrepro.figures import exhibits
+        from resrepro import figures as known
 
-        names = exhibits.tables() if self.name == "compare" else exhibits.figures()
+        names = known.tables() if self.name == "compare" else known.figures()
         parameter: Any = next(parameter for parameter in self.params if parameter.name == "exhibits")
         parameter.help = parameter.help.replace("NAMES", ", ".join(names))
         super().format_help(ctx, formatter)
@@ -78,7 +78,7 @@ def compare(
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
     from resrepro.comparison.statistics import build_statistics
     from resrepro.comparison.table import to_rich, write_table
-    from resrepro.figures.exhibits import build_table, check_table
+    from resrepro.figures import build_table, check_table
 
     names = exhibits or ["table6"]
     for name in names:
@@ -107,7 +107,7 @@ def plot(
     settings: SettingsFilter = None,
 ) -> None:
     """Draw the paper's figures from run records (PNG, SVG)."""
-    from resrepro.figures.exhibits import check_figure, draw_figure
+    from resrepro.figures import check_figure, draw_figure
 
     names = exhibits or ["figure6"]
     for name in names:

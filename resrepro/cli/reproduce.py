@@ -306,8 +306,8 @@ def write_exhibit(
     exhibit: "Exhibit", found: "Collection", tables: Path, figures: Path, console: Console
 ) -> None:
     """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
+    from resrepro import figures as known
     from resrepro.comparison.table import to_rich, write_table
-    from resrepro.figures import exhibits as known
     from resrepro.records.collection import Collection
     from resrepro.records.evaluations import is_measured
 

@@ -12,8 +12,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from resrepro.errors import UsageError
-from resrepro.figures.lettering import wrap
-from resrepro.figures.panels import QUIET, SETTINGS
+from resrepro.figures.drawing import QUIET, SETTINGS, wrap
 from resrepro.paper import published
 from resrepro.spec.architecture import Architecture, Layer, architectures, vgg19
 

@@ -1,6 +1,6 @@
 """The curves of a figure as data for the page, and the same in sentences for those who cannot see them.
 
-Errors are in percent. Which runs a figure shows, and on which axes, is decided in `figures.plotting`.
+Errors are in percent. Which runs a figure shows, and on which axes, is decided in `figures.curves`.
 """
 
 import itertools
@@ -10,9 +10,7 @@ from typing import Any
 
 from resrepro.comparison.groups import SeedGroup
 from resrepro.errors import RecordError
-from resrepro.figures.choice import Groups
-from resrepro.figures.plotting import make_sheet, mean_curve, select
-from resrepro.figures.sheets import Curve, Panel, Sheet
+from resrepro.figures.curves import Curve, Groups, Panel, Sheet, make_sheet, mean_curve, select
 from resrepro.records import Run
 from resrepro.spec.experiment import net_label
 

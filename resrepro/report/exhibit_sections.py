@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from resrepro import figures as exhibits
 from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError, UsageError
-from resrepro.figures import exhibits, plotting
+from resrepro.figures import curves
 from resrepro.records.collection import Collection
 from resrepro.report.charts import Chart, chart_of
 
@@ -72,7 +73,7 @@ def _section(name: str, found: Collection) -> Section:
     if name not in all_exhibits():
         raise UsageError(f"no exhibit {name!r} to report: there are {', '.join(all_exhibits())}.")
     table = exhibits.build_table(name, found) if name in exhibits.tables() else None
-    chart = chart_of(name, found.runs) if name in plotting.exhibits() else None
+    chart = chart_of(name, found.runs) if name in curves.exhibits() else None
     picture = picture_of(name, found) if name in exhibits.figures() else None
     titled = (part.title for part in (table, chart, picture) if part)
     return Section(
