@@ -8,7 +8,7 @@ from conftest import write_layers, write_run
 
 from resrepro import figures as exhibits
 from resrepro.errors import RecordError
-from resrepro.figures.curves import palette_named
+from resrepro.figures.curves import look_up
 from resrepro.figures.responses import build, make_figure, plan, select
 from resrepro.paper import curves
 from resrepro.records import Run
@@ -50,7 +50,7 @@ def foot(figure: Any) -> str:
 
 
 def figure_of(runs: Path, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    return make_figure(read(runs), palette_named("paper"), **options)
+    return make_figure(read(runs), look_up("palette", "paper"), **options)
 
 
 def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_path: Path) -> None:

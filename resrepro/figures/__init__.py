@@ -73,7 +73,10 @@ def check_figure(exhibit: str, palette: str = "paper") -> None:
     """
     if exhibit not in figures():
         raise UsageError(f"no exhibit {exhibit!r} to plot: there are {', '.join(figures())}.")
-    (architecture if exhibit == FIGURE_3 else curves).palette_named(palette)
+    if exhibit == FIGURE_3:
+        architecture.palette_named(palette)
+    else:
+        curves.look_up("palette", palette)
 
 
 def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Table:
@@ -110,11 +113,11 @@ def draw_figure(
     check_figure(exhibit, palette)
     notes: tuple[str, ...] = ()
     if exhibit == FIGURE_3:
-        title, figure = architecture.title(), architecture.make_figure(palette)
+        title, figure = str(architecture.plan()["title"]), architecture.make_figure(palette)
         notes = (f"The paper has no curves for {exhibit}.",) if paper else ()
     elif exhibit == FIGURE_7:
-        title = responses.title()
-        figure, notes = responses.make_figure(runs, curves.palette_named(palette), paper=paper)
+        title = str(responses.plan()["title"])
+        figure, notes = responses.make_figure(runs, curves.look_up("palette", palette), paper=paper)
     else:
         sheet, notes = curves.make_sheet(exhibit, runs, paper=paper, palette=palette)
         title, figure = str(sheet.layout["title"]), draw_sheet(sheet)

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from resrepro.comparison.groups import RULE, SET_NAMES, SeedGroup, about_images, iterations_of, protocols_of
+from resrepro.comparison.tables import TRAINING_ERROR
 from resrepro.errors import RecordError, UsageError
 from resrepro.paper import curves as paper_curves
 from resrepro.records import Run
@@ -23,10 +24,8 @@ from resrepro.spec.recipe import FAMILIES
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
 UNIT_FROM = 20_000  # from so many iterations on the axis counts in 1e4, as in the paper
 ANOTHER = "Not drawn, another protocol"
-Layout = Mapping[str, Any]
-"""A figure's entry in figures.toml."""
-Groups = Mapping[str, SeedGroup]
-"""The runs drawn, by net label, plain nets first, by depth."""
+Layout = Mapping[str, Any]  # a figure's entry in figures.toml
+Groups = Mapping[str, SeedGroup]  # the runs drawn, by net label, plain nets first, by depth
 
 
 @dataclass(frozen=True)
@@ -100,10 +99,6 @@ class Sheet:
         lowest = min((min(curve.errors) for curve in self.curves), default=floor)
         return floor if lowest >= floor else 0
 
-    def height_of(self, error: float) -> float:
-        """Where an error lies between the lower (0) and the upper end (1) of the axis."""
-        return (min(error, self.top) - self.floor) / (self.top - self.floor)
-
     @property
     def curves(self) -> list[Curve]:
         """Those of all panels."""
@@ -129,34 +124,25 @@ class Sheet:
         others: Sequence[str] = self.palette["others"]
         return str(self.palette["colours"].get(str(depth), others[(depth - 2) // 6 % len(others)]))
 
-    def label(self, curve: Curve) -> str:
-        """What is written at the end of a curve."""
-        return str(self.layout.get("label", "{net}")).format(net=curve.net, depth=curve.depth)
-
 
 @cache
-def _figures() -> Mapping[str, Any]:
-    text = resources.files("resrepro.paper").joinpath("figures.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+def read_layout(name: str) -> Mapping[str, Any]:
+    """How a figure is laid out: a TOML file of `resrepro.paper`."""
+    return tomllib.loads(resources.files("resrepro.paper").joinpath(f"{name}.toml").read_text("utf-8"))
 
 
 def exhibits() -> tuple[str, ...]:
     """The figures of error curves."""
-    return tuple(_figures()["exhibits"])
+    return tuple(read_layout("figures")["exhibits"])
 
 
-def palette_named(name: str) -> Mapping[str, Any]:
-    """Colours and markers of the nets by depth.
+def look_up(kind: str, name: str) -> Mapping[str, Any]:
+    """The layout of an "exhibit", or a "palette": colours and markers of the nets by depth.
 
     Raises:
-        UsageError: if there is no such palette.
+        UsageError: if there is none of that name.
     """
-    return _look_up("palette", name)
-
-
-def _look_up(kind: str, name: str) -> Mapping[str, Any]:
-    """An exhibit's layout or a palette."""
-    known: Mapping[str, Mapping[str, Any]] = _figures()[f"{kind}s"]
+    known: Mapping[str, Mapping[str, Any]] = read_layout("figures")[f"{kind}s"]
     if name not in known:
         raise UsageError(f"no {kind} {name!r}: there are {', '.join(known)}.")
     return known[name]
@@ -171,7 +157,7 @@ def make_sheet(
         UsageError: for an unknown exhibit or palette.
         RecordError: if there is nothing to draw.
     """
-    layout, colours = _look_up("exhibit", exhibit), _look_up("palette", palette)
+    layout, colours = look_up("exhibit", exhibit), look_up("palette", palette)
     groups, notes = select(exhibit, runs)
     first = first_of(groups) if groups else None
     scale = iterations_of(first) / paper_iterations(layout) if first else 1.0
@@ -180,20 +166,14 @@ def make_sheet(
         notes = (*notes, f"The paper has no curves for {exhibit}.")
     if not groups and not theirs:
         command = command_for(catalogue.find(layout["example"]).spec())
-        alone = ", and `--paper` draws the paper's curves alone" if "paper" in layout else ""
-        raise RecordError(
-            f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{alone}."
-        )
+        alone = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
+        raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{alone}")
     panels = []
     for panel in layout["panels"]:
         shown = [group for group in groups.values() if _shows(panel, group.first)]
-        curves = [
-            mean_curve(group, group.first.spec["depth"], panel["plain"], kind)
-            for group in shown
-            for kind in panel["kinds"]
-        ]
-        ours = tuple(curve for curve in curves if curve)
-        panels.append(Panel(panel, ours, tuple(theirs.get(panel["name"], ()))))
+        pairs = itertools.product(shown, panel["kinds"])
+        ours = [mean_curve(group, group.first.spec["depth"], panel["plain"], kind) for group, kind in pairs]
+        panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs.get(panel["name"], ()))))
     iterations = iterations_of(first) if first else int(layout["paper"]["drawn_to"])
     held_out, told = held_out_names(layout, first)
     below = footnote(layout, groups, {curve.net for group in theirs.values() for curve in group}, notes)
@@ -206,7 +186,7 @@ def select(exhibit: str, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
     Raises:
         UsageError: for an unknown exhibit.
     """
-    return choose(_look_up("exhibit", exhibit), runs)
+    return choose(look_up("exhibit", exhibit), runs)
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
@@ -227,14 +207,20 @@ def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]
     protocols = protocols_of(members)
     shown, others = (protocols[0], protocols[1:]) if protocols else (None, [])
     doubles = [run for groups in shown.doubles.values() for g in groups for run in g.runs] if shown else []
+    unfinished = [
+        f"{_seed_name(run)} ({run.status} at iteration {run.result['iteration']:,})"
+        for run in known
+        if not run.finished
+    ]
     notes = [
-        _note("Not drawn, unfinished", [run for run in known if not run.finished], with_status=True),
-        _note("Not drawn, shortcut option B or C (the figure shows A)", shortcuts),
-        *(f"{ANOTHER}: {other.name} ({other.size})." for other in others),
-        _note("Not drawn, other settings than the runs drawn of the same net", doubles),
+        ("Not drawn, unfinished", unfinished),
+        ("Not drawn, shortcut option B or C (the figure shows A)", map(_seed_name, shortcuts)),
+        *((ANOTHER, [f"{other.name} ({other.size})"]) for other in others),
+        ("Not drawn, other settings than the runs drawn of the same net", map(_seed_name, doubles)),
     ]
     groups = {net: shown.groups[net] for net in members if net in shown.groups} if shown else {}
-    return groups, tuple(note for note in notes if note)
+    told = [(about, ", ".join(names)) for about, names in notes]
+    return groups, tuple(f"{about}: {names}." for about, names in told if names)
 
 
 def paper_iterations(layout: Layout) -> int:
@@ -253,13 +239,8 @@ def _shows(panel: Mapping[str, Any], run: Run) -> bool:
     return bool(run.spec["plain"] == panel["plain"] and depth in panel.get("depths", [depth]))
 
 
-def _note(told: str, runs: Sequence[Run], *, with_status: bool = False) -> str:
-    names = [
-        f"{run.name} seed {run.seed}"
-        + (f" ({run.status} at iteration {run.result['iteration']:,})" if with_status else "")
-        for run in runs
-    ]
-    return f"{told}: {', '.join(names)}." if names else ""
+def _seed_name(run: Run) -> str:
+    return f"{run.name} seed {run.seed}"
 
 
 def mean_curve(group: SeedGroup, depth: int, plain: bool, kind: str) -> Curve | None:
@@ -302,16 +283,13 @@ def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:
     `run` is any of the runs drawn, None where the paper's curves stand alone.
     """
     name = layout["paper"]["held_out"] if run is None else SET_NAMES[run.headline_split]
-    if "view" in layout:
-        return name, f"{name} error ({layout['view']})"
-    size = run.env["data"]["images"].get(run.headline_split) if run else None
-    if name == "test":
-        return name, "test error"
-    return name, f"{name} error ({size:,} held-out training images)" if size else f"{name} error"
+    size = run.env["data"]["images"].get(run.headline_split) if run and name != "test" else None
+    images = layout.get("view", f"{size:,} held-out training images" if size else "")
+    return name, f"{name} error ({images})" if images else f"{name} error"
 
 
 def footnote(
-    layout: Layout, groups: Groups, theirs: Collection[str], notes: Iterable[str] = ()
+    layout: Layout, groups: Groups, theirs: Collection[str], notes: Iterable[str]
 ) -> tuple[str, ...]:
     """What a reader must know beside the curves, sentence by sentence.
 
@@ -321,18 +299,19 @@ def footnote(
         accuracy = layout["paper"]["accuracy"]
         return (f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours.",)
     departures = departures_told(groups)
-    told = [lead(layout, groups), _data(groups, departures), departures]
-    told.append("Training error: on the batches trained on since the sample before.")
-    told += spell_rule(notes)
-    if theirs:
-        told.append(_whose(layout, groups, theirs))
-    return tuple(sentence for sentence in told if sentence)
+    sentences = [
+        lead(layout, groups),
+        _data(groups, departures),
+        departures,
+        TRAINING_ERROR,
+        spell_rule(notes),
+    ]
+    return tuple(filter(None, [*sentences, _whose(layout, groups, theirs) if theirs else ""]))
 
 
-def spell_rule(notes: Iterable[str]) -> list[str]:
+def spell_rule(notes: Iterable[str]) -> str:
     """By which rule the runs were chosen, where others are not drawn."""
-    several = any(note.startswith(ANOTHER) for note in notes)
-    return [f"Of several protocols one is drawn: {RULE}."] if several else []
+    return f"Of several protocols one is drawn: {RULE}." if any(n.startswith(ANOTHER) for n in notes) else ""
 
 
 def lead(layout: Layout, groups: Groups) -> str:
@@ -351,11 +330,9 @@ def lead(layout: Layout, groups: Groups) -> str:
 
 def _data(groups: Groups, said: str = "") -> str:
     """What the images were, where ImageNet's nets were trained on others and it was not said already."""
-    first = first_of(groups)
-    if first.family != "imagenet":
-        return ""
-    told = about_images(first.classes, first.env["data"]["images"], [said])
-    return f"Data: {told[0]}." if told else ""
+    run = first_of(groups)
+    about = about_images(run.classes, run.env["data"]["images"], [said]) if run.family == "imagenet" else []
+    return f"Data: {about[0]}." if about else ""
 
 
 def departures_told(groups: Groups) -> str:

@@ -76,10 +76,16 @@ def draw_sheet(sheet: Sheet) -> "Figure":
                 handles=keys, loc="upper left", bbox_to_anchor=place, ncols=len(keys), frameon=False,
                 fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0, borderpad=0.2,
             )  # fmt: skip
-        for number, line in enumerate(reversed(lines)):
-            y = (0.12 + LINE * number) / height
-            figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
+        write_below(figure, lines)
     return figure
+
+
+def write_below(figure: "Figure", lines: Sequence[str]) -> None:
+    """Write lines of text at the foot of a figure, the last one lowest."""
+    width, height = map(float, figure.get_size_inches())
+    for number, line in enumerate(reversed(lines)):
+        y = (0.12 + LINE * number) / height
+        figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
 
 
 def render(figure: "Figure", title: str) -> dict[str, bytes]:
@@ -197,7 +203,8 @@ def _labelled(panel: Panel) -> list[Curve]:
 
 
 def _label_text(sheet: Sheet, curve: Curve) -> str:
-    return sheet.label(curve) + (" ↑" if curve.errors[-1] > sheet.top else "")
+    name = str(sheet.layout.get("label", "{net}")).format(net=curve.net, depth=curve.depth)
+    return name + (" ↑" if curve.errors[-1] > sheet.top else "")
 
 
 def _label_margin(sheet: Sheet, panel: Panel) -> float:
@@ -210,7 +217,8 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     curves = _labelled(panel)
     height = PANEL_HEIGHT * INCH
     width = axes.get_position().width * float(sheet.layout["width"]) * INCH
-    ends = [sheet.height_of(curve.errors[-1]) * height for curve in curves]
+    floor, top = sheet.floor, sheet.top
+    ends = [(min(curve.errors[-1], top) - floor) / (top - floor) * height for curve in curves]
     places = spread(ends, LABEL_PITCH, 0.0, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = readable(sheet.colour(curve.depth))

@@ -6,18 +6,15 @@ out stands in figure7.toml. Nothing here imports torch.
 
 import math
 import statistics
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
 from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError
-from resrepro.figures.curves import Groups, choose, departures_told, first_of, lead, spell_rule
-from resrepro.figures.drawing import BOLD, DASHES, QUIET, SMALL, mixed, own_settings, wrap
+from resrepro.figures.curves import Groups, choose, departures_told, first_of, lead, read_layout, spell_rule
+from resrepro.figures.drawing import BOLD, DASHES, LINE, SMALL, mixed, own_settings, wrap, write_below
 from resrepro.paper import curves, published
 from resrepro.records import Run
 from resrepro.records.evaluations import Responses
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXHIBIT = "figure7"
-LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM, LINE = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56, 0.19  # inches
+LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56  # inches
 HEADING = 0.26  # inches, above the panels of runs that are not on CIFAR-10
 MARKED = 9  # layers from one marker to the next
 TITLE = "Figure 7. Standard deviations of layer responses; the paper's read off its curves (±0.01)"
@@ -68,19 +65,12 @@ class Line:
 
     def ordered(self) -> "Line":
         """The same, the strongest response first."""
-        return Line(self.depth, self.plain, tuple(sorted(self.std, reverse=True)), paper=self.paper)
+        return replace(self, std=tuple(sorted(self.std, reverse=True)), spread=None)
 
 
-@cache
 def plan() -> Mapping[str, Any]:
     """Title, nets, frame and panels (figure7.toml)."""
-    text = resources.files("resrepro.paper").joinpath("figure7.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def title() -> str:
-    """The figure's title."""
-    return str(plan()["title"])
+    return read_layout("figure7")
 
 
 def make_figure(
@@ -100,7 +90,12 @@ def make_figure(
     ours = [line_of(group) for group in groups.values()]
     theirs = list(paper_lines()) if paper else []
     if not ours and not theirs:
-        raise RecordError(_nothing_to_draw(notes))
+        train = command_for(catalogue.find(plan()["example"]).spec())
+        way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
+        raise RecordError(
+            f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws "
+            f"the paper's curves alone.{' '.join(['', *notes])}"
+        )
     return _draw(ours, theirs, palette, groups, notes), notes
 
 
@@ -158,16 +153,6 @@ def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
     return max(0.0, math.floor(2 * low) / 2), math.ceil(2 * high) / 2
 
 
-def _nothing_to_draw(notes: Sequence[str]) -> str:
-    train = command_for(catalogue.find(plan()["example"]).spec())
-    way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
-    told = " ".join(["", *notes])
-    return (
-        f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws the "
-        f"paper's curves alone.{told}"
-    )
-
-
 def _draw(
     ours: Sequence[Line],
     theirs: Sequence[Line],
@@ -189,22 +174,18 @@ def _draw(
         for number, panel in enumerate(plan()["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
             place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
-            _draw_panel(figure.add_axes(place), panel, ends, ours, theirs, palette)
+            axes = figure.add_axes(place)
+            _frame_panel(axes, panel, ends)
+            for line in [*theirs, *ours]:
+                drawn = line.ordered() if panel["sorted"] else line
+                _draw_line(axes, drawn, palette, faint=bool(line.paper and ours))
+            _add_legend(axes, ours, theirs)
         figure.axes[0].set_title(heading, pad=5)
-        for number, text in enumerate(reversed(lines)):
-            y = (0.12 + LINE * number) / height
-            figure.text(0.2 / width, y, text, fontsize=SMALL, color=QUIET, va="baseline")
+        write_below(figure, lines)
     return figure
 
 
-def _draw_panel(
-    axes: "Axes",
-    panel: Mapping[str, Any],
-    ends: tuple[float, float],
-    ours: Sequence[Line],
-    theirs: Sequence[Line],
-    palette: Mapping[str, Any],
-) -> None:
+def _frame_panel(axes: "Axes", panel: Mapping[str, Any], ends: tuple[float, float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(0, plan()["layers"])
@@ -217,10 +198,6 @@ def _draw_panel(
     axes.set_ylim(*ends)
     axes.set_xlabel(panel["xlabel"])
     axes.set_ylabel("std")
-    for line in [*theirs, *ours]:
-        drawn = line.ordered() if panel["sorted"] else line
-        _draw_line(axes, drawn, palette, faint=bool(line.paper and ours))
-    _add_legend(axes, ours, theirs)
 
 
 def _draw_line(axes: "Axes", line: Line, palette: Mapping[str, Any], *, faint: bool) -> None:
@@ -283,7 +260,7 @@ def _footnote(
     if any(len(group.runs) > 1 for group in groups.values()):
         yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
     yield departures_told(groups)
-    yield from spell_rule(notes)
+    yield spell_rule(notes)
     if theirs:
         yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
     if list(ends) != plan()["frame"]:
@@ -297,7 +274,9 @@ def build(runs: Iterable[Run]) -> Table:
     groups, left_out = select(runs)
     nets = [(depth, bool(group["plain"])) for group in plan()["nets"] for depth in group["depths"]]
     ours = {
-        net_label(*net): [run.responses for run in _runs(groups, net_label(*net)) if run.responses]
+        (label := net_label(*net)): [
+            run.responses for run in (groups[label].runs if label in groups else ()) if run.responses
+        ]
         for net in nets
     }
     told = [measured_on(groups), lead(plan(), groups), departures_told(groups)] if groups else []
@@ -314,7 +293,8 @@ def build(runs: Iterable[Run]) -> Table:
 
 def _rows(label: str, ours: Sequence[Responses]) -> Iterator[Row]:
     """The paper's row and ours."""
-    yield Row((label, *(f"{_paper(label, key):.2f}" for key, _ in STD.values()), "", ""))
+    paper = [published()[EXHIBIT, label, metric].value for metric, _ in STD.values()]
+    yield Row((label, *(f"{value:.2f}" for value in paper), "", ""))
     std = [_mean([of(each.std) for each in ours]) for _, of in STD.values()]
     yield Row(("↳ ours", *std, *(_whole(ratio) if ours else DASH for ratio in _ratios(ours))))
 
@@ -330,24 +310,14 @@ def _whole(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}"
 
 
-def _paper(label: str, metric: str) -> float:
-    return published()[EXHIBIT, label, metric].value
-
-
 def _ratios(ours: Sequence[Responses]) -> tuple[float, float]:
-    """The largest over the smallest gradient norm of the layers, at start and end; mean over runs."""
+    """The largest over the smallest gradient norm of the layers, at start and end; mean over runs.
+
+    Infinite if one layer gets no gradient at all.
+    """
     norms = [[each.gradient_norm_start for each in ours], [each.gradient_norm_end for each in ours]]
-    start, end = (statistics.fmean([_ratio(one) for one in group] or [0.0]) for group in norms)
-    return start, end
-
-
-def _ratio(norms: Sequence[float]) -> float:
-    """The largest of some norms over the smallest; infinite if one layer gets no gradient at all."""
-    return max(norms) / min(norms) if min(norms) > 0 else float("inf")
-
-
-def _runs(groups: Groups, label: str) -> tuple[Run, ...]:
-    return groups[label].runs if label in groups else ()
+    ratios = [[max(n) / min(n) if min(n) > 0 else math.inf for n in runs] or [0.0] for runs in norms]
+    return statistics.fmean(ratios[0]), statistics.fmean(ratios[1])
 
 
 def _command(depth: int, plain: bool, groups: Groups) -> str:
@@ -365,7 +335,7 @@ def _record(label: str, ours: Sequence[Responses]) -> dict[str, object]:
     """One net as raw numbers, empty where there is none."""
     row: dict[str, object] = {"net": label}
     for key, of in STD.values():
-        row[f"{key}_paper"] = _paper(label, key)
+        row[f"{key}_paper"] = published()[EXHIBIT, label, key].value
         row[f"{key}_ours"] = round(statistics.fmean(of(each.std) for each in ours), 6) if ours else ""
     for when, ratio_of in zip(("start", "end"), _ratios(ours), strict=True):
         row[f"gradient_ratio_{when}"] = float(f"{ratio_of:.6g}") if ours else ""
