@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from operator import add
 from typing import Any
 
 from resrepro.comparison.groups import RULE, SET_NAMES, SeedGroup, about_images, iterations_of, protocols_of
@@ -22,7 +23,6 @@ from resrepro.spec.experiment import IMAGENET_CLASSES, command_for, net_label
 from resrepro.spec.recipe import FAMILIES
 
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
-UNIT_FROM = 20_000  # from so many iterations on the axis counts in 1e4, as in the paper
 ANOTHER = "Not drawn, another protocol"
 Layout = Mapping[str, Any]  # a figure's entry in figures.toml
 Groups = Mapping[str, SeedGroup]  # the runs drawn, by net label, plain nets first, by depth
@@ -64,8 +64,7 @@ class Panel:
 class Sheet:
     """A whole figure, ready to be drawn.
 
-    `held_out` names the set of the bold lines, `held_out_told` says in the legend what it is;
-    `footnote` is a list of sentences.
+    `held_out` names the set of the bold lines, `held_out_told` says in the legend what it is.
     """
 
     layout: Layout
@@ -116,8 +115,8 @@ class Sheet:
 
     @property
     def unit(self) -> int:
-        """Iterations per unit of the x axis."""
-        return 10_000 if self.iterations >= UNIT_FROM else 1
+        """Iterations per unit of the x axis: 1e4, as in the paper, unless there are few."""
+        return 10_000 if self.iterations >= 20_000 else 1
 
     def colour(self, depth: int) -> str:
         """The colour of the nets of a depth."""
@@ -175,18 +174,8 @@ def make_sheet(
         ours = [mean_curve(group, group.first.spec["depth"], panel["plain"], kind) for group, kind in pairs]
         panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs.get(panel["name"], ()))))
     iterations = iterations_of(first) if first else int(layout["paper"]["drawn_to"])
-    held_out, told = held_out_names(layout, first)
     below = footnote(layout, groups, {curve.net for group in theirs.values() for curve in group}, notes)
-    return Sheet(layout, tuple(panels), iterations, held_out, told, colours, below), notes
-
-
-def select(exhibit: str, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
-    """The runs that a figure draws, by net, and a sentence on each kind of run that it leaves out.
-
-    Raises:
-        UsageError: for an unknown exhibit.
-    """
-    return choose(look_up("exhibit", exhibit), runs)
+    return Sheet(layout, tuple(panels), iterations, *held_out_names(layout, first), colours, below), notes
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
@@ -207,20 +196,21 @@ def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]
     protocols = protocols_of(members)
     shown, others = (protocols[0], protocols[1:]) if protocols else (None, [])
     doubles = [run for groups in shown.doubles.values() for g in groups for run in g.runs] if shown else []
-    unfinished = [
-        f"{_seed_name(run)} ({run.status} at iteration {run.result['iteration']:,})"
-        for run in known
-        if not run.finished
-    ]
+    unfinished = [run for run in known if not run.finished]
+    stopped = [f" ({run.status} at iteration {run.result['iteration']:,})" for run in unfinished]
     notes = [
-        ("Not drawn, unfinished", unfinished),
-        ("Not drawn, shortcut option B or C (the figure shows A)", map(_seed_name, shortcuts)),
+        ("Not drawn, unfinished", list(map(add, _seed_names(unfinished), stopped))),
+        ("Not drawn, shortcut option B or C (the figure shows A)", _seed_names(shortcuts)),
         *((ANOTHER, [f"{other.name} ({other.size})"]) for other in others),
-        ("Not drawn, other settings than the runs drawn of the same net", map(_seed_name, doubles)),
+        ("Not drawn, other settings than the runs drawn of the same net", _seed_names(doubles)),
     ]
     groups = {net: shown.groups[net] for net in members if net in shown.groups} if shown else {}
-    told = [(about, ", ".join(names)) for about, names in notes]
-    return groups, tuple(f"{about}: {names}." for about, names in told if names)
+    return groups, tuple(f"{about}: {', '.join(names)}." for about, names in notes if names)
+
+
+def select(exhibit: str, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
+    """The same by the name of the exhibit, which must be one of `exhibits`."""
+    return choose(look_up("exhibit", exhibit), runs)
 
 
 def paper_iterations(layout: Layout) -> int:
@@ -239,8 +229,8 @@ def _shows(panel: Mapping[str, Any], run: Run) -> bool:
     return bool(run.spec["plain"] == panel["plain"] and depth in panel.get("depths", [depth]))
 
 
-def _seed_name(run: Run) -> str:
-    return f"{run.name} seed {run.seed}"
+def _seed_names(runs: Iterable[Run]) -> list[str]:
+    return [f"{run.name} seed {run.seed}" for run in runs]
 
 
 def mean_curve(group: SeedGroup, depth: int, plain: bool, kind: str) -> Curve | None:
@@ -278,10 +268,7 @@ def _paper_curves(exhibit: str, layout: Layout, scale: float) -> dict[str, list[
 
 
 def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:
-    """The name of the set that the bold lines are measured on, and what the legend says of them.
-
-    `run` is any of the runs drawn, None where the paper's curves stand alone.
-    """
+    """The set of the bold lines, and what the legend says of them; `run` is any of those drawn, if any."""
     name = layout["paper"]["held_out"] if run is None else SET_NAMES[run.headline_split]
     size = run.env["data"]["images"].get(run.headline_split) if run and name != "test" else None
     images = layout.get("view", f"{size:,} held-out training images" if size else "")
@@ -291,22 +278,13 @@ def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:
 def footnote(
     layout: Layout, groups: Groups, theirs: Collection[str], notes: Iterable[str]
 ) -> tuple[str, ...]:
-    """What a reader must know beside the curves, sentence by sentence.
-
-    `theirs` are the nets of which the paper's curves are drawn, `notes` say what is not drawn.
-    """
+    """What a reader must know beside the curves; `theirs` are the nets of which the paper's are drawn."""
     if not groups:
         accuracy = layout["paper"]["accuracy"]
         return (f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours.",)
     departures = departures_told(groups)
-    sentences = [
-        lead(layout, groups),
-        _data(groups, departures),
-        departures,
-        TRAINING_ERROR,
-        spell_rule(notes),
-    ]
-    return tuple(filter(None, [*sentences, _whose(layout, groups, theirs) if theirs else ""]))
+    told = [lead(layout, groups), _data(groups, departures), departures, TRAINING_ERROR, spell_rule(notes)]
+    return tuple(filter(None, [*told, _whose(layout, groups, theirs) if theirs else ""]))
 
 
 def spell_rule(notes: Iterable[str]) -> str:

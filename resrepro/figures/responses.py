@@ -154,11 +154,7 @@ def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
 
 
 def _draw(
-    ours: Sequence[Line],
-    theirs: Sequence[Line],
-    palette: Mapping[str, Any],
-    groups: Groups,
-    notes: Sequence[str],
+    ours: list[Line], theirs: list[Line], palette: Mapping[str, Any], groups: Groups, notes: Iterable[str]
 ) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -248,7 +244,7 @@ def measured_on(groups: Groups) -> str:
 
 
 def _footnote(
-    groups: Groups, theirs: Sequence[Line], ends: tuple[float, float], notes: Sequence[str]
+    groups: Groups, theirs: Sequence[Line], ends: tuple[float, float], notes: Iterable[str]
 ) -> Iterator[str]:
     """What a reader must know beside the lines, sentence by sentence."""
     accuracy = plan()["paper"]["accuracy"]
