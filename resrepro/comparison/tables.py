@@ -120,7 +120,8 @@ def _of_paper(plan: Plan) -> list[Quantity]:
 def _cells(exhibit: str, plan: Plan, line: Line, group: SeedGroup | None, number: int) -> tuple[str, ...]:
     """A row: the paper's numbers and our shown group (`number` 0), or another group of ours below it."""
     label = line["label"] if number == 0 else f"↳ {_set_apart(group)}"
-    facts = [_fact(line["label"], fact) if number == 0 else "" for fact in plan["facts"]]
+    known = [published().get(("table6", line["label"], fact)) for fact in plan["facts"]]
+    facts = [f"{fact.value:g}" if fact and number == 0 else "" for fact in known]
     figures: list[str] = []
     for quantity in plan["quantities"]:
         paper, gap = _paper_and_difference(exhibit, line, quantity, group)
@@ -197,11 +198,6 @@ def _headline(plan: Plan, group: SeedGroup) -> Quantity:
     """The quantity that the best run is told by: the first on a held-out set that was measured."""
     held_out: list[Quantity] = [quantity for quantity in plan["quantities"] if quantity["set"] != "train"]
     return next((quantity for quantity in held_out if group.values(quantity)), held_out[0])
-
-
-def _fact(label: str, fact: str) -> str:
-    number = published().get(("table6", label, fact))
-    return "" if number is None else f"{number.value:g}"
 
 
 def _missing(plan: Plan, shown: Protocol[str] | None) -> Iterable[tuple[str, str]]:
