@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resrepro.evaluation import evaluate
     from resrepro.evaluation.weights import load_net
-    from resrepro.figures.exhibits import compare, plot
+    from resrepro.figures import compare, plot
     from resrepro.nets import build_net
     from resrepro.records.collection import load_runs
     from resrepro.training.session import train
@@ -27,11 +27,11 @@ __all__ = ["build_net", "compare", "evaluate", "load_net", "load_runs", "plot", 
 
 _HOMES = {
     "build_net": "nets",
-    "compare": "figures.exhibits",
+    "compare": "figures",
     "evaluate": "evaluation",
     "load_net": "evaluation.weights",
     "load_runs": "records.collection",
-    "plot": "figures.exhibits",
+    "plot": "figures",
     "train": "training.session",
 }
 

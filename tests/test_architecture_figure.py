@@ -4,8 +4,8 @@ import matplotlib
 import pytest
 
 from resrepro.errors import UsageError
-from resrepro.figures.architecture import boxes_of, make_figure, plan, starting_rows, title
-from resrepro.figures.panels import render
+from resrepro.figures.architecture import boxes_of, make_figure, plan, starting_rows
+from resrepro.figures.drawing import render
 from resrepro.spec.architecture import architectures, vgg19
 
 NETS = [vgg19(), architectures()["imagenet-plain34"], architectures()["imagenet-resnet34"]]
@@ -109,9 +109,9 @@ def test_arcs_cross_no_box(figure):
 
 @pytest.mark.parametrize("palette", ["paper", "safe"])
 def test_equal_input_gives_equal_bytes_whatever_the_users_settings(palette):
-    first = render(make_figure(palette), title())
+    first = render(make_figure(palette), plan()["title"])
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 5, "font.family": "monospace"}):
-        second = render(make_figure(palette), title())
+        second = render(make_figure(palette), plan()["title"])
     assert first == second
     assert first["png"].startswith(b"\x89PNG")
     assert b"<svg" in first["svg"]

@@ -16,8 +16,8 @@ from resrepro.claims.judging import judge, paper_words, summary, table, verdict_
 from resrepro.claims.measures import MEASURES, projection_ratios, weakest
 from resrepro.claims.testing import FAILED, HELD, UNDECIDED, count, state_of
 from resrepro.cli import app
-from resrepro.comparison.significance import difference_of
-from resrepro.comparison.tables import to_csv, to_latex, to_markdown
+from resrepro.comparison.statistics import difference_of
+from resrepro.comparison.table import to_csv, to_latex, to_markdown
 from resrepro.errors import UsageError
 from resrepro.records.collection import collect
 from resrepro.records.evaluations import Responses

@@ -7,12 +7,11 @@ import statistics
 import pytest
 from conftest import FIRST_IMAGES, rewrite, write_eval, write_test_eval
 
-from resrepro.comparison.groups import RULE, seed_groups
-from resrepro.comparison.paper_rows import ASSUMED, NO_DIFFERENCE, build
-from resrepro.comparison.tables import DASH, to_csv, to_markdown
-from resrepro.comparison.wording import about_images, eval_command, spell_mean
+from resrepro.comparison.groups import RULE, about_images, seed_groups
+from resrepro.comparison.table import DASH, eval_command, spell_mean, to_csv, to_markdown
+from resrepro.comparison.tables import ASSUMED, NO_DIFFERENCE, build
 from resrepro.errors import UsageError
-from resrepro.figures.exhibits import compare
+from resrepro.figures import compare
 from resrepro.paper import layouts
 from resrepro.records.collection import collect
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runs import OF_TIMES, TIMES, result_of, rows_of
 
-from resrepro.comparison.paper_rows import build
-from resrepro.comparison.tables import to_csv
+from resrepro.comparison.table import to_csv
+from resrepro.comparison.tables import build
 from resrepro.records.collection import Collection, collect
 from resrepro.records.reading import CHECKPOINT, PREVIOUS
 from resrepro.training.checkpoint import load_newest

@@ -3,16 +3,17 @@
 import pytest
 
 import resrepro
-from resrepro.comparison import paper_rows as comparison
+from resrepro import figures as exhibits
+from resrepro.comparison import tables as comparison
 from resrepro.errors import UsageError
-from resrepro.figures import exhibits, plotting
+from resrepro.figures import curves
 from resrepro.paper import layouts
 from resrepro.records.collection import collect
 
 
 def test_the_names_are_those_of_the_layouts_and_of_what_has_a_module_of_its_own_in_the_papers_order():
     assert set(exhibits.tables()) == {"table1", "figure7", *layouts()}
-    assert set(exhibits.figures()) == {"figure3", "figure7", *plotting.exhibits()}
+    assert set(exhibits.figures()) == {"figure3", "figure7", *curves.exhibits()}
     assert exhibits.tables()[0] == "table1"
     assert exhibits.figures()[:3] == ("figure1", "figure1-digits", "figure3")
     assert exhibits.tables()[-1] == exhibits.figures()[-1] == "demo"

@@ -8,7 +8,7 @@ import pytest
 from conftest import rewrite, write_ensemble, write_eval, write_run
 
 from resrepro.errors import UsageError
-from resrepro.figures.exhibits import figures, tables
+from resrepro.figures import figures, tables
 from resrepro.launch import choose_exhibits, costs, data_folder_of, exhibit_names, make_plan, option_words
 from resrepro.launch.costs import disk_mib, duration, seconds_of, speeds_in, time_missing, total_seconds
 from resrepro.launch.local import Outcome

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import PHOTO_CLASSES, use_one_thread
 
-from resrepro.comparison import paper_rows as comparison
+from resrepro.comparison import tables as comparison
 from resrepro.data.folder import imagenet_classes
 from resrepro.data.loader import Loading
 from resrepro.errors import DataError, RecordError, UsageError

@@ -14,10 +14,10 @@ from conftest import ROOT, falling_curve, rewrite, write_run
 from reports import HOSTILE, KINDS, LINE_END, Page, records, ruling, verdict_of, verdicts
 from typer.testing import CliRunner
 
+from resrepro import figures as exhibits
 from resrepro.cli import app
-from resrepro.comparison.tables import Row
+from resrepro.comparison.table import Row
 from resrepro.errors import UsageError
-from resrepro.figures import exhibits
 from resrepro.paper import curves
 from resrepro.records.collection import Collection, collect
 from resrepro.report import build_report, curve_data, protocols, surroundings

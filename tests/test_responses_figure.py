@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from conftest import write_layers, write_run
 
+from resrepro import figures as exhibits
 from resrepro.errors import RecordError
-from resrepro.figures import exhibits, plotting
-from resrepro.figures.responses import make_figure, plan, select
-from resrepro.figures.responses_table import build
+from resrepro.figures.curves import look_up
+from resrepro.figures.responses import build, make_figure, plan, select
 from resrepro.paper import curves
 from resrepro.records import Run
 from resrepro.records.collection import collect
@@ -50,7 +50,7 @@ def foot(figure: Any) -> str:
 
 
 def figure_of(runs: Path, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    return make_figure(read(runs), plotting.palette_named("paper"), **options)
+    return make_figure(read(runs), look_up("palette", "paper"), **options)
 
 
 def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from commands import call
 
-from resrepro.figures.exhibits import figures, tables
+from resrepro.figures import figures, tables
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 

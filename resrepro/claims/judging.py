@@ -17,7 +17,7 @@ from resrepro.claims.measures import (
 )
 from resrepro.claims.testing import FAILED, HELD, LACKING, UNDECIDED, Outcome, count, together, try_out
 from resrepro.comparison.groups import FREE_SETTINGS, WARM_UP, Protocol, protocols_of
-from resrepro.comparison.tables import DASH, Row, Table
+from resrepro.comparison.table import DASH, Row, Table
 from resrepro.records import Run
 
 if TYPE_CHECKING:

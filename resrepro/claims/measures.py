@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from resrepro.claims import Net, Source, value_of
-from resrepro.comparison.groups import Protocol
-from resrepro.comparison.wording import SET_NAMES, eval_command, run_folders
+from resrepro.comparison.groups import SET_NAMES, Protocol
+from resrepro.comparison.table import eval_command, run_folders
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
 from resrepro.records.evaluations import Responses

@@ -27,9 +27,8 @@ from resrepro.claims.measures import (
     smoothed,
     spell_ratio,
 )
-from resrepro.comparison.groups import FREE_SETTINGS, Protocol, iterations_of
-from resrepro.comparison.significance import LEVEL, Estimate, difference_of, mean_of, pooled_std, seeds_needed
-from resrepro.comparison.wording import SET_NAMES
+from resrepro.comparison.groups import FREE_SETTINGS, SET_NAMES, Protocol, iterations_of
+from resrepro.comparison.statistics import LEVEL, Estimate, difference_of, mean_of, pooled_std, seeds_needed
 from resrepro.records import Run
 from resrepro.spec.architecture import architectures
 

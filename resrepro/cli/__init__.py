@@ -174,7 +174,7 @@ class WithExhibits(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, the names in place of the word NAMES."""
-        from resrepro.figures.exhibits import figures, tables
+        from resrepro.figures import figures, tables
         from resrepro.launch import exhibit_names
 
         names = {"compare": tables, "plot": figures, "reproduce": exhibit_names}[str(self.name)]()

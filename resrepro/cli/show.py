@@ -70,9 +70,9 @@ def compare(
     settings: SettingsFilter = None,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.comparison.statistics_table import build_statistics
-    from resrepro.comparison.tables import to_rich, write_table
-    from resrepro.figures.exhibits import build_table, check_table
+    from resrepro.comparison.statistics import build_statistics
+    from resrepro.comparison.table import to_rich, write_table
+    from resrepro.figures import build_table, check_table
 
     names = exhibits or ["table6"]
     for name in names:
@@ -99,7 +99,7 @@ def plot(
     settings: SettingsFilter = None,
 ) -> None:
     """Draw the paper's figures from run records (PNG, SVG)."""
-    from resrepro.figures.exhibits import check_figure, draw_figure
+    from resrepro.figures import check_figure, draw_figure
 
     names = exhibits or ["figure6"]
     for name in names:
@@ -117,8 +117,8 @@ def write_exhibit(
     exhibit: "Exhibit", found: Collection, tables: Path, figures: Path, console: Console
 ) -> None:
     """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
-    from resrepro.comparison.tables import to_rich, write_table
-    from resrepro.figures import exhibits as known
+    from resrepro import figures as known
+    from resrepro.comparison.table import to_rich, write_table
     from resrepro.records.evaluations import LAYER_RESPONSES, is_measured
 
     own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
@@ -160,7 +160,7 @@ def claims(
     """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
     from resrepro.claims import find_claim
     from resrepro.claims.judging import decided_elsewhere, judge, summary, table, to_rich
-    from resrepro.comparison.tables import write_table
+    from resrepro.comparison.table import write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
@@ -286,7 +286,7 @@ def _layers(part: "Part") -> str:
 
 def totals(net: "Architecture") -> str:
     """Layers, parameters, and multiply-adds beside those that the paper prints."""
-    from resrepro.comparison.architecture_table import printed_flops
+    from resrepro.comparison.tables_1_and_5 import printed_flops
 
     counted, printed = net.multiply_adds / UNIT, printed_flops(net)
     sentence = (

@@ -7,11 +7,11 @@ Nothing here imports torch.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from resrepro.comparison.wording import about_images, not_said_yet
 from resrepro.records import Run
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, command_for
@@ -27,11 +27,11 @@ RULE = (
 WARM_UP = ("warmup_lr", "warmup_until_err", "warmup_window")
 FREE_SETTINGS = (*WARM_UP, "eval_every")
 STAND_INS = {"cifar10": "digits", "imagenet": "folder"}  # other images for the nets of a dataset
-DATASET_NAMES = {
-    "cifar10": "CIFAR-10", "digits": "digits", "imagenet": "ImageNet", "folder": "folder of images",
-}  # fmt: skip
+DATASET_NAMES = {"cifar10": "CIFAR-10", "imagenet": "ImageNet", "folder": "folder of images"}
 WHOLE = {"cifar": {"train": 50_000, "test": 10_000}, "imagenet": IMAGENET_IMAGES}  # images by set
+SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 FAST = "fast"
+OF_TEST = "the test set", "the test images"  # how notices begin that are about the test images alone
 Quantity = Mapping[str, Any]
 """A column of layouts.toml: its `set` and, where `eval` measures it, `protocol` and `metric`."""
 Net = TypeVar("Net")
@@ -58,7 +58,7 @@ class SeedGroup:
         return [(run, value) for run, value in read if value is not None]
 
     def values(self, quantity: Quantity) -> list[float]:
-        """A quantity of each run that has it, in percent."""
+        """The same without the runs."""
         return [value for _, value in self.measured(quantity)]
 
     def lacking(self, quantity: Quantity) -> list[Run]:
@@ -100,9 +100,9 @@ class SeedGroup:
         if run.family != "imagenet":
             return True
         whole = run.env["data"]["images"].get("val") == IMAGENET_IMAGES["val"]
-        paper = catalogue.paper_recipe(run.family).settings["image_size"].value
-        same_size = run.spec["recipe"]["image_size"] == paper
-        return run.spec["dataset"] == "imagenet" and run.classes == IMAGENET_CLASSES and whole and same_size
+        size = catalogue.paper_recipe(run.family).settings["image_size"].value
+        paper = "imagenet", IMAGENET_CLASSES, size
+        return whole and (run.spec["dataset"], run.classes, run.spec["recipe"]["image_size"]) == paper
 
     def caveats(
         self, quantities: Sequence[Quantity] = ({"set": "held_out"},), as_trained: bool = False
@@ -115,16 +115,13 @@ class SeedGroup:
         sentences = [text for run in self.runs for text in run.result["departures"]]
         whole_test = "test" in sets and not as_trained and any(run.test for run in self.runs)
         for run in self.runs:
-            own = [text for text in run.result["notices"] if not (about_test(text) and "test" not in sets)]
-            if whole_test and not run.own_test_is_whole:
-                own = [text for text in own if not about_test(text)]
+            silent = "test" not in sets or (whole_test and not run.own_test_is_whole)
+            sentences += [text for text in run.result["notices"] if not (silent and text.startswith(OF_TEST))]
             if whole_test and run.test and run.test.evaluation:
-                own += run.test.evaluation.data.notices
-                own.append("test error measured after training, on all 10,000 test images")
-            sentences += own
-        data = run.env["data"]
+                sentences += run.test.evaluation.data.notices
+                sentences.append("test error measured after training, on all 10,000 test images")
         if run.family == "imagenet":
-            sentences += about_images(run.classes, data["images"], sentences)
+            sentences += about_images(run.classes, run.env["data"]["images"], sentences)
         if run.env["mode"] != "default":
             sentences.append(f"trained in mode {run.env['mode']}")
         for quantity in quantities:
@@ -136,15 +133,47 @@ class SeedGroup:
         if "protocol" not in quantity:
             return []
         part = self.set_of(quantity)
-        found = [run.evaluation(quantity["protocol"], part) for run in self.runs]
-        data = [evaluation.data for evaluation in found if evaluation]
         size = {part: self.first.env["data"]["images"][part]}
-        return [t for one in data for t in not_said_yet(one.notices, self.first.classes, size, said)]
+        found = [run.evaluation(quantity["protocol"], part) for run in self.runs]
+        notices = [text for one in found if one for text in one.data.notices]
+        return not_said_yet(notices, self.first.classes, size, said)
 
 
-def about_test(notice: str) -> bool:
-    """Whether a notice of a run is about its test images alone."""
-    return notice.startswith(("the test set", "the test images"))
+def about_images(classes: int | None, images: Mapping[str, int], said: Iterable[str] = ()) -> list[str]:
+    """What images of ImageNet's kind there were, in a sentence.
+
+    None if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
+    """
+    whole = classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items()
+    if whole or any(_tells(sentence, classes, images) for sentence in said):
+        return []
+    kinds, sizes = _spell_numbers(classes, images)
+    return [f"{', '.join([*kinds, ' and '.join(sizes)])} images"]
+
+
+def not_said_yet(
+    notices: Iterable[str], classes: int | None, images: Mapping[str, int], said: Iterable[str]
+) -> list[str]:
+    """The notices without those that only give numbers of images that one of the sentences `said` gives."""
+    known = any(_tells(sentence, classes, images) for sentence in said)
+    return [notice for notice in notices if not (known and _tells(notice, classes, images))]
+
+
+def _tells(sentence: str, classes: int | None, images: Mapping[str, int]) -> bool:
+    numbers = [number for kind in _spell_numbers(classes, images) for number in kind]
+    return all(re.search(rf"(?<![\d,]){re.escape(number)}", sentence) for number in numbers)
+
+
+def _spell_numbers(classes: int | None, images: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """How the number of classes (if known) and those of images by set are spelled."""
+    sizes = [f"{size:,} {SET_NAMES.get(part, part)}" for part, size in images.items()]
+    return [] if classes is None else [f"{classes:,} classes"], sizes
+
+
+def runs_of(experiments: Iterable[str], runs: Iterable[Run]) -> list[Run]:
+    """The runs of some experiments, and of those on ImageNet also their twins' on a folder of images."""
+    names = {name for own in experiments for name in (own, catalogue.twin_on_folder(own))}
+    return [run for run in runs if run.experiment in names]
 
 
 def seed_groups(runs: Iterable[Run]) -> list[SeedGroup]:
@@ -232,8 +261,8 @@ class Protocol(Generic[Net]):
         Images of the paper's own dataset come first; ties go to the paper's own protocol and fewest changes.
         """
         run, counts = self.first, [len(group.runs) for group in self.groups.values()]
-        own_split = catalogue.find(run.experiment).spec().recipe
-        split = run.spec["recipe"].get("split") == getattr(own_split, "split", None)
+        own = catalogue.find(run.experiment).spec().recipe
+        split = run.spec["recipe"].get("split") == getattr(own, "split", None)
         exact = all(group.exact for group in self.groups.values())
         return (
             self.own_data, min(len(counts), enough), iterations_of(run), split, len(counts), sum(counts),
@@ -245,7 +274,7 @@ class Protocol(Generic[Net]):
         """`CIFAR-10, 2,000 of 64,000 iterations, split 45k5k, fast`: data, length and what it changes."""
         run = self.first
         own = catalogue.find(run.experiment).spec().recipe
-        parts = [DATASET_NAMES[str(run.spec["dataset"])]]
+        parts = [DATASET_NAMES.get(run.spec["dataset"], run.spec["dataset"])]
         whole = iterations_of(run) == own.iterations
         parts.append(f"{iterations_of(run):,}{'' if whole else f' of {own.iterations:,}'} iterations")
         hidden = {"iterations", *self.free, *(("precision",) if run.env["mode"] == FAST else ())}

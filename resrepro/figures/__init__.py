@@ -1,1 +1,199 @@
-"""The paper's figures from run records and from the nets' architecture."""
+"""The paper's figures, and every exhibit by its name: Table 1 and Figure 3 come from the nets, all others
+from run records; Figure 7 shows responses instead of errors.
+
+`compare` and `plot` are the public calls; `build_table` and `draw_figure` take records that were read
+already.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from resrepro.comparison import tables as record_tables
+from resrepro.comparison.table import Table, write_table
+from resrepro.comparison.tables_1_and_5 import table_1
+from resrepro.errors import UsageError
+from resrepro.figures import architecture, curves, responses
+from resrepro.figures.drawing import draw_sheet, render
+from resrepro.paper import layouts
+from resrepro.records import Run
+from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
+from resrepro.records.storage import write_out
+from resrepro.spec.recipe import Value, spell
+
+TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
+FIGURE_7 = responses.EXHIBIT
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The files of a figure, and sentences on what is not in it."""
+
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def tables() -> tuple[str, ...]:
+    """What `compare` knows, in the paper's order."""
+    return _in_order([TABLE_1, FIGURE_7, *layouts()])
+
+
+def figures() -> tuple[str, ...]:
+    """What `plot` knows, in the paper's order."""
+    return _in_order([FIGURE_3, FIGURE_7, *curves.exhibits()])
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Tables by their number, then figures, each before its stand-ins, then what the paper does not have."""
+
+    def place(name: str) -> tuple[int, int, str]:
+        found = re.fullmatch(r"(table|figure)(\d+)(-\w+)?", name)
+        return (("table", "figure").index(found[1]), int(found[2]), found[3] or "") if found else (2, 0, "")
+
+    return tuple(sorted(names, key=place))
+
+
+def check_table(exhibit: str) -> None:
+    """Check that `compare` knows an exhibit.
+
+    Raises:
+        UsageError: if not.
+    """
+    if exhibit not in tables():
+        raise UsageError(f"no exhibit {exhibit!r} to compare: there are {', '.join(tables())}.")
+
+
+def check_figure(exhibit: str, palette: str = "paper") -> None:
+    """Check that `plot` knows an exhibit and a palette.
+
+    Raises:
+        UsageError: if it knows one of them not.
+    """
+    if exhibit not in figures():
+        raise UsageError(f"no exhibit {exhibit!r} to plot: there are {', '.join(figures())}.")
+    if exhibit == FIGURE_3:
+        architecture.palette_named(palette)
+    else:
+        curves.look_up("palette", palette)
+
+
+def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Table:
+    """The table of an exhibit, from the records that it shows; with `every` those of all protocols.
+
+    Raises:
+        UsageError: for an unknown exhibit.
+    """
+    check_table(exhibit)
+    if exhibit == TABLE_1:
+        return table_1()
+    if exhibit == FIGURE_7:
+        table = responses.build(found.runs)
+    else:
+        table = record_tables.build(exhibit, found.runs, found.ensembles, every=every)
+    return replace(table, remarks=(*found.sources, *table.remarks))
+
+
+def draw_figure(
+    exhibit: str,
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    paper: bool = False,
+    palette: str = "paper",
+    stem: str | None = None,
+) -> Drawing:
+    """Draw an exhibit into a folder, as files of its own name or another `stem`; tells what was left out.
+
+    Raises:
+        UsageError: for an unknown exhibit or palette.
+        RecordError: if there is nothing to draw, or the files cannot be written.
+    """
+    check_figure(exhibit, palette)
+    notes: tuple[str, ...] = ()
+    if exhibit == FIGURE_3:
+        title, figure = str(architecture.plan()["title"]), architecture.make_figure(palette)
+        notes = (f"The paper has no curves for {exhibit}.",) if paper else ()
+    elif exhibit == FIGURE_7:
+        title = str(responses.plan()["title"])
+        figure, notes = responses.make_figure(runs, curves.look_up("palette", palette), paper=paper)
+    else:
+        sheet, notes = curves.make_sheet(exhibit, runs, paper=paper, palette=palette)
+        title, figure = str(sheet.layout["title"]), draw_sheet(sheet)
+    files = render(figure, title)
+    paths = tuple(folder / f"{stem or exhibit}.{kind}" for kind in files)
+    for path, content in zip(paths, files.values(), strict=True):
+        write_out(path, content)
+    return Drawing(paths, notes)
+
+
+def compare(
+    exhibit: str = "table6",
+    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
+    tables: str | Path | None = "tables",
+    *,
+    settings: Mapping[str, Value] | None = None,
+    every: bool = False,
+) -> Table:
+    """Set our runs, or for Table 1 our nets, beside the paper's numbers.
+
+    Args:
+        exhibit: a table or figure, such as "table1", "table6" or "figure6", or "demo".
+        runs: one or several folders of runs; a broken record gives a `UserWarning`.
+        tables: folder to which `<exhibit>.md`, `.csv` and `.tex` are written; None writes nothing.
+        settings: only runs with these settings, such as {"iterations": 2000}.
+        every: rows for the runs of all protocols, not of the chosen one alone.
+
+    Returns:
+        The table; `.frame` holds its raw numbers.
+
+    Raises:
+        UsageError: for an unknown exhibit.
+        RecordError: if the tables cannot be written.
+    """
+    check_table(exhibit)
+    table = build_table(exhibit, _warned(runs, settings), every=every)
+    if tables is not None:
+        write_table(table, Path(tables))
+    return table
+
+
+def plot(
+    exhibit: str = "figure6",
+    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
+    figures: str | Path = "figures",
+    *,
+    paper: bool = False,
+    palette: str = "paper",
+    settings: Mapping[str, Value] | None = None,
+) -> list[Path]:
+    """Draw a figure of the paper from our runs, or Figure 3 from our nets, as PNG and SVG.
+
+    Args:
+        exhibit: a figure, such as "figure1", "figure3" or "figure6", or "demo".
+        runs: one or several folders of runs; a broken record gives a `UserWarning`.
+        figures: folder to which `<exhibit>.png` and `<exhibit>.svg` are written.
+        paper: draw the paper's own curves thin behind ours, or alone where there are no runs.
+        palette: "paper", or "safe" for colour-blind readers.
+        settings: only runs with these settings, such as {"iterations": 2000}.
+
+    Returns:
+        The paths of the two files. Equal records give equal bytes.
+
+    Raises:
+        UsageError: for an unknown exhibit or palette.
+        RecordError: if there is nothing to draw, or the files cannot be written.
+    """
+    check_figure(exhibit, palette)
+    found = _warned(runs, settings).runs
+    return list(draw_figure(exhibit, found, Path(figures), paper=paper, palette=palette).paths)
+
+
+def _warned(runs: str | Path | Sequence[str | Path], settings: Mapping[str, Value] | None) -> Collection:
+    """The good records below some folders that have some settings; each broken one gives a warning."""
+    folders = [runs] if isinstance(runs, str | Path) else runs
+    found = collect([Path(folder) for folder in folders])
+    for sentence in found.broken:
+        warnings.warn(sentence, stacklevel=3)
+    return found.having({key: spell(value) for key, value in (settings or {}).items()})

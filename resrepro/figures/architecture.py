@@ -4,16 +4,13 @@ Layers of one output size stand at the same height in all columns. What is drawn
 `resrepro.spec.architecture`; nothing here reads records or imports torch.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from resrepro.errors import UsageError
-from resrepro.figures.lettering import wrap
-from resrepro.figures.panels import QUIET, SETTINGS
+from resrepro.figures.curves import read_layout
+from resrepro.figures.drawing import QUIET, own_settings, wrap
 from resrepro.paper import published
 from resrepro.spec.architecture import Architecture, Layer, architectures, vgg19
 
@@ -56,16 +53,9 @@ class Box:
         return f"{layer.kind.removeprefix('max ')}{stride}"
 
 
-@cache
 def plan() -> Mapping[str, Any]:
     """Title, columns and palettes (figure3.toml)."""
-    text = resources.files("resrepro").joinpath("paper", "figure3.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def title() -> str:
-    """The figure's title."""
-    return str(plan()["title"])
+    return read_layout("figure3")
 
 
 def palette_named(name: str) -> Mapping[str, str]:
@@ -86,7 +76,6 @@ def make_figure(palette: str = "paper") -> "Figure":
     Raises:
         UsageError: for an unknown palette.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     colours = palette_named(palette)
@@ -94,9 +83,7 @@ def make_figure(palette: str = "paper") -> "Figure":
     nets = [vgg19() if column["net"] == "vgg19" else architectures()[column["net"]] for column in columns]
     starts, rows = starting_rows(nets)
     width = MARGIN + len(nets) * BOX + (len(nets) - 1) * GAP + RIGHT
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
+    with own_settings():
         lines = wrap(NOTE, width - 0.28, TEXT)
         foot = 0.2 + FOOT_LINE * len(lines)
         height = HEAD + rows * PITCH + foot
@@ -145,20 +132,11 @@ def _middle(row: int) -> float:
 
 def _draw_heading(axes: "Axes", centre: float, column: Mapping[str, str], net: Architecture) -> None:
     printed = published()["figure3", column["published"], "flops"].value / 1e9
+    counted = net.multiply_adds / 1e9
     axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", ha="center", va="center")
-    axes.text(
-        centre,
-        0.41,
-        f"{printed:.1f} billion FLOPs (paper)",
-        fontsize=TEXT,
-        ha="center",
-        va="center",
-        color=INK,
-    )
-    axes.text(
-        centre, 0.58, f"{net.multiply_adds / 1e9:.2f} billion FLOPs (counted)", fontsize=TEXT, ha="center",
-        va="center", color=INK,
-    )  # fmt: skip
+    told = (0.41, f"{printed:.1f} billion FLOPs (paper)"), (0.58, f"{counted:.2f} billion FLOPs (counted)")
+    for height, text in told:
+        axes.text(centre, height, text, fontsize=TEXT, ha="center", va="center", color=INK)
 
 
 def _draw_sizes(axes: "Axes", starts: Mapping[int, int], width: float) -> None:

@@ -1,26 +1,23 @@
-"""Figure 7 from run records: the strength of each layer's response, in the nets' order and sorted.
+"""Figure 7 from run records, as a picture and in numbers: the strength of each layer's response.
 
-Which runs are drawn is decided as for the figures of errors (`figures.choice`); how the figure is laid
+Which runs are drawn is decided as for the figures of errors (`figures.curves`); how the figure is laid
 out stands in figure7.toml. Nothing here imports torch.
 """
 
 import math
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.groups import SeedGroup
-from resrepro.comparison.wording import SET_NAMES
+from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
+from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError
-from resrepro.figures.captions import departures_told, lead, rule_told
-from resrepro.figures.choice import Groups, choose, first_of
-from resrepro.figures.lettering import mixed, wrap
-from resrepro.figures.panels import BOLD, DASHES, QUIET, SMALL, own_settings
-from resrepro.paper import curves
+from resrepro.figures.curves import Groups, choose, departures_told, first_of, lead, read_layout, spell_rule
+from resrepro.figures.drawing import BOLD, DASHES, LINE, SMALL, mixed, own_settings, wrap, write_below
+from resrepro.paper import curves, published
 from resrepro.records import Run
+from resrepro.records.evaluations import Responses
 from resrepro.spec import catalogue
 from resrepro.spec.experiment import command_for, net_label
 
@@ -29,9 +26,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXHIBIT = "figure7"
-LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM, LINE = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56, 0.19  # inches
+LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56  # inches
 HEADING = 0.26  # inches, above the panels of runs that are not on CIFAR-10
 MARKED = 9  # layers from one marker to the next
+TITLE = "Figure 7. Standard deviations of layer responses; the paper's read off its curves (±0.01)"
+STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
+    "layer 1": ("response_std_layer1", lambda std: std[0]),
+    "last": ("response_std_last", lambda std: std[-1]),
+    "smallest": ("response_std_min", min),
+    "mean": ("response_std_mean_over_layers", statistics.fmean),
+    "median": ("response_std_median", statistics.median),
+}  # by column: the name that the paper's number has in published.csv, and ours from the layers' std
+RATIOS = "ratio: start", "ratio: end"
+ROWS = "Of each net the first row is the paper's, ↳ ours: mean ± standard deviation over runs (n−1)."
+GRADIENT = (
+    "Ratio: the largest of the layers' gradient norms over the smallest, mean over runs, at initialisation "
+    "and of the trained net; near 1 all layers get an equally strong gradient. The norm is that of the "
+    "gradient of the mean loss with respect to the response, over the first training batch, BN with the "
+    "statistics of the batch. The paper gives no numbers."
+)
 OTHER_DATA = {"digits": "scikit-learn's digits, not CIFAR-10"}
 
 
@@ -52,19 +65,12 @@ class Line:
 
     def ordered(self) -> "Line":
         """The same, the strongest response first."""
-        return Line(self.depth, self.plain, tuple(sorted(self.std, reverse=True)), paper=self.paper)
+        return replace(self, std=tuple(sorted(self.std, reverse=True)), spread=None)
 
 
-@cache
 def plan() -> Mapping[str, Any]:
     """Title, nets, frame and panels (figure7.toml)."""
-    text = resources.files("resrepro.paper").joinpath("figure7.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def title() -> str:
-    """The figure's title."""
-    return str(plan()["title"])
+    return read_layout("figure7")
 
 
 def make_figure(
@@ -84,7 +90,12 @@ def make_figure(
     ours = [line_of(group) for group in groups.values()]
     theirs = list(paper_lines()) if paper else []
     if not ours and not theirs:
-        raise RecordError(_nothing_to_draw(notes))
+        train = command_for(catalogue.find(plan()["example"]).spec())
+        way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
+        raise RecordError(
+            f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws "
+            f"the paper's curves alone.{' '.join(['', *notes])}"
+        )
     return _draw(ours, theirs, palette, groups, notes), notes
 
 
@@ -142,22 +153,8 @@ def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
     return max(0.0, math.floor(2 * low) / 2), math.ceil(2 * high) / 2
 
 
-def _nothing_to_draw(notes: Sequence[str]) -> str:
-    train = command_for(catalogue.find(plan()["example"]).spec())
-    way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
-    told = " ".join(["", *notes])
-    return (
-        f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws the "
-        f"paper's curves alone.{told}"
-    )
-
-
 def _draw(
-    ours: Sequence[Line],
-    theirs: Sequence[Line],
-    palette: Mapping[str, Any],
-    groups: Groups,
-    notes: Sequence[str],
+    ours: list[Line], theirs: list[Line], palette: Mapping[str, Any], groups: Groups, notes: Iterable[str]
 ) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -173,22 +170,18 @@ def _draw(
         for number, panel in enumerate(plan()["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
             place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
-            _draw_panel(figure.add_axes(place), panel, ends, ours, theirs, palette)
+            axes = figure.add_axes(place)
+            _frame_panel(axes, panel, ends)
+            for line in [*theirs, *ours]:
+                drawn = line.ordered() if panel["sorted"] else line
+                _draw_line(axes, drawn, palette, faint=bool(line.paper and ours))
+            _add_legend(axes, ours, theirs)
         figure.axes[0].set_title(heading, pad=5)
-        for number, text in enumerate(reversed(lines)):
-            y = (0.12 + LINE * number) / height
-            figure.text(0.2 / width, y, text, fontsize=SMALL, color=QUIET, va="baseline")
+        write_below(figure, lines)
     return figure
 
 
-def _draw_panel(
-    axes: "Axes",
-    panel: Mapping[str, Any],
-    ends: tuple[float, float],
-    ours: Sequence[Line],
-    theirs: Sequence[Line],
-    palette: Mapping[str, Any],
-) -> None:
+def _frame_panel(axes: "Axes", panel: Mapping[str, Any], ends: tuple[float, float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(0, plan()["layers"])
@@ -201,10 +194,6 @@ def _draw_panel(
     axes.set_ylim(*ends)
     axes.set_xlabel(panel["xlabel"])
     axes.set_ylabel("std")
-    for line in [*theirs, *ours]:
-        drawn = line.ordered() if panel["sorted"] else line
-        _draw_line(axes, drawn, palette, faint=bool(line.paper and ours))
-    _add_legend(axes, ours, theirs)
 
 
 def _draw_line(axes: "Axes", line: Line, palette: Mapping[str, Any], *, faint: bool) -> None:
@@ -255,7 +244,7 @@ def measured_on(groups: Groups) -> str:
 
 
 def _footnote(
-    groups: Groups, theirs: Sequence[Line], ends: tuple[float, float], notes: Sequence[str]
+    groups: Groups, theirs: Sequence[Line], ends: tuple[float, float], notes: Iterable[str]
 ) -> Iterator[str]:
     """What a reader must know beside the lines, sentence by sentence."""
     accuracy = plan()["paper"]["accuracy"]
@@ -267,10 +256,86 @@ def _footnote(
     if any(len(group.runs) > 1 for group in groups.values()):
         yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
     yield departures_told(groups)
-    yield from rule_told(notes)
+    yield spell_rule(notes)
     if theirs:
         yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
     if list(ends) != plan()["frame"]:
         low, high = plan()["frame"]
         kind = "Vertical axis logarithmic; the" if is_logarithmic(ends) else "The"
         yield f"{kind} paper's own frame ends at {low:g} and {high:g}."
+
+
+def build(runs: Iterable[Run]) -> Table:
+    """The table from runs that were read already."""
+    groups, left_out = select(runs)
+    nets = [(depth, bool(group["plain"])) for group in plan()["nets"] for depth in group["depths"]]
+    ours = {
+        (label := net_label(*net)): [
+            run.responses for run in (groups[label].runs if label in groups else ()) if run.responses
+        ]
+        for net in nets
+    }
+    told = [measured_on(groups), lead(plan(), groups), departures_told(groups)] if groups else []
+    return Table(
+        name=EXHIBIT,
+        title=TITLE,
+        columns=("net", *STD, *RATIOS),
+        rows=tuple(row for label, found in ours.items() for row in _rows(label, found)),
+        missing=tuple((net_label(*net), _command(*net, groups)) for net in nets if not ours[net_label(*net)]),
+        remarks=(ROWS, *filter(None, told), GRADIENT, *left_out),
+        records=tuple(_record(label, found) for label, found in ours.items()),
+    )
+
+
+def _rows(label: str, ours: Sequence[Responses]) -> Iterator[Row]:
+    """The paper's row and ours."""
+    paper = [published()[EXHIBIT, label, metric].value for metric, _ in STD.values()]
+    yield Row((label, *(f"{value:.2f}" for value in paper), "", ""))
+    std = [_mean([of(each.std) for each in ours]) for _, of in STD.values()]
+    yield Row(("↳ ours", *std, *(_whole(ratio) if ours else DASH for ratio in _ratios(ours))))
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return DASH
+    return f"{statistics.fmean(values):.2f}" + (f"±{statistics.stdev(values):.2f}" if values[1:] else "")
+
+
+def _whole(ratio: float) -> str:
+    """A ratio with a decimal as long as that says something."""
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}"
+
+
+def _ratios(ours: Sequence[Responses]) -> tuple[float, float]:
+    """The largest over the smallest gradient norm of the layers, at start and end; mean over runs.
+
+    Infinite if one layer gets no gradient at all.
+    """
+    norms = [[each.gradient_norm_start for each in ours], [each.gradient_norm_end for each in ours]]
+    ratios = [[max(n) / min(n) if min(n) > 0 else math.inf for n in runs] or [0.0] for runs in norms]
+    return statistics.fmean(ratios[0]), statistics.fmean(ratios[1])
+
+
+def _command(depth: int, plain: bool, groups: Groups) -> str:
+    """What trains and measures a net as those shown were; as the paper did if there are none."""
+    experiment = catalogue.experiment_for("cifar10", depth, plain, None)
+    seeds = min((len(group.runs) for group in groups.values()), default=1)
+    shown = Protocol(groups)
+    spec = shown.spec_for(experiment.name, {}) if groups else experiment.spec()
+    train = shown.command(experiment.name, {}, seeds) if groups else command_for(spec)
+    folders = " ".join(f"runs/{spec.name}/seed{seed}" for seed in range(seeds))
+    return f"{train} && resrepro eval {folders} --responses"
+
+
+def _record(label: str, ours: Sequence[Responses]) -> dict[str, object]:
+    """One net as raw numbers, empty where there is none."""
+    row: dict[str, object] = {"net": label}
+    for key, of in STD.values():
+        row[f"{key}_paper"] = published()[EXHIBIT, label, key].value
+        row[f"{key}_ours"] = round(statistics.fmean(of(each.std) for each in ours), 6) if ours else ""
+    for when, ratio_of in zip(("start", "end"), _ratios(ours), strict=True):
+        row[f"gradient_ratio_{when}"] = float(f"{ratio_of:.6g}") if ours else ""
+    row["n"] = len(ours)
+    row["set"] = ours[0].part if ours else ""
+    row["images"] = ours[0].images if ours else ""
+    return row

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from resrepro import figures as exhibits
 from resrepro.comparison.groups import SeedGroup
-from resrepro.comparison.tables import DASH, Row, Table
+from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError, UsageError
-from resrepro.figures import exhibits, plotting
-from resrepro.figures.choice import Groups
-from resrepro.figures.plotting import make_sheet, mean_curve, select
-from resrepro.figures.sheets import Curve, Panel, Sheet
+from resrepro.figures import curves
+from resrepro.figures.curves import Curve, Groups, Panel, Sheet, make_sheet, mean_curve, select
 from resrepro.records import Run
 from resrepro.records.collection import Collection
 
@@ -93,7 +92,7 @@ def section(name: str, found: Collection) -> Section:
     if name not in all_exhibits():
         raise UsageError(f"no exhibit {name!r} to report: there are {', '.join(all_exhibits())}.")
     table = exhibits.build_table(name, found) if name in exhibits.tables() else None
-    chart = chart_of(name, found.runs) if name in plotting.exhibits() else None
+    chart = chart_of(name, found.runs) if name in curves.exhibits() else None
     picture = _picture_of(name, found) if name in exhibits.figures() else None
     titles = (part.title for part in (table, chart, picture) if part)
     return Section(

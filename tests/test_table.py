@@ -8,7 +8,7 @@ import pytest
 from conftest import write_ensemble
 from rich.console import Console
 
-from resrepro.comparison.tables import Row, Table, to_csv, to_latex, to_markdown, to_rich, write_table
+from resrepro.comparison.table import Row, Table, to_csv, to_latex, to_markdown, to_rich, write_table
 from resrepro.errors import RecordError
 
 TABLE = Table(
@@ -61,7 +61,7 @@ def test_latex_compiles(tmp_path):
 
 
 def test_every_exhibit_fits_a_terminal_of_80_columns_uncut(make_run, tmp_path):
-    from resrepro.comparison.paper_rows import build
+    from resrepro.comparison.tables import build
     from resrepro.records.collection import collect
 
     for seed in range(5):
@@ -81,7 +81,7 @@ def test_every_exhibit_fits_a_terminal_of_80_columns_uncut(make_run, tmp_path):
 
 
 def test_the_tables_of_imagenet_fit_a_terminal_of_80_columns_uncut(make_run, tmp_path):
-    from resrepro.comparison.paper_rows import build
+    from resrepro.comparison.tables import build
     from resrepro.records.collection import collect
 
     nets = ("plain18", "plain34", "resnet18", "resnet34", "resnet34-b", "resnet34-c", "resnet50", "resnet152")

@@ -1,23 +1,24 @@
 """Drawing a figure of error curves: panels in a row, every net labelled at the end of its curve.
 
-What is drawn is decided in `resrepro.figures.plotting` and said by a `Sheet`; here it is only put on paper.
-matplotlib is used through its objects, without pyplot and without the user's own settings, so that equal
-input gives equal files.
+What is drawn is decided in `figures.curves` and said by a `Sheet`; here it is only put on paper: in colours
+that can be read, with lines that fit and labels that do not overlap. matplotlib is used through its objects,
+without pyplot and without the user's own settings, so that equal input gives equal files.
 """
 
+import colorsys
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from resrepro.figures.lettering import FONT, mixed, readable, spread, text_width, wrap
-from resrepro.figures.sheets import Curve, Panel, Sheet
+from resrepro.figures.curves import Curve, Panel, Sheet
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FONT = "DejaVu Sans"  # ships with matplotlib, hence the same everywhere
 INCH = 72  # points
 PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.6, 0.58, 0.12, 0.52  # inches
 TITLE, LEGEND, LINE = 0.24, 0.26, 0.19  # heights of the rows of text, inches
@@ -75,10 +76,16 @@ def draw_sheet(sheet: Sheet) -> "Figure":
                 handles=keys, loc="upper left", bbox_to_anchor=place, ncols=len(keys), frameon=False,
                 fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0, borderpad=0.2,
             )  # fmt: skip
-        for number, line in enumerate(reversed(lines)):
-            y = (0.12 + LINE * number) / height
-            figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
+        write_below(figure, lines)
     return figure
+
+
+def write_below(figure: "Figure", lines: Sequence[str]) -> None:
+    """Write lines of text at the foot of a figure, the last one lowest."""
+    width, height = map(float, figure.get_size_inches())
+    for number, line in enumerate(reversed(lines)):
+        y = (0.12 + LINE * number) / height
+        figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
 
 
 def render(figure: "Figure", title: str) -> dict[str, bytes]:
@@ -125,7 +132,7 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
         _draw_curve(axes, sheet, curve, faint=sheet.has_ours)
     for curve in panel.ours:
         _draw_curve(axes, sheet, curve, faint=False)
-    if not panel.ours and not panel.paper:
+    if not panel.curves:
         axes.text(
             0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
             bbox={"facecolor": "white", "edgecolor": "none"},
@@ -188,7 +195,7 @@ def _stroke(sheet: Sheet, *, bold: bool, faint: bool) -> dict[str, Any]:
 def _labelled(panel: Panel) -> list[Curve]:
     """The curve of each net at whose end its label stands: ours before the paper's, bold before dashed."""
     chosen: dict[str, Curve] = {}
-    for curve in (*panel.ours, *panel.paper):
+    for curve in panel.curves:
         known = chosen.get(curve.net)
         if known is None or (known.kind == "train" and known.paper == curve.paper):
             chosen[curve.net] = curve
@@ -196,7 +203,8 @@ def _labelled(panel: Panel) -> list[Curve]:
 
 
 def _label_text(sheet: Sheet, curve: Curve) -> str:
-    return sheet.label(curve) + (" ↑" if curve.errors[-1] > sheet.top else "")
+    name = str(sheet.layout.get("label", "{net}")).format(net=curve.net, depth=curve.depth)
+    return name + (" ↑" if curve.errors[-1] > sheet.top else "")
 
 
 def _label_margin(sheet: Sheet, panel: Panel) -> float:
@@ -209,7 +217,8 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     curves = _labelled(panel)
     height = PANEL_HEIGHT * INCH
     width = axes.get_position().width * float(sheet.layout["width"]) * INCH
-    ends = [sheet.height_of(curve.errors[-1]) * height for curve in curves]
+    floor, top = sheet.floor, sheet.top
+    ends = [(min(curve.errors[-1], top) - floor) / (top - floor) * height for curve in curves]
     places = spread(ends, LABEL_PITCH, 0.0, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = readable(sheet.colour(curve.depth))
@@ -242,7 +251,7 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
     from matplotlib.patches import Patch
 
     dark = "#303030"
-    curves = [curve for panel in sheet.panels for curve in (*panel.ours, *panel.paper)]
+    curves = sheet.curves
     thin = sheet.layout["training"] == "thin"
     keys: list[Artist] = []
     if sheet.layout["training"] != "solid" and curves:
@@ -257,3 +266,66 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
         told = f"the paper's curves ({'pale' if thin else 'thin'})"
         keys.append(Line2D([], [], color=mixed(dark, 0.55), linewidth=1.0, label=told))
     return keys
+
+
+def spread(positions: Sequence[float], pitch: float, low: float, high: float) -> list[float]:
+    """Positions as close as possible to those given (least squares), at least `pitch` apart.
+
+    All within `low` to `high` where there is room for them; the order is kept.
+    """
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
+    blocks: list[list[float]] = []  # sum and count of neighbours that must move as one
+    for rank, index in enumerate(order):
+        blocks.append([positions[index] - rank * pitch, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
+    shifted = [total / count for total, count in blocks for _ in range(int(count))]
+    ceiling = max(low, high - (len(positions) - 1) * pitch)
+    placed = [0.0] * len(positions)
+    for rank, (index, value) in enumerate(zip(order, shifted, strict=True)):
+        placed[index] = min(max(value, low), ceiling) + rank * pitch
+    return placed
+
+
+def text_width(text: str, size: float) -> float:
+    """The width of a text in inches at a size in points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family=FONT, size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72
+
+
+def wrap(text: str, width: float, size: float) -> list[str]:
+    """Lines of words that are at most `width` inches wide at a size in points."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def mixed(colour: str, white: float) -> str:
+    """A colour with a share of white (0 to 1) in it."""
+    return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in bytes.fromhex(colour[1:]))
+
+
+def contrast(colour: str) -> float:
+    """Contrast ratio of a colour on white (WCAG 2), 1 to 21."""
+    parts = [part / 255 for part in bytes.fromhex(colour[1:])]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
+def readable(colour: str) -> str:
+    """The colour, darkened until text in it can be read on white (contrast 4.5 and more)."""
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in bytes.fromhex(colour[1:])))
+    while contrast(colour) < 4.5:
+        lightness *= 0.97
+        parts = colorsys.hls_to_rgb(hue, lightness, saturation)
+        colour = "#" + "".join(f"{int(part * 255):02x}" for part in parts)
+    return colour

@@ -16,15 +16,21 @@ import pytest
 from conftest import FIRST_IMAGES, write_run, write_test_eval
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.figures.exhibits import draw_figure, plot
-from resrepro.figures.lettering import contrast, readable, spread, text_width, wrap
-from resrepro.figures.plotting import exhibits, make_figure, select
+from resrepro.figures import draw_figure, plot
+from resrepro.figures.curves import exhibits, make_sheet, select
+from resrepro.figures.drawing import contrast, draw_sheet, readable, spread, text_width, wrap
 from resrepro.records import Run
 from resrepro.records.collection import collect
 from resrepro.records.reading import METRICS_COLUMNS
 from resrepro.spec import catalogue
 
 Samples = Sequence[tuple[int, Mapping[str, float]]]
+
+
+def make_figure(exhibit: str, runs: Sequence[Run], **options: Any) -> tuple[Any, tuple[str, ...]]:
+    """The figure as a matplotlib object, and sentences on what was left out."""
+    sheet, notes = make_sheet(exhibit, runs, **options)
+    return draw_sheet(sheet), notes
 
 
 def make_run(
@@ -531,7 +537,7 @@ def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path) -> None
 
 def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
     code = (
-        "import sys, resrepro.figures.exhibits as e; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
+        "import sys, resrepro.figures as e; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
         f"e.plot('figure1', {str(tmp_path)!r}, {str(tmp_path)!r}, paper=True); "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )

@@ -1,0 +1,263 @@
+"""A table as data, what its cells and the commands that fill them say, and its four forms: Markdown, CSV,
+LaTeX and the terminal's (rich). Nothing here imports torch.
+"""
+
+import csv
+import io
+import re
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from resrepro.records import Run
+from resrepro.records.storage import write_out
+from resrepro.spec import catalogue
+from resrepro.spec.experiment import command_for
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import RenderableType
+
+DASH = "—"
+GAPS = f"Cells with {DASH} are filled by:"
+NOTE = "note"  # heads the column of marks in the terminal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: cells as text, the numbers of its notes, and the section heading above it, if any."""
+
+    cells: tuple[str, ...]
+    notes: tuple[int, ...] = ()
+    section: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """An exhibit's table.
+
+    `notes` are numbered from 1; `missing` pairs a row label with the command that would fill it;
+    `remarks` are sentences below the notes. `records` are the same rows as raw numbers, for CSV. A table of
+    sentences has the share of the page that each column `wraps` at, and its own `lead` to what is missing.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
+    records: tuple[dict[str, object], ...] = field(default=(), repr=False)
+    wraps: tuple[float, ...] = ()
+    lead: str = GAPS
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The raw numbers as a frame, one row per net and protocol."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.records))
+
+    def _repr_markdown_(self) -> str:
+        return to_markdown(self)
+
+
+class Notes(dict[str, int]):
+    """Sentences with their numbers, from 1, in the order in which they are first needed."""
+
+    def number(self, sentences: Iterable[str]) -> tuple[int, ...]:
+        """The numbers of some sentences, which are kept."""
+        return tuple(sorted(self.setdefault(text, len(self) + 1) for text in sentences))
+
+
+def spell_mean(values: Sequence[float]) -> str:
+    """`6.61±0.16 (5)`, or `6.61 (1)` for a single run."""
+    spread = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+
+
+def train_command(experiment: str) -> str:
+    """The command that trains what the paper trained of an experiment."""
+    found = catalogue.find(experiment)
+    seeds = found.seeds
+    return command_for(found.spec()) + (f" --seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else "")
+
+
+def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:
+    """The command that evaluates finished runs under a test protocol, or as their recipe says."""
+    told = f" --protocol {protocol}" if protocol else ""
+    return f"resrepro eval {run_folders(runs)}{told} --data DIR"
+
+
+def run_folders(runs: Iterable[Run]) -> str:
+    """The folders of some runs, as words of a command that needs their checkpoints.
+
+    Published records have no checkpoint, so they are named by the run that they were published from; and
+    a command that is written to a table holds no path of this machine.
+    """
+    folders = []
+    for run in runs:
+        top = run.folder.parent.parent
+        top = Path("runs") if top.is_absolute() or top.name == "results" else top
+        folders.append(shlex.quote((top / run.name / run.folder.name).as_posix()))
+    return " ".join(folders)
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write `<name>.md`, `.csv` and `.tex` into a folder and return their paths.
+
+    Raises:
+        RecordError: if the folder cannot be written.
+    """
+    texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
+    paths = [folder / f"{table.name}.{kind}" for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_out(path, text.encode())
+    return paths
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub-flavoured Markdown, with notes as superscript numbers."""
+    lines = [f"# {table.title}", "", "| " + " | ".join(table.columns) + " |"]
+    align = ":--" if table.wraps else "--:"
+    lines.append("|" + "|".join([":--", *[align] * (len(table.columns) - 1)]) + "|")
+    for row in table.rows:
+        if row.section:
+            lines.append(f"| *{row.section}* |" + " |" * (len(table.columns) - 1))
+        first, *others = row.cells
+        marks = f" <sup>{','.join(map(str, row.notes))}</sup>" if row.notes else ""
+        lines.append("| " + " | ".join([first + marks, *others]) + " |")
+    if table.notes:
+        lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
+    if table.missing:
+        lines += ["", table.lead, ""]
+        lines += [f"- {label}: `{command}`" for label, command in table.missing]
+    lines += [line for remark in table.remarks for line in ("", remark)]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """The raw numbers, full precision, empty where there is none."""
+    text = io.StringIO()
+    names = list(table.records[0]) if table.records else []
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.records)
+    return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A tabular that needs no package, with its notes below it."""
+    width = len(table.columns)
+    wrapped = "".join(rf"p{{{share:g}\linewidth}}" for share in table.wraps)
+    columns = wrapped or "l" + "r" * (width - 1)
+    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
+    lines += [" & ".join(map(_tex, table.columns)) + r" \\", r"\hline"]
+    for row in table.rows:
+        if row.section:
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(row.section)}}}}} \\")
+        first, *others = map(_tex, row.cells)
+        marks = f"$^{{{','.join(map(str, row.notes))}}}$" if row.notes else ""
+        lines.append(" & ".join([first + marks, *others]) + r" \\")
+    lines += [r"\hline", r"\end{tabular}", ""]
+    lines += [rf"\par\noindent $^{{{number}}}$ {_tex(note)}" for number, note in enumerate(table.notes, 1)]
+    filling = f" fills the cells with {_tex(DASH)}." if DASH in table.lead else ""
+    if table.missing and not filling:
+        lines.append(rf"\par\noindent {_tex(table.lead)}")
+    lines += [
+        rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}}{filling}"
+        for label, command in table.missing
+    ]
+    lines += [rf"\par\noindent {_tex(remark)}" for remark in table.remarks]
+    return "\n".join(lines) + "\n"
+
+
+_TEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+    "−": "$-$",
+    "→": r"$\to$",
+    "↳": r"$\hookrightarrow$",
+    "…": r"\dots{}",
+    DASH: "---",
+    "`": "",
+}
+
+
+def _tex(text: str) -> str:
+    return re.sub(".", lambda found: _TEX.get(found[0], found[0]), text)
+
+
+NAME_WIDTH = 16  # characters of a row's name in the terminal; longer ones go on below
+
+
+def _narrow(column: str) -> str:
+    """A heading in as few columns as it needs, over several lines."""
+    for word, short in (
+        (":", ""),
+        ("difference", "diff."),
+        ("training", "train"),
+        ("validation", "val."),
+        ("params", "par."),
+        ("layers", "lay."),
+    ):
+        column = column.replace(word, short)
+    return column.replace(" ", "\n")
+
+
+def _marks(notes: Sequence[int]) -> str:
+    """`1–3,5` of the notes 1, 2, 3 and 5."""
+    runs: list[list[int]] = []
+    for note in sorted(notes):
+        if runs and note == runs[-1][-1] + 1:
+            runs[-1].append(note)
+        else:
+            runs.append([note])
+    return ",".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
+
+
+def to_rich(table: Table) -> "RenderableType":
+    """The table for a terminal; fits 80 columns."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
+    heads = [_narrow(column) for column in (*table.columns, NOTE)]
+    lines = max(head.count("\n") for head in heads)
+    for number, head in enumerate(heads):
+        justify: Literal["left", "right"] = "right" if 0 < number < len(table.columns) else "left"
+        # Rows of two lines have their name on the first, so headings are pushed down by hand.
+        text = Text("\n" * (lines - head.count("\n")) + head)
+        grid.add_column(text, justify=justify, vertical="top", no_wrap=head != NOTE, overflow="fold")
+    sections: list[str] = []
+    for row in table.rows:
+        if row.section:
+            sections.append(row.section)
+            grid.add_section()
+        first, *others = row.cells
+        mark = "†" if sections and not first.startswith("↳") else ""
+        # What follows a spread goes to a second line, which keeps all columns within 80.
+        cells = [cell.replace(" (", "\n(") if "±" in cell else cell for cell in others]
+        name = first.replace(" (", "\n(") if len(first) > NAME_WIDTH or first.startswith("↳") else first
+        grid.add_row(Text(name + mark), *map(Text, cells), Text(_marks(row.notes), style="dim"))
+    below: list[RenderableType] = [Text(f" † {section}") for section in sections]
+    notes = RichTable.grid(padding=(0, 1, 0, 0))
+    for number, note in enumerate(table.notes, 1):
+        notes.add_row(Text(f"{number:>2}"), Text(note))
+    below.append(notes)
+    if table.missing:
+        below.append(Text(f"\n{table.lead}"))
+        below += [Text(f"   {command}", style="cyan") for _, command in table.missing]
+    below += [Text("\n" + remark, style="dim") for remark in table.remarks]
+    return Group(Text(table.title + "\n", style="bold"), grid, *below)

@@ -1,0 +1,268 @@
+"""Table 1, the layers of the five ImageNet nets, and Table 5, the ensembles: tables of a form of their own.
+
+Table 1 has the paper's form, with our multiply-adds beside its printed FLOPs; structure and counts are those
+of `resrepro.spec.architecture`. Table 5 has a row for each ensemble of ours; the paper's errors are of the
+ILSVRC test set, whose labels are not public, ours of validation images, so the two stand in columns of their
+own, without a difference. Nothing here imports torch.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from resrepro.comparison.groups import about_images, not_said_yet, runs_of
+from resrepro.comparison.table import DASH, Notes, Row, Table, train_command
+from resrepro.paper import published
+from resrepro.records import FINISHED, Run
+from resrepro.records.evaluations import Ensemble, Member
+from resrepro.spec import catalogue
+from resrepro.spec.architecture import Architecture, Layer, Stage, architectures
+from resrepro.spec.experiment import IMAGENET_DEPTHS
+from resrepro.spec.recipe import FAMILIES
+
+TITLE = "Table 1. Architectures for ImageNet"
+UNIT = 1e9  # the paper gives FLOPs in 10^9
+REMARKS = (
+    "Layers, blocks and sizes: read off the nets as built, for images of 224x224. /2 is a stride of 2; "
+    "the first block of conv3_x, conv4_x and conv5_x has one too.",
+)
+FLOPS = (
+    "multiply-adds (Section 3.3) of every convolution and the fully connected layer, the projection "
+    "shortcuts of option B (50 layers and more) among them; those of option A need none"
+)
+PARAMETERS = "of the convolutions, BN (scale and shift) and the fully connected layer"
+ENSEMBLE_COLUMNS = ("ensemble", "nets", "protocol", "top-5 error: paper (test)", "ours (val)")
+ENSEMBLE_COMMAND = "resrepro eval RUN RUN ... --ensemble --protocol multi_scale --data DIR"
+SET = "val"
+
+
+def table1_nets() -> dict[str, Architecture]:
+    """The nets of Table 1 by the heading of their column (`50-layer`)."""
+    return {f"{depth}-layer": architectures()[f"imagenet-resnet{depth}"] for depth in IMAGENET_DEPTHS}
+
+
+def table_1() -> Table:
+    """Table 1 from the layouts of the nets and the paper's printed FLOPs."""
+    nets = table1_nets()
+    columns = tuple(nets.values())
+    printed = [_printed(heading) for heading in nets]
+    counted = [net.multiply_adds for net in columns]
+    notes = (FLOPS, _without_projections(nets), *_not_rounded(nets), PARAMETERS)
+    return Table(
+        name="table1",
+        title=TITLE,
+        columns=("layer", "output", *nets),
+        rows=(
+            *_layer_rows(columns),
+            Row(("FLOPs, 1e9", "paper", *(f"{value / UNIT:.1f}" for value in printed))),
+            Row(("FLOPs, 1e9", "ours", *(f"{value / UNIT:.2f}" for value in counted)), (1, 2)),
+            Row(("FLOPs, 1e9", "diff.", *map(_difference, counted, printed)), tuple(range(3, len(notes)))),
+            Row(("parameters", "ours", *(f"{net.parameters:,}" for net in columns)), (len(notes),)),
+        ),
+        notes=notes,
+        remarks=REMARKS,
+        records=tuple(_net_record(heading, net) for heading, net in nets.items()),
+    )
+
+
+def printed_flops(net: Architecture) -> float | None:
+    """The multiply-adds that Table 1 or Figure 3 prints for a net; None where they print none."""
+    heading = next((heading for heading, other in table1_nets().items() if other.name == net.name), "")
+    places = (("table1", heading), ("figure3", net.label))
+    numbers = [published().get((exhibit, row, "flops")) for exhibit, row in places]
+    return next((number.value for number in numbers if number), None)
+
+
+def _printed(heading: str) -> float:
+    return published()["table1", heading, "flops"].value
+
+
+def _layer_rows(nets: Sequence[Architecture]) -> Iterator[Row]:
+    """The upper part: a block's layers below each other, as the paper stacks them, then their number."""
+
+    conv1 = [net.layer("conv1") for net in nets]
+    yield Row(("conv1", _side(conv1[0]), *(f"{_kernel(layer)} /{layer.stride}" for layer in conv1)))
+    for number, stage in enumerate(nets[0].stages):
+        stacks = [list(map(_kernel, net.stages[number].layers)) for net in nets]
+        lines = list(itertools.zip_longest(*stacks, fillvalue=""))
+        if number == 0:  # the pooling belongs to conv2_x
+            pools = [net.layer("max pool") for net in nets]
+            lines.insert(0, tuple(f"{pool.kernel}x{pool.kernel} max /{pool.stride}" for pool in pools))
+        yield Row((stage.name, _side(stage), *lines[0]))
+        yield from (Row(("", "", *line)) for line in lines[1:])
+        yield Row(("", "blocks", *(f"x {net.stages[number].blocks}" for net in nets)))
+    fc = [net.layer("fc") for net in nets]
+    yield Row(("fc", _side(fc[0]), *("avg pool" for _ in fc)))
+    yield Row(("", "", *(f"{layer.channels}-d fc" for layer in fc)))
+
+
+def _side(part: Layer | Stage) -> str:
+    return f"{part.size}x{part.size}"
+
+
+def _kernel(layer: Layer) -> str:
+    return f"{layer.kernel}x{layer.kernel}, {layer.channels}"
+
+
+def _difference(counted: float, printed: float) -> str:
+    return f"{(counted - printed) / UNIT:+.2f}".replace("-", "−")
+
+
+def _without_projections(nets: Mapping[str, Architecture]) -> str:
+    """What the count would be if option B's projections were left out."""
+    counts = {
+        heading: f"{(net.multiply_adds - net.projections) / UNIT:.2f}"
+        for heading, net in nets.items()
+        if net.projections
+    }
+    return f"without projections {', '.join(counts)} would have {', '.join(counts.values())}"
+
+
+def _not_rounded(nets: Mapping[str, Architecture]) -> Iterator[str]:
+    """A sentence on each net whose count, rounded, is not the printed one."""
+    for heading, net in nets.items():
+        ours, paper = net.multiply_adds / UNIT, _printed(heading) / UNIT
+        if f"{ours:.1f}" != f"{paper:.1f}":
+            cut = math.floor(ours * 10) == round(paper * 10)
+            yield f"{heading}: {ours:.2f} is {paper:.1f} " + (
+                "only when cut off, not rounded" if cut else "neither rounded nor cut off"
+            )
+
+
+def _net_record(heading: str, net: Architecture) -> dict[str, object]:
+    """One net as raw numbers, under the names that the paper's numbers have in published.csv."""
+    stages = {
+        f"{key}_{stage.name}": value
+        for stage in net.stages
+        for key, value in (
+            ("blocks", stage.blocks), ("width", stage.width), ("out_channels", stage.channels),
+            ("output_size", stage.size),
+        )
+    }  # fmt: skip
+    return {
+        "net": heading,
+        "layers": net.layers,
+        "conv1_channels": net.layer("conv1").channels,
+        "convs_per_block": len(net.stages[0].layers),
+        **stages,
+        "fc_outputs": net.layer("fc").channels,
+        "parameters": net.parameters,
+        "flops_paper": int(_printed(heading)),
+        "flops": net.multiply_adds,
+        "flops_of_projections": net.projections,
+    }
+
+
+def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[Ensemble]) -> Table:
+    """The paper's ensembles and those of ours in which every net was trained to its end.
+
+    `plan` is its entry in layouts.toml.
+    """
+    reasons = [(ensemble, _why_left_out(ensemble, runs)) for ensemble in ensembles]
+    ours = [ensemble for ensemble, reason in reasons if not reason]
+    left_out = [f"the ensemble of {_spell_members(one)} ({reason})" for one, reason in reasons if reason]
+    left_out += unused(plan["members"], runs)
+    notes = Notes()
+    rows: list[Row] = []
+    records: list[dict[str, object]] = []
+    for line in plan["rows"]:
+        number = published()["table5", line["label"], "top5_err"]
+        gap = DASH if line.get("ours") and not ours else ""
+        rows.append(Row((line["label"], "", "", f"{number.value:.2f}", gap)))
+        records.append(_ensemble_record(line["label"], number.value, None))
+        for ensemble in ours if line.get("ours") else ():
+            error, size = ensemble.errors[SET]["top5_err"], str(len(ensemble.members))
+            label = f"↳ ensemble of {size}"
+            cells = label, size, ensemble.protocol, "", f"{error:.2f}"
+            rows.append(Row(cells, notes.number(_caveats(ensemble))))
+            records.append(_ensemble_record(label, None, ensemble))
+    return Table(
+        name="table5",
+        title=plan["title"],
+        columns=ENSEMBLE_COLUMNS,
+        rows=tuple(rows),
+        notes=tuple(notes),
+        missing=() if ours else tuple(_missing(plan, runs)),
+        remarks=(*((f"Not in the table: {', '.join(left_out)}.",) if left_out else ()), *plan["remarks"]),
+        records=tuple(records),
+    )
+
+
+def _why_left_out(ensemble: Ensemble, runs: Sequence[Run]) -> str:
+    """Why an ensemble has no place in the table of ensembles; empty if it has one."""
+    if FAMILIES.get(ensemble.data.name) != "imagenet" or SET not in ensemble.errors:
+        return f"measured on {ensemble.data.name}"
+    partial = [member for member in ensemble.members if member.status not in FINISHED]
+    if partial:
+        return f"{partial[0].label} is {partial[0].status} at iteration {partial[0].iteration:,}"
+    different = {(member.name, member.seed, member.digest) for member in ensemble.members}
+    if len(different) < len(ensemble.members):
+        return "a net is in it twice"
+    others = [member for member in ensemble.members if not _same_data(member, ensemble, runs)]
+    return f"measured on other data than those of {others[0].label}" if others else ""
+
+
+def _same_data(member: Member, ensemble: Ensemble, runs: Sequence[Run]) -> bool:
+    """Whether it was measured on the validation images of the member's run, where its record is at hand."""
+    wanted = member.name, member.seed, member.digest
+    known = [run for run in runs if (run.name, run.seed, run.digest) == wanted]
+    return not known or any(ensemble.data.same_set(SET, run.env["data"]) for run in known)
+
+
+def _spell_members(ensemble: Ensemble) -> str:
+    """`ResNet-34 (B) seed 0, ResNet-152 seeds 0 and 1`."""
+    seeds: dict[str, list[str]] = {}
+    for member in ensemble.members:
+        seeds.setdefault(member.label, []).append(str(member.seed))
+    return ", ".join(
+        f"{label} seed{'s' if own[1:] else ''} {' and '.join(own)}" for label, own in seeds.items()
+    )
+
+
+def _caveats(ensemble: Ensemble) -> list[str]:
+    """The members, and everything that must be said of them and of the data."""
+    sentences = [_spell_members(ensemble)]
+    for text in dict.fromkeys(text for member in ensemble.members for text in member.told):
+        labels = list(dict.fromkeys(m.label for m in ensemble.members if text in m.told))
+        every = all(text in member.told for member in ensemble.members)
+        sentences.append(text if every else f"{', '.join(labels)}: {text}")
+    data, size = ensemble.data, {SET: ensemble.data.images[SET]}
+    sentences += not_said_yet(data.notices, data.classes, size, sentences)
+    sentences += about_images(data.classes, size, sentences)
+    if ensemble.bn_stats == "precise":
+        sentences.append("BN statistics averaged over training batches")
+    return list(dict.fromkeys(sentences))
+
+
+def _missing(plan: Mapping[str, Any], runs: Sequence[Run]) -> Iterable[tuple[str, str]]:
+    """What trains the members that have no paper-exact run yet, and what makes an ensemble of them."""
+    for name in plan["members"]:
+        if not any(run.experiment == name and run.finished and run.paper_exact for run in runs):
+            yield catalogue.find(name).label, train_command(name)
+    yield "ensemble", ENSEMBLE_COMMAND
+
+
+def _ensemble_record(label: str, paper: float | None, ensemble: Ensemble | None) -> dict[str, object]:
+    """One line of the CSV: raw numbers, empty where there is none."""
+    errors = ensemble.errors[SET] if ensemble else {}
+    return {
+        "ensemble": label,
+        "members": _spell_members(ensemble) if ensemble else "",
+        "n": len(ensemble.members) if ensemble else "",
+        "protocol": ensemble.protocol if ensemble else "",
+        "bn_stats": ensemble.bn_stats if ensemble else "",
+        "top-5_error_paper_test": "" if paper is None else paper,
+        "top-5_error_ours_val": errors.get("top5_err", ""),
+        "top-1_error_ours_val": errors.get("top1_err", ""),
+        "departures": "; ".join(_caveats(ensemble)) if ensemble else "",
+    }
+
+
+def unused(experiments: Iterable[str], runs: Iterable[Run]) -> list[str]:
+    """What to call the runs of some experiments (and their twins) that are unfinished or diverged."""
+    return [
+        f"{run.name} seed {run.seed} ({run.status} at iteration {run.result['iteration']:,})"
+        for run in runs_of(experiments, runs)
+        if not run.finished
+    ]

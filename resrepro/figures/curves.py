@@ -1,0 +1,340 @@
+"""Figures 1, 4 and 6 and the demo's as data: which runs are drawn, their curves, and what is written below.
+
+Drawn is one seed group per net, all of one protocol, with the paper's own curves behind if wanted. Errors
+are in percent. Nothing here imports torch or matplotlib.
+"""
+
+import itertools
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from operator import add
+from typing import Any
+
+from resrepro.comparison.groups import RULE, SET_NAMES, SeedGroup, about_images, iterations_of, protocols_of
+from resrepro.comparison.tables import TRAINING_ERROR
+from resrepro.errors import RecordError, UsageError
+from resrepro.paper import curves as paper_curves
+from resrepro.records import Run
+from resrepro.spec import catalogue
+from resrepro.spec.experiment import IMAGENET_CLASSES, command_for, net_label
+from resrepro.spec.recipe import FAMILIES
+
+FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
+ANOTHER = "Not drawn, another protocol"
+Layout = Mapping[str, Any]  # a figure's entry in figures.toml
+Groups = Mapping[str, SeedGroup]  # the runs drawn, by net label, plain nets first, by depth
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Error (percent) against iterations of one net; `std` where several seeds are averaged."""
+
+    depth: int
+    plain: bool
+    kind: str
+    iterations: tuple[float, ...]
+    errors: tuple[float, ...]
+    std: tuple[float, ...] | None = None
+    paper: bool = False
+
+    @property
+    def net(self) -> str:
+        """`plain-56` or `ResNet-56`."""
+        return net_label(self.depth, self.plain)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: its layout (figures.toml), our curves and the paper's."""
+
+    layout: Layout
+    ours: tuple[Curve, ...]
+    paper: tuple[Curve, ...]
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        """Ours, then the paper's."""
+        return (*self.ours, *self.paper)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A whole figure, ready to be drawn.
+
+    `held_out` names the set of the bold lines, `held_out_told` says in the legend what it is.
+    """
+
+    layout: Layout
+    panels: tuple[Panel, ...]
+    iterations: int
+    held_out: str
+    held_out_told: str
+    palette: Mapping[str, Any]
+    footnote: tuple[str, ...]
+
+    @property
+    def top(self) -> int:
+        """The upper end of the error axis, percent: the paper's, or higher where curves need it."""
+        start = self.iterations * self.layout.get("settled", 2 / 3)
+        settled = [
+            error
+            for panel in self.panels
+            for curve in panel.curves
+            if curve.depth not in panel.layout.get("off_scale", ())
+            for iteration, error in zip(curve.iterations, curve.errors, strict=True)
+            if iteration >= start
+        ]
+        need = min(max([self.layout["frame"], *settled]), 100)
+        frames: Sequence[int] = self.layout.get("frames", FRAMES)
+        return next(frame for frame in frames if frame >= need)
+
+    @property
+    def floor(self) -> int:
+        """The lower end of the error axis, percent: the paper's, or 0 where curves fall below it."""
+        floor = int(self.layout.get("floor", 0))
+        lowest = min((min(curve.errors) for curve in self.curves), default=floor)
+        return floor if lowest >= floor else 0
+
+    @property
+    def curves(self) -> list[Curve]:
+        """Those of all panels."""
+        return [curve for panel in self.panels for curve in panel.curves]
+
+    @property
+    def has_ours(self) -> bool:
+        """Whether any run of ours is drawn."""
+        return any(panel.ours for panel in self.panels)
+
+    @property
+    def depths(self) -> list[str]:
+        """The depths of all nets drawn."""
+        return sorted({str(curve.depth) for curve in self.curves})
+
+    @property
+    def unit(self) -> int:
+        """Iterations per unit of the x axis: 1e4, as in the paper, unless there are few."""
+        return 10_000 if self.iterations >= 20_000 else 1
+
+    def colour(self, depth: int) -> str:
+        """The colour of the nets of a depth."""
+        others: Sequence[str] = self.palette["others"]
+        return str(self.palette["colours"].get(str(depth), others[(depth - 2) // 6 % len(others)]))
+
+
+@cache
+def read_layout(name: str) -> Mapping[str, Any]:
+    """How a figure is laid out: a TOML file of `resrepro.paper`."""
+    return tomllib.loads(resources.files("resrepro.paper").joinpath(f"{name}.toml").read_text("utf-8"))
+
+
+def exhibits() -> tuple[str, ...]:
+    """The figures of error curves."""
+    return tuple(read_layout("figures")["exhibits"])
+
+
+def look_up(kind: str, name: str) -> Mapping[str, Any]:
+    """The layout of an "exhibit", or a "palette": colours and markers of the nets by depth.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    known: Mapping[str, Mapping[str, Any]] = read_layout("figures")[f"{kind}s"]
+    if name not in known:
+        raise UsageError(f"no {kind} {name!r}: there are {', '.join(known)}.")
+    return known[name]
+
+
+def make_sheet(
+    exhibit: str, runs: Sequence[Run], *, paper: bool = False, palette: str = "paper"
+) -> tuple[Sheet, tuple[str, ...]]:
+    """The figure as data, and sentences on what was left out.
+
+    Raises:
+        UsageError: for an unknown exhibit or palette.
+        RecordError: if there is nothing to draw.
+    """
+    layout, colours = look_up("exhibit", exhibit), look_up("palette", palette)
+    groups, notes = select(exhibit, runs)
+    first = first_of(groups) if groups else None
+    scale = iterations_of(first) / paper_iterations(layout) if first else 1.0
+    theirs = _paper_curves(exhibit, layout, scale) if paper else {}
+    if paper and not theirs:
+        notes = (*notes, f"The paper has no curves for {exhibit}.")
+    if not groups and not theirs:
+        command = command_for(catalogue.find(layout["example"]).spec())
+        alone = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
+        raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{alone}")
+    panels = []
+    for panel in layout["panels"]:
+        shown = [group for group in groups.values() if _shows(panel, group.first)]
+        pairs = itertools.product(shown, panel["kinds"])
+        ours = [mean_curve(group, group.first.spec["depth"], panel["plain"], kind) for group, kind in pairs]
+        panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs.get(panel["name"], ()))))
+    iterations = iterations_of(first) if first else int(layout["paper"]["drawn_to"])
+    below = footnote(layout, groups, {curve.net for group in theirs.values() for curve in group}, notes)
+    return Sheet(layout, tuple(panels), iterations, *held_out_names(layout, first), colours, below), notes
+
+
+def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
+    """The runs that a figure draws, by net, and a sentence on each kind of run that it leaves out.
+
+    Drawn are finished runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
+    """
+    known = [
+        run
+        for run in runs
+        if run.spec["dataset"] in layout["datasets"] and any(_shows(panel, run) for panel in layout["panels"])
+    ]
+    shortcuts = [run for run in known if run.spec["shortcut"] not in (None, "A")]
+    members: dict[str, list[Run]] = {}
+    for run in sorted(known, key=lambda run: (not run.spec["plain"], run.spec["depth"])):
+        if run not in shortcuts:
+            members.setdefault(net_label(run.spec["depth"], run.spec["plain"]), []).append(run)
+    protocols = protocols_of(members)
+    shown, others = (protocols[0], protocols[1:]) if protocols else (None, [])
+    doubles = [run for groups in shown.doubles.values() for g in groups for run in g.runs] if shown else []
+    unfinished = [run for run in known if not run.finished]
+    stopped = [f" ({run.status} at iteration {run.result['iteration']:,})" for run in unfinished]
+    notes = [
+        ("Not drawn, unfinished", list(map(add, _seed_names(unfinished), stopped))),
+        ("Not drawn, shortcut option B or C (the figure shows A)", _seed_names(shortcuts)),
+        *((ANOTHER, [f"{other.name} ({other.size})"]) for other in others),
+        ("Not drawn, other settings than the runs drawn of the same net", _seed_names(doubles)),
+    ]
+    groups = {net: shown.groups[net] for net in members if net in shown.groups} if shown else {}
+    return groups, tuple(f"{about}: {', '.join(names)}." for about, names in notes if names)
+
+
+def select(exhibit: str, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
+    """The same by the name of the exhibit, which must be one of `exhibits`."""
+    return choose(look_up("exhibit", exhibit), runs)
+
+
+def paper_iterations(layout: Layout) -> int:
+    """The iterations of the paper's recipe for the nets of a figure."""
+    return catalogue.paper_recipe(FAMILIES[layout["datasets"][0]]).recipe.iterations
+
+
+def first_of(groups: Groups) -> Run:
+    """Any of the runs drawn, for what they share."""
+    return next(iter(groups.values())).first
+
+
+def _shows(panel: Mapping[str, Any], run: Run) -> bool:
+    """Whether a panel shows the run's net."""
+    depth = run.spec["depth"]
+    return bool(run.spec["plain"] == panel["plain"] and depth in panel.get("depths", [depth]))
+
+
+def _seed_names(runs: Iterable[Run]) -> list[str]:
+    return [f"{run.name} seed {run.seed}" for run in runs]
+
+
+def mean_curve(group: SeedGroup, depth: int, plain: bool, kind: str) -> Curve | None:
+    """Mean error over seeds at each iteration that all have sampled; None if there is none."""
+    import numpy as np
+
+    split = "train" if kind == "train" else group.first.headline_split
+    runs = group.runs if split == "train" else group.of_one_set(split)
+    sampled = [run.top1_errors(split) for run in runs]
+    common = sorted(set.intersection(*map(set, sampled)))
+    if not common:
+        return None
+    errors = np.array([[one[at] for one in sampled] for at in common])
+    std = tuple(errors.std(axis=1, ddof=1).tolist()) if len(runs) > 1 else None
+    return Curve(depth, plain, kind, tuple(map(float, common)), tuple(errors.mean(axis=1).tolist()), std)
+
+
+def _paper_curves(exhibit: str, layout: Layout, scale: float) -> dict[str, list[Curve]]:
+    """The paper's curves by panel, on a schedule that is longer than its own by a factor."""
+    frame = paper_curves(exhibit)
+    kinds = layout.get("paper", {}).get("kinds", {})
+    found: dict[str, list[Curve]] = {}
+    for panel in layout["panels"]:
+        for depth, kind in itertools.product(panel.get("depths", ()), panel["kinds"]):
+            rows = frame[
+                (frame["panel"] == panel["name"])
+                & (frame["series"] == net_label(depth, panel["plain"]))
+                & (frame["kind"] == kinds.get(kind))
+            ].sort_values("x")
+            if not rows.empty:
+                x = tuple(scale * (float(value) * 10_000) for value in rows["x"])
+                curve = Curve(depth, panel["plain"], kind, x, tuple(rows["value"]), paper=True)
+                found.setdefault(panel["name"], []).append(curve)
+    return found
+
+
+def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:
+    """The set of the bold lines, and what the legend says of them; `run` is any of those drawn, if any."""
+    name = layout["paper"]["held_out"] if run is None else SET_NAMES[run.headline_split]
+    size = run.env["data"]["images"].get(run.headline_split) if run and name != "test" else None
+    images = layout.get("view", f"{size:,} held-out training images" if size else "")
+    return name, f"{name} error ({images})" if images else f"{name} error"
+
+
+def footnote(
+    layout: Layout, groups: Groups, theirs: Collection[str], notes: Iterable[str]
+) -> tuple[str, ...]:
+    """What a reader must know beside the curves; `theirs` are the nets of which the paper's are drawn."""
+    if not groups:
+        accuracy = layout["paper"]["accuracy"]
+        return (f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours.",)
+    departures = departures_told(groups)
+    told = [lead(layout, groups), _data(groups, departures), departures, TRAINING_ERROR, spell_rule(notes)]
+    return tuple(filter(None, [*told, _whose(layout, groups, theirs) if theirs else ""]))
+
+
+def spell_rule(notes: Iterable[str]) -> str:
+    """By which rule the runs were chosen, where others are not drawn."""
+    return f"Of several protocols one is drawn: {RULE}." if any(n.startswith(ANOTHER) for n in notes) else ""
+
+
+def lead(layout: Layout, groups: Groups) -> str:
+    """Length of the runs, number of seeds and split, in one sentence."""
+    first = first_of(groups)
+    ours, full = iterations_of(first), paper_iterations(layout)
+    length = f"{ours:,} iterations" if ours == full else f"{ours:,} of the paper's {full:,} iterations"
+    counts = {label: len(group.runs) for label, group in groups.items()}
+    usual = min(counts.values())
+    more = [f"{label}: {count}" for label, count in counts.items() if count != usual]
+    seeds = f"{usual} seed{'s' if usual > 1 else ''} per net" + (f" ({', '.join(more)})" if more else "")
+    split = ", 45k/5k split" if first.spec["recipe"].get("split") == "45k5k" else ""
+    prefix = "Shortened: " if first.status == "shortened" else ""
+    return f"{prefix}{length}, {seeds}{split}."
+
+
+def _data(groups: Groups, said: str = "") -> str:
+    """What the images were, where ImageNet's nets were trained on others and it was not said already."""
+    run = first_of(groups)
+    about = about_images(run.classes, run.env["data"]["images"], [said]) if run.family == "imagenet" else []
+    return f"Data: {about[0]}." if about else ""
+
+
+def departures_told(groups: Groups) -> str:
+    """How the runs depart from the paper; where not all nets do, which."""
+    told: dict[str, list[str]] = {}
+    for label, group in groups.items():
+        for sentence in group.caveats([{"set": group.first.headline_split}], as_trained=True):
+            told.setdefault(sentence, []).append(label)
+    parts = [
+        sentence if len(labels) == len(groups) else f"{sentence} ({', '.join(labels)})"
+        for sentence, labels in told.items()
+        if " iterations instead of " not in sentence  # said in the lead
+    ]
+    return f"Departures from the paper: {'; '.join(parts)}." if parts else ""
+
+
+def _whose(layout: Layout, groups: Groups, theirs: Collection[str]) -> str:
+    """Which lines are the paper's, and how they differ from ours."""
+    first = first_of(groups)
+    lines = "Pale lines" if layout["training"] == "thin" else "Thin lines"
+    told = f"{lines}{'' if set(theirs) <= groups.keys() else ' and names in italics'}: the paper's curves"
+    if _data(groups):
+        told += f" of ImageNet's {IMAGENET_CLASSES:,} classes"
+    if iterations_of(first) != paper_iterations(layout):
+        told += ", x scaled to this schedule"
+    ours, paper = held_out_names(layout, first)[0], layout["paper"]["held_out"]
+    return told + ("." if ours == paper else f"; theirs are {paper} errors where ours are {ours} errors.")
