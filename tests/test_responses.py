@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from resrepro.errors import RecordError
 from resrepro.records import read_run
-from resrepro.records.collection import collect
+from resrepro.records.collection import collect, publish
 from resrepro.records.evaluations import MOST_BYTES, read_responses, write_responses
-from resrepro.records.publishing import publish
 from resrepro.records.reading import describe_curve
 from resrepro.records.storage import sealed
 
