@@ -21,8 +21,10 @@ from resrepro.records.reading import (
     SPEC,
     Curve,
     check_run,
+    naming,
     read_curve,
     read_json,
+    require,
 )
 from resrepro.spec.catalogue import find
 from resrepro.spec.experiment import digest_of
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 FINISHED = ("complete", "shortened")
 CIFAR10_TEST = 10_000  # images of its whole test set
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 RUN_NAME = re.compile(r"\w[\w+=.,-]*", re.ASCII)  # a folder is made of it when a record is published
 
@@ -236,18 +237,17 @@ def read_run(folder: Path) -> Run:
         RecordError: if a file is missing or broken; the file is named.
     """
     head, env, result = (read_json(folder / name) for name in (SPEC, ENV, RESULT))
-    try:
-        spec, seed = head["spec"], head["seed"]
+    with naming(folder / SPEC):
+        spec = head["spec"]
         wanted = {"experiment", "dataset", "depth", "plain", "shortcut", "recipe"}
-        if head["digest"] != digest_of(spec) or not spec.keys() >= wanted:
-            raise RecordError(f"{folder / SPEC} is broken: its digest does not match its content.")
-        if not isinstance(head["name"], str) or not RUN_NAME.fullmatch(head["name"]):
-            raise RecordError(f"{folder / SPEC} is broken: its name is none of a run.")
-        run = Run(folder, head["name"], int(seed), spec, env, result)
-        check_run(run)
+        matches = head["digest"] == digest_of(spec) and spec.keys() >= wanted
+        require(matches, "its digest does not match its content")
+        is_name = isinstance(head["name"], str) and RUN_NAME.fullmatch(head["name"])
+        require(bool(is_name), "its name is none of a run")
+        run = Run(folder, head["name"], int(head["seed"]), spec, env, result)
+    check_run(run)
+    with naming(folder / ENV):
         _ = run.seed_group
-    except MALFORMED as error:
-        raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
     _ = run.curve
     evaluations, broken = read_all(folder / EVALS, evaluation_from)
     responses = None
@@ -276,7 +276,6 @@ def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Me
     Raises:
         RecordError: if it is missing or broken.
     """
-    try:
-        return parse(read_json(path))
-    except MALFORMED as error:
-        raise RecordError(f"{path} is broken: {type(error).__name__} {error}.") from None
+    content = read_json(path)
+    with naming(path):
+        return parse(content)
