@@ -6,10 +6,11 @@ Nothing here imports torch.
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records.evaluations import Ensemble, Evaluation, Responses, evaluation_from, read_responses
@@ -29,9 +30,6 @@ from resrepro.records.reading import (
 from resrepro.spec.catalogue import find
 from resrepro.spec.experiment import digest_of
 from resrepro.spec.recipe import FAMILIES, spell
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FINISHED = ("complete", "shortened")
 CIFAR10_TEST = 10_000  # images of its whole test set
@@ -79,10 +77,9 @@ class Run:
     @cached_property
     def exact(self) -> bool:
         """Whether the run's specification is the catalogue experiment's, unchanged."""
-        try:
+        with suppress(UsageError):  # an experiment that this version does not know
             return self.digest == find(self.experiment).spec().digest
-        except UsageError:  # an experiment that this version does not know
-            return False
+        return False
 
     @property
     def paper_exact(self) -> bool:
@@ -125,9 +122,7 @@ class Run:
 
     @property
     def headline_split(self) -> str:
-        """The set that the headline error was measured on: "test", or "val" under the 45k/5k split and
-        for folders of images.
-        """
+        """The set of the headline error: "test", or "val" under the 45k/5k split and for photographs."""
         return str(self.result["headline"])
 
     @property
@@ -152,12 +147,10 @@ class Run:
         Only those count that are of this run's last iteration, on the data that it names, and with the
         BN statistics of its recipe. An untrained or partly trained net has none.
         """
-        same_set = (
-            found
-            for found in self._own_evaluations(protocol)
-            if part in found.errors and found.data.same_set(part, self.env["data"])
-        )
-        return next(same_set, None)
+        for found in self._own_evaluations(protocol):
+            if part in found.errors and found.data.same_set(part, self.env["data"]):
+                return found
+        return None
 
     def _own_evaluations(self, protocol: str) -> list[Evaluation]:
         """Those of the trained net under a test protocol, with the BN statistics of its recipe."""
@@ -221,13 +214,6 @@ class Run:
         """The sampled top-1 errors of a set by iteration, in percent."""
         columns = (self.curve[name] for name in ("iteration", "split", "top1_err"))
         return {at: error for at, part, error in zip(*columns, strict=True) if part == split}
-
-    @property
-    def metrics(self) -> "pd.DataFrame":
-        """metrics.csv as a frame with columns METRICS_COLUMNS."""
-        import pandas as pd
-
-        return pd.DataFrame(self.curve)
 
 
 def read_run(folder: Path) -> Run:
