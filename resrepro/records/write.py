@@ -194,7 +194,8 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
     try:
         if fresh and folder.exists():
             aside = set_aside(folder)
-        if not has_checkpoint(folder) and _has_rows(folder / METRICS):
+        curve = folder / METRICS
+        if not has_checkpoint(folder) and curve.exists() and curve.stat().st_size > len(HEADER):
             aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
         make_folder(folder)
     except OSError as error:
@@ -206,13 +207,6 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
     if recorded is not None and digest_of(recorded.get("spec", {})) != spec.digest:
         raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
     return RunWriter(folder, aside)
-
-
-def _has_rows(metrics: Path) -> bool:
-    try:
-        return read_bytes(metrics, MOST_BYTES).count(b"\n") > 1
-    except RecordError:
-        return metrics.exists()
 
 
 def set_aside(folder: Path) -> Path:
