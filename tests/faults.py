@@ -142,7 +142,8 @@ class Lab:
         for run in found.runs:
             done = run.result["iteration"]
             known = [row for row in self.truth if int(row["iteration"]) <= done]
-            assert rows_of_frame(run.metrics) == [(int(r["iteration"]), float(r["loss"])) for r in known]
+            rows = list(zip(run.curve["iteration"], run.curve["loss"], strict=True))
+            assert rows == [(int(row["iteration"]), float(row["loss"])) for row in known]
             last = {r["split"]: float(r["top1_err"]) for r in known[-2:]}
             assert {split: run.last(split) for split in run.result["last"]} == last
             assert done == ITERATIONS or not run.finished
@@ -169,11 +170,6 @@ class Lab:
         assert not tidy or not list(folder.glob(".*.part"))
         (run,) = collect([self.runs]).runs
         assert run.finished
-
-
-def rows_of_frame(frame: Any) -> list[tuple[int, float]]:
-    """Iteration and loss of each row."""
-    return [(int(row.iteration), float(row.loss)) for row in frame.itertuples()]
 
 
 def _damage(folder: Path) -> None:

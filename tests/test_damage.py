@@ -79,7 +79,7 @@ def seen(collection: Collection) -> dict[str, Any]:
     return {
         run.name: (
             json.dumps([run.spec, run.env, run.result], sort_keys=True),
-            run.metrics.to_csv(),
+            repr(run.curve),
             sorted((found.protocol, str(found.errors), found.iteration) for found in run.evaluations),
             run.responses,
         )

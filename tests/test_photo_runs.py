@@ -17,8 +17,7 @@ from resrepro.evaluation.responses import measure_responses
 from resrepro.evaluation.sources import ThirdPartyCheckpoint
 from resrepro.nets import build_net
 from resrepro.records import read_run
-from resrepro.records.collection import collect
-from resrepro.records.publishing import publish, publish_ensemble
+from resrepro.records.collection import collect, publish, publish_ensemble
 from resrepro.training.session import train
 
 SETTINGS = {"iterations": 3, "batch_size": 8, "image_size": 32, "lr": 0.01}

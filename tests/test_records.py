@@ -43,7 +43,7 @@ def test_the_best_sample_and_the_last_iteration_are_kept_apart(tmp_path: Path, m
 
 def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path, make_run: MakeRun) -> None:
     folder = make_run(tmp_path, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
-    frame = read_run(folder).metrics
+    frame = pd.DataFrame(read_run(folder).curve)
     assert tuple(frame.columns) == METRICS_COLUMNS
     assert frame["iteration"].tolist() == [32_000, 32_000, 64_000, 64_000]
     assert frame["split"].tolist() == ["train", "test"] * 2
@@ -62,7 +62,7 @@ def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path, make_run:
     assert collection.broken == ()
     (run,) = collection.runs
     assert (run.status, run.finished, run.best, run.last("test")) == ("partial", False, None, None)
-    assert len(run.metrics) == 0
+    assert run.curve["iteration"] == []
 
 
 def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
@@ -289,10 +289,10 @@ def test_a_broken_metrics_file_is_named_and_the_good_runs_are_still_used(
 
 def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path, make_run: MakeRun) -> None:
     folder = make_run(tmp_path)
-    before = read_run(folder).metrics
+    before = read_run(folder).curve
     with (folder / "metrics.csv").open("ab") as file:
         file.write(b"99000,2.56,train,1.2,4")  # a run that is going on, or was killed
-    pd.testing.assert_frame_equal(read_run(folder).metrics, before)
+    assert read_run(folder).curve == before
     content = (folder / "metrics.csv").read_bytes()
     (folder / "metrics.csv").write_bytes(content.replace(b"train", b"trian", 1))
     with pytest.raises(RecordError, match=r"metrics\.csv is broken: it does not match the checksum"):
@@ -355,7 +355,7 @@ def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path, make_run:
             content.pop(key, None)
         (folder / f"{name}.json").write_text(json.dumps(content | {"format": 1}))
     assert read_run(folder).last("test") == 10
-    assert len(read_run(folder).metrics) > 0
+    assert read_run(folder).curve["iteration"]
 
 
 @pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])

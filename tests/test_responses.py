@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from resrepro.errors import RecordError
 from resrepro.records import read_run
-from resrepro.records.collection import collect
-from resrepro.records.evaluations import MOST_BYTES, read_responses, write_responses
-from resrepro.records.publishing import publish
+from resrepro.records.collection import collect, publish
+from resrepro.records.evaluations import MOST_RESPONSES, read_responses, write_responses
 from resrepro.records.reading import describe_curve
 from resrepro.records.storage import sealed
 
@@ -95,14 +94,14 @@ def forge(
         (lambda text: text.replace("0.25", "nan", 1), "no number from 0 on"),
         (lambda text: text.replace("0.25", "inf", 1), "no number from 0 on"),
         (lambda text: text.replace("0.25", "-1", 1), "no number from 0 on"),
-        (lambda text: text.replace("0.25", "1_0", 1), "no number from 0 on"),
-        (lambda text: text.replace("0.25", "9" * 101, 1), "does not hold one layer"),
-        (lambda text: text.replace("0.25", "0.25,0.25", 1), "does not hold one layer"),
+        (lambda text: text.replace("0.25", "1_0", 1), "'1_0' is no number"),
+        (lambda text: text.replace("0.25", "9" * 101, 1), "more than 100 characters"),
+        (lambda text: text.replace("0.25", "0.25,0.25", 1), "6 values instead of 5"),
         (lambda text: text.replace("stages", "\x1b[31m", 1), "no name of one"),
         (lambda text: text.replace("stages", "=cmd|", 1), "no name of one"),
         (lambda text: text.replace("std", "sd", 1), "its columns are not"),
-        (lambda text: text[:-1], "a row is cut off"),
-        (lambda text: "\n".join(text.split("\n")[:1]) + "\n", "does not hold one layer"),
+        (lambda text: text[:-1], "last row is cut off"),
+        (lambda text: "\n".join(text.split("\n")[:1]) + "\n", "not measured on the trained net"),
         (lambda text: "", "its columns are not"),
     ],
 )
@@ -119,11 +118,11 @@ def test_rows_that_are_none_are_refused_however_well_sealed(
 @pytest.mark.parametrize(
     ("head", "told"),
     [
-        ({"set": "all"}, "what was measured"),
-        ({"bn_stats": None}, "what was measured"),
-        ({"images": -1}, "how much was measured"),
-        ({"seed": "0"}, "how much was measured"),
-        ({"images": True}, "how much was measured"),
+        ({"set": "all"}, "none of train, val or test"),
+        ({"bn_stats": None}, "bn_stats is no text"),
+        ({"images": -1}, "images is no count"),
+        ({"seed": "0"}, "seed is no count"),
+        ({"images": True}, "images is no count"),
         ({"bn_stats": "\x1b[2J"}, "control characters"),
         ({"format": 99}, "format 99"),
     ],
@@ -147,7 +146,7 @@ def test_a_file_of_something_else_is_refused(run: Path, content: bytes) -> None:
 
 def test_a_file_that_is_too_large_is_not_read(run: Path) -> None:
     with (run / "responses.csv").open("wb") as file:
-        file.truncate(MOST_BYTES + 1)
+        file.truncate(MOST_RESPONSES + 1)
     with pytest.raises(RecordError, match="cannot be read"):
         read_responses(run)
 

@@ -21,10 +21,10 @@ from resrepro.spec.recipe import (
     DATASETS,
     CifarRecipe,
     ImageNetRecipe,
+    ordered_settings,
     parse,
     recipe_from_json,
     scaled,
-    settings_of,
     spell,
 )
 
@@ -183,14 +183,14 @@ def test_whole_floats_are_spelled_without_a_point() -> None:
 
 def test_every_setting_of_every_recipe_survives_being_spelled_and_parsed() -> None:
     for named in catalogue.recipes().values():
-        for key in settings_of(named.recipe):
+        for key in ordered_settings(named.recipe):
             value = getattr(named.recipe, key)
             assert parse(key, spell(value)) == value
             assert type(parse(key, spell(value))) is type(value)
 
 
 def test_both_families_share_settings_and_have_some_of_their_own() -> None:
-    cifar, imagenet = set(settings_of(CifarRecipe)), set(settings_of(ImageNetRecipe))
+    cifar, imagenet = set(ordered_settings(CifarRecipe)), set(ordered_settings(ImageNetRecipe))
     assert cifar - imagenet == {"split", "pad", "pad_order", "pad_value"}
     assert imagenet - cifar == {
         "lr_policy", "plateau_patience", "plateau_gain", "image_size", "scale", "colour", "colour_std",
@@ -258,7 +258,7 @@ def test_the_records_of_this_repository_keep_their_digests() -> None:
         spec = Spec(**values | {"recipe": recipe_from_json(values["recipe"])})
         assert spec.digest == record["digest"], path
         experiment = catalogue.find(spec.experiment)
-        changed = {key: getattr(spec.recipe, key) for key in settings_of(spec.recipe)}
+        changed = {key: getattr(spec.recipe, key) for key in ordered_settings(spec.recipe)}
         again = catalogue.derive(experiment, spec.shortcut, **changed)
         assert (again.digest, again.name) == (record["digest"], record["name"])
 
@@ -289,7 +289,7 @@ def test_the_digest_depends_on_every_setting_and_on_the_net_but_not_on_key_order
     spec = experiment.spec()
     other = {int: 7, float: 0.123, bool: None, str: "other", tuple: (1, 2)}
     digests = {spec.digest}
-    settings = settings_of(spec.recipe)
+    settings = ordered_settings(spec.recipe)
     for key in settings:
         value = getattr(spec.recipe, key)
         changed = not value if isinstance(value, bool) else other[type(value)]

@@ -179,7 +179,7 @@ def test_evaluations_and_responses_are_checked_too(make_run: Callable[..., Path]
     path = folder / "responses.csv"
     path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26", 1))
     assert [line.removeprefix("broken: ") for line in check(folder)] == [
-        "evals/multi_scale.json is broken: ValueError the top1_err is no percentage.",
+        "evals/multi_scale.json is broken: the top1_err is no percentage.",
         "responses.csv is broken: its rows do not match their checksum.",
         "evals holds an evaluation of another run.",
     ]

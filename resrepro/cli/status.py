@@ -85,8 +85,8 @@ def status(
 
 def _check(paths: Sequence[Path]) -> None:
     """One line for each record that is whole, one for each thing that is broken; exits with 1 if any is."""
+    from resrepro.records.collection import Identity, verify
     from resrepro.records.storage import shown
-    from resrepro.records.verify import Identity, verify
 
     def read_checkpoint(path: Path) -> Identity:
         from resrepro.evaluation.sources import read_net  # imports torch

@@ -287,8 +287,8 @@ def publish(
     """Copy finished records to a folder that one commits, of full-length runs with their weights."""
     from resrepro.evaluation.weights import write_weights
     from resrepro.records import read_run
-    from resrepro.records.publishing import publish as publish_run
-    from resrepro.records.publishing import publish_ensemble
+    from resrepro.records.collection import publish as publish_run
+    from resrepro.records.collection import publish_ensemble
 
     runs = [read_run(record) for record in records if not record.is_file()]
     copies = [publish_run(run, results) for run in runs]

@@ -3,18 +3,19 @@
 Photographs, which do not fit in memory, are in `folder` and `photos`; `feeds` gives a run either kind.
 """
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from resrepro.errors import DataError, UsageError
+from resrepro.errors import DataError, RecordError, UsageError
+from resrepro.records.storage import Sink, make_folder, replacing
 
 DATA_VARIABLE = "RESREPRO_DATA"
 DEFAULT_FOLDER = Path("data")
@@ -190,14 +191,9 @@ def _existing(named: str | Path, folder: str | Path | None, layout: str) -> Path
     return Path(named)
 
 
-def write_cache(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_cache(path: Path, write: Callable[[Sink], object]) -> None:
     """Write a file of the user's cache, all of it or nothing; where it fails, the next run makes it anew."""
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                write(file)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+    with suppress(OSError, RecordError):
+        make_folder(path.parent)
+        with replacing(path) as file:
+            write(file)

@@ -100,10 +100,6 @@ def _download(folder: Path) -> None:
         ) from None
 
 
-def _official_md5(name: str) -> str:
-    return OFFICIAL_MD5[name]
-
-
 def _bytes_of(path: Path, most: int) -> bytes:
     try:
         return read_plain(path, most)

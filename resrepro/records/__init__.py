@@ -6,10 +6,11 @@ Nothing here imports torch.
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records.evaluations import Ensemble, Evaluation, Responses, evaluation_from, read_responses
@@ -21,19 +22,17 @@ from resrepro.records.reading import (
     SPEC,
     Curve,
     check_run,
+    naming,
     read_curve,
     read_json,
+    require,
 )
 from resrepro.spec.catalogue import find
 from resrepro.spec.experiment import digest_of
 from resrepro.spec.recipe import FAMILIES, spell
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 FINISHED = ("complete", "shortened")
 CIFAR10_TEST = 10_000  # images of its whole test set
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 RUN_NAME = re.compile(r"\w[\w+=.,-]*", re.ASCII)  # a folder is made of it when a record is published
 
@@ -78,10 +77,9 @@ class Run:
     @cached_property
     def exact(self) -> bool:
         """Whether the run's specification is the catalogue experiment's, unchanged."""
-        try:
+        with suppress(UsageError):  # an experiment that this version does not know
             return self.digest == find(self.experiment).spec().digest
-        except UsageError:  # an experiment that this version does not know
-            return False
+        return False
 
     @property
     def paper_exact(self) -> bool:
@@ -124,9 +122,7 @@ class Run:
 
     @property
     def headline_split(self) -> str:
-        """The set that the headline error was measured on: "test", or "val" under the 45k/5k split and
-        for folders of images.
-        """
+        """The set of the headline error: "test", or "val" under the 45k/5k split and for photographs."""
         return str(self.result["headline"])
 
     @property
@@ -151,12 +147,10 @@ class Run:
         Only those count that are of this run's last iteration, on the data that it names, and with the
         BN statistics of its recipe. An untrained or partly trained net has none.
         """
-        same_set = (
-            found
-            for found in self._own_evaluations(protocol)
-            if part in found.errors and found.data.same_set(part, self.env["data"])
-        )
-        return next(same_set, None)
+        for found in self._own_evaluations(protocol):
+            if part in found.errors and found.data.same_set(part, self.env["data"]):
+                return found
+        return None
 
     def _own_evaluations(self, protocol: str) -> list[Evaluation]:
         """Those of the trained net under a test protocol, with the BN statistics of its recipe."""
@@ -221,13 +215,6 @@ class Run:
         columns = (self.curve[name] for name in ("iteration", "split", "top1_err"))
         return {at: error for at, part, error in zip(*columns, strict=True) if part == split}
 
-    @property
-    def metrics(self) -> "pd.DataFrame":
-        """metrics.csv as a frame with columns METRICS_COLUMNS."""
-        import pandas as pd
-
-        return pd.DataFrame(self.curve)
-
 
 def read_run(folder: Path) -> Run:
     """The record in one run folder, with evaluations and responses; what of these is broken is in `broken`.
@@ -236,18 +223,17 @@ def read_run(folder: Path) -> Run:
         RecordError: if a file is missing or broken; the file is named.
     """
     head, env, result = (read_json(folder / name) for name in (SPEC, ENV, RESULT))
-    try:
-        spec, seed = head["spec"], head["seed"]
+    with naming(folder / SPEC):
+        spec = head["spec"]
         wanted = {"experiment", "dataset", "depth", "plain", "shortcut", "recipe"}
-        if head["digest"] != digest_of(spec) or not spec.keys() >= wanted:
-            raise RecordError(f"{folder / SPEC} is broken: its digest does not match its content.")
-        if not isinstance(head["name"], str) or not RUN_NAME.fullmatch(head["name"]):
-            raise RecordError(f"{folder / SPEC} is broken: its name is none of a run.")
-        run = Run(folder, head["name"], int(seed), spec, env, result)
-        check_run(run)
+        matches = head["digest"] == digest_of(spec) and spec.keys() >= wanted
+        require(matches, "its digest does not match its content")
+        is_name = isinstance(head["name"], str) and RUN_NAME.fullmatch(head["name"])
+        require(bool(is_name), "its name is none of a run")
+        run = Run(folder, head["name"], int(head["seed"]), spec, env, result)
+    check_run(run)
+    with naming(folder / ENV):
         _ = run.seed_group
-    except MALFORMED as error:
-        raise RecordError(f"the record in {folder} is broken: {type(error).__name__} {error}.") from None
     _ = run.curve
     evaluations, broken = read_all(folder / EVALS, evaluation_from)
     responses = None
@@ -276,7 +262,6 @@ def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Me
     Raises:
         RecordError: if it is missing or broken.
     """
-    try:
-        return parse(read_json(path))
-    except MALFORMED as error:
-        raise RecordError(f"{path} is broken: {type(error).__name__} {error}.") from None
+    content = read_json(path)
+    with naming(path):
+        return parse(content)

@@ -1,21 +1,36 @@
-"""All runs below some folders: collected, filtered by settings, as a frame. Nothing here imports torch."""
+"""All runs below some folders: collected, filtered by settings, as a frame, published and verified.
+
+Nothing here imports torch; what reads a checkpoint is handed to `verify`.
+"""
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from resrepro.errors import RecordError, UsageError
-from resrepro.records import Run, read_all, read_run
-from resrepro.records.evaluations import Ensemble, ensemble_from
-from resrepro.records.reading import ENSEMBLES, SPEC
+from resrepro.errors import RecordError, ResreproError, UsageError
+from resrepro.records import Run, read_all, read_measured, read_run
+from resrepro.records.evaluations import Ensemble, Evaluation, ensemble_from, evaluation_from
+from resrepro.records.reading import (
+    CHECKPOINT,
+    ENSEMBLES,
+    EVALS,
+    PREVIOUS,
+    RECORD_FILES,
+    RESPONSES,
+    SPEC,
+    WEIGHTS,
+)
+from resrepro.records.storage import write_out
 from resrepro.spec.recipe import parse, spell
 
 if TYPE_CHECKING:
     import pandas as pd
 
+FOREIGN = "foreign"  # in a folder of runs: evaluations of other people's checkpoints
 DEFAULT_FOLDERS = ("runs",)  # one's own runs; published ones are named
 RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
 OTHER_SETTINGS = ("dataset", "depth", "plain", "shortcut", "experiment", "mode", "seed")  # not of a recipe
@@ -39,7 +54,7 @@ class Collection:
         """Where several folders are named, sentences on how many runs are of which and what is shadowed."""
         if len(self.folders) < 2:
             return ()
-        counts = Counter(run.folder.parent.parent for run in self.runs)
+        counts = Counter(run.folder.parents[1] for run in self.runs)
         told = " and ".join(f"{counts[top]:,} of {_folder_name(top)}" for top in self.folders)
         return (f"Runs read: {told}.", *self.shadowed)
 
@@ -52,7 +67,7 @@ class Collection:
         wanted = {
             key: text if key in OTHER_SETTINGS else spell(parse(key, text)) for key, text in settings.items()
         }
-        kept = tuple(run for run in self.runs if all(run.setting(key) == wanted[key] for key in wanted))
+        kept = tuple(run for run in self.runs if all(run.setting(k) == wanted[k] for k in wanted))
         if wanted and not kept:
             known = {key: sorted({run.setting(key) for run in self.runs}) for key in wanted}
             there = "; ".join(f"{key}: {', '.join(values)}" for key, values in known.items() if values)
@@ -76,16 +91,15 @@ def collect(folders: Iterable[Path]) -> Collection:
     Raises:
         RecordError: if something that is no folder was given.
     """
-    runs: dict[tuple[object, ...], Run] = {}
+    tops = list(folders)
+    copies: dict[tuple[object, ...], list[Run]] = {}
     ensembles: dict[str, Ensemble] = {}
     broken: list[str] = []
-    shadowed: dict[tuple[str, str], list[str]] = {}
-    tops = list(folders)
     for top in tops:
         if top.exists() and not top.is_dir():
             raise RecordError(f"{top} is a file, not a folder of runs.")
-        for folder in sorted(top.glob("*/seed*")):
-            if not RUN_FOLDER.fullmatch(folder.name) or not (folder / SPEC).exists():
+        for folder in _run_folders(top, "*/seed*"):
+            if not (folder / SPEC).exists():
                 continue
             try:
                 run = read_run(folder)
@@ -93,20 +107,22 @@ def collect(folders: Iterable[Path]) -> Collection:
                 broken.append(str(error))
                 continue
             broken += run.broken
-            key = (run.name, run.seed, *run.seed_group)
-            other = runs.setdefault(key, run)
-            if other is not run:
-                if run.finished and not other.finished:
-                    runs[key], run, other = run, other, run
-                tops_of = _folder_name(run.folder.parent.parent), _folder_name(other.folder.parent.parent)
-                shadowed.setdefault(tops_of, []).append(f"{run.name} seed {run.seed}")
+            copies.setdefault((run.name, run.seed, *run.seed_group), []).append(run)
         found, damaged = read_ensembles(top)
         broken += damaged
         for ensemble in found:
             ensembles.setdefault(ensemble.key, ensemble)
-    ordered = sorted(runs.values(), key=lambda run: (run.name, run.seed))
+    runs: list[Run] = []
+    shadowed: dict[tuple[str, str], list[str]] = {}
+    for same in copies.values():
+        run = next((run for run in same if run.finished), same[0])
+        runs.append(run)
+        for other in same:
+            if other is not run:
+                tops_of = _folder_name(other.folder.parents[1]), _folder_name(run.folder.parents[1])
+                shadowed.setdefault(tops_of, []).append(f"{run.name} seed {run.seed}")
     return Collection(
-        tuple(ordered),
+        tuple(sorted(runs, key=lambda run: (run.name, run.seed))),
         tuple(broken),
         tuple(ensembles[key] for key in sorted(ensembles)),
         tuple(tops),
@@ -115,6 +131,11 @@ def collect(folders: Iterable[Path]) -> Collection:
             for (top, by), names in shadowed.items()
         ),
     )
+
+
+def _run_folders(top: Path, pattern: str) -> list[Path]:
+    """The folders of runs at a place, without those set aside."""
+    return sorted(folder for folder in top.glob(pattern) if RUN_FOLDER.fullmatch(folder.name))
 
 
 def read_ensembles(top: Path) -> tuple[list[Ensemble], list[str]]:
@@ -129,7 +150,6 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     (the set measured on), top1_err, best_err, train_err (percent), seconds, departures, folder.
     A broken record gives a `UserWarning` and no row; a broken evaluation only the warning.
     """
-    import warnings
 
     import pandas as pd
 
@@ -150,3 +170,171 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
         for run in collection.runs
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=list(columns))
+
+
+# --- publishing ---
+
+
+def publish(run: Run, results: Path) -> Path:
+    """Copy a finished record, without its checkpoint, to `results/<name>/seed<k>/`; returns that folder.
+
+    Raises:
+        RecordError: if the run is unfinished, or another record lies there already.
+    """
+    if not run.finished:
+        raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
+    target = results / run.name / f"seed{run.seed}"
+    measured = [*run.folder.glob(RESPONSES), *sorted((run.folder / EVALS).glob("*.json"))]
+    sources = [*(run.folder / name for name in RECORD_FILES), *measured]
+    _copy({target / source.relative_to(run.folder): source.read_bytes() for source in sources})
+    return target
+
+
+def publish_ensemble(path: Path, results: Path) -> Path:
+    """Copy the record of an ensemble to `results/ensembles/`; returns the copy.
+
+    Raises:
+        RecordError: if it is broken, or another record lies there already.
+    """
+    read_measured(path, ensemble_from)
+    target = results / ENSEMBLES / path.name
+    _copy({target: path.read_bytes()})
+    return target
+
+
+def _copy(copies: Mapping[Path, bytes]) -> None:
+    """Write files that are not there yet.
+
+    Raises:
+        RecordError: if other content lies at one of the places; then nothing is written.
+    """
+    for path, content in copies.items():
+        if path.exists() and path.read_bytes() != content:
+            raise RecordError(
+                f"{path} holds another record already: move it away first, nothing is overwritten."
+            )
+    for path, content in copies.items():
+        write_out(path, content)
+
+
+# --- verifying ---
+
+
+class Identity(NamedTuple):
+    """Which run a checkpoint is of, and how many updates of it were made."""
+
+    digest: str
+    seed: int | None
+    iteration: int | None
+
+
+ReadCheckpoint = Callable[[Path], Identity]
+"""Loads a checkpoint and its net; raises a ResreproError if that cannot be done."""
+
+
+def verify(
+    paths: Sequence[Path], read_checkpoint: ReadCheckpoint
+) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
+    """Check runs, and the records of evaluations and ensembles, one after the other.
+
+    Args:
+        paths: folders of runs, of one run, or JSON files that `eval` wrote.
+        read_checkpoint: what loads a checkpoint.
+
+    Yields:
+        The run's folder or the file, what it holds in a few words (empty if it is broken), and a sentence on
+        each thing that is broken or missing.
+
+    Raises:
+        RecordError: if there is nothing to check at one of the places.
+    """
+    for place in dict.fromkeys(place for path in paths for place in _places_at(path)):
+        if place.is_dir():
+            summary, troubles = _check_run(place, read_checkpoint)
+            if troubles:  # a run that is being trained was perhaps written meanwhile
+                summary, troubles = _check_run(place, read_checkpoint)
+        else:
+            summary, troubles = _check_measured(place)
+        yield place, summary, tuple(troubles)
+
+
+def _places_at(path: Path) -> list[Path]:
+    """The run folders and files of evaluations at a place.
+
+    Raises:
+        RecordError: if there are none.
+    """
+    if path.is_file() and path.suffix == ".json" and path.name not in RECORD_FILES:
+        return [path]
+    if _is_run(path):
+        return [path]
+    folders = [*_run_folders(path, "*/seed*"), *_run_folders(path, "seed*")]
+    places = [folder for folder in folders if _is_run(folder)]
+    for folder in (ENSEMBLES, FOREIGN):
+        places += sorted((path / folder).glob("**/[!.]*.json"))
+    if not places:
+        raise RecordError(f"there is no record at {path}: name a run's folder, or a folder of runs.")
+    return places
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (*RECORD_FILES, CHECKPOINT, PREVIOUS))
+
+
+def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list[str]]:
+    """How far a run is, and what is wrong with it."""
+    # The checkpoints come first: of a run that goes on the record is then as new, or newer.
+    nets = {name: _identify(folder / name, read_checkpoint) for name in (CHECKPOINT, PREVIOUS, WEIGHTS)}
+    try:
+        run = read_run(folder)
+    except RecordError as error:
+        return "", [str(error), *(trouble for trouble in nets.values() if isinstance(trouble, str))]
+    troubles = list(run.broken)
+    if any(evaluation.digest != run.digest for evaluation in run.evaluations):
+        troubles.append(f"{folder / EVALS} holds an evaluation of another run.")
+    if run.status != "diverged":  # whose net need not be finite
+        troubles += _compare(run, nets)
+    done = f"{run.status}, {run.result['iteration']:,} of {run.result['iterations']:,} iterations"
+    return done if any(nets.values()) else f"{done}, no checkpoint", troubles
+
+
+def _identify(path: Path, read_checkpoint: ReadCheckpoint) -> Identity | str | None:
+    """Whose checkpoint it is, or what is wrong with it; None if there is none."""
+    if not path.exists() and not path.is_symlink():
+        return None
+    try:
+        return read_checkpoint(path)
+    except ResreproError as error:
+        return str(error)
+
+
+def _compare(run: Run, nets: dict[str, Identity | str | None]) -> Iterator[str]:
+    """What of checkpoints and published weights is broken, missing, of another run, or not of its end."""
+    newest = nets[CHECKPOINT]
+    if newest is None and (nets[PREVIOUS] is not None or not run.finished):
+        yield f"{run.folder / CHECKPOINT} is missing."
+    for name, identity in nets.items():
+        if isinstance(identity, str):
+            yield identity
+        elif identity is not None and (identity.digest, identity.seed) != (run.digest, run.seed):
+            yield f"{run.folder / name} is of another run than {SPEC}: specification or seed differs."
+    end = run.result["iteration"]
+    if run.finished and isinstance(newest, Identity) and newest.iteration != end:
+        yield f"{run.folder / CHECKPOINT} is of iteration {newest.iteration:,}, not of the last, {end:,}."
+
+
+def _check_measured(path: Path) -> tuple[str, list[str]]:
+    """What an evaluation or an ensemble is of, and what is wrong with it."""
+    try:
+        measured = read_measured(path, _measured_from)
+    except RecordError as error:
+        return "", [str(error)]
+    kind = "ensemble" if isinstance(measured, Ensemble) else "evaluation"
+    return f"{kind}, {measured.protocol} on {measured.data.name}", []
+
+
+def _measured_from(content: dict[str, object]) -> Evaluation | Ensemble:
+    nets = content.get("members", [content])
+    if not all("digest" in net for net in nets):  # type: ignore[attr-defined]
+        return evaluation_from({**content, "digest": "", "iteration": 0})  # of other people's checkpoints
+    return ensemble_from(content) if "members" in content else evaluation_from(content)

@@ -5,9 +5,8 @@ net, and a checksum; below it stands a plain table, one row per 3x3 layer. Nothi
 """
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +15,18 @@ from resrepro.errors import RecordError
 from resrepro.records.reading import (
     FORMAT,
     METRICS_MEASURED,
-    MOST_FIELD,
     RESPONSES,
     SPEC,
     SPLITS,
     describe_curve,
-    is_plain,
+    naming,
     parse_json,
     percentage,
+    plain,
     read_bytes,
     read_json,
+    read_table,
+    require,
 )
 from resrepro.records.storage import sealed, write_whole
 from resrepro.spec.architecture import parts_of
@@ -119,70 +120,55 @@ def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
         KeyError, TypeError, ValueError: if something is missing or is not what it should be.
     """
     members = tuple(_member(member) for member in content["members"])
-    if len(members) < 2:
-        raise ValueError("fewer than two members")
-    return Ensemble(
-        _text(content, "protocol"),
-        _text(content, "bn_stats"),
-        members,
-        *_data_and_errors(content),
-    )
+    require(len(members) > 1, "fewer than two members")
+    protocol, bn_stats = _text(content, "protocol"), _text(content, "bn_stats")
+    return Ensemble(protocol, bn_stats, members, *_data_and_errors(content))
 
 
 def _member(content: Mapping[str, Any]) -> Member:
     name, label, digest, status = (_text(content, key) for key in ("name", "label", "digest", "status"))
-    sentences = (*_sentences(content["departures"]), *_sentences(content["notices"]))
-    return Member(
-        name, label, _count(content, "seed"), digest, _count(content, "iteration"), status,
-        tuple(dict.fromkeys(sentences)),
-    )  # fmt: skip
+    sentences = dict.fromkeys(_sentences(content["departures"]) + _sentences(content["notices"]))
+    seed, iteration = _count(content, "seed"), _count(content, "iteration")
+    return Member(name, label, seed, digest, iteration, status, tuple(sentences))
 
 
 def _data_and_errors(content: Mapping[str, Any]) -> tuple[Data, dict[str, dict[str, float]]]:
-    data, errors = _data(content["data"]), _errors(content["errors"])
-    if not errors.keys() <= data.images.keys():
-        raise ValueError("it does not say how many images were measured")
+    about = content["data"]
+    data = Data(
+        _text(about, "name"),
+        {part: _count(about["images"], part) for part in about["images"]},
+        {part: _text(about["sha256"], part) for part in about["sha256"]},
+        _count(about, "classes") if "classes" in about else None,
+        _sentences(about.get("notices", [])),
+    )
+    errors = {
+        part: {metric: percentage(figures[metric], metric) for metric in METRICS_MEASURED}
+        for part, figures in content["errors"].items()
+    }
+    require(bool(errors), "no set was measured")
+    require(errors.keys() <= data.images.keys(), "it does not say how many images were measured")
     return data, errors
 
 
-def _data(content: Mapping[str, Any]) -> Data:
-    images = {str(part): _count(content["images"], part) for part in content["images"]}
-    checksums = {str(part): _text(content["sha256"], part) for part in content["sha256"]}
-    classes = _count(content, "classes") if "classes" in content else None
-    return Data(_text(content, "name"), images, checksums, classes, _sentences(content.get("notices", [])))
-
-
-def _errors(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    if not content:
-        raise ValueError("no set was measured")
-    return {
-        str(part): {metric: percentage(figures[metric], metric) for metric in METRICS_MEASURED}
-        for part, figures in content.items()
-    }
-
-
 def _text(content: Mapping[str, Any], key: str) -> str:
-    if not isinstance(content[key], str):
-        raise TypeError(f"{key} is no text")
+    require(isinstance(content[key], str), f"{key} is no text")
     return str(content[key])
 
 
 def _count(content: Mapping[str, Any], key: str) -> int:
-    if not isinstance(content[key], int) or content[key] < 0:
-        raise TypeError(f"{key} is no count")
+    require(type(content[key]) is int and content[key] >= 0, f"{key} is no count")
     return int(content[key])
 
 
-def _sentences(content: object) -> tuple[str, ...]:
-    if not isinstance(content, Sequence) or isinstance(content, str):
-        raise TypeError("no list of sentences")
-    if not all(isinstance(text, str) for text in content):
-        raise TypeError("no list of sentences")
+def _sentences(content: list[str]) -> tuple[str, ...]:
+    is_list = isinstance(content, list) and all(isinstance(text, str) for text in content)
+    require(is_list, "no list of sentences")
     return tuple(content)
 
 
 COLUMNS = ("index", "layer", "std", "gradient_norm_start", "gradient_norm_end")
-MOST_BYTES = 2**20  # the 1,201 rows of the deepest net of the paper have 80 KB
+MOST_RESPONSES = 2**20  # the 1,201 rows of the deepest net of the paper have 80 KB
+ABOUT = ("images", "batch", "bn_stats", "digest", "seed", "iteration")  # in the first line, as attributes
 LEAD = b"# "
 LAYER = re.compile(r"[a-z][a-z0-9.]*")  # a module's name, such as stages.0.1.conv2
 TOLD = {
@@ -238,18 +224,8 @@ def write_responses(folder: Path, responses: Responses) -> Path:
     for index, (layer, *figures) in enumerate(zip(responses.layers, *columns, strict=True), 1):
         lines.append(",".join([str(index), layer, *(f"{figure:.8g}" for figure in figures)]))
     rows = ("\n".join(lines) + "\n").encode()
-    head = {
-        "format": FORMAT,
-        **TOLD,
-        "set": responses.part,
-        "images": responses.images,
-        "batch": responses.batch,
-        "bn_stats": responses.bn_stats,
-        "digest": responses.digest,
-        "seed": responses.seed,
-        "iteration": responses.iteration,
-        "rows": describe_curve(rows),
-    }
+    about = {key: getattr(responses, key) for key in ABOUT}
+    head = {"format": FORMAT, **TOLD, "set": responses.part, **about, "rows": describe_curve(rows)}
     path = folder / RESPONSES
     write_whole(path, LEAD + json.dumps(sealed(head), allow_nan=False).encode() + b"\n" + rows)
     return path
@@ -265,67 +241,38 @@ def read_responses(folder: Path) -> Responses | None:
     path = folder / RESPONSES
     if not path.exists() and not path.is_symlink():
         return None
-    first, _, rows = read_bytes(path, MOST_BYTES).partition(b"\n")
-    if not first.startswith(LEAD):
-        raise RecordError(f"{path} is broken: its first line does not say what was measured.")
-    head = parse_json(path, first.removeprefix(LEAD))
-    if head.get("rows") != describe_curve(rows):
-        raise RecordError(f"{path} is broken: its rows do not match their checksum.")
-    responses = _responses_from(path, head, _columns(path, rows))
-    _check_run(path, responses, read_json(folder / SPEC))
+    first, _, rows = read_bytes(path, MOST_RESPONSES).partition(b"\n")
+    with naming(path):
+        require(first.startswith(LEAD), "its first line does not say what was measured")
+        head = parse_json(path, first.removeprefix(LEAD))
+        require(head.get("rows") == describe_curve(rows), "its rows do not match their checksum")
+        responses = _responses_from(head, rows)
+    found = responses.digest, responses.seed, responses.iteration, len(responses.layers)
+    content = read_json(folder / SPEC)
+    with naming(folder / SPEC):
+        spec = content["spec"]
+        layers = count_layers(spec["dataset"], spec["depth"])
+        expected = digest_of(spec), content["seed"], spec["recipe"]["iterations"], layers
+    if found != expected:
+        raise RecordError(
+            f"{path} was not measured on the trained net of this run: "
+            f"`resrepro eval {folder} --responses` measures it anew."
+        )
     return responses
 
 
-def _columns(path: Path, rows: bytes) -> list[tuple[str, ...]]:
-    header, *lines = rows.decode("ascii", "replace").split("\n")
-    if header != ",".join(COLUMNS) or not lines or lines.pop():
-        raise RecordError(f"{path} is broken: its columns are not {','.join(COLUMNS)}, or a row is cut off.")
-    table = [line.split(",") for line in lines]
-    if not table or any(len(row) != len(COLUMNS) or max(map(len, row)) > MOST_FIELD for row in table):
-        raise RecordError(f"{path} is broken: a row does not hold one layer.")
-    return list(zip(*table, strict=True))
-
-
-def _responses_from(path: Path, head: Mapping[str, Any], columns: Sequence[tuple[str, ...]]) -> Responses:
-    indices, layers, *figures = columns
-    if indices != tuple(str(index) for index in range(1, len(indices) + 1)):
-        raise RecordError(f"{path} is broken: its layers are not numbered from 1.")
-    if not all(LAYER.fullmatch(layer) for layer in layers):
-        raise RecordError(f"{path} is broken: a layer has no name of one.")
-    counts = {key: head.get(key) for key in ("images", "batch", "seed", "iteration")}
-    texts = {key: head.get(key) for key in ("bn_stats", "digest")}
-    if head.get("set") not in SPLITS or not all(isinstance(text, str) for text in texts.values()):
-        raise RecordError(f"{path} is broken: its first line does not say what was measured.")
-    if not all(type(count) is int and count >= 0 for count in counts.values()):
-        raise RecordError(f"{path} is broken: its first line does not say how much was measured.")
-    std, start, end = (tuple(_figure(path, text) for text in texts) for texts in figures)
-    return Responses(layers, std, start, end, part=head["set"], **counts, **texts)  # type: ignore[arg-type]
-
-
-def _figure(path: Path, text: str) -> float:
-    """A finite number from 0 on."""
-    try:
-        figure = float(text) if is_plain(text) else math.nan
-    except ValueError:
-        figure = math.nan
-    if not (math.isfinite(figure) and figure >= 0):
-        raise RecordError(f"{path} is broken: a value is no number from 0 on.")
-    return figure
-
-
-def _check_run(path: Path, responses: Responses, head: Mapping[str, Any]) -> None:
-    """Refuse what was measured on another net than the trained one of the run it lies beside."""
-    try:
-        spec = head["spec"]
-        expected = digest_of(spec), head["seed"], spec["recipe"]["iterations"]
-        layers = count_layers(spec["dataset"], spec["depth"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{path.parent / SPEC} is broken: {type(error).__name__} {error}.") from None
-    if (responses.digest, responses.seed, responses.iteration) != expected or len(responses.layers) != layers:
-        raise RecordError(
-            f"{path} was not measured on the trained net of this run: "
-            f"`resrepro eval {path.parent} --responses` measures it anew."
-        )
+def _responses_from(head: Mapping[str, Any], rows: bytes) -> Responses:
+    indices, layers, *figures = read_table(rows, COLUMNS)
+    numbered = indices == tuple(str(index) for index in range(1, len(indices) + 1))
+    require(numbered, "its layers are not numbered from 1")
+    require(all(LAYER.fullmatch(layer) for layer in layers), "a layer has no name of one")
+    require(head["set"] in SPLITS, "the set is none of train, val or test")
+    std, start, end = (tuple(float(plain(text)) for text in texts) for texts in figures)
+    finite = all(0 <= figure < float("inf") for figure in (*std, *start, *end))
+    require(finite, "a value is no number from 0 on")
+    images, batch, seed, iteration = (_count(head, key) for key in ("images", "batch", "seed", "iteration"))
+    bn_stats, digest = _text(head, "bn_stats"), _text(head, "digest")
+    return Responses(layers, std, start, end, head["set"], images, batch, bn_stats, digest, seed, iteration)
 
 
 def count_layers(dataset: str, depth: int) -> int:

@@ -17,10 +17,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from resrepro.errors import RecordError
+from resrepro.records.reading import MALFORMED
 from resrepro.records.storage import make_folder, read_plain
 
 PATIENCE = 0.2  # seconds for a holder that is just leaving
 MOST_BYTES = 4096  # of a note; ours are far shorter
+NOTED = ("pid", "host", "since", "job")
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,14 @@ class Holder:
     job: str = ""
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since} UTC" + f" (job {self.job})" * bool(
-            self.job
-        )
+        job = f" (job {self.job})" if self.job else ""
+        return f"process {self.pid} on {self.host} since {self.since} UTC{job}"
 
 
 def this_process() -> Holder:
     """This process, as a holder from now on."""
-    return Holder(
-        os.getpid(),
-        socket.gethostname(),
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
-        os.environ.get("SLURM_JOB_ID", ""),
-    )
+    since = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return Holder(os.getpid(), socket.gethostname(), since, os.environ.get("SLURM_JOB_ID", ""))
 
 
 class Lock:
@@ -60,11 +57,9 @@ class Lock:
 
     def acquire(self) -> bool:
         """Take the lock, unless another process has it."""
-        try:
+        with suppress(Timeout):
             self.file.acquire(timeout=PATIENCE)
-        except Timeout:
-            return False
-        return True
+        return self.file.is_locked
 
     def replace(self) -> bool:
         """Take a new lock in place of one that is held, by a process that is said to have ended."""
@@ -164,18 +159,16 @@ def holder_of(folder: Path) -> Holder | None:
     except ProcessLookupError:
         return None
     except PermissionError:
-        pass  # somebody else's, but there
+        return holder  # somebody else's, but there
     return holder
 
 
 def _read_note(path: Path) -> Holder | None:
     """The holder that a note names; None if it names none, being missing, torn or not ours."""
     try:
-        told = json.loads(read_plain(path, MOST_BYTES))
-        holder = Holder(told["pid"], told["host"], told["since"], told["job"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pid, *texts = (json.loads(read_plain(path, MOST_BYTES))[key] for key in NOTED)
+    except (OSError, *MALFORMED):
         return None
-    texts = (holder.host, holder.since, holder.job)
-    if type(holder.pid) is not int or not 0 < holder.pid < 2**31:
-        return None
-    return holder if all(isinstance(text, str) and text.isprintable() for text in texts) else None
+    known = type(pid) is int and 0 < pid < 2**31
+    known &= all(isinstance(text, str) and text.isprintable() for text in texts)
+    return Holder(pid, *texts) if known else None

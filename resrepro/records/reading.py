@@ -5,9 +5,9 @@ Nothing here imports torch.
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,34 @@ MOST_JSON_BYTES = 16 * 2**20
 MOST_FIELD = 100  # characters of a value in metrics.csv
 SPLITS = ("train", "val", "test")
 METRICS_MEASURED = ("top1_err", "top5_err")
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 STATUSES = ("complete", "shortened", "partial", "diverged")
 Curve = dict[str, list[Any]]  # columns of metrics.csv by name
 # Control and format characters, which could steer a terminal or turn a text around.
 CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn whatever a reader trips over into one sentence on the file.
+
+    Raises:
+        RecordError: in place of an error that is MALFORMED.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise RecordError(f"{path} is broken: {error}.") from None
+    except MALFORMED as error:
+        raise RecordError(f"{path} is broken: {type(error).__name__} {error}.") from None
+
+
+def require(holds: bool, complaint: str) -> None:
+    """Refuse a file of which something does not hold, with a ValueError."""
+    if not holds:
+        raise ValueError(complaint)
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -73,31 +95,24 @@ def parse_json(path: Path, text: bytes) -> dict[str, Any]:
     Raises:
         RecordError: as `read_json`.
     """
-    try:
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise RecordError(f"{path} is broken: it is not valid JSON.") from None
-    if not isinstance(content, dict):
-        raise RecordError(f"{path} is broken: it holds no JSON object.")
-    _check_seal(path, content)
-    if any(CONTROL.search(text) for text in _texts(content)):
-        raise RecordError(f"{path} is broken: it holds control characters.")
-    content.pop(SEAL, None)
-    return content
+    with naming(path):
+        try:
+            content = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            raise ValueError("it is not valid JSON") from None
+        require(isinstance(content, dict), "it holds no JSON object")
+        form = content.get("format", 1)
+        if not isinstance(form, int) or form > FORMAT:
+            raise RecordError(f"{path} is of format {form!r:.20}, which this version cannot read.")
+        seal = content.pop(SEAL, None)
+        require(seal is not None or form != FORMAT, "its checksum is missing")
+        require(seal is None or seal == seal_of(content), "its checksum does not match its content")
+        require(not any(CONTROL.search(text) for text in _texts(content)), "it holds control characters")
+    return content  # type: ignore[no-any-return]
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
-
-
-def _check_seal(path: Path, content: Mapping[str, Any]) -> None:
-    form = content.get("format", 1)
-    if not isinstance(form, int) or form > FORMAT:
-        raise RecordError(f"{path} is of format {form!r:.20}, which this version cannot read.")
-    if SEAL in content and content[SEAL] != seal_of(content):
-        raise RecordError(f"{path} is broken: its checksum does not match its content.")
-    if form == FORMAT and SEAL not in content:
-        raise RecordError(f"{path} is broken: its checksum is missing.")
 
 
 def _texts(content: object) -> Iterator[str]:
@@ -118,63 +133,46 @@ def describe_curve(rows: bytes) -> dict[str, Any]:
     return {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
 
 
-def read_rows(path: Path, vouched: Mapping[str, Any] | None) -> bytes:
-    """The part of metrics.csv that counts: what was there when result.json was written.
-
-    A run that is going on, or was killed, may have written more.
-
-    Raises:
-        RecordError: if the file is missing or not the one that result.json tells of.
-    """
-    rows = read_bytes(path, MOST_BYTES)
-    if vouched is None:  # of format 1
-        return rows
-    if not isinstance(vouched.get("bytes"), int) or describe_curve(rows[: vouched["bytes"]]) != vouched:
-        raise RecordError(f"{path} is broken: it does not match the checksum in {RESULT}.")
-    return rows[: vouched["bytes"]]
-
-
 def read_curve(path: Path, vouched: Mapping[str, Any] | None = None) -> Curve:
     """The columns of metrics.csv, checked; `vouched` is what result.json says of it.
 
+    Only what was there when result.json was written counts: a run that is going on, or was killed, may
+    have written more.
+
     Raises:
-        RecordError: if the columns differ, a value is no number or an error is no percentage.
+        RecordError: if the file is not the one that result.json tells of, the columns differ, a value is no
+            number or an error is no percentage.
     """
-    rows = read_rows(path, vouched)
-    header, *lines = rows.decode("ascii", "replace").split("\n")
-    if header.rstrip("\r") != ",".join(METRICS_COLUMNS):
-        raise RecordError(f"{path} is broken: its columns are not {','.join(METRICS_COLUMNS)}.")
-    if not lines or lines.pop():
-        raise RecordError(f"{path} is broken: its last row is cut off.")
-    values = [line.split(",") for line in lines]
-    for row in values:
-        if max(map(len, row)) > MOST_FIELD:
-            raise RecordError(f"{path} is broken: a value has more than {MOST_FIELD} characters.")
-        if len(row) != len(METRICS_COLUMNS) or row[2] not in SPLITS:
-            raise RecordError(f"{path} is broken: a row is no whole one of train, val or test.")
-    texts = dict(zip(METRICS_COLUMNS, zip(*values, strict=True), strict=True)) if values else {}
-    try:
-        curve: Curve = {name: _numbers(name, texts.get(name, ())) for name in METRICS_COLUMNS}
-    except ValueError:
-        raise RecordError(f"{path} is broken: a value is not a number.") from None
-    if not all(0 <= error <= 100 for name in ("top1_err", "top5_err") for error in curve[name]):
-        raise RecordError(f"{path} is broken: an error lies outside 0 to 100 percent.")
+    rows = read_bytes(path, MOST_BYTES)
+    with naming(path):
+        if vouched is not None:  # as by every result but those of format 1
+            rows = rows[: vouched["bytes"]]
+            require(describe_curve(rows) == vouched, f"it does not match the checksum in {RESULT}")
+        texts = dict(zip(METRICS_COLUMNS, read_table(rows, METRICS_COLUMNS), strict=True))
+        require(set(texts["split"]) <= {*SPLITS}, "a row is none of train, val or test")
+        kinds: dict[str, Callable[[str], Any]] = {"iteration": int, "split": str}
+        curve = {name: [kinds.get(name, float)(plain(t)) for t in texts[name]] for name in METRICS_COLUMNS}
+        errors = (error for name in METRICS_MEASURED for error in curve[name])
+        require(all(0 <= error <= 100 for error in errors), "an error lies outside 0 to 100 percent")
     return curve
 
 
-def _numbers(name: str, texts: Iterable[str]) -> list[Any]:
-    if name == "split":
-        return list(texts)
-    if name == "iteration":
-        return [int(text) for text in texts if is_plain(text)]
-    return [float(text) for text in texts if is_plain(text)]
+def read_table(rows: bytes, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """The columns of a CSV file of ours, as texts (ValueError if it is none)."""
+    header, *lines = rows.decode("ascii", "replace").split("\n")
+    require(header == ",".join(columns), f"its columns are not {','.join(columns)}")
+    require(bool(lines) and not lines.pop(), "its last row is cut off")
+    table = [line.split(",") for line in lines]
+    for row in table:
+        require(max(map(len, row)) <= MOST_FIELD, f"a value has more than {MOST_FIELD} characters")
+        require(len(row) == len(columns), f"a row has {len(row)} values instead of {len(columns)}")
+    return list(zip(*table, strict=True)) if table else [()] * len(columns)
 
 
-def is_plain(text: str) -> bool:
-    """Whether a text is a number as we write it (ValueError if not): Python would take `1_0` and ` 5` too."""
-    if "_" in text or text.strip() != text:
-        raise ValueError(text)
-    return True
+def plain(text: str) -> str:
+    """A number as we write it (ValueError if it is none): Python would take `1_0` and ` 5` too."""
+    require("_" not in text and text.strip() == text, f"{text!r} is no number")
+    return text
 
 
 def check_run(run: "Run") -> None:
@@ -182,74 +180,56 @@ def check_run(run: "Run") -> None:
 
     Raises:
         RecordError: if something is missing or of the wrong type; the file is named.
-        KeyError, TypeError, AttributeError: likewise, for the caller to put into words.
     """
-    _check_spec(run.folder / SPEC, run.spec)
-    _check_env(run)
-    _check_result(run)
+    with naming(run.folder / SPEC):
+        _check_spec(run.spec)
+    with naming(run.folder / RESULT):
+        _check_result(run, run.result)
+    with naming(run.folder / ENV):
+        images = run.env["data"]["images"]
+        require(_is_count(images.get(run.headline_split)), "it does not say how many images were measured")
+        require(_is_count(images.get("train")), "it does not say how many images were trained on")
+        known = run.family != "imagenet" or isinstance(run.classes, int)
+        require(known, "it does not say how many classes there were")
 
 
-def _check_spec(where: Path, spec: Mapping[str, Any]) -> None:
-    if spec["dataset"] not in FAMILIES:
-        raise RecordError(f"{where} is broken: no dataset {spec['dataset']!r:.40}.")
-    if type(spec["depth"]) is not int or type(spec["plain"]) is not bool:
-        raise RecordError(f"{where} is broken: its depth or kind is none of a net.")
-    if not isinstance(spec["recipe"], dict):
-        raise RecordError(f"{where} is broken: its recipe is no list of settings by name.")
+def _check_spec(spec: Mapping[str, Any]) -> None:
+    recipe = spec["recipe"]
+    require(spec["dataset"] in FAMILIES, f"no dataset {spec['dataset']!r:.40}")
+    is_net = type(spec["depth"]) is int and type(spec["plain"]) is bool
+    require(is_net, "its depth or kind is none of a net")
+    require(isinstance(recipe, dict), "its recipe is no list of settings by name")
     for key in ("iterations", "batch_size"):
-        if not _is_count(spec["recipe"][key]):
-            raise RecordError(f"{where} is broken: its {key} are no whole number from 1 on.")
+        require(_is_count(recipe[key]), f"its {key} are no whole number from 1 on")
 
 
-def _check_env(run: "Run") -> None:
-    where, images = run.folder / ENV, run.env["data"]["images"]
-    if not _is_count(images.get(run.headline_split)):
-        raise RecordError(f"{where} is broken: it does not say how many images were measured.")
-    if not _is_count(images.get("train")):
-        raise RecordError(f"{where} is broken: it does not say how many images were trained on.")
-    if run.family == "imagenet" and not isinstance(run.classes, int):
-        raise RecordError(f"{where} is broken: it does not say how many classes there were.")
+def _check_result(run: "Run", result: Mapping[str, Any]) -> None:
+    stated = result.get("digest", run.digest), result.get("seed", run.seed)
+    require(stated == (run.digest, run.seed), "it is the result of another run")
+    vouches = result.get("format") != FORMAT or isinstance(result.get("metrics"), dict)
+    require(vouches, f"it does not vouch for {METRICS}")
+    require(run.status in STATUSES, f"no status {run.status!r}")
+    for key in ("departures", "notices"):
+        texts = result[key]
+        sentences = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        require(sentences, f"{key} is no list of sentences")
+    for key, kind in (("iteration", int), ("iterations", int), ("seconds", int | float)):
+        require(isinstance(result[key], kind), f"{key} is no number")
+    if run.best is not None:
+        percentage(run.best, "best error")
+    for split, figures in result["last"].items():
+        for metric in METRICS_MEASURED:
+            percentage(figures[metric], f"{split} {metric}")
+    headline = run.last(run.headline_split)
+    require(not run.finished or headline is not None, "a finished run without a headline error")
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _check_result(run: "Run") -> None:
-    where = run.folder / RESULT
-    stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
-    if stated != (run.digest, run.seed):
-        raise RecordError(f"{where} is broken: it is the result of another run.")
-    if run.result.get("format") == FORMAT and not isinstance(run.result.get("metrics"), dict):
-        raise RecordError(f"{where} is broken: it does not vouch for {METRICS}.")
-    if run.status not in STATUSES:
-        raise RecordError(f"{where} is broken: no status {run.status!r}.")
-    for key in ("departures", "notices"):
-        if not isinstance(run.result[key], list) or not all(
-            isinstance(text, str) for text in run.result[key]
-        ):
-            raise RecordError(f"{where} is broken: {key} is no list of sentences.")
-    for key, kind in (("iteration", int), ("iterations", int), ("seconds", int | float)):
-        if not isinstance(run.result[key], kind):
-            raise RecordError(f"{where} is broken: {key} is no number.")
-    if run.best is not None and not 0 <= run.best <= 100:
-        raise RecordError(f"{where} is broken: the best error is no percentage.")
-    for split, figures in run.result["last"].items():
-        for metric in METRICS_MEASURED:
-            try:
-                percentage(figures[metric], f"{split} {metric}")
-            except ValueError as error:
-                raise RecordError(f"{where} is broken: {error}.") from None
-    if run.finished and run.last(run.headline_split) is None:
-        raise RecordError(f"{where} is broken: a finished run without a headline error.")
-
-
 def percentage(value: object, what: str) -> float:
-    """A number of percent.
-
-    Raises:
-        ValueError: if it is not one between 0 and 100.
-    """
-    if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 100):
+    """A number of percent (ValueError if it is not one between 0 and 100)."""
+    if not (isinstance(value, int | float) and 0 <= value <= 100):
         raise ValueError(f"the {what} is no percentage")
     return float(value)

@@ -199,7 +199,7 @@ def write_out(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, content: bytes, size: int) -> None:
-    """Append to a file of `size` bytes and force it to
+    """Append to a file of `size` bytes and force it to disk.
 
     Raises:
         RecordError: if the file has another size, or the disk refuses; the file is then as long as before,

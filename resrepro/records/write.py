@@ -11,21 +11,23 @@ import csv
 import datetime
 import importlib.metadata
 import io
+import itertools
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records.evaluations import MOST_BYTES
 from resrepro.records.reading import (
     CHECKPOINT,
     ENV,
     FORMAT,
     METRICS,
     METRICS_COLUMNS,
+    MOST_BYTES,
     PREVIOUS,
     RESULT,
     SPEC,
@@ -34,7 +36,6 @@ from resrepro.records.reading import (
     read_json,
 )
 from resrepro.records.storage import (
-    PART,
     append,
     cut_back,
     make_folder,
@@ -47,10 +48,6 @@ from resrepro.spec.experiment import Spec, digest_of
 
 LATER = "later_sessions"
 HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
-
-
-def unchecked() -> None:
-    """Take it for granted that nobody else writes the record."""
 
 
 class RunWriter:
@@ -69,7 +66,7 @@ class RunWriter:
         self.aside = aside
         self.env: dict[str, Any] = {}
         self.curve = HEADER
-        self.still_ours: Callable[[], None] = unchecked
+        self.still_ours: Callable[[], None] = lambda: None
         self._of: dict[str, Any] = {}  # what binds the result to its run
 
     @property
@@ -80,7 +77,7 @@ class RunWriter:
     def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
         """Write what is known before the first iteration."""
         self.env, self.curve = dict(env), HEADER
-        self._bind(spec, seed)
+        self._of = {"digest": spec.digest, "seed": seed}
         write_json(self.folder / SPEC, describe_spec(spec, seed))
         write_json(self.folder / ENV, self.env)
         write_whole(self.folder / METRICS, self.curve)
@@ -94,7 +91,7 @@ class RunWriter:
             RecordError: if the disk refuses.
         """
         self.env, self.curve = dict(env), curve
-        self._bind(spec, seed)
+        self._of = {"digest": spec.digest, "seed": seed}
         self.result(result)  # first: it must never vouch for rows that are cut off
         restored = []
         recorded = _whole(self.folder / ENV)
@@ -120,9 +117,6 @@ class RunWriter:
         if len(rows) > len(self.curve):
             cut_back(path, len(self.curve))
         return []
-
-    def _bind(self, spec: Spec, seed: int) -> None:
-        self._of = {"digest": spec.digest, "seed": seed}
 
     def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
         """Note in env.json that another session, perhaps elsewhere, went on from `iteration`."""
@@ -150,18 +144,6 @@ class RunWriter:
 class Onlooker(RunWriter):
     """The record as a further process of the run sees it: the first one writes, this one does not."""
 
-    def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
-        """Leave it to the first process."""
-
-    def go_on(
-        self, spec: Spec, seed: int, env: Mapping[str, Any], curve: bytes, result: Mapping[str, Any]
-    ) -> list[str]:
-        """Leave it to the first process."""
-        return []
-
-    def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
-        """Leave it to the first process."""
-
     def append(self, rows: Iterable[Sequence[object]]) -> None:
         """Leave it to the first process."""
 
@@ -178,10 +160,9 @@ def describe_spec(spec: Spec, seed: int) -> dict[str, Any]:
 
 def _whole(path: Path) -> dict[str, Any] | None:
     """A JSON record, None if it is missing or broken."""
-    try:
+    with suppress(RecordError):
         return read_json(path)
-    except RecordError:
-        return None
+    return None
 
 
 def _first_start(env: Mapping[str, Any]) -> str:
@@ -213,41 +194,25 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
     try:
         if fresh and folder.exists():
             aside = set_aside(folder)
-        if not has_checkpoint(folder) and _has_rows(folder / METRICS):
+        curve = folder / METRICS
+        if not has_checkpoint(folder) and curve.exists() and curve.stat().st_size > len(HEADER):
             aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
         make_folder(folder)
-        probe = folder / f".probe.{os.getpid()}{PART}"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise RecordError(
             f"cannot write to the runs folder {runs}: {error.strerror}. Choose another with --runs."
         ) from None
     sweep(folder)
-    _check_same_spec(folder, spec)
-    return RunWriter(folder, aside)
-
-
-def _check_same_spec(folder: Path, spec: Spec) -> None:
     recorded = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint
     if recorded is not None and digest_of(recorded.get("spec", {})) != spec.digest:
         raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
-
-
-def _has_rows(metrics: Path) -> bool:
-    try:
-        return read_bytes(metrics, MOST_BYTES).count(b"\n") > 1
-    except RecordError:
-        return metrics.exists()
+    return RunWriter(folder, aside)
 
 
 def set_aside(folder: Path) -> Path:
     """Rename a run folder so that nothing reads it any more, and nothing is lost."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.aside{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    return aside
+    names = (folder.with_name(f"{folder.name}.aside{number}") for number in itertools.count(1))
+    return folder.rename(next(name for name in names if not name.exists()))
 
 
 PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
@@ -304,20 +269,17 @@ def source_commit() -> tuple[str | None, bool | None]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def cpu_model() -> str:
     """The model name of the processor, as far as the system tells it."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 

@@ -5,6 +5,7 @@ how often it is repeated (Table 1; Section 4.2). VGG-19, which Figure 3 sets bes
 train, is counted from its list of layers in `paper/vgg19.toml`.
 """
 
+import itertools
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -211,12 +212,8 @@ def parts_of(dataset: str, depth: int, plain: bool = False, shortcut: str | None
         size //= stride
         first = _block(layout, option, channels, width, stride, size)
         others = _block(layout, option, out, width, 1, size)
-        if first == others:
-            yield Part(name, count, *first)
-        else:
-            yield Part(name, 1, *first)
-            if count > 1:
-                yield Part(name, count - 1, *others)
+        for block, same in itertools.groupby([first] + [others] * (count - 1)):
+            yield Part(name, len(list(same)), *block)
         channels = out
     yield _single("avg pool", Layer("avg pool", size, channels, channels, 1, 1))
     yield _single("fc", Layer("fc", 1, channels, CLASSES[FAMILIES[dataset]], 1, 1))

@@ -33,7 +33,6 @@ from resrepro.spec.recipe import (
     ordered_settings,
     read_toml,
     setting_from,
-    settings_of,
     spell,
 )
 
@@ -107,12 +106,9 @@ def paper_recipe(family: str) -> NamedRecipe:
 @cache
 def experiments() -> Mapping[str, Experiment]:
     """All experiments of the catalogue by name, in its order."""
-    return {
-        name: Experiment(
-            name, **entry | {"seeds": tuple(entry["seeds"]), "exhibits": tuple(entry["exhibits"])}
-        )
-        for name, entry in read_toml("experiments.toml")["experiments"].items()
-    }
+    entries = read_toml("experiments.toml")["experiments"].items()
+    lists = ("seeds", "exhibits")
+    return {name: Experiment(name, **entry | {k: tuple(entry[k]) for k in lists}) for name, entry in entries}
 
 
 @dataclass(frozen=True)
@@ -173,19 +169,14 @@ def find(name: str) -> Experiment:
     if name in experiments():
         return experiments()[name]
     parts = re.fullmatch(r"([a-z0-9]+)-(plain|resnet)([0-9]+)(?:-([abc]))?", name)
-    if parts is None or parts[1] not in DATASETS or (parts[2] == "plain" and parts[4]):
-        raise _unknown(name)
-    experiment = experiment_for(parts[1], int(parts[3]), parts[2] == "plain", parts[4])
-    if experiment.name != name:  # an option that has no experiment of its own
-        raise _unknown(name)
-    return experiment
-
-
-def _unknown(name: str) -> UsageError:
-    """Says so, with the experiment that may be meant: of a run, what its name begins with."""
+    if parts and parts[1] in DATASETS and not (parts[2] == "plain" and parts[4]):
+        experiment = experiment_for(parts[1], int(parts[3]), parts[2] == "plain", parts[4])
+        if experiment.name == name:  # else an option that has no experiment of its own
+            return experiment
+    # Of a run, the name begins with its experiment's.
     alike = difflib.get_close_matches(name.partition("+")[0], experiments(), n=1, cutoff=0.8)
     hint = f"did you mean {alike[0]}? " if alike else ""
-    return UsageError(f"no experiment {name!r}: {hint}`resrepro list` shows them all.")
+    raise UsageError(f"no experiment {name!r}: {hint}`resrepro list` shows them all.")
 
 
 def twin_on_folder(name: str) -> str:
@@ -240,9 +231,7 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
     _check_together(recipe, base.dataset)
     own = base.shortcut or default_shortcut(base.dataset, base.depth)
     option = check_shortcut(base.plain, shortcut, own)
-    changes: list[tuple[str, Value]] = []
-    if option != base.shortcut and option is not None:
-        changes.append(("shortcut", option))
+    changes: list[tuple[str, Value]] = [("shortcut", option)] if option and option != base.shortcut else []
     for key in ordered_settings(recipe):
         reference = rescaled if key in FOLLOW else base.recipe
         if getattr(recipe, key) != getattr(reference, key):
@@ -252,14 +241,12 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
 
 def _checked(experiment: Experiment, settings: Mapping[str, Value | None]) -> dict[str, Value]:
     """The settings that are given, whole numbers as floats where the recipe has floats."""
-    given: dict[str, Value] = {}
-    for key, value in settings.items():
-        if value is None:
-            continue
-        if key in SETTING_TYPES and key not in settings_of(RECIPES[experiment.family]):
+    given = {key: value for key, value in settings.items() if value is not None}
+    for key, value in given.items():
+        if key in SETTING_TYPES and key not in ordered_settings(RECIPES[experiment.family]):
             raise UsageError(f"{key} is no setting of {experiment.name}: leave it out.")
-        whole = SETTING_TYPES.get(key) is float and type(value) is int
-        given[key] = float(value) if whole else value  # type: ignore[arg-type]
+        if SETTING_TYPES.get(key) is float and type(value) is int:
+            given[key] = float(value)
         check_setting(key, given[key])
     return given
 

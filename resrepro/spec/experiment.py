@@ -57,11 +57,6 @@ class Spec:
         usual = self.shortcut == default_shortcut(self.dataset, self.depth)
         return net_label(self.depth, self.plain, None if usual else self.shortcut)
 
-    @property
-    def exact(self) -> bool:
-        """Whether this is the catalogue experiment with nothing changed."""
-        return not self.changes
-
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values; `digest` is computed from exactly this."""
         return {
@@ -145,10 +140,8 @@ def command_for(spec: Spec, seed: int = 0) -> str:
     if spec.dataset != "cifar10":
         words += ["--dataset", spec.dataset]
     words += ["--depth", str(spec.depth)] + (["--plain"] if spec.plain else [])
-    if "shortcut" not in dict(spec.changes) and spec.shortcut not in (
-        None,
-        default_shortcut(spec.dataset, spec.depth),
-    ):
+    usual = None if spec.plain else default_shortcut(spec.dataset, spec.depth)
+    if spec.shortcut != usual and "shortcut" not in dict(spec.changes):
         words += ["--shortcut", str(spec.shortcut)]
     for key, value in spec.changes:
         if key == "stride_3x3" and value:

@@ -120,11 +120,6 @@ def read_toml(name: str) -> dict[str, Any]:
     return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
-def settings_of(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
-    """The names of a recipe's settings."""
-    return tuple(field.name for field in fields(recipe))
-
-
 @cache
 def setting_rules() -> Mapping[str, Mapping[str, Any]]:
     """For each setting what it means and what values it takes, in the order in which names list them."""
@@ -135,8 +130,8 @@ def setting_rules() -> Mapping[str, Mapping[str, Any]]:
 
 
 def ordered_settings(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
-    """The settings of a recipe in the order of settings.toml."""
-    own = settings_of(recipe)
+    """The names of a recipe's settings, in the order of settings.toml."""
+    own = {field.name for field in fields(recipe)}
     return tuple(key for key in setting_rules() if key in own)
 
 
@@ -231,16 +226,14 @@ def check_setting(key: str, value: Value) -> None:
         raise UsageError(f"{key} must be of type {kind.__name__}, not {value!r}.")
     if "choices" in rule and value not in rule["choices"]:
         raise UsageError(f"{key} is one of {', '.join(rule['choices'])}, not {value!r}.")
-    if kind in (int, float):
-        _check_range(key, value, rule)  # type: ignore[arg-type]
-
-
-def _check_range(key: str, value: float, rule: Mapping[str, float]) -> None:
+    if kind not in (int, float):
+        return
+    number: Any = value
     for broken, bound in (
-        (not math.isfinite(value), "finite"),
-        (value < rule.get("min", -math.inf), f"at least {rule.get('min')}"),
-        (value <= rule.get("above", -math.inf), f"above {rule.get('above', 0):g}"),
-        (value > rule.get("max", math.inf), f"at most {rule.get('max', 0):g}"),
+        (not math.isfinite(number), "finite"),
+        (number < rule.get("min", -math.inf), f"at least {rule.get('min')}"),
+        (number <= rule.get("above", -math.inf), f"above {rule.get('above', 0):g}"),
+        (number > rule.get("max", math.inf), f"at most {rule.get('max', 0):g}"),
     ):
         if broken:
             raise UsageError(f"{key} must be {bound}, not {spell(value)}.")

@@ -9,9 +9,9 @@ from typing import Any
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
-from resrepro.records import MALFORMED, read_run
+from resrepro.records import read_run
 from resrepro.records.locking import Lock, locked
-from resrepro.records.reading import ENV, RESULT, SPEC, read_json
+from resrepro.records.reading import ENV, MALFORMED, RESULT, SPEC, read_json
 from resrepro.records.write import (
     Onlooker,
     RunWriter,
