@@ -50,6 +50,10 @@ LATER = "later_sessions"
 HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
 
 
+def unchecked() -> None:
+    """Nobody else is about; a function, so that a writer can be sent to the other processes of a run."""
+
+
 class RunWriter:
     """The record of one run while it is being made.
 
@@ -66,7 +70,7 @@ class RunWriter:
         self.aside = aside
         self.env: dict[str, Any] = {}
         self.curve = HEADER
-        self.still_ours: Callable[[], None] = lambda: None
+        self.still_ours: Callable[[], None] = unchecked
         self._of: dict[str, Any] = {}  # what binds the result to its run
 
     @property
