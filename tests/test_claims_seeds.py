@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from conftest import write_eval, write_run
+from conftest import write_eval, write_run, write_test_eval
 
 from resrepro.claims import claims, find_claim
 from resrepro.claims.judging import judge, table, verdict_on
@@ -320,3 +320,20 @@ def test_no_verdict_has_a_number_that_is_none(tmp_path):
     for found in judge(runs_in(tmp_path)):
         assert not any(word in found.why + found.ours for word in ("nan", "inf "))
     assert math.isinf(find_claim(5).tests[2].region[0])
+
+
+# --- on which test images --------------------------------------------------------------------------------
+
+
+def test_an_error_on_a_part_of_the_test_set_waits_for_the_whole(tmp_path):
+    for experiment, errors in (("cifar10-plain56", (13.1, 13.3)), ("cifar10-plain20", (9.6, 9.8))):
+        write(tmp_path, experiment, [[(64_000, error / 3, error)] for error in errors], test_images=1000)
+    found = verdict(1, tmp_path)
+    assert found.verdict == UNDECIDED
+    assert "not measured yet of plain-56" in found.why
+    assert "resrepro eval runs/cifar10-plain20/seed0 runs/cifar10-plain20/seed1 --data DIR" in found.commands
+    for folder in sorted(tmp_path.glob("*/seed*")):
+        write_test_eval(folder, 13.2 if "plain56" in folder.parent.name else 9.7)
+    found = verdict(1, tmp_path)
+    assert found.verdict == HELD
+    assert "test error: plain-56 13.20±0.00 (2), plain-20 9.70±0.00 (2)" in found.ours

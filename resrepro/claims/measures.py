@@ -215,7 +215,7 @@ MEASURES: Mapping[str, Measure] = {
         "test error",
         lambda run: run.last(run.headline_split),
         ("test_err_mean", "test_err", "test_err_mean_last5"),
-        unit="%", resolution=_one_held_out,
+        unit="%", resolution=_one_held_out, command=eval_command,  # of runs with a part of the test set
     ),
     "ten_crop_top1": _evaluated("10-crop error", "ten_crop", "top1_err"),
     "multi_scale_top5": _evaluated("multi-scale top-5 error", "multi_scale", "top5_err"),
