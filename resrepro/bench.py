@@ -29,8 +29,7 @@ from torchvision import transforms
 from resrepro.data import Images
 from resrepro.errors import ResreproError, UsageError
 from resrepro.records.write import describe_environment
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import net_label
+from resrepro.spec import catalogue, net_label
 from resrepro.training.engine import (
     EAGER,
     best_engine,

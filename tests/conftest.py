@@ -122,8 +122,7 @@ def write_run(
     photographs by protocol.
     """
     from resrepro.records.write import RunWriter
-    from resrepro.spec import catalogue
-    from resrepro.spec.experiment import command_for
+    from resrepro.spec import catalogue, command_for
 
     spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
     recipe = spec.recipe
@@ -281,7 +280,7 @@ def write_ensemble(
 ) -> Path:
     """Write a made-up ensemble of made-up runs below the runs folder `runs`; returns the file."""
     from resrepro.records import read_run
-    from resrepro.spec.experiment import net_label
+    from resrepro.spec import net_label
 
     members = [read_run(folder) for folder in folders]
     content = {

@@ -125,7 +125,7 @@ def test_the_cifar_nets_are_6n_plus_2_layers_of_the_paper():
     for name, net in architectures().items():
         if name.startswith("cifar10"):
             n = (net.layers - 2) // 6
-            stages = [(stage.blocks, stage.width, stage.channels, stage.size) for stage in net.stages]
+            stages = [(stage.times, stage.width, stage.channels, stage.size) for stage in net.stages]
             assert stages == [(n, 16, 16, 32), (n, 32, 32, 16), (n, 64, 64, 8)]
             full = 9 * 16 * 16 * 32 * 32  # a stage's convolution; its first one has half the inputs
             assert net.multiply_adds == 9 * 3 * 16 * 32 * 32 + full * (6 * n - 2) + full + 640

@@ -8,8 +8,7 @@ from functools import cache
 import pytest
 
 from resrepro.errors import UsageError
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import Spec, command_for
+from resrepro.spec import Spec, catalogue, command_for
 from resrepro.spec.recipe import RECIPES, ordered_settings, parse
 
 NAMES = list(catalogue.experiments())

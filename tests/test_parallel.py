@@ -22,9 +22,8 @@ from resrepro.data.photos import PhotoViews, Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import running_statistics
-from resrepro.spec import catalogue
+from resrepro.spec import Spec, catalogue
 from resrepro.spec.catalogue import protocol_for
-from resrepro.spec.experiment import Spec
 from resrepro.spec.recipe import Recipe
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import (

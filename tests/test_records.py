@@ -18,8 +18,7 @@ from resrepro.records.collection import Collection, collect, load_runs
 from resrepro.records.reading import METRICS_COLUMNS, describe_curve, read_curve, read_json
 from resrepro.records.storage import write_json
 from resrepro.records.write import HEADER, RunWriter, open_run, set_aside, without_paths
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import digest_of
+from resrepro.spec import catalogue, digest_of
 
 MakeRun = Callable[..., Path]
 

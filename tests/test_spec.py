@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from resrepro.errors import UsageError
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import (
+from resrepro.spec import (
     MAX_NAME,
     Spec,
+    catalogue,
     check_depth,
     check_shortcut,
     default_shortcut,

@@ -31,8 +31,7 @@ from resrepro.evaluation.weights import (
 from resrepro.nets import Net, build_net
 from resrepro.records import Run, read_run
 from resrepro.records.reading import WEIGHTS
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import Spec
+from resrepro.spec import Spec, catalogue
 
 # --- other people's --------------------------------------------------------------------------------
 

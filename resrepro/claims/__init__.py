@@ -15,8 +15,7 @@ from resrepro.comparison.groups import STAND_INS, WARM_UP, Protocol, with_seeds
 from resrepro.errors import UsageError
 from resrepro.paper import published
 from resrepro.records import Run
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import Spec, command_for
+from resrepro.spec import Spec, catalogue, command_for
 from resrepro.spec.recipe import FAMILIES, Value
 
 Source = tuple[str, str, str]  # exhibit, row and metric of published.csv

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from resrepro.cli import DeviceOption, ThreadsOption, app, option
 from resrepro.errors import UsageError
-from resrepro.spec.experiment import check_depth, net_label
+from resrepro.spec import check_depth, net_label
 from resrepro.training.processes import world_size
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from resrepro.cli import (
     option,
 )
 from resrepro.errors import RecordError, UsageError
-from resrepro.spec.experiment import check_shortcut
+from resrepro.spec import check_shortcut
 from resrepro.training.processes import is_first
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from resrepro.training.processes import world_size
 if TYPE_CHECKING:
     from resrepro.launch import Exhibit, Measurement, Plan, Step
     from resrepro.records.collection import Collection
-    from resrepro.spec.experiment import Spec
+    from resrepro.spec import Spec
     from resrepro.spec.recipe import Value
 
 DEMO = ("digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56")

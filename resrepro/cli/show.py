@@ -14,8 +14,7 @@ from rich.text import Text
 from resrepro.cli import FiguresOption, TablesOption, WithExhibits, app, option, parse_pairs
 from resrepro.errors import UsageError
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import command_for
+from resrepro.spec import catalogue, command_for
 from resrepro.spec.recipe import NamedRecipe, Setting, setting_rules, spell
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from resrepro.cli import (
     precision_of_fast,
 )
 from resrepro.errors import DataError, Diverged, UsageError
-from resrepro.spec.experiment import Spec, check_shortcut, in_folder
+from resrepro.spec import Spec, check_shortcut, in_folder
 from resrepro.spec.recipe import FAMILIES
 from resrepro.training.processes import is_first, world_size
 

@@ -21,8 +21,8 @@ from rich.text import Text
 from resrepro.errors import Interrupted, ResreproError, UsageError
 from resrepro.launch.local import PAUSE, Event, Job, Outcome, RunPool
 from resrepro.records import read_run
+from resrepro.spec import default_shortcut, in_folder, net_label
 from resrepro.spec.catalogue import Experiment, find
-from resrepro.spec.experiment import default_shortcut, in_folder, net_label
 from resrepro.training.progress import Pace, Sample, Watcher, clock, errors_line, sample_line
 
 if TYPE_CHECKING:

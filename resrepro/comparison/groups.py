@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from resrepro.records import Run
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, command_for
+from resrepro.spec import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, catalogue, command_for
 from resrepro.spec.recipe import Value, recipe_from_json, spell
 
 RULE = (

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from resrepro.records import Run
 from resrepro.records.storage import write_out
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import command_for
+from resrepro.spec import catalogue, command_for
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,9 +16,8 @@ from resrepro.comparison.table import DASH, Notes, Row, Table, train_command
 from resrepro.paper import published
 from resrepro.records import FINISHED, Run
 from resrepro.records.evaluations import Ensemble, Member
-from resrepro.spec import catalogue
-from resrepro.spec.architecture import Architecture, Layer, Stage, architectures
-from resrepro.spec.experiment import IMAGENET_DEPTHS
+from resrepro.spec import IMAGENET_DEPTHS, catalogue
+from resrepro.spec.architecture import Architecture, Layer, Part, architectures
 from resrepro.spec.recipe import FAMILIES
 
 TITLE = "Table 1. Architectures for ImageNet"
@@ -91,13 +90,13 @@ def _layer_rows(nets: Sequence[Architecture]) -> Iterator[Row]:
             lines.insert(0, tuple(f"{pool.kernel}x{pool.kernel} max /{pool.stride}" for pool in pools))
         yield Row((stage.name, _side(stage), *lines[0]))
         yield from (Row(("", "", *line)) for line in lines[1:])
-        yield Row(("", "blocks", *(f"x {net.stages[number].blocks}" for net in nets)))
+        yield Row(("", "blocks", *(f"x {net.stages[number].times}" for net in nets)))
     fc = [net.layer("fc") for net in nets]
     yield Row(("fc", _side(fc[0]), *("avg pool" for _ in fc)))
     yield Row(("", "", *(f"{layer.channels}-d fc" for layer in fc)))
 
 
-def _side(part: Layer | Stage) -> str:
+def _side(part: Layer | Part) -> str:
     return f"{part.size}x{part.size}"
 
 
@@ -136,7 +135,7 @@ def _net_record(heading: str, net: Architecture) -> dict[str, object]:
         f"{key}_{stage.name}": value
         for stage in net.stages
         for key, value in (
-            ("blocks", stage.blocks), ("width", stage.width), ("out_channels", stage.channels),
+            ("blocks", stage.times), ("width", stage.width), ("out_channels", stage.channels),
             ("output_size", stage.size),
         )
     }  # fmt: skip

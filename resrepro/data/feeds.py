@@ -17,8 +17,8 @@ from resrepro.data.folder import PhotoSet, notices_of, scan_both
 from resrepro.data.loader import Loading
 from resrepro.data.photos import CropReader, PhotoViews, Views, photo_batches
 from resrepro.data.statistics import statistics_of
+from resrepro.spec import Spec
 from resrepro.spec.catalogue import Protocol, protocol_for
-from resrepro.spec.experiment import Spec
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
 EVAL_BATCH = 500  # images at most; large enough to keep the cores busy

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from resrepro.errors import DataError
 from resrepro.records.storage import printable
-from resrepro.spec.experiment import IMAGENET_IMAGES
+from resrepro.spec import IMAGENET_IMAGES
 
 
 class Names:

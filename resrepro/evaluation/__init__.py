@@ -21,8 +21,8 @@ from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_ne
 from resrepro.records import CIFAR10_TEST
 from resrepro.records.reading import FORMAT
 from resrepro.records.storage import json_bytes, write_out
+from resrepro.spec import IMAGENET_IMAGES
 from resrepro.spec.catalogue import Protocol, protocol_for
-from resrepro.spec.experiment import IMAGENET_IMAGES
 from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training.engine import (
     choose_device,

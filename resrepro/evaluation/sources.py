@@ -16,8 +16,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.weights import UNUSED, file_of, fill, find_state_dict, read_weights
 from resrepro.nets import Net
 from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import Spec, net_label
+from resrepro.spec import Spec, catalogue, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
 from resrepro.training.checkpoint import Damaged, load_checkpoint
 from resrepro.training.measure import Member, window_of

@@ -23,7 +23,7 @@ from resrepro.nets.layers import folded, norms_of
 from resrepro.records import Run
 from resrepro.records.reading import CHECKPOINT, SPEC, WEIGHTS
 from resrepro.records.storage import SEAL, open_plain, printable, write_out
-from resrepro.spec.experiment import Spec
+from resrepro.spec import Spec
 from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import arithmetic
 

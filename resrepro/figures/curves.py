@@ -18,8 +18,7 @@ from resrepro.comparison.tables import TRAINING_ERROR
 from resrepro.errors import RecordError, UsageError
 from resrepro.paper import curves as paper_curves
 from resrepro.records import Run
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import IMAGENET_CLASSES, command_for, net_label
+from resrepro.spec import IMAGENET_CLASSES, catalogue, command_for, net_label
 from resrepro.spec.recipe import FAMILIES
 
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent

@@ -18,8 +18,7 @@ from resrepro.figures.drawing import BOLD, DASHES, LINE, SMALL, mixed, own_setti
 from resrepro.paper import curves, published
 from resrepro.records import Run
 from resrepro.records.evaluations import Responses
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import command_for, net_label
+from resrepro.spec import catalogue, command_for, net_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,8 +21,7 @@ from resrepro.records.collection import Collection, read_ensembles
 from resrepro.records.evaluations import LAYER_RESPONSES, Ensemble, is_measured
 from resrepro.records.reading import RESULT
 from resrepro.records.write import has_checkpoint, run_folder
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import Spec, command_for, in_folder
+from resrepro.spec import Spec, catalogue, command_for, in_folder
 from resrepro.spec.recipe import FAMILIES, Value, spell
 
 ALL = "all"

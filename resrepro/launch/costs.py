@@ -15,9 +15,8 @@ from resrepro.launch import Step
 from resrepro.launch.local import run_command
 from resrepro.records import Run
 from resrepro.records.write import cpu_model
-from resrepro.spec import catalogue
+from resrepro.spec import Spec, catalogue
 from resrepro.spec.architecture import architectures
-from resrepro.spec.experiment import Spec
 from resrepro.spec.recipe import FAMILIES
 
 ROW_BYTES = 75  # of a line of metrics.csv

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO, Any
 
 from resrepro.errors import Interrupted, UsageError
-from resrepro.spec.experiment import Spec
+from resrepro.spec import Spec
 from resrepro.spec.recipe import CifarRecipe
 
 COMMAND = (sys.executable, "-m", "resrepro")

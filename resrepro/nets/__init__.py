@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from resrepro.errors import UsageError
 from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, ZeroPadShortcut, relu
+from resrepro.spec import Spec, check_shortcut, default_shortcut
 from resrepro.spec.architecture import Layout, layout_of
-from resrepro.spec.experiment import Spec, check_shortcut, default_shortcut
 from resrepro.spec.recipe import DATASETS, FAMILIES, ImageNetRecipe, check_setting
 
 BatchNorm = functools.partial[GroupedBatchNorm2d]

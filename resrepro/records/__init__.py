@@ -27,8 +27,8 @@ from resrepro.records.reading import (
     read_json,
     require,
 )
+from resrepro.spec import digest_of
 from resrepro.spec.catalogue import find
-from resrepro.spec.experiment import digest_of
 from resrepro.spec.recipe import FAMILIES, spell
 
 FINISHED = ("complete", "shortened")

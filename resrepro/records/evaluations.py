@@ -29,8 +29,8 @@ from resrepro.records.reading import (
     require,
 )
 from resrepro.records.storage import sealed, write_whole
+from resrepro.spec import digest_of
 from resrepro.spec.architecture import parts_of
-from resrepro.spec.experiment import digest_of
 
 if TYPE_CHECKING:
     from resrepro.records import Run

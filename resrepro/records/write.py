@@ -44,7 +44,7 @@ from resrepro.records.storage import (
     write_json,
     write_whole,
 )
-from resrepro.spec.experiment import Spec, digest_of
+from resrepro.spec import Spec, digest_of
 
 LATER = "later_sessions"
 HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()

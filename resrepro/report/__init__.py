@@ -28,8 +28,7 @@ from resrepro.comparison.groups import iterations_of
 from resrepro.records import Run
 from resrepro.records.collection import Collection
 from resrepro.report.exhibits import Section, is_ours, section, shown_exhibits
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import net_label
+from resrepro.spec import catalogue, net_label
 from resrepro.spec.recipe import Setting, setting_rules, spell
 
 GENERATOR = "resrepro report"  # by which a report of ours is known

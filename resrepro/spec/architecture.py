@@ -1,25 +1,24 @@
 """The paper's nets as formulas: layers, output sizes, parameters and multiply-adds, without building a net.
 
-A net is a list of parts in the order of the forward pass: a stem or head layer, or a block of a stage and
-how often it is repeated (Table 1; Section 4.2). VGG-19, which Figure 3 sets beside the nets and we do not
-train, is counted from its list of layers in `paper/vgg19.toml`.
+A net is a list of parts in the order of the forward pass: a single layer, or a block of a stage and how
+often it is repeated (Table 1; Section 4.2).
 """
 
 import itertools
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
+from resrepro.spec import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
 from resrepro.spec.catalogue import Experiment, experiments
-from resrepro.spec.experiment import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
 from resrepro.spec.recipe import FAMILIES
 
 # Sides of the images in training: Sections 4.2 and 3.4; digits are enlarged to 16.
 IMAGE_SIZES = {"cifar10": 32, "digits": 16, "imagenet": 224, "folder": 224}
 CLASSES = {"cifar": 10, "imagenet": 1000}
-OF_THE_PAPER = ("cifar10", "imagenet")  # the datasets that it uses
 # Blocks of conv2_x to conv5_x, Table 1.
 IMAGENET_BLOCKS = {
     18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
@@ -28,15 +27,17 @@ IMAGENET_BLOCKS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What distinguishes the nets: stem, widths of the stages, blocks in each, kind of block."""
+    """What distinguishes the nets.
+
+    `blocks` and `widths` are those of the stages, `stem` is the kernel and stride of the first convolution,
+    `pool` tells whether a 3x3 max pooling of stride 2 follows it.
+    """
 
     blocks: tuple[int, ...]
     widths: tuple[int, ...]
     bottleneck: bool
     stem: tuple[int, int]
-    """Kernel and stride of the first convolution."""
     pool: bool
-    """Whether a 3x3 max pooling of stride 2 follows it."""
 
     @property
     def expansion(self) -> int:
@@ -45,11 +46,7 @@ class Layout:
 
 
 def layout_of(dataset: str, depth: int) -> Layout:
-    """The layout of the paper's net of a dataset and depth.
-
-    Raises:
-        UsageError: if the paper's family has no net of that depth.
-    """
+    """The layout of the paper's net of a dataset and depth (UsageError if there is none)."""
     check_depth(depth, FAMILIES[dataset])
     if FAMILIES[dataset] == "cifar":
         return Layout(((depth - 2) // 6,) * 3, (16, 32, 64), bottleneck=False, stem=(3, 1), pool=False)
@@ -87,7 +84,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Part:
-    """A single layer (`conv1`, `fc`), or a block of a stage (`conv2_x`), `times` times in a row."""
+    """A layer (`conv1`, `fc`) or a block of a stage (`conv2_x`, a row of Table 1), `times` in a row."""
 
     name: str
     times: int
@@ -99,23 +96,14 @@ class Part:
         """The layers of one repetition, the shortcut among them."""
         return self.layers if self.shortcut is None else (*self.layers, self.shortcut)
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A row of Table 1: so many blocks of the same layers, on maps of one size."""
-
-    name: str
-    blocks: int
-    layers: tuple[Layer, ...]
-
     @property
     def width(self) -> int:
-        """Channels of the 3x3 convolutions."""
+        """Channels of a block's 3x3 convolutions."""
         return next(layer.channels for layer in self.layers if layer.kernel == 3)
 
     @property
     def channels(self) -> int:
-        """Channels that leave the stage."""
+        """Channels that leave the part."""
         return self.layers[-1].channels
 
     @property
@@ -160,17 +148,14 @@ class Architecture:
         return sum(part.times * part.shortcut.multiply_adds for part in self.parts if part.shortcut)
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[Part, ...]:
         """The stages of blocks, in order; the layers are those of a stage's last block."""
-        stages: dict[str, Stage] = {}
-        for part in self.parts:
-            if part.name.endswith("_x"):
-                before = stages[part.name].blocks if part.name in stages else 0
-                stages[part.name] = Stage(part.name, before + part.times, part.layers)
-        return tuple(stages.values())
+        last = {part.name: part for part in self.parts if part.name.endswith("_x")}
+        blocks = Counter(part.name for part in self.walk())
+        return tuple(replace(part, times=blocks[name]) for name, part in last.items())
 
     def layer(self, name: str) -> Layer:
-        """The layer of a part outside the stages: `conv1`, `max pool`, `avg pool`, `fc`."""
+        """The layer outside the stages of that name: `conv1`, `max pool`, `avg pool`, `fc`."""
         return next(part.layers[0] for part in self.parts if part.name == name)
 
     def walk(self) -> Iterator[Part]:
@@ -182,8 +167,8 @@ class Architecture:
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """The nets that the catalogue trains for the paper, by experiment name, in its order."""
-    paper = [entry for entry in experiments().values() if entry.dataset in OF_THE_PAPER]
-    return {experiment.name: architecture_of(experiment) for experiment in paper}
+    of_the_paper = {n: e for n, e in experiments().items() if e.dataset in ("cifar10", "imagenet")}
+    return {name: architecture_of(experiment) for name, experiment in of_the_paper.items()}
 
 
 def architecture_of(experiment: Experiment) -> Architecture:
@@ -194,11 +179,7 @@ def architecture_of(experiment: Experiment) -> Architecture:
 
 
 def parts_of(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Iterator[Part]:
-    """The parts of a net in the order of the forward pass, with the strides where the paper has them.
-
-    Raises:
-        UsageError: if the paper's family has no such net.
-    """
+    """The parts of a net, with the strides where the paper has them (UsageError if it has no such net)."""
     layout = layout_of(dataset, depth)
     option = check_shortcut(plain, shortcut, default_shortcut(dataset, depth))
     kernel, stride = layout.stem
@@ -227,23 +208,23 @@ def _block(
     layout: Layout, option: str | None, inputs: int, width: int, stride: int, size: int
 ) -> tuple[tuple[Layer, ...], Layer | None]:
     """The layers of a block with maps of `size`, and its shortcut (Figure 5, Section 3.3)."""
-    kernels = (1, 3, 1) if layout.bottleneck else (3, 3)
-    widths = [inputs, *([width] * (len(kernels) - 1)), width * layout.expansion]
-    layers = tuple(
-        Layer("conv", kernel, widths[at], widths[at + 1], 1 if at else stride, size)
-        for at, kernel in enumerate(kernels)
-    )
-    same = stride == 1 and inputs == widths[-1]
+    out = width * layout.expansion
+    if layout.bottleneck:
+        shapes = [(1, inputs, width, stride), (3, width, width, 1), (1, width, out, 1)]
+    else:
+        shapes = [(3, inputs, width, stride), (3, width, width, 1)]
+    layers = tuple(Layer("conv", *shape, size) for shape in shapes)
     if option is None:
         return layers, None
+    same = stride == 1 and inputs == out
     projects = option == "C" or (option == "B" and not same)
     kind = "projection" if projects else "identity" if same else "zeros"
-    return layers, Layer(kind, 1, inputs, widths[-1], stride, size)
+    return layers, Layer(kind, 1, inputs, out, stride, size)
 
 
 @cache
 def vgg19() -> Architecture:
-    """VGG-19, counted from its list of layers."""
+    """VGG-19, which Figure 3 sets beside the nets and we do not train, from its list of layers."""
     text = resources.files("resrepro").joinpath("paper", "vgg19.toml").read_text(encoding="utf-8")
     plan = tomllib.loads(text)
     size, channels, pool = plan["image_size"], 3, plan["pool"]
@@ -253,8 +234,8 @@ def vgg19() -> Architecture:
             parts.append(_single("conv", Layer("conv", plan["kernel"], channels, width, 1, size)))
             channels = width
         size //= pool["stride"]
-        layer = Layer("max pool", pool["kernel"], channels, channels, pool["stride"], size)
-        parts.append(_single("max pool", layer))
+        pooling = Layer("max pool", pool["kernel"], channels, channels, pool["stride"], size)
+        parts.append(_single("max pool", pooling))
     kernel = size  # the first fc sees the whole map
     for width in plan["fc"]:
         parts.append(_single("fc", Layer("fc", kernel, channels, width, 1, 1)))

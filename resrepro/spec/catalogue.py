@@ -1,7 +1,6 @@
 """The catalogue: recipes, experiments and test protocols as data (TOML), and what differs from them.
 
-Every setting is marked: stated by the paper, derived from it, or assumed by us. Adding an experiment is one
-entry in `experiments.toml`.
+Every setting is marked: stated by the paper, derived from it, or assumed by us.
 """
 
 import difflib
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from resrepro.errors import UsageError
-from resrepro.spec.experiment import (
+from resrepro.spec import (
     Shortcut,
     Spec,
     check_depth,
@@ -46,8 +45,11 @@ DEPARTURES = {
     "lr_policy": "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops",
     "bn_stats": "BN statistics at test: plain averages over training batches, as in the authors' README",
     "stride_3x3": "stride on the 3x3 of a bottleneck instead of its first 1x1",
+    "iterations": "{0:,} iteration{2} instead of {1:,} (the schedule keeps its shape)",
+    "eval_every": "sampled every {0} iterations; as densely as the paper's curves: every {1}",
+    "image_size": "crops of {0} pixels instead of {1} (all sizes of the views in proportion)",
 }
-"""Settings whose change is told without its value."""
+"""Settings whose change has words of its own: {0} the value, {1} the paper's, {2} a plural's s."""
 FOLLOW = {"lr_drops", "eval_every", "scale"}  # follow from `iterations` or `image_size` unless set by hand
 
 
@@ -62,8 +64,7 @@ class Experiment:
     recipe: str
     seeds: tuple[int, ...]
     exhibits: tuple[str, ...]
-    shortcut: Shortcut | None = None
-    """The shortcut option; by default the paper's for this net."""
+    shortcut: Shortcut | None = None  # by default the paper's for this net
 
     @property
     def family(self) -> str:
@@ -113,10 +114,7 @@ def experiments() -> Mapping[str, Experiment]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named view of the test images.
-
-    `crops` is "whole", "center", "ten" or "dense".
-    """
+    """A named view of the test images; `crops` is "whole", "center", "ten" or "dense"."""
 
     name: str
     title: str
@@ -148,11 +146,7 @@ def protocols() -> Mapping[str, Protocol]:
 
 
 def protocol_for(name: str, family: str) -> Protocol:
-    """The test protocol of that name.
-
-    Raises:
-        UsageError: if there is none, or it is not one of this family of nets.
-    """
+    """The test protocol of that name (UsageError if this family of nets has none such)."""
     fitting = [protocol.name for protocol in protocols().values() if protocol.family == family]
     if name not in fitting:
         kind = "photographs" if family == "imagenet" else "CIFAR-10 and digits"
@@ -173,7 +167,7 @@ def find(name: str) -> Experiment:
         experiment = experiment_for(parts[1], int(parts[3]), parts[2] == "plain", parts[4])
         if experiment.name == name:  # else an option that has no experiment of its own
             return experiment
-    # Of a run, the name begins with its experiment's.
+    # The name of a run begins with its experiment's.
     alike = difflib.get_close_matches(name.partition("+")[0], experiments(), n=1, cutoff=0.8)
     hint = f"did you mean {alike[0]}? " if alike else ""
     raise UsageError(f"no experiment {name!r}: {hint}`resrepro list` shows them all.")
@@ -188,8 +182,7 @@ def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str 
     """The experiment of a dataset and net, from the catalogue or by its default recipe.
 
     A shortcut option has an experiment of its own only where the paper trains it as one (ResNet-34 B and
-    C on ImageNet); else it is a change to the experiment of the depth. `folder` takes ImageNet's
-    experiments.
+    C on ImageNet); else it is a change to that of the depth. `folder` takes ImageNet's experiments.
 
     Raises:
         UsageError: if the dataset is unknown, the depth impossible, or the shortcut not A, B or C.
@@ -214,8 +207,7 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
 
     `iterations` keeps the schedule's shape (`lr_drops` and `eval_every` follow unless given), and
     `image_size` that of the views (`scale` follows). A shortcut option that has an experiment of its own
-    takes that one, and a batch that does not divide into the experiment's BN groups is one group. Returns
-    the exact spec if every given value is the experiment's own.
+    takes that one, and a batch that does not divide into the experiment's BN groups is one group.
 
     Raises:
         UsageError: if a setting is unknown, out of range, or does not fit the others.
@@ -223,32 +215,25 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
     if shortcut is not None:
         experiment = experiment_for(experiment.dataset, experiment.depth, experiment.plain, shortcut)
     base = experiment.spec()
-    given = _checked(experiment, settings)
+    given = {key: value for key, value in settings.items() if value is not None}
+    for key, value in given.items():
+        if key in SETTING_TYPES and not hasattr(base.recipe, key):
+            raise UsageError(f"{key} is no setting of {experiment.name}: leave it out.")
+        if SETTING_TYPES.get(key) is float and type(value) is int:
+            given[key] = float(value)
+        check_setting(key, given[key])
     rescaled = _rescaled(base.recipe, given)
     recipe = replace(rescaled, **given)  # type: ignore[arg-type]
     if recipe.bn_group and recipe.batch_size % recipe.bn_group and "bn_group" not in given:
         recipe = replace(recipe, bn_group=recipe.batch_size)
     _check_together(recipe, base.dataset)
-    own = base.shortcut or default_shortcut(base.dataset, base.depth)
-    option = check_shortcut(base.plain, shortcut, own)
+    option = base.shortcut if shortcut is None else check_shortcut(base.plain, shortcut)
     changes: list[tuple[str, Value]] = [("shortcut", option)] if option and option != base.shortcut else []
     for key in ordered_settings(recipe):
         reference = rescaled if key in FOLLOW else base.recipe
         if getattr(recipe, key) != getattr(reference, key):
             changes.append((key, getattr(recipe, key)))
     return replace(base, shortcut=option, recipe=recipe, changes=tuple(changes))
-
-
-def _checked(experiment: Experiment, settings: Mapping[str, Value | None]) -> dict[str, Value]:
-    """The settings that are given, whole numbers as floats where the recipe has floats."""
-    given = {key: value for key, value in settings.items() if value is not None}
-    for key, value in given.items():
-        if key in SETTING_TYPES and key not in ordered_settings(RECIPES[experiment.family]):
-            raise UsageError(f"{key} is no setting of {experiment.name}: leave it out.")
-        if SETTING_TYPES.get(key) is float and type(value) is int:
-            given[key] = float(value)
-        check_setting(key, given[key])
-    return given
 
 
 def _rescaled(recipe: Recipe, settings: Mapping[str, Value]) -> Recipe:
@@ -298,26 +283,14 @@ def departures(spec: Spec) -> list[str]:
     if spec.shortcut != own:
         section = "4.2" if experiment.family == "cifar" else "4.1"
         sentences.append(f"shortcut option {spec.shortcut} instead of {own} (Section {section})")
-    settings = {key: getattr(spec.recipe, key) for key in ordered_settings(spec.recipe)}
-    rescaled = _rescaled(paper.recipe, settings)
-    for key, value in settings.items():
-        reference = named.settings[key] if key.startswith("warmup") else paper.settings[key]
+    rescaled = _rescaled(paper.recipe, vars(spec.recipe))
+    for key in ordered_settings(spec.recipe):
+        value = getattr(spec.recipe, key)
+        reference = (named if key.startswith("warmup") else paper).settings[key]
         expected = getattr(rescaled, key) if key in FOLLOW else reference.value
         if value != expected:
-            sentences.append(_departure(key, value, replace(reference, value=expected)))
+            silent = " (the paper does not say)" if reference.mark == "assumed" else ""
+            plain = f"{key} {spell(value)} instead of {spell(expected)}{silent}"
+            told = DEPARTURES.get(key, plain)
+            sentences.append(told.format(value, expected, "" if value == 1 else "s"))
     return sentences
-
-
-def _departure(key: str, value: Value, reference: Setting) -> str:
-    """The sentence on a setting that is not the reference's."""
-    if key in DEPARTURES:
-        return DEPARTURES[key]
-    if key == "iterations":
-        plural = "" if value == 1 else "s"
-        return f"{value:,} iteration{plural} instead of {reference.value:,} (the schedule keeps its shape)"
-    if key == "eval_every":
-        return f"sampled every {value} iterations; as densely as the paper's curves: every {reference.value}"
-    if key == "image_size":
-        return f"crops of {value} pixels instead of {reference.value} (all sizes of the views in proportion)"
-    silent = " (the paper does not say)" if reference.mark == "assumed" else ""
-    return f"{key} {spell(value)} instead of {spell(reference.value)}{silent}"

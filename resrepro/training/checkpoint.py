@@ -24,7 +24,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.records import storage
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
 from resrepro.records.storage import NotPlain, json_bytes, not_written, open_plain, replacing
-from resrepro.spec.experiment import Spec
+from resrepro.spec import Spec
 from resrepro.training.engine import EAGER, ENGINES, choose_device
 from resrepro.training.measure import Errors
 from resrepro.training.processes import rank, world_size

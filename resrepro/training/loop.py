@@ -16,8 +16,7 @@ from resrepro.data.feeds import Feed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
 from resrepro.records.write import RunWriter
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import Spec
+from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training.checkpoint import save_checkpoint, state_of
 from resrepro.training.engine import EAGER, accelerate, arithmetic

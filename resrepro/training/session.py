@@ -20,7 +20,7 @@ from resrepro.records.write import (
     open_run,
     run_folder,
 )
-from resrepro.spec.experiment import Spec, command_for, digest_of
+from resrepro.spec import Spec, command_for, digest_of
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training.checkpoint import differences, frozen_device, frozen_threads, load_state, restore
 from resrepro.training.engine import (

@@ -15,8 +15,7 @@ from PIL import Image
 from resrepro.data import Dataset, Images
 from resrepro.data.feeds import MemoryFeed
 from resrepro.records.write import Onlooker
-from resrepro.spec import catalogue
-from resrepro.spec.experiment import IMAGENET_IMAGES, Spec
+from resrepro.spec import IMAGENET_IMAGES, Spec, catalogue
 from resrepro.spec.recipe import FAMILIES, CifarRecipe, setting_rules
 from resrepro.training.engine import choose_device, choose_engine, threads_used, use_precision
 from resrepro.training.loop import Target, Trainer
