@@ -1,11 +1,9 @@
 """Figure 3: the boxes, arcs and headings that are drawn, against the paper's figure."""
 
-import matplotlib
 import pytest
 
-from resrepro.errors import UsageError
-from resrepro.figures.architecture import boxes_of, make_figure, plan, starting_rows
-from resrepro.figures.drawing import render
+from resrepro.figures.architecture import boxes_of, make_figure, starting_rows
+from resrepro.figures.curves import palette_named
 from resrepro.spec.architecture import architectures, vgg19
 
 NETS = [vgg19(), architectures()["imagenet-plain34"], architectures()["imagenet-resnet34"]]
@@ -79,7 +77,7 @@ def test_convolutions_are_coloured_by_output_size_and_all_else_is_white(figure):
 
     boxes = [*VGG_19, *PLAIN, *RESIDUAL]
     drawn = [to_hex(patch.get_facecolor()) for patch in patches(figure, "FancyBboxPatch")]
-    colours = plan()["palettes"]["paper"]
+    colours = palette_named("paper", "figure3")
     assert len(drawn) == len(boxes)
     for box, colour in zip(boxes, drawn, strict=True):
         coloured = box.layer.kind == "conv" and box.layer.size < 224
@@ -107,22 +105,7 @@ def test_arcs_cross_no_box(figure):
         assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
 
 
-@pytest.mark.parametrize("palette", ["paper", "safe"])
-def test_equal_input_gives_equal_bytes_whatever_the_users_settings(palette):
-    first = render(make_figure(palette), plan()["title"])
-    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 5, "font.family": "monospace"}):
-        second = render(make_figure(palette), plan()["title"])
-    assert first == second
-    assert first["png"].startswith(b"\x89PNG")
-    assert b"<svg" in first["svg"]
-
-
 def test_the_palettes_differ_and_colour_the_same_sizes():
-    paper, safe = plan()["palettes"]["paper"], plan()["palettes"]["safe"]
+    paper, safe = (palette_named(name, "figure3") for name in ("paper", "safe"))
     assert paper.keys() == safe.keys()
     assert all(paper[size] != safe[size] for size in paper)
-
-
-def test_an_unknown_palette_is_refused():
-    with pytest.raises(UsageError, match="no palette 'loud': there are paper, safe"):
-        make_figure("loud")

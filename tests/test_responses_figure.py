@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 from conftest import write_layers, write_run
 
-from resrepro import figures as exhibits
 from resrepro.errors import RecordError
-from resrepro.figures.curves import look_up
 from resrepro.figures.responses import build, make_figure, plan, select
 from resrepro.paper import curves
 from resrepro.records import Run
@@ -50,7 +48,7 @@ def foot(figure: Any) -> str:
 
 
 def figure_of(runs: Path, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    return make_figure(read(runs), look_up("palette", "paper"), **options)
+    return make_figure(read(runs), **options)
 
 
 def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_path: Path) -> None:
@@ -162,16 +160,6 @@ def test_nothing_to_draw_is_told_with_the_way_out(tmp_path: Path) -> None:
         figure_of(tmp_path)
     figure, _ = figure_of(tmp_path, paper=True)
     assert "no runs of ours" in foot(figure)
-
-
-def test_equal_records_give_equal_files(tmp_path: Path) -> None:
-    made(tmp_path / "runs", "plain20", "resnet20")
-    one, other = (
-        exhibits.plot("figure7", tmp_path / "runs", tmp_path / name, paper=True, palette="safe")
-        for name in ("a", "b")
-    )
-    assert [path.name for path in one] == ["figure7.png", "figure7.svg"]
-    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
 # --- in numbers -------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """The paper's figures, and every exhibit by its name: Table 1 and Figure 3 come from the nets, all others
-from run records; Figure 7 shows responses instead of errors.
+from run records.
 
-`compare` and `plot` are the public calls; `build_table` and `draw_figure` take records that were read
-already.
+`compare` and `plot` are the public calls; `build_table` and `draw_figure` take records already read.
 """
 
 import re
@@ -56,36 +55,20 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_table(exhibit: str) -> None:
-    """Check that `compare` knows an exhibit.
-
-    Raises:
-        UsageError: if not.
-    """
+    """Check that `compare` knows an exhibit (UsageError if not)."""
     if exhibit not in tables():
         raise UsageError(f"no exhibit {exhibit!r} to compare: there are {', '.join(tables())}.")
 
 
 def check_figure(exhibit: str, palette: str = "paper") -> None:
-    """Check that `plot` knows an exhibit and a palette.
-
-    Raises:
-        UsageError: if it knows one of them not.
-    """
+    """Check that `plot` knows an exhibit and a palette (UsageError if not)."""
     if exhibit not in figures():
         raise UsageError(f"no exhibit {exhibit!r} to plot: there are {', '.join(figures())}.")
-    if exhibit == FIGURE_3:
-        architecture.palette_named(palette)
-    else:
-        curves.look_up("palette", palette)
+    curves.palette_named(palette, FIGURE_3 if exhibit == FIGURE_3 else "figures")
 
 
 def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Table:
-    """The table of an exhibit, from the records that it shows; with `every` those of all protocols.
-
-    Raises:
-        UsageError: for an unknown exhibit.
-    """
-    check_table(exhibit)
+    """The table of one of `tables()`, from the records that it shows; with `every` of all protocols."""
     if exhibit == TABLE_1:
         return table_1()
     if exhibit == FIGURE_7:
@@ -104,28 +87,26 @@ def draw_figure(
     palette: str = "paper",
     stem: str | None = None,
 ) -> Drawing:
-    """Draw an exhibit into a folder, as files of its own name or another `stem`; tells what was left out.
+    """Draw one of `figures()` into a folder, as files of its own name or another `stem`.
 
     Raises:
-        UsageError: for an unknown exhibit or palette.
         RecordError: if there is nothing to draw, or the files cannot be written.
     """
-    check_figure(exhibit, palette)
     notes: tuple[str, ...] = ()
     if exhibit == FIGURE_3:
-        title, figure = str(architecture.plan()["title"]), architecture.make_figure(palette)
+        title, figure = curves.read_layout(FIGURE_3)["title"], architecture.make_figure(palette)
         notes = (f"The paper has no curves for {exhibit}.",) if paper else ()
     elif exhibit == FIGURE_7:
-        title = str(responses.plan()["title"])
-        figure, notes = responses.make_figure(runs, curves.look_up("palette", palette), paper=paper)
+        title = curves.read_layout(FIGURE_7)["title"]
+        figure, notes = responses.make_figure(runs, paper=paper, palette=palette)
     else:
-        sheet, notes = curves.make_sheet(exhibit, runs, paper=paper, palette=palette)
-        title, figure = str(sheet.layout["title"]), draw_sheet(sheet)
-    files = render(figure, title)
-    paths = tuple(folder / f"{stem or exhibit}.{kind}" for kind in files)
-    for path, content in zip(paths, files.values(), strict=True):
-        write_out(path, content)
-    return Drawing(paths, notes)
+        sheet = curves.make_sheet(exhibit, runs, paper=paper, palette=palette)
+        title, figure, notes = sheet.layout["title"], draw_sheet(sheet), sheet.notes
+    paths = []
+    for kind, content in render(figure, title).items():
+        paths.append(folder / f"{stem or exhibit}.{kind}")
+        write_out(paths[-1], content)
+    return Drawing(tuple(paths), notes)
 
 
 def compare(
@@ -136,7 +117,7 @@ def compare(
     settings: Mapping[str, Value] | None = None,
     every: bool = False,
 ) -> Table:
-    """Set our runs, or for Table 1 our nets, beside the paper's numbers.
+    """Set our runs, or for Table 1 our nets, beside the paper's numbers; `.frame` holds the raw numbers.
 
     Args:
         exhibit: a table or figure, such as "table1", "table6" or "figure6", or "demo".
@@ -144,9 +125,6 @@ def compare(
         tables: folder to which `<exhibit>.md`, `.csv` and `.tex` are written; None writes nothing.
         settings: only runs with these settings, such as {"iterations": 2000}.
         every: rows for the runs of all protocols, not of the chosen one alone.
-
-    Returns:
-        The table; `.frame` holds its raw numbers.
 
     Raises:
         UsageError: for an unknown exhibit.
@@ -168,18 +146,15 @@ def plot(
     palette: str = "paper",
     settings: Mapping[str, Value] | None = None,
 ) -> list[Path]:
-    """Draw a figure of the paper from our runs, or Figure 3 from our nets, as PNG and SVG.
+    """Draw a figure from our runs, or Figure 3 from our nets; equal records give equal bytes.
 
     Args:
         exhibit: a figure, such as "figure1", "figure3" or "figure6", or "demo".
         runs: one or several folders of runs; a broken record gives a `UserWarning`.
-        figures: folder to which `<exhibit>.png` and `<exhibit>.svg` are written.
+        figures: folder to which `<exhibit>.png` and `<exhibit>.svg` are written; their paths are returned.
         paper: draw the paper's own curves thin behind ours, or alone where there are no runs.
         palette: "paper", or "safe" for colour-blind readers.
         settings: only runs with these settings, such as {"iterations": 2000}.
-
-    Returns:
-        The paths of the two files. Equal records give equal bytes.
 
     Raises:
         UsageError: for an unknown exhibit or palette.
@@ -192,8 +167,7 @@ def plot(
 
 def _warned(runs: str | Path | Sequence[str | Path], settings: Mapping[str, Value] | None) -> Collection:
     """The good records below some folders that have some settings; each broken one gives a warning."""
-    folders = [runs] if isinstance(runs, str | Path) else runs
-    found = collect([Path(folder) for folder in folders])
+    found = collect([Path(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)])
     for sentence in found.broken:
         warnings.warn(sentence, stacklevel=3)
     return found.having({key: spell(value) for key, value in (settings or {}).items()})

@@ -1,15 +1,13 @@
 """Figure 3: VGG-19, the plain and the residual 34-layer net as columns of boxes, one box per layer.
 
-Layers of one output size stand at the same height in all columns. What is drawn comes from
-`resrepro.spec.architecture`; nothing here reads records or imports torch.
+Layers of one output size stand at the same height in all columns.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from resrepro.errors import UsageError
-from resrepro.figures.curves import read_layout
+from resrepro.figures.curves import palette_named, read_layout
 from resrepro.figures.drawing import QUIET, own_settings, wrap
 from resrepro.paper import published
 from resrepro.spec.architecture import Architecture, Layer, architectures, vgg19
@@ -53,33 +51,12 @@ class Box:
         return f"{layer.kind.removeprefix('max ')}{stride}"
 
 
-def plan() -> Mapping[str, Any]:
-    """Title, columns and palettes (figure3.toml)."""
-    return read_layout("figure3")
-
-
-def palette_named(name: str) -> Mapping[str, str]:
-    """Box colours by the side of the output map.
-
-    Raises:
-        UsageError: if there is no such palette.
-    """
-    known: Mapping[str, Mapping[str, str]] = plan()["palettes"]
-    if name not in known:
-        raise UsageError(f"no palette {name!r}: there are {', '.join(known)}.")
-    return known[name]
-
-
 def make_figure(palette: str = "paper") -> "Figure":
-    """The figure as a matplotlib object.
-
-    Raises:
-        UsageError: for an unknown palette.
-    """
+    """The figure as a matplotlib object (UsageError for an unknown palette)."""
     from matplotlib.figure import Figure
 
-    colours = palette_named(palette)
-    columns = plan()["columns"]
+    colours = palette_named(palette, "figure3")
+    columns = read_layout("figure3")["columns"]
     nets = [vgg19() if column["net"] == "vgg19" else architectures()[column["net"]] for column in columns]
     starts, rows = starting_rows(nets)
     width = MARGIN + len(nets) * BOX + (len(nets) - 1) * GAP + RIGHT
@@ -94,17 +71,14 @@ def make_figure(palette: str = "paper") -> "Figure":
         for number, (column, net) in enumerate(zip(columns, nets, strict=True)):
             centre = MARGIN + number * (BOX + GAP) + BOX / 2
             _draw_heading(axes, centre, column, net)
-            _draw_column(axes, centre, list(boxes_of(net, starts)), colours)
+            _draw_column(axes, centre, boxes_of(net, starts), colours)
         for number, line in enumerate(lines):
             axes.text(0.14, height - foot + 0.16 + FOOT_LINE * number, line, fontsize=TEXT, color=QUIET)
     return figure
 
 
 def starting_rows(nets: Sequence[Architecture]) -> tuple[dict[int, int], int]:
-    """The first row of every output size, counted below the row of the images, and how many rows there are.
-
-    An output size takes as many rows as the column that has most layers of it.
-    """
+    """The first row of every output size, counted below the row of the images, and how many there are."""
     sizes = [[layer.size for part in net.walk() for layer in part.layers] for net in nets]
     starts, row = {}, 1
     for size in sorted({size for column in sizes for size in column}, reverse=True):
@@ -146,31 +120,25 @@ def _draw_sizes(axes: "Axes", starts: Mapping[int, int], width: float) -> None:
         axes.plot([0.12, width - 0.12], [HEAD + row * PITCH] * 2, color="#dddddd", linewidth=0.6, zorder=0.5)
 
 
-def _draw_column(axes: "Axes", centre: float, boxes: Sequence[Box], colours: Mapping[str, str]) -> None:
-    axes.text(centre, _middle(0), "image", fontsize=TEXT, ha="center", va="center")
-    above = 0
-    for box in boxes:
-        start, end = _middle(above) + BOX_HEIGHT / 2, _middle(box.row) - BOX_HEIGHT / 2
-        _draw_arrow(axes, (centre, start), (centre, end))
-        _draw_box(axes, centre, box, colours)
-        if box.shortcut:
-            _draw_arc(axes, centre, box)
-        above = box.row
-
-
-def _draw_box(axes: "Axes", centre: float, box: Box, colours: Mapping[str, str]) -> None:
+def _draw_column(axes: "Axes", centre: float, boxes: Iterable[Box], colours: Mapping[str, str]) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    filled = box.layer.kind == "conv"
-    colour = colours.get(str(box.layer.size), "white") if filled else "white"
-    corner = (centre - BOX / 2, _middle(box.row) - BOX_HEIGHT / 2)
-    axes.add_patch(
-        FancyBboxPatch(
-            corner, BOX, BOX_HEIGHT, boxstyle="round,pad=0,rounding_size=0.05", facecolor=colour,
-            edgecolor=INK, linewidth=0.7, zorder=2,
-        )
-    )  # fmt: skip
-    axes.text(centre, _middle(box.row), box.text, fontsize=TEXT, ha="center", va="center_baseline", zorder=3)
+    axes.text(centre, _middle(0), "image", fontsize=TEXT, ha="center", va="center")
+    above = _middle(0)
+    for box in boxes:
+        middle = _middle(box.row)
+        _draw_arrow(axes, (centre, above + BOX_HEIGHT / 2), (centre, middle - BOX_HEIGHT / 2))
+        colour = colours.get(str(box.layer.size), "white") if box.layer.kind == "conv" else "white"
+        axes.add_patch(
+            FancyBboxPatch(
+                (centre - BOX / 2, middle - BOX_HEIGHT / 2), BOX, BOX_HEIGHT, facecolor=colour, zorder=2,
+                boxstyle="round,pad=0,rounding_size=0.05", edgecolor=INK, linewidth=0.7,
+            )
+        )  # fmt: skip
+        axes.text(centre, middle, box.text, fontsize=TEXT, ha="center", va="center_baseline", zorder=3)
+        if box.shortcut:
+            _draw_arc(axes, centre, box, dotted=box.shortcut.kind != "identity")
+        above = middle
 
 
 def _draw_arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -184,23 +152,21 @@ def _draw_arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, floa
     )  # fmt: skip
 
 
-def _draw_arc(axes: "Axes", centre: float, box: Box) -> None:
+def _draw_arc(axes: "Axes", centre: float, box: Box, *, dotted: bool) -> None:
     """From above the block's first box, round its right side, to below the last one."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    assert box.shortcut is not None
     space = PITCH - BOX_HEIGHT
     leave = _middle(box.row) - BOX_HEIGHT / 2 - space * 0.4
     join = _middle(box.joins) + BOX_HEIGHT / 2 + space * 0.22
     edge, out = centre + BOX / 2, centre + BOX / 2 + BULGE * 4 / 3
     points = [(centre, leave), (edge, leave), (out, leave), (out, join), (edge, join), (centre + 0.06, join)]
     codes = [Path.MOVETO, Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
-    dotted = (0, (1, 1.7))
     axes.add_patch(
         PathPatch(
             Path(points, codes), fill=False, edgecolor=INK, linewidth=LINE, zorder=1.4, capstyle="butt",
-            linestyle="-" if box.shortcut.kind == "identity" else dotted, gid=f"arc {box.shortcut.kind}",
+            linestyle=(0, (1, 1.7)) if dotted else "-", gid=f"arc {'zeros' if dotted else 'identity'}",
         )
     )  # fmt: skip
     _draw_arrow(axes, (centre + 0.06, join), (centre, join))

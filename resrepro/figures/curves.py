@@ -1,16 +1,14 @@
 """Figures 1, 4 and 6 and the demo's as data: which runs are drawn, their curves, and what is written below.
 
-Drawn is one seed group per net, all of one protocol, with the paper's own curves behind if wanted. Errors
-are in percent. Nothing here imports torch or matplotlib.
+Drawn is one seed group per net, all of one protocol, with the paper's own curves behind if wanted.
 """
 
 import itertools
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from operator import add
 from typing import Any
 
 from resrepro.comparison.groups import RULE, SET_NAMES, SeedGroup, about_images, iterations_of, protocols_of
@@ -29,13 +27,16 @@ Groups = Mapping[str, SeedGroup]  # the runs drawn, by net label, plain nets fir
 
 @dataclass(frozen=True)
 class Curve:
-    """Error (percent) against iterations of one net; `std` where several seeds are averaged."""
+    """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer.
+
+    `std` is that of `y` over seeds (n-1), where several are averaged.
+    """
 
     depth: int
     plain: bool
     kind: str
-    iterations: tuple[float, ...]
-    errors: tuple[float, ...]
+    x: tuple[float, ...]
+    y: tuple[float, ...]
     std: tuple[float, ...] | None = None
     paper: bool = False
 
@@ -43,6 +44,12 @@ class Curve:
     def net(self) -> str:
         """`plain-56` or `ResNet-56`."""
         return net_label(self.depth, self.plain)
+
+    @property
+    def band(self) -> tuple[list[float], list[float]]:
+        """One std below and above; the curve itself where there is none."""
+        pairs = list(zip(self.y, self.std or (0.0,) * len(self.y), strict=True))
+        return [y - std for y, std in pairs], [y + std for y, std in pairs]
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A whole figure, ready to be drawn.
+    """A whole figure, ready to be drawn; `notes` tell what is not in it.
 
     `held_out` names the set of the bold lines, `held_out_told` says in the legend what it is.
     """
@@ -72,7 +79,9 @@ class Sheet:
     held_out: str
     held_out_told: str
     palette: Mapping[str, Any]
+    groups: Groups
     footnote: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def top(self) -> int:
@@ -83,7 +92,7 @@ class Sheet:
             for panel in self.panels
             for curve in panel.curves
             if curve.depth not in panel.layout.get("off_scale", ())
-            for iteration, error in zip(curve.iterations, curve.errors, strict=True)
+            for iteration, error in zip(curve.x, curve.y, strict=True)
             if iteration >= start
         ]
         need = min(max([self.layout["frame"], *settled]), 100)
@@ -94,7 +103,7 @@ class Sheet:
     def floor(self) -> int:
         """The lower end of the error axis, percent: the paper's, or 0 where curves fall below it."""
         floor = int(self.layout.get("floor", 0))
-        lowest = min((min(curve.errors) for curve in self.curves), default=floor)
+        lowest = min((min(curve.y) for curve in self.curves), default=floor)
         return floor if lowest >= floor else 0
 
     @property
@@ -129,34 +138,33 @@ def read_layout(name: str) -> Mapping[str, Any]:
     return tomllib.loads(resources.files("resrepro.paper").joinpath(f"{name}.toml").read_text("utf-8"))
 
 
-def exhibits() -> tuple[str, ...]:
-    """The figures of error curves."""
-    return tuple(read_layout("figures")["exhibits"])
+def exhibits() -> Mapping[str, Layout]:
+    """The figures of error curves and their layouts."""
+    layouts: Mapping[str, Layout] = read_layout("figures")["exhibits"]
+    return layouts
 
 
-def look_up(kind: str, name: str) -> Mapping[str, Any]:
-    """The layout of an "exhibit", or a "palette": colours and markers of the nets by depth.
+def palette_named(name: str, figures: str = "figures") -> Mapping[str, Any]:
+    """Colours and markers of the nets by depth; for "figure3" of boxes by the side of the output map.
 
     Raises:
-        UsageError: if there is none of that name.
+        UsageError: if there is no palette of that name.
     """
-    known: Mapping[str, Mapping[str, Any]] = read_layout("figures")[f"{kind}s"]
+    known: Mapping[str, Mapping[str, Any]] = read_layout(figures)["palettes"]
     if name not in known:
-        raise UsageError(f"no {kind} {name!r}: there are {', '.join(known)}.")
+        raise UsageError(f"no palette {name!r}: there are {', '.join(known)}.")
     return known[name]
 
 
-def make_sheet(
-    exhibit: str, runs: Sequence[Run], *, paper: bool = False, palette: str = "paper"
-) -> tuple[Sheet, tuple[str, ...]]:
-    """The figure as data, and sentences on what was left out.
+def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palette: str = "paper") -> Sheet:
+    """The figure as data, with the paper's curves if asked.
 
     Raises:
-        UsageError: for an unknown exhibit or palette.
+        UsageError: for an unknown palette.
         RecordError: if there is nothing to draw.
     """
-    layout, colours = look_up("exhibit", exhibit), look_up("palette", palette)
-    groups, notes = select(exhibit, runs)
+    layout, colours = exhibits()[exhibit], palette_named(palette)
+    groups, notes = choose(layout, runs)
     first = first_of(groups) if groups else None
     scale = iterations_of(first) / paper_iterations(layout) if first else 1.0
     theirs = _paper_curves(exhibit, layout, scale) if paper else {}
@@ -169,12 +177,13 @@ def make_sheet(
     panels = []
     for panel in layout["panels"]:
         shown = [group for group in groups.values() if _shows(panel, group.first)]
-        pairs = itertools.product(shown, panel["kinds"])
-        ours = [mean_curve(group, group.first.spec["depth"], panel["plain"], kind) for group, kind in pairs]
+        ours = [mean_curve(group, kind) for group in shown for kind in panel["kinds"]]
         panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs.get(panel["name"], ()))))
     iterations = iterations_of(first) if first else int(layout["paper"]["drawn_to"])
-    below = footnote(layout, groups, {curve.net for group in theirs.values() for curve in group}, notes)
-    return Sheet(layout, tuple(panels), iterations, *held_out_names(layout, first), colours, below), notes
+    nets = {curve.net for curves in theirs.values() for curve in curves}
+    below = tuple(filter(None, _footnote(layout, groups, nets, notes)))
+    told = held_out_names(layout, first)
+    return Sheet(layout, tuple(panels), iterations, *told, colours, groups, below, notes)
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
@@ -195,21 +204,19 @@ def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]
     protocols = protocols_of(members)
     shown, others = (protocols[0], protocols[1:]) if protocols else (None, [])
     doubles = [run for groups in shown.doubles.values() for g in groups for run in g.runs] if shown else []
-    unfinished = [run for run in known if not run.finished]
-    stopped = [f" ({run.status} at iteration {run.result['iteration']:,})" for run in unfinished]
+    unfinished = [
+        f"{seed_name(run)} ({run.status} at iteration {run.result['iteration']:,})"
+        for run in known
+        if not run.finished
+    ]
     notes = [
-        ("Not drawn, unfinished", list(map(add, _seed_names(unfinished), stopped))),
-        ("Not drawn, shortcut option B or C (the figure shows A)", _seed_names(shortcuts)),
+        ("Not drawn, unfinished", unfinished),
+        ("Not drawn, shortcut option B or C (the figure shows A)", list(map(seed_name, shortcuts))),
         *((ANOTHER, [f"{other.name} ({other.size})"]) for other in others),
-        ("Not drawn, other settings than the runs drawn of the same net", _seed_names(doubles)),
+        ("Not drawn, other settings than the runs drawn of the same net", list(map(seed_name, doubles))),
     ]
     groups = {net: shown.groups[net] for net in members if net in shown.groups} if shown else {}
     return groups, tuple(f"{about}: {', '.join(names)}." for about, names in notes if names)
-
-
-def select(exhibit: str, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
-    """The same by the name of the exhibit, which must be one of `exhibits`."""
-    return choose(look_up("exhibit", exhibit), runs)
 
 
 def paper_iterations(layout: Layout) -> int:
@@ -223,16 +230,16 @@ def first_of(groups: Groups) -> Run:
 
 
 def _shows(panel: Mapping[str, Any], run: Run) -> bool:
-    """Whether a panel shows the run's net."""
     depth = run.spec["depth"]
     return bool(run.spec["plain"] == panel["plain"] and depth in panel.get("depths", [depth]))
 
 
-def _seed_names(runs: Iterable[Run]) -> list[str]:
-    return [f"{run.name} seed {run.seed}" for run in runs]
+def seed_name(run: Run) -> str:
+    """How a run is told: `cifar10-plain56 seed 0`."""
+    return f"{run.name} seed {run.seed}"
 
 
-def mean_curve(group: SeedGroup, depth: int, plain: bool, kind: str) -> Curve | None:
+def mean_curve(group: SeedGroup, kind: str) -> Curve | None:
     """Mean error over seeds at each iteration that all have sampled; None if there is none."""
     import numpy as np
 
@@ -244,7 +251,8 @@ def mean_curve(group: SeedGroup, depth: int, plain: bool, kind: str) -> Curve | 
         return None
     errors = np.array([[one[at] for one in sampled] for at in common])
     std = tuple(errors.std(axis=1, ddof=1).tolist()) if len(runs) > 1 else None
-    return Curve(depth, plain, kind, tuple(map(float, common)), tuple(errors.mean(axis=1).tolist()), std)
+    net = group.first.spec["depth"], group.first.spec["plain"]
+    return Curve(*net, kind, tuple(map(float, common)), tuple(errors.mean(axis=1).tolist()), std)
 
 
 def _paper_curves(exhibit: str, layout: Layout, scale: float) -> dict[str, list[Curve]]:
@@ -274,16 +282,23 @@ def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:
     return name, f"{name} error ({images})" if images else f"{name} error"
 
 
-def footnote(
-    layout: Layout, groups: Groups, theirs: Collection[str], notes: Iterable[str]
-) -> tuple[str, ...]:
+def _footnote(layout: Layout, groups: Groups, theirs: set[str], notes: Iterable[str]) -> Iterator[str]:
     """What a reader must know beside the curves; `theirs` are the nets of which the paper's are drawn."""
     if not groups:
-        accuracy = layout["paper"]["accuracy"]
-        return (f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours.",)
-    departures = departures_told(groups)
-    told = [lead(layout, groups), _data(groups, departures), departures, TRAINING_ERROR, spell_rule(notes)]
-    return tuple(filter(None, [*told, _whose(layout, groups, theirs) if theirs else ""]))
+        yield alone(layout)
+        return
+    yield lead(layout, groups)
+    yield departures_told(groups)
+    yield TRAINING_ERROR
+    yield spell_rule(notes)
+    if theirs:
+        yield _whose(layout, groups, theirs)
+
+
+def alone(layout: Layout) -> str:
+    """What the paper's curves are where there are no runs of ours."""
+    accuracy = layout["paper"]["accuracy"]
+    return f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours."
 
 
 def spell_rule(notes: Iterable[str]) -> str:
@@ -305,13 +320,6 @@ def lead(layout: Layout, groups: Groups) -> str:
     return f"{prefix}{length}, {seeds}{split}."
 
 
-def _data(groups: Groups, said: str = "") -> str:
-    """What the images were, where ImageNet's nets were trained on others and it was not said already."""
-    run = first_of(groups)
-    about = about_images(run.classes, run.env["data"]["images"], [said]) if run.family == "imagenet" else []
-    return f"Data: {about[0]}." if about else ""
-
-
 def departures_told(groups: Groups) -> str:
     """How the runs depart from the paper; where not all nets do, which."""
     told: dict[str, list[str]] = {}
@@ -326,12 +334,12 @@ def departures_told(groups: Groups) -> str:
     return f"Departures from the paper: {'; '.join(parts)}." if parts else ""
 
 
-def _whose(layout: Layout, groups: Groups, theirs: Collection[str]) -> str:
+def _whose(layout: Layout, groups: Groups, theirs: set[str]) -> str:
     """Which lines are the paper's, and how they differ from ours."""
     first = first_of(groups)
-    lines = "Pale lines" if layout["training"] == "thin" else "Thin lines"
-    told = f"{lines}{'' if set(theirs) <= groups.keys() else ' and names in italics'}: the paper's curves"
-    if _data(groups):
+    told = "Pale lines" if layout["training"] == "thin" else "Thin lines"
+    told += f"{'' if theirs <= groups.keys() else ' and names in italics'}: the paper's curves"
+    if first.family == "imagenet" and about_images(first.classes, first.env["data"]["images"]):
         told += f" of ImageNet's {IMAGENET_CLASSES:,} classes"
     if iterations_of(first) != paper_iterations(layout):
         told += ", x scaled to this schedule"

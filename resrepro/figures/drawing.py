@@ -1,8 +1,7 @@
-"""Drawing a figure of error curves: panels in a row, every net labelled at the end of its curve.
+"""Putting a `Sheet` of error curves on paper: panels in a row, every net labelled at the end of its curve.
 
-What is drawn is decided in `figures.curves` and said by a `Sheet`; here it is only put on paper: in colours
-that can be read, with lines that fit and labels that do not overlap. matplotlib is used through its objects,
-without pyplot and without the user's own settings, so that equal input gives equal files.
+matplotlib is used through its objects, without pyplot and the user's own settings: equal input gives equal
+files.
 """
 
 import colorsys
@@ -28,13 +27,7 @@ LEADER = 18.0  # points between the frame and the labels
 BOLD = 2.1  # line width, points
 DASHES = (0, (4, 1.6))
 QUIET = "#6b6b6b"
-TICKS = {
-    20: (0, 5, 10, 20),
-    40: (0, 10, 20, 30, 40),
-    60: (0, 20, 40, 60),
-    80: (0, 20, 40, 60, 80),
-    100: (0, 20, 40, 60, 80, 100),
-}
+TICKS = {20: (0, 5, 10, 20), 40: range(0, 41, 10), 60: range(0, 61, 20), 80: range(0, 81, 20)}
 BAND = "mean ± std over seeds (n−1)"
 SETTINGS: Any = {
     "font.family": FONT,
@@ -54,11 +47,20 @@ def draw_sheet(sheet: Sheet) -> "Figure":
     from matplotlib.figure import Figure
 
     with own_settings():
-        margins = [_label_margin(sheet, panel) for panel in sheet.panels]
+        names = [[_label_text(sheet, curve) for curve in _labelled(panel)] for panel in sheet.panels]
+        widths = [max((text_width(name, TEXT) for name in own), default=0.1) for own in names]
+        margins = [(LEADER + 4) / INCH + width for width in widths]
         shares = [float(panel.layout.get("share", 1)) for panel in sheet.panels]
         width = float(sheet.layout["width"])
         room = width - LEFT - sum(margins) - GAP * (len(margins) - 1)
-        lines = wrap(" ".join([*sheet.footnote, *_off_scale(sheet)]), width - 0.5, SMALL)
+        off_scale = [
+            f"{curve.net} ends above the frame, at {curve.y[-1]:.1f} % "
+            f"({'training' if curve.kind == 'train' else sheet.held_out})."
+            for panel in sheet.panels
+            for curve in _labelled(panel)
+            if curve.y[-1] > sheet.top
+        ]
+        lines = wrap(" ".join([*sheet.footnote, *off_scale]), width - 0.5, SMALL)
         keys = _legend_keys(sheet)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
         foot = BOTTOM + LINE * len(lines) + 0.1
@@ -105,7 +107,7 @@ def render(figure: "Figure", title: str) -> dict[str, bytes]:
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """While active, figures look as these do, whatever the user has set up for his own."""
+    """While active, figures look the same whatever the user has set up for his own."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -120,7 +122,8 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     axes.set_xlim(start, end)
     axes.set_ylim(sheet.floor, top)
     ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
-    axes.set_yticks([tick for tick in ticks.get(str(top), TICKS.get(top, ())) if tick >= sheet.floor])
+    wanted = ticks.get(str(top), TICKS.get(top, range(0, 101, 20)))
+    axes.set_yticks([tick for tick in wanted if tick >= sheet.floor])
     axes.set_xticks(*_x_ticks(start, end, few="share" in panel.layout, whole=sheet.unit == 1))
     axes.set_xlabel("iter. (1e4)" if sheet.unit > 1 else "iterations")
     axes.set_ylabel(panel.layout["ylabel"].format(held_out=sheet.held_out))
@@ -155,35 +158,36 @@ def _x_ticks(start: float, end: float, *, few: bool, whole: bool) -> tuple[list[
 
 def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> None:
     bold = curve.kind != "train" or sheet.layout["training"] == "solid"
-    colour = sheet.colour(curve.depth)
-    x = [iteration / sheet.unit for iteration in curve.iterations]
-    style: dict[str, Any] = {
-        "color": mixed(colour, 0.55) if faint else colour,
-        "zorder": 2.0 if faint else (3.5 if bold else 3.0),
-        "solid_joinstyle": "round",
-        **_stroke(sheet, bold=bold, faint=faint),
-    }
+    style = _stroke(sheet, bold=bold, faint=faint)
     marker = sheet.palette["markers"].get(str(curve.depth))
     if marker and bold and not faint:
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
         begin = sheet.depths.index(str(curve.depth)) / 40
-        style |= {
-            "marker": marker, "markersize": 6, "markevery": (begin, 0.16), "markeredgecolor": "white",
-            "markeredgewidth": 0.6,
-        }  # fmt: skip
-    whose = "paper" if curve.paper else "ours"
-    axes.plot(x, curve.errors, label=f"{whose} {curve.net} {curve.kind}", **style)
+        style |= {"marker": marker, "markersize": 6, "markevery": (begin, 0.16)}
+    style["zorder"] = 2.0 if faint else 3.5 if bold else 3.0
+    band = {"alpha": 0.22, "zorder": 2.5}
+    draw_curve(axes, curve, sheet.colour(curve.depth), style, band, faint=faint, unit=sheet.unit)
+
+
+def draw_curve(
+    axes: "Axes", curve: Curve, colour: str, style: Mapping[str, Any], band: Mapping[str, Any], *,
+    faint: bool, unit: int = 1,
+) -> None:  # fmt: skip
+    """Draw a curve, pale if it is faint, x in so many units, and its spread over seeds as a band."""
+    x = [value / unit for value in curve.x]
+    told = f"{curve.net} {curve.kind}".strip()
+    axes.plot(
+        x, curve.y, label=f"{'paper' if curve.paper else 'ours'} {told}", markeredgecolor="white",
+        markeredgewidth=0.6, color=mixed(colour, 0.55) if faint else colour, **style,
+    )  # fmt: skip
     if curve.std is not None:
-        pairs = list(zip(curve.errors, curve.std, strict=True))
-        low, high = [max(0.0, error - std) for error, std in pairs], [error + std for error, std in pairs]
-        axes.fill_between(
-            x, low, high, color=colour, alpha=0.22, linewidth=0, zorder=2.5,
-            label=f"band {curve.net} {curve.kind}",
-        )  # fmt: skip
+        low, high = curve.band
+        low = [max(0.0, value) for value in low]
+        axes.fill_between(x, low, high, color=colour, linewidth=0, label=f"band {told}", **band)
 
 
 def _stroke(sheet: Sheet, *, bold: bool, faint: bool) -> dict[str, Any]:
-    """Width and dashes of a line: training error dashed, or thin as in Figure 4, held-out error bold."""
+    """Training error dashed, or thin as in Figure 4, held-out error bold."""
     thin = sheet.layout["training"] == "thin"
     if bold:
         return {"linewidth": (1.6 if thin else 1.1) if faint else BOLD, "linestyle": "-"}
@@ -204,12 +208,7 @@ def _labelled(panel: Panel) -> list[Curve]:
 
 def _label_text(sheet: Sheet, curve: Curve) -> str:
     name = str(sheet.layout.get("label", "{net}")).format(net=curve.net, depth=curve.depth)
-    return name + (" ↑" if curve.errors[-1] > sheet.top else "")
-
-
-def _label_margin(sheet: Sheet, panel: Panel) -> float:
-    widths = [text_width(_label_text(sheet, curve), TEXT) for curve in _labelled(panel)]
-    return (LEADER + 4) / INCH + max(widths, default=0.1)
+    return name + (" ↑" if curve.y[-1] > sheet.top else "")
 
 
 def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
@@ -218,7 +217,7 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     height = PANEL_HEIGHT * INCH
     width = axes.get_position().width * float(sheet.layout["width"]) * INCH
     floor, top = sheet.floor, sheet.top
-    ends = [(min(curve.errors[-1], top) - floor) / (top - floor) * height for curve in curves]
+    ends = [(min(curve.y[-1], top) - floor) / (top - floor) * height for curve in curves]
     places = spread(ends, LABEL_PITCH, 0.0, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = readable(sheet.colour(curve.depth))
@@ -235,35 +234,24 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
         )  # fmt: skip
 
 
-def _off_scale(sheet: Sheet) -> list[str]:
-    """A sentence on each net whose curve ends above the frame."""
-    return [
-        f"{curve.net} ends above the frame, at {curve.errors[-1]:.1f} % "
-        f"({'training' if curve.kind == 'train' else sheet.held_out})."
-        for panel in sheet.panels
-        for curve in _labelled(panel)
-        if curve.errors[-1] > sheet.top
-    ]
-
-
 def _legend_keys(sheet: Sheet) -> "list[Artist]":
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     dark = "#303030"
-    curves = sheet.curves
-    thin = sheet.layout["training"] == "thin"
+    curves, training = sheet.curves, sheet.layout["training"]
+    beside_theirs = sheet.has_ours and any(curve.paper for curve in curves)
     keys: list[Artist] = []
-    if sheet.layout["training"] != "solid" and curves:
+    if training != "solid" and curves:
         stroke = _stroke(sheet, bold=False, faint=False)
         keys.append(Line2D([], [], color=dark, label="training error", **stroke))
         keys.append(Line2D([], [], color=dark, linewidth=BOLD, label=sheet.held_out_told))
-    elif sheet.has_ours and any(curve.paper for curve in curves):
+    elif beside_theirs:
         keys.append(Line2D([], [], color=dark, linewidth=BOLD, label="our runs"))
     if any(curve.std for curve in curves):
         keys.append(Patch(color=dark, alpha=0.22, linewidth=0, label=BAND))
-    if sheet.has_ours and any(curve.paper for curve in curves):
-        told = f"the paper's curves ({'pale' if thin else 'thin'})"
+    if beside_theirs:
+        told = f"the paper's curves ({'pale' if training == 'thin' else 'thin'})"
         keys.append(Line2D([], [], color=mixed(dark, 0.55), linewidth=1.0, label=told))
     return keys
 
@@ -294,7 +282,7 @@ def text_width(text: str, size: float) -> float:
     from matplotlib.textpath import text_to_path
 
     font = FontProperties(family=FONT, size=size)
-    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72
+    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / INCH
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:

@@ -1,20 +1,31 @@
 """Figure 7 from run records, as a picture and in numbers: the strength of each layer's response.
 
-Which runs are drawn is decided as for the figures of errors (`figures.curves`); how the figure is laid
-out stands in figure7.toml. Nothing here imports torch.
+Which runs are drawn is decided as for the figures of errors (`figures.curves`).
 """
 
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
 from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError
-from resrepro.figures.curves import Groups, choose, departures_told, first_of, lead, read_layout, spell_rule
-from resrepro.figures.drawing import BOLD, DASHES, LINE, SMALL, mixed, own_settings, wrap, write_below
+from resrepro.figures.curves import (
+    Curve,
+    Groups,
+    alone,
+    choose,
+    departures_told,
+    first_of,
+    lead,
+    palette_named,
+    read_layout,
+    seed_name,
+    spell_rule,
+)
+from resrepro.figures.drawing import BOLD, DASHES, LINE, SMALL, draw_curve, own_settings, wrap, write_below
 from resrepro.paper import curves, published
 from resrepro.records import Run
 from resrepro.records.evaluations import Responses
@@ -47,47 +58,26 @@ GRADIENT = (
 OTHER_DATA = {"digits": "scikit-learn's digits, not CIFAR-10"}
 
 
-@dataclass(frozen=True)
-class Line:
-    """The std of the responses of one net, index 1 first; `spread` over seeds (n-1), where there are some."""
-
-    depth: int
-    plain: bool
-    std: tuple[float, ...]
-    spread: tuple[float, ...] | None = None
-    paper: bool = False
-
-    @property
-    def net(self) -> str:
-        """`plain-56` or `ResNet-56`."""
-        return net_label(self.depth, self.plain)
-
-    def ordered(self) -> "Line":
-        """The same, the strongest response first."""
-        return replace(self, std=tuple(sorted(self.std, reverse=True)), spread=None)
-
-
 def plan() -> Mapping[str, Any]:
     """Title, nets, frame and panels (figure7.toml)."""
-    return read_layout("figure7")
+    return read_layout(EXHIBIT)
 
 
 def make_figure(
-    runs: Iterable[Run], palette: Mapping[str, Any], *, paper: bool = False
+    runs: Iterable[Run], *, paper: bool = False, palette: str = "paper"
 ) -> "tuple[Figure, tuple[str, ...]]":
     """The figure as a matplotlib object, and sentences on what was left out.
 
-    Args:
-        runs: those read; of several that are identical but for the seed the mean is drawn.
-        palette: colours and markers by depth (figures.toml).
-        paper: draw the paper's own curves pale behind ours, or alone where there are no runs.
+    Of runs that are identical but for the seed the mean is drawn; with `paper` the paper's own curves pale
+    behind ours, or alone where there are no runs.
 
     Raises:
+        UsageError: for an unknown palette.
         RecordError: if there is nothing to draw.
     """
     groups, notes = select(runs)
-    ours = [line_of(group) for group in groups.values()]
-    theirs = list(paper_lines()) if paper else []
+    ours = [_mean_line(group) for group in groups.values()]
+    theirs = _paper_lines() if paper else []
     if not ours and not theirs:
         train = command_for(catalogue.find(plan()["example"]).spec())
         way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
@@ -95,7 +85,10 @@ def make_figure(
             f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws "
             f"the paper's curves alone.{' '.join(['', *notes])}"
         )
-    return _draw(ours, theirs, palette, groups, notes), notes
+    ends = _frame_of([*ours, *theirs])
+    told = " ".join(_footnote(groups, theirs, ends, notes))
+    heading = OTHER_DATA.get(first_of(groups).spec["dataset"], "") if groups else ""
+    return _draw(ours, theirs, palette_named(palette), ends, heading, told), notes
 
 
 def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
@@ -110,61 +103,60 @@ def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
         groups, told = choose(layout, [run for run in runs if run.responses is not None])
         bare, _ = choose(layout, [run for run in runs if run.responses is None])
         notes += told
-        if lacking := [f"{run.name} seed {run.seed}" for group in bare.values() for run in group.runs]:
+        if lacking := [seed_name(run) for group in bare.values() for run in group.runs]:
             notes.append(f"Not drawn, not measured by `resrepro eval RUN --responses`: {', '.join(lacking)}.")
         if groups:
             return groups, tuple(notes)
     return {}, tuple(notes)
 
 
-def line_of(group: SeedGroup) -> Line:
+def _mean_line(group: SeedGroup) -> Curve:
     """Mean over seeds of each layer's std, and its spread."""
     import numpy as np
 
-    first = group.first.spec
-    figures = np.array([run.responses.std for run in group.runs if run.responses is not None])
-    spread = tuple(figures.std(axis=0, ddof=1).tolist()) if len(figures) > 1 else None
-    return Line(int(first["depth"]), bool(first["plain"]), tuple(figures.mean(axis=0).tolist()), spread)
+    std = np.array([run.responses.std for run in group.runs if run.responses is not None])
+    spread = tuple(std.std(axis=0, ddof=1).tolist()) if len(std) > 1 else None
+    return _line(group.first.spec["depth"], group.first.spec["plain"], std.mean(axis=0).tolist(), spread)
 
 
-def paper_lines() -> Iterator[Line]:
+def _paper_lines() -> list[Curve]:
     """The paper's curves, read off its figure, in the order of the legend."""
     frame = curves(EXHIBIT)
     frame = frame[frame["panel"] == plan()["panels"][0]["name"]].sort_values("x")
-    for group in plan()["nets"]:
-        for depth in group["depths"]:
-            rows = frame[frame["series"] == net_label(depth, group["plain"])]
-            yield Line(depth, group["plain"], tuple(rows["value"]), paper=True)
+    nets = [(depth, group["plain"]) for group in plan()["nets"] for depth in group["depths"]]
+    return [_line(*net, frame[frame["series"] == net_label(*net)]["value"], paper=True) for net in nets]
 
 
-def is_logarithmic(ends: tuple[float, float]) -> bool:
+def _line(depth: int, plain: bool, std: Iterable[float], spread: Any = None, paper: bool = False) -> Curve:
+    values = tuple(std)
+    return Curve(depth, plain, "", tuple(range(1, len(values) + 1)), values, spread, paper)
+
+
+def _is_logarithmic(ends: tuple[float, float]) -> bool:
     """Whether a frame reaches so far above the paper's that its lines would lie flat in it."""
     return ends[0] > 0 and ends[1] > 2 * plan()["frame"][1]
 
 
-def frame_of(lines: Iterable[Line]) -> tuple[float, float]:
+def _frame_of(lines: Iterable[Curve]) -> tuple[float, float]:
     """The ends of the axis of std: the paper's, or further out by halves where a line needs it."""
     low, high = plan()["frame"]
     for line in lines:
-        spread = line.spread or (0.0,) * len(line.std)
-        low = min(low, *(std - each for std, each in zip(line.std, spread, strict=True)))
-        high = max(high, *(std + each for std, each in zip(line.std, spread, strict=True)))
+        below, above = line.band
+        low, high = min(low, *below), max(high, *above)
     return max(0.0, math.floor(2 * low) / 2), math.ceil(2 * high) / 2
 
 
 def _draw(
-    ours: list[Line], theirs: list[Line], palette: Mapping[str, Any], groups: Groups, notes: Iterable[str]
-) -> "Figure":
+    ours: list[Curve], theirs: list[Curve], palette: Mapping[str, Any], ends: tuple[float, float],
+    heading: str, told: str,
+) -> "Figure":  # fmt: skip
     from matplotlib.figure import Figure
 
     width = float(plan()["width"])
-    ends = frame_of([*ours, *theirs])
-    heading = OTHER_DATA.get(first_of(groups).spec["dataset"], "") if groups else ""
     with own_settings():
-        lines = wrap(" ".join(_footnote(groups, theirs, ends, notes)), width - 0.4, SMALL)
+        lines = wrap(told, width - 0.4, SMALL)
         foot = BOTTOM + LINE * len(lines) + 0.08
-        head = TOP + (HEADING if heading else 0)
-        height = foot + 2 * PANEL_HEIGHT + GAP + head
+        height = foot + 2 * PANEL_HEIGHT + GAP + TOP + (HEADING if heading else 0)
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         for number, panel in enumerate(plan()["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
@@ -172,8 +164,8 @@ def _draw(
             axes = figure.add_axes(place)
             _frame_panel(axes, panel, ends)
             for line in [*theirs, *ours]:
-                drawn = line.ordered() if panel["sorted"] else line
-                _draw_line(axes, drawn, palette, faint=bool(line.paper and ours))
+                drawn = replace(line, y=tuple(sorted(line.y, reverse=True)), std=None)
+                _draw_line(axes, drawn if panel["sorted"] else line, palette, faint=bool(line.paper and ours))
             _add_legend(axes, ours, theirs)
         figure.axes[0].set_title(heading, pad=5)
         write_below(figure, lines)
@@ -185,7 +177,7 @@ def _frame_panel(axes: "Axes", panel: Mapping[str, Any], ends: tuple[float, floa
 
     axes.set_xlim(0, plan()["layers"])
     axes.set_xticks(plan()["layer_ticks"])
-    if is_logarithmic(ends):
+    if _is_logarithmic(ends):
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
     else:
@@ -195,11 +187,8 @@ def _frame_panel(axes: "Axes", panel: Mapping[str, Any], ends: tuple[float, floa
     axes.set_ylabel("std")
 
 
-def _draw_line(axes: "Axes", line: Line, palette: Mapping[str, Any], *, faint: bool) -> None:
-    colour = str(palette["colours"][str(line.depth)])
-    x = range(1, len(line.std) + 1)
+def _draw_line(axes: "Axes", line: Curve, palette: Mapping[str, Any], *, faint: bool) -> None:
     style: dict[str, Any] = {
-        "color": mixed(colour, 0.55) if faint else colour,
         "linestyle": DASHES if line.plain else "-",
         "linewidth": 0.8 if faint else BOLD - 0.5,
         "zorder": 2.0 if faint else 3.0,
@@ -208,27 +197,21 @@ def _draw_line(axes: "Axes", line: Line, palette: Mapping[str, Any], *, faint: b
     if marker and not faint:
         start = 4 * list(palette["markers"]).index(str(line.depth)) % MARKED  # they do not hide each other
         style |= {"marker": marker, "markersize": 5, "markevery": (start, MARKED)}
-        style |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
-    axes.plot(x, line.std, label=f"{'paper' if line.paper else 'ours'} {line.net}", **style)
-    if line.spread is not None:
-        pairs = list(zip(line.std, line.spread, strict=True))
-        low, high = [mean - spread for mean, spread in pairs], [mean + spread for mean, spread in pairs]
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, label=f"band {line.net}")
+    draw_curve(axes, line, palette["colours"][str(line.depth)], style, {"alpha": 0.18}, faint=faint)
 
 
-def _add_legend(axes: "Axes", ours: Sequence[Line], theirs: Sequence[Line]) -> None:
+def _add_legend(axes: "Axes", ours: Sequence[Curve], theirs: Sequence[Curve]) -> None:
     """The nets, ours first; where only the paper has a net, its pale line says so."""
     own = {line.net for line in ours}
-    drawn = {line.get_label(): line for line in axes.get_lines()}
-    handles = [drawn[f"ours {line.net}"] for line in ours]
-    names = [line.net for line in ours]
+    told = {f"ours {line.net}": line.net for line in ours}
     for line in theirs:
         if line.net not in own:
-            handles.append(drawn[f"paper {line.net}"])
-            names.append(f"{line.net}, the paper's alone" if ours else line.net)
+            told[f"paper {line.net}"] = f"{line.net}, the paper's alone" if ours else line.net
+    drawn = {line.get_label(): line for line in axes.get_lines()}
     axes.legend(
-        handles, names, loc="upper right", frameon=False, fontsize=SMALL, handlelength=2.8, labelspacing=0.25
-    )
+        [drawn[label] for label in told], told.values(), loc="upper right", frameon=False, fontsize=SMALL,
+        handlelength=2.8, labelspacing=0.25,
+    )  # fmt: skip
 
 
 def measured_on(groups: Groups) -> str:
@@ -243,12 +226,11 @@ def measured_on(groups: Groups) -> str:
 
 
 def _footnote(
-    groups: Groups, theirs: Sequence[Line], ends: tuple[float, float], notes: Iterable[str]
+    groups: Groups, theirs: Sequence[Curve], ends: tuple[float, float], notes: Iterable[str]
 ) -> Iterator[str]:
     """What a reader must know beside the lines, sentence by sentence."""
-    accuracy = plan()["paper"]["accuracy"]
     if not groups:
-        yield f"The paper's own curves, read off its vector figure (±{accuracy:g}); no runs of ours."
+        yield alone(plan())
         return
     yield measured_on(groups)
     yield lead(plan(), groups)
@@ -257,32 +239,37 @@ def _footnote(
     yield departures_told(groups)
     yield spell_rule(notes)
     if theirs:
+        accuracy = plan()["paper"]["accuracy"]
         yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
-    if list(ends) != plan()["frame"]:
-        low, high = plan()["frame"]
-        kind = "Vertical axis logarithmic; the" if is_logarithmic(ends) else "The"
+    low, high = plan()["frame"]
+    if ends != (low, high):
+        kind = "Vertical axis logarithmic; the" if _is_logarithmic(ends) else "The"
         yield f"{kind} paper's own frame ends at {low:g} and {high:g}."
 
 
 def build(runs: Iterable[Run]) -> Table:
     """The table from runs that were read already."""
     groups, left_out = select(runs)
-    nets = [(depth, bool(group["plain"])) for group in plan()["nets"] for depth in group["depths"]]
-    ours = {
-        (label := net_label(*net)): [
-            run.responses for run in (groups[label].runs if label in groups else ()) if run.responses
-        ]
-        for net in nets
-    }
+    rows: list[Row] = []
+    records: list[dict[str, object]] = []
+    missing: list[tuple[str, str]] = []
+    for kind in plan()["nets"]:
+        for depth in kind["depths"]:
+            label = net_label(depth, kind["plain"])
+            ours = [run.responses for run in (groups[label].runs if label in groups else ()) if run.responses]
+            rows += _rows(label, ours)
+            records.append(_record(label, ours))
+            if not ours:
+                missing.append((label, _command(depth, kind["plain"], groups)))
     told = [measured_on(groups), lead(plan(), groups), departures_told(groups)] if groups else []
     return Table(
         name=EXHIBIT,
         title=TITLE,
         columns=("net", *STD, *RATIOS),
-        rows=tuple(row for label, found in ours.items() for row in _rows(label, found)),
-        missing=tuple((net_label(*net), _command(*net, groups)) for net in nets if not ours[net_label(*net)]),
+        rows=tuple(rows),
+        missing=tuple(missing),
         remarks=(ROWS, *filter(None, told), GRADIENT, *left_out),
-        records=tuple(_record(label, found) for label, found in ours.items()),
+        records=tuple(records),
     )
 
 
@@ -291,7 +278,8 @@ def _rows(label: str, ours: Sequence[Responses]) -> Iterator[Row]:
     paper = [published()[EXHIBIT, label, metric].value for metric, _ in STD.values()]
     yield Row((label, *(f"{value:.2f}" for value in paper), "", ""))
     std = [_mean([of(each.std) for each in ours]) for _, of in STD.values()]
-    yield Row(("↳ ours", *std, *(_whole(ratio) if ours else DASH for ratio in _ratios(ours))))
+    ratios = (f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" for ratio in _ratios(ours))
+    yield Row(("↳ ours", *std, *(ratios if ours else (DASH, DASH))))
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -300,28 +288,23 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f}" + (f"±{statistics.stdev(values):.2f}" if values[1:] else "")
 
 
-def _whole(ratio: float) -> str:
-    """A ratio with a decimal as long as that says something."""
-    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}"
-
-
-def _ratios(ours: Sequence[Responses]) -> tuple[float, float]:
+def _ratios(ours: Sequence[Responses]) -> tuple[float, ...]:
     """The largest over the smallest gradient norm of the layers, at start and end; mean over runs.
 
     Infinite if one layer gets no gradient at all.
     """
     norms = [[each.gradient_norm_start for each in ours], [each.gradient_norm_end for each in ours]]
     ratios = [[max(n) / min(n) if min(n) > 0 else math.inf for n in runs] or [0.0] for runs in norms]
-    return statistics.fmean(ratios[0]), statistics.fmean(ratios[1])
+    return tuple(map(statistics.fmean, ratios))
 
 
 def _command(depth: int, plain: bool, groups: Groups) -> str:
     """What trains and measures a net as those shown were; as the paper did if there are none."""
-    experiment = catalogue.experiment_for("cifar10", depth, plain, None)
-    seeds = min((len(group.runs) for group in groups.values()), default=1)
-    shown = Protocol(groups)
-    spec = shown.spec_for(experiment.name, {}) if groups else experiment.spec()
-    train = shown.command(experiment.name, {}, seeds) if groups else command_for(spec)
+    experiment = catalogue.experiment_for("cifar10", depth, plain)
+    spec, train, seeds = experiment.spec(), command_for(experiment.spec()), 1
+    if groups:
+        shown, seeds = Protocol(groups), min(len(group.runs) for group in groups.values())
+        spec, train = shown.spec_for(experiment.name, {}), shown.command(experiment.name, {}, seeds)
     folders = " ".join(f"runs/{spec.name}/seed{seed}" for seed in range(seeds))
     return f"{train} && resrepro eval {folders} --responses"
 

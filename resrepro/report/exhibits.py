@@ -18,7 +18,7 @@ from resrepro.comparison.groups import SeedGroup
 from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError, UsageError
 from resrepro.figures import curves
-from resrepro.figures.curves import Curve, Groups, Panel, Sheet, make_sheet, mean_curve, select
+from resrepro.figures.curves import Curve, Panel, Sheet, make_sheet, mean_curve
 from resrepro.records import Run
 from resrepro.records.collection import Collection
 
@@ -145,19 +145,18 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
 def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
     """The chart of a figure of curves, the paper's behind ours; None if there is nothing to draw."""
     try:
-        sheet, notes = make_sheet(exhibit, runs, paper=True)
+        sheet = make_sheet(exhibit, runs, paper=True)
     except RecordError:
         return None
-    groups, _ = select(exhibit, runs)
-    seeds = any(len(group.runs) > 1 for group in groups.values())
+    seeds = any(len(group.runs) > 1 for group in sheet.groups.values())
     return Chart(
         title=str(sheet.layout["title"]),
-        data={"unit": sheet.unit, "panels": [_panel(sheet, panel, groups) for panel in sheet.panels]},
+        data={"unit": sheet.unit, "panels": [_panel(sheet, panel) for panel in sheet.panels]},
         depths=tuple(sorted(int(depth) for depth in sheet.depths)),
         lines=_switches(sheet, seeds),
         told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
         footnote=sheet.footnote,
-        notes=notes,
+        notes=sheet.notes,
     )
 
 
@@ -174,14 +173,14 @@ def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
     return tuple((name, words, name != SEED) for name, words, there in switches if there)
 
 
-def _panel(sheet: Sheet, panel: Panel, groups: Groups) -> dict[str, Any]:
+def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
     """One panel for the script: its frame, and its lines: the paper's, our means, of several seeds each."""
     lines = [_line(sheet, curve, PAPER) for curve in panel.paper]
     lines += [_line(sheet, curve, OURS) for curve in panel.ours]
     for mean in panel.ours:
-        runs = groups[mean.net].runs
+        runs = sheet.groups[mean.net].runs
         for run in runs if len(runs) > 1 else ():
-            if curve := mean_curve(SeedGroup((run,)), mean.depth, mean.plain, mean.kind):
+            if curve := mean_curve(SeedGroup((run,)), mean.kind):
                 lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
     start = float(panel.layout.get("start", 0)) * sheet.iterations
     return {
@@ -199,8 +198,8 @@ def _line(sheet: Sheet, curve: Curve, whose: str) -> dict[str, Any]:
         "kind": "train" if curve.kind == "train" else "held_out",
         "told": _set_name(sheet, curve),
         "whose": whose,
-        "x": [round(iteration, 1) for iteration in curve.iterations],
-        "y": [round(error, DECIMALS) for error in curve.errors],
+        "x": [round(iteration, 1) for iteration in curve.x],
+        "y": [round(error, DECIMALS) for error in curve.y],
     }
 
 
@@ -215,7 +214,7 @@ def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:
         ends: dict[str, list[str]] = {}
         for curve in group:
             spread = f" ± {curve.std[-1]:.1f}" if curve.std else ""
-            end = f"{curve.errors[-1]:.1f}{spread} % {_set_name(sheet, curve)}"
+            end = f"{curve.y[-1]:.1f}{spread} % {_set_name(sheet, curve)}"
             ends.setdefault("the paper's" if curve.paper else "ours", []).append(end)
         told = [f"{whose} ends at {' and '.join(parts)} error" for whose, parts in sorted(ends.items())]
         sentences.append(f"{net}: {'; '.join(told)}.")

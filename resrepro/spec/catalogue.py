@@ -100,7 +100,7 @@ def recipes() -> Mapping[str, NamedRecipe]:
 
 
 def paper_recipe(family: str) -> NamedRecipe:
-    """The recipe of the paper for a family of nets, which departures are told against."""
+    """The paper's recipe for a family of nets, which departures are told against."""
     return recipes()[PAPER_RECIPES[family]]
 
 
@@ -241,7 +241,7 @@ def _rescaled(recipe: Recipe, settings: Mapping[str, Value]) -> Recipe:
     iterations, image_size = settings.get("iterations"), settings.get("image_size")
     if isinstance(iterations, int) and iterations != recipe.iterations:
         recipe = recipe.shortened_to(iterations)
-    if isinstance(image_size, int) and image_size != getattr(recipe, "image_size", None):
+    if isinstance(image_size, int) and isinstance(recipe, ImageNetRecipe):
         recipe = recipe.resized_to(image_size)
     return recipe
 

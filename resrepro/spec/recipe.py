@@ -49,21 +49,13 @@ class Recipe:
     eval_every: int
     test_view: str
 
-    SAMPLE_CAP: ClassVar[int] = 1000
-    """Most iterations between samples: as the paper's figure of this family is drawn."""
+    SAMPLE_CAP: ClassVar[int] = 1000  # most iterations between samples: as the family's figure is drawn
 
     def shortened_to(self, iterations: int) -> Self:
-        """The same schedule in another number of iterations: drops keep their place in the run.
-
-        Samples fall every min(SAMPLE_CAP, ceil(iterations / 32)) iterations.
-        """
+        """The same schedule in other iterations: drops keep their place; at least 32 samples, if it can."""
         drops = tuple(math.ceil(drop * iterations / self.iterations) for drop in self.lr_drops)
         every = min(self.SAMPLE_CAP, math.ceil(iterations / 32))
         return replace(self, iterations=iterations, lr_drops=drops, eval_every=every)
-
-    def resized_to(self, image_size: int) -> Self:
-        """The same views for images of another size; CIFAR images have only their own."""
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +103,13 @@ SETTING_TYPES: Mapping[str, Any] = {f.name: f.type for recipe in RECIPES.values(
 
 
 def read_toml(name: str) -> dict[str, Any]:
-    """The content of one of the TOML files beside this module."""
+    """One of the TOML files beside this module."""
     return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
 @cache
 def setting_rules() -> Mapping[str, Mapping[str, Any]]:
-    """For each setting what it means and what values it takes, in the order in which names list them."""
+    """For each setting what it means and which values it takes, in the order of names."""
     return read_toml("settings.toml")
 
 
