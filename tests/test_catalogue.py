@@ -14,60 +14,47 @@ from resrepro.spec.recipe import RECIPES, ordered_settings, parse
 NAMES = list(catalogue.experiments())
 CIFAR = [name for name in NAMES if name.startswith("cifar10-")]
 IMAGENET = [name for name in NAMES if name.startswith("imagenet-")]
+FLAGS = {
+    "--iterations", "--batch-size", "--split", "--image-size", "--bn-group", "--bn-stats", "--precision",
+    "--eval-every",
+}  # fmt: skip
 
 
 def spec_from(command: str) -> tuple[Spec, int]:
     """The spec and seed that a command line stands for, read flag by flag."""
-    words = command.split(" ")
-    assert words[:2] == ["resrepro", "train"]
-    flags = iter(words[2:])
-    dataset, depth, plain, shortcut, seed, data, settings = "cifar10", 0, False, None, 0, None, {}
-    named = {
-        "--iterations", "--batch-size", "--split", "--image-size", "--bn-group", "--bn-stats", "--precision",
-        "--eval-every",
-    }  # fmt: skip
-    for flag in flags:
-        if flag == "--plain":
-            plain = True
+    start = "resrepro train "
+    assert command.startswith(start)
+    words = command.removeprefix(start).replace("--plain", "--plain on")
+    words = words.replace("--stride-3x3", "--set stride_3x3=on").split(" ")
+    net: dict = {"--dataset": "cifar10", "--plain": "off", "--shortcut": None, "--seed": "0", "--data": None}
+    settings = {}
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        if flag in net or flag == "--depth":
+            net[flag] = value
             continue
-        if flag == "--stride-3x3":
-            settings["stride_3x3"] = True
-            continue
-        value = next(flags)
-        if flag == "--dataset":
-            dataset = value
-        elif flag == "--depth":
-            depth = int(value)
-        elif flag == "--shortcut":
-            shortcut = value
-        elif flag == "--seed":
-            seed = int(value)
-        elif flag == "--data":
-            data = value
-        elif flag == "--set":
-            key, _, text = value.partition("=")
-            settings[key] = parse(key, text)
-        else:
-            assert flag in named, flag
-            key = flag.removeprefix("--").replace("-", "_")
-            settings[key] = parse(key, value)
-    assert data == ("DIR" if dataset in ("imagenet", "folder") else None)
-    experiment = catalogue.experiment_for(dataset, depth, plain, shortcut)
-    return catalogue.derive(experiment, shortcut, **settings), seed
+        key, _, text = value.partition("=")
+        if flag != "--set":
+            assert flag in FLAGS
+            key, text = flag.removeprefix("--").replace("-", "_"), value
+        settings[key] = parse(key, text)
+    assert net["--data"] == ("DIR" if net["--dataset"] in ("imagenet", "folder") else None)
+    plain, shortcut = net["--plain"] == "on", net["--shortcut"]
+    experiment = catalogue.experiment_for(net["--dataset"], int(net["--depth"]), plain, shortcut)
+    return catalogue.derive(experiment, shortcut, **settings), int(net["--seed"])
 
 
-def test_the_catalogue_holds_every_cifar_net_of_the_paper() -> None:
-    plain = {f"cifar10-plain{depth}" for depth in (20, 32, 44, 56, 110)}
-    residual = {f"cifar10-resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)}
-    assert set(CIFAR) == plain | residual
-
-
-def test_the_catalogue_holds_every_imagenet_net_of_tables_2_to_4() -> None:
-    assert {name.removeprefix("imagenet-") for name in IMAGENET} == {
-        "plain18", "plain34", "resnet18", "resnet34", "resnet34-b", "resnet34-c", "resnet50", "resnet101",
-        "resnet152",
+def test_the_catalogue_holds_the_papers_nets_with_the_shortcuts_that_its_tables_say() -> None:
+    plain = {f"cifar10-plain{depth}": None for depth in (20, 32, 44, 56, 110)}
+    residual = {f"cifar10-resnet{depth}": "A" for depth in (20, 32, 44, 56, 110, 1202)}
+    imagenet = {
+        "plain18": None, "plain34": None, "resnet18": "A", "resnet34": "A", "resnet34-b": "B",
+        "resnet34-c": "C", "resnet50": "B", "resnet101": "B", "resnet152": "B",
     }  # fmt: skip
-    assert all(catalogue.find(name).seeds == (0,) for name in IMAGENET)
+    options = {name: catalogue.find(name).spec().shortcut for name in (*CIFAR, *IMAGENET)}
+    assert options == plain | residual | {f"imagenet-{net}": option for net, option in imagenet.items()}
+    seeds = {name: catalogue.find(name).seeds for name in options}
+    assert {name for name in options if seeds[name] != (0,)} == {"cifar10-resnet110"}
+    assert seeds["cifar10-resnet110"] == (0, 1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("name", CIFAR)
@@ -84,24 +71,12 @@ def test_an_imagenet_experiment_carries_the_recipe_of_section_3_4(name: str) -> 
     recipe = catalogue.find(name).spec().recipe
     stated = (recipe.iterations, recipe.batch_size, recipe.lr, recipe.lr_divisor)
     assert stated == (600_000, 256, 0.1, 10)
-    assert (recipe.momentum, recipe.weight_decay, recipe.mean, recipe.flip) == (
-        0.9,
-        0.0001,
-        "per_pixel",
-        True,
-    )
+    assert (recipe.momentum, recipe.weight_decay) == (0.9, 0.0001)
+    assert (recipe.mean, recipe.flip) == ("per_pixel", True)
     assert (recipe.image_size, recipe.scale, recipe.colour) == (224, (256, 480), "pca_computed")
     assert (recipe.lr_policy, recipe.lr_drops, recipe.eval_every) == ("fixed", (150_000, 300_000), 5_000)
     assert (recipe.bn_group, recipe.bn_stats, recipe.stride_3x3) == (32, "running", False)
     assert (recipe.warmup_lr, recipe.test_view, recipe.colour_std) == (0, "center", 0.1)
-
-
-def test_imagenet_nets_take_the_shortcut_that_the_tables_say() -> None:
-    options = {name.removeprefix("imagenet-"): catalogue.find(name).spec().shortcut for name in IMAGENET}
-    assert options == {
-        "plain18": None, "plain34": None, "resnet18": "A", "resnet34": "A", "resnet34-b": "B",
-        "resnet34-c": "C", "resnet50": "B", "resnet101": "B", "resnet152": "B",
-    }  # fmt: skip
 
 
 def test_only_the_110_and_1202_layer_residual_nets_warm_up() -> None:
@@ -112,15 +87,14 @@ def test_only_the_110_and_1202_layer_residual_nets_warm_up() -> None:
     assert (resnet110.warmup_until_err, resnet110.warmup_window) == (80.0, 100)
 
 
-def test_the_110_layer_net_runs_five_seeds() -> None:
-    assert catalogue.find("cifar10-resnet110").seeds == (0, 1, 2, 3, 4)
-
-
 def shown(exhibit: str) -> set[str]:
     return {name for name, e in catalogue.experiments().items() if exhibit in e.exhibits}
 
 
-def test_tables_2_to_5_and_figure_4_have_the_nets_that_the_paper_puts_there() -> None:
+def test_the_exhibits_have_the_nets_that_the_paper_puts_there() -> None:
+    assert shown("table6") == {f"cifar10-resnet{d}" for d in (20, 32, 44, 56, 110, 1202)}
+    assert shown("figure1") == {"cifar10-plain20", "cifar10-plain56"}
+    assert shown("figure6") == set(CIFAR)
     deep = {f"imagenet-resnet{depth}" for depth in (50, 101, 152)}
     projected = {"imagenet-resnet34-b", "imagenet-resnet34-c"}
     assert shown("table2") == shown("figure4") == {
@@ -128,12 +102,6 @@ def test_tables_2_to_5_and_figure_4_have_the_nets_that_the_paper_puts_there() ->
     }  # fmt: skip
     assert shown("table3") == {"imagenet-plain34", "imagenet-resnet34"} | projected | deep
     assert shown("table4") == shown("table5") == projected | deep
-
-
-def test_table_6_and_figures_1_and_6_have_the_nets_that_the_paper_puts_there() -> None:
-    assert shown("table6") == {f"cifar10-resnet{d}" for d in (20, 32, 44, 56, 110, 1202)}
-    assert shown("figure1") == {"cifar10-plain20", "cifar10-plain56"}
-    assert shown("figure6") == set(CIFAR)
 
 
 @pytest.mark.parametrize("name", list(catalogue.recipes()))
@@ -150,48 +118,26 @@ def test_every_setting_is_marked_and_every_stated_one_has_its_section(name: str)
 
 
 @pytest.mark.parametrize(
-    ("key", "mark"),
+    ("family", "mark", "source", "keys"),
     [
-        *((key, "stated") for key in ("iterations", "batch_size", "lr", "lr_drops", "momentum")),
-        *((key, "stated") for key in ("weight_decay", "pad", "flip", "mean", "test_view")),
-        *((key, "assumed") for key in ("bn_group", "bn_momentum", "bn_eps", "option_a_zeros", "init")),
-        *((key, "assumed") for key in ("decay_bn_bias", "momentum_form", "pad_order", "pad_value")),
-        ("sampling", "assumed"),
-        ("split", "derived"),
+        ("cifar", "stated", "4.2", "iterations batch_size lr lr_drops momentum weight_decay"),
+        ("cifar", "stated", "4.2", "pad flip mean test_view"),
+        ("cifar", "assumed", "", "bn_group bn_momentum bn_eps option_a_zeros init sampling"),
+        ("cifar", "assumed", "", "decay_bn_bias momentum_form pad_order pad_value"),
+        ("imagenet", "stated", "3.4", "iterations batch_size lr lr_divisor momentum weight_decay"),
+        ("imagenet", "stated", "3.4", "image_size scale mean flip"),
+        ("imagenet", "stated", "4.1", "test_view"),
+        ("imagenet", "derived", "Figure 4", "lr_policy lr_drops eval_every"),
+        ("imagenet", "derived", "authors", "sampling momentum_form bn_group"),
+        ("imagenet", "derived", "3.4", "colour colour_std"),
+        ("imagenet", "derived", "Table 1", "stride_3x3"),
+        ("imagenet", "assumed", "", "bn_momentum bn_eps bn_stats option_a_zeros init decay_bn_bias"),
+        ("imagenet", "assumed", "", "plateau_patience plateau_gain"),
     ],
 )  # fmt: skip
-def test_what_the_paper_says_is_stated_and_what_it_leaves_open_is_not(key: str, mark: str) -> None:
-    assert catalogue.recipes()["cifar-64k"].settings[key].mark == mark
-
-
-@pytest.mark.parametrize(
-    ("key", "mark", "source"),
-    [
-        *((key, "stated", "3.4") for key in ("iterations", "batch_size", "lr", "lr_divisor", "momentum")),
-        *((key, "stated", "3.4") for key in ("weight_decay", "image_size", "scale", "mean", "flip")),
-        *((key, "derived", "Figure 4") for key in ("lr_policy", "lr_drops", "eval_every")),
-        *((key, "derived", "authors") for key in ("sampling", "momentum_form", "bn_group")),
-        *((key, "derived", "3.4") for key in ("colour", "colour_std")),
-        ("stride_3x3", "derived", "Table 1"),
-        ("test_view", "stated", "4.1"),
-        *((key, "assumed", "") for key in ("bn_momentum", "bn_eps", "bn_stats", "option_a_zeros", "init")),
-        *((key, "assumed", "") for key in ("decay_bn_bias", "plateau_patience", "plateau_gain")),
-    ],
-)  # fmt: skip
-def test_each_imagenet_setting_says_where_it_is_known_from(key: str, mark: str, source: str) -> None:
-    setting = catalogue.paper_recipe("imagenet").settings[key]
-    assert (setting.mark, setting.source) == (mark, source)
-
-
-def test_the_fixed_drops_are_said_to_be_read_off_figure_4() -> None:
-    assert "read off Figure 4" in catalogue.paper_recipe("imagenet").settings["lr_drops"].note
-
-
-def test_every_family_has_the_papers_recipe() -> None:
-    assert {family: catalogue.paper_recipe(family).name for family in RECIPES} == {
-        "cifar": "cifar-64k",
-        "imagenet": "imagenet-600k",
-    }
+def test_each_setting_says_where_it_is_known_from(family: str, mark: str, source: str, keys: str) -> None:
+    settings = [catalogue.paper_recipe(family).settings[key] for key in keys.split()]
+    assert {(setting.mark, setting.source) for setting in settings} == {(mark, source)}
 
 
 def test_every_experiments_name_says_its_dataset_kind_and_depth() -> None:
@@ -255,28 +201,23 @@ def test_plain_bottleneck_nets_are_found(depth: int) -> None:
 
 def test_a_depth_that_is_not_listed_takes_the_default_recipe() -> None:
     experiment = catalogue.find("cifar10-resnet26")
-    assert (experiment.depth, experiment.plain, experiment.seeds, experiment.exhibits) == (
-        26,
-        False,
-        (0,),
-        (),
-    )
+    assert (experiment.depth, experiment.plain, experiment.seeds) == (26, False, (0,))
+    assert experiment.exhibits == ()
     assert experiment.spec().recipe == catalogue.find("cifar10-resnet20").spec().recipe
     assert catalogue.find("digits-plain8").spec().recipe == catalogue.find("digits-plain20").spec().recipe
 
 
-@pytest.mark.parametrize("name", ["cifar10-resnet21", "cifar10-plain7", "digits-resnet0"])
-def test_an_experiment_of_an_impossible_depth_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"6n\+2"):
-        catalogue.find(name)
-
-
 @pytest.mark.parametrize(
-    "name", ["imagenet-resnet20", "imagenet-plain56", "folder-resnet35", "folder-plain8"]
+    ("names", "depths"),
+    [
+        (("cifar10-resnet21", "cifar10-plain7", "digits-resnet0"), r"6n\+2"),
+        (("imagenet-resnet20", "folder-resnet35", "folder-plain8"), "18, 34, 50, 101 or 152"),
+    ],
 )
-def test_an_imagenet_experiment_of_an_impossible_depth_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="18, 34, 50, 101 or 152"):
-        catalogue.find(name)
+def test_an_experiment_of_an_impossible_depth_is_refused(names: tuple[str, ...], depths: str) -> None:
+    for name in names:
+        with pytest.raises(UsageError, match=depths):
+            catalogue.find(name)
 
 
 @pytest.mark.parametrize(
@@ -311,28 +252,19 @@ def test_an_unknown_dataset_is_refused_naming_those_there_are() -> None:
     ("settings", "complaint"),
     [
         ({"iterations": 0}, "at least 1"),
-        ({"iterations": -5}, "at least 1"),
         ({"iterations": 10.0}, "type int"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"iterations": True}, "type int"),
         ({"lr": 0.0}, "above 0"),
         ({"lr": float("nan")}, "finite"),
-        ({"lr": float("inf")}, "finite"),
-        ({"momentum": 1.5}, "at most 1"),
-        ({"warmup_until_err": 101.0}, "at most 100"),
-        ({"flip": 1}, "type bool"),
-        ({"flip": "on"}, "type bool"),
-        ({"iterations": True}, "type int"),
         ({"lr": "0.1"}, "type float"),
+        ({"momentum": 1.5}, "at most 1"),
+        ({"flip": 1}, "type bool"),
         ({"split": "40k10k"}, "all, 45k5k"),
-        ({"init": "xavier"}, "fan_in, fan_out"),
         ({"lr_drops": (200, 100)}, "rising"),
         ({"lr_drops": (0,)}, "above 0"),
         ({"lr_drops": (10.0,)}, "lr_drops"),
         ({"lr_drops": "10"}, "lr_drops"),
-        ({"lr_drops": 10}, "lr_drops"),
-        ({"eval_every": 0}, "at least 1"),
         ({"bn_group": 48}, "does not divide"),
-        ({"bn_group": 256}, "does not divide"),
         ({"learning_rate": 0.1}, "'learning_rate'"),
         ({"momentum_form": "nesterov", "momentum": 0.0}, "momentum"),
     ],
@@ -347,21 +279,12 @@ def test_a_setting_that_is_unknown_or_out_of_range_is_refused(settings: dict, co
     [
         ({"image_size": 31}, "at least 32"),
         ({"image_size": 1025}, "at most 1024"),
-        ({"image_size": 64.0}, "type int"),
         ({"scale": (480, 256)}, "rising"),
         ({"scale": (256,)}, "two ends"),
         ({"scale": (256, 300, 480)}, "two ends"),
-        ({"scale": ()}, "two ends"),
         ({"scale": (223, 480)}, "223 pixels does not hold a crop of 224"),
         ({"image_size": 300, "scale": (256, 480)}, "256 pixels does not hold a crop of 300"),
         ({"colour": "hsv"}, "pca_computed, pca_published, none"),
-        ({"colour_std": -0.1}, "at least 0"),
-        ({"bn_stats": "moving"}, "running, precise"),
-        ({"lr_policy": "cosine"}, "fixed, plateau"),
-        ({"plateau_patience": 0}, "at least 1"),
-        ({"plateau_gain": -1.0}, "at least 0"),
-        ({"stride_3x3": 1}, "type bool"),
-        ({"bn_group": 48}, "does not divide"),
         ({"batch_size": 48, "bn_group": 32}, "does not divide into BN groups of 32"),
     ],
 )
@@ -373,11 +296,9 @@ def test_an_imagenet_setting_out_of_range_is_refused(settings: dict, complaint: 
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
-        *(("imagenet-resnet50", key, value) for key, value in (("pad", 4), ("split", "all"))),
-        ("folder-plain18", "pad_order", "mean_first"),
-        *(("cifar10-resnet20", key, value) for key, value in (("image_size", 32), ("stride_3x3", True))),
-        *(("digits-plain20", key, value) for key, value in (("bn_stats", "precise"), ("scale", (32, 64)))),
-        ("cifar10-plain56", "lr_policy", "plateau"),
+        ("imagenet-resnet50", "pad", 4), ("imagenet-resnet50", "split", "all"),
+        ("folder-plain18", "pad_order", "mean_first"), ("cifar10-resnet20", "image_size", 32),
+        ("digits-plain20", "bn_stats", "precise"), ("cifar10-plain56", "lr_policy", "plateau"),
     ],
 )  # fmt: skip
 def test_a_setting_of_the_other_family_is_refused(name: str, key: str, value: object) -> None:
@@ -400,25 +321,22 @@ def test_values_equal_to_the_experiments_own_leave_the_spec_exact() -> None:
     assert not catalogue.derive(experiment, lr_divisor=10).changes  # a whole number for a float
 
 
-def test_drops_and_samples_set_by_hand_beside_a_shorter_run_are_kept_and_named() -> None:
-    spec = catalogue.derive(catalogue.find("cifar10-resnet20"), iterations=100, lr_drops=(7,), eval_every=3)
-    assert (spec.recipe.lr_drops, spec.recipe.eval_every) == ((7,), 3)
-    assert spec.name == "cifar10-resnet20+iterations=100+lr_drops=7+eval_every=3"
-
-
-def test_the_scale_follows_the_image_size_and_the_drops_the_iterations() -> None:
-    spec = catalogue.derive(catalogue.find("imagenet-resnet34"), image_size=64, iterations=600)
-    assert (spec.recipe.scale, spec.recipe.lr_drops, spec.recipe.eval_every) == ((73, 137), (150, 300), 19)
-    assert spec.name == "imagenet-resnet34+iterations=600+image_size=64"
-
-
-def test_a_scale_set_by_hand_is_kept_and_named_unless_it_is_the_one_that_follows() -> None:
-    experiment = catalogue.find("imagenet-resnet34")
-    by_hand = catalogue.derive(experiment, image_size=64, scale=(64, 137))
-    assert by_hand.recipe.scale == (64, 137)
-    assert by_hand.name == "imagenet-resnet34+image_size=64+scale=64,137"
-    as_it_follows = catalogue.derive(experiment, image_size=64, scale=(73, 137))
-    assert as_it_follows == catalogue.derive(experiment, image_size=64)
+@pytest.mark.parametrize(
+    ("name", "settings", "follow"),
+    [
+        ("cifar10-resnet20", {"iterations": 100, "lr_drops": (7,), "eval_every": 3}, {}),
+        ("imagenet-resnet34", {"iterations": 600, "image_size": 64},
+         {"scale": (73, 137), "lr_drops": (150, 300), "eval_every": 19}),
+        ("imagenet-resnet34", {"image_size": 64, "scale": (64, 137)}, {}),
+    ],
+)  # fmt: skip
+def test_what_follows_from_the_length_or_the_image_size_is_named_only_if_set_by_hand(
+    name: str, settings: dict, follow: dict
+) -> None:
+    spec = catalogue.derive(catalogue.find(name), **settings)
+    assert {key: getattr(spec.recipe, key) for key in (*settings, *follow)} == settings | follow
+    assert spec.changes == tuple(settings.items())
+    assert catalogue.derive(catalogue.find(name), **settings | follow) == spec
 
 
 @cache
@@ -434,15 +352,16 @@ def altered() -> list[Spec]:
     }  # fmt: skip
     resnet = catalogue.find("cifar10-resnet20")
     assert set(values) == set(ordered_settings(resnet.spec().recipe)) - {"test_view"}
-    specs = [catalogue.derive(resnet, **{key: value}) for key, value in values.items()]
-    specs += [
-        catalogue.derive(resnet, "C", **dict(pair)) for pair in itertools.combinations(values.items(), 2)
+    pairs = itertools.combinations(values.items(), 2)
+    return [
+        *(catalogue.derive(resnet, **{key: value}) for key, value in values.items()),
+        *(catalogue.derive(resnet, "C", **dict(pair)) for pair in pairs),
+        catalogue.derive(resnet, lr_drops=()),
+        catalogue.derive(catalogue.find("cifar10-resnet110"), warmup_lr=0.0, flip=False),
+        catalogue.derive(catalogue.find("digits-plain20"), pad=4, flip=True, iterations=100),
+        catalogue.derive(catalogue.find("cifar10-plain26"), **values),
+        *altered_imagenet(values),
     ]
-    specs.append(catalogue.derive(resnet, lr_drops=()))
-    specs.append(catalogue.derive(catalogue.find("cifar10-resnet110"), warmup_lr=0.0, flip=False))
-    specs.append(catalogue.derive(catalogue.find("digits-plain20"), pad=4, flip=True, iterations=100))
-    specs.append(catalogue.derive(catalogue.find("cifar10-plain26"), **values))
-    return specs + altered_imagenet(values)
 
 
 def altered_imagenet(shared: dict) -> list[Spec]:
@@ -503,9 +422,8 @@ def test_names_of_altered_specs_are_distinct_plain_folder_names_and_none_is_an_e
     assert not set("".join(names)) & set('/\\:*?"<>| \t\n')
 
 
-@pytest.mark.parametrize("name", [*CIFAR, *IMAGENET])
-def test_a_paper_exact_experiment_departs_in_nothing(name: str) -> None:
-    assert catalogue.departures(catalogue.find(name).spec()) == []
+def test_a_paper_exact_experiment_departs_in_nothing() -> None:
+    assert not any(departures(name) for name in (*CIFAR, *IMAGENET))
 
 
 def departures(name: str, shortcut: str | None = None, **settings: object) -> list[str]:
@@ -520,81 +438,49 @@ def test_every_altered_setting_is_a_departure() -> None:
             assert len(catalogue.departures(spec)) == len(changed) + unlisted, spec.name
 
 
-def test_a_shortened_run_says_how_short_it_is_and_nothing_of_its_scaled_drops() -> None:
-    (told,) = departures("cifar10-plain56", iterations=2000)
-    assert "2,000 iterations instead of 64,000" in told
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("cifar10-plain56", {"iterations": 2000},
+         "2,000 iterations instead of 64,000 (the schedule keeps its shape)"),
+        ("cifar10-plain56", {"iterations": 1},
+         "1 iteration instead of 64,000 (the schedule keeps its shape)"),
+        ("cifar10-plain56", {"eval_every": 7},
+         "sampled every 7 iterations; as densely as the paper's curves: every 1000"),
+        ("cifar10-plain56", {"split": "45k5k"},
+         "trained on 45,000 images and validated on the last 5,000"),
+        ("cifar10-resnet20", {"shortcut": "B"}, "shortcut option B instead of A (Section 4.2)"),
+        ("imagenet-resnet50", {"shortcut": "A"}, "shortcut option A instead of B (Section 4.1)"),
+        ("cifar10-resnet20", {"bn_group": 64}, "bn_group 64 instead of 0 (the paper does not say)"),
+        ("cifar10-resnet20", {"weight_decay": 0.0}, "weight_decay 0 instead of 0.0001"),
+        ("cifar10-resnet110", {"warmup_lr": 0.0}, "warmup_lr 0 instead of 0.01"),
+        ("cifar10-resnet56", {"warmup_lr": 0.01}, "warmup_lr 0.01 instead of 0"),
+        ("cifar10-resnet26", {}, "the paper gives no number for ResNet-26"),
+        ("imagenet-plain50", {}, "the paper gives no number for plain-50"),
+        ("imagenet-resnet18", {"image_size": 64},
+         "crops of 64 pixels instead of 224 (all sizes of the views in proportion)"),
+        ("imagenet-resnet50", {"stride_3x3": True},
+         "stride on the 3x3 of a bottleneck instead of its first 1x1"),
+        ("imagenet-plain34", {"batch_size": 64}, "batch_size 64 instead of 256"),
+        ("imagenet-plain34", {"bn_stats": "precise"},
+         "BN statistics at test: plain averages over training batches, as in the authors' README"),
+        ("imagenet-plain34", {"lr_policy": "plateau"},
+         "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops"),
+        ("folder-resnet34-b", {}, "a folder of other images instead of ImageNet"),
+    ],
+)  # fmt: skip
+def test_each_departure_is_told_in_one_sentence(name: str, settings: dict, told: str) -> None:
+    assert departures(name, **settings) == [told]
 
 
-def test_a_split_run_says_what_it_trained_and_validated_on() -> None:
-    (told,) = departures("cifar10-plain56", split="45k5k")
-    assert "45,000" in told
-    assert "last 5,000" in told
-
-
-def test_another_shortcut_is_a_departure_from_option_a() -> None:
-    (told,) = departures("cifar10-resnet20", "B")
-    assert told == "shortcut option B instead of A (Section 4.2)"
-    (told,) = departures("imagenet-resnet50", "A")
-    assert told == "shortcut option A instead of B (Section 4.1)"
-
-
-def test_a_setting_on_which_the_paper_is_silent_is_told_as_such() -> None:
-    (silent,) = departures("cifar10-resnet20", bn_group=64)
-    (stated,) = departures("cifar10-resnet20", weight_decay=0.0)
-    assert "the paper does not say" in silent
-    assert "the paper does not say" not in stated
-    assert "weight_decay 0 instead of 0.0001" in stated
-
-
-def test_a_net_that_the_paper_does_not_have_is_a_departure() -> None:
-    assert departures("cifar10-resnet26") == ["the paper gives no number for ResNet-26"]
-
-
-def test_a_plain_bottleneck_net_is_told_as_one_that_no_table_has() -> None:
-    assert departures("imagenet-plain50") == ["the paper gives no number for plain-50"]
-
-
-def test_another_image_size_is_one_departure_for_all_views() -> None:
-    (told,) = departures("imagenet-resnet18", image_size=64)
-    assert told.startswith("crops of 64 pixels instead of 224")
-    by_hand = departures("imagenet-resnet18", image_size=64, scale=(64, 137))
-    assert by_hand == [told, "scale 64,137 instead of 73,137"]
-
-
-def test_torchvisions_place_of_the_stride_is_a_departure() -> None:
-    (told,) = departures("imagenet-resnet50", stride_3x3=True)
-    assert told == "stride on the 3x3 of a bottleneck instead of its first 1x1"
-
-
-def test_an_imagenet_run_says_how_short_it_is_and_how_its_batch_differs() -> None:
-    short, batch = departures("imagenet-plain34", iterations=600, batch_size=64)
-    assert short == "600 iterations instead of 600,000 (the schedule keeps its shape)"
-    assert batch == "batch_size 64 instead of 256"
-    (precise,) = departures("imagenet-plain34", bn_stats="precise")
-    assert precise.startswith("BN statistics at test: plain averages")
-    (plateau,) = departures("imagenet-plain34", lr_policy="plateau")
-    assert plateau == "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops"
-
-
-def test_a_folder_says_first_that_its_images_are_not_imagenets() -> None:
-    assert departures("folder-resnet34-b") == ["a folder of other images instead of ImageNet"]
+def test_other_images_are_told_first_and_what_follows_from_a_length_is_not_told() -> None:
     told = departures("folder-plain18", lr=0.05)
     assert told == ["a folder of other images instead of ImageNet", "lr 0.05 instead of 0.1"]
-
-
-def test_a_digits_run_says_first_that_it_is_not_cifar() -> None:
     told = departures("digits-resnet20")
     assert "digits instead of CIFAR-10" in told[0]
     for key in ("240 iterations", "lr 0.05 instead of 0.1", "pad 0 instead of 4", "flip off instead of on"):
         assert any(key in sentence for sentence in told), key
     assert not any("lr_drops" in sentence for sentence in told)
-
-
-def test_dropping_the_110s_warm_up_is_a_departure_and_adding_one_to_another_net_too() -> None:
-    (dropped,) = departures("cifar10-resnet110", warmup_lr=0.0)
-    (added,) = departures("cifar10-resnet56", warmup_lr=0.01)
-    assert "warmup_lr 0 instead of 0.01" in dropped
-    assert "warmup_lr 0.01 instead of 0" in added
 
 
 def test_the_protocols_have_the_views_of_sections_3_4_and_4_2() -> None:
@@ -604,13 +490,6 @@ def test_the_protocols_have_the_views_of_sections_3_4_and_4_2() -> None:
         "ten_crop": ("imagenet", (256,), "ten"),
         "multi_scale": ("imagenet", (224, 256, 384, 480, 640), "dense"),
     }
-
-
-@pytest.mark.parametrize("name", list(catalogue.recipes()))
-def test_a_recipe_tests_by_a_protocol_of_its_family(name: str) -> None:
-    named = catalogue.recipes()[name]
-    view = named.recipe.test_view
-    assert catalogue.protocol_for(view, named.family) == catalogue.protocols()[view]
 
 
 @pytest.mark.parametrize(
