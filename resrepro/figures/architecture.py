@@ -23,11 +23,6 @@ HEAD, FOOT_LINE = 0.74, 0.17
 BULGE = 0.46  # how far an arc leaves its column
 TEXT, HEADING = 8.5, 10.5  # points
 INK, LINE = "#303030", 0.9
-NOTE = (
-    "FLOPs: multiply-adds of convolutions and fully connected layers for an image of 224x224, counted on the "
-    "nets as built, for VGG-19 on its list of layers. Arcs: identity shortcuts; dotted where the dimensions "
-    "increase (option A: zero channels, no parameters). Colour: side of the output map."
-)
 
 
 @dataclass(frozen=True)
@@ -56,19 +51,19 @@ def make_figure(palette: str = "paper") -> "Figure":
     from matplotlib.figure import Figure
 
     colours = palette_named(palette, "figure3")
-    columns = read_layout("figure3")["columns"]
-    nets = [vgg19() if column["net"] == "vgg19" else architectures()[column["net"]] for column in columns]
+    layout = read_layout("figure3")
+    nets = [{**architectures(), "vgg19": vgg19()}[column["net"]] for column in layout["columns"]]
     starts, rows = starting_rows(nets)
     width = MARGIN + len(nets) * BOX + (len(nets) - 1) * GAP + RIGHT
     with own_settings():
-        lines = wrap(NOTE, width - 0.28, TEXT)
+        lines = wrap(layout["note"], width - 0.28, TEXT)
         foot = 0.2 + FOOT_LINE * len(lines)
         height = HEAD + rows * PITCH + foot
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
         _draw_sizes(axes, starts, width)
-        for number, (column, net) in enumerate(zip(columns, nets, strict=True)):
+        for number, (column, net) in enumerate(zip(layout["columns"], nets, strict=True)):
             centre = MARGIN + number * (BOX + GAP) + BOX / 2
             _draw_heading(axes, centre, column, net)
             _draw_column(axes, centre, boxes_of(net, starts), colours)

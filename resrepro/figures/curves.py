@@ -167,20 +167,20 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
     groups, notes = choose(layout, runs)
     first = first_of(groups) if groups else None
     scale = iterations_of(first) / paper_iterations(layout) if first else 1.0
-    theirs = _paper_curves(exhibit, layout, scale) if paper else {}
-    if paper and not theirs:
-        notes = (*notes, f"The paper has no curves for {exhibit}.")
-    if not groups and not theirs:
-        command = command_for(catalogue.find(layout["example"]).spec())
-        alone = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
-        raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{alone}")
     panels = []
     for panel in layout["panels"]:
         shown = [group for group in groups.values() if _shows(panel, group.first)]
         ours = [mean_curve(group, kind) for group in shown for kind in panel["kinds"]]
-        panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs.get(panel["name"], ()))))
+        theirs = _paper_curves(exhibit, layout, panel, scale) if paper and "paper" in layout else ()
+        panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs)))
+    nets = {curve.net for panel in panels for curve in panel.paper}
+    if paper and not nets:
+        notes = (*notes, f"The paper has no curves for {exhibit}.")
+    if not groups and not nets:
+        command = command_for(catalogue.find(layout["example"]).spec())
+        alone = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
+        raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{alone}")
     iterations = iterations_of(first) if first else int(layout["paper"]["drawn_to"])
-    nets = {curve.net for curves in theirs.values() for curve in curves}
     below = tuple(filter(None, _footnote(layout, groups, nets, notes)))
     told = held_out_names(layout, first)
     return Sheet(layout, tuple(panels), iterations, *told, colours, groups, below, notes)
@@ -229,7 +229,7 @@ def first_of(groups: Groups) -> Run:
     return next(iter(groups.values())).first
 
 
-def _shows(panel: Mapping[str, Any], run: Run) -> bool:
+def _shows(panel: Layout, run: Run) -> bool:
     depth = run.spec["depth"]
     return bool(run.spec["plain"] == panel["plain"] and depth in panel.get("depths", [depth]))
 
@@ -255,23 +255,16 @@ def mean_curve(group: SeedGroup, kind: str) -> Curve | None:
     return Curve(*net, kind, tuple(map(float, common)), tuple(errors.mean(axis=1).tolist()), std)
 
 
-def _paper_curves(exhibit: str, layout: Layout, scale: float) -> dict[str, list[Curve]]:
-    """The paper's curves by panel, on a schedule that is longer than its own by a factor."""
-    frame = paper_curves(exhibit)
-    kinds = layout.get("paper", {}).get("kinds", {})
-    found: dict[str, list[Curve]] = {}
-    for panel in layout["panels"]:
-        for depth, kind in itertools.product(panel.get("depths", ()), panel["kinds"]):
-            rows = frame[
-                (frame["panel"] == panel["name"])
-                & (frame["series"] == net_label(depth, panel["plain"]))
-                & (frame["kind"] == kinds.get(kind))
-            ].sort_values("x")
-            if not rows.empty:
-                x = tuple(scale * (float(value) * 10_000) for value in rows["x"])
-                curve = Curve(depth, panel["plain"], kind, x, tuple(rows["value"]), paper=True)
-                found.setdefault(panel["name"], []).append(curve)
-    return found
+def _paper_curves(exhibit: str, layout: Layout, panel: Layout, scale: float) -> Iterator[Curve]:
+    """The paper's curves of a panel, on a schedule that is longer than its own by a factor."""
+    frame = paper_curves(exhibit).sort_values("x")
+    frame = frame[frame["panel"] == panel["name"]]
+    for depth, kind in itertools.product(panel.get("depths", ()), panel["kinds"]):
+        net = frame["series"] == net_label(depth, panel["plain"])
+        rows = frame[net & (frame["kind"] == layout["paper"]["kinds"][kind])]
+        if not rows.empty:
+            x = tuple(scale * (float(value) * 10_000) for value in rows["x"])
+            yield Curve(depth, panel["plain"], kind, x, tuple(rows["value"]), paper=True)
 
 
 def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:

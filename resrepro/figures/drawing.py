@@ -92,17 +92,12 @@ def write_below(figure: "Figure", lines: Sequence[str]) -> None:
 
 def render(figure: "Figure", title: str) -> dict[str, bytes]:
     """The figure as PNG and SVG files, without dates or versions in them."""
-    files = {}
-    metadata: Mapping[str, dict[str, Any]] = {
-        "png": {"Software": None, "Title": title},
-        "svg": {"Date": None, "Creator": None, "Title": title},
-    }
+    unsaid: Mapping[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    files = {kind: io.BytesIO() for kind in unsaid}
     with own_settings():
-        for kind, told in metadata.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, metadata=told)
-            files[kind] = buffer.getvalue()
-    return files
+        for kind, file in files.items():
+            figure.savefig(file, format=kind, metadata={**unsaid[kind], "Title": title})
+    return {kind: file.getvalue() for kind, file in files.items()}
 
 
 @contextmanager
@@ -200,8 +195,8 @@ def _labelled(panel: Panel) -> list[Curve]:
     """The curve of each net at whose end its label stands: ours before the paper's, bold before dashed."""
     chosen: dict[str, Curve] = {}
     for curve in panel.curves:
-        known = chosen.get(curve.net)
-        if known is None or (known.kind == "train" and known.paper == curve.paper):
+        known = chosen.setdefault(curve.net, curve)
+        if known.kind == "train" and known.paper == curve.paper:
             chosen[curve.net] = curve
     return list(chosen.values())
 

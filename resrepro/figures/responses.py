@@ -39,7 +39,6 @@ EXHIBIT = "figure7"
 LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56  # inches
 HEADING = 0.26  # inches, above the panels of runs that are not on CIFAR-10
 MARKED = 9  # layers from one marker to the next
-TITLE = "Figure 7. Standard deviations of layer responses; the paper's read off its curves (±0.01)"
 STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "layer 1": ("response_std_layer1", lambda std: std[0]),
     "last": ("response_std_last", lambda std: std[-1]),
@@ -48,14 +47,6 @@ STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "median": ("response_std_median", statistics.median),
 }  # by column: the name that the paper's number has in published.csv, and ours from the layers' std
 RATIOS = "ratio: start", "ratio: end"
-ROWS = "Of each net the first row is the paper's, ↳ ours: mean ± standard deviation over runs (n−1)."
-GRADIENT = (
-    "Ratio: the largest of the layers' gradient norms over the smallest, mean over runs, at initialisation "
-    "and of the trained net; near 1 all layers get an equally strong gradient. The norm is that of the "
-    "gradient of the mean loss with respect to the response, over the first training batch, BN with the "
-    "statistics of the batch. The paper gives no numbers."
-)
-OTHER_DATA = {"digits": "scikit-learn's digits, not CIFAR-10"}
 
 
 def plan() -> Mapping[str, Any]:
@@ -87,7 +78,7 @@ def make_figure(
         )
     ends = _frame_of([*ours, *theirs])
     told = " ".join(_footnote(groups, theirs, ends, notes))
-    heading = OTHER_DATA.get(first_of(groups).spec["dataset"], "") if groups else ""
+    heading = plan()["headings"].get(first_of(groups).spec["dataset"], "") if groups else ""
     return _draw(ours, theirs, palette_named(palette), ends, heading, told), notes
 
 
@@ -218,11 +209,8 @@ def measured_on(groups: Groups) -> str:
     """What a response is and on which images it was measured, in sentences."""
     found = first_of(groups).responses
     assert found is not None
-    return (
-        "Response: what BN gives after each 3x3 convolution, before ReLU or addition. Its standard deviation "
-        f"is over all channels and positions of all {found.images:,} {SET_NAMES[found.part]} images, BN in "
-        "evaluation mode (assumed: the paper does not say)."
-    )
+    measured: str = plan()["measured"]
+    return measured.format(images=f"{found.images:,} {SET_NAMES[found.part]} images")
 
 
 def _footnote(
@@ -264,11 +252,11 @@ def build(runs: Iterable[Run]) -> Table:
     told = [measured_on(groups), lead(plan(), groups), departures_told(groups)] if groups else []
     return Table(
         name=EXHIBIT,
-        title=TITLE,
+        title=plan()["table"]["title"],
         columns=("net", *STD, *RATIOS),
         rows=tuple(rows),
         missing=tuple(missing),
-        remarks=(ROWS, *filter(None, told), GRADIENT, *left_out),
+        remarks=(plan()["table"]["rows"], *filter(None, told), plan()["table"]["ratios"], *left_out),
         records=tuple(records),
     )
 
