@@ -12,21 +12,11 @@ from typing import TYPE_CHECKING, Any
 from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
 from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError
-from resrepro.figures.curves import (
-    Curve,
-    Groups,
-    alone,
-    choose,
-    departures_told,
-    first_of,
-    lead,
-    palette_named,
-    read_layout,
-    seed_name,
-    spell_rule,
-)
+from resrepro.figures import curves
+from resrepro.figures.curves import Curve, Groups
 from resrepro.figures.drawing import BOLD, DASHES, LINE, SMALL, draw_curve, own_settings, wrap, write_below
-from resrepro.paper import curves, published
+from resrepro.paper import curves as paper_curves
+from resrepro.paper import published
 from resrepro.records import Run
 from resrepro.records.evaluations import Responses
 from resrepro.spec import catalogue, command_for, net_label
@@ -51,7 +41,7 @@ RATIOS = "ratio: start", "ratio: end"
 
 def plan() -> Mapping[str, Any]:
     """Title, nets, frame and panels (figure7.toml)."""
-    return read_layout(EXHIBIT)
+    return curves.read_layout(EXHIBIT)
 
 
 def make_figure(
@@ -68,7 +58,7 @@ def make_figure(
     """
     groups, notes = select(runs)
     ours = [_mean_line(group) for group in groups.values()]
-    theirs = _paper_lines() if paper else []
+    theirs = list(_paper_lines()) if paper else []
     if not ours and not theirs:
         train = command_for(catalogue.find(plan()["example"]).spec())
         way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
@@ -78,8 +68,8 @@ def make_figure(
         )
     ends = _frame_of([*ours, *theirs])
     told = " ".join(_footnote(groups, theirs, ends, notes))
-    heading = plan()["headings"].get(first_of(groups).spec["dataset"], "") if groups else ""
-    return _draw(ours, theirs, palette_named(palette), ends, heading, told), notes
+    heading = plan()["headings"].get(curves.first_of(groups).spec["dataset"], "") if groups else ""
+    return _draw(ours, theirs, curves.palette_named(palette), ends, heading, told), notes
 
 
 def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
@@ -91,10 +81,10 @@ def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
     notes: list[str] = []
     for dataset in plan()["datasets"]:
         layout = {**plan(), "panels": plan()["nets"], "datasets": [dataset]}
-        groups, told = choose(layout, [run for run in runs if run.responses is not None])
-        bare, _ = choose(layout, [run for run in runs if run.responses is None])
+        groups, told = curves.choose(layout, [run for run in runs if run.responses is not None])
+        bare, _ = curves.choose(layout, [run for run in runs if run.responses is None])
         notes += told
-        if lacking := [seed_name(run) for group in bare.values() for run in group.runs]:
+        if lacking := [curves.seed_name(run) for group in bare.values() for run in group.runs]:
             notes.append(f"Not drawn, not measured by `resrepro eval RUN --responses`: {', '.join(lacking)}.")
         if groups:
             return groups, tuple(notes)
@@ -107,20 +97,19 @@ def _mean_line(group: SeedGroup) -> Curve:
 
     std = np.array([run.responses.std for run in group.runs if run.responses is not None])
     spread = tuple(std.std(axis=0, ddof=1).tolist()) if len(std) > 1 else None
-    return _line(group.first.spec["depth"], group.first.spec["plain"], std.mean(axis=0).tolist(), spread)
+    layers = tuple(range(1, std.shape[1] + 1))
+    net = group.first.spec["depth"], group.first.spec["plain"]
+    return Curve(*net, "", layers, tuple(std.mean(axis=0).tolist()), spread)
 
 
-def _paper_lines() -> list[Curve]:
+def _paper_lines() -> Iterator[Curve]:
     """The paper's curves, read off its figure, in the order of the legend."""
-    frame = curves(EXHIBIT)
+    frame = paper_curves(EXHIBIT)
     frame = frame[frame["panel"] == plan()["panels"][0]["name"]].sort_values("x")
-    nets = [(depth, group["plain"]) for group in plan()["nets"] for depth in group["depths"]]
-    return [_line(*net, frame[frame["series"] == net_label(*net)]["value"], paper=True) for net in nets]
-
-
-def _line(depth: int, plain: bool, std: Iterable[float], spread: Any = None, paper: bool = False) -> Curve:
-    values = tuple(std)
-    return Curve(depth, plain, "", tuple(range(1, len(values) + 1)), values, spread, paper)
+    for group in plan()["nets"]:
+        for depth in group["depths"]:
+            rows = frame[frame["series"] == net_label(depth, group["plain"])]
+            yield Curve(depth, group["plain"], "", tuple(rows["x"]), tuple(rows["value"]), paper=True)
 
 
 def _is_logarithmic(ends: tuple[float, float]) -> bool:
@@ -205,9 +194,9 @@ def _add_legend(axes: "Axes", ours: Sequence[Curve], theirs: Sequence[Curve]) ->
     )  # fmt: skip
 
 
-def measured_on(groups: Groups) -> str:
+def _measured_on(groups: Groups) -> str:
     """What a response is and on which images it was measured, in sentences."""
-    found = first_of(groups).responses
+    found = curves.first_of(groups).responses
     assert found is not None
     measured: str = plan()["measured"]
     return measured.format(images=f"{found.images:,} {SET_NAMES[found.part]} images")
@@ -218,14 +207,14 @@ def _footnote(
 ) -> Iterator[str]:
     """What a reader must know beside the lines, sentence by sentence."""
     if not groups:
-        yield alone(plan())
+        yield curves.alone(plan())
         return
-    yield measured_on(groups)
-    yield lead(plan(), groups)
+    yield _measured_on(groups)
+    yield curves.lead(plan(), groups)
     if any(len(group.runs) > 1 for group in groups.values()):
         yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
-    yield departures_told(groups)
-    yield spell_rule(notes)
+    yield curves.departures_told(groups)
+    yield curves.spell_rule(notes)
     if theirs:
         accuracy = plan()["paper"]["accuracy"]
         yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
@@ -249,7 +238,9 @@ def build(runs: Iterable[Run]) -> Table:
             records.append(_record(label, ours))
             if not ours:
                 missing.append((label, _command(depth, kind["plain"], groups)))
-    told = [measured_on(groups), lead(plan(), groups), departures_told(groups)] if groups else []
+    told = (
+        (_measured_on(groups), curves.lead(plan(), groups), curves.departures_told(groups)) if groups else ()
+    )
     return Table(
         name=EXHIBIT,
         title=plan()["table"]["title"],
