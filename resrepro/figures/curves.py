@@ -145,10 +145,9 @@ def exhibits() -> Mapping[str, Layout]:
 
 
 def palette_named(name: str, figures: str = "figures") -> Mapping[str, Any]:
-    """Colours and markers of the nets by depth; for "figure3" of boxes by the side of the output map.
+    """Colours and markers of the nets by depth, for "figure3" of boxes by the side of the output map.
 
-    Raises:
-        UsageError: if there is no palette of that name.
+    UsageError if there is no palette of that name.
     """
     known: Mapping[str, Mapping[str, Any]] = read_layout(figures)["palettes"]
     if name not in known:
@@ -157,12 +156,7 @@ def palette_named(name: str, figures: str = "figures") -> Mapping[str, Any]:
 
 
 def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palette: str = "paper") -> Sheet:
-    """The figure as data, with the paper's curves if asked.
-
-    Raises:
-        UsageError: for an unknown palette.
-        RecordError: if there is nothing to draw.
-    """
+    """The figure as data, with the paper's curves if asked; RecordError if there is nothing to draw."""
     layout, colours = exhibits()[exhibit], palette_named(palette)
     groups, notes = choose(layout, runs)
     first = first_of(groups) if groups else None

@@ -50,11 +50,7 @@ def make_figure(
     """The figure as a matplotlib object, and sentences on what was left out.
 
     Of runs that are identical but for the seed the mean is drawn; with `paper` the paper's own curves pale
-    behind ours, or alone where there are no runs.
-
-    Raises:
-        UsageError: for an unknown palette.
-        RecordError: if there is nothing to draw.
+    behind ours, or alone where there are no runs. RecordError if there is nothing to draw.
     """
     groups, notes = select(runs)
     ours = [_mean_line(group) for group in groups.values()]

@@ -4,6 +4,7 @@
 
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -39,11 +40,9 @@ def published() -> Mapping[tuple[str, str, str], Number]:
     numbers: dict[tuple[str, str, str], Number] = {}
     rows = _frame("published.csv")[["exhibit", "row", "metric", "value", "std"]]
     for exhibit, row, metric, value, std in rows.itertuples(index=False):
-        try:
+        with suppress(ValueError):
             number = Number(float(value), float(std) if std else None)
-        except ValueError:
-            continue
-        numbers.setdefault((exhibit, row, metric), number)
+            numbers.setdefault((exhibit, row, metric), number)
     return numbers
 
 
@@ -64,11 +63,7 @@ def layouts() -> Mapping[str, Mapping[str, Any]]:
 
 
 def layout(exhibit: str) -> Mapping[str, Any]:
-    """The layout of one exhibit.
-
-    Raises:
-        UsageError: if there is no such exhibit.
-    """
+    """The layout of one exhibit (UsageError if there is no such exhibit)."""
     if exhibit not in layouts():
         raise UsageError(f"no exhibit {exhibit!r}: there are {', '.join(layouts())}.")
     return layouts()[exhibit]

@@ -81,11 +81,7 @@ def net_label(depth: int, plain: bool, shortcut: str | None = None) -> str:
 
 
 def check_depth(depth: int, family: str = "cifar") -> int:
-    """The depth, if the family has such a net: 6n+2 with n >= 1 (Section 4.2), or one of Table 1.
-
-    Raises:
-        UsageError: (a ValueError) if not; it names the nearest depths, or those of Table 1.
-    """
+    """The depth, if it is 6n+2 with n >= 1 (Section 4.2) or one of Table 1; UsageError if not."""
     if family == "imagenet":
         if depth in IMAGENET_DEPTHS:
             return depth
@@ -101,11 +97,7 @@ def check_depth(depth: int, family: str = "cifar") -> int:
 
 
 def check_shortcut(plain: bool, shortcut: str | None, default: Shortcut = "A") -> Shortcut | None:
-    """The shortcut option of a net: None for plain, the default unless another is named.
-
-    Raises:
-        UsageError: if a plain net is given a shortcut, or the option is not A, B or C.
-    """
+    """A net's shortcut option, the default unless another is named (UsageError if it has no such option)."""
     if plain and shortcut is not None:
         raise UsageError(
             f"a plain net has no shortcuts, so --plain and --shortcut {shortcut} exclude each other: "

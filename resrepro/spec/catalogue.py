@@ -29,13 +29,14 @@ from resrepro.spec.recipe import (
     Setting,
     Value,
     check_setting,
+    frozen,
     ordered_settings,
     read_toml,
     setting_from,
     spell,
 )
 
-PAPER_RECIPES = {"cifar": "cifar-64k", "imagenet": "imagenet-600k"}  # what departures are told against
+PAPER_RECIPES = {"cifar": "cifar-64k", "imagenet": "imagenet-600k"}
 STAND_INS = {
     "digits": "dataset digits instead of CIFAR-10",
     "folder": "a folder of other images instead of ImageNet",
@@ -108,8 +109,7 @@ def paper_recipe(family: str) -> NamedRecipe:
 def experiments() -> Mapping[str, Experiment]:
     """All experiments of the catalogue by name, in its order."""
     entries = read_toml("experiments.toml")["experiments"].items()
-    lists = ("seeds", "exhibits")
-    return {name: Experiment(name, **entry | {k: tuple(entry[k]) for k in lists}) for name, entry in entries}
+    return {name: Experiment(name, **{key: frozen(v) for key, v in entry.items()}) for name, entry in entries}
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,12 @@ class Protocol:
     @property
     def sides(self) -> tuple[int, ...]:
         """The shorter sides in pixels, given for crops of 224."""
-        value = self.settings["sides"].value
-        return value if isinstance(value, tuple) else ()
+        return self.settings["sides"].value  # type: ignore[return-value]
 
     def assumptions(self) -> str:
         """One sentence on the settings that we assume."""
-        assumed = [setting for setting in self.settings.values() if setting.mark == "assumed"]
-        values = "; ".join(f"{setting.key} {spell(setting.value)} ({setting.note})" for setting in assumed)
+        assumed = [each for each in self.settings.values() if each.mark == "assumed"]
+        values = "; ".join(f"{each.key} {spell(each.value)} ({each.note})" for each in assumed)
         return f"The protocol {self.name} assumes: {values}."
 
 
@@ -155,11 +154,7 @@ def protocol_for(name: str, family: str) -> Protocol:
 
 
 def find(name: str) -> Experiment:
-    """The experiment of that name, also of a net that the catalogue does not list.
-
-    Raises:
-        UsageError: if there is no such experiment or its depth is impossible.
-    """
+    """The experiment of that name, also of a net that the catalogue does not list; UsageError if none is."""
     if name in experiments():
         return experiments()[name]
     parts = re.fullmatch(r"([a-z0-9]+)-(plain|resnet)([0-9]+)(?:-([abc]))?", name)
@@ -183,9 +178,7 @@ def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str 
 
     A shortcut option has an experiment of its own only where the paper trains it as one (ResNet-34 B and
     C on ImageNet); else it is a change to that of the depth. `folder` takes ImageNet's experiments.
-
-    Raises:
-        UsageError: if the dataset is unknown, the depth impossible, or the shortcut not A, B or C.
+    UsageError: if the dataset is unknown, the depth impossible, or the shortcut not A, B or C.
     """
     if dataset not in DATASETS:
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(DATASETS[:-1])} and {DATASETS[-1]}.")

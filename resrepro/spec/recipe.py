@@ -121,11 +121,12 @@ def ordered_settings(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
 
 def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
     """The recipe of a record or checkpoint (TypeError if a setting is missing or unknown)."""
-    typed: Any = {key: _frozen(value) for key, value in values.items()}
+    typed: Any = {key: frozen(value) for key, value in values.items()}
     return RECIPES["imagenet" if "image_size" in typed else "cifar"](**typed)
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
+    """A value of JSON or TOML as settings hold it: a list as a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -142,7 +143,7 @@ class Setting:
 
 def setting_from(key: str, entry: Mapping[str, Any]) -> Setting:
     """A setting from its entry in a TOML file."""
-    return Setting(key, **{name: _frozen(told) for name, told in entry.items()})
+    return Setting(key, **{name: frozen(told) for name, told in entry.items()})
 
 
 @dataclass(frozen=True)
@@ -179,32 +180,23 @@ def _type_of(key: str) -> Any:
 
 
 def parse(key: str, text: str) -> Value:
-    """A setting's value from its text, in the type that the recipe declares.
-
-    Raises:
-        UsageError: if the key is unknown or the text is not of the type.
-    """
+    """A setting's value from its text, in the type that the recipe declares (UsageError if it is not)."""
     kind = _type_of(key)
     try:
         if kind is bool:
             return {"on": True, "true": True, "off": False, "false": False}[text.strip().lower()]
-        if kind in (int, float):
-            number: Value = kind(text)
-            return number
         if kind is str:
             return text.strip()
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        if kind not in (int, float):
+            return tuple(int(part) for part in text.split(",") if part.strip())
+        return kind(text)  # type: ignore[no-any-return]
     except (KeyError, ValueError):
         form = {bool: "on or off", int: "a whole number", float: "a number"}.get(kind, "a,b,.. whole numbers")
         raise UsageError(f"{key} takes {form}, not {text!r}.") from None
 
 
 def check_setting(key: str, value: Value) -> None:
-    """Check one value against its rule.
-
-    Raises:
-        UsageError: if the value is of the wrong type, not one of the choices or out of range.
-    """
+    """Check the type of a value, and that it is one of the choices or in range (UsageError if not)."""
     kind, rule = _type_of(key), setting_rules()[key]
     if kind not in (bool, int, float, str):
         whole = isinstance(value, tuple) and all(type(v) is int and v > 0 for v in value)
