@@ -108,11 +108,6 @@ def _paper_lines() -> Iterator[Curve]:
             yield Curve(depth, group["plain"], "", tuple(rows["x"]), tuple(rows["value"]), paper=True)
 
 
-def _is_logarithmic(ends: tuple[float, float]) -> bool:
-    """Whether a frame reaches so far above the paper's that its lines would lie flat in it."""
-    return ends[0] > 0 and ends[1] > 2 * plan()["frame"][1]
-
-
 def _frame_of(lines: Iterable[Curve]) -> tuple[float, float]:
     """The ends of the axis of std: the paper's, or further out by halves where a line needs it."""
     low, high = plan()["frame"]
@@ -153,11 +148,7 @@ def _frame_panel(axes: "Axes", panel: Mapping[str, Any], ends: tuple[float, floa
 
     axes.set_xlim(0, plan()["layers"])
     axes.set_xticks(plan()["layer_ticks"])
-    if _is_logarithmic(ends):
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter("{x:g}")
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_ylim(*ends)
     axes.set_xlabel(panel["xlabel"])
     axes.set_ylabel("std")
@@ -216,8 +207,7 @@ def _footnote(
         yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
     low, high = plan()["frame"]
     if ends != (low, high):
-        kind = "Vertical axis logarithmic; the" if _is_logarithmic(ends) else "The"
-        yield f"{kind} paper's own frame ends at {low:g} and {high:g}."
+        yield f"The paper's own frame ends at {low:g} and {high:g}."
 
 
 def build(runs: Iterable[Run]) -> Table:
