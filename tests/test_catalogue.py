@@ -9,7 +9,7 @@ import pytest
 
 from resrepro.errors import UsageError
 from resrepro.spec import Spec, catalogue, command_for
-from resrepro.spec.recipe import RECIPES, ordered_settings, parse
+from resrepro.spec.recipe import RECIPES, Recipe, ordered_settings, parse
 
 NAMES = list(catalogue.experiments())
 CIFAR = [name for name in NAMES if name.startswith("cifar10-")]
@@ -57,34 +57,36 @@ def test_the_catalogue_holds_the_papers_nets_with_the_shortcuts_that_its_tables_
     assert seeds["cifar10-resnet110"] == (0, 1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("name", CIFAR)
-def test_a_cifar_experiment_carries_the_stated_recipe(name: str) -> None:
-    recipe = catalogue.find(name).spec().recipe
-    stated = (recipe.iterations, recipe.batch_size, recipe.lr, recipe.lr_drops, recipe.lr_divisor)
-    assert stated == (64_000, 128, 0.1, (32_000, 48_000), 10)
-    assert (recipe.momentum, recipe.weight_decay, recipe.pad, recipe.flip) == (0.9, 0.0001, 4, True)
-    assert (recipe.mean, recipe.split, recipe.bn_group, recipe.test_view) == ("per_pixel", "all", 0, "single")
+def carries(recipe: Recipe, **values: object) -> bool:
+    return {key: getattr(recipe, key) for key in values} == values
 
 
-@pytest.mark.parametrize("name", IMAGENET)
-def test_an_imagenet_experiment_carries_the_recipe_of_section_3_4(name: str) -> None:
-    recipe = catalogue.find(name).spec().recipe
-    stated = (recipe.iterations, recipe.batch_size, recipe.lr, recipe.lr_divisor)
-    assert stated == (600_000, 256, 0.1, 10)
-    assert (recipe.momentum, recipe.weight_decay) == (0.9, 0.0001)
-    assert (recipe.mean, recipe.flip) == ("per_pixel", True)
-    assert (recipe.image_size, recipe.scale, recipe.colour) == (224, (256, 480), "pca_computed")
-    assert (recipe.lr_policy, recipe.lr_drops, recipe.eval_every) == ("fixed", (150_000, 300_000), 5_000)
-    assert (recipe.bn_group, recipe.bn_stats, recipe.stride_3x3) == (32, "running", False)
-    assert (recipe.warmup_lr, recipe.test_view, recipe.colour_std) == (0, "center", 0.1)
+def test_a_cifar_experiment_carries_the_recipe_of_section_4_2() -> None:
+    for name in CIFAR:
+        assert carries(
+            catalogue.find(name).spec().recipe, iterations=64_000, batch_size=128, lr=0.1,
+            lr_drops=(32_000, 48_000), lr_divisor=10, momentum=0.9, weight_decay=0.0001, pad=4, flip=True,
+            mean="per_pixel", split="all", bn_group=0, test_view="single",
+        )  # fmt: skip
+
+
+def test_an_imagenet_experiment_carries_the_recipe_of_section_3_4() -> None:
+    for name in IMAGENET:
+        assert carries(
+            catalogue.find(name).spec().recipe, iterations=600_000, batch_size=256, lr=0.1, lr_divisor=10,
+            lr_policy="fixed", lr_drops=(150_000, 300_000), momentum=0.9, weight_decay=0.0001, flip=True,
+            mean="per_pixel", image_size=224, scale=(256, 480), colour="pca_computed", colour_std=0.1,
+            bn_group=32, bn_stats="running", stride_3x3=False, warmup_lr=0, test_view="center",
+            eval_every=5_000,
+        )  # fmt: skip
 
 
 def test_only_the_110_and_1202_layer_residual_nets_warm_up() -> None:
-    warm = {name: catalogue.find(name).spec().recipe for name in CIFAR}
-    rates = {name: r.warmup_lr for name, r in warm.items() if r.warmup_lr}
-    assert rates == {"cifar10-resnet110": 0.01, "cifar10-resnet1202": 0.01}
-    resnet110 = warm["cifar10-resnet110"]
-    assert (resnet110.warmup_until_err, resnet110.warmup_window) == (80.0, 100)
+    warm = [name for name in CIFAR if catalogue.find(name).spec().recipe.warmup_lr]
+    assert warm == ["cifar10-resnet110", "cifar10-resnet1202"]
+    for name in warm:
+        recipe = catalogue.find(name).spec().recipe
+        assert carries(recipe, warmup_lr=0.01, warmup_until_err=80.0, warmup_window=100)
 
 
 def shown(exhibit: str) -> set[str]:
@@ -151,12 +153,15 @@ def test_every_experiments_name_says_its_dataset_kind_and_depth() -> None:
 
 
 def test_experiments_are_labelled_with_the_option_that_is_not_the_depths_own() -> None:
-    labels = [catalogue.find(name).label for name in IMAGENET]
-    assert labels == [
-        "plain-18", "plain-34", "ResNet-18", "ResNet-34", "ResNet-34 (B)", "ResNet-34 (C)",
-        "ResNet-50", "ResNet-101", "ResNet-152",
-    ]  # fmt: skip
-    assert catalogue.find("cifar10-resnet56").label == "ResNet-56"
+    names = (
+        "cifar10-resnet56",
+        "imagenet-plain18",
+        "imagenet-resnet34",
+        "imagenet-resnet34-c",
+        "imagenet-resnet50",
+    )
+    labels = ["ResNet-56", "plain-18", "ResNet-34", "ResNet-34 (C)"]
+    assert [catalogue.find(name).label for name in nets] == labels
 
 
 def test_options_b_and_c_of_resnet_34_are_experiments_and_of_other_nets_changes() -> None:
@@ -178,33 +183,26 @@ def test_a_net_and_its_settings_have_one_name_however_the_option_is_asked_for() 
     assert catalogue.derive(option_b, "A", lr=0.2) == catalogue.derive(resnet34, lr=0.2)
 
 
-@pytest.mark.parametrize("name", IMAGENET)
-def test_a_folder_of_images_has_the_twin_of_every_imagenet_experiment(name: str) -> None:
-    experiment = catalogue.find(name)
-    twin = catalogue.find(name.replace("imagenet", "folder"))
-    assert dataclasses.replace(twin, name=name, dataset="imagenet") == experiment
-    assert (twin.name, twin.dataset) == (name.replace("imagenet", "folder"), "folder")
-    assert twin.family == experiment.family == "imagenet"
-    assert twin.spec().recipe == experiment.spec().recipe
-    assert twin.spec().digest != experiment.spec().digest
-    assert catalogue.experiment_for("folder", twin.depth, twin.plain, twin.shortcut) == twin
-
-
-@pytest.mark.parametrize("depth", [50, 101, 152])
-def test_plain_bottleneck_nets_are_found(depth: int) -> None:
-    for dataset in ("imagenet", "folder"):
-        experiment = catalogue.find(f"{dataset}-plain{depth}")
-        assert (experiment.label, experiment.exhibits) == (f"plain-{depth}", ())
-        spec = experiment.spec()
-        assert spec.recipe == catalogue.paper_recipe("imagenet").recipe
+def test_a_folder_of_images_has_the_twin_of_every_imagenet_experiment() -> None:
+    for name in IMAGENET:
+        experiment = catalogue.find(name)
+        twin = catalogue.find(name.replace("imagenet", "folder"))
+        assert twin == dataclasses.replace(experiment, name=twin.name, dataset="folder")
+        assert twin.name == name.replace("imagenet", "folder")
+        assert twin.spec().recipe == experiment.spec().recipe
+        assert twin.spec().digest != experiment.spec().digest
+        assert catalogue.experiment_for("folder", twin.depth, twin.plain, twin.shortcut) == twin
 
 
 def test_a_depth_that_is_not_listed_takes_the_default_recipe() -> None:
     experiment = catalogue.find("cifar10-resnet26")
     assert (experiment.depth, experiment.plain, experiment.seeds) == (26, False, (0,))
-    assert experiment.exhibits == ()
-    assert experiment.spec().recipe == catalogue.find("cifar10-resnet20").spec().recipe
-    assert catalogue.find("digits-plain8").spec().recipe == catalogue.find("digits-plain20").spec().recipe
+    for name, listed in (
+        ("cifar10-resnet26", "cifar10-resnet20"), ("digits-plain8", "digits-plain20"),
+        ("imagenet-plain50", "imagenet-resnet50"), ("folder-plain152", "imagenet-resnet152"),
+    ):  # fmt: skip
+        assert catalogue.find(name).spec().recipe == catalogue.find(listed).spec().recipe
+        assert catalogue.find(name).exhibits == ()
 
 
 @pytest.mark.parametrize(
@@ -238,77 +236,49 @@ def test_a_mistyped_experiment_and_the_name_of_a_run_lead_to_the_one_meant() -> 
     for name in ("cifar10-resnt56", "cifar10-resnet56+iterations=2000", "cifar-resnet56"):
         with pytest.raises(UsageError, match=r"did you mean cifar10-resnet56\?"):
             catalogue.find(name)
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError, match=r"no experiment 'vgg16': `resrepro list`"):
         catalogue.find("vgg16")
-    assert "did you mean" not in str(told.value)
-
-
-def test_an_unknown_dataset_is_refused_naming_those_there_are() -> None:
     with pytest.raises(UsageError, match=r"'mnist'.*cifar10, digits, imagenet and folder"):
         catalogue.experiment_for("mnist", 20)
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("name", "settings", "complaint"),
     [
-        ({"iterations": 0}, "at least 1"),
-        ({"iterations": 10.0}, "type int"),
-        ({"iterations": True}, "type int"),
-        ({"lr": 0.0}, "above 0"),
-        ({"lr": float("nan")}, "finite"),
-        ({"lr": "0.1"}, "type float"),
-        ({"momentum": 1.5}, "at most 1"),
-        ({"flip": 1}, "type bool"),
-        ({"split": "40k10k"}, "all, 45k5k"),
-        ({"lr_drops": (200, 100)}, "rising"),
-        ({"lr_drops": (0,)}, "above 0"),
-        ({"lr_drops": (10.0,)}, "lr_drops"),
-        ({"lr_drops": "10"}, "lr_drops"),
-        ({"bn_group": 48}, "does not divide"),
-        ({"learning_rate": 0.1}, "'learning_rate'"),
-        ({"momentum_form": "nesterov", "momentum": 0.0}, "momentum"),
+        ("cifar10-resnet20", {"iterations": 0}, "at least 1"),
+        ("cifar10-resnet20", {"iterations": 10.0}, "type int"),
+        ("cifar10-resnet20", {"iterations": True}, "type int"),
+        ("cifar10-resnet20", {"lr": 0.0}, "above 0"),
+        ("cifar10-resnet20", {"lr": float("nan")}, "finite"),
+        ("cifar10-resnet20", {"lr": "0.1"}, "type float"),
+        ("cifar10-resnet20", {"momentum": 1.5}, "at most 1"),
+        ("cifar10-resnet20", {"flip": 1}, "type bool"),
+        ("cifar10-resnet20", {"split": "40k10k"}, "all, 45k5k"),
+        ("cifar10-resnet20", {"lr_drops": (200, 100)}, "rising"),
+        ("cifar10-resnet20", {"lr_drops": (0,)}, "above 0"),
+        ("cifar10-resnet20", {"lr_drops": (10.0,)}, "lr_drops"),
+        ("cifar10-resnet20", {"lr_drops": "10"}, "lr_drops"),
+        ("cifar10-resnet20", {"bn_group": 48}, "does not divide"),
+        ("cifar10-resnet20", {"learning_rate": 0.1}, "'learning_rate'"),
+        ("cifar10-resnet20", {"momentum_form": "nesterov", "momentum": 0.0}, "momentum"),
+        ("digits-resnet20", {"split": "45k5k"}, "45k/5k"),
+        ("imagenet-resnet34", {"image_size": 31}, "at least 32"),
+        ("imagenet-resnet34", {"image_size": 1025}, "at most 1024"),
+        ("imagenet-resnet34", {"scale": (480, 256)}, "rising"),
+        ("imagenet-resnet34", {"scale": (256,)}, "two ends"),
+        ("imagenet-resnet34", {"scale": (223, 480)}, "223 pixels does not hold a crop of 224"),
+        ("imagenet-resnet34", {"image_size": 300, "scale": (256, 480)}, "does not hold a crop of 300"),
+        ("imagenet-resnet34", {"batch_size": 48, "bn_group": 32}, "does not divide into BN groups of 32"),
+        ("imagenet-resnet50", {"pad": 4}, "^pad is no setting of imagenet-resnet50"),
+        ("folder-plain18", {"split": "all"}, "^split is no setting of folder-plain18"),
+        ("cifar10-resnet20", {"image_size": 32}, "^image_size is no setting of cifar10-resnet20"),
     ],
 )
-def test_a_setting_that_is_unknown_or_out_of_range_is_refused(settings: dict, complaint: str) -> None:
+def test_a_setting_that_is_unknown_or_does_not_fit_is_refused(
+    name: str, settings: dict, complaint: str
+) -> None:
     with pytest.raises(UsageError, match=complaint):
-        catalogue.derive(catalogue.find("cifar10-resnet20"), **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"image_size": 31}, "at least 32"),
-        ({"image_size": 1025}, "at most 1024"),
-        ({"scale": (480, 256)}, "rising"),
-        ({"scale": (256,)}, "two ends"),
-        ({"scale": (256, 300, 480)}, "two ends"),
-        ({"scale": (223, 480)}, "223 pixels does not hold a crop of 224"),
-        ({"image_size": 300, "scale": (256, 480)}, "256 pixels does not hold a crop of 300"),
-        ({"colour": "hsv"}, "pca_computed, pca_published, none"),
-        ({"batch_size": 48, "bn_group": 32}, "does not divide into BN groups of 32"),
-    ],
-)
-def test_an_imagenet_setting_out_of_range_is_refused(settings: dict, complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
-        catalogue.derive(catalogue.find("imagenet-resnet34"), **settings)
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "value"),
-    [
-        ("imagenet-resnet50", "pad", 4), ("imagenet-resnet50", "split", "all"),
-        ("folder-plain18", "pad_order", "mean_first"), ("cifar10-resnet20", "image_size", 32),
-        ("digits-plain20", "bn_stats", "precise"), ("cifar10-plain56", "lr_policy", "plateau"),
-    ],
-)  # fmt: skip
-def test_a_setting_of_the_other_family_is_refused(name: str, key: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"^{key} is no setting of {name}"):
-        catalogue.derive(catalogue.find(name), **{key: value})
-
-
-def test_the_45k5k_split_is_refused_for_the_digits() -> None:
-    with pytest.raises(UsageError, match="45k/5k"):
-        catalogue.derive(catalogue.find("digits-resnet20"), split="45k5k")
+        catalogue.derive(catalogue.find(name), **settings)
 
 
 def test_values_equal_to_the_experiments_own_leave_the_spec_exact() -> None:
