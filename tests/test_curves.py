@@ -15,8 +15,8 @@ from conftest import FIRST_IMAGES, write_run, write_test_eval
 
 from resrepro.errors import RecordError
 from resrepro.figures import draw_figure, plot
-from resrepro.figures.curves import Sheet, make_sheet
-from resrepro.figures.drawing import contrast, draw_sheet, readable, spread, text_width, wrap
+from resrepro.figures.curves import Sheet, make_sheet, palette_named
+from resrepro.figures.drawing import draw_sheet, spread, text_width, wrap
 from resrepro.records import Run
 from resrepro.records.collection import collect
 from resrepro.spec import catalogue
@@ -430,11 +430,17 @@ def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_names_can_be_read_on_white() -> None:
-    for colour in ("#bfbf00", "#00ffff", "#00ff00", "#ff0000", "#000000", "#ff00ff", "#56b4e9", "#cc79a7"):
-        assert contrast(readable(colour)) >= 4.5
-    assert [contrast("#ffffff"), contrast("#000000")] == pytest.approx([1, 21])
-    assert readable("#000000") == "#000000"
+@pytest.mark.parametrize("name", ["paper", "safe"])
+def test_names_can_be_read_on_white(name: str) -> None:
+    palette = palette_named(name)
+    assert palette["text"].keys() == palette["colours"].keys()
+    assert len(palette["other_text"]) == len(palette["others"])
+    for colour in (*palette["text"].values(), *palette["other_text"]):
+        parts = [part / 255 for part in bytes.fromhex(colour[1:])]
+        red, green, blue = (
+            ((part + 0.055) / 1.055) ** 2.4 if part > 0.04 else part / 12.92 for part in parts
+        )
+        assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) >= 4.5  # WCAG 2
 
 
 def test_labels_move_no_further_than_they_must() -> None:

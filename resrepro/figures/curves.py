@@ -126,10 +126,11 @@ class Sheet:
         """Iterations per unit of the x axis: 1e4, as in the paper, unless there are few."""
         return 10_000 if self.iterations >= 20_000 else 1
 
-    def colour(self, depth: int) -> str:
-        """The colour of the nets of a depth."""
-        others: Sequence[str] = self.palette["others"]
-        return str(self.palette["colours"].get(str(depth), others[(depth - 2) // 6 % len(others)]))
+    def colour(self, depth: int, *, text: bool = False) -> str:
+        """The colour of the nets of a depth, or of their names, which can be read on white."""
+        listed, others = ("text", "other_text") if text else ("colours", "others")
+        left: Sequence[str] = self.palette[others]
+        return str(self.palette[listed].get(str(depth), left[(depth - 2) // 6 % len(left)]))
 
 
 @cache

@@ -4,7 +4,6 @@ matplotlib is used through its objects, without pyplot and the user's own settin
 files.
 """
 
-import colorsys
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -215,7 +214,7 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     ends = [(min(curve.y[-1], top) - floor) / (top - floor) * height for curve in curves]
     places = spread(ends, LABEL_PITCH, 0.0, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
-        colour = readable(sheet.colour(curve.depth))
+        colour = sheet.colour(curve.depth, text=True)
         theirs = curve.paper and sheet.has_ours
         x = [1 + points / width for points in (1.5, 4, LEADER - 5)]
         marker = "" if theirs else sheet.palette["markers"].get(str(curve.depth), "")
@@ -295,20 +294,3 @@ def wrap(text: str, width: float, size: float) -> list[str]:
 def mixed(colour: str, white: float) -> str:
     """A colour with a share of white (0 to 1) in it."""
     return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in bytes.fromhex(colour[1:]))
-
-
-def contrast(colour: str) -> float:
-    """Contrast ratio of a colour on white (WCAG 2), 1 to 21."""
-    parts = [part / 255 for part in bytes.fromhex(colour[1:])]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
-
-
-def readable(colour: str) -> str:
-    """The colour, darkened until text in it can be read on white (contrast 4.5 and more)."""
-    hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in bytes.fromhex(colour[1:])))
-    while contrast(colour) < 4.5:
-        lightness *= 0.97
-        parts = colorsys.hls_to_rgb(hue, lightness, saturation)
-        colour = "#" + "".join(f"{int(part * 255):02x}" for part in parts)
-    return colour
