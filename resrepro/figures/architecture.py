@@ -62,7 +62,12 @@ def make_figure(palette: str = "paper") -> "Figure":
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
-        _draw_sizes(axes, starts, width)
+        for size, row in starts.items():
+            axes.text(
+                0.14, _middle(row), f"output\nsize: {size}", fontsize=TEXT, va="center", linespacing=1.1
+            )
+            hairline = [HEAD + row * PITCH] * 2
+            axes.plot([0.12, width - 0.12], hairline, color="#dddddd", linewidth=0.6, zorder=0.5)
         for number, (column, net) in enumerate(zip(layout["columns"], nets, strict=True)):
             centre = MARGIN + number * (BOX + GAP) + BOX / 2
             _draw_heading(axes, centre, column, net)
@@ -106,13 +111,6 @@ def _draw_heading(axes: "Axes", centre: float, column: Mapping[str, str], net: A
     told = (0.41, f"{printed:.1f} billion FLOPs (paper)"), (0.58, f"{counted:.2f} billion FLOPs (counted)")
     for height, text in told:
         axes.text(centre, height, text, fontsize=TEXT, ha="center", va="center", color=INK)
-
-
-def _draw_sizes(axes: "Axes", starts: Mapping[int, int], width: float) -> None:
-    """The output sizes at the left margin, a hairline above each but the first."""
-    for size, row in starts.items():
-        axes.text(0.14, _middle(row), f"output\nsize: {size}", fontsize=TEXT, va="center", linespacing=1.1)
-        axes.plot([0.12, width - 0.12], [HEAD + row * PITCH] * 2, color="#dddddd", linewidth=0.6, zorder=0.5)
 
 
 def _draw_column(axes: "Axes", centre: float, boxes: Iterable[Box], colours: Mapping[str, str]) -> None:

@@ -111,14 +111,19 @@ def own_settings() -> Iterator[None]:
 
 
 def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     start = float(panel.layout.get("start", 0)) * sheet.iterations / sheet.unit
     end, top = sheet.iterations / sheet.unit, sheet.top
     axes.set_xlim(start, end)
     axes.set_ylim(sheet.floor, top)
-    ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
-    wanted = ticks.get(str(top), TICKS.get(top, range(0, 101, 20)))
-    axes.set_yticks([tick for tick in wanted if tick >= sheet.floor])
-    axes.set_xticks(*_x_ticks(start, end, few="share" in panel.layout, whole=sheet.unit == 1))
+    own = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
+    errors = own.get(str(top), TICKS.get(top, range(0, 101, 20)))
+    axes.set_yticks([error for error in errors if error >= sheet.floor])
+    few = 3 if "share" in panel.layout else 7
+    locator = MaxNLocator(nbins=few, steps=[1, 2, 2.5, 5, 10], integer=sheet.unit == 1)
+    ticks = [float(tick) for tick in locator.tick_values(start, end) if start <= tick <= end]
+    axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
     axes.set_xlabel("iter. (1e4)" if sheet.unit > 1 else "iterations")
     axes.set_ylabel(panel.layout["ylabel"].format(held_out=sheet.held_out))
     axes.set_title(panel.layout["title"], pad=5)
@@ -140,14 +145,6 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
             color=QUIET, fontsize=SMALL, linespacing=1.3,
         )  # fmt: skip
     _label_nets(axes, sheet, panel)
-
-
-def _x_ticks(start: float, end: float, *, few: bool, whole: bool) -> tuple[list[float], list[str]]:
-    from matplotlib.ticker import MaxNLocator
-
-    locator = MaxNLocator(nbins=3 if few else 7, steps=[1, 2, 2.5, 5, 10], integer=whole)
-    ticks = [float(tick) for tick in locator.tick_values(start, end) if start <= tick <= end]
-    return ticks, [f"{tick:,.10g}" for tick in ticks]
 
 
 def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> None:

@@ -122,6 +122,7 @@ def _draw(
     heading: str, told: str,
 ) -> "Figure":  # fmt: skip
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     width = float(plan()["width"])
     with own_settings():
@@ -133,7 +134,12 @@ def _draw(
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
             place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
             axes = figure.add_axes(place)
-            _frame_panel(axes, panel, ends)
+            axes.set_xlim(0, plan()["layers"])
+            axes.set_xticks(plan()["layer_ticks"])
+            axes.set_xlabel(panel["xlabel"])
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            axes.set_ylim(*ends)
+            axes.set_ylabel("std")
             for line in [*theirs, *ours]:
                 drawn = replace(line, y=tuple(sorted(line.y, reverse=True)), std=None)
                 _draw_line(axes, drawn if panel["sorted"] else line, palette, faint=bool(line.paper and ours))
@@ -141,17 +147,6 @@ def _draw(
         figure.axes[0].set_title(heading, pad=5)
         write_below(figure, lines)
     return figure
-
-
-def _frame_panel(axes: "Axes", panel: Mapping[str, Any], ends: tuple[float, float]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlim(0, plan()["layers"])
-    axes.set_xticks(plan()["layer_ticks"])
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.set_ylim(*ends)
-    axes.set_xlabel(panel["xlabel"])
-    axes.set_ylabel("std")
 
 
 def _draw_line(axes: "Axes", line: Curve, palette: Mapping[str, Any], *, faint: bool) -> None:
