@@ -4,11 +4,8 @@ Drawn is one seed group per net, all of one protocol, with the paper's own curve
 """
 
 import itertools
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from resrepro.comparison.groups import RULE, SET_NAMES, SeedGroup, about_images, iterations_of, protocols_of
@@ -17,7 +14,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.paper import curves as paper_curves
 from resrepro.records import Run
 from resrepro.spec import IMAGENET_CLASSES, catalogue, command_for, net_label
-from resrepro.spec.recipe import FAMILIES
+from resrepro.spec.recipe import FAMILIES, read_toml
 
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
 ANOTHER = "Not drawn, another protocol"
@@ -133,10 +130,9 @@ class Sheet:
         return str(self.palette[listed].get(str(depth), left[(depth - 2) // 6 % len(left)]))
 
 
-@cache
 def read_layout(name: str) -> Mapping[str, Any]:
     """How a figure is laid out: a TOML file of `resrepro.paper`."""
-    return tomllib.loads(resources.files("resrepro.paper").joinpath(f"{name}.toml").read_text("utf-8"))
+    return read_toml(f"{name}.toml", "resrepro.paper")
 
 
 def exhibits() -> Mapping[str, Layout]:

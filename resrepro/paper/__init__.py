@@ -2,7 +2,6 @@
 (`curves.csv`), and which rows form which exhibit (`layouts.toml`).
 """
 
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from resrepro.errors import UsageError
+from resrepro.spec.recipe import read_toml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,11 +55,9 @@ def curves(exhibit: str) -> "pd.DataFrame":
     return frame.assign(x=pd.to_numeric(frame["x"]), value=pd.to_numeric(frame["value"]))
 
 
-@cache
 def layouts() -> Mapping[str, Mapping[str, Any]]:
     """For each exhibit that `compare` knows: its title, quantities and rows."""
-    text = resources.files(__package__).joinpath("layouts.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return read_toml("layouts.toml", "resrepro.paper")
 
 
 def layout(exhibit: str) -> Mapping[str, Any]:

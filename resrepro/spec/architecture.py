@@ -5,16 +5,14 @@ often it is repeated (Table 1; Section 4.2).
 """
 
 import itertools
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 
 from resrepro.spec import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
 from resrepro.spec.catalogue import Experiment, experiments
-from resrepro.spec.recipe import FAMILIES
+from resrepro.spec.recipe import FAMILIES, read_toml
 
 # Sides of the images in training: Sections 4.2 and 3.4; digits are enlarged to 16.
 IMAGE_SIZES = {"cifar10": 32, "digits": 16, "imagenet": 224, "folder": 224}
@@ -225,8 +223,7 @@ def _block(
 @cache
 def vgg19() -> Architecture:
     """VGG-19, which Figure 3 sets beside the nets and we do not train, from its list of layers."""
-    text = resources.files("resrepro").joinpath("paper", "vgg19.toml").read_text(encoding="utf-8")
-    plan = tomllib.loads(text)
+    plan = read_toml("vgg19.toml", "resrepro.paper")
     size, channels, pool = plan["image_size"], 3, plan["pool"]
     parts: list[Part] = []
     for widths in plan["convolutions"]:

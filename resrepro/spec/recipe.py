@@ -102,12 +102,12 @@ DATASETS = tuple(FAMILIES)
 SETTING_TYPES: Mapping[str, Any] = {f.name: f.type for recipe in RECIPES.values() for f in fields(recipe)}
 
 
-def read_toml(name: str) -> dict[str, Any]:
-    """One of the TOML files beside this module."""
-    return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
-
-
 @cache
+def read_toml(name: str, package: str = "resrepro.spec") -> Mapping[str, Any]:
+    """A TOML file that lies in one of our packages."""
+    return tomllib.loads(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
+
+
 def setting_rules() -> Mapping[str, Mapping[str, Any]]:
     """For each setting what it means and which values it takes, in the order of names."""
     return read_toml("settings.toml")
