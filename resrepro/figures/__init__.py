@@ -79,14 +79,9 @@ def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Tabl
 
 
 def draw_figure(
-    exhibit: str,
-    runs: Sequence[Run],
-    folder: Path,
-    *,
-    paper: bool = False,
-    palette: str = "paper",
-    stem: str | None = None,
-) -> Drawing:
+    exhibit: str, runs: Sequence[Run], folder: Path, *,
+    paper: bool = False, palette: str = "paper", stem: str | None = None,
+) -> Drawing:  # fmt: skip
     """Draw one of `figures()` into a folder, as files of its own name or another `stem`.
 
     Raises:
