@@ -169,8 +169,8 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
         notes = (*notes, f"The paper has no curves for {exhibit}.")
     if not groups and not nets:
         command = command_for(catalogue.find(layout["example"]).spec())
-        alone = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
-        raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{alone}")
+        rest = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
+        raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{rest}")
     iterations = iterations_of(first) if first else int(layout["paper"]["drawn_to"])
     below = tuple(filter(None, _footnote(layout, groups, nets, notes)))
     told = held_out_names(layout, first)
