@@ -1,21 +1,16 @@
-"""Writing run records: one folder per run, small text files, replaced whole or appended to.
-
-Layout: `runs/<name>/seed<k>/` with spec.json, env.json, metrics.csv, result.json, checkpoint.pt, the
-checkpoint before it, and evals/. `resrepro.records` reads them.
+"""Writing run records: one folder per run, `runs/<name>/seed<k>/`, of small text files and checkpoints.
 
 Order matters: rows reach the disk before the result or the checkpoint that counts on them. Rows that
 neither tells of are those of a crash. What env.json says of the machine has no paths, host or user names.
 """
 
-import csv
 import datetime
 import importlib.metadata
-import io
 import itertools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +22,6 @@ from resrepro.records.reading import (
     FORMAT,
     METRICS,
     METRICS_COLUMNS,
-    MOST_BYTES,
     PREVIOUS,
     RESULT,
     SPEC,
@@ -35,23 +29,11 @@ from resrepro.records.reading import (
     read_bytes,
     read_json,
 )
-from resrepro.records.storage import (
-    append,
-    cut_back,
-    make_folder,
-    seal_of,
-    sweep,
-    write_json,
-    write_whole,
-)
+from resrepro.records.storage import PART, append, make_folder, seal_of, write_json, write_whole
 from resrepro.spec.experiment import Spec, digest_of
 
 LATER = "later_sessions"
 HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
-
-
-def unchecked() -> None:
-    """Nobody else is about; a function, so that a writer can be sent to the other processes of a run."""
 
 
 class RunWriter:
@@ -62,7 +44,6 @@ class RunWriter:
         aside: where an earlier record was moved, if there was one.
         env: the content of env.json.
         curve: the content of metrics.csv.
-        still_ours: raises if another process has taken the run over.
     """
 
     def __init__(self, folder: Path, aside: Path | None = None) -> None:
@@ -70,7 +51,6 @@ class RunWriter:
         self.aside = aside
         self.env: dict[str, Any] = {}
         self.curve = HEADER
-        self.still_ours: Callable[[], None] = unchecked
         self._of: dict[str, Any] = {}  # what binds the result to its run
 
     @property
@@ -106,21 +86,12 @@ class RunWriter:
             if recorded is None or seal_of(recorded) != seal_of(content):
                 write_json(self.folder / name, content)
                 restored.append(name)
-        return restored + self._restore_curve()
-
-    def _restore_curve(self) -> list[str]:
-        """Cut metrics.csv back to the curve, or write it anew if it is not what it should be."""
-        path = self.folder / METRICS
-        try:
-            rows = read_bytes(path, MOST_BYTES)
-        except RecordError:
-            rows = b""
-        if not rows.startswith(self.curve):
-            write_whole(path, self.curve)
-            return [METRICS]
-        if len(rows) > len(self.curve):
-            cut_back(path, len(self.curve))
-        return []
+        rows = b""
+        with suppress(RecordError):
+            rows = read_bytes(self.folder / METRICS)
+        if rows != self.curve:
+            write_whole(self.folder / METRICS, self.curve)
+        return restored + ([] if rows.startswith(self.curve) else [METRICS])
 
     def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
         """Note in env.json that another session, perhaps elsewhere, went on from `iteration`."""
@@ -131,16 +102,12 @@ class RunWriter:
 
     def append(self, rows: Iterable[Sequence[object]]) -> None:
         """Append rows to metrics.csv and force them to disk."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        added = text.getvalue().encode()
-        self.still_ours()
+        added = "".join(",".join(map(str, row)) + "\n" for row in rows).encode()
         append(self.folder / METRICS, added, len(self.curve))
         self.curve += added
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Replace result.json; it vouches for the rows so far."""
-        self.still_ours()
         vouching = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
         write_json(self.folder / RESULT, vouching)
 
@@ -206,7 +173,8 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
         raise RecordError(
             f"cannot write to the runs folder {runs}: {error.strerror}. Choose another with --runs."
         ) from None
-    sweep(folder)
+    for left in folder.glob(f".*{PART}"):  # by a process that was killed in the midst of writing
+        left.unlink(missing_ok=True)
     recorded = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint
     if recorded is not None and digest_of(recorded.get("spec", {})) != spec.digest:
         raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
@@ -219,39 +187,24 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(next(name for name in names if not name.exists()))
 
 
-PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
-PATH_STARTS = ("/", "~", "..")
-
-
-def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Versions, machine and arguments, without paths, host or user names."""
-    packages = ("resrepro", "torch", "torchvision", "numpy", "scikit-learn")
+def describe_environment() -> dict[str, Any]:
+    """Versions, commit and machine, without paths, host or user names."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("resrepro", "torch", "torchvision", "numpy", "scikit-learn"):
+        versions[package] = None
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     commit, modified = source_commit()
     return {
         "format": FORMAT,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": versions,
         "commit": commit,
         "modified": modified,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "arguments": None if arguments is None else without_paths(arguments),
         "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-
-
-def without_paths(arguments: Sequence[str]) -> list[str]:
-    """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
-    safe: list[str] = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if safe and safe[-1] in PATH_OPTIONS:
-            safe.append("DIR")
-        elif equals and (option in PATH_OPTIONS or value.startswith(PATH_STARTS)):
-            safe.append(f"{option}=DIR")
-        else:
-            safe.append("DIR" if argument.startswith(PATH_STARTS) else argument)
-    return safe
 
 
 def source_commit() -> tuple[str | None, bool | None]:
@@ -270,12 +223,6 @@ def source_commit() -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
     except (OSError, subprocess.CalledProcessError):
         return None, None
-
-
-def _version(package: str) -> str | None:
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
 
 
 def cpu_model() -> str:
