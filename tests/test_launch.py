@@ -94,8 +94,8 @@ def test_all_is_what_the_paper_has_or_what_the_dataset_can_stand_in_for():
         ("figure2", None, "no exhibit 'figure2' to reproduce: there are table1, .*demo and all"),
         ("figure1-digits", None, "no exhibit 'figure1-digits'"),
         ("figure1", "mnist", "no dataset 'mnist': there are cifar10, digits, imagenet, folder"),
-        ("table2", "digits", "table2 is an exhibit of imagenet, folder, not of digits"),
-        ("figure1", "folder", "figure1 is an exhibit of cifar10, digits, not of folder"),
+        ("table2", "digits", "table2 is an exhibit of imagenet or folder, not of digits"),
+        ("figure1", "folder", "figure1 is an exhibit of cifar10 or digits, not of folder"),
         ("demo", "cifar10", "demo is an exhibit of digits, not of cifar10"),
     ],
 )

@@ -23,7 +23,7 @@ from resrepro.training.session import train
 
 NET = "digits-resnet8"
 RUN = f"{NET}+iterations=6"
-SMALL: dict[str, Any] = {"iterations": 6, "eval_every": 2, "lr": 0.01}
+SMALL: dict[str, Any] = {"iterations": 6, "batch_size": 16, "eval_every": 2, "compiling": "off"}
 
 
 @pytest.fixture
@@ -176,7 +176,8 @@ def test_a_job_trains_the_run_that_is_trained_here(
 ) -> None:
     alone = train(NET, runs=tmp_path / "alone", threads=1, **SMALL)
     runs = tmp_path / "runs"
-    words = ["train", NET, "--iterations", 6, "--eval-every", 2, "--set", "lr=0.01", "--runs", runs]
+    words = ["train", NET, "--iterations", 6, "--batch-size", 16, "--eval-every", 2, "--compile", "off",
+             "--runs", runs]  # fmt: skip
     assert call(*words, "--launcher", "slurm")[0] == 0
     on_node(place_in(runs, alone.parent.name))
     assert differences(runs / alone.parent.name / "seed0", alone) == []

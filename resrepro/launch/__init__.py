@@ -77,7 +77,7 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
             if exhibit is not None:
                 chosen[exhibit.name] = exhibit
             elif name != ALL:
-                others = ", ".join(other for other in FAMILIES if _exhibit(each, other) is not None)
+                others = " or ".join(other for other in FAMILIES if _exhibit(each, other) is not None)
                 raise UsageError(
                     f"{each} is an exhibit of {others}, not of {dataset}: give another --dataset, or none."
                 )

@@ -149,10 +149,10 @@ def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
     Raises:
         DataError: if it is missing or damaged.
     """
-    from resrepro.data import load_dataset
-
     recipes = [spec.recipe for spec in specs if spec.dataset == "cifar10"]
     for split in {recipe.split for recipe in recipes if isinstance(recipe, CifarRecipe)}:
+        from resrepro.data import load_dataset  # imports torch
+
         load_dataset("cifar10", split, data)
 
 
