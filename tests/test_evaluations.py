@@ -57,12 +57,6 @@ def test_what_is_not_of_the_runs_end_and_data_counts_for_nothing(
     assert run.evaluated("ten_crop", "top1_err", "val") is None
 
 
-def test_the_evaluation_that_counts_is_found_among_others(folder: Path) -> None:
-    write_eval(folder, "ten_crop", 5.0, 1.0, name="a-earlier", iteration=350)
-    write_eval(folder, "ten_crop", 6.0, 1.0, name="z-precise", bn_stats="precise")
-    assert read_run(folder).evaluated("ten_crop", "top1_err", "val") == 27.5
-
-
 def test_bn_statistics_are_those_of_the_recipe(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run(tmp_path, "folder-resnet18", iterations=700, bn_stats="precise")
     write_eval(folder, "ten_crop", 20.0, 2.0, bn_stats="running", name="running")

@@ -1,6 +1,5 @@
 """What an exhibit is made of, what of it is missing, the commands that make it, and what that takes."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,6 @@ def test_everything_that_is_compared_or_plotted_can_be_reproduced():
         assert exhibit.name in (*tables(), *figures())
         for experiment in exhibit.experiments:
             assert catalogue.find(experiment).dataset == exhibit.dataset
-
-
-def test_the_claims_are_numbers_of_the_27_and_those_of_classification_all_have_an_exhibit():
-    claims = {number for name in exhibit_names() for number in chosen(name).claims}
-    assert claims <= set(range(1, 28))
-    # 7 is of runs that no exhibit shows, 19 and 21 as well; 27 is detection
-    assert set(range(1, 28)) - claims == {7, 19, 21, 27}
 
 
 def test_the_papers_own_nets_and_what_is_measured_of_them():
@@ -170,14 +162,6 @@ def test_a_broken_record_goes_on_from_its_checkpoint_or_is_in_the_way(tmp_path):
     assert way_out in found["digits-plain20", 1].why
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts(tmp_path):
-    """What training itself makes of such a folder (see `earlier.already_over`)."""
-    folder = write_run(tmp_path, "digits-plain20")
-    for name in ("result.json", "env.json", "metrics.csv"):
-        (folder / name).unlink()
-    assert states(plan_of(tmp_path, "figure1", dataset="digits"))["digits-plain20", 0] == ("start", 0)
-
-
 def test_a_run_of_another_specification_is_in_the_way(tmp_path):
     folder = write_run(tmp_path, "digits-plain20", 0)
     other = write_run(tmp_path / "other", "digits-plain20", 0, lr=0.01)
@@ -238,15 +222,6 @@ def test_an_ensemble_of_table_5_is_measured_once_all_its_nets_are_trained(tmp_pa
     assert len(plan.records().ensembles) == 2
 
 
-def test_an_ensemble_of_nets_that_were_not_trained_to_their_end_is_measured_anew(tmp_path):
-    names = [f"folder-resnet{net}" for net in ("34-b", "34-c", "50", "101", "152")]
-    halfway = [begun(tmp_path, name, done=300_000) for name in names]
-    write_ensemble(tmp_path, halfway, 30.0, 10.0)
-    for name in names:
-        write_run(tmp_path, name, curve=[(600_000, 20.0, 30.0)])
-    assert len(plan_of(tmp_path, "table5", dataset="folder").to_measure) == 1
-
-
 def test_responses_are_measured_of_trained_nets_that_have_none(tmp_path):
     write_run(tmp_path, "digits-resnet20")
     plan = plan_of(tmp_path, "figure7", dataset="digits")
@@ -267,16 +242,6 @@ def test_the_records_are_those_of_the_plan_alone(tmp_path):
 
 def test_a_plan_names_the_claims_of_its_exhibits_in_order(tmp_path):
     assert plan_of(tmp_path, "figure7", "figure1", "table1").claims == (1, 10, 11, 20, 22, 25, 26)
-
-
-def test_a_record_that_tells_of_another_seed_is_in_the_way(tmp_path):
-    folder = write_run(tmp_path, "digits-plain20", 3)
-    folder.rename(folder.with_name("seed0"))
-    step = plan_of(tmp_path, "figure1", dataset="digits", seeds=[0]).steps[0]
-    assert (step.state, step.run) == ("blocked", None)
-    assert json.loads(Path(step.folder / "spec.json").read_text())["seed"] == 3
-    rewrite(step.folder / "spec.json", lambda spec: spec.update(seed=0))
-    assert plan_of(tmp_path, "figure1", dataset="digits", seeds=[0]).steps[0].state == "blocked"
 
 
 # --- costs ---------------------------------------------------------------------------------------------

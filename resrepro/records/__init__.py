@@ -53,12 +53,9 @@ class Run:
     spec: Mapping[str, Any]
     env: Mapping[str, Any]
     result: Mapping[str, Any]
-    evaluations: tuple[Evaluation, ...] = ()
-    """What `eval` measured of its checkpoints, whichever; `evaluation` picks what counts."""
-    responses: Responses | None = None
-    """What `responses` measured of its trained net."""
-    broken: tuple[str, ...] = ()
-    """A sentence on each evaluation, and on responses, that could not be read."""
+    evaluations: tuple[Evaluation, ...] = ()  # of its checkpoints, whichever; `evaluation` picks what counts
+    responses: Responses | None = None  # of its trained net
+    broken: tuple[str, ...] = ()  # a sentence on each evaluation, and on responses, that could not be read
 
     def setting(self, key: str) -> str:
         """A setting of its recipe or one of OTHER_SETTINGS, as one types it; empty where it has none."""
@@ -79,9 +76,8 @@ class Run:
 
     @property
     def paper_exact(self) -> bool:
-        """Whether its numbers may stand in the paper's own cell: unchanged specification, complete
-        official data, default mode, and nothing that departed on the way. (The digits have cells of
-        their own, though they depart from the paper.)
+        """Whether its numbers may stand in the paper's own cell: unchanged specification, complete official
+        data, default mode, no departure. (The digits, which depart from the paper, have cells of their own.)
         """
         told = self.result["notices"] or (self.result["departures"] and self.spec["dataset"] != "digits")
         return self.exact and not told and self.env["mode"] == "default"
@@ -192,11 +188,7 @@ class Run:
 
     @cached_property
     def curve(self) -> Curve:
-        """The columns of metrics.csv by name.
-
-        Raises:
-            RecordError: if the file is broken.
-        """
+        """The columns of metrics.csv by name (RecordError if it is broken)."""
         return read_curve(self.folder / METRICS, self.result.get("metrics"))
 
     def top1_errors(self, split: str) -> dict[int, float]:
@@ -241,11 +233,7 @@ def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple
 
 
 def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Measured:
-    """An evaluation or ensemble from its file.
-
-    Raises:
-        RecordError: if it is missing or broken.
-    """
+    """An evaluation or ensemble from its file (RecordError if it is missing or broken)."""
     content = read_json(path)
     with naming(path):
         return parse(content)

@@ -41,16 +41,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs and ensembles that could be read, and one sentence for each file that could not.
-
-    `folders` are those that were named, `shadowed` says which records another one of the same run hides.
-    """
+    """Runs and ensembles that could be read, and one sentence for each file that could not."""
 
     runs: tuple[Run, ...]
     broken: tuple[str, ...]
     ensembles: tuple[Ensemble, ...] = ()
-    folders: tuple[Path, ...] = ()
-    shadowed: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()  # those that were named
+    shadowed: tuple[str, ...] = ()  # sentences on the records that another one of the same run hides
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -62,11 +59,7 @@ class Collection:
         return (f"Runs read: {told}.", *self.shadowed)
 
     def having(self, settings: Mapping[str, str]) -> "Collection":
-        """Only the runs with some settings (spelled as one types them): of the recipe, the net, or `mode`.
-
-        Raises:
-            UsageError: for an unknown setting, or if there are no such runs.
-        """
+        """Only the runs with some settings, spelled as one types them (UsageError if there are none)."""
         wanted = {
             key: text if key in OTHER_SETTINGS else spell(parse(key, text)) for key, text in settings.items()
         }
@@ -163,12 +156,8 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
         warnings.warn(sentence, stacklevel=2)
     rows = [
         {
+            **run.spec,
             "name": run.name,
-            "experiment": run.experiment,
-            "dataset": run.spec["dataset"],
-            "depth": run.spec["depth"],
-            "plain": run.spec["plain"],
-            "shortcut": run.spec["shortcut"],
             "seed": run.seed,
             "status": run.status,
             "iterations": run.result["iteration"],
@@ -204,11 +193,7 @@ def publish(run: Run, results: Path) -> Path:
 
 
 def publish_ensemble(path: Path, results: Path) -> Path:
-    """Copy the record of an ensemble to `results/ensembles/`; returns the copy.
-
-    Raises:
-        RecordError: if it is broken, or another record lies there already.
-    """
+    """Copy the record of an ensemble to `results/ensembles/`; returns the copy (errors as of `publish`)."""
     read_measured(path, ensemble_from)
     target = results / ENSEMBLES / path.name
     _copy({target: path.read_bytes()})
@@ -265,11 +250,7 @@ def verify(
 
 
 def _places_at(path: Path) -> list[Path]:
-    """The run folders and files of evaluations at a place.
-
-    Raises:
-        RecordError: if there are none.
-    """
+    """The run folders and files of evaluations at a place (RecordError if there are none)."""
     if path.is_file() and path.suffix == ".json" and path.name not in RECORD_FILES:
         return [path]
     folders = [path, *_run_folders(path, "*/seed*"), *_run_folders(path, "seed*")]
@@ -283,11 +264,7 @@ def _places_at(path: Path) -> list[Path]:
 
 
 def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list[str]]:
-    """How far a run is, and what of its evaluations, checkpoints and published weights is wrong.
-
-    Raises:
-        RecordError: if its record is broken.
-    """
+    """How far a run is, and what of its nets and evaluations is wrong (RecordError if its record is)."""
     troubles: list[str] = []
     nets: dict[str, Identity] = {}
     # The checkpoints come first: of a run that goes on the record is then as new, or newer.
@@ -317,14 +294,12 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
 
 def _check_measured(path: Path) -> str:
     """What an evaluation or an ensemble is of (RecordError if it is broken)."""
-    measured = read_measured(path, _measured_from)
+
+    def parse(content: dict[str, Any]) -> Evaluation | Ensemble:
+        if all("digest" in net for net in content.get("members", [{}])):
+            return ensemble_from(content)
+        return evaluation_from({"digest": "", "iteration": 0, **content})  # other people's have neither
+
+    measured = read_measured(path, parse)
     kind = "ensemble" if isinstance(measured, Ensemble) else "evaluation"
     return f"{kind}, {measured.protocol} on {measured.data.name}"
-
-
-def _measured_from(content: dict[str, Any]) -> Evaluation | Ensemble:
-    if "digest" in content:
-        return evaluation_from(content)
-    if all("digest" in net for net in content.get("members", [{}])):
-        return ensemble_from(content)
-    return evaluation_from({**content, "digest": "", "iteration": 0})  # of other people's checkpoints

@@ -39,8 +39,7 @@ class Data:
     name: str
     images: Mapping[str, int]
     checksums: Mapping[str, str]
-    classes: int | None
-    """None where the record does not say (those of CIFAR-10)."""
+    classes: int | None  # None where the record does not say (those of CIFAR-10)
     notices: tuple[str, ...]
 
     def same_set(self, part: str, other: Mapping[str, Any]) -> bool:
@@ -58,8 +57,7 @@ class Evaluation:
     digest: str
     iteration: int
     data: Data
-    errors: Mapping[str, Mapping[str, float]]
-    """By set, then `top1_err` and `top5_err`."""
+    errors: Mapping[str, Mapping[str, float]]  # by set, then `top1_err` and `top5_err`
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,7 @@ class Member:
     digest: str
     iteration: int
     status: str
-    told: tuple[str, ...]
-    """Its departures and notices."""
+    told: tuple[str, ...]  # its departures and notices
 
 
 @dataclass(frozen=True)
@@ -95,27 +92,18 @@ class Ensemble:
 
 
 def evaluation_from(content: Mapping[str, Any]) -> Evaluation:
-    """An evaluation from its JSON object; older records lack `bn_stats` (running) and the classes.
-
-    Raises:
-        KeyError, TypeError, ValueError: if something is missing or is not what it should be.
-    """
+    """An evaluation from its JSON object (MALFORMED if it is none); older records lack `bn_stats`."""
     return Evaluation(
         content["protocol"],
         content.get("bn_stats", "running"),
         content["digest"],
         content["iteration"],
-        _data(content["data"]),
-        _errors(content),
+        *_data_and_errors(content),
     )
 
 
 def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
-    """An ensemble from its JSON object.
-
-    Raises:
-        KeyError, TypeError, ValueError: if something is missing or is not what it should be.
-    """
+    """An ensemble from its JSON object (MALFORMED if it is none)."""
     members = tuple(
         Member(
             **{key: one[key] for key in ("name", "label", "seed", "digest", "iteration", "status")},
@@ -124,25 +112,21 @@ def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
         for one in content["members"]
     )
     require(len(members) > 1, "it has fewer than two members")
-    return Ensemble(
-        content["protocol"], content["bn_stats"], members, _data(content["data"]), _errors(content)
-    )
+    return Ensemble(content["protocol"], content["bn_stats"], members, *_data_and_errors(content))
 
 
-def _data(about: Mapping[str, Any]) -> Data:
+def _data_and_errors(content: Mapping[str, Any]) -> tuple[Data, dict[str, dict[str, float]]]:
+    """The errors by set, and the data, which has to say of each how many images were measured."""
+    about = content["data"]
     notices = tuple(about.get("notices", ()))
-    return Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)
-
-
-def _errors(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The errors by set, of each of which the record has to say how many images were measured."""
+    data = Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)
     errors = {
         part: {metric: float(figures[metric]) for metric in MEASURED}
         for part, figures in content["errors"].items()
     }
     require(bool(errors), "no set was measured")
-    require(errors.keys() <= content["data"]["images"].keys(), "it does not say how many images there were")
-    return errors
+    require(errors.keys() <= data.images.keys(), "it does not say how many images there were")
+    return data, errors
 
 
 COLUMNS = ("index", "layer", "std", "gradient_norm_start", "gradient_norm_end")
@@ -159,27 +143,16 @@ TOLD = {
 
 @dataclass(frozen=True)
 class Responses:
-    """What was measured of the 3x3 layers of a trained net, in the paper's order, projections aside.
+    """What was measured of the 3x3 layers of a trained net, in the paper's order, projections aside."""
 
-    Attributes:
-        layers: the names of the convolutions in the net.
-        std: standard deviation of each response: after BN, before ReLU or addition, evaluation mode.
-        gradient_norm_start: L2 norm of the loss gradient with respect to each response, at initialisation.
-        gradient_norm_end: the same of the trained net.
-        part: the set that `std` was measured on, the run's headline set, of so many `images`.
-        batch: images of the training batch that the gradients are of.
-        bn_stats: "running" or "precise", the statistics that BN used for `std`.
-        iteration: updates made.
-    """
-
-    layers: tuple[str, ...]
-    std: tuple[float, ...]
-    gradient_norm_start: tuple[float, ...]
-    gradient_norm_end: tuple[float, ...]
-    part: str
+    layers: tuple[str, ...]  # the names of the convolutions in the net
+    std: tuple[float, ...]  # standard deviations: after BN, before ReLU or addition, evaluation mode
+    gradient_norm_start: tuple[float, ...]  # L2 norms of the loss gradient at the same place, untrained
+    gradient_norm_end: tuple[float, ...]  # the same of the trained net
+    part: str  # the set that `std` was measured on: the run's headline set
     images: int
-    batch: int
-    bn_stats: str
+    batch: int  # images of the training batch that the gradients are of
+    bn_stats: str  # "running" or "precise": what BN used for `std`
     digest: str
     seed: int
     iteration: int

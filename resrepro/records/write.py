@@ -37,20 +37,13 @@ HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
 
 
 class RunWriter:
-    """The record of one run while it is being made.
-
-    Attributes:
-        folder: where it lies.
-        aside: where an earlier record was moved, if there was one.
-        env: the content of env.json.
-        curve: the content of metrics.csv.
-    """
+    """The record of one run while it is being made."""
 
     def __init__(self, folder: Path, aside: Path | None = None) -> None:
         self.folder = folder
-        self.aside = aside
-        self.env: dict[str, Any] = {}
-        self.curve = HEADER
+        self.aside = aside  # where an earlier record was moved, if there was one
+        self.env: dict[str, Any] = {}  # the content of env.json
+        self.curve = HEADER  # the content of metrics.csv
         self._of: dict[str, Any] = {}  # what binds the result to its run
 
     @property
@@ -60,7 +53,7 @@ class RunWriter:
 
     def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
         """Write what is known before the first iteration."""
-        self.env, self.curve = dict(env), HEADER
+        self.env = dict(env)
         self._of = {"digest": spec.digest, "seed": seed}
         write_json(self.folder / SPEC, describe_spec(spec, seed))
         write_json(self.folder / ENV, self.env)
@@ -69,11 +62,7 @@ class RunWriter:
     def go_on(
         self, spec: Spec, seed: int, env: Mapping[str, Any], curve: bytes, result: Mapping[str, Any]
     ) -> list[str]:
-        """Bring the record to the state of a checkpoint; returns the files that had to be restored.
-
-        Raises:
-            RecordError: if the disk refuses.
-        """
+        """Bring the record to the state of a checkpoint; returns the files that had to be restored."""
         self.env, self.curve = dict(env), curve
         self._of = {"digest": spec.digest, "seed": seed}
         self.result(result)  # first: it must never vouch for rows that are cut off
@@ -152,9 +141,8 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
-    """The folder of a run, made if missing; with `fresh` an existing one is set aside first.
-
-    So is one that holds curves but no checkpoint to go on from.
+    """The folder of a run, made if missing; with `fresh` an existing one is set aside first, and so is one
+    that holds curves but no checkpoint to go on from.
 
     Raises:
         UsageError: if the folder holds a run of another specification.
@@ -208,10 +196,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def source_commit() -> tuple[str | None, bool | None]:
-    """The git commit that this package's source is checked out at, and whether it was changed since.
-
-    None where the package is not part of a git checkout.
-    """
+    """The git commit that this package is checked out at, and whether it was changed since; None without."""
     here = Path(__file__).parents[1]  # the package
 
     def git(*words: str) -> str:
