@@ -12,18 +12,15 @@ import pytest
 from commands import call
 from conftest import write_run
 from queues import Queue
-from runs import differences
 from submitit.core.submission import process_job
 
 from resrepro.cli import parse_slurm
 from resrepro.errors import ResreproError, UsageError
 from resrepro.launch import slurm
 from resrepro.launch.slurm import QueuedRun, QueueError, jobs_of, submit
-from resrepro.training.session import train
 
 NET = "digits-resnet8"
 RUN = f"{NET}+iterations=6"
-SMALL: dict[str, Any] = {"iterations": 6, "batch_size": 16, "eval_every": 2, "compiling": "off"}
 
 
 @pytest.fixture
@@ -169,18 +166,6 @@ def test_a_queue_that_does_not_answer_is_told(
 
 
 # --- on a node ------------------------------------------------------------------------------------------
-
-
-def test_a_job_trains_the_run_that_is_trained_here(
-    tmp_path: Path, sbatch: Queue, on_node: Callable[[Path], Any]
-) -> None:
-    alone = train(NET, runs=tmp_path / "alone", threads=1, **SMALL)
-    runs = tmp_path / "runs"
-    words = ["train", NET, "--iterations", 6, "--batch-size", 16, "--eval-every", 2, "--compile", "off",
-             "--runs", runs]  # fmt: skip
-    assert call(*words, "--launcher", "slurm")[0] == 0
-    on_node(place_in(runs, alone.parent.name))
-    assert differences(runs / alone.parent.name / "seed0", alone) == []
 
 
 PROGRAM = """

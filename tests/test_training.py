@@ -746,16 +746,6 @@ def test_a_checkpoint_of_an_earlier_version_is_called_that(tmp_path: Path) -> No
         short(tmp_path)
 
 
-def test_a_process_whose_lock_was_broken_writes_nothing_more(tmp_path: Path) -> None:
-    def break_it() -> None:
-        next(tmp_path.glob("*/.seed0.lock.json")).write_text("somebody else's")
-
-    with pytest.raises(RecordError, match="another process has broken the lock"):
-        short(tmp_path, watcher=Recorder({5: break_it}))
-    (folder,) = tmp_path.glob("*/seed0")
-    assert [row["iteration"] for row in rows_of(folder)] == ["3", "3"]
-
-
 def test_a_signal_before_the_first_update_says_that_nothing_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

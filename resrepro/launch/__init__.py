@@ -58,9 +58,7 @@ def exhibit_names() -> tuple[str, ...]:
 
 
 def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[Exhibit, ...]:
-    """The exhibits of these names, on another dataset than the paper's if one is given.
-
-    "all" stands for every exhibit of the paper that the dataset has.
+    """The exhibits of these names, or "all" of the paper, on another dataset if one is given.
 
     Raises:
         UsageError: if a name or the dataset is unknown, or the dataset has no such exhibit.
@@ -215,10 +213,7 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """What is done and what is missing of some exhibits in a runs folder, which need not exist.
 
-    Args:
-        seeds: of every net; by default those that the paper ran.
-        without: experiments that are left out.
-        settings: settings of the recipe to change.
+    `seeds` are those of every net (default: the paper's), `settings` of the recipe are changed.
 
     Raises:
         UsageError: if a setting does not fit, or an experiment to leave out is none of theirs.
@@ -287,10 +282,7 @@ def _measurements(
 
 
 def option_words(settings: Mapping[str, Value | None], **options: object) -> list[str]:
-    """Options as words of a command: `--set key=value` for settings of the recipe, flags for what is True.
-
-    What is None or False is left out.
-    """
+    """Options as words of a command: `--set key=value`, flags for what is True, nothing for None and False."""
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={spell(value)}")]
     for name, value in options.items():
         if value is not None and value is not False:
@@ -304,11 +296,7 @@ def train_words(spec: Spec, seed: int, words: Sequence[str]) -> tuple[str, ...]:
 
 
 def data_folder_of(family: str, folders: Sequence[Path]) -> Path | None:
-    """Which of some folders holds the images of a family; None without any.
-
-    Photographs lie in train/ and val/; what is not theirs is taken for CIFAR-10's, and so is one that holds
-    both.
-    """
+    """Which of some folders holds the images of a family; photographs lie in train/ and val/ of theirs."""
     photos = [folder for folder in folders if all((folder / part).is_dir() for part in ("train", "val"))]
     if family == SMALL:
         folders = [each for each in folders if each not in photos or any(each.glob("cifar-10-batches-*"))]

@@ -35,7 +35,6 @@ BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (meas
 LAYER_BYTES = 100 * 2**10  # more for each weighted layer and image of a pass (measured, rounded up)
 LARGE_ON_GPU = 8 * 2**30  # bytes of a net that has its GPU for itself
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and Windows' under its Linux
-
 ROW_BYTES = 75  # of a line of metrics.csv
 CHECKPOINT_BYTES = 2 * 4 * 2  # of a parameter: float32 and its momentum, the newest and the one before
 
@@ -46,27 +45,25 @@ Event = Mapping[str, Any]
 
 
 def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> float | None:
-    """What a run takes from iteration `done` on, by the fastest run of this net and mode on this machine.
-
-    None where this machine has recorded none.
+    """What a run takes from iteration `done` on, by the fastest run of this net and mode on this machine;
+    None where none is recorded.
     """
-    here, wanted = cpu_model(), _net_and_mode(spec.to_json())
+
+    def net_and_mode(spec: Mapping[str, Any]) -> tuple[object, ...]:
+        recipe = spec["recipe"]
+        sizes = recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
+        return spec["dataset"], spec["depth"], spec["plain"], spec["shortcut"], *sizes
+
+    here, wanted = cpu_model(), net_and_mode(spec.to_json())
     seen = [
         run.result["seconds"] / run.result["iteration"]
         for run in runs
         if run.result["iteration"]
         and run.env.get("cpu") == here
         and device in ("auto", run.env.get("device"))
-        and _net_and_mode(run.spec) == wanted
+        and net_and_mode(run.spec) == wanted
     ]
     return (spec.recipe.iterations - done) * min(seen) if seen else None
-
-
-def _net_and_mode(spec: Mapping[str, Any]) -> tuple[object, ...]:
-    """Of a specification as records hold it: what tells how long an iteration takes."""
-    recipe = spec["recipe"]
-    sizes = recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
-    return spec["dataset"], spec["depth"], spec["plain"], spec["shortcut"], *sizes
 
 
 def disk_mib(spec: Spec) -> float:
@@ -144,11 +141,7 @@ def threads_each(jobs: int) -> int | None:
 
 
 def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
-    """Look for CIFAR-10 once, where it may have to be downloaded, before several processes want it.
-
-    Raises:
-        DataError: if it is missing or damaged.
-    """
+    """Look for CIFAR-10 once (DataError without), before several processes want to download it."""
     recipes = [spec.recipe for spec in specs if spec.dataset == "cifar10"]
     for split in {recipe.split for recipe in recipes if isinstance(recipe, CifarRecipe)}:
         from resrepro.data import load_dataset  # imports torch
@@ -235,12 +228,7 @@ class Command:
 class RunPool:
     """Trains `jobs`, `size` at a time with `threads` each; one that fails stops no other.
 
-    Attributes:
-        hear: is told of each event of a run; the first is that its process starts.
-        end: is told how a run ended.
-        look: is called a few times a second.
-        outcomes: how those ended that were begun, in the order of their ends.
-        received: the signal that stopped it, or 0.
+    `hear` is told of each event of a run, `end` how it ended; `look` is called a few times a second.
     """
 
     jobs: Sequence[Job]
@@ -249,8 +237,8 @@ class RunPool:
     hear: Callable[[Job, Event], None] = lambda job, event: None
     end: Callable[[Job, Outcome], None] = lambda job, outcome: None
     look: Callable[[], None] = lambda: None
-    outcomes: dict[Job, Outcome] = field(default_factory=dict)
-    received: int = 0
+    outcomes: dict[Job, Outcome] = field(default_factory=dict)  # of those begun, in the order of their ends
+    received: int = 0  # the signal that stopped it
 
     def run(self) -> None:
         """Train all, or until a signal comes: it is passed on, and the runs stop after their update."""

@@ -47,16 +47,15 @@ class Collection:
     broken: tuple[str, ...]
     ensembles: tuple[Ensemble, ...] = ()
     folders: tuple[Path, ...] = ()  # those that were named
-    shadowed: tuple[str, ...] = ()  # sentences on the records that another one of the same run hides
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where several folders are named, sentences on how many runs are of which and what is shadowed."""
+        """Where several folders are named, a sentence on how many runs are of which."""
         if len(self.folders) < 2:
             return ()
         counts = Counter(run.folder.parents[1] for run in self.runs)
         told = " and ".join(f"{counts[top]:,} of {_folder_name(top)}" for top in self.folders)
-        return (f"Runs read: {told}.", *self.shadowed)
+        return (f"Runs read: {told}.",)
 
     def having(self, settings: Mapping[str, str]) -> "Collection":
         """Only the runs with some settings, spelled as one types them (UsageError if there are none)."""
@@ -113,21 +112,6 @@ def collect(folders: Iterable[Path]) -> Collection:
         tuple(broken),
         tuple(ensembles[key] for key in sorted(ensembles)),
         tuple(tops),
-        _shadowed(zip(chosen, copies.values(), strict=True)),
-    )
-
-
-def _shadowed(chosen: Iterable[tuple[Run, list[Run]]]) -> tuple[str, ...]:
-    """Sentences on the copies of a run that are left out for the one that was chosen."""
-    names: dict[tuple[str, str], list[str]] = {}
-    for run, same in chosen:
-        for other in same:
-            if other is not run:
-                tops = _folder_name(other.folder.parents[1]), _folder_name(run.folder.parents[1])
-                names.setdefault(tops, []).append(f"{run.name} seed {run.seed}")
-    return tuple(
-        f"Left out of {top}, as the same run of {by} is shown: {', '.join(own)}."
-        for (top, by), own in names.items()
     )
 
 
