@@ -282,7 +282,7 @@ def _measurements(
 
 
 def option_words(settings: Mapping[str, Value | None], **options: object) -> list[str]:
-    """Options as words of a command: `--set key=value`, flags for what is True, nothing for None and False."""
+    """Options as words of a command: `--set key=value`, flags for True, nothing for None and False."""
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={spell(value)}")]
     for name, value in options.items():
         if value is not None and value is not False:
