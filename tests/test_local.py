@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from runs import checkpoint_of, differences, json_of, result_of
+from runs import checkpoint_of, differences, json_of
 
 from resrepro.cli.view import EventView, RunsView, raise_failures, train_all
 from resrepro.errors import Interrupted, ResreproError, UsageError
@@ -103,34 +103,6 @@ def test_a_signal_stops_all_with_checkpoints(tmp_path: Path) -> None:
     assert all(0 < checkpoint_of(each)["iteration"] < 60 for each in folders[:2])
     assert [json_of(each, "result")["status"] for each in folders[:2]] == ["partial"] * 2
     assert not folders[2].exists()
-
-
-def children_of(pid: int) -> list[int]:
-    told = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in told.split()]
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and no zombie, which nobody may wait for in a container."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for child processes in /proc")
-def test_when_the_first_process_is_killed_the_others_notice_and_stop_with_a_checkpoint(
-    tmp_path: Path,
-) -> None:
-    with started(command(tmp_path, 20000, "0-1", "--jobs", "2")) as process:
-        until(lambda: len(sampled(tmp_path)) == 2)
-        children = children_of(process.pid)
-        process.kill()
-    assert len(children) == 2
-    until(lambda: not any(is_running(pid) for pid in children))
-    for folder in tmp_path.glob("*/seed*"):
-        assert checkpoint_of(folder)["iteration"] == result_of(folder)["iteration"] >= 2
 
 
 # --- who trains next, and how it ends, with a program in place of ours --------------------------------

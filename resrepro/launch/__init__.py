@@ -154,11 +154,6 @@ class Measurement:
         count = len(self.steps)
         return f"{self.what} of {self.steps[0] if count == 1 else f'an ensemble of {count}'}"
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether its nets are trained."""
-        return all(step.state == "done" for step in self.steps)
-
     def words(self, runs: Path, **options: object) -> list[str]:
         """The command that measures it, without `resrepro`."""
         what = {"responses": True} if self.what == LAYER_RESPONSES else {"protocol": self.what, "runs": runs}
@@ -182,8 +177,9 @@ class Plan:
 
     @property
     def to_measure(self) -> tuple[Measurement, ...]:
-        """What can be measured now and was not."""
-        return tuple(each for each in self.measurements if each.is_ready and not each.done)
+        """What can be measured now, its nets being trained, and was not."""
+        missing = (each for each in self.measurements if not each.done)
+        return tuple(each for each in missing if all(step.state == "done" for step in each.steps))
 
     @property
     def blocked(self) -> tuple[Step, ...]:

@@ -68,7 +68,7 @@ class RunWriter:
         self.result(result)  # first: it must never vouch for rows that are cut off
         restored = []
         recorded = _whole(self.folder / ENV)
-        if recorded is not None and _first_start(recorded) == _first_start(env):
+        if recorded is not None and seal_of({**recorded, LATER: 0}) == seal_of({**env, LATER: 0}):
             self.env = recorded  # it may tell of a session that wrote no checkpoint
         for name, content in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
             recorded = _whole(self.folder / name)
@@ -123,11 +123,6 @@ def _whole(path: Path) -> dict[str, Any] | None:
     with suppress(RecordError):
         return read_json(path)
     return None
-
-
-def _first_start(env: Mapping[str, Any]) -> str:
-    """What tells whether two env.json are of one run: all but the later sessions."""
-    return seal_of({key: value for key, value in env.items() if key != LATER})
 
 
 def run_folder(runs: Path, spec: Spec, seed: int) -> Path:
