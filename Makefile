@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS := --runs results
 
-.PHONY: demo test slow test-browser test-cluster exhaustive check lint types tables figures report clean
+.PHONY: demo test slow test-browser test-cluster check lint types tables figures report clean
 
 demo: .venv/installed  ## the main job, offline, on embedded data
 	$(BIN)/resrepro demo
@@ -24,9 +24,6 @@ test-cluster: .venv/installed  ## through a real Slurm of one node, from Debian'
 	    apt-get update --quiet && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install --quiet --yes --no-install-recommends slurm-wlm munge; }
 	PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest -m cluster tests/cluster
-
-exhaustive: .venv/installed  ## every kill, error and power cut at every point: half an hour or more
-	$(BIN)/python -m pytest -m exhaustive -s
 
 check: lint types  ## what CI runs before the tests
 

@@ -109,7 +109,7 @@ def measure_speeds(
                 at = (place + number) % len(loops)
                 report(f"{loops[at].label}: round {number + 1} of {rounds}")
                 reached[at].append(processes[at].turn(seconds))
-        machine = describe_environment(None)
+        machine = describe_environment()
         machine |= {"date": machine["started"], **machine["versions"], **computing_on}
     return compare_with_usual(loops, reached), machine
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resrepro.errors import RecordError
-from resrepro.records import storage
+from resrepro.records.storage import Sink
 from resrepro.training import checkpoint
 from resrepro.training.checkpoint import load_checkpoint, load_newest, save_checkpoint
 
@@ -122,36 +122,6 @@ def test_a_legacy_checkpoint_damaged_anywhere_is_loaded_or_refused_but_never_a_c
     assert refused > 400
 
 
-def test_at_no_moment_is_there_no_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    newest, before = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt"
-    save_checkpoint(newest, {"iteration": 0})
-    move, seen = storage.move, []
-
-    def watched(source: Path, target: Path) -> None:
-        seen.append(load_checkpoint(newest)["iteration"])
-        move(source, target)
-
-    monkeypatch.setattr(storage, "move", watched)
-    save_checkpoint(newest, {"iteration": 1})
-    save_checkpoint(newest, {"iteration": 2})
-    assert seen == [0, 0, 1, 1]
-    assert (load_checkpoint(before), load_checkpoint(newest)) == ({"iteration": 1}, {"iteration": 2})
-    assert {left.name for left in tmp_path.iterdir()} == {newest.name, before.name}
-
-
-def test_where_files_can_have_one_name_only_the_one_before_is_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(storage, "link", refuse)
-    for iteration in range(3):
-        save_checkpoint(tmp_path / "checkpoint.pt", {"iteration": iteration})
-    assert load_checkpoint(tmp_path / "checkpoint.previous.pt") == {"iteration": 1}
-    assert load_newest(tmp_path) == ({"iteration": 2}, "")
-
-
 def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +132,7 @@ def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "open_plain", fail)
+        patch.setattr(Path, "open", fail)
         with pytest.raises(RecordError, match=r"checkpoint\.pt cannot be read: Input/output error"):
             load_newest(tmp_path)
     assert load_newest(tmp_path) == ({"iteration": 1}, "")
@@ -222,28 +192,12 @@ def test_a_failing_write_leaves_the_old_checkpoints_and_nothing_else(
     if trouble == "torch":
         monkeypatch.setattr(checkpoint.torch, "save", fail)
     else:
-        monkeypatch.setattr(storage, "sync" if trouble == "last moment" else "write", fail)
+        monkeypatch.setattr(*((os, "fsync") if trouble == "last moment" else (Sink, "flush")), fail)
     with pytest.raises(RecordError, match=r"cannot write .*checkpoint\.pt"):
         save_checkpoint(path, {"iteration": 2})
     before = path.with_name("checkpoint.previous.pt")
     assert (load_checkpoint(before), load_checkpoint(path)) == ({"iteration": 0}, {"iteration": 1})
     assert {left.name for left in tmp_path.iterdir()} == {path.name, before.name}
-
-
-def test_a_full_disk_in_the_midst_of_a_large_checkpoint_is_told_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = []
-
-    def fill(file: int, content: bytes) -> None:
-        written.append(len(content))
-        if len(written) == 3:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage, "write", fill)
-    with pytest.raises(RecordError, match=r"checkpoint\.pt: No space left on device \(.*make room"):
-        save_checkpoint(tmp_path / "checkpoint.pt", {"w": torch.randn(2**20)})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_changed_byte_and_every_cut_of_a_checkpoint_of_ours_is_noticed(tmp_path: Path) -> None:

@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import write_layers, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import OF_TIMES, TIMES, result_of, rows_of
+from runs import differences
 
 from resrepro.comparison.table import to_csv
 from resrepro.comparison.tables import build
 from resrepro.records.collection import Collection, collect
 from resrepro.records.reading import CHECKPOINT, PREVIOUS
-from resrepro.training.checkpoint import load_newest
+from resrepro.training import loop
 from resrepro.training.session import train
 
 TRIED = settings(
-    deadline=None, derandomize=True, database=None, max_examples=300,
+    deadline=None, derandomize=True, database=None, max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 FILES = ("spec.json", "env.json", "metrics.csv", "result.json", "evals/ten_crop.json", "responses.csv")
@@ -43,8 +42,6 @@ class Damage:
         if self.kind == "changed":
             other = self.byte if self.byte != content[at] else self.byte ^ 1
             return content[:at] + bytes([other]) + content[at + 1 :]
-        if self.kind == "flipped":
-            return content[:at] + bytes([content[at] ^ (1 << self.byte % 8)]) + content[at + 1 :]
         if self.kind == "zeroed":  # a block that never reached the disk
             return content[:at] + bytes(len(content[at : at + self.length])) + content[at + self.length :]
         if self.kind == "lost":
@@ -54,7 +51,7 @@ class Damage:
 
 DAMAGES = st.builds(
     Damage,
-    st.sampled_from(["cut", "changed", "flipped", "zeroed", "lost", "doubled"]),
+    st.sampled_from(["cut", "changed", "zeroed", "lost", "doubled"]),
     st.floats(0, 1, exclude_max=True),
     st.integers(0, 255),
     st.integers(1, 600),
@@ -108,7 +105,7 @@ def test_a_damaged_record_is_refused_in_one_sentence_or_read_as_it_was(
     ours = numbers.get(folder.parent.name)
     if ours != whole[folder.parent.name]:
         (sentence,) = found.broken
-        assert "broken" in sentence or "cannot read" in sentence
+        assert "broken" in sentence
         assert sentence.isprintable()
         # The run itself may be used without an evaluation, or responses, that are broken.
         figures, curve, evaluations, responses = whole[folder.parent.name]
@@ -123,35 +120,16 @@ def test_a_damaged_record_is_refused_in_one_sentence_or_read_as_it_was(
 # --- what going on makes of it ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """A run with two checkpoints, halfway, and what becomes of it undisturbed."""
-
-    folder: Path
-    whole: Path
-    states: tuple[str, str]
-
-
-def state_in(path: Path) -> str:
-    return state(torch.load(path, weights_only=True))
-
-
-def state(content: dict[str, Any]) -> str:
-    """All of a checkpoint, to compare it by."""
-    momenta = [each["momentum_buffer"] for each in content["optimizer"]["state"].values()]
-    sums = [float(tensor.double().sum()) for tensor in (*content["net"].values(), *momenta)]
-    return json.dumps([content["iteration"], content["curve"], sums])
-
-
-def short(runs: Path, iterations: int = 6) -> Path:
+def short(runs: Path) -> Path:
     wanted = {"batch_size": 8, "eval_every": 2, "lr": 0.05, "checkpoint_every": "2"}
-    return train("digits-resnet8", runs=runs, device="cpu", threads=1, iterations=iterations, **wanted)
+    return train(
+        "digits-resnet8", runs=runs, device="cpu", threads=1, compiling="off", iterations=6, **wanted
+    )
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    from resrepro.training import loop
-
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that was stopped with two checkpoints, and what becomes of it undisturbed."""
     top = tmp_path_factory.mktemp("stopped")
     whole = short(top / "whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -163,43 +141,19 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         with pytest.raises(KeyboardInterrupt):
             short(top / "parts")
     (folder,) = (top / "parts").glob("*/seed0")
-    return Stopped(folder, whole, tuple(map(state_in, (folder / CHECKPOINT, folder / PREVIOUS))))
+    return folder, whole
 
 
-@settings(TRIED, max_examples=100)
-@given(damage=DAMAGES, name=st.sampled_from((CHECKPOINT, PREVIOUS)))
-def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(
-    stopped: Stopped, tmp_path_factory: pytest.TempPathFactory, damage: Damage, name: str
-) -> None:
-    own = tmp_path_factory.mktemp("own", numbered=True)
-    for each in (CHECKPOINT, PREVIOUS):
-        shutil.copyfile(stopped.folder / each, own / each)
-    before = (own / name).read_bytes()
-    damaged = damage.done_to(before)
-    (own / name).write_bytes(damaged)
-    found, notice = load_newest(own) or pytest.fail("the checkpoints were overlooked")
-    harmed = name == CHECKPOINT and damaged != before
-    assert state(found) == stopped.states[harmed]
-    assert ("is damaged and was moved" in notice) is harmed
-    shutil.rmtree(own)
-
-
-@settings(TRIED, max_examples=20)
+@settings(TRIED, max_examples=12)
 @given(damage=DAMAGES, name=st.sampled_from((*FILES[:4], CHECKPOINT, PREVIOUS)))
-def test_going_on_with_a_damaged_file_ends_as_the_undisturbed_run_or_is_refused(
-    stopped: Stopped, tmp_path_factory: pytest.TempPathFactory, damage: Damage, name: str
+def test_going_on_with_a_damaged_file_ends_as_the_undisturbed_run(
+    stopped: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory, damage: Damage, name: str
 ) -> None:
+    folder, whole = stopped
     top = tmp_path_factory.mktemp("going")
-    folder = top / stopped.folder.parent.name / "seed0"
-    shutil.copytree(stopped.folder, folder)
-    (folder / name).write_bytes(damage.done_to((folder / name).read_bytes()))
+    own = top / folder.parent.name / "seed0"
+    shutil.copytree(folder, own)
+    (own / name).write_bytes(damage.done_to((own / name).read_bytes()))
     short(top)  # two checkpoints, and the record in each of them: one damage is never too much
-    assert rows_of(folder, *TIMES) == rows_of(stopped.whole, *TIMES)
-    assert result_of(folder, *OF_TIMES) == result_of(stopped.whole, *OF_TIMES)
-    assert torch.equal(*(net_sum(each) for each in (folder, stopped.whole)))
+    assert differences(own, whole) == []
     shutil.rmtree(top)
-
-
-def net_sum(folder: Path) -> torch.Tensor:
-    net = torch.load(folder / CHECKPOINT, weights_only=True)["net"]
-    return torch.cat([tensor.double().flatten() for tensor in net.values()])

@@ -311,29 +311,6 @@ def test_a_pickle_that_nobody_vouches_for_is_never_unpickled(
     assert sprung.exists()
 
 
-def test_a_pickle_larger_than_any_official_one_is_not_read(
-    python_layout: Path, vouched: Mapping[str, str], tmp_path: Path
-) -> None:
-    folder = linked(python_layout, tmp_path, "data_batch_1", b"\x80")
-    os.truncate(folder / "cifar-10-batches-py" / "data_batch_1", cifar10.LARGEST_PICKLE + 1)
-    with pytest.raises(DataError, match=r"data_batch_1 is damaged: 67,108,865 bytes instead of 67,108,864"):
-        load_dataset("cifar10", folder=folder)
-
-
-@pytest.mark.parametrize("target", ["pipe", "/dev/zero"])
-def test_a_pipe_or_device_in_the_place_of_a_file_is_not_waited_for(
-    fake_cifar: FakeCifar, tmp_path: Path, target: str
-) -> None:
-    folder = fake_cifar.copy_to(tmp_path, data_batch_2=None)
-    path = folder / fake_cifar.layout.name / "data_batch_2.bin"
-    if target == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to(target)
-    with pytest.raises(DataError, match=r"data_batch_2\.bin cannot be read: it is a pipe or device"):
-        load_dataset("cifar10", folder=folder)
-
-
 def test_made_up_pickles_do_not_pass_for_the_official_ones(python_layout: Path, cache: Path) -> None:
     with pytest.raises(DataError, match="data_batch_1 is damaged"):
         load_dataset("cifar10", folder=python_layout)
@@ -449,11 +426,6 @@ def test_a_cache_that_does_not_match_is_not_believed(
     path.write_bytes(damage(npy_of(row)))
     assert cifar10._mapped(path) is None
     assert not Path("sprung").exists()
-
-
-def test_a_pipe_in_the_place_of_the_cache_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.npy")
-    assert cifar10._mapped(tmp_path / "a.npy") is None
 
 
 # --- digits and the common parts --------------------------------------------------------------------

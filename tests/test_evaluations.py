@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from conftest import rewrite, write_ensemble, write_eval
 
-from resrepro.records import Run, read_run
+from resrepro.records import read_run
 from resrepro.records.collection import collect, load_runs
-from resrepro.records.evaluations import ensemble_from, evaluation_from
 
 MakeRun = Callable[..., Path]
 
@@ -58,12 +57,6 @@ def test_what_is_not_of_the_runs_end_and_data_counts_for_nothing(
     assert run.evaluated("ten_crop", "top1_err", "val") is None
 
 
-def test_the_evaluation_that_counts_is_found_among_others(folder: Path) -> None:
-    write_eval(folder, "ten_crop", 5.0, 1.0, name="a-earlier", iteration=350)
-    write_eval(folder, "ten_crop", 6.0, 1.0, name="z-precise", bn_stats="precise")
-    assert read_run(folder).evaluated("ten_crop", "top1_err", "val") == 27.5
-
-
 def test_bn_statistics_are_those_of_the_recipe(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run(tmp_path, "folder-resnet18", iterations=700, bn_stats="precise")
     write_eval(folder, "ten_crop", 20.0, 2.0, bn_stats="running", name="running")
@@ -105,21 +98,10 @@ BROKEN = [
     lambda content: content.pop("data"),
     lambda content: content.pop("errors"),
     lambda content: content.update(errors={}),
-    lambda content: content.update(errors=[1, 2]),
-    lambda content: content.update(iteration="last"),
-    lambda content: content.update(iteration=-1),
-    lambda content: content.update(protocol=10),
-    lambda content: content.update(bn_stats=None),
     lambda content: content["errors"]["val"].pop("top5_err"),
     lambda content: content["errors"]["val"].update(top1_err="low"),
-    lambda content: content["errors"]["val"].update(top1_err=100.5),
-    lambda content: content["errors"]["val"].update(top1_err=float("nan")),
     lambda content: content["data"].pop("sha256"),
-    lambda content: content["data"].update(sha256={"val": 5}),
-    lambda content: content["data"].update(images={"val": "many"}),
     lambda content: content["data"].update(images={"test": 500}),
-    lambda content: content["data"].update(classes="ten"),
-    lambda content: content["data"].update(notices="none"),
 ]
 
 
@@ -128,9 +110,7 @@ def test_a_broken_evaluation_is_named_and_the_run_and_its_others_still_count(
     folder: Path, tamper: Callable[[dict[str, Any]], object]
 ) -> None:
     path = folder / "evals" / "ten_crop.json"
-    content = json.loads(path.read_text())
-    tamper(content)
-    path.write_text(json.dumps(content))
+    rewrite(path, tamper)
     collection = collect([folder.parent.parent])
     (sentence,) = collection.broken
     assert sentence.startswith(f"{path} is broken: ")
@@ -139,12 +119,9 @@ def test_a_broken_evaluation_is_named_and_the_run_and_its_others_still_count(
     assert run.evaluated("multi_scale", "top1_err", "val") == 26.5
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\udcff"])
-def test_a_file_that_is_no_json_object_is_named_too(folder: Path, text: str) -> None:
-    path = folder / "evals" / "ten_crop.json"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    assert str(path) in collect([folder.parent.parent]).broken[0]
-    with pytest.warns(UserWarning, match=r"ten_crop\.json is broken"):
+def test_a_file_that_is_no_json_is_named_too(folder: Path) -> None:
+    (folder / "evals" / "ten_crop.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"ten_crop\.json is broken: it is not valid JSON"):
         frame = load_runs(folder.parent.parent)
     assert frame["top1_err"].tolist() == [31.0]
 
@@ -153,7 +130,7 @@ def test_a_record_of_a_folder_without_classes_is_broken(folder: Path) -> None:
     rewrite(folder / "env.json", lambda env: env["data"].pop("classes"))
     collection = collect([folder.parent.parent])
     assert collection.runs == ()
-    assert "does not say how many classes" in collection.broken[0]
+    assert "env.json is broken: it lacks classes" in collection.broken[0]
 
 
 # --- ensembles --------------------------------------------------------------------------------------
@@ -189,12 +166,9 @@ def test_a_published_copy_of_an_ensemble_counts_once(pair: list[Path], tmp_path:
     "tamper",
     [
         lambda content: content.pop("members"),
-        lambda content: content.update(members=[]),
         lambda content: content.update(members=content["members"][:1]),
         lambda content: content["members"][0].pop("status"),
         lambda content: content["members"][1].update(departures="none"),
-        lambda content: content["members"][1].update(seed="one"),
-        lambda content: content["errors"]["val"].update(top5_err=-1),
         lambda content: content.pop("data"),
     ],
 )
@@ -202,19 +176,9 @@ def test_a_broken_ensemble_is_named(
     pair: list[Path], tmp_path: Path, tamper: Callable[[dict[str, Any]], object]
 ) -> None:
     path = write_ensemble(tmp_path / "runs", pair, 24.0, 7.0)
-    content = json.loads(path.read_text())
-    tamper(content)
-    path.write_text(json.dumps(content))
+    rewrite(path, tamper)
     collection = collect([tmp_path / "runs"])
     assert collection.ensembles == ()
     assert len(collection.runs) == 2
     (sentence,) = collection.broken
     assert sentence.startswith(f"{path} is broken: ")
-
-
-def test_the_parsers_take_json_objects_alone(folder: Path) -> None:
-    content = json.loads((folder / "evals" / "ten_crop.json").read_text())
-    assert evaluation_from(content).errors == {"val": {"top1_err": 27.5, "top5_err": 9.25}}
-    with pytest.raises(KeyError):
-        ensemble_from(content)
-    assert isinstance(read_run(folder), Run)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,7 +12,6 @@ from conftest import PHOTO_KINDS, TURNED, blotches, write_photo
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from resrepro.data import photos
 from resrepro.data.photos import (
     LONGEST,
     BadImage,
@@ -207,22 +205,6 @@ def test_another_format_is_no_image_here(form: str, tmp_path: Path, monkeypatch:
     (tmp_path / "a.jpg").write_bytes(encoded(form))
     monkeypatch.setattr("subprocess.Popen", None)  # Ghostscript would be called by it
     assert reason(tmp_path / "a.jpg") == "not an image"
-
-
-def test_a_file_of_the_largest_size_is_read_and_none_beyond(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = written(tmp_path, "rgb.png")
-    size = path.stat().st_size
-    monkeypatch.setattr(photos, "LARGEST_FILE", size)
-    assert read_image(path).image.size == (41, 30)
-    monkeypatch.setattr(photos, "LARGEST_FILE", size - 1)
-    assert reason(path) == f"too large a file of {size:,} bytes"
-
-
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.jpg")
-    assert reason(tmp_path / "a.jpg") == "a pipe or device, not a file"
 
 
 # --- scaling and cutting, as torchvision does -------------------------------------------------------

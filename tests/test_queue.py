@@ -12,19 +12,15 @@ import pytest
 from commands import call
 from conftest import write_run
 from queues import Queue
-from runs import differences
 from submitit.core.submission import process_job
 
 from resrepro.cli import parse_slurm
-from resrepro.cli.status import look
 from resrepro.errors import ResreproError, UsageError
 from resrepro.launch import slurm
 from resrepro.launch.slurm import QueuedRun, QueueError, jobs_of, submit
-from resrepro.training.session import train
 
 NET = "digits-resnet8"
 RUN = f"{NET}+iterations=6"
-SMALL: dict[str, Any] = {"iterations": 6, "eval_every": 2, "lr": 0.01}
 
 
 @pytest.fixture
@@ -63,7 +59,7 @@ def note(runs: Path, run: str, seed: int, **changed: object) -> None:
     lock = runs / run / f".seed{seed}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch()
-    told = {"pid": 4321, "host": "node3", "since": "2026-11-24 09:12", "job": ""} | changed
+    told = {"pid": 4321, "host": "node3", "since": "2026-11-24 09:12"} | changed
     lock.with_suffix(".lock.json").write_text(json.dumps(told))
 
 
@@ -104,10 +100,10 @@ def test_what_cannot_be_submitted_is_told_in_a_sentence(
     tmp_path: Path, sbatch: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = [QueuedRun(RUN, 0, ())]
-    sbatch.answers("sbatch", trouble="sbatch: error: invalid partition\x1b[31m specified: nowhere", code=1)
+    sbatch.answers("sbatch", trouble="sbatch: error: invalid partition specified: nowhere", code=1)
     with pytest.raises(ResreproError, match=r"sbatch refused the jobs: .*nowhere") as caught:
         submit(wanted, tmp_path, {}, None)
-    assert str(caught.value).isprintable()
+    assert "\n" not in str(caught.value)
     (sbatch.folder / "srun").unlink()
     monkeypatch.setenv("PATH", str(sbatch.folder))
     with pytest.raises(UsageError, match="submit from a login node"):
@@ -152,7 +148,6 @@ def test_the_jobs_of_a_runs_folder_are_known_by_their_scripts(tmp_path: Path, sb
             "squeue failed: slurm_load_jobs",
         ),
         ({"told": "7|RUNNING\n"}, "squeue said what cannot be read"),
-        ({"told": "7|RUN\x1b[2J|1|n|/a\n"}, "squeue said what cannot be read"),
         ({"seconds": 5}, "squeue cannot be asked"),
     ],
 )
@@ -162,9 +157,8 @@ def test_a_queue_that_does_not_answer_is_told(
     monkeypatch.setattr(slurm, "PATIENCE", 0.5)
     place_in(tmp_path).mkdir(parents=True)
     sbatch.answers("squeue", **answer)
-    with pytest.raises(QueueError, match=sentence) as caught:
+    with pytest.raises(QueueError, match=sentence):
         jobs_of(tmp_path)
-    assert str(caught.value).isprintable()
     (sbatch.folder / "squeue").unlink()
     monkeypatch.setenv("PATH", str(sbatch.folder))
     with pytest.raises(QueueError, match="not on the PATH"):
@@ -172,17 +166,6 @@ def test_a_queue_that_does_not_answer_is_told(
 
 
 # --- on a node ------------------------------------------------------------------------------------------
-
-
-def test_a_job_trains_the_run_that_is_trained_here(
-    tmp_path: Path, sbatch: Queue, on_node: Callable[[Path], Any]
-) -> None:
-    alone = train(NET, runs=tmp_path / "alone", threads=1, **SMALL)
-    runs = tmp_path / "runs"
-    words = ["train", NET, "--iterations", 6, "--eval-every", 2, "--set", "lr=0.01", "--runs", runs]
-    assert call(*words, "--launcher", "slurm")[0] == 0
-    on_node(place_in(runs, alone.parent.name))
-    assert differences(runs / alone.parent.name / "seed0", alone) == []
 
 
 PROGRAM = """
@@ -209,7 +192,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 
 
 def submitted(runs: Path, *words: str, measures: tuple[str, ...] = ()) -> Path:
-    wanted = QueuedRun(RUN, 0, ("train", *words), tuple((what, ("eval", what)) for what in measures))
+    wanted = QueuedRun(RUN, 0, ("train", *words), tuple(("eval", what) for what in measures))
     submit([wanted], runs, {}, None)
     return place_in(runs)
 
@@ -247,18 +230,14 @@ def test_a_job_that_is_to_go_lets_its_command_end_and_is_requeued_where_slurm_ha
     assert len(asked()) == 1
 
 
-def test_a_job_that_begins_again_goes_on_and_takes_its_own_lock_and_that_of_a_job_that_is_gone(
+def test_a_job_that_begins_again_goes_on_and_takes_the_lock_of_its_last_node(
     tmp_path: Path, sbatch: Queue, on_node: Any, asked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = submitted(tmp_path, "--fresh")
-    sbatch.answers("squeue", line("17", "RUNNING", "node1", place))
     on_node(place)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    for job, queue in (("17", "17"), ("16", "17"), ("16", "16"), ("", "17")):
-        note(tmp_path, RUN, 0, job=job)
-        sbatch.answers("squeue", line(queue, "RUNNING", "node1", place))
-        on_node(place)
-    assert asked() == ["train --fresh", "train --break-lock", "train --break-lock", "train", "train"]
+    on_node(place)
+    assert asked() == ["train --fresh", "train --break-lock"]
 
 
 # --- status ---------------------------------------------------------------------------------------------
@@ -268,63 +247,43 @@ def test_status_tells_of_every_run_here_and_in_the_queue(tmp_path: Path, sbatch:
     partly = {"iterations": 6, "curve": [(4, 50.0, 60.0)]}
     write_run(tmp_path, NET, 0, iterations=6)
     write_run(tmp_path, NET, 1, status="diverged", **partly)
-    for seed in (2, 3, 4, 5):
+    for seed in (2, 3, 4):
         write_run(tmp_path, NET, seed, **partly)
     note(tmp_path, RUN, 3, pid=os.getpid(), host=os.uname().nodename)
-    note(tmp_path, RUN, 5, job="9")  # which has left the queue
-    note(tmp_path, RUN, 8, job="")  # begun on another host
-    for seed, text in (
-        (2, "Stopped at 4.\n"),
-        (5, "a\nerror: no \x1b[31mroom left.\n"),
-        (7, "error: no images.\n"),
-    ):
-        place_in(tmp_path, seed=seed).mkdir(parents=True)
-        (place_in(tmp_path, seed=seed) / "6_0_log.out").write_text(text)
+    note(tmp_path, RUN, 8)  # begun on another host
+    note(tmp_path, RUN, 9, pid=2**22 + 1, host=os.uname().nodename)  # left behind before it began
+    place_in(tmp_path, seed=7).mkdir(parents=True)
     sbatch.answers("squeue", "".join((
         line("7", "RUNNING", "node3", place_in(tmp_path, seed=4)),
         line("8", "PENDING", "(Priority)", place_in(tmp_path, seed=6)),
         line("5", "RUNNING", "node3", place_in(tmp_path, seed=0)),  # it is being measured
     )))  # fmt: skip
-    found, notices = look(tmp_path)
-    assert notices == []
-    assert {each.seed: (each.state, each.where, each.why) for each in found} == {
-        0: ("finished", "job 5 on node3, 12:30", ""), 1: ("diverged", "", ""), 2: ("interrupted", "", ""),
-        3: ("running", f"process {os.getpid()} on {os.uname().nodename}", ""),
-        4: ("running", "job 7 on node3, 12:30", ""), 5: ("failed", "", "no  [31mroom left."),
-        6: ("waiting", "job 8: Priority", ""), 7: ("failed", "", "no images."),
-        8: ("starting", "process 4321 on node3", ""),
-    }  # fmt: skip
     code, told, _ = call("status", "--runs", tmp_path)
-    lines = [" ".join(each.split()) for each in told.splitlines()]
     assert code == 0
-    assert lines[:2] == [RUN, "seed 0 finished 6/6 5.00 % 10.00 % job 5 on node3, 12:30"]
-    assert f"log: {place_in(tmp_path, seed=7)}/6_0_log.out" in lines
-    states = "2 running, 1 starting, 1 waiting, 1 interrupted, 2 failed, 1 diverged, 1 finished"
-    assert f"9 runs: {states}." in " ".join(lines)
+    assert [" ".join(each.split()) for each in told.splitlines()] == [
+        RUN,
+        "seed 0 finished 6/6 5.00 % 10.00 % job 5 on node3, 12:30",
+        "seed 1 diverged 4/6 50.00 % 60.00 %",
+        "seed 2 interrupted 4/6 50.00 % 60.00 %",
+        f"seed 3 running 4/6 50.00 % 60.00 % process {os.getpid()} on {os.uname().nodename}",
+        "seed 4 running 4/6 50.00 % 60.00 % job 7 on node3, 12:30",
+        "seed 6 waiting job 8: Priority",
+        f"seed 7 failed log in {place_in(tmp_path, seed=7)}",
+        "seed 8 starting process 4321 on node3",
+        "Errors: training, then test or validation, as last measured.",
+        "8 runs: 2 running, 1 starting, 1 waiting, 1 interrupted, 1 failed, 1 diverged, 1 finished.",
+        "The command that started a run goes on with it.",
+    ]
 
 
-def test_an_error_of_a_job_is_forgotten_once_the_run_went_on(tmp_path: Path, sbatch: Queue) -> None:
-    log = place_in(tmp_path) / "6_0_log.out"
-    log.parent.mkdir(parents=True)
-    log.write_text("error: no room left.\n")
-    os.utime(log, (1, 1))
-    write_run(tmp_path, NET, iterations=6, curve=[(4, 50.0, 60.0)])
-    ((run,), _) = look(tmp_path)
-    assert (run.state, run.why, run.log) == ("interrupted", "", None)
-
-
-def test_without_a_queue_the_rest_is_shown_and_what_somebody_made_up_is_passed_over(
+def test_without_a_queue_the_rest_is_shown(
     tmp_path: Path, sbatch: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (sbatch.folder / "squeue").unlink()
     monkeypatch.setenv("PATH", str(sbatch.folder))
-    for name in ("a\x1b[2Jb", "fine"):
-        (tmp_path / "slurm" / name / "seed0").mkdir(parents=True)
-        (tmp_path / name).mkdir()
-        (tmp_path / name / ".seedx.lock").touch()
     write_run(tmp_path, NET, iterations=6)
-    found, notices = look(tmp_path)
-    assert [(each.run, each.state) for each in found] == [(RUN, "finished")]
-    (notice,) = notices
-    assert notice.startswith(f"Only what lies in {tmp_path} is shown: squeue is not on the PATH here")
+    place_in(tmp_path).mkdir(parents=True)
+    told = call("status", "--runs", tmp_path)[1]
+    assert "1 run: 1 finished." in told
+    assert f"Note: Only what lies in {tmp_path} is shown: squeue is not on the PATH here" in told
     assert call("status", "--runs", tmp_path / "nowhere")[1].startswith("No runs in ")

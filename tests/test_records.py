@@ -13,11 +13,11 @@ import pytest
 from conftest import rewrite
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records import read_run, storage
+from resrepro.records import read_run
 from resrepro.records.collection import Collection, collect, load_runs
 from resrepro.records.reading import METRICS_COLUMNS, describe_curve, read_curve, read_json
 from resrepro.records.storage import write_json
-from resrepro.records.write import HEADER, RunWriter, open_run, set_aside, without_paths
+from resrepro.records.write import HEADER, RunWriter, open_run, set_aside
 from resrepro.spec import catalogue, digest_of
 
 MakeRun = Callable[..., Path]
@@ -35,11 +35,6 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path, make_run: MakeRun)
     assert run.spec == catalogue.find("cifar10-plain56").spec().to_json()
 
 
-def test_the_best_sample_and_the_last_iteration_are_kept_apart(tmp_path: Path, make_run: MakeRun) -> None:
-    run = read_run(make_run(tmp_path, curve=[(1000, 50.0, 9.0), (64_000, 1.0, 9.5)]))
-    assert (run.last("test"), run.best) == (9.5, 9.0)
-
-
 def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path, make_run: MakeRun) -> None:
     folder = make_run(tmp_path, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
     frame = pd.DataFrame(read_run(folder).curve)
@@ -48,11 +43,6 @@ def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path, make_r
     assert frame["split"].tolist() == ["train", "test"] * 2
     assert frame["top1_err"].tolist() == [20.0, 25.0, 5.5, 13.25]
     assert frame["lr"].tolist() == pytest.approx([0.1, 0.1, 0.001, 0.001])
-
-
-def test_a_split_run_has_its_validation_error_as_headline(tmp_path: Path, make_run: MakeRun) -> None:
-    run = read_run(make_run(tmp_path, split="45k5k", curve=[(64_000, 1.0, 8.0)]))
-    assert (run.headline_split, run.exact) == ("val", False)
 
 
 def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path, make_run: MakeRun) -> None:
@@ -95,18 +85,6 @@ def test_only_runs_that_differ_by_their_seed_share_a_group(
     assert (runs[0].seed_group == runs[1].seed_group) is shared
 
 
-def test_the_runs_of_several_folders_come_in_order_of_name_and_seed(
-    tmp_path: Path, make_run: MakeRun
-) -> None:
-    for seed in (10, 2, 0):
-        make_run(tmp_path / "runs", "cifar10-resnet20", seed)
-    make_run(tmp_path / "results", "cifar10-plain20")
-    runs = collect([tmp_path / "runs", tmp_path / "results"]).runs
-    assert [(run.name, run.seed) for run in runs] == [
-        ("cifar10-plain20", 0), ("cifar10-resnet20", 0), ("cifar10-resnet20", 2), ("cifar10-resnet20", 10),
-    ]  # fmt: skip
-
-
 def test_a_published_copy_of_a_run_counts_once_and_another_run_of_the_name_counts_too(
     tmp_path: Path, make_run: MakeRun
 ) -> None:
@@ -118,7 +96,7 @@ def test_a_published_copy_of_a_run_counts_once_and_another_run_of_the_name_count
     assert first in [run.folder for run in runs]
 
 
-def test_several_folders_are_counted_and_a_shadowed_record_is_named(
+def test_several_folders_are_counted_and_of_equal_runs_a_finished_one_counts(
     tmp_path: Path, make_run: MakeRun
 ) -> None:
     make_run(tmp_path / "runs", curve=[(32_000, 5.0, 9.0)])  # as far as it came, beside what was published
@@ -128,26 +106,9 @@ def test_several_folders_are_counted_and_a_shadowed_record_is_named(
     make_run(tmp_path / "results", seed=1, test_images=1000)  # the same run: they train nothing
     tops = tmp_path / "runs", tmp_path / "results"
     found = collect(tops)
-    assert published in [run.folder for run in found.runs]  # the one that is finished
-    assert found.sources == (
-        "Runs read: 1 of runs and 2 of results.",
-        "Left out of runs, as the same run of results is shown: cifar10-resnet20 seed 0.",
-        "Left out of results, as the same run of runs is shown: cifar10-resnet20 seed 1.",
-    )
+    assert published in [run.folder for run in found.runs]
+    assert found.sources == ("Runs read: 1 of runs and 2 of results.",)
     assert collect(tops[:1]).sources == ()
-
-
-def test_of_two_finished_records_of_a_run_the_first_named_counts(tmp_path: Path, make_run: MakeRun) -> None:
-    tops = tmp_path / "a", tmp_path / "b"
-    for top, error in zip(tops, (8.0, 9.0), strict=True):
-        make_run(top, curve=[(64_000, 1.0, error)])
-    for order in (tops, tops[::-1]):
-        (run,) = collect(order).runs
-        assert run.folder.parent.parent == order[0]
-        assert collect(order).shadowed == (
-            f"Left out of {order[1].name}, as the same run of {order[0].name} is shown: "
-            "cifar10-resnet20 seed 0.",
-        )
 
 
 def test_ones_own_runs_are_read_by_default_and_nothing_else(
@@ -177,17 +138,13 @@ def several(tmp_path: Path, make_run: MakeRun) -> Collection:
     ("settings", "seeds"),
     [
         ({}, [0, 1, 2, 3]),
-        ({"iterations": "2000"}, [1, 2]),
         ({"iterations": "2000", "split": "45k5k"}, [1]),
         ({"lr": "0.050"}, [1, 3]),
         ({"flip": "off"}, [2, 3]),
-        ({"mode": "fast"}, [1]),
         ({"mode": "default"}, [0, 2, 3]),
         ({"depth": "56"}, [2]),
-        ({"dataset": "digits"}, [3]),
         ({"shortcut": "A"}, [0, 1, 3]),
         ({"seed": "0"}, [0]),
-        ({"experiment": "cifar10-resnet20"}, [0, 1]),
     ],
 )
 def test_runs_are_kept_that_have_all_settings(several: Collection, settings: dict, seeds: list[int]) -> None:
@@ -211,11 +168,6 @@ def test_settings_that_are_unknown_or_that_no_run_has_are_refused_in_a_sentence(
     with pytest.raises(UsageError, match=told) as caught:
         several.having(settings)
     assert "\n" not in str(caught.value)
-
-
-def test_without_any_runs_that_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no run has iterations=2000; there are no runs at all"):
-        collect([tmp_path]).having({"iterations": "2000"})
 
 
 def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(
@@ -246,44 +198,29 @@ def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(t
 ROW = b"1000,2.56,train,1.2,45.5,4.5,0.1,1000.0,500.00\n"
 
 
-def damage_curve(folder: Path, content: bytes) -> None:
-    """Replace metrics.csv by something that result.json vouches for."""
-    (folder / "metrics.csv").write_bytes(content)
-    rewrite(folder / "result.json", lambda result: result.update(metrics=describe_curve(content)))
-
-
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b"\n\n",
         b"\x00\xff\xfe" * 50,
-        b"iteration,loss\n1,2\n",
         HEADER.replace(b"loss,", b""),
         HEADER + ROW.replace(b"45.5", b"many"),
-        HEADER + ROW.replace(b"45.5", b"145.5"),
-        HEADER + ROW.replace(b"45.5", b"-1"),
-        HEADER + ROW.replace(b"45.5", b"45.5 %"),
-        HEADER + ROW.replace(b"45.5", b""),
-        HEADER + ROW.replace(b"train", b"training"),
-        HEADER + ROW.replace(b"train", b""),
         HEADER + ROW.replace(b"1000,", b"soon,", 1),
         HEADER + ROW[:-1] + b",1,2,3\n" + ROW,
-        HEADER + ROW + b'"1000,',
-        *(HEADER + ROW + ROW[:length] for length in (3, 12, 15, 20, 25)),
+        HEADER + ROW + ROW[:20],
     ],
 )
 def test_a_broken_metrics_file_is_named_and_the_good_runs_are_still_used(
     tmp_path: Path, make_run: MakeRun, content: bytes
 ) -> None:
     good, bad = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
-    damage_curve(bad, content)
+    (bad / "metrics.csv").write_bytes(content)
+    rewrite(bad / "result.json", lambda result: result.update(metrics=describe_curve(content)))
     collection = collect([tmp_path])
     assert [run.folder for run in collection.runs] == [good]
     (sentence,) = collection.broken
     assert f"{bad / 'metrics.csv'} is broken" in sentence
     assert "checksum" not in sentence
-    assert "\n" not in sentence
 
 
 def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path, make_run: MakeRun) -> None:
@@ -298,13 +235,6 @@ def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path, ma
         read_run(folder)
 
 
-def test_a_value_of_absurd_length_is_refused(tmp_path: Path, make_run: MakeRun) -> None:
-    folder = make_run(tmp_path)
-    damage_curve(folder, HEADER + ROW.replace(b"train", b"t" * 1_000_000))
-    with pytest.raises(RecordError, match="a value has more than 100 characters"):
-        read_run(folder)
-
-
 @pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])
 def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(
     tmp_path: Path, make_run: MakeRun, name: str
@@ -314,7 +244,6 @@ def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(
     for change, complaint in (
         (lambda it: it.pop("checksum"), "its checksum is missing"),
         (lambda it: it.update(format=3), "is of format 3, which this version cannot read"),
-        (lambda it: it.update(format="2"), "is of format '2'"),
         (lambda it: it.update(extra=1), "its checksum does not match"),
     ):
         content = dict(whole)
@@ -324,19 +253,6 @@ def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(
             read_run(folder)
     (folder / name).write_text(json.dumps(whole, indent=None))  # other spacing is no damage
     assert read_run(folder).finished
-
-
-def test_a_record_cannot_steer_the_terminal_or_lead_out_of_the_results(
-    tmp_path: Path, make_run: MakeRun
-) -> None:
-    folder = make_run(tmp_path)
-    rewrite(folder / "result.json", lambda result: result.update(notices=["\x1b[2J all is well"]))
-    with pytest.raises(RecordError, match="control characters"):
-        read_run(folder)
-    folder = make_run(tmp_path, seed=1)
-    rewrite(folder / "spec.json", lambda spec: spec.update(name="../../elsewhere"))
-    with pytest.raises(RecordError, match="its name is none of a run"):
-        read_run(folder)
 
 
 def test_the_result_of_another_run_is_refused(tmp_path: Path, make_run: MakeRun) -> None:
@@ -357,22 +273,6 @@ def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path, make_run:
     assert read_run(folder).curve["iteration"]
 
 
-@pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"{}", b"[" * 100_000])
-def test_a_broken_json_file_is_named_and_the_good_runs_are_still_used(
-    tmp_path: Path, make_run: MakeRun, name: str, content: bytes
-) -> None:
-    good, bad = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
-    (bad / name).write_bytes(content)
-    collection = collect([tmp_path])
-    assert [run.folder for run in collection.runs] == [good]
-    (sentence,) = collection.broken
-    assert str(bad) in sentence
-    assert "broken" in sentence
-    if content != b"{}":
-        assert name in sentence
-
-
 @pytest.mark.parametrize("name", ["env.json", "result.json", "metrics.csv"])
 def test_a_missing_file_is_named(tmp_path: Path, make_run: MakeRun, name: str) -> None:
     folder = make_run(tmp_path)
@@ -382,46 +282,24 @@ def test_a_missing_file_is_named(tmp_path: Path, make_run: MakeRun, name: str) -
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("name", "key"),
     [
-        ("status", "done"),
-        ("status", None),
-        ("iteration", "many"),
-        ("last", {"test": {"top1_err": None, "top5_err": 1.0}}),
-        ("last", {"test": {"top1_err": 101.0, "top5_err": 1.0}}),
-        ("last", {"test": {"top1_err": "7.0", "top5_err": 1.0}}),
-        ("last", {"test": {"top5_err": 1.0}}),
-        ("last", {"train": {"top1_err": 1.0, "top5_err": 1.0}}),
-        ("last", {}),
-        ("last", None),
-        ("departures", "none"),
-        ("notices", "none"),
-        ("headline", "validation"),
-        ("best", {"iteration": 5}),
-        ("best", {"iteration": 5, "top1_err": "low"}),
-        ("best", 7.0),
-        ("seconds", "long"),
+        *(
+            ("result", key)
+            for key in ("status", "iteration", "headline", "last", "best", "notices", "seconds")
+        ),
+        *(("spec", key) for key in ("name", "digest", "seed", "spec")),
+        *(("env", key) for key in ("mode", "data")),
     ],
 )
-def test_a_result_with_a_wrong_value_is_named(
-    tmp_path: Path, make_run: MakeRun, key: str, value: object
+def test_a_file_that_lacks_what_readers_need_is_named_with_the_key(
+    tmp_path: Path, make_run: MakeRun, name: str, key: str
 ) -> None:
     folder = make_run(tmp_path)
-    rewrite(folder / "result.json", lambda content: content.update({key: value}))
-    collection = collect([tmp_path])
-    assert collection.runs == ()
-    assert str(folder) in collection.broken[0]
-
-
-@pytest.mark.parametrize(
-    "key", ["status", "iteration", "headline", "last", "best", "departures", "notices", "seconds"]
-)
-def test_a_result_that_lacks_what_readers_need_is_named(tmp_path: Path, make_run: MakeRun, key: str) -> None:
-    folder = make_run(tmp_path)
-    rewrite(folder / "result.json", lambda content: content.pop(key))
-    collection = collect([tmp_path])
-    assert collection.runs == ()
-    assert str(folder) in collection.broken[0]
+    rewrite(folder / f"{name}.json", lambda content: content.pop(key))
+    found = collect([tmp_path])
+    assert found.runs == ()
+    assert found.broken == (f"{folder / name}.json is broken: it lacks {key}.",)
 
 
 @pytest.mark.parametrize(
@@ -431,10 +309,6 @@ def test_a_result_that_lacks_what_readers_need_is_named(tmp_path: Path, make_run
         lambda content: content["spec"].update(depth=56),
         lambda content: content["spec"].pop("shortcut"),
         lambda content: content.update(digest="0" * 64),
-        lambda content: content.pop("digest"),
-        lambda content: content.update(spec=[]),
-        lambda content: content.update(seed="zero"),
-        lambda content: content.pop("name"),
     ],
 )
 def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, make_run: MakeRun, tamper: Callable) -> None:
@@ -447,49 +321,24 @@ def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, make_run: MakeRu
 
 @pytest.mark.parametrize(
     ("changed", "told"),
-    [
-        ({"recipe": []}, "no list of settings"),
-        ({"recipe": {"batch_size": 128}}, "iterations"),
-        ({"recipe": {"iterations": 64_000, "batch_size": 0}}, "batch_size"),
-        ({"recipe": {"iterations": "64000", "batch_size": 128}}, "iterations"),
-        ({"dataset": "nonesuch"}, "no dataset 'nonesuch'"),
-        ({"dataset": ["cifar10"]}, "broken"),
-        ({"depth": "20"}, "depth"),
-        ({"plain": 0}, "kind"),
-    ],
+    [({"recipe": {"batch_size": 128}}, "it lacks iterations"), ({"dataset": "x"}, "no dataset 'x'")],
 )
-def test_a_spec_that_says_something_else_is_named_however_well_sealed(
+def test_a_spec_that_this_version_does_not_know_is_named_however_well_sealed(
     tmp_path: Path, make_run: MakeRun, changed: dict[str, object], told: str
 ) -> None:
-    good, bad = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
-    rewrite(bad / "spec.json", lambda content: content["spec"].update(changed))
-    rewrite(bad / "spec.json", lambda content: content.update(digest=digest_of(content["spec"])))
-    rewrite(bad / "result.json", lambda content: content.pop("digest"))
-    found = collect([tmp_path])
-    assert [run.folder for run in found.runs] == [good]
-    (sentence,) = found.broken
-    assert str(bad) in sentence
-    assert told in sentence
-
-
-@pytest.mark.parametrize("images", [None, 0, "50000", True])
-def test_an_environment_that_does_not_say_how_many_images_there_were_is_named(
-    tmp_path: Path, make_run: MakeRun, images: object
-) -> None:
-    for seed, part in enumerate(("train", "test")):
-        folder = make_run(tmp_path, seed=seed)
-        rewrite(
-            folder / "env.json", lambda content, part=part: content["data"]["images"].update({part: images})
-        )
-    found = collect([tmp_path])
-    assert found.runs == ()
-    assert ["how many images were" in sentence for sentence in found.broken] == [True, True]
-
-
-def test_an_environment_without_data_checksums_is_named(tmp_path: Path, make_run: MakeRun) -> None:
     folder = make_run(tmp_path)
-    rewrite(folder / "env.json", lambda content: content["data"].pop("sha256"))
-    assert str(folder) in collect([tmp_path]).broken[0]
+    rewrite(folder / "spec.json", lambda content: content["spec"].update(changed))
+    rewrite(folder / "spec.json", lambda content: content.update(digest=digest_of(content["spec"])))
+    assert collect([tmp_path]).broken == (f"{folder / 'spec.json'} is broken: {told}.",)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_environment_that_does_not_say_how_many_images_there_were_is_named(
+    tmp_path: Path, make_run: MakeRun, part: str
+) -> None:
+    folder = make_run(tmp_path)
+    rewrite(folder / "env.json", lambda content: content["data"]["images"].pop(part))
+    assert collect([tmp_path]).broken == (f"{folder / 'env.json'} is broken: it lacks {part}.",)
 
 
 # --- the frame for notebooks ------------------------------------------------------------------------
@@ -521,14 +370,6 @@ def test_load_runs_of_nothing_is_an_empty_frame_with_its_columns(tmp_path: Path)
     assert {"name", "seed", "top1_err", "departures"} <= set(frame.columns)
 
 
-def test_load_runs_reads_the_folder_runs_by_default(
-    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_run(tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    assert load_runs()["name"].tolist() == ["cifar10-resnet20"]
-
-
 # --- writing ----------------------------------------------------------------------------------------
 
 SPEC = catalogue.find("cifar10-resnet20").spec()
@@ -542,6 +383,13 @@ def begun(folder: Path) -> RunWriter:
     writer.begin(SPEC, 0, {"format": 2})
     writer.result({"status": "partial"})
     return writer
+
+
+def fail_at_sync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
 
 
 def test_going_on_cuts_the_curve_back_to_the_checkpoint_and_drops_a_torn_row(tmp_path: Path) -> None:
@@ -581,44 +429,24 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(path, {"loss": float("nan")})  # NaN is no JSON
 
-    def fail(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage, "sync", fail)
+    fail_at_sync(monkeypatch, errno.ENOSPC)
     with pytest.raises(RecordError, match=r"cannot write .*result\.json: No space left"):
         write_json(path, {"status": "complete"})
     assert read_json(path) == {"status": "partial"}
     assert [left.name for left in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_full_disk_while_appending_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = begun(tmp_path)
-    writer.append(ROWS[:2])
-    before = writer.curve
-
-    def fail(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage, "sync", fail)
-    with pytest.raises(RecordError, match=r"cannot write .*metrics\.csv: No space left.*make room"):
-        writer.append(ROWS[2:])
-    assert writer.curve == before == (tmp_path / "metrics.csv").read_bytes()
-
-
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO])
-def test_whatever_the_disk_refuses_is_one_sentence_with_a_way_out(
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_whatever_the_disk_refuses_while_appending_is_one_sentence_with_a_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     writer = begun(tmp_path)
-
-    def fail(*arguments: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(storage, "create", fail)
-    with pytest.raises(
-        RecordError, match=rf"{os.strerror(number)} \(.*what was written before is whole|vanished"
-    ):
-        writer.result({"status": "partial"})
+    writer.append(ROWS[:2])
+    before = writer.curve
+    fail_at_sync(monkeypatch, number)
+    with pytest.raises(RecordError, match=rf"metrics\.csv: {os.strerror(number)} \(what was .* whole"):
+        writer.append(ROWS[2:])
+    assert writer.curve == before == (tmp_path / "metrics.csv").read_bytes()
 
 
 def test_a_folder_that_has_vanished_is_named_and_not_made_anew(tmp_path: Path) -> None:
@@ -651,17 +479,3 @@ def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path: P
     aside = writer.folder.with_name("seed0.aside1")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     assert not list(writer.folder.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["train", "--data", "mine", "--depth", "20"], ["train", "--data", "DIR", "--depth", "20"]),
-        (["--data=/a/b", "--runs=../x"], ["--data=DIR", "--runs=DIR"]),
-        (["eval", "/home/me/net.pt", "~/net.pt", "../net.pt"], ["eval", "DIR", "DIR", "DIR"]),
-        (["--set", "lr=0.05", "--split", "45k5k"], ["--set", "lr=0.05", "--split", "45k5k"]),
-        (["--checkpoint=/home/me/net.pt"], ["--checkpoint=DIR"]),
-    ],
-)
-def test_folders_in_the_arguments_are_hidden_and_nothing_else(arguments: list[str], told: list[str]) -> None:
-    assert without_paths(arguments) == told

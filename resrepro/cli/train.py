@@ -1,7 +1,6 @@
 """`resrepro train` and `resrepro publish`."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,8 +155,8 @@ def train(
         changed, **options, compile=compiling, workers=workers, max_bad_images=max_bad_images
     )
     listener = os.environ.get(EVENTS)
-    if dry_run and listener is None:
-        _forecast(wanted, jobs, options, words)
+    if dry_run:
+        _forecast(wanted, options)
     elif launcher == "slurm":
         from resrepro.launch.slurm import QueuedRun, submit
 
@@ -174,7 +173,7 @@ def train(
 
         loading = Loading(workers, max_bad_images or 0)
         options |= {"compiling": compiling, "loading": loading, **changed}
-        _train_here(wanted, options, listener, dry_run)
+        _train_here(wanted, options, listener)
 
 
 def _seeds(seed: int | None, seeds: str | None) -> list[int]:
@@ -198,10 +197,8 @@ def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", ru
         typer.echo(f"Next: {in_folder('resrepro status', runs)}")
 
 
-def _train_here(
-    wanted: Sequence[tuple[Spec, int]], options: dict[str, Any], listener: str | None, timed: bool
-) -> None:
-    """Train in this process: a run alone, or one after the other under torchrun; or only time its updates.
+def _train_here(wanted: Sequence[tuple[Spec, int]], options: dict[str, Any], listener: str | None) -> None:
+    """Train in this process: a run alone, or one after the other under torchrun.
 
     A diverged run does not stop those after it.
     """
@@ -210,17 +207,11 @@ def _train_here(
     from resrepro.training.session import train as train_one
 
     keep_memory()
-    if timed:
-        from resrepro.training.timing import seconds_per_iteration
-
-        seconds = seconds_per_iteration(wanted[0][0].experiment, options)
-        EventView(int(listener or 0)).tell("speed", seconds=seconds)
-        return
     view = EventView(int(listener)) if listener else LiveView(None if is_first() else Console(quiet=True))
     failed: list[Diverged] = []
     for spec, seed in wanted:
         try:
-            folder = train_one(spec.experiment, seed, watcher=view, arguments=sys.argv[1:], **options)
+            folder = train_one(spec.experiment, seed, watcher=view, **options)
         except Diverged as error:
             if len(wanted) == 1:
                 raise
@@ -248,17 +239,14 @@ def _train_at_once(
     raise_failures(failed, len(each), view)
 
 
-def _forecast(
-    wanted: Sequence[tuple[Spec, int]], jobs: int | None, options: Mapping[str, Any], words: Sequence[str]
-) -> None:
+def _forecast(wanted: Sequence[tuple[Spec, int]], options: Mapping[str, Any]) -> None:
     """Show what the runs will take, less what is done already; nothing is written.
 
     Raises:
-        UsageError: if a run could not be started, or under torchrun.
+        UsageError: under torchrun.
     """
     from resrepro.cli.status import show_plan
-    from resrepro.launch import Plan, Step, step_of, train_words
-    from resrepro.launch.local import choose_jobs
+    from resrepro.launch import Plan, Step, step_of
 
     if world_size() > 1:
         raise UsageError("--dry-run looks at one process: leave torchrun out.")
@@ -269,11 +257,7 @@ def _forecast(
     steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
         steps = [Step(step.spec, step.seed, step.folder, "start") for step in steps]
-    plan, device = Plan(options["runs"], tuple(steps)), options["device"]
-    count = choose_jobs(jobs, [step.spec for step in plan.to_train], device, options["micro_batch"])
-    counts = dict.fromkeys((step.family for step in steps), count)
-    console = Console(highlight=False)
-    show_plan(plan, counts, device, lambda step: train_words(step.spec, step.seed, words), console)
+    show_plan(Plan(options["runs"], tuple(steps)), options["device"], Console(highlight=False))
 
 
 @app.command(rich_help_panel="Run")

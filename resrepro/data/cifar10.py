@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from resrepro.data import Dataset, Images, write_cache
 from resrepro.errors import DataError
-from resrepro.records.storage import TooLarge, read_plain
 from resrepro.records.write import cache_folder
 
 # Pixels then labels of the 50,000 official training images, in order.
@@ -102,16 +101,17 @@ def _download(folder: Path) -> None:
 
 def _bytes_of(path: Path, most: int) -> bytes:
     try:
-        return read_plain(path, most)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"CIFAR-10 is incomplete: {path} is missing.") from None
-    except TooLarge as error:
-        raise DataError(
-            f"{path} is damaged: {error.size:,} bytes instead of {most:,} or fewer. "
-            "Copy or download it again."
-        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(content) > most:
+        raise DataError(
+            f"{path} is damaged: {len(content):,} bytes instead of {most:,} or fewer. "
+            "Copy or download it again."
+        )
+    return content
 
 
 def _sha1(path: Path) -> str:

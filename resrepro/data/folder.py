@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.errors import DataError
-from resrepro.records.storage import printable
 from resrepro.spec import IMAGENET_IMAGES
 
 
@@ -125,9 +124,7 @@ def scan(root: Path, split: str) -> Photos:
         classes = sorted(entry.name for entry in os.scandir(top) if _is_class(entry))
         listed = [(name, list(_files(top / name, name, (_identity(top),)))) for name in classes]
     except OSError as error:
-        raise DataError(
-            f"{printable(str(error.filename or top))} cannot be read: {error.strerror}."
-        ) from None
+        raise DataError(f"{error.filename or top} cannot be read: {error.strerror}.") from None
     if not classes:
         raise DataError(f"{top} has no classes: expected one folder per class there.")
     for name, files in listed:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from resrepro.data import ALONE, ProcessGroup
 from resrepro.errors import DataError, UsageError
-from resrepro.records.storage import printable
 
 T = TypeVar("T")
 MOST_WORKERS = 16
@@ -77,7 +76,7 @@ class BadImages:
     def describe(self) -> str:
         """`2 files are no readable images: a.jpg (truncated), b.txt (not an image)`."""
         count = len(self.reasons)
-        listed = [f"{printable(path)} ({reason})" for path, reason in list(self.reasons.items())[:NAMED]]
+        listed = [f"{path} ({reason})" for path, reason in list(self.reasons.items())[:NAMED]]
         more = f" and {count - NAMED} more" if count > NAMED else ""
         files = "1 file is no readable image" if count == 1 else f"{count} files are no readable images"
         return f"{files}: {', '.join(listed)}{more}"

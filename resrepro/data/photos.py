@@ -25,13 +25,11 @@ from resrepro.data.augment import CropParams, EpochSampler, Lighting, Normalisat
 from resrepro.data.folder import Photos, checksum
 from resrepro.data.loader import BadImages, Loading, read_ahead
 from resrepro.errors import DataError
-from resrepro.records.storage import NotPlain, TooLarge, printable, read_plain
 from resrepro.spec.catalogue import Protocol
 from resrepro.spec.recipe import ImageNetRecipe, scaled
 
 # What Pillow decodes itself; of others, EPS would start Ghostscript. An MPO is a JPEG of several views.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-LARGEST_FILE = 256 * 2**20  # bytes of the largest image that Pillow opens, as plain RGB
 UNREADABLE = "cannot be read"  # the disk's fault, not the file's
 LONGEST = 40  # times the shorter side; a longer strip is no photograph, and costs memory without bound
 # Images that a worker reads at a time: those of a chunk are held in shared memory, about 15 MB at crops of
@@ -58,13 +56,9 @@ def read_image(path: Path) -> Photo:
         BadImage: if it cannot be read, is no image, cut short, or too large or long to be one.
     """
     try:
-        content = read_plain(path, LARGEST_FILE)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise BadImage("missing") from None
-    except NotPlain:
-        raise BadImage("a pipe or device, not a file") from None
-    except TooLarge as error:
-        raise BadImage(f"too large a file of {error.size:,} bytes") from None
     except OSError as error:
         raise BadImage(f"{UNREADABLE}: {error.strerror}") from None
     return Photo(_decoded(content), hashlib.sha256(content).hexdigest())
@@ -187,7 +181,7 @@ class CropReader(Dataset[CropBatch]):
             try:
                 image = read_image(self.photos.path(index)).image
             except BadImage as reason:
-                bad = f"{printable(f'{self.photos.split}/{self.photos.paths[index]}')} ({reason})"
+                bad = f"{self.photos.split}/{self.photos.paths[index]} ({reason})"
                 break
             crops[place] = torch.from_numpy(np.ascontiguousarray(training_crop(image, self.recipe, choice)))
         labels = torch.from_numpy(self.photos.labels[indices])

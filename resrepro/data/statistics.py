@@ -20,12 +20,10 @@ from resrepro.data import ALONE, ProcessGroup, write_cache
 from resrepro.data.folder import Photos, PhotoSet, checksum
 from resrepro.data.loader import BadImages, Loading, read_ahead
 from resrepro.data.photos import UNREADABLE, BadImage, center_crop, read_image, scaled_to
-from resrepro.records.storage import read_plain
 from resrepro.records.write import cache_folder
 from resrepro.spec.recipe import scaled
 
 CHUNK = 64  # files that a worker reads at a time
-LARGEST_CACHE = 256 * 2**20  # bytes; a mean image has 1.2 MB, the rest are the names of bad images
 TEST_SIDE = 256  # shorter side of the centre crop, at crops of 224
 Array = npt.NDArray[np.float64]
 
@@ -170,7 +168,7 @@ def _sums(
 def _read(path: Path) -> Statistics | None:
     """The statistics in a cache file; None if there is none, or it is not as it was written."""
     try:
-        seal, _, text = read_plain(path, LARGEST_CACHE).partition(b"\n")
+        seal, _, text = path.read_bytes().partition(b"\n")
     except OSError:
         return None
     if seal != hashlib.sha256(text).hexdigest().encode():

@@ -22,7 +22,7 @@ from resrepro.nets import Net, net_of
 from resrepro.nets.layers import folded, norms_of
 from resrepro.records import Run
 from resrepro.records.reading import CHECKPOINT, SPEC, WEIGHTS
-from resrepro.records.storage import SEAL, open_plain, printable, write_out
+from resrepro.records.storage import SEAL, write_out
 from resrepro.spec import Spec
 from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import arithmetic
@@ -101,14 +101,14 @@ def match(
     for (key, shape), (their_key, value) in zip(ours.items(), theirs, strict=False):
         if shape != value.shape:
             raise RecordError(
-                f"{misfit}: its {printable(their_key)} has shape {tuple(value.shape)} "
+                f"{misfit}: its {their_key} has shape {tuple(value.shape)} "
                 f"where {key} has {tuple(shape)}.{hint}"
             )
     if len(theirs) != len(ours):
         extra = theirs[len(ours)][0] if len(theirs) > len(ours) else list(ours)[len(theirs)]
         which = "has one tensor too many" if len(theirs) > len(ours) else "lacks"
         raise RecordError(
-            f"{misfit}: {len(theirs)} tensors instead of {len(ours)}; it {which}, {printable(extra)}.{hint}"
+            f"{misfit}: {len(theirs)} tensors instead of {len(ours)}; it {which}, {extra}.{hint}"
         )
     weights = {key: value for key, (_, value) in zip(ours, theirs, strict=True)}
     return weights, "name" if by_name else "order"
@@ -124,10 +124,10 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise RecordError(f"{name} has numbers of kind {kind} in {printable(key)}, where weights belong.")
+            raise RecordError(f"{name} has numbers of kind {kind} in {key}, where weights belong.")
         if not torch.isfinite(tensor.float()).all():
             raise RecordError(
-                f"{name} has NaN or infinite numbers in {printable(key)}, so its errors would mean nothing: "
+                f"{name} has NaN or infinite numbers in {key}, so its errors would mean nothing: "
                 "take another checkpoint."
             )
 
@@ -231,7 +231,6 @@ def read_weights(path: Path) -> dict[str, Any]:
         RecordError: if it cannot be read, is no such file, or does not match its seal.
     """
     try:
-        open_plain(path).close()  # a pipe would keep the reader waiting
         tensors: dict[str, Any] = dict(load_file(path))
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get(HEADER)

@@ -1,15 +1,13 @@
 """What an exhibit of the paper is made of, what of it is missing, and the commands that make it.
 
-The nets of an exhibit are those of which the catalogue says so, its test protocols are those of its table's
-layout, and the rest is in `paper/reproduction.toml`. A plan is read off the records in a runs folder, each
-time anew, so that whatever was done before, by whom and however it ended, it holds what is missing. `local`
-and `slurm` run the commands. Nothing in this package imports torch.
+A plan is read off the records in a runs folder, each time anew, so that whatever was done before, by whom and
+however it ended, it holds what is missing. `local` and `slurm` run the commands.
 """
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -35,29 +33,20 @@ State = Literal["done", "resume", "start", "blocked"]
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A table or figure of the paper, or its stand-in on other images, and what it is made of.
+    """A table or figure of the paper, or its stand-in on other images, and what it is made of."""
 
-    Attributes:
-        name: as `compare` and `plot` know it.
-        stem: of its files; a stand-in never takes those of the paper's exhibit.
-        dataset: of its runs, None if it needs none.
-        experiments: the catalogue's experiments that it shows.
-        measures: what is measured of each trained net: test protocols, or LAYER_RESPONSES.
-        ensemble: whether it shows the nets together, as one ensemble.
-        claims: the numbers of the paper's claims that it bears on.
-    """
-
-    name: str
-    stem: str
-    dataset: str | None
-    experiments: tuple[str, ...]
-    measures: tuple[str, ...]
-    ensemble: bool
-    claims: tuple[int, ...]
+    name: str  # as `compare` and `plot` know it
+    stem: str  # of its files; a stand-in never takes those of the paper's exhibit
+    dataset: str | None  # of its runs, None if it needs none
+    experiments: tuple[str, ...]  # the catalogue's experiments that it shows
+    measures: tuple[str, ...]  # of each trained net: test protocols, or LAYER_RESPONSES
+    ensemble: bool  # whether it shows the nets together, as one ensemble
+    claims: tuple[int, ...]  # numbers of the paper's claims that it bears on
 
 
 @cache
 def _facts() -> Mapping[str, Mapping[str, Any]]:
+    """By exhibit: its dataset, experiments where the catalogue does not say so, responses, claims."""
     text = resources.files("resrepro.paper").joinpath("reproduction.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
@@ -68,9 +57,7 @@ def exhibit_names() -> tuple[str, ...]:
 
 
 def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[Exhibit, ...]:
-    """The exhibits of these names, on another dataset than the paper's if one is given.
-
-    "all" stands for every exhibit of the paper that the dataset has.
+    """The exhibits of these names, or "all" of the paper, on another dataset if one is given.
 
     Raises:
         UsageError: if a name or the dataset is unknown, or the dataset has no such exhibit.
@@ -87,15 +74,11 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
             if exhibit is not None:
                 chosen[exhibit.name] = exhibit
             elif name != ALL:
-                raise UsageError(_no_such_exhibit(each, str(dataset)))
+                others = " or ".join(other for other in FAMILIES if _exhibit(each, other) is not None)
+                raise UsageError(
+                    f"{each} is an exhibit of {others}, not of {dataset}: give another --dataset, or none."
+                )
     return tuple(chosen.values())
-
-
-def _no_such_exhibit(name: str, dataset: str) -> str:
-    own = _facts()[name]["dataset"]
-    others = [each for each in FAMILIES if _exhibit(name, each) is not None and each != own]
-    also = f" or {', '.join(others)}" if others else ""
-    return f"{name} is an exhibit of {own}{also}, not of {dataset}: give another --dataset, or leave it out."
 
 
 def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
@@ -134,21 +117,15 @@ def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Step:
-    """One run of a plan.
-
-    Attributes:
-        done: iterations made, 0 if that is not known.
-        why: of a blocked run what is in its way, of one to resume what is to be said of its record.
-        run: its record, where there is a whole one.
-    """
+    """One run of a plan."""
 
     spec: Spec
     seed: int
     folder: Path
     state: State
-    done: int = 0
-    why: str = ""
-    run: Run | None = None
+    done: int = 0  # iterations made, 0 if that is not known
+    why: str = ""  # what is in the way of a blocked run, or to be said of the record of one to resume
+    run: Run | None = None  # its record, where there is a whole one
 
     def __str__(self) -> str:
         return f"{self.spec.name}, seed {self.seed}"
@@ -176,11 +153,6 @@ class Measurement:
         count = len(self.steps)
         return f"{self.what} of {self.steps[0] if count == 1 else f'an ensemble of {count}'}"
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether its nets are trained."""
-        return all(step.state == "done" for step in self.steps)
-
     def words(self, runs: Path, **options: object) -> list[str]:
         """The command that measures it, without `resrepro`."""
         what = {"responses": True} if self.what == LAYER_RESPONSES else {"protocol": self.what, "runs": runs}
@@ -204,8 +176,9 @@ class Plan:
 
     @property
     def to_measure(self) -> tuple[Measurement, ...]:
-        """What can be measured now and was not."""
-        return tuple(each for each in self.measurements if each.is_ready and not each.done)
+        """What can be measured now, its nets being trained, and was not."""
+        missing = (each for each in self.measurements if not each.done)
+        return tuple(each for each in missing if all(step.state == "done" for step in each.steps))
 
     @property
     def blocked(self) -> tuple[Step, ...]:
@@ -235,10 +208,7 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """What is done and what is missing of some exhibits in a runs folder, which need not exist.
 
-    Args:
-        seeds: of every net; by default those that the paper ran.
-        without: experiments that are left out.
-        settings: settings of the recipe to change.
+    `seeds` are those of every net (default: the paper's), `settings` of the recipe are changed.
 
     Raises:
         UsageError: if a setting does not fit, or an experiment to leave out is none of theirs.
@@ -266,23 +236,22 @@ def step_of(runs: Path, spec: Spec, seed: int) -> Step:
     going_on = has_checkpoint(folder)
     if not (folder / RESULT).exists():  # of a run cut short before its first checkpoint nothing is kept
         return Step(spec, seed, folder, "resume" if going_on else "start")
+    step = partial(Step, spec, seed, folder)
     fresh = f"`{in_folder(f'{command_for(spec, seed)} --fresh', runs)}`"
     try:
         run = read_run(folder)
     except RecordError as error:
         if going_on:
-            return Step(spec, seed, folder, "resume", why=str(error))
-        return Step(spec, seed, folder, "blocked", why=f"{error} {fresh} sets it aside and starts it anew.")
+            return step("resume", why=str(error))
+        return step("blocked", why=f"{error} {fresh} sets it aside and starts it anew.")
     done = int(run.result["iteration"])
     if (run.digest, run.seed) != (spec.digest, seed):
-        why = f"{folder} holds a run of another specification: name another folder with --runs."
-        return Step(spec, seed, folder, "blocked", why=why)
+        return step("blocked", why=f"{folder} holds another run: name another folder with --runs.")
     if run.status == "diverged":
-        why = f"it diverged at iteration {done:,}; {fresh} starts it anew."
-        return Step(spec, seed, folder, "blocked", done, why, run)
+        return step("blocked", done, f"it diverged at iteration {done:,}; {fresh} starts it anew.", run)
     if run.finished:
-        return Step(spec, seed, folder, "done", done, run=run)
-    return Step(spec, seed, folder, "resume" if going_on else "start", done if going_on else 0, run=run)
+        return step("done", done, run=run)
+    return step("resume", done, run=run) if going_on else step("start", run=run)
 
 
 def _measurements(
@@ -308,10 +277,7 @@ def _measurements(
 
 
 def option_words(settings: Mapping[str, Value | None], **options: object) -> list[str]:
-    """Options as words of a command: `--set key=value` for settings of the recipe, flags for what is True.
-
-    What is None or False is left out.
-    """
+    """Options as words of a command: `--set key=value`, flags for True, nothing for None and False."""
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={spell(value)}")]
     for name, value in options.items():
         if value is not None and value is not False:
@@ -325,11 +291,7 @@ def train_words(spec: Spec, seed: int, words: Sequence[str]) -> tuple[str, ...]:
 
 
 def data_folder_of(family: str, folders: Sequence[Path]) -> Path | None:
-    """Which of some folders holds the images of a family; None without any.
-
-    Photographs lie in train/ and val/. What is not theirs is taken for CIFAR-10's, and so is one folder that
-    holds both; where there is nothing else, photographs are looked for in whatever was given.
-    """
+    """Which of some folders holds the images of a family; photographs lie in train/ and val/ of theirs."""
     photos = [folder for folder in folders if all((folder / part).is_dir() for part in ("train", "val"))]
     if family == SMALL:
         folders = [each for each in folders if each not in photos or any(each.glob("cifar-10-batches-*"))]

@@ -1,9 +1,10 @@
-"""Commands of ours on this machine: how many runs at once, what is heard of each, and how it ended.
+"""Commands of ours on this machine: what they take, how many at once, what is heard of each, how it ended.
 
 A run is the command `resrepro train ..` in a process of its own, which tells its events as JSON lines.
 """
 
 import json
+import math
 import os
 import queue
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,11 @@ from types import FrameType
 from typing import IO, Any
 
 from resrepro.errors import Interrupted, UsageError
+from resrepro.records import Run
+from resrepro.records.write import cpu_model
 from resrepro.spec import Spec
-from resrepro.spec.recipe import CifarRecipe
+from resrepro.spec.architecture import architectures
+from resrepro.spec.recipe import FAMILIES, CifarRecipe
 
 COMMAND = (sys.executable, "-m", "resrepro")
 EVENTS = "RESREPRO_EVENTS"  # to a command that is to tell its events: the process that hears them
@@ -31,8 +35,55 @@ BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (meas
 LAYER_BYTES = 100 * 2**10  # more for each weighted layer and image of a pass (measured, rounded up)
 LARGE_ON_GPU = 8 * 2**30  # bytes of a net that has its GPU for itself
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and Windows' under its Linux
+ROW_BYTES = 75  # of a line of metrics.csv
+CHECKPOINT_BYTES = 2 * 4 * 2  # of a parameter: float32 and its momentum, the newest and the one before
 
 Event = Mapping[str, Any]
+
+
+# --- what runs take ------------------------------------------------------------------------------------
+
+
+def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> float | None:
+    """What a run takes from iteration `done` on, by the fastest run of this net and mode on this machine;
+    None where none is recorded.
+    """
+
+    def net_and_mode(spec: Mapping[str, Any]) -> tuple[object, ...]:
+        recipe = spec["recipe"]
+        sizes = recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
+        return spec["dataset"], spec["depth"], spec["plain"], spec["shortcut"], *sizes
+
+    here, wanted = cpu_model(), net_and_mode(spec.to_json())
+    seen = [
+        run.result["seconds"] / run.result["iteration"]
+        for run in runs
+        if run.result["iteration"]
+        and run.env.get("cpu") == here
+        and device in ("auto", run.env.get("device"))
+        and net_and_mode(run.spec) == wanted
+    ]
+    return (spec.recipe.iterations - done) * min(seen) if seen else None
+
+
+def disk_mib(spec: Spec) -> float:
+    """Of a run's folder: two checkpoints, and the curves of two sets at every sample."""
+    own = "cifar10" if FAMILIES[spec.dataset] == "cifar" else "imagenet"
+    net = architectures().get(spec.experiment.replace(spec.dataset, own, 1))
+    # Of a depth 6n+2 that the paper lacks parameters grow with n.
+    near = architectures()["cifar10-resnet20"].parameters * (spec.depth - 2) / 18
+    samples = math.ceil(spec.recipe.iterations / spec.recipe.eval_every)
+    return (CHECKPOINT_BYTES * (net.parameters if net else near) + 2 * samples * ROW_BYTES) / 2**20
+
+
+def duration(seconds: float | None) -> str:
+    """A duration with two figures or so: `45 s`, `12 min`, `5.3 h`, `3.1 days`."""
+    if seconds is None:
+        return "unknown"
+    for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60)):
+        if seconds < most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 # --- how many at once ----------------------------------------------------------------------------------
@@ -63,9 +114,8 @@ def device_kind(device: str) -> str:
 def choose_jobs(jobs: int | None, specs: Sequence[Spec], device: str, micro_batch: int | None = None) -> int:
     """How many runs, one spec for each, to train at once: `jobs`, or as many as there is room for.
 
-    On a CPU as many as there are cores and memory: on one thread each is slower than on all of them, but
-    together they are faster. On an NVIDIA or AMD GPU two. One at a time on Apple's GPU, and of nets on
-    photographs, whose workers keep the cores busy.
+    On a CPU as many as there are cores and memory, on an NVIDIA or AMD GPU two. One at a time on Apple's GPU,
+    and of nets on photographs, whose workers keep the cores busy.
 
     Raises:
         UsageError: if `jobs` is less than 1.
@@ -91,15 +141,11 @@ def threads_each(jobs: int) -> int | None:
 
 
 def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
-    """Look for CIFAR-10 once, where it may have to be downloaded, before several processes want it.
-
-    Raises:
-        DataError: if it is missing or damaged.
-    """
-    from resrepro.data import load_dataset
-
+    """Look for CIFAR-10 once (DataError without), before several processes want to download it."""
     recipes = [spec.recipe for spec in specs if spec.dataset == "cifar10"]
     for split in {recipe.split for recipe in recipes if isinstance(recipe, CifarRecipe)}:
+        from resrepro.data import load_dataset  # imports torch
+
         load_dataset("cifar10", split, data)
 
 
@@ -182,12 +228,7 @@ class Command:
 class RunPool:
     """Trains `jobs`, `size` at a time with `threads` each; one that fails stops no other.
 
-    Attributes:
-        hear: is told of each event of a run; the first is that its process starts.
-        end: is told how a run ended.
-        look: is called a few times a second.
-        outcomes: how those ended that were begun, in the order of their ends.
-        received: the signal that stopped it, or 0.
+    `hear` is told of each event of a run, `end` how it ended; `look` is called a few times a second.
     """
 
     jobs: Sequence[Job]
@@ -196,8 +237,8 @@ class RunPool:
     hear: Callable[[Job, Event], None] = lambda job, event: None
     end: Callable[[Job, Outcome], None] = lambda job, outcome: None
     look: Callable[[], None] = lambda: None
-    outcomes: dict[Job, Outcome] = field(default_factory=dict)
-    received: int = 0
+    outcomes: dict[Job, Outcome] = field(default_factory=dict)  # of those begun, in the order of their ends
+    received: int = 0  # the signal that stopped it
 
     def run(self) -> None:
         """Train all, or until a signal comes: it is passed on, and the runs stop after their update."""

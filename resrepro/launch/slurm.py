@@ -1,40 +1,26 @@
 """Runs as jobs of a Slurm cluster: submitted with submitit, requeued by Slurm, recorded as local ones are.
 
-A job runs the commands that train a run and measure what is wanted of it. When Slurm wants it to go:
-
-- Before the time limit it sends SIGUSR2, for which submitit has a handler that requeues the job at once.
-  While a command runs ours stands in its place: the command hears the signal, finishes its update and writes
-  its checkpoint; then submitit's handler has its turn.
-- Before preemption it sends SIGTERM. In a partition with a grace time the job still counts as running then,
-  and Slurm would take an early end for a failure: so the job is requeued as above. Without a grace time Slurm
-  has decided already, as it has after `scancel`: the job only ends, in time.
-- A job that is killed at once goes on from its last checkpoint, where Slurm requeues it.
-
-What was submitted lies in `slurm/<run>/seed<k>/` of the runs folder, with submitit's files and the log;
-squeue knows a job by the script in there.
+A job runs commands. Before the time limit Slurm sends SIGUSR2, for which submitit has a handler that requeues
+the job at once. While a command runs ours stands in its place: the command hears the signal, finishes its
+update and writes its checkpoint; then submitit's handler has its turn. What was submitted lies in
+`slurm/<run>/seed<k>/` of the runs folder, with submitit's files and the log; squeue knows a job by the script
+in there.
 """
 
 import getpass
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from resrepro.errors import RecordError, ResreproError, UsageError
+from resrepro.errors import ResreproError, UsageError
 from resrepro.launch.local import COMMAND
-from resrepro.records import RUN_NAME, read_run
-from resrepro.records.collection import RUN_FOLDER
-from resrepro.records.evaluations import is_measured
-from resrepro.records.locking import holder_of
-from resrepro.records.reading import CONTROL
 
 if TYPE_CHECKING:
-    from submitit import SlurmExecutor
     from submitit.helpers import DelayedSubmission
 
 FOLDER = "slurm"  # in a runs folder
@@ -49,46 +35,27 @@ class QueueError(ResreproError):
     """The queue cannot be asked, or its answer not be read."""
 
 
-# --- jobs ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class QueuedRun:
-    """A run to submit: the command that trains it, and those that measure it, by what they measure."""
+    """A run as submitit keeps it and calls it on a node: the words that train it, and those that measure."""
 
     run: str
     seed: int
-    words: tuple[str, ...]
-    measures: tuple[tuple[str, Sequence[str]], ...] = ()
+    words: Sequence[str]
+    measures: tuple[Sequence[str], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.run}, seed {self.seed}"
 
+    def __call__(self) -> None:
+        """Run the commands; SystemExit if one fails, or was stopped.
 
-@dataclass(frozen=True)
-class Task:
-    """A run as submitit keeps it, calls it on a node, and hands it to the queue again."""
-
-    queued: QueuedRun
-    runs: Path
-
-    def __call__(self) -> str:
-        """Train the run, or go on with it, and measure what is missing; returns its folder.
-
-        Raises:
-            SystemExit: if something failed, or it was stopped.
+        A job that begins again goes on where it was to start anew, and takes over the lock of its last node.
         """
-        folder = self.runs / self.queued.run / f"seed{self.queued.seed}"
-        failed = _run_command(self._words_now(folder))
-        for what, words in () if failed else self.queued.measures:
-            try:
-                done = is_measured(what, read_run(folder))
-            except RecordError:
-                done = False  # measuring tells why
-            failed |= not done and _run_command(words)
-        if failed:
-            raise SystemExit(1)
-        return str(folder)
+        restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        again = [*(word for word in self.words if word != "--fresh"), "--break-lock"]
+        for words in (again if restarted else self.words, *self.measures):
+            _run_command(words)
 
     def checkpoint(self) -> "DelayedSubmission":
         """What submitit is to call when the job begins again: the same, since the record knows the rest."""
@@ -96,25 +63,13 @@ class Task:
 
         return DelayedSubmission(self)
 
-    def _words_now(self, folder: Path) -> list[str]:
-        """The command that trains; a job that begins again goes on, where it was to start anew.
 
-        The lock of this job on another node, or of a job that has left the queue being killed, is taken over.
-        """
-        restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-        words = [word for word in self.queued.words if not (restarted and word == "--fresh")]
-        holder = holder_of(folder)
-        if holder is not None and holder.job:
-            jobs = {job.id for job in _squeue([holder.job])} - {os.environ.get("SLURM_JOB_ID")}
-            words += [] if holder.job in jobs else ["--break-lock"]
-        return words
-
-
-def _run_command(words: Sequence[str]) -> bool:
-    """Run a command of ours and pass signals on to it; whether it failed.
+def _run_command(words: Sequence[str]) -> None:
+    """Run a command of ours and pass signals on to it.
 
     Raises:
-        SystemExit: if it was stopped; where it is to go on, by submitit's handler, which requeues the job.
+        SystemExit: if it failed or was stopped; where it is to go on, by submitit's handler, which requeues
+            the job: in a partition with a grace time a job that ends early on SIGTERM would have failed.
     """
     threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     process = subprocess.Popen([*COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": threads})
@@ -128,20 +83,18 @@ def _run_command(words: Sequence[str]) -> bool:
     code = process.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-    if code and received:
-        if not _slurm_has_decided():
-            signal.raise_signal(signal.SIGUSR2)  # submitit's handler, which ends the process
-        raise SystemExit(128 + received[0])
-    return code != 0
+    if code and received and _still_runs(os.environ["SLURM_JOB_ID"]):
+        signal.raise_signal(signal.SIGUSR2)  # submitit's handler, which ends the process
+    if code:
+        raise SystemExit(1)
 
 
-def _slurm_has_decided() -> bool:
-    """Whether Slurm has cancelled or requeued this job already; requeueing it would bring it back to life."""
+def _still_runs(job: str) -> bool:
+    """Whether Slurm has not cancelled or requeued this job already: requeueing would bring it back."""
     try:
-        jobs = _squeue([os.environ["SLURM_JOB_ID"]])
+        return any(each.state == "RUNNING" for each in _squeue(f"--jobs={job}"))
     except QueueError:
-        return False
-    return not any(job.state == "RUNNING" for job in jobs)
+        return True
 
 
 def submit(
@@ -151,7 +104,7 @@ def submit(
 
     Args:
         wanted: the runs.
-        runs: the runs folder, which every node must see; the words of `wanted` are made for it.
+        runs: the runs folder, which every node must see; their words are made for it.
         options: options of sbatch by their long names; an empty value makes one a switch.
         threads: CPU cores of a job where the options do not say it.
 
@@ -163,48 +116,35 @@ def submit(
         QueueError: if the queue cannot be asked what is there already.
         ResreproError: if sbatch refuses a job.
     """
-    runs = runs.absolute()  # not resolved: a node may know the folder by this name only
-    own = {} if threads is None else {"cpus_per_task": str(threads)}
-    parameters = DEFAULTS | own | {key.replace("-", "_"): value for key, value in options.items()}
-    executors = [_executor(runs / FOLDER / each.run / f"seed{each.seed}") for each in wanted]
-    there = jobs_of(runs)
-    submitted = []
-    for each, executor in zip(wanted, executors, strict=True):
-        job = there.get((each.run, each.seed))
-        submitted.append((each, job.id if job else _send(executor, Task(each, runs), parameters), job))
-    return submitted
-
-
-def _executor(place: Path) -> "SlurmExecutor":
     try:
         from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
     except ModuleNotFoundError:
         raise UsageError(
             "--launcher slurm needs submitit, which is not installed: pip install 'resrepro[cluster]'."
         ) from None
-    try:
-        return SlurmExecutor(place, max_num_timeout=TIME_LIMITS)
-    except RuntimeError:
-        raise UsageError(
-            "--launcher slurm needs Slurm's commands (sbatch, srun, squeue), which are not on the PATH here: "
-            "submit from a login node of the cluster."
-        ) from None
-
-
-def _send(executor: "SlurmExecutor", task: Task, parameters: Mapping[str, str]) -> str:
-    """Submit a job; returns its id."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
+    own = {} if threads is None else {"cpus_per_task": str(threads)}
+    parameters = DEFAULTS | own | {key.replace("-", "_"): value for key, value in options.items()}
     others = {key: value or True for key, value in parameters.items()}
-    executor.update_parameters(stderr_to_stdout=True, additional_parameters=others)
-    try:
-        return str(executor.submit(task).job_id)
-    except (FailedJobError, FailedSubmissionError) as error:
-        told = shown(str(error), 1000).removeprefix("sbatch: error: ")
-        raise ResreproError(f"sbatch refused the jobs: {told}") from None
-
-
-# --- the queue -----------------------------------------------------------------------------------------
+    there, submitted = jobs_of(runs), list[tuple[QueuedRun, str, QueuedJob | None]]()
+    for each in wanted:
+        if job := there.get((each.run, each.seed)):
+            submitted.append((each, job.id, job))
+            continue
+        try:  # not resolved: a node may know the folder by this name only
+            place = runs.absolute() / FOLDER / each.run / f"seed{each.seed}"
+            executor = SlurmExecutor(place, max_num_timeout=TIME_LIMITS)
+            executor.update_parameters(stderr_to_stdout=True, additional_parameters=others)
+            submitted.append((each, str(executor.submit(each).job_id), None))
+        except (FailedJobError, FailedSubmissionError) as error:
+            told = " ".join(str(error).split()).removeprefix("sbatch: error: ")
+            raise ResreproError(f"sbatch refused the jobs: {told}") from None
+        except RuntimeError:
+            raise UsageError(
+                "--launcher slurm needs Slurm's commands (sbatch, srun, squeue), which are not on the PATH "
+                "here: submit from a login node of the cluster."
+            ) from None
+    return submitted
 
 
 @dataclass(frozen=True)
@@ -215,7 +155,7 @@ class QueuedJob:
     state: str
     used: str
     where: str
-    script: Path = field(compare=False)
+    script: Path
 
     def __str__(self) -> str:
         """`job 17 on node3, 12:30`, or `job 17: Priority`."""
@@ -231,50 +171,32 @@ def jobs_of(runs: Path) -> dict[Place, QueuedJob]:
         QueueError: if there may be some and the queue cannot be asked.
     """
     top = runs.absolute() / FOLDER
-    if not top.exists():
-        return {}
-    jobs = [job for job in _squeue() if job.script.is_relative_to(top)]
-    return {place: job for job in jobs if (place := place_of(job.script.parent)) is not None}
+    jobs = _squeue(f"--user={getpass.getuser()}") if top.exists() else []
+    return {place_of(job.script.parent): job for job in jobs if job.script.is_relative_to(top)}
 
 
-def place_of(folder: Path) -> Place | None:
+def place_of(folder: Path) -> Place:
     """The run of a folder `<run>/seed<k>`."""
-    if not RUN_FOLDER.fullmatch(folder.name) or not RUN_NAME.fullmatch(folder.parent.name):
-        return None
     return folder.parent.name, int(folder.name.removeprefix("seed"))
 
 
-def _squeue(jobs: Sequence[str] = ()) -> list[QueuedJob]:
-    """What squeue says of some jobs, those that it knows, or of all of this user.
+def _squeue(which: str) -> list[QueuedJob]:
+    """What squeue says of some jobs that it knows.
 
     Raises:
         QueueError: if squeue is missing, fails, or says what cannot be read.
     """
-    which = f"--jobs={','.join(jobs)}" if jobs else f"--user={getpass.getuser()}"
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
+    words = ["squeue", "--noheader", which, f"--format={FIELDS}"]
     try:
-        answer = subprocess.run(
-            ["squeue", "--noheader", which, f"--format={FIELDS}"],
-            capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False,
-            env=plain | {"LC_ALL": "C"},
-        )  # fmt: skip
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except FileNotFoundError:
         raise QueueError("squeue is not on the PATH here, so the queue cannot be asked.") from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise QueueError(f"squeue cannot be asked: {shown(str(error))}.") from None
+        raise QueueError(f"squeue cannot be asked: {error}.") from None
     if answer.returncode and "invalid job id" not in answer.stderr.lower():  # its word where none is left
-        raise QueueError(f"squeue failed: {shown(answer.stderr) or f'exit code {answer.returncode}'}")
-    return [_job_from(line) for line in answer.stdout.splitlines() if line.strip()]
-
-
-def _job_from(line: str) -> QueuedJob:
-    fields = [part.strip() for part in line.split("|", 4)]
-    if len(fields) != 5 or not re.fullmatch(r"\d+\S*", fields[0], re.ASCII) or CONTROL.search(line):
-        raise QueueError(f"squeue said what cannot be read: {shown(line)!r}.")
-    job, state, used, where, script = fields
-    return QueuedJob(job, state, used, where.strip("()"), Path(script))
-
-
-def shown(text: str, most: int = 200) -> str:
-    """The beginning of what another program said, on one line and harmless to a terminal."""
-    return CONTROL.sub(" ", " ".join(text.split()))[:most]
+        raise QueueError(f"squeue failed: {answer.stderr.strip() or f'exit code {answer.returncode}'}")
+    try:
+        jobs = [[part.strip() for part in line.split("|", 4)] for line in answer.stdout.splitlines()]
+        return [QueuedJob(id, state, used, at.strip("()"), Path(path)) for id, state, used, at, path in jobs]
+    except ValueError:
+        raise QueueError(f"squeue said what cannot be read: {answer.stdout[:200]!r}.") from None

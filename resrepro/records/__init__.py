@@ -1,10 +1,6 @@
-"""Reading run records. A record that is broken is named and left out; the others are still used.
-
-Nothing here imports torch.
-"""
+"""Reading run records. A record that is broken is named and left out; the others are still used."""
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +19,7 @@ from resrepro.records.reading import (
     Curve,
     check_run,
     naming,
+    need,
     read_curve,
     read_json,
     require,
@@ -34,7 +31,6 @@ from resrepro.spec.recipe import FAMILIES, spell
 FINISHED = ("complete", "shortened")
 CIFAR10_TEST = 10_000  # images of its whole test set
 Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
-RUN_NAME = re.compile(r"\w[\w+=.,-]*", re.ASCII)  # a folder is made of it when a record is published
 
 
 @dataclass(frozen=True)
@@ -57,12 +53,9 @@ class Run:
     spec: Mapping[str, Any]
     env: Mapping[str, Any]
     result: Mapping[str, Any]
-    evaluations: tuple[Evaluation, ...] = ()
-    """What `eval` measured of its checkpoints, whichever; `evaluation` picks what counts."""
-    responses: Responses | None = None
-    """What `responses` measured of its trained net."""
-    broken: tuple[str, ...] = ()
-    """A sentence on each evaluation, and on responses, that could not be read."""
+    evaluations: tuple[Evaluation, ...] = ()  # of its checkpoints, whichever; `evaluation` picks what counts
+    responses: Responses | None = None  # of its trained net
+    broken: tuple[str, ...] = ()  # a sentence on each evaluation, and on responses, that could not be read
 
     def setting(self, key: str) -> str:
         """A setting of its recipe or one of OTHER_SETTINGS, as one types it; empty where it has none."""
@@ -83,9 +76,8 @@ class Run:
 
     @property
     def paper_exact(self) -> bool:
-        """Whether its numbers may stand in the paper's own cell: unchanged specification, complete
-        official data, default mode, and nothing that departed on the way. (The digits have cells of
-        their own, though they depart from the paper.)
+        """Whether its numbers may stand in the paper's own cell: unchanged specification, complete official
+        data, default mode, no departure. (The digits, which depart from the paper, have cells of their own.)
         """
         told = self.result["notices"] or (self.result["departures"] and self.spec["dataset"] != "digits")
         return self.exact and not told and self.env["mode"] == "default"
@@ -102,10 +94,7 @@ class Run:
 
     @property
     def data_key(self) -> str:
-        """The checksums of what it was trained and validated on.
-
-        CIFAR-10's test images are not among them: they train nothing, and only the whole test set counts.
-        """
+        """The checksums of what it was trained and validated on; CIFAR-10's test images train nothing."""
         free = "test" if self.spec["dataset"] == "cifar10" else None
         sums = self.env["data"]["sha256"]
         return json.dumps({part: sums[part] for part in sums if part != free}, sort_keys=True)
@@ -142,10 +131,8 @@ class Run:
         return None if found is None else float(found[metric])
 
     def evaluation(self, protocol: str, part: str) -> Evaluation | None:
-        """The evaluation of a set under a test protocol, None if there is none that counts.
-
-        Only those count that are of this run's last iteration, on the data that it names, and with the
-        BN statistics of its recipe. An untrained or partly trained net has none.
+        """The evaluation of a set under a test protocol, None if there is none that counts: of this run's
+        last iteration, on the data that it names, and with the BN statistics of its recipe.
         """
         for found in self._own_evaluations(protocol):
             if part in found.errors and found.data.same_set(part, self.env["data"]):
@@ -154,8 +141,8 @@ class Run:
 
     def _own_evaluations(self, protocol: str) -> list[Evaluation]:
         """Those of the trained net under a test protocol, with the BN statistics of its recipe."""
-        end = int(self.spec["recipe"]["iterations"])
-        wanted = protocol, self.spec["recipe"].get("bn_stats", "running"), self.digest, end
+        recipe = self.spec["recipe"]
+        wanted = protocol, recipe.get("bn_stats", "running"), self.digest, recipe["iterations"]
         found = self.evaluations if self.finished else ()
         return [one for one in found if (one.protocol, one.bn_stats, one.digest, one.iteration) == wanted]
 
@@ -172,10 +159,8 @@ class Run:
 
     @property
     def test(self) -> TestError | None:
-        """The error on the whole test set at the last iteration: its own, or what `eval` measured afterwards.
-
-        An evaluation counts if the training images are the same: a shorter test set of a run's own is the
-        first part of a test file.
+        """The error on the whole test set at the last iteration: its own, or what `eval` measured afterwards
+        of a net that was trained on the same images.
         """
         own = self.last("test")
         if not self.finished or own is None:
@@ -203,11 +188,7 @@ class Run:
 
     @cached_property
     def curve(self) -> Curve:
-        """The columns of metrics.csv by name.
-
-        Raises:
-            RecordError: if the file is broken.
-        """
+        """The columns of metrics.csv by name (RecordError if it is broken)."""
         return read_curve(self.folder / METRICS, self.result.get("metrics"))
 
     def top1_errors(self, split: str) -> dict[int, float]:
@@ -225,15 +206,10 @@ def read_run(folder: Path) -> Run:
     head, env, result = (read_json(folder / name) for name in (SPEC, ENV, RESULT))
     with naming(folder / SPEC):
         spec = head["spec"]
-        wanted = {"experiment", "dataset", "depth", "plain", "shortcut", "recipe"}
-        matches = head["digest"] == digest_of(spec) and spec.keys() >= wanted
-        require(matches, "its digest does not match its content")
-        is_name = isinstance(head["name"], str) and RUN_NAME.fullmatch(head["name"])
-        require(bool(is_name), "its name is none of a run")
-        run = Run(folder, head["name"], int(head["seed"]), spec, env, result)
+        need(spec, "experiment", "dataset", "depth", "plain", "shortcut", "recipe")
+        require(head["digest"] == digest_of(spec), "its digest does not match its content")
+        run = Run(folder, str(head["name"]), int(head["seed"]), spec, env, result)
     check_run(run)
-    with naming(folder / ENV):
-        _ = run.seed_group
     _ = run.curve
     evaluations, broken = read_all(folder / EVALS, evaluation_from)
     responses = None
@@ -257,11 +233,7 @@ def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple
 
 
 def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Measured:
-    """An evaluation or ensemble from its file.
-
-    Raises:
-        RecordError: if it is missing or broken.
-    """
+    """An evaluation or ensemble from its file (RecordError if it is missing or broken)."""
     content = read_json(path)
     with naming(path):
         return parse(content)

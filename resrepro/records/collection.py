@@ -1,7 +1,4 @@
-"""All runs below some folders: collected, filtered by settings, as a frame, published and verified.
-
-Nothing here imports torch; what reads a checkpoint is handed to `verify`.
-"""
+"""All runs below some folders: collected, filtered by settings, as a frame, published and verified."""
 
 import re
 import warnings
@@ -9,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resrepro.errors import RecordError, ResreproError, UsageError
 from resrepro.records import Run, read_all, read_measured, read_run
@@ -36,34 +33,32 @@ RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
 OTHER_SETTINGS = ("dataset", "depth", "plain", "shortcut", "experiment", "mode", "seed")  # not of a recipe
 
 
+COLUMNS = (
+    "name", "experiment", "dataset", "depth", "plain", "shortcut", "seed", "status", "iterations",
+    "headline", "top1_err", "best_err", "train_err", "seconds", "departures", "folder",
+)  # of `load_runs`  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Collection:
-    """Runs and ensembles that could be read, and one sentence for each file that could not.
-
-    `folders` are those that were named, `shadowed` says which records another one of the same run hides.
-    """
+    """Runs and ensembles that could be read, and one sentence for each file that could not."""
 
     runs: tuple[Run, ...]
     broken: tuple[str, ...]
     ensembles: tuple[Ensemble, ...] = ()
-    folders: tuple[Path, ...] = ()
-    shadowed: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()  # those that were named
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where several folders are named, sentences on how many runs are of which and what is shadowed."""
+        """Where several folders are named, a sentence on how many runs are of which."""
         if len(self.folders) < 2:
             return ()
         counts = Counter(run.folder.parents[1] for run in self.runs)
         told = " and ".join(f"{counts[top]:,} of {_folder_name(top)}" for top in self.folders)
-        return (f"Runs read: {told}.", *self.shadowed)
+        return (f"Runs read: {told}.",)
 
     def having(self, settings: Mapping[str, str]) -> "Collection":
-        """Only the runs with some settings (spelled as one types them): of the recipe, the net, or `mode`.
-
-        Raises:
-            UsageError: for an unknown setting, or if there are no such runs.
-        """
+        """Only the runs with some settings, spelled as one types them (UsageError if there are none)."""
         wanted = {
             key: text if key in OTHER_SETTINGS else spell(parse(key, text)) for key, text in settings.items()
         }
@@ -85,8 +80,7 @@ def collect(folders: Iterable[Path]) -> Collection:
     """All runs and ensembles below some runs folders, in a fixed order; folders set aside are passed over.
 
     A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
-    is finished, else the first. The other is told as shadowed. Of an ensemble that appears twice the first
-    one counts.
+    is finished, else the first.
 
     Raises:
         RecordError: if something that is no folder was given.
@@ -96,7 +90,7 @@ def collect(folders: Iterable[Path]) -> Collection:
     ensembles: dict[str, Ensemble] = {}
     broken: list[str] = []
     for top in tops:
-        if top.exists() and not top.is_dir():
+        if top.is_file():
             raise RecordError(f"{top} is a file, not a folder of runs.")
         for folder in _run_folders(top, "*/seed*"):
             if not (folder / SPEC).exists():
@@ -112,24 +106,12 @@ def collect(folders: Iterable[Path]) -> Collection:
         broken += damaged
         for ensemble in found:
             ensembles.setdefault(ensemble.key, ensemble)
-    runs: list[Run] = []
-    shadowed: dict[tuple[str, str], list[str]] = {}
-    for same in copies.values():
-        run = next((run for run in same if run.finished), same[0])
-        runs.append(run)
-        for other in same:
-            if other is not run:
-                tops_of = _folder_name(other.folder.parents[1]), _folder_name(run.folder.parents[1])
-                shadowed.setdefault(tops_of, []).append(f"{run.name} seed {run.seed}")
+    chosen = [next((run for run in same if run.finished), same[0]) for same in copies.values()]
     return Collection(
-        tuple(sorted(runs, key=lambda run: (run.name, run.seed))),
+        tuple(sorted(chosen, key=lambda run: (run.name, run.seed))),
         tuple(broken),
         tuple(ensembles[key] for key in sorted(ensembles)),
         tuple(tops),
-        tuple(
-            f"Left out of {top}, as the same run of {by} is shown: {', '.join(names)}."
-            for (top, by), names in shadowed.items()
-        ),
     )
 
 
@@ -156,20 +138,24 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     collection = collect([Path(folder) for folder in folders or DEFAULT_FOLDERS])
     for sentence in collection.broken:
         warnings.warn(sentence, stacklevel=2)
-    columns = (
-        "name", "experiment", "dataset", "depth", "plain", "shortcut", "seed", "status", "iterations",
-        "headline", "top1_err", "best_err", "train_err", "seconds", "departures", "folder",
-    )  # fmt: skip
     rows = [
-        (
-            run.name, run.experiment, run.spec["dataset"], run.spec["depth"], run.spec["plain"],
-            run.spec["shortcut"], run.seed, run.status, run.result["iteration"], run.headline_split,
-            run.last(run.headline_split), run.best, run.last("train"), run.result["seconds"],
-            "; ".join(run.result["departures"]), str(run.folder),
-        )
+        {
+            **run.spec,
+            "name": run.name,
+            "seed": run.seed,
+            "status": run.status,
+            "iterations": run.result["iteration"],
+            "headline": run.headline_split,
+            "top1_err": run.last(run.headline_split),
+            "best_err": run.best,
+            "train_err": run.last("train"),
+            "seconds": run.result["seconds"],
+            "departures": "; ".join(run.result["departures"]),
+            "folder": str(run.folder),
+        }
         for run in collection.runs
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(columns))
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 # --- publishing ---
@@ -191,11 +177,7 @@ def publish(run: Run, results: Path) -> Path:
 
 
 def publish_ensemble(path: Path, results: Path) -> Path:
-    """Copy the record of an ensemble to `results/ensembles/`; returns the copy.
-
-    Raises:
-        RecordError: if it is broken, or another record lies there already.
-    """
+    """Copy the record of an ensemble to `results/ensembles/`; returns the copy (errors as of `publish`)."""
     read_measured(path, ensemble_from)
     target = results / ENSEMBLES / path.name
     _copy({target: path.read_bytes()})
@@ -203,11 +185,7 @@ def publish_ensemble(path: Path, results: Path) -> Path:
 
 
 def _copy(copies: Mapping[Path, bytes]) -> None:
-    """Write files that are not there yet.
-
-    Raises:
-        RecordError: if other content lies at one of the places; then nothing is written.
-    """
+    """Write files that are not there yet; where one of them has other content (RecordError), none."""
     for path, content in copies.items():
         if path.exists() and path.read_bytes() != content:
             raise RecordError(
@@ -235,11 +213,7 @@ ReadCheckpoint = Callable[[Path], Identity]
 def verify(
     paths: Sequence[Path], read_checkpoint: ReadCheckpoint
 ) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
-    """Check runs, and the records of evaluations and ensembles, one after the other.
-
-    Args:
-        paths: folders of runs, of one run, or JSON files that `eval` wrote.
-        read_checkpoint: what loads a checkpoint.
+    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote, one after the other.
 
     Yields:
         The run's folder or the file, what it holds in a few words (empty if it is broken), and a sentence on
@@ -249,27 +223,23 @@ def verify(
         RecordError: if there is nothing to check at one of the places.
     """
     for place in dict.fromkeys(place for path in paths for place in _places_at(path)):
-        if place.is_dir():
-            summary, troubles = _check_run(place, read_checkpoint)
-            if troubles:  # a run that is being trained was perhaps written meanwhile
+        try:
+            if place.is_dir():
                 summary, troubles = _check_run(place, read_checkpoint)
-        else:
-            summary, troubles = _check_measured(place)
+            else:
+                summary, troubles = _check_measured(place), []
+        except RecordError as error:
+            summary, troubles = "", [str(error)]
         yield place, summary, tuple(troubles)
 
 
 def _places_at(path: Path) -> list[Path]:
-    """The run folders and files of evaluations at a place.
-
-    Raises:
-        RecordError: if there are none.
-    """
+    """The run folders and files of evaluations at a place (RecordError if there are none)."""
     if path.is_file() and path.suffix == ".json" and path.name not in RECORD_FILES:
         return [path]
-    if _is_run(path):
-        return [path]
-    folders = [*_run_folders(path, "*/seed*"), *_run_folders(path, "seed*")]
-    places = [folder for folder in folders if _is_run(folder)]
+    folders = [path, *_run_folders(path, "*/seed*"), *_run_folders(path, "seed*")]
+    kept = (*RECORD_FILES, CHECKPOINT, PREVIOUS)
+    places = [folder for folder in folders if any((folder / name).exists() for name in kept)]
     for folder in (ENSEMBLES, FOREIGN):
         places += sorted((path / folder).glob("**/[!.]*.json"))
     if not places:
@@ -277,64 +247,43 @@ def _places_at(path: Path) -> list[Path]:
     return places
 
 
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (*RECORD_FILES, CHECKPOINT, PREVIOUS))
-
-
 def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list[str]]:
-    """How far a run is, and what is wrong with it."""
+    """How far a run is, and what of its nets and evaluations is wrong (RecordError if its record is)."""
+    troubles: list[str] = []
+    nets: dict[str, Identity] = {}
     # The checkpoints come first: of a run that goes on the record is then as new, or newer.
-    nets = {name: _identify(folder / name, read_checkpoint) for name in (CHECKPOINT, PREVIOUS, WEIGHTS)}
-    try:
-        run = read_run(folder)
-    except RecordError as error:
-        return "", [str(error), *(trouble for trouble in nets.values() if isinstance(trouble, str))]
-    troubles = list(run.broken)
+    there = [name for name in (CHECKPOINT, PREVIOUS, WEIGHTS) if (folder / name).exists()]
+    for name in there:
+        try:
+            nets[name] = read_checkpoint(folder / name)
+        except ResreproError as error:
+            troubles.append(str(error))
+    run = read_run(folder)
+    end, whole = run.result["iteration"], run.result["iterations"]
+    if run.status == "diverged":
+        troubles = []  # its net need not be finite
+    troubles += run.broken
     if any(evaluation.digest != run.digest for evaluation in run.evaluations):
         troubles.append(f"{folder / EVALS} holds an evaluation of another run.")
-    if run.status != "diverged":  # whose net need not be finite
-        troubles += _compare(run, nets)
-    done = f"{run.status}, {run.result['iteration']:,} of {run.result['iterations']:,} iterations"
-    return done if any(nets.values()) else f"{done}, no checkpoint", troubles
+    if CHECKPOINT not in there and (PREVIOUS in there or not run.finished):
+        troubles.append(f"{folder / CHECKPOINT} is missing.")
+    for name, net in nets.items():
+        if (net.digest, net.seed) != (run.digest, run.seed):
+            troubles.append(f"{folder / name} is of another run than {SPEC}: specification or seed differs.")
+        elif name == CHECKPOINT and run.finished and net.iteration != end:
+            troubles.append(f"{folder / name} is of iteration {net.iteration:,}, not of the last, {end:,}.")
+    done = f"{run.status}, {end:,} of {whole:,} iterations"
+    return done if there else f"{done}, no checkpoint", troubles
 
 
-def _identify(path: Path, read_checkpoint: ReadCheckpoint) -> Identity | str | None:
-    """Whose checkpoint it is, or what is wrong with it; None if there is none."""
-    if not path.exists() and not path.is_symlink():
-        return None
-    try:
-        return read_checkpoint(path)
-    except ResreproError as error:
-        return str(error)
+def _check_measured(path: Path) -> str:
+    """What an evaluation or an ensemble is of (RecordError if it is broken)."""
 
+    def parse(content: dict[str, Any]) -> Evaluation | Ensemble:
+        if all("digest" in net for net in content.get("members", [{}])):
+            return ensemble_from(content)
+        return evaluation_from({"digest": "", "iteration": 0, **content})  # other people's have neither
 
-def _compare(run: Run, nets: dict[str, Identity | str | None]) -> Iterator[str]:
-    """What of checkpoints and published weights is broken, missing, of another run, or not of its end."""
-    newest = nets[CHECKPOINT]
-    if newest is None and (nets[PREVIOUS] is not None or not run.finished):
-        yield f"{run.folder / CHECKPOINT} is missing."
-    for name, identity in nets.items():
-        if isinstance(identity, str):
-            yield identity
-        elif identity is not None and (identity.digest, identity.seed) != (run.digest, run.seed):
-            yield f"{run.folder / name} is of another run than {SPEC}: specification or seed differs."
-    end = run.result["iteration"]
-    if run.finished and isinstance(newest, Identity) and newest.iteration != end:
-        yield f"{run.folder / CHECKPOINT} is of iteration {newest.iteration:,}, not of the last, {end:,}."
-
-
-def _check_measured(path: Path) -> tuple[str, list[str]]:
-    """What an evaluation or an ensemble is of, and what is wrong with it."""
-    try:
-        measured = read_measured(path, _measured_from)
-    except RecordError as error:
-        return "", [str(error)]
+    measured = read_measured(path, parse)
     kind = "ensemble" if isinstance(measured, Ensemble) else "evaluation"
-    return f"{kind}, {measured.protocol} on {measured.data.name}", []
-
-
-def _measured_from(content: dict[str, object]) -> Evaluation | Ensemble:
-    nets = content.get("members", [content])
-    if not all("digest" in net for net in nets):  # type: ignore[attr-defined]
-        return evaluation_from({**content, "digest": "", "iteration": 0})  # of other people's checkpoints
-    return ensemble_from(content) if "members" in content else evaluation_from(content)
+    return f"{kind}, {measured.protocol} on {measured.data.name}"

@@ -1,11 +1,10 @@
-"""What was measured of trained nets, checked: evaluations, ensembles, and responses of layers (Figure 7).
+"""What was measured of trained nets: evaluations, ensembles, and responses of layers (Figure 7).
 
 Errors are in percent. `responses.csv` begins with one line of JSON behind a `#`: what was measured on which
-net, and a checksum; below it stands a plain table, one row per 3x3 layer. Nothing here imports torch.
+net, and a checksum; below it stands a plain table, one row per 3x3 layer.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,12 @@ from typing import TYPE_CHECKING, Any
 from resrepro.errors import RecordError
 from resrepro.records.reading import (
     FORMAT,
-    METRICS_MEASURED,
+    MEASURED,
     RESPONSES,
     SPEC,
-    SPLITS,
     describe_curve,
     naming,
     parse_json,
-    percentage,
-    plain,
     read_bytes,
     read_json,
     read_table,
@@ -43,8 +39,7 @@ class Data:
     name: str
     images: Mapping[str, int]
     checksums: Mapping[str, str]
-    classes: int | None
-    """None where the record does not say (those of CIFAR-10)."""
+    classes: int | None  # None where the record does not say (those of CIFAR-10)
     notices: tuple[str, ...]
 
     def same_set(self, part: str, other: Mapping[str, Any]) -> bool:
@@ -62,8 +57,7 @@ class Evaluation:
     digest: str
     iteration: int
     data: Data
-    errors: Mapping[str, Mapping[str, float]]
-    """By set, then `top1_err` and `top5_err`."""
+    errors: Mapping[str, Mapping[str, float]]  # by set, then `top1_err` and `top5_err`
 
 
 @dataclass(frozen=True)
@@ -76,8 +70,7 @@ class Member:
     digest: str
     iteration: int
     status: str
-    told: tuple[str, ...]
-    """Its departures and notices."""
+    told: tuple[str, ...]  # its departures and notices
 
 
 @dataclass(frozen=True)
@@ -99,78 +92,46 @@ class Ensemble:
 
 
 def evaluation_from(content: Mapping[str, Any]) -> Evaluation:
-    """An evaluation from its JSON object; older records lack `bn_stats` (running) and the classes.
-
-    Raises:
-        KeyError, TypeError, ValueError: if something is missing or is not what it should be.
-    """
+    """An evaluation from its JSON object (MALFORMED if it is none); older records lack `bn_stats`."""
     return Evaluation(
-        _text(content, "protocol"),
-        _text({"bn_stats": "running", **content}, "bn_stats"),
-        _text(content, "digest"),
-        _count(content, "iteration"),
+        content["protocol"],
+        content.get("bn_stats", "running"),
+        content["digest"],
+        content["iteration"],
         *_data_and_errors(content),
     )
 
 
 def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
-    """An ensemble from its JSON object.
-
-    Raises:
-        KeyError, TypeError, ValueError: if something is missing or is not what it should be.
-    """
-    members = tuple(_member(member) for member in content["members"])
-    require(len(members) > 1, "fewer than two members")
-    protocol, bn_stats = _text(content, "protocol"), _text(content, "bn_stats")
-    return Ensemble(protocol, bn_stats, members, *_data_and_errors(content))
-
-
-def _member(content: Mapping[str, Any]) -> Member:
-    name, label, digest, status = (_text(content, key) for key in ("name", "label", "digest", "status"))
-    sentences = dict.fromkeys(_sentences(content["departures"]) + _sentences(content["notices"]))
-    seed, iteration = _count(content, "seed"), _count(content, "iteration")
-    return Member(name, label, seed, digest, iteration, status, tuple(sentences))
+    """An ensemble from its JSON object (MALFORMED if it is none)."""
+    members = tuple(
+        Member(
+            **{key: one[key] for key in ("name", "label", "seed", "digest", "iteration", "status")},
+            told=tuple(dict.fromkeys(one["departures"] + one["notices"])),
+        )
+        for one in content["members"]
+    )
+    require(len(members) > 1, "it has fewer than two members")
+    return Ensemble(content["protocol"], content["bn_stats"], members, *_data_and_errors(content))
 
 
 def _data_and_errors(content: Mapping[str, Any]) -> tuple[Data, dict[str, dict[str, float]]]:
+    """The errors by set, and the data, which has to say of each how many images were measured."""
     about = content["data"]
-    data = Data(
-        _text(about, "name"),
-        {part: _count(about["images"], part) for part in about["images"]},
-        {part: _text(about["sha256"], part) for part in about["sha256"]},
-        _count(about, "classes") if "classes" in about else None,
-        _sentences(about.get("notices", [])),
-    )
+    notices = tuple(about.get("notices", ()))
+    data = Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)
     errors = {
-        part: {metric: percentage(figures[metric], metric) for metric in METRICS_MEASURED}
+        part: {metric: float(figures[metric]) for metric in MEASURED}
         for part, figures in content["errors"].items()
     }
     require(bool(errors), "no set was measured")
-    require(errors.keys() <= data.images.keys(), "it does not say how many images were measured")
+    require(errors.keys() <= data.images.keys(), "it does not say how many images there were")
     return data, errors
 
 
-def _text(content: Mapping[str, Any], key: str) -> str:
-    require(isinstance(content[key], str), f"{key} is no text")
-    return str(content[key])
-
-
-def _count(content: Mapping[str, Any], key: str) -> int:
-    require(type(content[key]) is int and content[key] >= 0, f"{key} is no count")
-    return int(content[key])
-
-
-def _sentences(content: list[str]) -> tuple[str, ...]:
-    is_list = isinstance(content, list) and all(isinstance(text, str) for text in content)
-    require(is_list, "no list of sentences")
-    return tuple(content)
-
-
 COLUMNS = ("index", "layer", "std", "gradient_norm_start", "gradient_norm_end")
-MOST_RESPONSES = 2**20  # the 1,201 rows of the deepest net of the paper have 80 KB
 ABOUT = ("images", "batch", "bn_stats", "digest", "seed", "iteration")  # in the first line, as attributes
 LEAD = b"# "
-LAYER = re.compile(r"[a-z][a-z0-9.]*")  # a module's name, such as stages.0.1.conv2
 TOLD = {
     "std": "of what BN gives, before ReLU or addition, over all images, channels and positions together; BN "
     "in evaluation mode, the trained net (assumed: the paper names neither images nor mode)",
@@ -182,32 +143,16 @@ TOLD = {
 
 @dataclass(frozen=True)
 class Responses:
-    """What was measured of the 3x3 layers of a trained net, in the paper's order: index 1 comes first.
+    """What was measured of the 3x3 layers of a trained net, in the paper's order, projections aside."""
 
-    The first layer counts as it does in Figure 7, if it is a 3x3 one; projections and the classifier do not.
-
-    Attributes:
-        layers: the names of the convolutions in the net.
-        std: standard deviation of each response: after BN, before ReLU or addition, evaluation mode.
-        gradient_norm_start: L2 norm of the loss gradient with respect to each response, at initialisation.
-        gradient_norm_end: the same of the trained net.
-        part: the set that `std` was measured on, "test" or "val": the run's headline set.
-        images: how many images that was.
-        batch: images of the training batch that the gradients are of.
-        bn_stats: "running" or "precise", the statistics that BN used for `std`.
-        digest: of the run's specification.
-        seed: of the run.
-        iteration: updates made.
-    """
-
-    layers: tuple[str, ...]
-    std: tuple[float, ...]
-    gradient_norm_start: tuple[float, ...]
-    gradient_norm_end: tuple[float, ...]
-    part: str
+    layers: tuple[str, ...]  # the names of the convolutions in the net
+    std: tuple[float, ...]  # standard deviations: after BN, before ReLU or addition, evaluation mode
+    gradient_norm_start: tuple[float, ...]  # L2 norms of the loss gradient at the same place, untrained
+    gradient_norm_end: tuple[float, ...]  # the same of the trained net
+    part: str  # the set that `std` was measured on: the run's headline set
     images: int
-    batch: int
-    bn_stats: str
+    batch: int  # images of the training batch that the gradients are of
+    bn_stats: str  # "running" or "precise": what BN used for `std`
     digest: str
     seed: int
     iteration: int
@@ -239,40 +184,31 @@ def read_responses(folder: Path) -> Responses | None:
             spec.json is missing or broken.
     """
     path = folder / RESPONSES
-    if not path.exists() and not path.is_symlink():
+    if not path.exists():
         return None
-    first, _, rows = read_bytes(path, MOST_RESPONSES).partition(b"\n")
+    first, _, rows = read_bytes(path).partition(b"\n")
     with naming(path):
         require(first.startswith(LEAD), "its first line does not say what was measured")
-        head = parse_json(path, first.removeprefix(LEAD))
-        require(head.get("rows") == describe_curve(rows), "its rows do not match their checksum")
-        responses = _responses_from(head, rows)
+        head = parse_json(first.removeprefix(LEAD))
+        require(head["rows"] == describe_curve(rows), "its rows do not match their checksum")
+        _, layers, *figures = read_table(rows, COLUMNS)
+        std, start, end = (tuple(map(float, texts)) for texts in figures)
+        about = {key: head[key] for key in ABOUT}
+        responses = Responses(layers, std, start, end, head["set"], **about)
     found = responses.digest, responses.seed, responses.iteration, len(responses.layers)
     content = read_json(folder / SPEC)
     with naming(folder / SPEC):
         spec = content["spec"]
-        layers = count_layers(spec["dataset"], spec["depth"])
-        expected = digest_of(spec), content["seed"], spec["recipe"]["iterations"], layers
+        expected = (
+            digest_of(spec), content["seed"], spec["recipe"]["iterations"],
+            count_layers(spec["dataset"], spec["depth"]),
+        )  # fmt: skip
     if found != expected:
         raise RecordError(
             f"{path} was not measured on the trained net of this run: "
             f"`resrepro eval {folder} --responses` measures it anew."
         )
     return responses
-
-
-def _responses_from(head: Mapping[str, Any], rows: bytes) -> Responses:
-    indices, layers, *figures = read_table(rows, COLUMNS)
-    numbered = indices == tuple(str(index) for index in range(1, len(indices) + 1))
-    require(numbered, "its layers are not numbered from 1")
-    require(all(LAYER.fullmatch(layer) for layer in layers), "a layer has no name of one")
-    require(head["set"] in SPLITS, "the set is none of train, val or test")
-    std, start, end = (tuple(float(plain(text)) for text in texts) for texts in figures)
-    finite = all(0 <= figure < float("inf") for figure in (*std, *start, *end))
-    require(finite, "a value is no number from 0 on")
-    images, batch, seed, iteration = (_count(head, key) for key in ("images", "batch", "seed", "iteration"))
-    bn_stats, digest = _text(head, "bn_stats"), _text(head, "digest")
-    return Responses(layers, std, start, end, head["set"], images, batch, bn_stats, digest, seed, iteration)
 
 
 def count_layers(dataset: str, depth: int) -> int:

@@ -1,21 +1,16 @@
-"""Writing run records: one folder per run, small text files, replaced whole or appended to.
-
-Layout: `runs/<name>/seed<k>/` with spec.json, env.json, metrics.csv, result.json, checkpoint.pt, the
-checkpoint before it, and evals/. `resrepro.records` reads them.
+"""Writing run records: one folder per run, `runs/<name>/seed<k>/`, of small text files and checkpoints.
 
 Order matters: rows reach the disk before the result or the checkpoint that counts on them. Rows that
 neither tells of are those of a crash. What env.json says of the machine has no paths, host or user names.
 """
 
-import csv
 import datetime
 import importlib.metadata
-import io
 import itertools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +22,6 @@ from resrepro.records.reading import (
     FORMAT,
     METRICS,
     METRICS_COLUMNS,
-    MOST_BYTES,
     PREVIOUS,
     RESULT,
     SPEC,
@@ -35,42 +29,21 @@ from resrepro.records.reading import (
     read_bytes,
     read_json,
 )
-from resrepro.records.storage import (
-    append,
-    cut_back,
-    make_folder,
-    seal_of,
-    sweep,
-    write_json,
-    write_whole,
-)
+from resrepro.records.storage import PART, append, make_folder, seal_of, write_json, write_whole
 from resrepro.spec import Spec, digest_of
 
 LATER = "later_sessions"
 HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
 
 
-def unchecked() -> None:
-    """Nobody else is about; a function, so that a writer can be sent to the other processes of a run."""
-
-
 class RunWriter:
-    """The record of one run while it is being made.
-
-    Attributes:
-        folder: where it lies.
-        aside: where an earlier record was moved, if there was one.
-        env: the content of env.json.
-        curve: the content of metrics.csv.
-        still_ours: raises if another process has taken the run over.
-    """
+    """The record of one run while it is being made."""
 
     def __init__(self, folder: Path, aside: Path | None = None) -> None:
         self.folder = folder
-        self.aside = aside
-        self.env: dict[str, Any] = {}
-        self.curve = HEADER
-        self.still_ours: Callable[[], None] = unchecked
+        self.aside = aside  # where an earlier record was moved, if there was one
+        self.env: dict[str, Any] = {}  # the content of env.json
+        self.curve = HEADER  # the content of metrics.csv
         self._of: dict[str, Any] = {}  # what binds the result to its run
 
     @property
@@ -80,7 +53,7 @@ class RunWriter:
 
     def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
         """Write what is known before the first iteration."""
-        self.env, self.curve = dict(env), HEADER
+        self.env = dict(env)
         self._of = {"digest": spec.digest, "seed": seed}
         write_json(self.folder / SPEC, describe_spec(spec, seed))
         write_json(self.folder / ENV, self.env)
@@ -89,38 +62,25 @@ class RunWriter:
     def go_on(
         self, spec: Spec, seed: int, env: Mapping[str, Any], curve: bytes, result: Mapping[str, Any]
     ) -> list[str]:
-        """Bring the record to the state of a checkpoint; returns the files that had to be restored.
-
-        Raises:
-            RecordError: if the disk refuses.
-        """
+        """Bring the record to the state of a checkpoint; returns the files that had to be restored."""
         self.env, self.curve = dict(env), curve
         self._of = {"digest": spec.digest, "seed": seed}
         self.result(result)  # first: it must never vouch for rows that are cut off
         restored = []
         recorded = _whole(self.folder / ENV)
-        if recorded is not None and _first_start(recorded) == _first_start(env):
+        if recorded is not None and seal_of({**recorded, LATER: 0}) == seal_of({**env, LATER: 0}):
             self.env = recorded  # it may tell of a session that wrote no checkpoint
         for name, content in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
             recorded = _whole(self.folder / name)
             if recorded is None or seal_of(recorded) != seal_of(content):
                 write_json(self.folder / name, content)
                 restored.append(name)
-        return restored + self._restore_curve()
-
-    def _restore_curve(self) -> list[str]:
-        """Cut metrics.csv back to the curve, or write it anew if it is not what it should be."""
-        path = self.folder / METRICS
-        try:
-            rows = read_bytes(path, MOST_BYTES)
-        except RecordError:
-            rows = b""
-        if not rows.startswith(self.curve):
-            write_whole(path, self.curve)
-            return [METRICS]
-        if len(rows) > len(self.curve):
-            cut_back(path, len(self.curve))
-        return []
+        rows = b""
+        with suppress(RecordError):
+            rows = read_bytes(self.folder / METRICS)
+        if rows != self.curve:
+            write_whole(self.folder / METRICS, self.curve)
+        return restored + ([] if rows.startswith(self.curve) else [METRICS])
 
     def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
         """Note in env.json that another session, perhaps elsewhere, went on from `iteration`."""
@@ -131,16 +91,12 @@ class RunWriter:
 
     def append(self, rows: Iterable[Sequence[object]]) -> None:
         """Append rows to metrics.csv and force them to disk."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        added = text.getvalue().encode()
-        self.still_ours()
+        added = "".join(",".join(map(str, row)) + "\n" for row in rows).encode()
         append(self.folder / METRICS, added, len(self.curve))
         self.curve += added
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Replace result.json; it vouches for the rows so far."""
-        self.still_ours()
         vouching = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
         write_json(self.folder / RESULT, vouching)
 
@@ -169,11 +125,6 @@ def _whole(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _first_start(env: Mapping[str, Any]) -> str:
-    """What tells whether two env.json are of one run: all but the later sessions."""
-    return seal_of({key: value for key, value in env.items() if key != LATER})
-
-
 def run_folder(runs: Path, spec: Spec, seed: int) -> Path:
     """Where a run's record lies: `runs/<name>/seed<k>`."""
     return runs / spec.name / f"seed{seed}"
@@ -185,9 +136,8 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
-    """The folder of a run, made if missing; with `fresh` an existing one is set aside first.
-
-    So is one that holds curves but no checkpoint to go on from.
+    """The folder of a run, made if missing; with `fresh` an existing one is set aside first, and so is one
+    that holds curves but no checkpoint to go on from.
 
     Raises:
         UsageError: if the folder holds a run of another specification.
@@ -206,7 +156,8 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
         raise RecordError(
             f"cannot write to the runs folder {runs}: {error.strerror}. Choose another with --runs."
         ) from None
-    sweep(folder)
+    for left in folder.glob(f".*{PART}"):  # by a process that was killed in the midst of writing
+        left.unlink(missing_ok=True)
     recorded = _whole(folder / SPEC)  # None: none yet, or restored from the checkpoint
     if recorded is not None and digest_of(recorded.get("spec", {})) != spec.digest:
         raise UsageError(f"{folder} holds a run of another specification: set it aside with --fresh.")
@@ -219,46 +170,28 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(next(name for name in names if not name.exists()))
 
 
-PATH_OPTIONS = ("--data", "--runs", "--tables", "--figures", "--out", "--results")
-PATH_STARTS = ("/", "~", "..")
-
-
-def describe_environment(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Versions, machine and arguments, without paths, host or user names."""
-    packages = ("resrepro", "torch", "torchvision", "numpy", "scikit-learn")
+def describe_environment() -> dict[str, Any]:
+    """Versions, commit and machine, without paths, host or user names."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("resrepro", "torch", "torchvision", "numpy", "scikit-learn"):
+        versions[package] = None
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     commit, modified = source_commit()
     return {
         "format": FORMAT,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": versions,
         "commit": commit,
         "modified": modified,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "arguments": None if arguments is None else without_paths(arguments),
         "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 
-def without_paths(arguments: Sequence[str]) -> list[str]:
-    """Arguments with the value of every path option, and every absolute path, replaced by DIR."""
-    safe: list[str] = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if safe and safe[-1] in PATH_OPTIONS:
-            safe.append("DIR")
-        elif equals and (option in PATH_OPTIONS or value.startswith(PATH_STARTS)):
-            safe.append(f"{option}=DIR")
-        else:
-            safe.append("DIR" if argument.startswith(PATH_STARTS) else argument)
-    return safe
-
-
 def source_commit() -> tuple[str | None, bool | None]:
-    """The git commit that this package's source is checked out at, and whether it was changed since.
-
-    None where the package is not part of a git checkout.
-    """
+    """The git commit that this package is checked out at, and whether it was changed since; None without."""
     here = Path(__file__).parents[1]  # the package
 
     def git(*words: str) -> str:
@@ -270,12 +203,6 @@ def source_commit() -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
     except (OSError, subprocess.CalledProcessError):
         return None, None
-
-
-def _version(package: str) -> str | None:
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
 
 
 def cpu_model() -> str:

@@ -1,6 +1,6 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.records import read_run
-from resrepro.records.locking import Lock, locked
+from resrepro.records.locking import locked
 from resrepro.records.reading import ENV, MALFORMED, RESULT, SPEC, read_json
 from resrepro.records.write import (
     Onlooker,
@@ -57,7 +57,6 @@ def train(
     checkpoint_every: str | None = None,
     break_lock: bool = False,
     watcher: Watcher | None = None,
-    arguments: Sequence[str] | None = None,
     **settings: Value | None,
 ) -> Path:
     """Train one experiment with one seed, or go on with it where it was interrupted.
@@ -82,7 +81,6 @@ def train(
             as often as costs less than 1 % of the time.
         break_lock: go on with a run that a process on another machine has not given back.
         watcher: hears of every event; silent by default.
-        arguments: the command line, for the record.
         **settings: settings of the recipe to change, such as `iterations=2000` or `split="45k5k"`.
 
     Returns:
@@ -116,7 +114,7 @@ def train(
             on_first(lambda: check_no_twin(folder, spec, seed))
         with (
             _telling_early_stop(folder, fresh) as interrupts,
-            _alone(folder, break_lock, watcher) as lock,
+            _alone(folder, break_lock, watcher),
             telling_memory(
                 f"{split.micro} images per pass: try --micro-batch {max(1, split.micro // 2)} "
                 "(gradients are accumulated; BN groups must fit into it)"
@@ -140,11 +138,9 @@ def train(
                     watcher.say(sentence)
                 trainer = Trainer(spec, seed, feed, Target(used, split, engine), writer, watcher)
                 trainer.interval = interval
-                if lock is not None:
-                    writer.still_ours = lock.check
                 if fresh:
                     trainer.way_on = "The same command without --fresh goes on from here."
-                now = describe_environment(arguments) | describe_device(used, split.micro)
+                now = describe_environment() | describe_device(used, split.micro)
                 now |= describe_engine(engine)
                 if state:
                     _go_on(trainer, state, notice, now)
@@ -248,18 +244,17 @@ def _telling_early_stop(folder: Path, fresh: bool) -> Iterator[Interrupts]:
 
 
 @contextmanager
-def _alone(folder: Path, break_lock: bool, watcher: Watcher) -> Iterator[Lock | None]:
+def _alone(folder: Path, break_lock: bool, watcher: Watcher) -> Iterator[None]:
     """While active, no other process trains this run; the first process of a run holds its lock."""
-    held: list[Lock] = []
     with ExitStack() as stack:
 
         def take() -> None:
             for missing in [parent for parent in folder.parents if not parent.exists()][::-1]:
                 stack.callback(_remove_if_empty, missing)  # of a run that was refused nothing remains
-            held.append(stack.enter_context(locked(folder, break_lock=break_lock, say=watcher.say)))
+            stack.enter_context(locked(folder, break_lock=break_lock, say=watcher.say))
 
         on_first(take)
-        yield held[0] if held else None
+        yield
 
 
 def _remove_if_empty(folder: Path) -> None:

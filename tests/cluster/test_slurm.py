@@ -226,36 +226,3 @@ def test_an_exhibit_is_reproduced_through_the_queue(slurm: OneNode, tmp_path: Pa
     verdicts = shown.partition("claims")[2]
     assert "plain-56" in verdicts
     assert any(word in verdicts for word in ("held", "failed", "undecided"))
-
-
-def test_responses_are_measured_by_the_jobs_and_a_killed_one_blocks_nothing(
-    slurm: OneNode, tmp_path: Path
-) -> None:
-    """Figure 7 of short runs, the first of which is killed and leaves its lock, as if on another node."""
-    words = ["figure7", "--iterations", "40"]
-    for left_out in ("plain56", "resnet56", "resnet110"):
-        words += ["--without", f"digits-{left_out}"]
-    first, submitted = reproduce(slurm, tmp_path, *words)
-    assert len(first) == 2
-    assert "No measured run for figure7-digits yet" in submitted
-    runs = tmp_path / "runs"
-    killed = runs / "digits-plain20+iterations=40"
-    note = killed / ".seed0.lock.json"
-    slurm.wait_until((killed / "seed0" / "result.json").exists, LONG)
-    left = json.loads(note.read_text())
-    os.kill(int(left["pid"]), signal.SIGKILL)
-    slurm.wait_until(lambda: not slurm.queue(), LONG)
-    assert left["job"] == first[0]
-    note.write_text(json.dumps(left | {"host": "node3"}))
-    told = status(slurm, runs)
-    assert "1 interrupted, 1 finished" in told, told
-    second, _ = reproduce(slurm, tmp_path, *words)
-    assert len(second) == 1
-    slurm.wait_until(lambda: gone(slurm, second), LONG)
-    logs = "".join(path.read_text() for path in (runs / "slurm").rglob("*_log.out"))
-    assert f"(job {first[0]}) was broken, as asked." in logs
-    third, shown = reproduce(slurm, tmp_path, *words)
-    assert third == []
-    assert "2 runs: all runs are done; nothing to do." in shown
-    assert len(list(runs.glob("*/seed0/responses.csv"))) == 2
-    assert (tmp_path / "figures" / "figure7-digits.png").stat().st_size > 10_000
