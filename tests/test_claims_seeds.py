@@ -1,15 +1,13 @@
 """What verdicts rest on: which seeds, how many of them, how finely measured; made-up records, known truth."""
 
 import dataclasses
-import math
 
 import pytest
 from conftest import write_eval, write_run, write_test_eval
 
-from resrepro.claims import claims, find_claim
-from resrepro.claims.judging import judge, table, verdict_on
+from resrepro.claims import FAILED, HELD, UNDECIDED, claims, find_claim, table
+from resrepro.claims.judging import verdict_on
 from resrepro.claims.measures import MEASURES, reached
-from resrepro.claims.testing import FAILED, HELD, UNDECIDED
 from resrepro.records.collection import collect
 
 COLD = {"warmup_lr": 0.0}
@@ -30,12 +28,6 @@ def verdict(number, folder, *tests):
     return verdict_on(claim, runs_in(folder))
 
 
-@pytest.fixture(autouse=True)
-def hasty_disk(monkeypatch):
-    """Made-up records need not survive a power cut."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def write(folder, experiment, curves, **options):
     """One made-up seed per curve."""
     for seed, curve in enumerate(curves):
@@ -50,13 +42,6 @@ def flat(level, every, end=600_000):
 
 
 # --- how many comparisons -------------------------------------------------------------------------------
-
-
-def test_each_comparison_of_a_claim_counts_once():
-    counts = {claim.number: claim.comparisons for claim in claims()}
-    assert {number: counts[number] for number in (1, 4, 5, 6, 7, 9, 12, 16, 17, 20)} == {
-        1: 2, 4: 4, 5: 1, 6: 2, 7: 2, 9: 2, 12: 1, 16: 2, 17: 3, 20: 3,
-    }  # fmt: skip
 
 
 def test_the_other_way_but_not_beyond_the_stricter_interval_is_told_with_its_seeds(tmp_path):
@@ -77,28 +62,11 @@ def test_the_other_way_but_not_beyond_the_stricter_interval_is_told_with_its_see
 
 
 def test_throughout_needs_samples_throughout(tmp_path):
-    """The first curve lies below the second one's in the second half, which two samples do not show."""
     write(tmp_path, "imagenet-plain34", flat(45, 300_000), eval_every=300_000)
     write(tmp_path, "imagenet-plain18", flat([10, 70], 300_000), eval_every=300_000)
     found = verdict(12, tmp_path)
     assert (found.verdict, found.protocol) == (UNDECIDED, "ImageNet, 600,000 iterations, eval_every 300000")
     assert "sampled too rarely for stretches of 3 samples throughout the run" in found.why
-    assert found.commands[0] == "resrepro train --dataset imagenet --depth 34 --plain --data DIR --seeds 0-4"
-
-
-@pytest.mark.parametrize(("every", "state"), [(60_000, HELD), (75_000, UNDECIDED)])
-def test_that_is_a_sample_in_each_tenth_of_the_run(tmp_path, every, state):
-    write(tmp_path, "imagenet-plain34", flat(45, every), eval_every=every)
-    write(tmp_path, "imagenet-plain18", flat(40, every), eval_every=every)
-    assert verdict(12, tmp_path).verdict == state
-
-
-def test_curves_are_compared_at_the_samples_that_all_runs_have(tmp_path):
-    """One run lacks the samples of the first half (as a foreign record might): nothing covers it."""
-    whole = flat(45, 5000)
-    write(tmp_path, "imagenet-plain34", [whole[0], whole[1], whole[2][60:]])
-    write(tmp_path, "imagenet-plain18", flat(40, 5000))
-    assert verdict(12, tmp_path).verdict == UNDECIDED
 
 
 def test_training_errors_are_compared_only_if_they_are_means_over_equal_intervals(tmp_path):
@@ -143,9 +111,7 @@ def cold_and_warm(folder, cold, warm=1000, switch=400):
 def test_a_run_that_never_converges_is_none_that_does_within_some_epochs(tmp_path):
     assert verdict(7, cold_and_warm(tmp_path / "a", [3000, 4000, 5000, 6000, 5000]), 0).verdict == HELD
     one = verdict(7, cold_and_warm(tmp_path / "b", [3000, 4000, 5000, 6000, None]), 0)
-    assert (one.verdict, one.commands) == (UNDECIDED, ())
-    assert "1 never" in one.ours
-    assert "∞): not within 2.00 to 20.00 while runs never get there" in one.why
+    assert (one.verdict, "1 never" in one.ours) == (UNDECIDED, True)
     none = verdict(7, cold_and_warm(tmp_path / "c", [None] * 5), 0)
     assert (none.verdict, "outside 2.00 to 20.00" in none.why) == (FAILED, True)
 
@@ -154,7 +120,7 @@ def test_that_it_never_converges_without_the_warm_up_is_later_than_with_it(tmp_p
     found = verdict(6, cold_and_warm(tmp_path, [None] * 5))
     assert found.verdict == HELD
     assert "less ResNet-110 63,000 [62,5" in found.why
-    assert ", ∞)" in found.why
+    assert "64,000±0 (5), 5 never" in found.ours
 
 
 @pytest.mark.parametrize(
@@ -192,13 +158,6 @@ def test_a_diverged_seed_keeps_its_net_undecided_and_is_told(tmp_path):
     assert "undecided without plain-56 seed 4, which diverged" in found.why
     assert "plain-56 seed 4 (diverged at iteration 2,000)" in found.notes[0]
     assert "on shortened or other runs" not in table([running]).title  # a note makes it no other protocol
-
-
-def test_a_diverged_run_of_another_protocol_does_not_matter(tmp_path):
-    write(tmp_path, "cifar10-plain20", [[(64_000, 1.4 + d, 9.7 + d)] for d in SPREAD])
-    write(tmp_path, "cifar10-plain56", [[(64_000, 5.4 + d, 13.7 + d)] for d in SPREAD])
-    write_run(tmp_path, "cifar10-plain56", 4, curve=[(2000, 90, 90)], status="diverged", lr=1.0)
-    assert (verdict(1, tmp_path).verdict, verdict(1, tmp_path).notes) == (HELD, ())
 
 
 def test_seeds_that_were_not_evaluated_are_to_be_evaluated_and_not_trained_anew(tmp_path):
@@ -313,13 +272,6 @@ def test_the_bound_stands_beside_the_interval(tmp_path, number, net, errors, tol
     why = verdict(number, tmp_path).why
     assert told in why
     assert "inf" not in why
-
-
-def test_no_verdict_has_a_number_that_is_none(tmp_path):
-    write(tmp_path, "cifar10-resnet1202", [[(64_000, 0.0, 7.9)]] * 2)
-    for found in judge(runs_in(tmp_path)):
-        assert not any(word in found.why + found.ours for word in ("nan", "inf "))
-    assert math.isinf(find_claim(5).tests[2].region[0])
 
 
 # --- on which test images --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -22,8 +22,7 @@ import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
-from resrepro.claims.judging import UNTESTABLE, Verdict, decided_elsewhere
-from resrepro.claims.testing import FAILED, HELD, UNDECIDED
+from resrepro.claims import FAILED, HELD, UNDECIDED, UNTESTABLE, Verdict, decided_elsewhere
 from resrepro.comparison.groups import iterations_of
 from resrepro.records import Run
 from resrepro.records.collection import Collection
@@ -85,11 +84,7 @@ def build_report(
         scripts=[Markup(script) for script in scripts],
         data=curve_data(shown),
         verdicts=[
-            (
-                _noted(verdict),
-                KINDS[verdict.verdict],
-                [(each, KINDS[each.verdict]) for each in verdict.others],
-            )
+            (verdict, KINDS[verdict.verdict], [(each, KINDS[each.verdict]) for each in verdict.others])
             for verdict in verdicts
         ],
         counts=[(kind, counts[word]) for word, kind in KINDS.items()],
@@ -104,11 +99,6 @@ def build_report(
         surroundings=surroundings(finished),
         protocols=protocols(),
     )
-
-
-def _noted(verdict: Verdict) -> Verdict:
-    """With how the claim is understood as the first of its notes."""
-    return replace(verdict, notes=tuple(note for note in (verdict.remark, *verdict.notes) if note))
 
 
 def prose(text: str) -> Markup:
