@@ -22,7 +22,6 @@ from resrepro.figures.curves import Curve, Groups, Panel, Sheet, make_sheet, mea
 from resrepro.records import Run
 from resrepro.records.collection import Collection
 
-REPEATED = ("demo",)  # its nets stand in Figure 6 on digits
 PATH_DATA = re.compile(rb' d="[^"]*"')
 LONG_NUMBER = re.compile(rb"\d+\.\d{3,}")
 CONTINUED = "↳"  # begins the name of a row that belongs to the one above
@@ -33,20 +32,15 @@ DECIMALS = 3  # of an error in percent: the curves of the paper were read to ±0
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of curves.
-
-    `data` is what the page's script draws; `told` has a sentence for each net, `footnote` and `notes` say
-    what a reader must know, and what was left out. `depths` and `lines` are what can be switched on and
-    off: numbers of layers, and kinds of lines with the words for them.
-    """
+    """A figure of curves."""
 
     title: str
-    data: dict[str, Any]
-    depths: tuple[int, ...]
-    lines: tuple[tuple[str, str, bool], ...]
-    told: tuple[tuple[str, tuple[str, ...]], ...]
-    footnote: tuple[str, ...]
-    notes: tuple[str, ...]
+    data: dict[str, Any]  # what the page's script draws
+    depths: tuple[int, ...]  # numbers of layers that can be switched on and off
+    lines: tuple[tuple[str, str, bool], ...]  # and kinds of lines: name, words, shown at first
+    told: tuple[tuple[str, tuple[str, ...]], ...]  # by panel a sentence on each net
+    footnote: tuple[str, ...]  # what a reader must know
+    notes: tuple[str, ...]  # what was left out
 
 
 @dataclass(frozen=True)
@@ -70,17 +64,11 @@ class Section:
 
 
 def all_exhibits() -> tuple[str, ...]:
-    """All that can be compared or plotted, each once, tables first."""
-
-    def place(name: str) -> tuple[bool, bool, str]:
-        return not name.startswith("table"), not name.startswith("figure"), name
-
-    return tuple(sorted({*exhibits.tables(), *exhibits.figures()}, key=place))
-
-
-def shown_exhibits() -> tuple[str, ...]:
-    """What a report shows if nobody chooses: all but what another exhibit shows of the same runs."""
-    return tuple(name for name in all_exhibits() if name not in REPEATED)
+    """All that can be compared or plotted, each once, tables first, then figures."""
+    names = {*exhibits.tables(), *exhibits.figures()}
+    return tuple(
+        sorted(names, key=lambda one: (not one.startswith("table"), not one.startswith("figure"), one))
+    )
 
 
 def section(name: str, found: Collection) -> Section:
@@ -108,13 +96,14 @@ def section(name: str, found: Collection) -> Section:
 def lacking(rows: Sequence[Row]) -> frozenset[int]:
     """The rows of nets of which we have nothing, by their place; none where that is all of them."""
     continued = [row.cells[0].startswith(CONTINUED) for row in (*rows, Row(("",)))]
-    filled = [is_ours(row) or continued[place] for place, row in enumerate(rows)]
-    empty = (
+    filled = [is_ours(row) or below for row, below in zip(rows, continued, strict=False)]
+    if not any(filled):
+        return frozenset()
+    return frozenset(
         place
         for place, row in enumerate(rows)
         if DASH in row.cells and not filled[place] and not continued[place + 1]
     )
-    return frozenset(empty if any(filled) else ())
 
 
 def is_ours(row: Row) -> bool:
@@ -134,11 +123,9 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
             return None
         content = next(path for path in drawing.paths if path.suffix == ".svg").read_bytes()
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
-
-    def rounded(path: re.Match[bytes]) -> bytes:
-        return LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0])
-
-    slim = PATH_DATA.sub(rounded, content)
+    slim = PATH_DATA.sub(
+        lambda path: LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0]), content
+    )
     return Picture(title or name, "data:image/svg+xml;base64," + base64.b64encode(slim).decode())
 
 
