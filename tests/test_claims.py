@@ -12,7 +12,7 @@ import typer
 from commands import call
 
 from resrepro.claims import FAILED, HELD, UNDECIDED, claims, find_claim, summary, table, value_of
-from resrepro.claims.judging import count, judge, paper_words, state_of, verdict_on
+from resrepro.claims.judging import count, judge, paper_words, verdict_on
 from resrepro.claims.measures import MEASURES, projection_ratios, weakest
 from resrepro.cli import app
 from resrepro.comparison.statistics import estimate
@@ -195,16 +195,15 @@ def test_of_an_order_every_neighbour_counts_and_a_missing_net_keeps_it_open(trai
 def test_failing_is_judged_the_more_strictly_the_more_comparisons_a_claim_makes():
     gap = estimate([[10, 10.2, 10.1, 9.9], [10.2, 10.45, 10.4, 10.3]])
     assert gap.interval(0.95)[1] < 0 < gap.interval(1 - 0.05 / 4)[1]
-    above = (0.0, math.inf)
-    assert [state_of(gap, above, k) for k in (1, 4)] == [FAILED, UNDECIDED]
+    assert [gap.lies_in(0.0, math.inf, k) for k in (1, 4)] == [False, None]
 
 
 def test_without_a_true_difference_a_claim_is_rarely_said_to_have_held():
     rng = np.random.default_rng(2)
     pairs = rng.normal(0, 1, (2000, 2, 3)).tolist()
-    states = [state_of(estimate(pair), (0.0, math.inf), 1) for pair in pairs]
-    assert states.count(HELD) / 2000 < 0.03
-    assert states.count(FAILED) / 2000 < 0.03
+    states = [estimate(pair).lies_in(0.0, math.inf) for pair in pairs]
+    assert states.count(True) / 2000 < 0.03
+    assert states.count(False) / 2000 < 0.03
 
 
 # --- which runs count -----------------------------------------------------------------------------------

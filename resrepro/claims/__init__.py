@@ -185,25 +185,15 @@ def value_of(source: Source) -> float:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the runs of one protocol say of a claim.
+    """What the runs of one protocol say of a claim."""
 
-    Attributes:
-        protocol: its name; "counted on the nets" where no runs are needed, "none" without any.
-        ours: our values in words.
-        verdict: "held", "failed", "undecided" or "not testable here".
-        why: the tests with their intervals, or what is missing.
-        notes: what must be said beside it: a shortened schedule, other data, every departure, seeds left out.
-        commands: what would decide it, if it is undecided.
-        exact: whether it is about the paper's own protocol, or needs none.
-    """
-
-    protocol: str
-    ours: str
-    verdict: str
-    why: str
-    notes: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    exact: bool = True
+    protocol: str  # its name; "counted on the nets" where no runs are needed, "none" without any
+    ours: str  # our values in words
+    verdict: str  # "held", "failed", "undecided" or "not testable here"
+    why: str  # the tests with their intervals, or what is missing
+    notes: tuple[str, ...] = ()  # a shortened schedule, other data, every departure, seeds left out
+    commands: tuple[str, ...] = ()  # what would decide it, if it is undecided
+    exact: bool = True  # whether it is about the paper's own protocol, or needs none
 
 
 @dataclass(frozen=True, kw_only=True)

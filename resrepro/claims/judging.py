@@ -1,18 +1,13 @@
 """From run records to a verdict on each claim of the paper.
 
 Every test asks whether a number lies in a region: a mean in the claimed range, a difference of means above 0,
-or within a margin of it. Over seeds the number is known up to an interval (Student's t, Welch's for a
-difference, two-sided). The test holds if the 95 % interval lies in the region, fails if the interval lies
-outside of it, and is undecided otherwise, as it is for fewer than two seeds, and where a seed is missing
-because it diverged or was not measured.
-
-A claim holds only if all of its comparisons do, which makes no error more likely than each alone; but it
-fails if a single one does, so the level of the failing interval is raised by Bonferroni's rule.
+or within a margin of it. It holds or fails as its interval over seeds lies inside or outside, else it is
+undecided, as it is where seeds are missing. A claim holds if all its comparisons do, and fails if one does.
 """
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from resrepro.claims import (
@@ -30,10 +25,11 @@ from resrepro.claims import (
     value_of,
 )
 from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, smoothed
-from resrepro.comparison.groups import FREE_SETTINGS, SET_NAMES, WARM_UP, Protocol, protocols_of
-from resrepro.comparison.statistics import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed
+from resrepro.comparison.groups import FREE_SETTINGS, WARM_UP, Protocol, about_images, protocols_of
+from resrepro.comparison.statistics import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
 from resrepro.records import Run
 
+STATES = {True: HELD, False: FAILED, None: UNDECIDED}
 ABOVE: Region = (0.0, math.inf)
 SEEDS = 5  # as many as the paper trained of ResNet-110
 LACKING = NO_RUNS, UNMEASURED, ONE_SEED = "no runs of", "not measured yet of", "needs more than one seed of"
@@ -46,16 +42,15 @@ def judge(runs: Sequence[Run]) -> tuple[Verdict, ...]:
     return tuple(verdict_on(claim, runs) for claim in claims())
 
 
-def verdict_on(claim: Claim, runs: Iterable[Run]) -> Verdict:
+def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
     """The verdict on one claim.
 
-    The first ruling is that of the longest protocol under which all nets stand that it compares, else of
-    most nets; whether a protocol speaks for the claim plays no part. Runs of one protocol may differ in how
-    often they are sampled, unless a test depends on it.
+    Which protocol is first does not depend on what it says. Runs of one protocol may differ in how often they
+    are sampled, unless a test depends on it.
     """
-    rulings = [Ruling("", "", UNTESTABLE, claim.untestable)] if claim.untestable else []
-    if not rulings:
-        runs = list(runs)
+    if claim.untestable:
+        rulings = [Ruling("", "", UNTESTABLE, claim.untestable)]
+    else:
         sampled = any(MEASURES[test.measure].sampled for test in claim.tests)
         members = {net: [run for run in runs if net.has(run)] for net in claim.nets}
         protocols = protocols_of(members, len(claim.nets), WARM_UP if sampled else FREE_SETTINGS)
@@ -180,9 +175,8 @@ def _try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> O
     measured = {net: seeds for net, seeds in present.items() if seeds.values}
     by_kind = _throughout if test.kind == "throughout" else _by_means
     tried = by_kind(test, protocol, measured, comparisons)
-    missing = [net for net in test.nets if net not in present]
-    lacking = [(NO_RUNS, net.label) for net in missing]
-    commands = [net.command(SEEDS, protocol) for net in missing]
+    lacking = [(NO_RUNS, net.label) for net in test.nets if net not in present]
+    commands = [net.command(SEEDS, protocol) for net in test.nets if net not in present]
     for net, seeds in present.items():
         if runs := seeds.lacking:
             lacking.append((UNMEASURED, _seeds_told(net, runs) if seeds.values else net.label))
@@ -207,9 +201,8 @@ def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
     if "data" in test.needs and not protocol.own_data:
         return "an absolute level of the paper's data: other images do not decide it"
     if "data" in test.needs and not protocol.whole_data:
-        sizes = protocol.first.env["data"]["images"].items()
-        images = ", ".join(f"{size:,} {SET_NAMES[part]} images" for part, size in sizes)
-        here = "; ".join(protocol.first.result["notices"]) or images
+        run = protocol.first
+        here = "; ".join(run.result["notices"] or about_images(None, run.env["data"]["images"]))
         return f"an absolute level of the paper's whole sets, which is not decided here ({here})"
     if "length" in test.needs and not protocol.full_length:
         return "an absolute level at the end of the paper's schedule: a shortened one does not decide it"
@@ -245,23 +238,9 @@ class Comparison:
     @property
     def state(self) -> str:
         """Whether it lies in the region."""
-        return UNDECIDED if self.open else state_of(self.estimate, self.region, self.comparisons)
-
-
-def state_of(value: Estimate | None, region: Region, comparisons: int) -> str:
-    """Whether a number lies in a region, as far as its interval tells, as one of several of a claim."""
-    if value is None:
-        return UNDECIDED
-    low, high = value.interval()
-    if region[0] < low and high < region[1]:
-        return HELD
-    low, high = value.interval(_strict_level(comparisons))
-    return FAILED if high < region[0] or region[1] < low else UNDECIDED
-
-
-def _strict_level(comparisons: int) -> float:
-    """The level of the interval by which one of several comparisons fails (Bonferroni)."""
-    return 1 - (1 - LEVEL) / comparisons
+        if self.open or self.estimate is None:
+            return UNDECIDED
+        return STATES[self.estimate.lies_in(*self.region, self.comparisons)]
 
 
 def _by_means(
@@ -333,15 +312,13 @@ def _undecided(each: Comparison, measure: Measure) -> tuple[str, int]:
         return "", SEEDS  # one sentence tells it of all nets
     if each.estimate is None:
         return ": the seeds show no spread, so there is no test", 0
-    level = _strict_level(each.comparisons)
+    level = strict_level(each.comparisons)
     stricter = f", but not beyond the stricter interval of {100 * level:.4g} %"
-    other_way = state_of(each.estimate, each.region, 1) == FAILED
+    other_way = each.estimate.lies_in(*each.region) is False
     if each.region != ABOVE:
         told = _range(each.region, measure, measure.digits)
-        why = (
-            f": not {told}{stricter}" if other_way else f": the interval does not decide whether it is {told}"
-        )
-        return why, max(SEEDS, 2 * max(counts))
+        why = f"not {told}{stricter}" if other_way else f"the interval does not decide whether it is {told}"
+        return f": {why}", max(SEEDS, 2 * max(counts))
     told = f": the other way{stricter}" if other_way else ": within the spread over seeds"
     wanted = seeds_needed(each.estimate.value, each.estimate.std, level if other_way else LEVEL)
     if wanted is None:

@@ -37,31 +37,20 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity of a run; what is counted on a net as built has a title only.
-
-    Attributes:
-        title: what to call it.
-        read: its value for a run; None if the record does not have it.
-        metrics: its names in published.csv, the first that a row has.
-        unit: "%" for errors.
-        digits: decimals to print.
-        command: what fills it in for runs that lack it; None if training always records it.
-        resolution: the step in which it is measured; 0 if it is a number like any other.
-        never: of a time until something: whether that did not happen, so that the run's length stands for it.
-        sampled: whether it depends on how often the training was sampled.
-        level: of a time to an error level: that level in percent, and whether of the training error.
-    """
+    """A quantity of a run; what is counted on a net as built has a title only."""
 
     title: str
-    read: Callable[[Run], float | None] = lambda run: None
-    metrics: tuple[str, ...] = ()
-    unit: str = ""
+    read: Callable[[Run], float | None] = lambda run: None  # None if the record does not have it
+    metrics: tuple[str, ...] = ()  # its names in published.csv, the first that a row has
+    unit: str = ""  # "%" for errors
     digits: int = 2
-    command: Callable[[Sequence[Run]], str] | None = None
-    resolution: Callable[[Run], float] = lambda run: 0.0
-    never: Callable[[Run], bool] = lambda run: False
-    sampled: bool = False
-    level: tuple[float, bool] | None = None
+    command: Callable[[Sequence[Run]], str] | None = (
+        None  # what fills it in where training does not record it
+    )
+    resolution: Callable[[Run], float] = lambda run: 0.0  # its step; 0 if it is a number like any other
+    never: Callable[[Run], bool] = lambda run: False  # of a time: whether it is the run's length instead
+    sampled: bool = False  # whether it depends on how often the training was sampled
+    level: tuple[float, bool] | None = None  # of a time to an error: in percent, and whether in training
 
     def read_seeds(self, net: Net, protocol: Protocol[Net]) -> Seeds:
         """What it says of the seeds of a net."""
@@ -102,22 +91,19 @@ def reached(curve: Mapping[At, float], level: float, *, for_good: bool = False) 
     return next((at for at in marks if curve[at] < level), None)
 
 
-def _images(run: Run, part: str) -> int:
-    return int(run.env["data"]["images"][part])
-
-
 def _setting(run: Run, key: str) -> int:
     return int(run.spec["recipe"][key])
 
 
 def _one_held_out(run: Run) -> float:
     """One image of the held-out set, in percent."""
-    return 100 / _images(run, run.headline_split)
+    return 100 / int(run.env["data"]["images"][run.headline_split])
 
 
 def _one_trained_on(run: Run) -> float:
     """One image of those that a recorded training error is the mean of, in percent."""
-    return 100 / min(_images(run, "train"), _setting(run, "eval_every") * _setting(run, "batch_size"))
+    since_the_last = _setting(run, "eval_every") * _setting(run, "batch_size")
+    return 100 / min(int(run.env["data"]["images"]["train"]), since_the_last)
 
 
 def _evaluated(title: str, protocol: str, metric: str) -> Measure:
@@ -167,7 +153,7 @@ def _time_to(title: str, level: float, *, training: bool = False, epochs: bool =
         return reached(curve(run), level, for_good=training)
 
     def unit(run: Run) -> float:
-        return _images(run, "train") / _setting(run, "batch_size") if epochs else 1.0
+        return float(run.env["data"]["images"]["train"] / _setting(run, "batch_size")) if epochs else 1.0
 
     return Measure(
         title,

@@ -34,6 +34,22 @@ class Estimate:
         reach = float(stdtrit(self.freedom, (1 + level) / 2)) * self.error
         return self.value - reach, self.value + reach
 
+    def lies_in(self, low: float, high: float, comparisons: int = 1) -> bool | None:
+        """Whether it lies between two bounds, as far as its interval tells; None if that does not.
+
+        One of several comparisons lies outside only by a stricter interval.
+        """
+        first, last = self.interval()
+        if low < first and last < high:
+            return True
+        first, last = self.interval(strict_level(comparisons))
+        return False if last < low or high < first else None
+
+
+def strict_level(comparisons: int) -> float:
+    """The level of the interval by which one of several comparisons fails (Bonferroni)."""
+    return 1 - (1 - LEVEL) / comparisons
+
 
 def estimate(nets: Sequence[Sequence[float]], resolution: float = 0.0) -> Estimate | None:
     """The mean of one net's seeds, or that of a first net less that of a second, unequal spreads allowed.
