@@ -12,7 +12,7 @@ import typer
 from commands import call
 
 from resrepro.claims import FAILED, HELD, UNDECIDED, claims, find_claim, summary, table, value_of
-from resrepro.claims.judging import count, judge, paper_words, verdict_on
+from resrepro.claims.judging import judge, paper_words, verdict_on
 from resrepro.claims.measures import MEASURES, projection_ratios, weakest
 from resrepro.cli import app
 from resrepro.comparison.statistics import estimate
@@ -137,12 +137,6 @@ def test_the_count_of_a_projection_is_that_done_by_hand():
     assert first == pytest.approx((own + 256 * 256) / own)
 
 
-def test_a_count_outside_of_its_region_fails():
-    test = find_claim(25).tests[0]
-    assert count(test).state == HELD
-    assert count(dataclasses.replace(test, region=(0.3, 0.4))).state == FAILED
-
-
 # --- differences over seeds -----------------------------------------------------------------------------
 
 
@@ -229,13 +223,6 @@ def test_more_seeds_are_asked_for_under_the_protocol_that_is_there(train):
     )
 
 
-def test_digits_stand_in_and_are_named(train):
-    train("digits-plain56", *around(40), end=240)
-    found = verdict(2, train("digits-plain20", *around(1), end=240))
-    assert (found.verdict, found.protocol) == (UNDECIDED, "digits, 240 iterations")
-    assert "resrepro train --dataset digits --depth 44 --plain --seeds 0-4" in found.commands
-
-
 def test_the_papers_own_protocol_comes_first_whatever_it_says_and_others_stand_beside(train):
     for net, short, own in (("cifar10-plain56", 70, 13), ("cifar10-plain20", 28, 9)):
         train(net, *around(short), end=2000, **SHORT)
@@ -268,13 +255,6 @@ def test_a_net_is_its_largest_cell_and_never_a_mixture(train):
     train("cifar10-plain20", *around(9.7))
     found = verdict(1, train("cifar10-plain20", 20.0, eval_every=500))
     assert "plain-20 9.70±0.20 (3)" in found.ours
-
-
-@pytest.mark.parametrize("status", ["partial", "diverged"])
-def test_unfinished_and_diverged_runs_never_count(train, status):
-    train("cifar10-plain56", *around(13.3))
-    found = verdict(1, train("cifar10-plain20", *around(9.7), status=status))
-    assert "no runs of plain-20" in found.why
 
 
 def test_a_record_with_settings_that_this_version_does_not_know_is_passed_over(train):
@@ -323,20 +303,6 @@ def test_similar_means_within_the_stated_margin(make_run, tmp_path, cold, state)
     assert found.ours.startswith("ResNet-110 (without warm-up)")
 
 
-def test_the_warm_up_and_when_an_error_is_reached(make_run, tmp_path):
-    for seed, (switch, first) in enumerate([(380, 3000), (420, 4000), (400, 5000)]):
-        own = [(1000, 70, 70), (64_000, 0.1, 6.6)]
-        make_run(tmp_path, "cifar10-resnet110", seed, curve=own, warmup_switch=switch)
-        late = [(1000, 95, 95), (first, 80, 80), (64_000, 0.1, 6.6)]
-        make_run(tmp_path, "cifar10-resnet110", seed, curve=late, warmup_lr=0.0)
-    found = verdict(6, tmp_path)
-    assert found.verdict == HELD
-    assert "iterations of the warm-up: ResNet-110 400±20 (3)" in found.ours
-    assert "ResNet-110 (without warm-up) 4,000±1000 (3), ResNet-110 1,000±0 (3)" in found.ours
-    epochs = verdict(7, tmp_path)
-    assert "epochs to below 90 % training error: ResNet-110 (without warm-up) 10.24±2.56 (3)" in epochs.ours
-
-
 def write_curves(make_run, folder, experiment, level, bumps=()):
     """Three seeds of a flat training curve, higher at the samples in `bumps`."""
     for seed, shift in enumerate(SPREAD):
@@ -358,19 +324,6 @@ def test_throughout_means_no_stretch_the_other_way(make_run, tmp_path, deep, bum
     write_curves(make_run, tmp_path, "imagenet-plain18", 40, bumps)
     found = verdict(12, tmp_path)
     assert (found.verdict, told in found.why) == (state, True), found.why
-
-
-def test_other_protocols_errors_are_read_from_evaluations_and_missing_ones_asked_for(make_run, tmp_path):
-    for seed, shift in enumerate(SPREAD):
-        make_run(tmp_path, "imagenet-plain34", seed, evals={"ten_crop": (28.5 + shift, 10)})
-        make_run(tmp_path, "imagenet-resnet34", seed)
-    found = verdict(15, tmp_path)
-    assert (found.verdict, found.why) == (UNDECIDED, "not measured yet of ResNet-34")
-    assert found.commands[0].startswith("resrepro eval runs/imagenet-resnet34/seed0 ")
-    assert found.commands[0].endswith(" --protocol ten_crop --data DIR")
-    for seed, shift in enumerate(SPREAD):
-        make_run(tmp_path, "imagenet-resnet34", seed, evals={"ten_crop": (25 + shift, 8)})
-    assert verdict(15, tmp_path).verdict == HELD
 
 
 # --- responses ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from conftest import write_eval, write_run, write_test_eval
 
-from resrepro.claims import FAILED, HELD, UNDECIDED, claims, find_claim, table
+from resrepro.claims import FAILED, HELD, UNDECIDED, find_claim, table
 from resrepro.claims.judging import verdict_on
 from resrepro.claims.measures import MEASURES, reached
 from resrepro.records.collection import collect
@@ -80,14 +80,6 @@ def test_training_errors_are_compared_only_if_they_are_means_over_equal_interval
     assert verdict(9, tmp_path, 0).verdict == HELD  # the last test error does not depend on it
 
 
-def test_a_warm_up_of_other_settings_is_that_of_another_net(tmp_path):
-    warm = [[(1000, 70, 70), (64_000, 0.06, 6.6)]] * 3
-    write(tmp_path, "cifar10-resnet110", warm, warmup_switch=2000, warmup_until_err=50.0)
-    assert verdict(6, tmp_path).why.endswith("no runs of ResNet-110, ResNet-110 (without warm-up)")
-    write(tmp_path / "window", "cifar10-resnet110", warm, warmup_switch=400, warmup_window=50)
-    assert verdict(6, tmp_path / "window").protocol == "none"
-
-
 # --- what never happens ---------------------------------------------------------------------------------
 
 
@@ -116,13 +108,6 @@ def test_a_run_that_never_converges_is_none_that_does_within_some_epochs(tmp_pat
     assert (none.verdict, "outside 2.00 to 20.00" in none.why) == (FAILED, True)
 
 
-def test_that_it_never_converges_without_the_warm_up_is_later_than_with_it(tmp_path):
-    found = verdict(6, cold_and_warm(tmp_path, [None] * 5))
-    assert found.verdict == HELD
-    assert "less ResNet-110 63,000 [62,5" in found.why
-    assert "64,000±0 (5), 5 never" in found.ours
-
-
 @pytest.mark.parametrize(
     ("switches", "state"),
     [((380, 420, 400, 400, 400), HELD), ((380, 420, 400, 400, None), UNDECIDED), ((None,) * 5, FAILED)],
@@ -131,12 +116,6 @@ def test_a_warm_up_that_never_ends_is_beyond_any_bound(tmp_path, switches, state
     for seed, switch in enumerate(switches):
         write_run(tmp_path, "cifar10-resnet110", seed, curve=[(64_000, 0.1, 6.6)], warmup_switch=switch)
     assert verdict(6, tmp_path, 0).verdict == state
-
-
-def test_a_shortened_run_decides_no_time_to_a_level(tmp_path):
-    write(tmp_path, "cifar10-resnet110", [[(100, 95, 95), (2000, 60, 60)]] * 3, iterations=2000, **COLD)
-    for number in (6, 7):
-        assert "a shortened one does not decide it" in verdict(number, tmp_path).why
 
 
 # --- seeds without a value ------------------------------------------------------------------------------
@@ -215,27 +194,6 @@ def test_an_absolute_level_is_decided_on_the_papers_whole_sets_alone(tmp_path, n
     found = verdict(number, tmp_path / "other")
     assert (found.verdict, "whole sets" in found.why) == (UNDECIDED, True)
     assert found.commands
-
-
-def test_no_margin_is_judged_on_other_images_or_shortened_runs(tmp_path):
-    for net, error in (("plain18", 52.6), ("resnet18", 48.4)):
-        for seed, shift in enumerate(SPREAD):
-            evals = {"ten_crop": (error + shift, 10)}
-            curve = [(1000, 50 + shift, 50)]
-            write_run(tmp_path, f"folder-{net}", seed, curve=curve, iterations=1000, evals=evals)
-    assert verdict(16, tmp_path).verdict == UNDECIDED
-    margins = [test for claim in claims() for test in claim.tests if test.kind == "alike"]
-    assert {test.needs for test in margins} == {("data", "length")}
-
-
-def test_a_validation_error_is_never_called_a_test_error(tmp_path):
-    for net, error in (("resnet20", 8.0), ("resnet32", 7.0)):
-        curves = [[(64_000, 1, error + d)] for d in SPREAD]
-        write(tmp_path, f"cifar10-{net}", curves, split="45k5k", test_images=1000)
-    found = verdict(4, tmp_path)
-    assert found.ours.startswith("validation error: ResNet-20 8.00±0.20 (3)")
-    assert "test error" not in found.ours + found.why
-    assert found.quantity == "test error (%)"  # the paper's
 
 
 def test_a_net_with_settings_is_the_papers_own_only_if_trained_as_the_paper_did(tmp_path):

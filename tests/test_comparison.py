@@ -121,16 +121,6 @@ def test_a_part_of_the_test_set_fills_no_cell_and_is_no_best_sample(make_run, tm
     assert "8.0" not in to_csv(table)
 
 
-def test_the_best_sample_is_of_the_validation_images_where_there_are_some(make_run, tmp_path):
-    make_run(tmp_path, split="45k5k", curve=[(1000, 9.0, 7.0), (64000, 1.0, 8.0)], test_images=1000)
-    table = build("table6", runs_in(tmp_path))
-    (row,) = rows_of(table, "ResNet-20")
-    assert [row[name] for name in ("test error", "validation error", "difference")] == [DASH, "8.00 (1)", ""]
-    assert (row["best run"], row["best sample"]) == ("8.00", "7.00")
-    assert "Best run: the lowest validation error of a run." in table.remarks[-2]
-    assert "Best sample: the lowest validation error" in table.remarks[-2]
-
-
 # --- the test error that `eval` measured afterwards -----------------------------------------------------
 
 
@@ -170,13 +160,6 @@ def test_no_other_evaluation_is_the_test_error(make_run, tmp_path, changed):
     assert (run.test, run.error("test")) == (None, None)
     (row,) = rows_of(build("table6", [run]), "ResNet-20")
     assert row["test error"] == DASH
-
-
-def test_a_run_that_measured_the_whole_test_set_itself_keeps_its_own_error(make_run, tmp_path):
-    write_test_eval(make_run(tmp_path, curve=[(64_000, 5.0, 9.0)]), 8.7)
-    (run,) = runs_in(tmp_path)
-    assert (run.error("test"), run.test.evaluation) == (9.0, None)
-    assert build("table6", [run]).notes == ()
 
 
 # --- which protocol is shown ----------------------------------------------------------------------------
@@ -227,14 +210,6 @@ def test_figures_are_compared_in_training_and_test_error(make_run, tmp_path):
         "training error: paper", "ours", "difference", "test error: paper", "ours", "difference",
         "validation error",
     )  # fmt: skip
-
-
-def test_the_demo_has_no_column_of_the_paper(make_run, tmp_path):
-    make_run(tmp_path, "digits-plain56", curve=[(240, 70.0, 72.0)])
-    table = build("demo", runs_in(tmp_path))
-    assert not any("paper" in column for column in table.columns)
-    (row,) = rows_of(table, "plain-56")
-    assert (row["training error"], row["test error"]) == ("70.00 (1)", "72.00 (1)")
 
 
 def test_csv_keeps_raw_numbers(five_of_110):
@@ -297,14 +272,6 @@ def test_table_2_takes_the_ten_crop_error_and_not_the_centre_crops(make_run, tmp
     assert figure[1:7] == ("24.78", "25.00 (1)", "+0.22", "28.33", "28.50 (1)", "+0.17")
 
 
-def test_shortcut_options_of_the_34_have_rows_of_their_own(make_run, tmp_path):
-    for option, error in (("", 25.0), ("-b", 24.5), ("-c", 24.25)):
-        make_run(tmp_path, f"imagenet-resnet34{option}", evals={"ten_crop": (error, 7.5)})
-    table = build("table3", runs_in(tmp_path))
-    ours = {row.cells[0]: row.cells[2] for row in table.rows if row.cells[0].startswith("ResNet-34")}
-    assert ours == {"ResNet-34 A": "25.00 (1)", "ResNet-34 B": "24.50 (1)", "ResNet-34 C": "24.25 (1)"}
-
-
 def test_a_finished_run_without_the_evaluation_shows_the_dash_and_names_the_command(make_run, tmp_path):
     make_run(tmp_path / "runs", "imagenet-resnet18", evals={"multi_scale": (26.0, 8.0)})
     make_run(tmp_path / "results", "imagenet-plain34", iterations=700, image_size=64)
@@ -351,18 +318,6 @@ def test_an_evaluation_of_anything_else_enters_nothing(make_run, tmp_path, chang
     write_eval(make_run(tmp_path, "imagenet-resnet18"), "ten_crop", 20.0, 5.0, **changed)
     (row,) = rows_of(build("table2", runs_in(tmp_path)), "ResNet-18")
     assert row["top-1 error"] == DASH
-
-
-def test_only_seeds_of_the_same_specification_and_data_share_a_mean(make_run, tmp_path):
-    short = {"iterations": 700, "image_size": 64}
-    for seed, error in enumerate((50.0, 52.0)):
-        make_run(tmp_path, "folder-resnet18", seed, evals={"ten_crop": (error, 10.0)}, **short)
-    make_run(tmp_path, "folder-resnet18", 2, evals={"ten_crop": (10.0, 1.0)}, data="another folder", **short)
-    make_run(tmp_path, "folder-resnet18", 3, evals={"ten_crop": (20.0, 1.0)}, iterations=700, image_size=32)
-    make_run(tmp_path, "imagenet-resnet18", 4, evals={"ten_crop": (30.0, 1.0)}, **short)
-    own, *others = rows_of(build("table2", runs_in(tmp_path), every=True), "ResNet-18")
-    assert own["top-1 error"] == "30.00 (1)"  # ImageNet's own images come first
-    assert sorted(row["top-1 error"] for row in others) == ["10.00 (1)", "20.00 (1)", "51.00±1.41 (2)"]
 
 
 def test_a_mean_is_of_the_seeds_that_were_evaluated(make_run, tmp_path):
@@ -413,17 +368,6 @@ def test_a_folder_of_other_images_stands_in_its_nets_row_without_a_difference(ma
     assert (other["top-1 error"], other["difference"]) == ("52.00 (1)", "")
 
 
-def test_a_whole_run_on_other_images_gets_no_difference(make_run, tmp_path):
-    make_run(tmp_path, "folder-resnet18", evals={"ten_crop": (50.0, 10.0)})
-    (row,) = rows_of(build("table2", runs_in(tmp_path)), "ResNet-18")
-    assert (row["top-1 error"], row["difference"]) == ("50.00 (1)", "")
-    make_run(tmp_path / "more", "imagenet-resnet18", evals={"ten_crop": (27.0, 9.0)}, notices=("a notice",))
-    table = build("table2", runs_in(tmp_path / "more"))
-    (row,) = rows_of(table, "ResNet-18")
-    assert (row["top-1 error"], row["difference"]) == ("27.00 (1)", "−0.88")
-    assert [table.notes[number - 1] for number in row["notes"]] == ["a notice"]
-
-
 def test_an_evaluation_that_repeats_the_numbers_of_images_adds_no_note(make_run, tmp_path):
     notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
     folder = make_run(tmp_path, "folder-resnet18", iterations=700, notices=(notice,))
@@ -441,20 +385,3 @@ def test_data_are_told_unless_they_are_imagenets_or_said_already():
     assert about_images(1000, {"val": 100}) == ["1,000 classes, 100 validation images"]
     assert about_images(None, {"val": 100}, ["it has 90 validation images"]) == ["100 validation images"]
     assert about_images(10, {"val": 100}, ["it has 10 classes and 100 validation images"]) == []
-
-
-def test_other_groups_are_told_apart_and_notes_are_in_order(make_run, tmp_path):
-    short = {"iterations": 400, "split": "45k5k"}
-    for seed in (0, 1):
-        make_run(tmp_path, "cifar10-resnet20", seed, precision="bf16", mode="fast", **short)
-    make_run(tmp_path, "cifar10-resnet20", iterations=800)
-    make_run(tmp_path, "cifar10-resnet20", **short)
-    make_run(tmp_path, "cifar10-resnet20", 3, eval_every=50, **short)
-    table = build("table6", runs_in(tmp_path), every=True)
-    rows = rows_of(table, "ResNet-20")
-    assert [(row["net"], row["test error"][-3:]) for row in rows] == [
-        ("ResNet-20", "(1)"), ("↳ 400 it. (fast)", "(2)"), ("↳ 400 it.", "(1)"), ("↳ 400 it.", "(1)"),
-    ]  # fmt: skip
-    assert all(list(row["notes"]) == sorted(row["notes"]) for row in rows)
-    (row,) = rows_of(build("table6", runs_in(tmp_path)), "ResNet-20")
-    assert row["net"] == "ResNet-20"

@@ -51,15 +51,9 @@ KINDS = {
 def build_report(
     found: Collection, verdicts: Sequence[Verdict] = (), exhibits: Iterable[str] | None = None
 ) -> str:
-    """The report as one HTML page. Equal records give equal text.
+    """The report as one HTML page, with verdicts in the order of the claims. Equal records give equal text.
 
-    Args:
-        found: the runs and ensembles that it is made from.
-        verdicts: on the paper's claims, in its order.
-        exhibits: what is shown, in this order; by default all but the demo, whose nets stand in Figure 6 too.
-
-    Raises:
-        UsageError: for an unknown exhibit.
+    `exhibits` are shown in this order; by default all but the demo, whose nets stand in Figure 6 on digits.
     """
     names = [name for name in all_exhibits() if name != "demo"] if exhibits is None else exhibits
     shown = [section(name, found) for name in names]

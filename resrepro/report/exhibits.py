@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from resrepro import figures as exhibits
 from resrepro.comparison.groups import SeedGroup
 from resrepro.comparison.table import DASH, Row, Table
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import RecordError
 from resrepro.figures import curves
 from resrepro.figures.curves import Curve, Groups, Panel, Sheet, make_sheet, mean_curve, select
 from resrepro.records import Run
@@ -72,13 +72,7 @@ def all_exhibits() -> tuple[str, ...]:
 
 
 def section(name: str, found: Collection) -> Section:
-    """The section of an exhibit.
-
-    Raises:
-        UsageError: for an unknown exhibit.
-    """
-    if name not in all_exhibits():
-        raise UsageError(f"no exhibit {name!r} to report: there are {', '.join(all_exhibits())}.")
+    """The section of an exhibit."""
     table = exhibits.build_table(name, found) if name in exhibits.tables() else None
     chart = chart_of(name, found.runs) if name in curves.exhibits() else None
     picture = _picture_of(name, found) if name in exhibits.figures() else None
@@ -150,13 +144,13 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
 
 def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
     """The kinds of lines that there are: name, words, and whether they are shown at first."""
-    drawn = [curve for panel in sheet.panels for curve in (*panel.ours, *panel.paper)]
+    kinds = {curve.kind for curve in sheet.curves}
     switches = [
-        ("train", "training error", any(curve.kind == "train" for curve in drawn)),
-        ("held_out", sheet.held_out_told, any(curve.kind != "train" for curve in drawn)),
+        ("train", "training error", "train" in kinds),
+        ("held_out", sheet.held_out_told, bool(kinds - {"train"})),
         (OURS, "ours (mean over seeds)" if seeds else "ours", sheet.has_ours),
         (SEED, "ours, each seed", seeds),
-        (PAPER, "the paper's", any(curve.paper for curve in drawn)),
+        (PAPER, "the paper's", any(curve.paper for curve in sheet.curves)),
     ]
     return tuple((name, words, name != SEED) for name, words, there in switches if there)
 
