@@ -96,7 +96,7 @@ def test_every_claim_is_whole_and_every_net_and_number_in_it_exists(claim):
         assert test.kind == "count" or test.measure in MEASURES
         assert len(test.nets) >= 2 or test.kind in ("within", "count")
         assert (test.kind == "alike") == (test.margin > 0)
-    assert all(value_of(source) > 0 for _, source in claim.printed)
+    assert all(value_of(source) > 0 for _, *source in claim.printed)
 
 
 # The right-hand column of the sheet of claims, transcribed independently of published.csv.

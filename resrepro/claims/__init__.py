@@ -24,7 +24,7 @@ from resrepro.spec.recipe import FAMILIES, Value
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Source = tuple[str, str, str]  # exhibit, row and metric of published.csv
+Source = Sequence[str]  # exhibit, row and metric of published.csv
 Region = tuple[float, float]
 HELD, FAILED, UNDECIDED, UNTESTABLE = "held", "failed", "undecided", "not testable here"
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
@@ -99,11 +99,11 @@ class Check:
     region: Region = (0.0, math.inf)
     margin: float = 0.0
     window: int = 1
-    needs: tuple[str, ...] = ()
+    needs: Sequence[str] = ()
     paper: str = ""
     of: str = ""
     over: str | Source = ""
-    ratio: tuple[Source, ...] = ()
+    ratio: Sequence[Source] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Claim:
     section: str
     words: str
     tests: tuple[Check, ...]
-    printed: tuple[tuple[str, Source], ...] = ()
+    printed: Sequence[Source] = ()  # each led by what to call it
     said: str = ""
     note: str = ""
     quantity: str = ""
@@ -135,12 +135,8 @@ class Claim:
 def claims() -> tuple[Claim, ...]:
     """All claims in the paper's order."""
     text = resources.files("resrepro").joinpath("paper", "claims.toml").read_text(encoding="utf-8")
-    found = []
-    for entry in tomllib.loads(text)["claims"]:
-        tests = tuple(_check(test) for test in entry.get("tests", ()))
-        printed = tuple((told, _source(source)) for told, *source in entry.get("printed", ()))
-        found.append(Claim(**{**entry, "tests": tests, "printed": printed}))
-    return tuple(found)
+    entries = tomllib.loads(text)["claims"]
+    return tuple(Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in entries)
 
 
 def _check(entry: Mapping[str, Any]) -> Check:
@@ -151,20 +147,12 @@ def _check(entry: Mapping[str, Any]) -> Check:
         else Net(net["experiment"], tuple(net["settings"].items()), net["told"])
         for net in entry.get("nets", ())
     )
-    fields["needs"] = tuple(entry.get("needs", ()))
     if "region" in entry:
         ends = entry["region"]
-        fields["region"] = tuple(value_of(_source(end)) if isinstance(end, list) else end for end in ends)
+        fields["region"] = tuple(value_of(end) if isinstance(end, list) else end for end in ends)
     if entry["kind"] == "count":
-        fields["ratio"] = tuple(_source(source) for source in fields.pop("paper", ()))
-    if isinstance(entry.get("over"), list):
-        fields["over"] = _source(entry["over"])
+        fields["ratio"] = fields.pop("paper", ())
     return Check(**fields)
-
-
-def _source(entry: Sequence[str]) -> Source:
-    exhibit, row, metric = entry
-    return exhibit, row, metric
 
 
 def find_claim(number: int) -> Claim:
@@ -180,7 +168,8 @@ def find_claim(number: int) -> Claim:
 
 def value_of(source: Source) -> float:
     """A published value; parameters (`params_M`) are counted in ones, not millions."""
-    return published()[source].value * (1e6 if source[2] == "params_M" else 1)
+    exhibit, row, metric = source
+    return published()[exhibit, row, metric].value * (1e6 if metric == "params_M" else 1)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
 
 def paper_words(claim: Claim) -> str:
     """The paper's own values of a claim: of its tests, printed beside them, or said in words."""
-    printed = ", ".join(f"{told} {value_of(source):g}" for told, source in claim.printed)
+    printed = ", ".join(f"{told} {value_of(source):g}" for told, *source in claim.printed)
     parts = [_joined(claim.tests, [paper_values(test) for test in claim.tests]), printed, claim.said]
     return "; ".join(part for part in parts if part)
 

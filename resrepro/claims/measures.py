@@ -238,7 +238,7 @@ def ratios_of(test: Check) -> tuple[list[float], str]:
 
 def _counted(measure: str, net: str | Source) -> tuple[str, float]:
     """The name and the parameters or multiply-adds of a net of ours, of VGG-19, or as published."""
-    if isinstance(net, tuple):
+    if not isinstance(net, str):
         return net[1], value_of(net)
     built = vgg19() if net == "VGG-19" else architectures()[net]
     return built.label, built.parameters if measure == "parameters" else built.multiply_adds

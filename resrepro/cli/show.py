@@ -281,18 +281,11 @@ def _layers(part: "Part") -> str:
 
 
 def totals(net: "Architecture") -> str:
-    """Layers, parameters, and multiply-adds beside those that the paper prints."""
-    from resrepro.comparison.tables_1_and_5 import printed_flops
-
-    counted, printed = net.multiply_adds / UNIT, printed_flops(net)
-    sentence = (
-        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, {counted:.3f}e9 "
-        f"multiply-adds for an image of {net.image_size}x{net.image_size}"
+    """Layers, parameters and multiply-adds; Table 1 has those of the paper beside them."""
+    return (
+        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, "
+        f"{net.multiply_adds / UNIT:.3f}e9 multiply-adds for an image of {net.image_size}x{net.image_size}."
     )
-    if printed is None:
-        return f"{sentence}."
-    difference = f"{counted - printed / UNIT:+.3f}".replace("-", "−")
-    return f"{sentence} (paper: {printed / UNIT:.1f}e9, difference {difference}e9)."
 
 
 def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Table:

@@ -99,7 +99,7 @@ def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) ->
     Of several quantities with a paper's value each has its own three columns; of a single one the paper's
     value comes first, and the difference last.
     """
-    fields = [("net", line["label"] if number == 0 else f"↳ {_set_apart(group)}")]
+    fields = [("net", f"↳ {_set_apart(group)}" if group and number else line["label"])]
     for fact in plan["facts"]:
         known = published().get(("table6", line["label"], fact))
         fields.append(
@@ -124,10 +124,8 @@ def _of_paper(plan: Plan) -> list[Quantity]:
     return [quantity for quantity in plan["quantities"] if "value" in quantity]
 
 
-def _set_apart(group: SeedGroup | None) -> str:
+def _set_apart(group: SeedGroup) -> str:
     """What sets a group apart, in a word or two: `2,000 it. (fast)`."""
-    if group is None:
-        return ""
     run = group.first
     length = f"{run.result['iterations']:,} it." if run.status == "shortened" else "whole"
     return length if run.env["mode"] == "default" else f"{length} ({run.env['mode']})"

@@ -80,14 +80,6 @@ def table_1() -> Table:
     )
 
 
-def printed_flops(net: Architecture) -> float | None:
-    """The multiply-adds that Table 1 or Figure 3 prints for a net; None where they print none."""
-    heading = next((heading for heading, other in table1_nets().items() if other.name == net.name), "")
-    places = (("table1", heading), ("figure3", net.label))
-    numbers = [published().get((exhibit, row, "flops")) for exhibit, row in places]
-    return next((number.value for number in numbers if number), None)
-
-
 def _printed(heading: str) -> float:
     return published()["table1", heading, "flops"].value
 
