@@ -25,7 +25,7 @@ from resrepro.claims import (
     value_of,
 )
 from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, smoothed
-from resrepro.comparison.groups import FREE_SETTINGS, WARM_UP, Protocol, about_images, protocols_of
+from resrepro.comparison.groups import FREE_SETTINGS, SET_NAMES, WARM_UP, Protocol, about_images, protocols_of
 from resrepro.comparison.statistics import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
 from resrepro.records import Run
 
@@ -133,7 +133,8 @@ def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "
     """
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
-        parts.setdefault(MEASURES[test.measure].title_on(part), []).extend(words)
+        title = MEASURES[test.measure].title.replace("test", SET_NAMES[part])
+        parts.setdefault(title, []).extend(words)
     named = len(parts) > 1 or any(MEASURES[test.measure].title not in parts for test in tests)
     return "; ".join(
         (f"{title}: " if named else "") + ", ".join(dict.fromkeys(words))
@@ -225,14 +226,9 @@ class Comparison:
         return estimate(self.values, max(seeds.resolution for seeds in self.seeds.values()))
 
     @property
-    def open(self) -> bool:
-        """Whether seeds are missing whose values could turn a verdict."""
-        return any(seeds.open for seeds in self.seeds.values())
-
-    @property
     def state(self) -> str:
-        """Whether it lies in the region."""
-        if self.open or self.estimate is None:
+        """Whether it lies in the region; undecided where seeds are missing whose values could turn that."""
+        if self.estimate is None or any(seeds.open for seeds in self.seeds.values()):
             return UNDECIDED
         return STATES[self.estimate.lies_in(*self.region, self.comparisons)]
 
@@ -298,7 +294,7 @@ def _range(region: Region, measure: Measure, digits: int) -> str:
 
 def _undecided(each: Comparison, measure: Measure) -> tuple[str, int]:
     """Why a comparison is undecided, and how many seeds per net would help; 0 if none can be named."""
-    if each.open:
+    if any(seeds.open for seeds in each.seeds.values()):
         diverged = [_seeds_told(net, seeds.diverged) for net, seeds in each.seeds.items() if seeds.diverged]
         return f": undecided without {', '.join(diverged)}, which diverged" if diverged else "", 0
     counts = [len(values) for values in each.values]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from resrepro.claims import Check, Net, Source, value_of
-from resrepro.comparison.groups import SET_NAMES, Protocol
+from resrepro.comparison.groups import Protocol
 from resrepro.comparison.table import eval_command, run_folders, spell_mean
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
@@ -65,10 +65,6 @@ class Measure:
             diverged=tuple(run for run in protocol.left_out.get(net, ()) if run.status == "diverged"),
             resolution=max(map(self.resolution, group.runs)),
         )
-
-    def title_on(self, part: str) -> str:
-        """What to call it of runs whose headline set is `part`: a test error may be a validation error."""
-        return self.title.replace(SET_NAMES["test"], SET_NAMES[part])
 
     def spell(self, seeds: Seeds) -> str:
         """`6.61±0.16 (5)`, or `62,000±1,000 (3), 1 never`."""

@@ -7,7 +7,7 @@ protocol, and of several RULE chooses. Errors are of the last iteration, in perc
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -310,15 +310,11 @@ def protocols_of(
                 spec_of(run)
             except (TypeError, ValueError):
                 continue
-            shared.setdefault(_shared(run, free), {}).setdefault(net, []).append(run)
+            recipe = {key: value for key, value in run.spec["recipe"].items() if key not in free}
+            alike = json.dumps([recipe, run.data_key, run.env["mode"], run.spec["dataset"]], sort_keys=True)
+            shared.setdefault(alike, {}).setdefault(net, []).append(run)
     found = [_protocol(nets, free) for nets in shared.values()]
     return sorted((one for one in found if one.groups), key=lambda one: one.rank(enough), reverse=True)
-
-
-def _shared(run: Run, free: Collection[str]) -> str:
-    """What all runs of one protocol share: recipe, data, mode and dataset."""
-    recipe = {key: value for key, value in run.spec["recipe"].items() if key not in free}
-    return json.dumps([recipe, run.data_key, run.env["mode"], run.spec["dataset"]], sort_keys=True)
 
 
 def _protocol(nets: Mapping[Net, Sequence[Run]], free: tuple[str, ...]) -> Protocol[Net]:

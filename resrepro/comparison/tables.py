@@ -105,7 +105,7 @@ def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) ->
         fields.append(
             (fact.replace("params_M", "params (M)"), f"{known.value:g}" if known and not number else "")
         )
-    single = len(_of_paper(plan)) == 1
+    single = sum("value" in quantity for quantity in plan["quantities"]) == 1
     figures = []
     for quantity in plan["quantities"]:
         name, ours = quantity["name"], _ours(line, quantity, group)
@@ -118,10 +118,6 @@ def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) ->
     if single:
         figures.sort(key=lambda field: (field[0] == DIFFERENCE, field[0] != PAPER))
     return fields + figures + (_best(plan, line, group) if plan.get("best") else [])
-
-
-def _of_paper(plan: Plan) -> list[Quantity]:
-    return [quantity for quantity in plan["quantities"] if "value" in quantity]
 
 
 def _set_apart(group: SeedGroup) -> str:
@@ -211,7 +207,8 @@ def _remarks(
         yield f"Not in the table: {', '.join(left_out)}."
     if any(quantity["set"] == "train" for quantity in quantities):
         yield TRAINING_ERROR
-    if _of_paper(plan) and any(not group.comparable for group in groups):
+    has_paper = any("value" in quantity for quantity in quantities)
+    if has_paper and any(not group.comparable for group in groups):
         yield NO_DIFFERENCE
     yield from plan.get("remarks", ())
     names = dict.fromkeys(quantity["protocol"] for quantity in quantities if "protocol" in quantity)

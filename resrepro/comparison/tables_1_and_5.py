@@ -43,7 +43,7 @@ def table1_nets() -> dict[str, Architecture]:
 def table_1() -> Table:
     """Table 1 from the layouts of the nets and the paper's printed FLOPs."""
     nets = table1_nets()
-    printed = [_printed(heading) for heading in nets]
+    printed = [published()["table1", heading, "flops"].value for heading in nets]
     counted = [net.multiply_adds for net in nets.values()]
     gaps = [
         f"{(ours - paper) / UNIT:+.2f}".replace("-", "−")
@@ -78,10 +78,6 @@ def table_1() -> Table:
         remarks=REMARKS,
         records=tuple(_net_record(heading, net) for heading, net in nets.items()),
     )
-
-
-def _printed(heading: str) -> float:
-    return published()["table1", heading, "flops"].value
 
 
 def _layer_rows(nets: Sequence[Architecture]) -> Iterator[Row]:
@@ -126,7 +122,7 @@ def _net_record(heading: str, net: Architecture) -> dict[str, object]:
         **stages,
         "fc_outputs": net.layer("fc").channels,
         "parameters": net.parameters,
-        "flops_paper": int(_printed(heading)),
+        "flops_paper": int(published()["table1", heading, "flops"].value),
         "flops": net.multiply_adds,
         "flops_of_projections": net.projections,
     }
@@ -141,6 +137,9 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
     ours = [ensemble for ensemble, reason in reasons if not reason]
     left_out = [f"the ensemble of {_spell_members(one)} ({reason})" for one, reason in reasons if reason]
     left_out += unused(plan["members"], runs)
+    exact = {run.experiment for run in runs if run.finished and run.paper_exact}
+    lacking = [name for name in plan["members"] if name not in exact]
+    untrained = [(catalogue.find(name).label, train_command(name)) for name in lacking]
     notes = Notes()
     rows: list[Row] = []
     records: list[dict[str, object]] = []
@@ -161,7 +160,7 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
         columns=ENSEMBLE_COLUMNS,
         rows=tuple(rows),
         notes=tuple(notes),
-        missing=() if ours else tuple(_missing(plan["members"], runs)),
+        missing=() if ours else (*untrained, ("ensemble", ENSEMBLE_COMMAND)),
         remarks=(*((f"Not in the table: {', '.join(left_out)}.",) if left_out else ()), *plan["remarks"]),
         records=tuple(records),
     )
@@ -200,14 +199,6 @@ def _caveats(ensemble: Ensemble) -> list[str]:
     if ensemble.bn_stats == "precise":
         sentences.append("BN statistics averaged over training batches")
     return list(dict.fromkeys(sentences))
-
-
-def _missing(members: Iterable[str], runs: Sequence[Run]) -> Iterable[tuple[str, str]]:
-    """What trains the members that have no paper-exact run yet, and what makes an ensemble of them."""
-    for name in members:
-        if not any(run.experiment == name and run.finished and run.paper_exact for run in runs):
-            yield catalogue.find(name).label, train_command(name)
-    yield "ensemble", ENSEMBLE_COMMAND
 
 
 def _ensemble_record(label: str, paper: float | None, ensemble: Ensemble | None) -> dict[str, object]:
