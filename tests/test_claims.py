@@ -138,9 +138,6 @@ def test_bounds_are_the_papers_own_numbers():
     assert find_claim(24).tests[0].region == (-math.inf, 4.82)
 
 
-# --- without runs ---------------------------------------------------------------------------------------
-
-
 def test_without_runs_what_is_counted_held_and_all_else_names_its_commands():
     found = judge([])
     assert {v.claim.number: v.verdict for v in found if v.verdict != UNDECIDED} == {
@@ -341,9 +338,6 @@ def test_throughout_means_no_stretch_the_other_way(tmp_path, deep, bumps, state,
     assert (found.verdict, told in found.why) == (state, True), found.why
 
 
-# --- responses ------------------------------------------------------------------------------------------
-
-
 def with_responses(runs, std, gradients=(1.0, 1.0, 1.0)):
     """The runs with made-up responses: `std` is a function of a run, the same for all its layers."""
     return [
@@ -424,9 +418,6 @@ def test_the_command_prints_a_verdict_on_each_and_details_on_those_named(some, t
     }  # fmt: skip
 
 
-# --- how many comparisons -------------------------------------------------------------------------------
-
-
 def test_the_other_way_but_not_beyond_the_stricter_interval_is_told_with_its_seeds(tmp_path):
     errors = {20: [10, 10.2, 10.1, 9.9], 32: [10.2, 10.45, 10.4, 10.3]}
     errors |= {depth: [at, at + 0.01, at + 0.02, at + 0.03] for depth, at in ((44, 7), (56, 6), (110, 5))}
@@ -439,9 +430,6 @@ def test_the_other_way_but_not_beyond_the_stricter_interval_is_told_with_its_see
         "of 98.75 %; such a gap takes about 6 seeds per net"  # 5 at 95 %
     ) in found.why
     assert "resrepro train --depth 20 --seeds 0-5" in found.commands
-
-
-# --- how often was sampled ------------------------------------------------------------------------------
 
 
 def test_throughout_needs_samples_throughout(tmp_path):
@@ -461,9 +449,6 @@ def test_training_errors_are_compared_only_if_they_are_means_over_equal_interval
     assert [other.protocol for other in found.others] == ["CIFAR-10, 64,000 iterations, eval_every 32000"]
     assert found.others[0].commands[-1] == "resrepro train --depth 110 --eval-every 32000 --seeds 0-4"
     assert verdict(9, tmp_path, 0).verdict == HELD  # the last test error does not depend on it
-
-
-# --- what never happens ---------------------------------------------------------------------------------
 
 
 def test_a_level_is_reached_at_the_first_sample_below_it_or_where_all_stay_there():
@@ -537,9 +522,6 @@ def test_seeds_that_were_not_evaluated_are_to_be_evaluated_and_not_trained_anew(
     assert verdict(15, tmp_path).verdict == HELD
 
 
-# --- how finely measured --------------------------------------------------------------------------------
-
-
 def test_each_measure_has_the_step_in_which_it_is_recorded(tmp_path):
     (run,) = runs_in(write_run(tmp_path / "c", "cifar10-resnet110", warmup_switch=400).parent.parent)
     steps = {name: measure.resolution(run) for name, measure in MEASURES.items()}
@@ -590,9 +572,6 @@ def test_a_net_with_settings_is_the_papers_own_only_if_trained_as_the_paper_did(
     assert (own.exact, own.protocol) == (True, "CIFAR-10, 64,000 iterations")
 
 
-# --- numbers in words -----------------------------------------------------------------------------------
-
-
 def test_as_many_digits_are_printed_as_tell_an_interval_from_the_bound(tmp_path):
     write(tmp_path, "cifar10-resnet1202", [[(64_000, 0.0985, 7.9)]] * 3)
     found = verdict(8, tmp_path)  # with two decimals both the interval and the bound would end at 0.10
@@ -613,9 +592,6 @@ def test_the_bound_stands_beside_the_interval(tmp_path, number, net, errors, tol
     why = verdict(number, tmp_path).why
     assert told in why
     assert "inf" not in why
-
-
-# --- on which test images --------------------------------------------------------------------------------
 
 
 def test_an_error_on_a_part_of_the_test_set_waits_for_the_whole(tmp_path):
