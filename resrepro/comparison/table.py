@@ -4,7 +4,6 @@ LaTeX and the terminal's (rich).
 
 import csv
 import io
-import re
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
@@ -181,25 +180,27 @@ def to_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-_TEX = {
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": "$<$",
-    ">": "$>$",
-    "−": "$-$",
-    "→": r"$\to$",
-    "↳": r"$\hookrightarrow$",
-    "…": r"\dots{}",
-    DASH: "---",
-    "`": "",
-}
+_TEX = str.maketrans(
+    {
+        **{character: "\\" + character for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "<": "$<$",
+        ">": "$>$",
+        "−": "$-$",
+        "→": r"$\to$",
+        "↳": r"$\hookrightarrow$",
+        "…": r"\dots{}",
+        DASH: "---",
+        "`": "",
+    }
+)
 
 
 def _tex(text: str) -> str:
-    return re.sub(".", lambda found: _TEX.get(found[0], found[0]), text)
+    return text.translate(_TEX)
 
 
 NAME_WIDTH = 16  # characters of a row's name in the terminal; longer ones go on below

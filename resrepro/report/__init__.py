@@ -20,7 +20,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
 from resrepro.claims import FAILED, HELD, UNDECIDED, UNTESTABLE, Verdict, decided_elsewhere
-from resrepro.comparison.groups import iterations_of
+from resrepro.comparison.groups import DATASET_NAMES, iterations_of
 from resrepro.records import Run
 from resrepro.records.collection import Collection
 from resrepro.report.exhibits import Section, all_exhibits, is_ours, section
@@ -32,12 +32,7 @@ GENERATOR = "resrepro report"  # by which a report of ours is known
 STYLES = ("uplot/uPlot.min.css", "style.css", "tables.css")
 SCRIPTS = ("uplot/uPlot.iife.min.js", "charts.js", "page.js")
 LEAD_COLUMNS = ("net", "paper", "test error", "validation error", "difference")
-DATASETS = {
-    "cifar10": "CIFAR-10",
-    "digits": "scikit-learn's digits",
-    "imagenet": "ImageNet",
-    "folder": "a folder of other images",
-}
+DATASETS = {**DATASET_NAMES, "digits": "scikit-learn's digits", "folder": "a folder of other images"}
 MARKS = ("stated", "derived", "assumed")
 # How a verdict looks: its word, the sign beside it, and its name in the style sheet.
 KINDS = {
