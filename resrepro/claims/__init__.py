@@ -218,20 +218,10 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
             marks = tuple(notes.setdefault(note, len(notes) + 1) for note in told)
             ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
             rows.append(Row((*head, *ours), marks))
-            records.append(
-                {
-                    "claim": claim.number,
-                    "section": claim.section,
-                    "words": claim.words,
-                    "quantity": verdict.quantity,
-                    "paper": verdict.paper,
-                    "runs": ruling.protocol,
-                    "ours": ruling.ours,
-                    "verdict": ruling.verdict,
-                    "why": ruling.why,
-                    "notes": " ".join(ruling.notes),
-                }
-            )
+            known = {"claim": claim.number, "section": claim.section, "words": claim.words}
+            said = verdict.quantity, verdict.paper, ruling.protocol, ruling.ours, ruling.verdict, ruling.why
+            columns = dict(zip(COLUMNS[1:], said, strict=True))
+            records.append({**known, **columns, "notes": " ".join(ruling.notes)})
         for command in verdict.commands:
             waiting.setdefault(command, []).append(str(claim.number))
     return Table(
@@ -255,15 +245,11 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     """`5 held (2 on shortened or other runs), 1 failed, 20 undecided, 1 not testable here`."""
     counts = Counter(verdict.verdict for verdict in verdicts)
     elsewhere = Counter(verdict.verdict for verdict in verdicts if not verdict.exact)
-    return ", ".join(
-        f"{counts[name]} {name}"
-        + (
-            f" ({elsewhere[name]} on shortened or other runs)"
-            if name in (HELD, FAILED) and elsewhere[name]
-            else ""
-        )
-        for name in STYLES
-    )
+    told = []
+    for name in STYLES:
+        others = elsewhere[name] if name in (HELD, FAILED) else 0
+        told.append(f"{counts[name]} {name}" + (f" ({others} on shortened or other runs)" if others else ""))
+    return ", ".join(told)
 
 
 def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:

@@ -44,9 +44,7 @@ class Measure:
     metrics: tuple[str, ...] = ()  # its names in published.csv, the first that a row has
     unit: str = ""  # "%" for errors
     digits: int = 2
-    command: Callable[[Sequence[Run]], str] | None = (
-        None  # what fills it in where training does not record it
-    )
+    command: Callable[[Sequence[Run]], str] | None = None  # what measures it, where training does not
     resolution: Callable[[Run], float] = lambda run: 0.0  # its step; 0 if it is a number like any other
     never: Callable[[Run], bool] = lambda run: False  # of a time: whether it is the run's length instead
     sampled: bool = False  # whether it depends on how often the training was sampled
