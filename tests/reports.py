@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import write_run
 
-from resrepro.claims.judging import Ruling, Verdict
+from resrepro.claims import Claim, Ruling, Verdict
 from resrepro.records.collection import Collection, collect
 
 KINDS = ("held", "failed", "undecided", "not testable here")
@@ -24,9 +24,7 @@ def ruling(verdict: str = "held", why: str = "difference 49.0, 95 % interval 34.
 def verdict_of(number: int, verdict: str = "held", others: Sequence[Ruling] = (), text: str = "") -> Verdict:
     """A made-up verdict, with `text` in all its places."""
     return Verdict(
-        number=number,
-        section="4.2",
-        words=text or "plain-56 has a higher training error than plain-20",
+        claim=Claim(number, "4.2", text or "plain-56 has a higher training error than plain-20", ()),
         quantity=text or "training error (%)",
         paper=text or "5.9 against 1.4",
         protocol="CIFAR-10",

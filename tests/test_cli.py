@@ -68,7 +68,6 @@ def python(*words, **options):
         ("compare --runs nowhere", 2, "no runs folder nowhere"),
         ("claims 28", 2, "numbered from 1 to 27"),
         ("claims --runs nowhere", 2, "no runs folder nowhere"),
-        ("compare table1 --statistics", 2, "not made of runs of single nets"),
         ("plot figure66", 2, "figure66"),
         ("plot figure6", 1, "resrepro train"),
         ("list cifar10-resnet21", 2, "nearest is 20 or 26"),
@@ -146,7 +145,7 @@ def test_settings_show_another_protocol_everywhere_and_all_shows_every_run(tmp_p
 
 
 @pytest.mark.usefixtures("long_and_short")
-@pytest.mark.parametrize("command", ["compare", "plot", "claims", "report", "compare --statistics"])
+@pytest.mark.parametrize("command", ["compare", "plot", "claims", "report"])
 @pytest.mark.parametrize(
     ("settings", "part"),
     [

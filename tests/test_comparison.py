@@ -3,14 +3,15 @@
 import csv
 import io
 import statistics
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from conftest import FIRST_IMAGES, rewrite, write_eval, write_test_eval
+from conftest import FIRST_IMAGES, write_eval, write_test_eval
 
 from resrepro.comparison.groups import RULE, about_images, seed_groups
-from resrepro.comparison.table import DASH, eval_command, spell_mean, to_csv, to_markdown
+from resrepro.comparison.table import DASH, eval_command, to_csv, to_markdown
 from resrepro.comparison.tables import ASSUMED, NO_DIFFERENCE, build
-from resrepro.errors import UsageError
 from resrepro.figures import compare
 from resrepro.paper import layouts
 from resrepro.records.collection import collect
@@ -38,12 +39,8 @@ def runs_in(folder):
 @pytest.fixture
 def five_of_110(make_run, tmp_path):
     for seed, end in ENDS_110.items():
-        make_run(
-            tmp_path,
-            "cifar10-resnet110",
-            seed,
-            curve=[(1000, 50.0, 60.0), (63000, 0.2, end - 0.1), (64000, 0.1, end)],
-        )
+        curve = [(1000, 50.0, 60.0), (63000, 0.2, end - 0.1), (64000, 0.1, end)]
+        make_run(tmp_path, "cifar10-resnet110", seed, curve=curve)
     return tmp_path
 
 
@@ -55,20 +52,10 @@ def test_without_runs_the_paper_still_stands_and_each_gap_names_its_command(tmp_
     ]  # fmt: skip
     assert cells["Highway-19"][3] == "7.54 (7.72±0.16)"
     assert cells["ResNet-110"][3] == "6.43 (6.61±0.16)"
-    assert [cells[f"ResNet-{d}"][3] for d in (20, 32, 44, 56, 1202)] == [
-        "8.75",
-        "7.51",
-        "7.17",
-        "6.97",
-        "7.93",
-    ]
-    assert [cells[f"plain-{d}"][3] for d in (20, 32, 44, 56, 110)] == [
-        "9.69",
-        "10.11",
-        "11.47",
-        "13.26",
-        ">60",
-    ]
+    residual = ["8.75", "7.51", "7.17", "6.97", "7.93"]
+    assert [cells[f"ResNet-{depth}"][3] for depth in (20, 32, 44, 56, 1202)] == residual
+    plain = ["9.69", "10.11", "11.47", "13.26", ">60"]
+    assert [cells[f"plain-{depth}"][3] for depth in (20, 32, 44, 56, 110)] == plain
     assert cells["ResNet-20"][4] == DASH
     assert cells["Maxout"][4] == ""
     missing = dict(table.missing)
@@ -134,25 +121,6 @@ def test_a_part_of_the_test_set_fills_no_cell_and_is_no_best_sample(make_run, tm
     assert "8.0" not in to_csv(table)
 
 
-def test_the_best_sample_is_of_the_validation_images_where_there_are_some(make_run, tmp_path):
-    make_run(tmp_path, split="45k5k", curve=[(1000, 9.0, 7.0), (64000, 1.0, 8.0)], test_images=1000)
-    table = build("table6", runs_in(tmp_path))
-    (row,) = rows_of(table, "ResNet-20")
-    assert [row[name] for name in ("test error", "validation error", "difference")] == [DASH, "8.00 (1)", ""]
-    assert (row["best run"], row["best sample"]) == ("8.00", "7.00")
-    assert "Best run: the lowest validation error of a run." in table.remarks[-2]
-    assert "Best sample: the lowest validation error" in table.remarks[-2]
-
-
-def test_what_happened_on_the_way_is_told_beside_the_number(make_run, tmp_path):
-    folder = make_run(tmp_path, "cifar10-resnet110", curve=[(64000, 1.0, 8.0)])
-    told = "the warm-up never ended: learning rate 0.01 throughout"
-    rewrite(folder / "result.json", lambda result: result.update(departures=[told]))
-    table = build("table6", runs_in(tmp_path))
-    (row,) = rows_of(table, "ResNet-110")
-    assert (row["test error"], [table.notes[n - 1] for n in row["notes"]]) == ("8.00 (1)", [told])
-
-
 # --- the test error that `eval` measured afterwards -----------------------------------------------------
 
 
@@ -174,22 +142,11 @@ def test_a_test_error_measured_afterwards_counts_and_says_so(make_run, tmp_path)
     assert not any("eval" in command for label, command in table.missing if label == "ResNet-20")
 
 
-def test_without_the_evaluation_the_command_for_it_is_named_and_no_difference_given(make_run, tmp_path):
-    make_run(tmp_path, split="45k5k", curve=[(64000, 1.0, 8.0)], test_images=1000)
-    (row,) = rows_of(build("table6", runs_in(tmp_path)), "ResNet-20")
-    assert (row["test error"], row["validation error"], row["difference"]) == (DASH, "8.00 (1)", "")
-    missing = dict(build("table6", runs_in(tmp_path)).missing)
-    assert missing["ResNet-20"] == "resrepro eval runs/cifar10-resnet20+split=45k5k/seed0 --data DIR"
-    assert missing["plain-20"] == "resrepro train --depth 20 --plain --split 45k5k"  # the protocol shown
-
-
 @pytest.mark.parametrize(
     "changed",
     [
-        {"images": 1000},
         {"images": 9980},
         {"data": {"name": "cifar10", "images": {"test": 10_000}, "sha256": {"train": "0" * 64}}},
-        {"data": {"name": "cifar10", "images": {"test": 10_000}, "sha256": {}}},
         {"iteration": 63_000},
         {"protocol": "ten_crop"},
         {"digest": "f" * 64},
@@ -203,18 +160,6 @@ def test_no_other_evaluation_is_the_test_error(make_run, tmp_path, changed):
     assert (run.test, run.error("test")) == (None, None)
     (row,) = rows_of(build("table6", [run]), "ResNet-20")
     assert row["test error"] == DASH
-
-
-def test_an_unfinished_run_has_no_test_error(make_run, tmp_path):
-    write_test_eval(make_run(tmp_path, curve=[(32_000, 5.0, 9.0)]), 8.7)
-    assert runs_in(tmp_path)[0].test is None
-
-
-def test_a_run_that_measured_the_whole_test_set_itself_keeps_its_own_error(make_run, tmp_path):
-    write_test_eval(make_run(tmp_path, curve=[(64_000, 5.0, 9.0)]), 8.7)
-    (run,) = runs_in(tmp_path)
-    assert (run.error("test"), run.test.evaluation) == (9.0, None)
-    assert build("table6", [run]).notes == ()
 
 
 # --- which protocol is shown ----------------------------------------------------------------------------
@@ -246,14 +191,6 @@ def test_one_protocol_is_shown_by_the_rule_and_the_others_are_named(make_run, tm
     assert "`--all`" not in " ".join(every.remarks)
 
 
-def test_sampling_at_other_points_is_told(make_run, tmp_path):
-    make_run(tmp_path, eval_every=500, curve=[(64000, 1.0, 8.0)])
-    table = build("table6", runs_in(tmp_path))
-    (row,) = rows_of(table, "ResNet-20")
-    assert table.notes == ("sampled every 500 iterations; as densely as the paper's curves: every 1000",)
-    assert (row["test error"], row["notes"]) == ("8.00 (1)", (1,))
-
-
 def test_unfinished_and_diverged_runs_enter_no_row_but_are_named(make_run, tmp_path):
     make_run(tmp_path, seed=0, curve=[(1000, 50.0, 55.0)])
     make_run(tmp_path, seed=1, curve=[(2000, 50.0, 55.0)], status="diverged")
@@ -266,9 +203,6 @@ def test_unfinished_and_diverged_runs_enter_no_row_but_are_named(make_run, tmp_p
 
 def test_figures_are_compared_in_training_and_test_error(make_run, tmp_path):
     make_run(tmp_path, "cifar10-plain56", curve=[(64000, 6.0, 13.5)])
-    (row,) = rows_of(build("figure1", runs_in(tmp_path)), "plain-56")
-    assert row["training error: paper"] == "5.96"
-    assert row["test error: paper"] == "13.25"
     table = build("figure1", runs_in(tmp_path))
     cells = next(row.cells for row in table.rows if row.cells[0] == "plain-56")
     assert cells[1:] == ("5.96", "6.00 (1)", "+0.04", "13.25", "13.50 (1)", "+0.25", "")
@@ -276,25 +210,6 @@ def test_figures_are_compared_in_training_and_test_error(make_run, tmp_path):
         "training error: paper", "ours", "difference", "test error: paper", "ours", "difference",
         "validation error",
     )  # fmt: skip
-
-
-def test_the_demo_has_no_column_of_the_paper(make_run, tmp_path):
-    make_run(tmp_path, "digits-plain56", curve=[(240, 70.0, 72.0)])
-    table = build("demo", runs_in(tmp_path))
-    assert not any("paper" in column for column in table.columns)
-    (row,) = rows_of(table, "plain-56")
-    assert (row["training error"], row["test error"]) == ("70.00 (1)", "72.00 (1)")
-
-
-def test_notes_are_numbered_once_and_in_order(make_run, tmp_path):
-    for experiment in ("cifar10-resnet20", "cifar10-plain20"):
-        make_run(tmp_path, experiment, iterations=2000)
-    table = build("figure6", runs_in(tmp_path))
-    assert len(set(table.notes)) == len(table.notes)
-    used = [number for row in table.rows for number in row.notes]
-    assert set(used) == set(range(1, len(table.notes) + 1))
-    markdown = to_markdown(table)
-    assert all(f"\n{number}. {note}" in markdown for number, note in enumerate(table.notes, 1))
 
 
 def test_csv_keeps_raw_numbers(five_of_110):
@@ -317,15 +232,10 @@ def test_compare_writes_three_forms_that_do_not_change_from_call_to_call(five_of
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
 
 
-def test_an_unknown_exhibit_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"there are table2, .*table6, .*figure1, .*figure6, .*demo"):
-        build("table7", [])
-
-
 # --- ImageNet: Tables 2 to 4 and Figure 4 -----------------------------------------------------------
 
 
-def test_the_papers_rows_of_tables_2_to_4_stand_without_runs():
+def test_the_papers_rows_of_tables_2_and_3_stand_without_runs():
     rows = {name: {row.cells[0]: row.cells for row in build(name, []).rows} for name in ("table2", "table3")}
     assert {net: cells[1:3] for net, cells in rows["table2"].items()} == {
         "plain-18": ("27.94", DASH), "plain-34": ("28.54", DASH),
@@ -334,13 +244,6 @@ def test_the_papers_rows_of_tables_2_to_4_stand_without_runs():
     assert rows["table3"]["GoogLeNet"] == ("GoogLeNet", "", "", "", "9.15", "", "")
     assert rows["table3"]["ResNet-34 B"] == ("ResNet-34 B", "24.52", DASH, "", "7.46", DASH, "")
     table = build("table4", [])
-    cells = {row.cells[0]: (row.cells[1], row.cells[4]) for row in table.rows}
-    assert cells == {
-        "VGG (ILSVRC'14)": ("", "8.43"), "GoogLeNet (ILSVRC'14)": ("", "7.89"), "VGG (v5)": ("24.40", "7.10"),
-        "PReLU-net": ("21.59", "5.71"), "BN-inception": ("21.99", "5.81"), "ResNet-34 B": ("21.84", "5.71"),
-        "ResNet-34 C": ("21.53", "5.60"), "ResNet-50": ("20.74", "5.25"), "ResNet-101": ("19.87", "4.60"),
-        "ResNet-152": ("19.38", "4.49"),
-    }  # fmt: skip
     assert [table.notes[n - 1] for n in table.rows[0].notes] == [
         "the paper's number is of the ILSVRC test set"
     ]
@@ -362,25 +265,6 @@ def test_table_2_takes_the_ten_crop_error_and_not_the_centre_crops(make_run, tmp
     assert figure[1:7] == ("24.78", "25.00 (1)", "+0.22", "28.33", "28.50 (1)", "+0.17")
 
 
-def test_table_4_takes_the_multi_scale_errors_of_its_own_nets(make_run, tmp_path):
-    evals = {"ten_crop": (22.5, 6.5), "multi_scale": (20.75, 5.5)}
-    make_run(tmp_path, "imagenet-resnet50", evals=evals)
-    make_run(tmp_path, "imagenet-resnet34", evals=evals)  # option A has no row in Table 4
-    table = build("table4", runs_in(tmp_path))
-    ours = {
-        row.cells[0]: (row.cells[2], row.cells[5]) for row in table.rows if row.cells[2] not in ("", DASH)
-    }
-    assert ours == {"ResNet-50": ("20.75 (1)", "5.50 (1)")}
-
-
-def test_shortcut_options_of_the_34_have_rows_of_their_own(make_run, tmp_path):
-    for option, error in (("", 25.0), ("-b", 24.5), ("-c", 24.25)):
-        make_run(tmp_path, f"imagenet-resnet34{option}", evals={"ten_crop": (error, 7.5)})
-    table = build("table3", runs_in(tmp_path))
-    ours = {row.cells[0]: row.cells[2] for row in table.rows if row.cells[0].startswith("ResNet-34")}
-    assert ours == {"ResNet-34 A": "25.00 (1)", "ResNet-34 B": "24.50 (1)", "ResNet-34 C": "24.25 (1)"}
-
-
 def test_a_finished_run_without_the_evaluation_shows_the_dash_and_names_the_command(make_run, tmp_path):
     make_run(tmp_path / "runs", "imagenet-resnet18", evals={"multi_scale": (26.0, 8.0)})
     make_run(tmp_path / "results", "imagenet-plain34", iterations=700, image_size=64)
@@ -393,21 +277,9 @@ def test_a_finished_run_without_the_evaluation_shows_the_dash_and_names_the_comm
     assert "resrepro train --dataset imagenet --depth 18 --data DIR" not in commands
     assert "resrepro train --dataset imagenet --depth 34 --plain --data DIR" in commands
     assert len([command for command in commands if "eval" in command]) == 1
-    (short,) = [run for run in runs if run.status == "shortened"]
-    table = build("table2", [short])
-    (row,) = rows_of(table, "plain-34")
-    assert row["top-1 error"] == DASH
-    assert [command for label, command in table.missing if label == "plain-34"] == [
-        "resrepro train --dataset imagenet --depth 34 --plain --data DIR",
-        "resrepro eval runs/imagenet-plain34+iterations=700+image_size=64/seed0 "
-        "--protocol ten_crop --data DIR",
-    ]
 
 
 def test_the_command_names_all_seeds_that_lack_it_in_the_folder_that_has_checkpoints(make_run, tmp_path):
-    from dataclasses import replace
-    from pathlib import Path
-
     first = runs_in(make_run(tmp_path, "folder-resnet18", iterations=700).parent.parent)[0]
     here, published = (replace(first, folder=Path(top) / first.name / "seed0") for top in ("mine", "results"))
     told = "resrepro eval {}/folder-resnet18+iterations=700/seed0 --protocol center --data DIR"
@@ -421,7 +293,6 @@ def test_the_command_names_all_seeds_that_lack_it_in_the_folder_that_has_checkpo
     "changed",
     [
         {"iteration": 300_000},
-        {"iteration": 0},
         {"bn_stats": "precise"},
         {"digest": "f" * 64},
         {"data": {"name": "imagenet", "images": {"val": 100}, "classes": 1000, "sha256": {"val": "1"}}},
@@ -431,31 +302,6 @@ def test_an_evaluation_of_anything_else_enters_nothing(make_run, tmp_path, chang
     write_eval(make_run(tmp_path, "imagenet-resnet18"), "ten_crop", 20.0, 5.0, **changed)
     (row,) = rows_of(build("table2", runs_in(tmp_path)), "ResNet-18")
     assert row["top-1 error"] == DASH
-
-
-@pytest.mark.parametrize("curve", [[], [(300_000, 40.0, 41.0)]])
-def test_untrained_and_partly_trained_nets_enter_no_table(make_run, tmp_path, curve):
-    make_run(tmp_path, "imagenet-resnet18", curve=curve, evals={"ten_crop": (99.9, 99.5)})
-    for exhibit in ("table2", "figure4"):
-        table = build(exhibit, runs_in(tmp_path))
-        (row,) = rows_of(table, "ResNet-18")
-        assert DASH in row.values()
-        assert "(1)" not in str(row)
-        assert "imagenet-resnet18 seed 0 (partial at iteration" in table.remarks[0]
-        assert "99.9" not in to_markdown(table)
-        assert "99.9" not in to_csv(table)
-
-
-def test_only_seeds_of_the_same_specification_and_data_share_a_mean(make_run, tmp_path):
-    short = {"iterations": 700, "image_size": 64}
-    for seed, error in enumerate((50.0, 52.0)):
-        make_run(tmp_path, "folder-resnet18", seed, evals={"ten_crop": (error, 10.0)}, **short)
-    make_run(tmp_path, "folder-resnet18", 2, evals={"ten_crop": (10.0, 1.0)}, data="another folder", **short)
-    make_run(tmp_path, "folder-resnet18", 3, evals={"ten_crop": (20.0, 1.0)}, iterations=700, image_size=32)
-    make_run(tmp_path, "imagenet-resnet18", 4, evals={"ten_crop": (30.0, 1.0)}, **short)
-    own, *others = rows_of(build("table2", runs_in(tmp_path), every=True), "ResNet-18")
-    assert own["top-1 error"] == "30.00 (1)"  # ImageNet's own images come first
-    assert sorted(row["top-1 error"] for row in others) == ["10.00 (1)", "20.00 (1)", "51.00±1.41 (2)"]
 
 
 def test_a_mean_is_of_the_seeds_that_were_evaluated(make_run, tmp_path):
@@ -506,26 +352,6 @@ def test_a_folder_of_other_images_stands_in_its_nets_row_without_a_difference(ma
     assert (other["top-1 error"], other["difference"]) == ("52.00 (1)", "")
 
 
-def test_a_whole_run_on_other_images_gets_no_difference(make_run, tmp_path):
-    make_run(tmp_path, "folder-resnet18", evals={"ten_crop": (50.0, 10.0)})
-    (row,) = rows_of(build("table2", runs_in(tmp_path)), "ResNet-18")
-    assert (row["top-1 error"], row["difference"]) == ("50.00 (1)", "")
-    make_run(tmp_path / "more", "imagenet-resnet18", evals={"ten_crop": (27.0, 9.0)}, notices=("a notice",))
-    table = build("table2", runs_in(tmp_path / "more"))
-    (row,) = rows_of(table, "ResNet-18")
-    assert (row["top-1 error"], row["difference"]) == ("27.00 (1)", "−0.88")
-    assert [table.notes[number - 1] for number in row["notes"]] == ["a notice"]
-
-
-def test_what_an_evaluation_has_to_say_of_its_images_is_told(make_run, tmp_path):
-    folder = make_run(tmp_path, "imagenet-resnet18")
-    data = runs_in(tmp_path)[0].env["data"]
-    write_eval(folder, "ten_crop", 27.5, 9.0, data=data | {"notices": ["2 files are no images"]})
-    table = build("table2", runs_in(tmp_path))
-    (row,) = rows_of(table, "ResNet-18")
-    assert [table.notes[number - 1] for number in row["notes"]] == ["2 files are no images"]
-
-
 def test_an_evaluation_that_repeats_the_numbers_of_images_adds_no_note(make_run, tmp_path):
     notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
     folder = make_run(tmp_path, "folder-resnet18", iterations=700, notices=(notice,))
@@ -543,25 +369,3 @@ def test_data_are_told_unless_they_are_imagenets_or_said_already():
     assert about_images(1000, {"val": 100}) == ["1,000 classes, 100 validation images"]
     assert about_images(None, {"val": 100}, ["it has 90 validation images"]) == ["100 validation images"]
     assert about_images(10, {"val": 100}, ["it has 10 classes and 100 validation images"]) == []
-
-
-def test_a_single_run_has_no_spread():
-    assert spell_mean([8.75]) == "8.75 (1)"
-    assert spell_mean([1.0, 3.0]) == "2.00±1.41 (2)"
-
-
-def test_other_groups_are_told_apart_and_notes_are_in_order(make_run, tmp_path):
-    short = {"iterations": 400, "split": "45k5k"}
-    for seed in (0, 1):
-        make_run(tmp_path, "cifar10-resnet20", seed, precision="bf16", mode="fast", **short)
-    make_run(tmp_path, "cifar10-resnet20", iterations=800)
-    make_run(tmp_path, "cifar10-resnet20", **short)
-    make_run(tmp_path, "cifar10-resnet20", 3, eval_every=50, **short)
-    table = build("table6", runs_in(tmp_path), every=True)
-    rows = rows_of(table, "ResNet-20")
-    assert [(row["net"], row["test error"][-3:]) for row in rows] == [
-        ("ResNet-20", "(1)"), ("↳ 400 it. (fast)", "(2)"), ("↳ 400 it.", "(1)"), ("↳ 400 it.", "(1)"),
-    ]  # fmt: skip
-    assert all(list(row["notes"]) == sorted(row["notes"]) for row in rows)
-    (row,) = rows_of(build("table6", runs_in(tmp_path)), "ResNet-20")
-    assert row["net"] == "ResNet-20"

@@ -1,35 +1,59 @@
-"""The paper's claims in words, tested on run records: the claims as data (`paper/claims.toml`), loaded.
+"""The paper's claims in words as data (`paper/claims.toml`), and the verdicts on them as a table and a list.
 
-`judging.judge` gives a verdict on each, by the tests of `testing` on the quantities of `measures`. Nothing
-here imports torch.
+`judging.judge` gives the verdicts, from run records, by what `measures` measures.
 """
 
+import math
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.groups import STAND_INS, WARM_UP, Protocol, with_seeds
+from resrepro.comparison.groups import WARM_UP, Protocol, on_stand_in, with_seeds
+from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import UsageError
 from resrepro.paper import published
 from resrepro.records import Run
 from resrepro.spec import Spec, catalogue, command_for
 from resrepro.spec.recipe import FAMILIES, Value
 
-Source = tuple[str, str, str]  # exhibit, row and metric of published.csv
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Source = Sequence[str]  # exhibit, row and metric of published.csv
 Region = tuple[float, float]
+HELD, FAILED, UNDECIDED, UNTESTABLE = "held", "failed", "undecided", "not testable here"
+STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
+COLUMNS = ("claim", "quantity", "paper", "runs", "ours", "verdict", "why")
+WRAPS = (0.22, 0.1, 0.14, 0.1, 0.16, 0.08, 0.14)
+REMARKS = (
+    "Ours: mean ± standard deviation (n runs) at the last iteration; in brackets the two-sided 95 % "
+    "interval, by Welch's t test for a difference and Student's for a mean. A claim held if all its "
+    "intervals lie where it says, failed if one lies elsewhere, and is undecided otherwise: a gap "
+    "within the spread over seeds is never called held, nor is one seed each, nor what a seed that "
+    "diverged or was not measured could turn.",
+    "Several comparisons: a claim that held needs each of them at 95 %; one that failed has one beyond "
+    "the interval of 1 − 0.05/k, k being the number of its comparisons (Bonferroni). Over claims "
+    "nothing is corrected: a claim with nothing behind it would be called held in one case of forty.",
+    "Runs: a verdict is on one protocol, whichever way it speaks: on the paper's data the longest schedule "
+    "under which all nets stand that the claim compares (else most of them), then the paper's split, then "
+    "the most seeds. Those on other protocols stand below (↳). A shortened schedule or other images give a "
+    "verdict on just these.",
+    "The paper's values of curves are read off its figures: ±0.03 on CIFAR-10, ±0.06 on ImageNet, "
+    "training errors as the mean of the last five samples.",
+)
 
 
 @dataclass(frozen=True)
 class Net:
-    """A net that a claim is about: an experiment, and the settings in which its runs differ from it."""
+    """A net that a claim is about: an experiment, and the settings (`told` in words) that set it apart."""
 
     experiment: str
     settings: tuple[tuple[str, Value], ...] = ()
     told: str = ""
-    """The settings in words."""
 
     @property
     def spec(self) -> Spec:
@@ -46,14 +70,13 @@ class Net:
 
         The shortcuts and the whole warm-up belong to the net, and so do the settings that it names.
         """
-        dataset, _, rest = self.experiment.partition("-")
-        if run.experiment not in (self.experiment, f"{STAND_INS.get(dataset, dataset)}-{rest}"):
+        if run.experiment not in (self.experiment, on_stand_in(self.experiment)):
             return False
-        own = catalogue.find(run.experiment).spec()
+        own, recipe = catalogue.find(run.experiment).spec(), run.spec["recipe"]
         wanted = {key: getattr(own.recipe, key) for key in WARM_UP} | dict(self.settings)
-        recipe = run.spec["recipe"]
         same = all(recipe.get(key) == value for key, value in wanted.items())
-        return same and run.spec["shortcut"] == own.shortcut and FAMILIES[dataset] == run.family
+        family = FAMILIES[self.experiment.partition("-")[0]]
+        return same and run.spec["shortcut"] == own.shortcut and family == run.family
 
     def command(self, seeds: int, protocol: "Protocol[Net] | None" = None) -> str:
         """The command that trains so many seeds of it, under a protocol or else as the paper did."""
@@ -64,28 +87,22 @@ class Net:
 
 @dataclass(frozen=True)
 class Check:
-    """One of the things that must hold for a claim; see the head of claims.toml for the kinds."""
+    """One of the things that must hold for a claim; see the head of claims.toml for the kinds and fields.
+
+    `paper` is the exhibit that has the paper's own values; of a count `ratio` has their entries instead.
+    """
 
     kind: str
     measure: str
     nets: tuple[Net, ...] = ()
-    region: Region = (0.0, float("inf"))
+    region: Region = (0.0, math.inf)
     margin: float = 0.0
     window: int = 1
-    needs: tuple[str, ...] = ()
+    needs: Sequence[str] = ()
     paper: str = ""
-    """The exhibit that has the paper's own values."""
     of: str = ""
     over: str | Source = ""
-    ratio: tuple[Source, ...] = ()
-    """Of a count: the entries of published.csv whose ratio is the paper's."""
-
-    @property
-    def comparisons(self) -> int:
-        """How many means or differences it looks at; the stretches of a curve count by themselves."""
-        if self.kind == "count":
-            return 0
-        return len(self.nets) if self.kind == "within" else len(self.nets) - 1
+    ratio: Sequence[Source] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ class Claim:
     section: str
     words: str
     tests: tuple[Check, ...]
-    printed: tuple[tuple[str, Source], ...] = ()
+    printed: Sequence[Source] = ()  # each led by what to call it
     said: str = ""
     note: str = ""
     quantity: str = ""
@@ -109,15 +126,32 @@ class Claim:
 
     @property
     def comparisons(self) -> int:
-        """How many means or differences all its tests look at; what is counted is not among them."""
-        return sum(test.comparisons for test in self.tests)
+        """How many means or differences its tests look at; what is counted is not among them."""
+        return sum(len(test.nets) - (test.kind != "within") for test in self.tests if test.kind != "count")
 
 
 @cache
 def claims() -> tuple[Claim, ...]:
     """All claims in the paper's order."""
     text = resources.files("resrepro").joinpath("paper", "claims.toml").read_text(encoding="utf-8")
-    return tuple(_claim(entry) for entry in tomllib.loads(text)["claims"])
+    entries = tomllib.loads(text)["claims"]
+    return tuple(Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in entries)
+
+
+def _check(entry: Mapping[str, Any]) -> Check:
+    fields = dict(entry)
+    fields["nets"] = tuple(
+        Net(net)
+        if isinstance(net, str)
+        else Net(net["experiment"], tuple(net["settings"].items()), net["told"])
+        for net in entry.get("nets", ())
+    )
+    if "region" in entry:
+        ends = entry["region"]
+        fields["region"] = tuple(value_of(end) if isinstance(end, list) else end for end in ends)
+    if entry["kind"] == "count":
+        fields["ratio"] = fields.pop("paper", ())
+    return Check(**fields)
 
 
 def find_claim(number: int) -> Claim:
@@ -133,36 +167,125 @@ def find_claim(number: int) -> Claim:
 
 def value_of(source: Source) -> float:
     """A published value; parameters (`params_M`) are counted in ones, not millions."""
-    return published()[source].value * (1e6 if source[2] == "params_M" else 1)
+    exhibit, row, metric = source
+    return published()[exhibit, row, metric].value * (1e6 if metric == "params_M" else 1)
 
 
-def _claim(entry: Mapping[str, Any]) -> Claim:
-    tests = tuple(_test(test) for test in entry.get("tests", ()))
-    printed = tuple((told, _source(source)) for told, *source in entry.get("printed", ()))
-    return Claim(**{**entry, "tests": tests, "printed": printed})
+@dataclass(frozen=True)
+class Ruling:
+    """What the runs of one protocol say of a claim."""
+
+    protocol: str  # its name; "counted on the nets" where no runs are needed, "none" without any
+    ours: str  # our values in words
+    verdict: str  # "held", "failed", "undecided" or "not testable here"
+    why: str  # the tests with their intervals, or what is missing
+    notes: tuple[str, ...] = ()  # a shortened schedule, other data, every departure, seeds left out
+    commands: tuple[str, ...] = ()  # what would decide it, if it is undecided
+    exact: bool = True  # whether it is about the paper's own protocol, or needs none
 
 
-def _test(entry: Mapping[str, Any]) -> Check:
-    fields = dict(entry)
-    fields["nets"] = tuple(_net(net) for net in entry.get("nets", ()))
-    fields["needs"] = tuple(entry.get("needs", ()))
-    if "region" in entry:
-        fields["region"] = tuple(
-            value_of(_source(end)) if isinstance(end, list) else end for end in entry["region"]
-        )
-    if entry["kind"] == "count":
-        fields["ratio"] = tuple(_source(source) for source in fields.pop("paper", ()))
-    if isinstance(entry.get("over"), list):
-        fields["over"] = _source(entry["over"])
-    return Check(**fields)
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Ruling):
+    """A claim, its quantity and the paper's values in words, and the ruling of the protocol that counts.
+
+    `others` are the rulings of all other protocols.
+    """
+
+    claim: Claim
+    quantity: str
+    paper: str
+    others: tuple[Ruling, ...] = ()
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """How a word of the claim is understood here, then the notes of its ruling."""
+        return (self.claim.note, *self.notes) if self.claim.note else self.notes
 
 
-def _net(entry: str | Mapping[str, Any]) -> Net:
-    if isinstance(entry, str):
-        return Net(entry)
-    return Net(entry["experiment"], tuple(entry["settings"].items()), entry["told"])
+def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
+    """All verdicts as a table, one row per claim and protocol; `sources` say whose the runs are."""
+    notes: dict[str, int] = {}
+    rows, records = [], []
+    waiting: dict[str, list[str]] = {}  # the claims that wait for a command
+    for verdict in verdicts:
+        claim = verdict.claim
+        for ruling in (verdict, *verdict.others):
+            head = f"{claim.number}. {claim.words} (Section {claim.section})", verdict.quantity, verdict.paper
+            told = verdict.all_notes
+            if ruling is not verdict:
+                head, told = ("↳", "", ""), ruling.notes
+            marks = tuple(notes.setdefault(note, len(notes) + 1) for note in told)
+            ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
+            rows.append(Row((*head, *ours), marks))
+            known = {"claim": claim.number, "section": claim.section, "words": claim.words}
+            said = verdict.quantity, verdict.paper, ruling.protocol, ruling.ours, ruling.verdict, ruling.why
+            columns = dict(zip(COLUMNS[1:], said, strict=True))
+            records.append({**known, **columns, "notes": " ".join(ruling.notes)})
+        for command in verdict.commands:
+            waiting.setdefault(command, []).append(str(claim.number))
+    return Table(
+        name="claims",
+        title=f"The paper's claims: {summary(verdicts)}",
+        columns=COLUMNS,
+        rows=tuple(rows),
+        notes=tuple(notes),
+        missing=tuple(
+            (f"claim{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}", command)
+            for command, numbers in waiting.items()
+        ),
+        remarks=tuple(text for text in (*sources, decided_elsewhere(verdicts), *REMARKS) if text),
+        records=tuple(records),
+        wraps=WRAPS,
+        lead="What would decide the rest:",
+    )
 
 
-def _source(entry: list[str]) -> Source:
-    exhibit, row, metric = entry
-    return exhibit, row, metric
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """`5 held (2 on shortened or other runs), 1 failed, 20 undecided, 1 not testable here`."""
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    elsewhere = Counter(verdict.verdict for verdict in verdicts if not verdict.exact)
+    told = []
+    for name in STYLES:
+        others = elsewhere[name] if name in (HELD, FAILED) else 0
+        told.append(f"{counts[name]} {name}" + (f" ({others} on shortened or other runs)" if others else ""))
+    return ", ".join(told)
+
+
+def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:
+    """`On other runs, shown with each claim, claims 1 and 20 held.`; empty if those decide nothing more."""
+    told = []
+    for word in (HELD, FAILED):
+        others = [v for v in verdicts if v.verdict != word and word in {other.verdict for other in v.others}]
+        if others:
+            *most, last = (str(verdict.claim.number) for verdict in others)
+            told.append(f"claims {', '.join(most)} and {last} {word}" if most else f"claim {last} {word}")
+    return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
+
+
+def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
+    """The verdicts for a terminal of 80 columns; in detail with notes and commands."""
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable.grid(padding=(0, 1, 0, 0))
+    grid.add_column(justify="right")
+    grid.add_column()
+    for verdict in verdicts:
+        grid.add_row(f"{verdict.claim.number}.", Text(verdict.claim.words, style="bold"))
+        lines = [("section", verdict.claim.section, "dim"), ("paper", verdict.paper, "dim")]
+        for ruling in (verdict, *verdict.others):
+            lines += [("runs", ruling.protocol, "dim"), ("ours", ruling.ours, "dim")]
+            label = "no test" if ruling.verdict == UNTESTABLE else ruling.verdict
+            lines.append((label, ruling.why, STYLES[ruling.verdict]))
+            if detailed:
+                told = verdict.all_notes if ruling is verdict else ruling.notes
+                lines += [("note", note, "dim") for note in told]
+                lines += [("do", command, "cyan") for command in ruling.commands]
+        below = RichTable.grid(padding=(0, 1, 0, 0))
+        below.add_column(no_wrap=True, min_width=len(UNDECIDED))
+        for label, words, style in lines:
+            if words:
+                below.add_row(Text(label, style=style), Text(words))
+        grid.add_row("", Group(below, Text("")))
+    return grid

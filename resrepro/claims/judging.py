@@ -1,95 +1,40 @@
-"""From run records to a verdict on each claim of the paper, as a table and as a list for the terminal."""
+"""From run records to a verdict on each claim of the paper.
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+Every test asks whether a number lies in a region: a mean in the claimed range, a difference of means above 0,
+or within a margin of it. It holds or fails as its interval over seeds lies inside or outside, else it is
+undecided, as it is where seeds are missing. A claim holds if all its comparisons do, and fails if one does.
+"""
 
-from resrepro.claims import Check, Claim, Net, claims, value_of
-from resrepro.claims.measures import (
-    MEASURES,
-    counted,
-    paper_curve,
-    paper_row,
-    paper_value,
-    smoothed,
-    spell_ratio,
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from resrepro.claims import (
+    FAILED,
+    HELD,
+    UNDECIDED,
+    UNTESTABLE,
+    Check,
+    Claim,
+    Net,
+    Region,
+    Ruling,
+    Verdict,
+    claims,
+    value_of,
 )
-from resrepro.claims.testing import FAILED, HELD, LACKING, UNDECIDED, Outcome, count, together, try_out
-from resrepro.comparison.groups import FREE_SETTINGS, WARM_UP, Protocol, protocols_of
-from resrepro.comparison.table import DASH, Row, Table
+from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, smoothed
+from resrepro.comparison.groups import FREE_SETTINGS, SET_NAMES, WARM_UP, Protocol, about_images, protocols_of
+from resrepro.comparison.statistics import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
 from resrepro.records import Run
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-UNTESTABLE = "not testable here"
-DECIDED = (HELD, FAILED)
-STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
-COLUMNS = ("claim", "quantity", "paper", "runs", "ours", "verdict", "why")
-WRAPS = (0.22, 0.1, 0.14, 0.1, 0.16, 0.08, 0.14)
-REMARKS = (
-    "Ours: mean ± standard deviation (n runs) at the last iteration; in brackets the two-sided 95 % "
-    "interval, by Welch's t test for a difference and Student's for a mean. A claim held if all its "
-    "intervals lie where it says, failed if one lies elsewhere, and is undecided otherwise: a gap "
-    "within the spread over seeds is never called held, nor is one seed each, nor what a seed that "
-    "diverged or was not measured could turn.",
-    "Several comparisons: a claim that held needs each of them at 95 %; one that failed has one beyond "
-    "the interval of 1 − 0.05/k, k being the number of its comparisons (Bonferroni). Over claims "
-    "nothing is corrected: a claim with nothing behind it would be called held in one case of forty.",
-    "Runs: a verdict is on one protocol, whichever way it speaks: on the paper's data the longest schedule "
-    "under which all nets stand that the claim compares (else most of them), then the paper's split, then "
-    "the most seeds. Those on other protocols stand below (↳). A shortened schedule or other images give a "
-    "verdict on just these.",
-    "The paper's values of curves are read off its figures: ±0.03 on CIFAR-10, ±0.06 on ImageNet, "
-    "training errors as the mean of the last five samples.",
-)
-
-
-@dataclass(frozen=True)
-class Ruling:
-    """What the runs of one protocol say of a claim.
-
-    Attributes:
-        protocol: its name in short; "counted on the nets" where no runs are needed, "none" without any.
-        ours: our values in words.
-        verdict: "held", "failed", "undecided" or "not testable here".
-        why: the tests with their intervals, or what is missing.
-        notes: what must be said beside it: a shortened schedule, other data, every departure, seeds left out.
-        commands: what would decide it, if it is undecided.
-        exact: whether it is about the paper's own protocol, or needs none.
-    """
-
-    protocol: str
-    ours: str
-    verdict: str
-    why: str
-    notes: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    exact: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict(Ruling):
-    """A claim of the paper, its numbers and ours, and whether it held.
-
-    The ruling is that of the longest protocol under which all nets stand that it compares, `others` are those
-    of all others; whether a protocol speaks for the claim plays no part in the choice. `remark` says how a
-    word of the claim is understood here.
-    """
-
-    number: int
-    section: str
-    words: str
-    quantity: str
-    paper: str
-    others: tuple[Ruling, ...] = ()
-    remark: str = ""
-
-    @property
-    def rulings(self) -> tuple[Ruling, ...]:
-        """The first and the others."""
-        return self, *self.others
+STATES = {True: HELD, False: FAILED, None: UNDECIDED}
+ABOVE: Region = (0.0, math.inf)
+SEEDS = 5  # as many as the paper trained of ResNet-110
+LACKING = NO_RUNS, UNMEASURED, ONE_SEED = "no runs of", "not measured yet of", "needs more than one seed of"
+MOST_DIGITS = 8
+FEWEST_SAMPLES = 10  # of a run, for "throughout"
 
 
 def judge(runs: Sequence[Run]) -> tuple[Verdict, ...]:
@@ -97,73 +42,79 @@ def judge(runs: Sequence[Run]) -> tuple[Verdict, ...]:
     return tuple(verdict_on(claim, runs) for claim in claims())
 
 
-def verdict_on(claim: Claim, runs: Iterable[Run]) -> Verdict:
-    """The verdict on one claim."""
-    first, *others = _rulings(claim, runs)
+def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
+    """The verdict on one claim.
+
+    Which protocol is first does not depend on what it says. Runs of one protocol may differ in how often they
+    are sampled, unless a test depends on it.
+    """
+    if claim.untestable:
+        rulings = [Ruling("", "", UNTESTABLE, claim.untestable)]
+    else:
+        sampled = any(MEASURES[test.measure].sampled for test in claim.tests)
+        members = {net: [run for run in runs if net.has(run)] for net in claim.nets}
+        protocols = protocols_of(members, len(claim.nets), WARM_UP if sampled else FREE_SETTINGS)
+        rulings = [_ruling(claim, protocol) for protocol in protocols] or [_ruling(claim, None)]
     measures = [MEASURES[test.measure] for test in claim.tests]
     quantities = [each.title + (f" ({each.unit})" if each.unit else "") for each in measures]
     return Verdict(
-        **vars(first),
-        number=claim.number,
-        section=claim.section,
-        words=claim.words,
+        **vars(rulings[0]),
+        claim=claim,
         quantity=claim.quantity or "; ".join(dict.fromkeys(quantities)),
         paper=paper_words(claim),
-        others=tuple(others),
-        remark=claim.note,
+        others=tuple(rulings[1:]),
     )
 
 
-def _rulings(claim: Claim, runs: Iterable[Run]) -> list[Ruling]:
-    """That of each protocol under which there are runs of its nets, the one that is judged first first.
+def paper_words(claim: Claim) -> str:
+    """The paper's own values of a claim: of its tests, printed beside them, or said in words."""
+    printed = ", ".join(f"{told} {value_of(source):g}" for told, *source in claim.printed)
+    parts = [_joined(claim.tests, [paper_values(test) for test in claim.tests]), printed, claim.said]
+    return "; ".join(part for part in parts if part)
 
-    It is the longest under which all nets that it compares stand, else that of most nets. Runs of one
-    protocol may differ in how often they are sampled, unless a test depends on it.
-    """
-    if claim.untestable:
-        return [Ruling("", "", UNTESTABLE, claim.untestable)]
-    runs = list(runs)
-    sampled = any(MEASURES[test.measure].sampled for test in claim.tests)
-    members = {net: [run for run in runs if net.has(run)] for net in claim.nets}
-    protocols = protocols_of(members, len(claim.nets), WARM_UP if sampled else FREE_SETTINGS)
-    return [_ruling(claim, protocol) for protocol in protocols] or [_ruling(claim, None)]
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a test came out: held, failed or undecided."""
+
+    state: str
+    ours: tuple[str, ...] = ()  # our values in words, one by one
+    told: tuple[str, ...] = ()  # its comparisons with their intervals, and what keeps them from deciding
+    lacking: tuple[tuple[str, str], ...] = ()  # one of LACKING, and the net or seeds that it is said of
+    commands: tuple[str, ...] = ()  # what would decide it
 
 
 def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
     """What the runs of a protocol, or no runs at all, say of all tests of a claim together."""
-    outcomes = [
-        count(test) if test.kind == "count" else try_out(test, protocol, claim.comparisons)
-        for test in claim.tests
-    ]
-    state = together([outcome.state for outcome in outcomes])
-    commands = dict.fromkeys(command for outcome in outcomes for command in outcome.commands)
+    outcomes = [_try_out(test, protocol, claim.comparisons) for test in claim.tests]
+    state = _together([outcome.state for outcome in outcomes])
     part = protocol.held_out if protocol else "test"
+    why = [_joined(claim.tests, [outcome.told for outcome in outcomes], part)]
+    for words in LACKING:
+        names = [name for outcome in outcomes for reason, name in outcome.lacking if reason == words]
+        why += [f"{words} {', '.join(dict.fromkeys(names))}"] if names else []
+    commands = dict.fromkeys(command for outcome in outcomes for command in outcome.commands)
     without_runs = "none" if claim.nets else "counted on the nets"
     return Ruling(
         protocol=protocol.name if protocol else without_runs,
         ours=_joined(claim.tests, [outcome.ours for outcome in outcomes], part),
         verdict=state,
-        why=_why(claim, outcomes, part),
+        why="; ".join(text for text in why if text),
         notes=_notes(protocol) if protocol else (),
         commands=tuple(commands) if state == UNDECIDED else (),
-        exact=protocol is None or _is_exact(protocol),
-    )
-
-
-def _is_exact(protocol: Protocol[Net]) -> bool:
-    """Whether it is the paper's own: its specification of each net, in default mode, on official data."""
-    return all(
-        run.digest == net.spec.digest and run.env["mode"] == "default" and not run.result["notices"]
-        for net, group in protocol.groups.items()
-        for run in group.runs
+        exact=protocol is None
+        or all(
+            run.digest == net.spec.digest and run.env["mode"] == "default" and not run.result["notices"]
+            for net, group in protocol.groups.items()
+            for run in group.runs
+        ),
     )
 
 
 def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:
     """What must be said beside a ruling: every departure, and which seeds have no part in it."""
-    notes = []
-    groups = protocol.groups.values()
-    caveats = dict.fromkeys(text for group in groups for text in group.caveats([{"set": protocol.held_out}]))
+    notes, headline = [], [{"set": protocol.held_out}]
+    caveats = dict.fromkeys(text for group in protocol.groups.values() for text in group.caveats(headline))
     if caveats:
         which = "the shortened" if protocol.first.status == "shortened" else "this"
         notes.append(f"About {which} protocol ({protocol.name}): {'; '.join(caveats)}.")
@@ -172,19 +123,7 @@ def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:
         for net, runs in protocol.left_out.items()
         for run in runs
     ]
-    if left_out:
-        notes.append(f"Left out: {', '.join(left_out)}.")
-    return tuple(notes)
-
-
-def _why(claim: Claim, outcomes: Sequence[Outcome], part: str) -> str:
-    """The comparisons of all tests, then which nets lack runs or seeds."""
-    told = [_joined(claim.tests, [outcome.told for outcome in outcomes], part)]
-    for words in LACKING:
-        names = [name for outcome in outcomes for reason, name in outcome.lacking if reason == words]
-        if names:
-            told.append(f"{words} {', '.join(dict.fromkeys(names))}")
-    return "; ".join(text for text in told if text)
+    return (*notes, f"Left out: {', '.join(left_out)}.") if left_out else tuple(notes)
 
 
 def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "test") -> str:
@@ -194,7 +133,8 @@ def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "
     """
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
-        parts.setdefault(MEASURES[test.measure].title_on(part), []).extend(words)
+        title = MEASURES[test.measure].title.replace("test", SET_NAMES[part])
+        parts.setdefault(title, []).extend(words)
     named = len(parts) > 1 or any(MEASURES[test.measure].title not in parts for test in tests)
     return "; ".join(
         (f"{title}: " if named else "") + ", ".join(dict.fromkeys(words))
@@ -203,148 +143,200 @@ def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "
     )
 
 
-def paper_words(claim: Claim) -> str:
-    """The paper's own values of a claim: of its tests, printed beside them, or said in words."""
-    printed = ", ".join(f"{told} {value_of(source):g}" for told, source in claim.printed)
-    parts = [_joined(claim.tests, [_paper_of(test) for test in claim.tests]), printed, claim.said]
-    return "; ".join(part for part in parts if part)
+def _together(states: Sequence[str]) -> str:
+    """Failed if one is, held if all are; nothing at all is undecided."""
+    if FAILED in states:
+        return FAILED
+    return HELD if set(states) == {HELD} else UNDECIDED
 
 
-def _paper_of(test: Check) -> list[str]:
-    """The paper's own values for a test, one by one."""
+def _try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> Outcome:
+    """The outcome of a test on the runs of a protocol (None if there are none), or on the nets as built.
+
+    `comparisons` is how many its claim makes in all.
+    """
     if test.kind == "count":
-        return [spell_ratio(*(counted(test.measure, source) for source in test.ratio))] if test.ratio else []
-    if not test.paper:
-        return []
+        ratios, told = ratios_of(test)
+        state = HELD if all(test.region[0] <= ratio <= test.region[1] for ratio in ratios) else FAILED
+        return Outcome(state, ours=(told,), told=("counted on the nets as built",))
+    as_the_paper = tuple(net.command(SEEDS) for net in test.nets)
+    if protocol is None:
+        no_runs = tuple((NO_RUNS, net.label) for net in test.nets)
+        return Outcome(UNDECIDED, lacking=no_runs, commands=as_the_paper)
+    if why := _what_it_needs(test, protocol):
+        return Outcome(UNDECIDED, told=(why,), commands=as_the_paper)
     measure = MEASURES[test.measure]
-    rows = {net.label: paper_row(test.paper, net.experiment, net.label) for net in test.nets}
-    if test.kind == "throughout":
-        return [_paper_curves(test, *rows.values())]
-    told = []
-    for label, row in rows.items():
-        if number := paper_value(measure, test.paper, row):
-            spread = f"±{number.std:.{measure.digits}f}" if number.std else ""
-            told.append(f"{label} {measure.number(number.value)}{spread}")
-    return told
-
-
-def _paper_curves(test: Check, first: str, second: str) -> str:
-    """At how many of the samples that the paper drew of both nets its first one lies above the second."""
-    curves = [paper_curve(test.paper, row) for row in (first, second)]
-    common = curves[0].keys() & curves[1].keys()
-    told = []
-    for window, name in ((1, "samples"), (test.window, f"stretches of {test.window}")):
-        upper, lower = (smoothed({at: curve[at] for at in common}, window) for curve in curves)
-        above = sum(upper[at] > lower[at] for at in upper)
-        told.append(f"{above} of {len(upper)} {name}")
-    return f"{first} above {second} at {', '.join(dict.fromkeys(told))}"
-
-
-def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
-    """All verdicts as a table, one row per claim and protocol; `sources` say whose the runs are."""
-    notes: dict[str, int] = {}
-    rows, records = [], []
-    for verdict in verdicts:
-        claim = f"{verdict.number}. {verdict.words} (Section {verdict.section})"
-        for ruling in verdict.rulings:
-            first = ruling is verdict
-            told = [verdict.remark] if first and verdict.remark else []
-            marks = tuple(notes.setdefault(note, len(notes) + 1) for note in (*told, *ruling.notes))
-            head = (claim, verdict.quantity, verdict.paper) if first else ("↳", "", "")
-            ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
-            rows.append(Row((*head, *ours), marks))
-            records.append(
-                {
-                    "claim": verdict.number,
-                    "section": verdict.section,
-                    "words": verdict.words,
-                    "quantity": verdict.quantity,
-                    "paper": verdict.paper,
-                    "runs": ruling.protocol,
-                    "ours": ruling.ours,
-                    "verdict": ruling.verdict,
-                    "why": ruling.why,
-                    "notes": " ".join(ruling.notes),
-                }
-            )
-    return Table(
-        name="claims",
-        title=f"The paper's claims: {summary(verdicts)}",
-        columns=COLUMNS,
-        rows=tuple(rows),
-        notes=tuple(notes),
-        missing=_deciding(verdicts),
-        remarks=tuple(text for text in (*sources, decided_elsewhere(verdicts), *REMARKS) if text),
-        records=tuple(records),
-        wraps=WRAPS,
-        lead="What would decide the rest:",
+    present = {net: measure.read_seeds(net, protocol) for net in test.nets if net in protocol.groups}
+    measured = {net: seeds for net, seeds in present.items() if seeds.values}
+    by_kind = _throughout if test.kind == "throughout" else _by_means
+    tried = by_kind(test, protocol, measured, comparisons)
+    lacking = [(NO_RUNS, net.label) for net in test.nets if net not in present]
+    commands = [net.command(SEEDS, protocol) for net in test.nets if net not in present]
+    for net, seeds in present.items():
+        if runs := seeds.lacking:
+            lacking.append((UNMEASURED, _seeds_told(net, runs) if seeds.values else net.label))
+            # what training records, these runs have none of
+            commands.append(measure.command(runs) if measure.command else net.command(SEEDS, protocol))
+    return replace(
+        tried,
+        state=_together([tried.state, *(UNDECIDED for net in test.nets if net not in measured)]),
+        ours=tuple(f"{net.label} {measure.spell(seeds)}" for net, seeds in measured.items()),
+        lacking=(*lacking, *tried.lacking),
+        commands=tuple(dict.fromkeys((*commands, *tried.commands))),
     )
 
 
-def _deciding(verdicts: Iterable[Verdict]) -> tuple[tuple[str, str], ...]:
-    """Each command that would decide something, once, with the claims that wait for it."""
-    waiting: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        for command in verdict.commands:
-            waiting.setdefault(command, []).append(str(verdict.number))
-    return tuple(
-        (f"claim{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}", command)
-        for command, numbers in waiting.items()
+def _seeds_told(net: Net, runs: Sequence[Run]) -> str:
+    """`plain-34 seeds 2, 3, 4`."""
+    return f"{net.label} seed{'s' if len(runs) > 1 else ''} {', '.join(str(run.seed) for run in runs)}"
+
+
+def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
+    """Why runs of a protocol cannot decide a test, whatever they say."""
+    if "data" in test.needs and not protocol.own_data:
+        return "an absolute level of the paper's data: other images do not decide it"
+    if "data" in test.needs and not protocol.whole_data:
+        run = protocol.first
+        here = "; ".join(run.result["notices"] or about_images(None, run.env["data"]["images"]))
+        return f"an absolute level of the paper's whole sets, which is not decided here ({here})"
+    if "length" in test.needs and not protocol.full_length:
+        return "an absolute level at the end of the paper's schedule: a shortened one does not decide it"
+    return ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The mean of one net, or that of a first less a second, that is to lie in a region.
+
+    It is one of so many `comparisons` of its claim: the more, the more it takes to fail.
+    """
+
+    seeds: Mapping[Net, Seeds]
+    region: Region
+    comparisons: int
+
+    @property
+    def values(self) -> list[tuple[float, ...]]:
+        """The values of the net, or of the two in their order."""
+        return [seeds.values for seeds in self.seeds.values()]
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The value with its error, measured as finely as the coarser net; None if that is not known."""
+        return estimate(self.values, max(seeds.resolution for seeds in self.seeds.values()))
+
+    @property
+    def state(self) -> str:
+        """Whether it lies in the region; undecided where seeds are missing whose values could turn that."""
+        if self.estimate is None or any(seeds.open for seeds in self.seeds.values()):
+            return UNDECIDED
+        return STATES[self.estimate.lies_in(*self.region, self.comparisons)]
+
+
+def _by_means(
+    test: Check, protocol: Protocol[Net], measured: Mapping[Net, Seeds], comparisons: int
+) -> Outcome:
+    """A test of means: each comparison told, and what more seeds would decide."""
+    measure = MEASURES[test.measure]
+    width = 1 if test.kind == "within" else 2
+    region = {"within": test.region, "alike": (-test.margin, test.margin)}.get(test.kind, ABOVE)
+    nets = list(measured)  # where nets of an order are missing, that of those at hand must hold too
+    states, told, commands, lacking = [], [], [], []
+    for start in range(len(nets) - width + 1):
+        each = Comparison({net: measured[net] for net in nets[start : start + width]}, region, comparisons)
+        states.append(each.state)
+        words = _told(each, measure)
+        if each.state == UNDECIDED:
+            why, wanted = _undecided(each, measure)
+            words += why
+            for net, seeds in each.seeds.items():
+                if len(seeds.values) < 2 and not seeds.open:
+                    lacking.append((ONE_SEED, net.label))
+                if wanted > len(seeds.values):
+                    commands.append(net.command(wanted, protocol))
+        told.append(words)
+    return Outcome(_together(states), told=tuple(told), lacking=tuple(lacking), commands=tuple(commands))
+
+
+def _told(each: Comparison, measure: Measure) -> str:
+    """A comparison in words, with its interval: `plain-56 less plain-20 41.70 [39.14, 44.26]`."""
+    name = " less ".join(net.label for net in each.seeds)
+    if each.estimate is None:
+        first, *second = map(statistics.fmean, each.values)
+        return f"{name} {measure.number(first - sum(second))}"
+    ends = each.estimate.interval()
+    bounds = [bound for bound in each.region if math.isfinite(bound)]
+    telling = (
+        digits  # that show on which side of a bound the interval ends
+        for digits in range(measure.digits, MOST_DIGITS)
+        if all(round(end, digits) != round(bound, digits) for end in ends for bound in bounds)
     )
+    digits = next(telling, measure.digits)
+    low, value, high = (measure.number(number, digits) for number in (ends[0], each.estimate.value, ends[1]))
+    told = f"{name} {value} [{low}, {high}]"
+    if each.state == UNDECIDED or (each.region, each.state) == (ABOVE, HELD):
+        return told
+    if each.region == ABOVE:  # of a claimed direction only what contradicts it is told
+        return f"{told}, the other way"
+    where = _range(each.region, measure, digits)
+    if each.state == FAILED:
+        where = where.replace("within", "outside") if where.startswith("within") else f"not {where}"
+    return f"{told}, {where}"
 
 
-def summary(verdicts: Sequence[Verdict]) -> str:
-    """`5 held (2 on shortened or other runs), 1 failed, 20 undecided, 1 not testable here`."""
-    counts = Counter(verdict.verdict for verdict in verdicts)
-    elsewhere = Counter(verdict.verdict for verdict in verdicts if not verdict.exact)
-    return ", ".join(
-        f"{counts[name]} {name}"
-        + (f" ({elsewhere[name]} on shortened or other runs)" if name in DECIDED and elsewhere[name] else "")
-        for name in STYLES
+def _range(region: Region, measure: Measure, digits: int) -> str:
+    """`below 7.54`, `above 60.00` or `within −0.50 to 0.50`."""
+    low, high = (measure.number(end, digits) for end in region)
+    if math.isinf(region[1]):
+        return f"above {low}"
+    return f"below {high}" if math.isinf(region[0]) else f"within {low} to {high}"
+
+
+def _undecided(each: Comparison, measure: Measure) -> tuple[str, int]:
+    """Why a comparison is undecided, and how many seeds per net would help; 0 if none can be named."""
+    if any(seeds.open for seeds in each.seeds.values()):
+        diverged = [_seeds_told(net, seeds.diverged) for net, seeds in each.seeds.items() if seeds.diverged]
+        return f": undecided without {', '.join(diverged)}, which diverged" if diverged else "", 0
+    counts = [len(values) for values in each.values]
+    if min(counts) < 2:
+        return "", SEEDS  # one sentence tells it of all nets
+    if each.estimate is None:
+        return ": the seeds show no spread, so there is no test", 0
+    level = strict_level(each.comparisons)
+    stricter = f", but not beyond the stricter interval of {100 * level:.4g} %"
+    other_way = each.estimate.lies_in(*each.region) is False
+    if each.region != ABOVE:
+        told = _range(each.region, measure, measure.digits)
+        why = f"not {told}{stricter}" if other_way else f"the interval does not decide whether it is {told}"
+        return f": {why}", max(SEEDS, 2 * max(counts))
+    told = f": the other way{stricter}" if other_way else ": within the spread over seeds"
+    wanted = seeds_needed(each.estimate.value, each.estimate.std, level if other_way else LEVEL)
+    if wanted is None:
+        return f"{told}; such a gap takes more than {MOST_SEEDS} seeds per net", 0
+    wanted = max(wanted, max(counts) + 1)
+    return f"{told}; such a gap takes about {wanted} seeds per net", wanted
+
+
+def _throughout(
+    test: Check, protocol: Protocol[Net], measured: Mapping[Net, Seeds], comparisons: int
+) -> Outcome:
+    """A test of two curves: their means over the whole run by Welch's test, and no stretch the other way.
+
+    A stretch is the mean of `window` samples in a row that all runs have.
+    """
+    tried = _by_means(test, protocol, measured, comparisons)
+    if len(measured) < len(test.nets) or any(seeds.open for seeds in measured.values()):
+        return tried
+    curves = [[run.top1_errors("train") for run in protocol.groups[net].runs] for net in test.nets]
+    common = sorted(set.intersection(*(set(curve) for runs in curves for curve in runs)))
+    if len(common) < FEWEST_SAMPLES:
+        told = f"sampled too rarely for stretches of {test.window} samples throughout the run"
+        return replace(tried, state=_together([tried.state, UNDECIDED]), told=(*tried.told, told))
+    upper, lower = (
+        smoothed({at: statistics.fmean(curve[at] for curve in runs) for at in common}, test.window)
+        for runs in curves
     )
-
-
-def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:
-    """`On other runs, shown with each claim, claims 1 and 20 held.`; empty if those decide nothing more."""
-    told = []
-    for word in DECIDED:
-        others = [v for v in verdicts if v.verdict != word and word in {o.verdict for o in v.others}]
-        if others:
-            *most, last = (str(verdict.number) for verdict in others)
-            told.append(f"claims {', '.join(most)} and {last} {word}" if most else f"claim {last} {word}")
-    return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
-
-
-def to_rich(verdicts: Sequence[Verdict], *, detailed: bool) -> "RenderableType":
-    """The verdicts for a terminal of 80 columns; in detail with notes and commands."""
-    from rich.console import Group
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    grid = RichTable.grid(padding=(0, 1, 0, 0))
-    grid.add_column(justify="right")
-    grid.add_column()
-    for verdict in verdicts:
-        grid.add_row(f"{verdict.number}.", Text(verdict.words, style="bold"))
-        below = RichTable.grid(padding=(0, 1, 0, 0))
-        below.add_column(no_wrap=True, min_width=len(UNDECIDED))
-        below.add_column()
-        for label, words, style in _lines(verdict, detailed=detailed):
-            below.add_row(Text(label, style=style), Text(words))
-        grid.add_row("", Group(below, Text("")))
-    return grid
-
-
-def _lines(verdict: Verdict, *, detailed: bool) -> list[tuple[str, str, str]]:
-    """Label, words and the label's style of each line below a claim."""
-    lines = [("section", verdict.section, "dim"), ("paper", verdict.paper, "dim")]
-    for ruling in verdict.rulings:
-        lines += [("runs", ruling.protocol, "dim"), ("ours", ruling.ours, "dim")]
-        label = "no test" if ruling.verdict == UNTESTABLE else ruling.verdict
-        lines.append((label, ruling.why, STYLES[ruling.verdict]))
-        if detailed:
-            lines += [("note", note, "dim") for note in ruling.notes]
-            lines += [("do", command, "cyan") for command in ruling.commands]
-    if detailed:
-        lines.append(("note", verdict.remark, "dim"))
-    return [line for line in lines if line[1]]
+    above = [upper[at] > lower[at] for at in upper]
+    all_along = HELD if all(above) else UNDECIDED
+    told = f"above at {sum(above)} of {len(above)} stretches of {test.window} samples"
+    return replace(tried, state=_together([tried.state, all_along]), told=(*tried.told, told))

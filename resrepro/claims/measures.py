@@ -1,6 +1,6 @@
 """What a claim measures of a run (one number, named in claims.toml), of a net as built, and of the paper.
 
-Errors are top-1 in percent and of the last iteration unless said otherwise. Nothing here imports torch.
+Errors are top-1 in percent and of the last iteration unless said otherwise.
 """
 
 import statistics
@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from resrepro.claims import Net, Source, value_of
-from resrepro.comparison.groups import SET_NAMES, Protocol
-from resrepro.comparison.table import eval_command, run_folders
+from resrepro.claims import Check, Net, Source, value_of
+from resrepro.comparison.groups import Protocol
+from resrepro.comparison.table import eval_command, run_folders, spell_mean
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
-from resrepro.records.evaluations import Responses
 from resrepro.spec.architecture import Architecture, architectures, vgg19
 
 X_UNIT = 10_000  # iterations per unit of the paper's x axes
@@ -21,34 +20,37 @@ At = TypeVar("At", int, float)
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A quantity of a run; what is counted on a net as built has a title only.
+class Seeds:
+    """What a measure says of the seeds of a net; `resolution` is the step of its values."""
 
-    Attributes:
-        title: what to call it.
-        read: its value for a run; None if the record does not have it.
-        metrics: its names in published.csv, the first that a row has.
-        unit: "%" for errors.
-        digits: decimals to print.
-        command: what fills it in for runs that lack it; None if training always records it.
-        resolution: the step in which it is measured; 0 if it is a number like any other.
-        never: of a time until something: whether that did not happen, so that the run's length stands for it.
-        sampled: whether it depends on how often the training was sampled.
-        level: of a time to an error level: that level in percent, and whether of the training error.
-    """
+    values: tuple[float, ...]  # of each seed that was measured
+    never: int  # how many of these are the whole run, as what was waited for did not happen
+    lacking: tuple[Run, ...]  # the seeds that were not measured
+    diverged: tuple[Run, ...]
+    resolution: float
+
+    @property
+    def open(self) -> bool:
+        """Whether seeds are missing whose values could turn a verdict."""
+        return bool(self.lacking or self.diverged)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity of a run; what is counted on a net as built has a title only."""
 
     title: str
-    read: Callable[[Run], float | None] = lambda run: None
-    metrics: tuple[str, ...] = ()
-    unit: str = ""
+    read: Callable[[Run], float | None] = lambda run: None  # None if the record does not have it
+    metrics: tuple[str, ...] = ()  # its names in published.csv, the first that a row has
+    unit: str = ""  # "%" for errors
     digits: int = 2
-    command: Callable[[Sequence[Run]], str] | None = None
-    resolution: Callable[[Run], float] = lambda run: 0.0
-    never: Callable[[Run], bool] = lambda run: False
-    sampled: bool = False
-    level: tuple[float, bool] | None = None
+    command: Callable[[Sequence[Run]], str] | None = None  # what measures it, where training does not
+    resolution: Callable[[Run], float] = lambda run: 0.0  # its step; 0 if it is a number like any other
+    never: Callable[[Run], bool] = lambda run: False  # of a time: whether it is the run's length instead
+    sampled: bool = False  # whether it depends on how often the training was sampled
+    level: tuple[float, bool] | None = None  # of a time to an error: in percent, and whether in training
 
-    def read_seeds(self, net: Net, protocol: Protocol[Net]) -> "Seeds":
+    def read_seeds(self, net: Net, protocol: Protocol[Net]) -> Seeds:
         """What it says of the seeds of a net."""
         group = protocol.groups[net]
         # a held-out error is a test error only where the whole test set was measured
@@ -62,42 +64,40 @@ class Measure:
             resolution=max(map(self.resolution, group.runs)),
         )
 
-    def title_on(self, part: str) -> str:
-        """What to call it of runs whose headline set is `part`: a test error may be a validation error."""
-        return self.title.replace(SET_NAMES["test"], SET_NAMES[part])
-
-    def spell(self, values: Sequence[float]) -> str:
-        """`6.61±0.16 (5)`, or `6.61 (1)` for a single run."""
-        spread = f"±{statistics.stdev(values):.{self.digits}f}" if len(values) > 1 else ""
-        return f"{self.number(statistics.fmean(values))}{spread} ({len(values)})"
+    def spell(self, seeds: Seeds) -> str:
+        """`6.61±0.16 (5)`, or `62,000±1,000 (3), 1 never`."""
+        return spell_mean(seeds.values, self.digits) + (f", {seeds.never} never" if seeds.never else "")
 
     def number(self, value: float, digits: int | None = None) -> str:
         """A value, or a bound of one, with a proper minus sign."""
         return f"{value:,.{self.digits if digits is None else digits}f}".replace("-", "−")
 
 
-@dataclass(frozen=True)
-class Seeds:
-    """What a measure says of the seeds of a net.
+def reached(curve: Mapping[At, float], level: float, *, for_good: bool = False) -> At | None:
+    """The first sample that is below a level, or from which on all are; None if there is none.
 
-    Attributes:
-        values: of each seed that was measured.
-        never: how many of these are lower bounds: what was waited for did not happen.
-        lacking: the seeds that were not measured.
-        diverged: the seeds that have no value as their training diverged.
-        resolution: the step of the values.
+    Where the level is what a net has by chance (90 % of ten classes), a single dip says nothing.
     """
+    marks = sorted(curve)
+    if for_good:
+        last_above = max((place for place, at in enumerate(marks) if curve[at] >= level), default=-1)
+        return next(iter(marks[last_above + 1 :]), None)
+    return next((at for at in marks if curve[at] < level), None)
 
-    values: tuple[float, ...]
-    never: int
-    lacking: tuple[Run, ...]
-    diverged: tuple[Run, ...]
-    resolution: float
 
-    @property
-    def open(self) -> bool:
-        """Whether seeds are missing whose values could turn a verdict."""
-        return bool(self.lacking or self.diverged)
+def _setting(run: Run, key: str) -> int:
+    return int(run.spec["recipe"][key])
+
+
+def _one_held_out(run: Run) -> float:
+    """One image of the held-out set, in percent."""
+    return 100 / int(run.env["data"]["images"][run.headline_split])
+
+
+def _one_trained_on(run: Run) -> float:
+    """One image of those that a recorded training error is the mean of, in percent."""
+    since_the_last = _setting(run, "eval_every") * _setting(run, "batch_size")
+    return 100 / min(int(run.env["data"]["images"]["train"]), since_the_last)
 
 
 def _evaluated(title: str, protocol: str, metric: str) -> Measure:
@@ -112,38 +112,26 @@ def _evaluated(title: str, protocol: str, metric: str) -> Measure:
     )
 
 
-def _responses(title: str, read: Callable[[Responses], float], metrics: tuple[str, ...] = ()) -> Measure:
-    """A number that `eval --responses` measures."""
-    return Measure(
-        title,
-        lambda run: None if run.responses is None else read(run.responses),
-        metrics,
-        digits=3,
-        command=lambda runs: f"resrepro eval {run_folders(runs)} --responses",
-    )
-
-
 def weakest(values: Sequence[float]) -> float:
     """The smallest of some strengths as a fraction of their median."""
     middle = statistics.median(values)
     return min(values) / middle if middle else 0.0
 
 
-def _mean_of_curve(run: Run) -> float | None:
-    errors = run.top1_errors("train").values()
-    return statistics.fmean(errors) if errors else None
-
-
-def reached(curve: Mapping[At, float], level: float, *, for_good: bool = False) -> At | None:
-    """The first sample that is below a level, or from which on all are; None if there is none.
-
-    Where the level is what a net has by chance (90 % of ten classes), a single dip says nothing.
-    """
-    marks = sorted(curve)
-    if for_good:
-        last_above = max((place for place, at in enumerate(marks) if curve[at] >= level), default=-1)
-        return next(iter(marks[last_above + 1 :]), None)
-    return next((at for at in marks if curve[at] < level), None)
+def _responses(
+    title: str,
+    key: str,
+    over_layers: Callable[[Sequence[float]], float] = weakest,
+    metrics: tuple[str, ...] = (),
+) -> Measure:
+    """A number that `eval --responses` measures: of the layers' std or gradient norms."""
+    return Measure(
+        title,
+        lambda run: None if run.responses is None else over_layers(getattr(run.responses, key)),
+        metrics,
+        digits=3,
+        command=lambda runs: f"resrepro eval {run_folders(runs)} --responses",
+    )
 
 
 def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
@@ -159,15 +147,11 @@ def _time_to(title: str, level: float, *, training: bool = False, epochs: bool =
         return reached(curve(run), level, for_good=training)
 
     def unit(run: Run) -> float:
-        return float(_images(run, "train") / _setting(run, "batch_size")) if epochs else 1.0
-
-    def read(run: Run) -> float | None:
-        end = int(run.result["iteration"])
-        return (time_of(run) or end) / unit(run) if curve(run) else None
+        return float(run.env["data"]["images"]["train"] / _setting(run, "batch_size")) if epochs else 1.0
 
     return Measure(
         title,
-        read,
+        lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run) if curve(run) else None,
         digits=2 if epochs else 0,
         resolution=lambda run: _setting(run, "eval_every") / unit(run),
         never=lambda run: time_of(run) is None,
@@ -176,22 +160,13 @@ def _time_to(title: str, level: float, *, training: bool = False, epochs: bool =
     )
 
 
-def _images(run: Run, part: str) -> int:
-    return int(run.env["data"]["images"][part])
+def _mean_of_curve(run: Run) -> float | None:
+    errors = run.top1_errors("train").values()
+    return statistics.fmean(errors) if errors else None
 
 
-def _setting(run: Run, key: str) -> int:
-    return int(run.spec["recipe"][key])
-
-
-def _one_held_out(run: Run) -> float:
-    """One image of the held-out set, in percent."""
-    return 100 / _images(run, run.headline_split)
-
-
-def _one_trained_on(run: Run) -> float:
-    """One image of those that a recorded training error is the mean of, in percent."""
-    return 100 / min(_images(run, "train"), _setting(run, "eval_every") * _setting(run, "batch_size"))
+def _warmup_lasts(run: Run) -> bool:
+    return "warmup_switch" in run.result and run.result["warmup_switch"] is None
 
 
 def _warmup(run: Run) -> float | None:
@@ -200,10 +175,6 @@ def _warmup(run: Run) -> float | None:
         return float(run.result["iteration"])
     switch = run.result.get("warmup_switch")
     return float(switch) if type(switch) is int else None
-
-
-def _warmup_lasts(run: Run) -> bool:
-    return "warmup_switch" in run.result and run.result["warmup_switch"] is None
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -230,20 +201,15 @@ MEASURES: Mapping[str, Measure] = {
         resolution=lambda run: _setting(run, "warmup_window"), never=_warmup_lasts,
     ),
     "mean_response": _responses(
-        "standard deviation of the responses, mean over layers",
-        lambda responses: statistics.fmean(responses.std),
+        "standard deviation of the responses, mean over layers", "std", statistics.fmean,
         ("response_std_mean_over_layers",),
     ),
-    "weakest_response": _responses(
-        "weakest response over the median layer's", lambda responses: weakest(responses.std)
-    ),
+    "weakest_response": _responses("weakest response over the median layer's", "std"),
     "weakest_gradient_start": _responses(
-        "weakest gradient over the median layer's, at initialisation",
-        lambda responses: weakest(responses.gradient_norm_start),
+        "weakest gradient over the median layer's, at initialisation", "gradient_norm_start"
     ),
     "weakest_gradient_end": _responses(
-        "weakest gradient over the median layer's, trained",
-        lambda responses: weakest(responses.gradient_norm_end),
+        "weakest gradient over the median layer's, trained", "gradient_norm_end"
     ),
     "parameters": Measure("parameters"),
     "multiply_adds": Measure("multiply-adds"),
@@ -253,9 +219,20 @@ MEASURES: Mapping[str, Measure] = {
 }  # fmt: skip
 
 
-def counted(measure: str, net: str | Source) -> tuple[str, float]:
+def ratios_of(test: Check) -> tuple[list[float], str]:
+    """What a test of kind `count` counts: the ratios that are to lie in its region, and all in words."""
+    if test.measure == "work_with_projection":
+        net = architectures()[test.of]
+        ratios = projection_ratios(net)
+        ends = dict.fromkeys(f"{ratio:.2f}" for ratio in (min(ratios), max(ratios)))
+        return ratios, f"{net.label} {' to '.join(ends)}"
+    both = _counted(test.measure, test.of), _counted(test.measure, test.over)
+    return [both[0][1] / both[1][1]], _spell_ratio(*both)
+
+
+def _counted(measure: str, net: str | Source) -> tuple[str, float]:
     """The name and the parameters or multiply-adds of a net of ours, of VGG-19, or as published."""
-    if isinstance(net, tuple):
+    if not isinstance(net, str):
         return net[1], value_of(net)
     built = vgg19() if net == "VGG-19" else architectures()[net]
     return built.label, built.parameters if measure == "parameters" else built.multiply_adds
@@ -276,16 +253,14 @@ def projection_ratios(net: Architecture) -> list[float]:
     return ratios
 
 
-def spell_count(value: float) -> str:
-    """`1.73 million`, `3.66 billion`, as the paper counts."""
-    unit, word = (1e9, "billion") if value >= 1e9 else (1e6, "million")
-    return f"{value / unit:.2f} {word}"
-
-
-def spell_ratio(first: tuple[str, float], second: tuple[str, float]) -> str:
-    """`ResNet-110 1.73 million against FitNet-19 2.50 million (69.2 %)`."""
-    told = " against ".join(f"{name} {spell_count(value)}" for name, value in (first, second))
-    return f"{told} ({'equal' if first[1] == second[1] else f'{100 * first[1] / second[1]:.1f} %'})"
+def _spell_ratio(*pair: tuple[str, float]) -> str:
+    """`ResNet-110 1.73 million against FitNet-19 2.50 million (69.2 %)`, counting as the paper does."""
+    told = [
+        f"{name} {count / 1e9:.2f} billion" if count >= 1e9 else f"{name} {count / 1e6:.2f} million"
+        for name, count in pair
+    ]
+    (_, ours), (_, theirs) = pair
+    return f"{' against '.join(told)} ({'equal' if ours == theirs else f'{100 * ours / theirs:.1f} %'})"
 
 
 def smoothed(curve: Mapping[At, float], window: int) -> dict[At, float]:
@@ -297,24 +272,48 @@ def smoothed(curve: Mapping[At, float], window: int) -> dict[At, float]:
     }
 
 
-def paper_row(exhibit: str, experiment: str, label: str) -> str:
-    """What an exhibit calls a net: as its layout says, else by the net's label."""
-    rows = layouts().get(exhibit, {}).get("rows", ())
-    return next((str(row["label"]) for row in rows if row.get("experiment") == experiment), label)
+def paper_values(test: Check) -> list[str]:
+    """The paper's own values for a test in words, one by one."""
+    if test.kind == "count":
+        both = [_counted(test.measure, source) for source in test.ratio]
+        return [_spell_ratio(*both)] if both else []
+    if not test.paper:
+        return []
+    rows = layouts().get(test.paper, {}).get("rows", ())
+    names = {str(row["experiment"]): str(row["label"]) for row in rows if "experiment" in row}
+    calls = {net.label: names.get(net.experiment, net.label) for net in test.nets}  # by the exhibit's rows
+    if test.kind == "throughout":
+        return [_paper_curves(test, *calls.values())]
+    measure, told = MEASURES[test.measure], []
+    for label, row in calls.items():
+        if number := _paper_value(measure, test.paper, row):
+            spread = f"±{number.std:.{measure.digits}f}" if number.std else ""
+            told.append(f"{label} {measure.number(number.value)}{spread}")
+    return told
 
 
-def paper_value(measure: Measure, exhibit: str, row: str) -> Number | None:
+def _paper_value(measure: Measure, exhibit: str, row: str) -> Number | None:
     """The paper's own value of a measure, printed or read off its curves; None if it gives none."""
     if measure.level is not None:
         level, training = measure.level
-        curve = paper_curve(exhibit, row, training)
-        first = reached(curve, level, for_good=training)
+        first = reached(_paper_curve(exhibit, row, training), level, for_good=training)
         return None if first is None else Number(first)
     found = (published().get((exhibit, row, metric)) for metric in measure.metrics)
     return next((number for number in found if number is not None), None)
 
 
-def paper_curve(exhibit: str, row: str, training: bool = True) -> dict[float, float]:
+def _paper_curves(test: Check, first: str, second: str) -> str:
+    """At how many of the samples that the paper drew of both nets its first one lies above the second."""
+    curves = [_paper_curve(test.paper, row) for row in (first, second)]
+    common = curves[0].keys() & curves[1].keys()
+    told = []
+    for window, name in ((1, "samples"), (test.window, f"stretches of {test.window}")):
+        upper, lower = (smoothed({at: curve[at] for at in common}, window) for curve in curves)
+        told.append(f"{sum(upper[at] > lower[at] for at in upper)} of {len(upper)} {name}")
+    return f"{first} above {second} at {', '.join(dict.fromkeys(told))}"
+
+
+def _paper_curve(exhibit: str, row: str, training: bool = True) -> dict[float, float]:
     """The errors (percent) that a figure draws for a net, by iteration."""
     frame = curves(exhibit)
     own = frame[(frame["series"] == row) & ((frame["kind"] == "train") == training)]

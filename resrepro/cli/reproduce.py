@@ -268,8 +268,8 @@ def _write_all(reproduction: Reproduction, tables: Path, figures: Path, console:
 
     An exhibit that cannot be shown is kept with its reason and stops no other.
     """
+    from resrepro.claims import to_rich as listed
     from resrepro.claims.judging import judge
-    from resrepro.claims.judging import to_rich as listed
 
     plan = reproduction.plan()
     found = plan.records()
@@ -280,7 +280,7 @@ def _write_all(reproduction: Reproduction, tables: Path, figures: Path, console:
         except ResreproError as error:
             reproduction.failures[exhibit.stem] = str(error)
             console.print(f"Not shown: {error}", markup=False)
-    if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.number in plan.claims):
+    if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
         console.rule("claims", align="left")
         console.print(listed(verdicts, detailed=True))
 

@@ -62,14 +62,10 @@ def compare(
     ] = None,
     runs: RunFoldersOption = None,
     tables: TablesOption = Path("tables"),
-    statistics: Annotated[
-        bool, typer.Option("--statistics", help="Instead: last, best run, best sample, chosen on validation.")
-    ] = False,
     every: Annotated[bool, typer.Option("--all", help="Runs of all protocols, not of one.")] = False,
     settings: SettingsFilter = None,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.comparison.statistics import build_statistics
     from resrepro.comparison.table import to_rich, write_table
     from resrepro.figures import build_table, check_table
 
@@ -79,7 +75,7 @@ def compare(
     found = read_records(runs, settings)
     console = Console(highlight=False)
     for name in names:
-        table = build_statistics(name, found) if statistics else build_table(name, found, every=every)
+        table = build_table(name, found, every=every)
         console.print(to_rich(table))
         paths = write_table(table, tables)
         console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
@@ -157,14 +153,14 @@ def claims(
     ] = Path("tables"),
 ) -> None:
     """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
-    from resrepro.claims import find_claim
-    from resrepro.claims.judging import decided_elsewhere, judge, summary, table, to_rich
+    from resrepro.claims import decided_elsewhere, find_claim, summary, table, to_rich
+    from resrepro.claims.judging import judge
     from resrepro.comparison.table import write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
     verdicts = judge(found.runs)
-    shown = [verdict for verdict in verdicts if not wanted or verdict.number in wanted]
+    shown = [verdict for verdict in verdicts if not wanted or verdict.claim.number in wanted]
     console = Console(highlight=False)
     console.print(to_rich(shown, detailed=bool(wanted)))
     console.print(f"All {len(verdicts)} claims: {summary(verdicts)}.", markup=False)
@@ -284,18 +280,11 @@ def _layers(part: "Part") -> str:
 
 
 def totals(net: "Architecture") -> str:
-    """Layers, parameters, and multiply-adds beside those that the paper prints."""
-    from resrepro.comparison.tables_1_and_5 import printed_flops
-
-    counted, printed = net.multiply_adds / UNIT, printed_flops(net)
-    sentence = (
-        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, {counted:.3f}e9 "
-        f"multiply-adds for an image of {net.image_size}x{net.image_size}"
+    """Layers, parameters and multiply-adds; Table 1 has those of the paper beside them."""
+    return (
+        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, "
+        f"{net.multiply_adds / UNIT:.3f}e9 multiply-adds for an image of {net.image_size}x{net.image_size}."
     )
-    if printed is None:
-        return f"{sentence}."
-    difference = f"{counted - printed / UNIT:+.3f}".replace("-", "−")
-    return f"{sentence} (paper: {printed / UNIT:.1f}e9, difference {difference}e9)."
 
 
 def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Table:

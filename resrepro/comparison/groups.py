@@ -2,13 +2,12 @@
 
 Runs that are identical but for the seed are a `SeedGroup`: they share a mean, a line, a cell. Groups that
 follow one recipe on the same images in the same mode are a `Protocol`: whatever is compared is of one
-protocol, and of several the one is shown that RULE chooses. Errors are of the last iteration, in percent.
-Nothing here imports torch.
+protocol, and of several RULE chooses. Errors are of the last iteration, in percent.
 """
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +30,7 @@ WHOLE = {"cifar": {"train": 50_000, "test": 10_000}, "imagenet": IMAGENET_IMAGES
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 FAST = "fast"
 OF_TEST = "the test set", "the test images"  # how notices begin that are about the test images alone
+AFTERWARDS = "test error measured after training, on all 10,000 test images"
 Quantity = Mapping[str, Any]
 """A column of layouts.toml: its `set` and, where `eval` measures it, `protocol` and `metric`."""
 Net = TypeVar("Net")
@@ -53,7 +53,12 @@ class SeedGroup:
 
     def measured(self, quantity: Quantity) -> list[tuple[Run, float]]:
         """The runs for which a quantity was measured, with its value in percent."""
-        read = [(run, self._value(run, quantity)) for run in self.runs]
+        part = self.set_of(quantity)
+        if "protocol" in quantity:
+            how = quantity["protocol"], quantity["metric"], part
+            read = [(run, run.evaluated(*how)) for run in self.runs]
+        else:
+            read = [(run, run.error(part)) for run in self.runs]
         return [(run, value) for run, value in read if value is not None]
 
     def values(self, quantity: Quantity) -> list[float]:
@@ -64,13 +69,8 @@ class SeedGroup:
         """The runs that `eval` has yet to measure for a quantity."""
         if "protocol" not in quantity and quantity["set"] != "test":
             return []
-        return [run for run in self.runs if self._value(run, quantity) is None]
-
-    def _value(self, run: Run, quantity: Quantity) -> float | None:
-        part = self.set_of(quantity)
-        if "protocol" in quantity:
-            return run.evaluated(quantity["protocol"], quantity["metric"], part)
-        return run.error(part)
+        measured = [run for run, _ in self.measured(quantity)]
+        return [run for run in self.runs if run not in measured]
 
     def of_one_set(self, part: str) -> tuple[Run, ...]:
         """The runs whose curve on a set is of the same images: as many as there are of the largest."""
@@ -84,11 +84,6 @@ class SeedGroup:
         if self.first.headline_split == "test" and not all(run.own_test_is_whole for run in self.runs):
             return None
         return min((run.best for run in self.runs if run.best is not None), default=None)
-
-    @property
-    def exact(self) -> bool:
-        """Whether it is the experiment's own protocol: unchanged, on official data, in default mode."""
-        return all(run.paper_exact for run in self.runs)
 
     @property
     def comparable(self) -> bool:
@@ -110,63 +105,55 @@ class SeedGroup:
 
         `as_trained`: of the test error that was measured while training, whole or not.
         """
-        run, sets = self.first, {self.set_of(quantity) for quantity in quantities}
+        first, sets = self.first, {self.set_of(quantity) for quantity in quantities}
+        images = first.env["data"]["images"]
         sentences = [text for run in self.runs for text in run.result["departures"]]
         whole_test = "test" in sets and not as_trained and any(run.test for run in self.runs)
         for run in self.runs:
             silent = "test" not in sets or (whole_test and not run.own_test_is_whole)
             sentences += [text for text in run.result["notices"] if not (silent and text.startswith(OF_TEST))]
             if whole_test and run.test and run.test.evaluation:
-                sentences += run.test.evaluation.data.notices
-                sentences.append("test error measured after training, on all 10,000 test images")
-        if run.family == "imagenet":
-            sentences += about_images(run.classes, run.env["data"]["images"], sentences)
-        if run.env["mode"] != "default":
-            sentences.append(f"trained in mode {run.env['mode']}")
-        for quantity in quantities:
-            sentences += self._about_evaluations(quantity, sentences)
+                sentences += [*run.test.evaluation.data.notices, AFTERWARDS]
+        if first.family == "imagenet":
+            sentences += about_images(first.classes, images, sentences)
+        if first.env["mode"] != "default":
+            sentences.append(f"trained in mode {first.env['mode']}")
+        for quantity in (quantity for quantity in quantities if "protocol" in quantity):
+            part = self.set_of(quantity)
+            found = [run.evaluation(quantity["protocol"], part) for run in self.runs]
+            notices = [text for one in found if one for text in one.data.notices]
+            sentences += not_said_yet(notices, first.classes, {part: images[part]}, sentences)
         return list(dict.fromkeys(sentences))
-
-    def _about_evaluations(self, quantity: Quantity, said: Sequence[str]) -> list[str]:
-        """What the evaluations behind a quantity add to what was said of the runs."""
-        if "protocol" not in quantity:
-            return []
-        part = self.set_of(quantity)
-        size = {part: self.first.env["data"]["images"][part]}
-        found = [run.evaluation(quantity["protocol"], part) for run in self.runs]
-        notices = [text for one in found if one for text in one.data.notices]
-        return not_said_yet(notices, self.first.classes, size, said)
 
 
 def about_images(classes: int | None, images: Mapping[str, int], said: Iterable[str] = ()) -> list[str]:
-    """What images of ImageNet's kind there were, in a sentence.
+    """What images of ImageNet's kind there were: `10 classes, 5,000 training and 500 validation images`.
 
     None if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
     """
     whole = classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items()
-    if whole or any(_tells(sentence, classes, images) for sentence in said):
-        return []
-    kinds, sizes = _spell_numbers(classes, images)
-    return [f"{', '.join([*kinds, ' and '.join(sizes)])} images"]
+    told = _spell_images(classes, images)
+    return [] if whole or any(_tells(sentence, told) for sentence in said) else [told]
 
 
 def not_said_yet(
     notices: Iterable[str], classes: int | None, images: Mapping[str, int], said: Iterable[str]
 ) -> list[str]:
     """The notices without those that only give numbers of images that one of the sentences `said` gives."""
-    known = any(_tells(sentence, classes, images) for sentence in said)
-    return [notice for notice in notices if not (known and _tells(notice, classes, images))]
+    told = _spell_images(classes, images)
+    known = any(_tells(sentence, told) for sentence in said)
+    return [notice for notice in notices if not (known and _tells(notice, told))]
 
 
-def _tells(sentence: str, classes: int | None, images: Mapping[str, int]) -> bool:
-    numbers = [number for kind in _spell_numbers(classes, images) for number in kind]
+def _spell_images(classes: int | None, images: Mapping[str, int]) -> str:
+    sizes = " and ".join(f"{size:,} {SET_NAMES.get(part, part)}" for part, size in images.items())
+    return f"{sizes} images" if classes is None else f"{classes:,} classes, {sizes} images"
+
+
+def _tells(sentence: str, told: str) -> bool:
+    """Whether a sentence has all numbers of what `_spell_images` told."""
+    numbers = re.split(", | and ", told.removesuffix(" images"))
     return all(re.search(rf"(?<![\d,]){re.escape(number)}", sentence) for number in numbers)
-
-
-def _spell_numbers(classes: int | None, images: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """How the number of classes (if known) and those of images by set are spelled."""
-    sizes = [f"{size:,} {SET_NAMES.get(part, part)}" for part, size in images.items()]
-    return [] if classes is None else [f"{classes:,} classes"], sizes
 
 
 def runs_of(experiments: Iterable[str], runs: Iterable[Run]) -> list[Run]:
@@ -189,17 +176,19 @@ def iterations_of(run: Run) -> int:
 
 
 def spec_of(run: Run) -> Spec:
-    """The specification of a run."""
+    """The specification of a run; one of another version may have settings that this one does not know.
+
+    Raises:
+        TypeError, ValueError: if it does.
+    """
     recipe = recipe_from_json(run.spec["recipe"])
     return catalogue.derive(catalogue.find(run.experiment), **vars(recipe))
 
 
-def is_understood(run: Run) -> bool:
-    """Whether this version has the settings of a run; a record of another might not."""
-    try:
-        return spec_of(run).recipe.iterations > 0
-    except (TypeError, ValueError):
-        return False
+def on_stand_in(experiment: str) -> str:
+    """The experiment of the same net on other images: `digits-resnet20` of `cifar10-resnet20`."""
+    dataset, _, net = experiment.partition("-")
+    return f"{STAND_INS.get(dataset, dataset)}-{net}"
 
 
 def with_seeds(command: str, seeds: int) -> str:
@@ -211,16 +200,17 @@ def with_seeds(command: str, seeds: int) -> str:
 class Protocol(Generic[Net]):
     """The runs of one protocol, by net; a net without finished runs is missing.
 
-    Of a net that has several groups under the protocol (sampled more often, say) `groups` has the one of
-    fewest changes and most seeds, `doubles` the others.
+    Attributes:
+        groups: of each net the seed group of fewest changes and most seeds.
+        doubles: its others, which were sampled more often, say.
+        left_out: further seeds of `groups`, and of missing nets, that are unfinished or diverged.
+        free: the settings in which its nets may differ.
     """
 
     groups: Mapping[Net, SeedGroup]
     doubles: Mapping[Net, tuple[SeedGroup, ...]] = field(default_factory=dict)
     left_out: Mapping[Net, tuple[Run, ...]] = field(default_factory=dict)
-    """Further seeds of these groups, and of missing nets, that are unfinished or diverged."""
     free: tuple[str, ...] = FREE_SETTINGS
-    """The settings in which its nets may differ."""
 
     @property
     def first(self) -> Run:
@@ -241,8 +231,8 @@ class Protocol(Generic[Net]):
     def whole_data(self) -> bool:
         """Whether the paper's sets are all there: trained on the one, measured on the other, all official."""
         run = self.first
-        about = run.env["data"]["images"]
-        return self.own_data and about == WHOLE[run.family] and not run.result["notices"]
+        whole = run.env["data"]["images"] == WHOLE[run.family]
+        return self.own_data and whole and not run.result["notices"]
 
     @property
     def full_length(self) -> bool:
@@ -255,14 +245,15 @@ class Protocol(Generic[Net]):
         return "test" if all(run.test for run in self.runs) else self.first.headline_split
 
     def rank(self, enough: int) -> tuple[Any, ...]:
-        """Its place among the protocols of an exhibit, by RULE; what it says of the paper plays no part.
+        """Its place among the protocols of an exhibit; what it says of the paper plays no part.
 
-        Images of the paper's own dataset come first; ties go to the paper's own protocol and fewest changes.
+        Images of the paper's own dataset come first, then RULE; ties go to the paper's own protocol and
+        fewest changes.
         """
         run, counts = self.first, [len(group.runs) for group in self.groups.values()]
         own = catalogue.find(run.experiment).spec().recipe
         split = run.spec["recipe"].get("split") == getattr(own, "split", None)
-        exact = all(group.exact for group in self.groups.values())
+        exact = all(run.paper_exact for run in self.runs)
         return (
             self.own_data, min(len(counts), enough), iterations_of(run), split, len(counts), sum(counts),
             exact, run.env["mode"] == "default", -run.name.count("+"), self.name,
@@ -271,16 +262,13 @@ class Protocol(Generic[Net]):
     @property
     def name(self) -> str:
         """`CIFAR-10, 2,000 of 64,000 iterations, split 45k5k, fast`: data, length and what it changes."""
-        run = self.first
-        own = catalogue.find(run.experiment).spec().recipe
-        parts = [DATASET_NAMES.get(run.spec["dataset"], run.spec["dataset"])]
-        whole = iterations_of(run) == own.iterations
-        parts.append(f"{iterations_of(run):,}{'' if whole else f' of {own.iterations:,}'} iterations")
-        hidden = {"iterations", *self.free, *(("precision",) if run.env["mode"] == FAST else ())}
-        parts += [f"{key} {spell(value)}" for key, value in spec_of(run).changes if key not in hidden]
-        if run.env["mode"] != "default":
-            parts.append(str(run.env["mode"]))
-        return ", ".join(parts)
+        run, mode = self.first, self.first.env["mode"]
+        ours, whole = iterations_of(run), catalogue.find(run.experiment).spec().recipe.iterations
+        length = f"{ours:,}{'' if ours == whole else f' of {whole:,}'} iterations"
+        hidden = {"iterations", *self.free, *(("precision",) if mode == FAST else ())}
+        changes = [f"{key} {spell(value)}" for key, value in spec_of(run).changes if key not in hidden]
+        data = DATASET_NAMES.get(run.spec["dataset"], run.spec["dataset"])
+        return ", ".join([data, length, *changes, *([] if mode == "default" else [mode])])
 
     @property
     def size(self) -> str:
@@ -300,10 +288,8 @@ class Protocol(Generic[Net]):
         """What a run of a net under this protocol trains."""
         own = spec_of(self.first)
         changes = {key: value for key, value in own.changes if key not in ("shortcut", *self.free)}
-        if not self.own_data:
-            dataset, _, rest = experiment.partition("-")
-            experiment = f"{STAND_INS.get(dataset, dataset)}-{rest}"
-        return catalogue.derive(catalogue.find(experiment), None, **{**changes, **settings})
+        wanted = catalogue.find(experiment if self.own_data else on_stand_in(experiment))
+        return catalogue.derive(wanted, None, **{**changes, **settings})
 
 
 def protocols_of(
@@ -312,23 +298,22 @@ def protocols_of(
     """The protocols under which there are finished runs of some nets, the one that is shown first.
 
     Args:
-        members: the runs of each net, finished or not.
+        members: the runs of each net, finished or not; those that this version does not know are passed over.
         enough: nets with which a protocol has enough to compare; more do not outweigh a longer schedule.
         free: the settings in which runs of one protocol may differ.
     """
     shared: dict[str, dict[Net, list[Run]]] = {}
     for net, runs in members.items():
         for run in runs:
-            if is_understood(run):
-                shared.setdefault(_shared(run, free), {}).setdefault(net, []).append(run)
+            try:
+                spec_of(run)
+            except (TypeError, ValueError):
+                continue
+            recipe = {key: value for key, value in run.spec["recipe"].items() if key not in free}
+            alike = json.dumps([recipe, run.data_key, run.env["mode"], run.spec["dataset"]], sort_keys=True)
+            shared.setdefault(alike, {}).setdefault(net, []).append(run)
     found = [_protocol(nets, free) for nets in shared.values()]
     return sorted((one for one in found if one.groups), key=lambda one: one.rank(enough), reverse=True)
-
-
-def _shared(run: Run, free: Collection[str]) -> str:
-    """What all runs of one protocol share: recipe, data, mode and dataset."""
-    recipe = {key: value for key, value in run.spec["recipe"].items() if key not in free}
-    return json.dumps([recipe, run.data_key, run.env["mode"], run.spec["dataset"]], sort_keys=True)
 
 
 def _protocol(nets: Mapping[Net, Sequence[Run]], free: tuple[str, ...]) -> Protocol[Net]:
@@ -336,14 +321,11 @@ def _protocol(nets: Mapping[Net, Sequence[Run]], free: tuple[str, ...]) -> Proto
     doubles: dict[Net, tuple[SeedGroup, ...]] = {}
     left_out: dict[Net, tuple[Run, ...]] = {}
     for net, runs in nets.items():
-        finished = seed_groups(run for run in runs if run.finished)
-        if finished:
-            groups[net] = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
-            if others := tuple(group for group in finished if group is not groups[net]):
-                doubles[net] = others
         open_runs = [run for run in runs if not run.finished]
-        if net in groups:
-            open_runs = [run for run in open_runs if run.seed_group == groups[net].first.seed_group]
+        if finished := seed_groups(run for run in runs if run.finished):
+            shown = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
+            groups[net], doubles[net] = shown, tuple(group for group in finished if group is not shown)
+            open_runs = [run for run in open_runs if run.seed_group == shown.first.seed_group]
         if open_runs:
             left_out[net] = tuple(sorted(open_runs, key=lambda run: (run.seed_group, run.seed)))
     return Protocol(groups, doubles, left_out, free)

@@ -1,10 +1,9 @@
 """A table as data, what its cells and the commands that fill them say, and its four forms: Markdown, CSV,
-LaTeX and the terminal's (rich). Nothing here imports torch.
+LaTeX and the terminal's (rich).
 """
 
 import csv
 import io
-import re
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from resrepro.comparison.groups import with_seeds
 from resrepro.records import Run
 from resrepro.records.storage import write_out
 from resrepro.spec import catalogue, command_for
@@ -32,6 +32,11 @@ class Row:
     cells: tuple[str, ...]
     notes: tuple[int, ...] = ()
     section: str | None = None
+
+    @property
+    def marks(self) -> str:
+        """`1,3`: the numbers of its notes."""
+        return ",".join(map(str, self.notes))
 
 
 @dataclass(frozen=True)
@@ -73,17 +78,16 @@ class Notes(dict[str, int]):
         return tuple(sorted(self.setdefault(text, len(self) + 1) for text in sentences))
 
 
-def spell_mean(values: Sequence[float]) -> str:
+def spell_mean(values: Sequence[float], digits: int = 2) -> str:
     """`6.61±0.16 (5)`, or `6.61 (1)` for a single run."""
-    spread = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+    spread = f"±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):,.{digits}f}{spread} ({len(values)})"
 
 
 def train_command(experiment: str) -> str:
     """The command that trains what the paper trained of an experiment."""
     found = catalogue.find(experiment)
-    seeds = found.seeds
-    return command_for(found.spec()) + (f" --seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else "")
+    return with_seeds(command_for(found.spec()), len(found.seeds))
 
 
 def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:
@@ -128,7 +132,7 @@ def to_markdown(table: Table) -> str:
         if row.section:
             lines.append(f"| *{row.section}* |" + " |" * (len(table.columns) - 1))
         first, *others = row.cells
-        marks = f" <sup>{','.join(map(str, row.notes))}</sup>" if row.notes else ""
+        marks = f" <sup>{row.marks}</sup>" if row.notes else ""
         lines.append("| " + " | ".join([first + marks, *others]) + " |")
     if table.notes:
         lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
@@ -160,7 +164,7 @@ def to_latex(table: Table) -> str:
         if row.section:
             lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(row.section)}}}}} \\")
         first, *others = map(_tex, row.cells)
-        marks = f"$^{{{','.join(map(str, row.notes))}}}$" if row.notes else ""
+        marks = f"$^{{{row.marks}}}$" if row.notes else ""
         lines.append(" & ".join([first + marks, *others]) + r" \\")
     lines += [r"\hline", r"\end{tabular}", ""]
     lines += [rf"\par\noindent $^{{{number}}}$ {_tex(note)}" for number, note in enumerate(table.notes, 1)]
@@ -175,53 +179,45 @@ def to_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-_TEX = {
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": "$<$",
-    ">": "$>$",
-    "−": "$-$",
-    "→": r"$\to$",
-    "↳": r"$\hookrightarrow$",
-    "…": r"\dots{}",
-    DASH: "---",
-    "`": "",
-}
+_TEX = str.maketrans(
+    {
+        **{character: "\\" + character for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "<": "$<$",
+        ">": "$>$",
+        "−": "$-$",
+        "→": r"$\to$",
+        "↳": r"$\hookrightarrow$",
+        "…": r"\dots{}",
+        DASH: "---",
+        "`": "",
+    }
+)
 
 
 def _tex(text: str) -> str:
-    return re.sub(".", lambda found: _TEX.get(found[0], found[0]), text)
+    return text.translate(_TEX)
 
 
 NAME_WIDTH = 16  # characters of a row's name in the terminal; longer ones go on below
+SHORT = {  # words of headings in the terminal
+    ":": "",
+    "difference": "diff.",
+    "training": "train",
+    "validation": "val.",
+    "params": "par.",
+    "layers": "lay.",
+}
 
 
 def _narrow(column: str) -> str:
     """A heading in as few columns as it needs, over several lines."""
-    for word, short in (
-        (":", ""),
-        ("difference", "diff."),
-        ("training", "train"),
-        ("validation", "val."),
-        ("params", "par."),
-        ("layers", "lay."),
-    ):
+    for word, short in SHORT.items():
         column = column.replace(word, short)
     return column.replace(" ", "\n")
-
-
-def _marks(notes: Sequence[int]) -> str:
-    """`1–3,5` of the notes 1, 2, 3 and 5."""
-    runs: list[list[int]] = []
-    for note in sorted(notes):
-        if runs and note == runs[-1][-1] + 1:
-            runs[-1].append(note)
-        else:
-            runs.append([note])
-    return ",".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
 
 
 def to_rich(table: Table) -> "RenderableType":
@@ -249,12 +245,9 @@ def to_rich(table: Table) -> "RenderableType":
         # What follows a spread goes to a second line, which keeps all columns within 80.
         cells = [cell.replace(" (", "\n(") if "±" in cell else cell for cell in others]
         name = first.replace(" (", "\n(") if len(first) > NAME_WIDTH or first.startswith("↳") else first
-        grid.add_row(Text(name + mark), *map(Text, cells), Text(_marks(row.notes), style="dim"))
+        grid.add_row(Text(name + mark), *map(Text, cells), Text(row.marks, style="dim"))
     below: list[RenderableType] = [Text(f" † {section}") for section in sections]
-    notes = RichTable.grid(padding=(0, 1, 0, 0))
-    for number, note in enumerate(table.notes, 1):
-        notes.add_row(Text(f"{number:>2}"), Text(note))
-    below.append(notes)
+    below += [Text(f"{number:>2} {note}") for number, note in enumerate(table.notes, 1)]
     if table.missing:
         below.append(Text(f"\n{table.lead}"))
         below += [Text(f"   {command}", style="cyan") for _, command in table.missing]

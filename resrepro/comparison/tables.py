@@ -1,10 +1,11 @@
-"""The paper's rows beside ours: run records in, tables out. Nothing here imports torch.
+"""The paper's rows beside ours: run records in, tables out.
 
 Runs share a cell only if they are identical but for the seed, and a table only if they follow one protocol
 (`comparison.groups`). Errors are those of the last iteration; "best run" and "best sample" stand in columns
 of their own.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,6 @@ from resrepro.records.evaluations import Ensemble
 from resrepro.spec import catalogue
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
-BEST_RUN, BEST_SAMPLE = "best run", "best sample"
 MEAN = "Ours: mean ± standard deviation (n runs; n−1 in the deviation) of the last-iteration error."
 SAMPLE = "at any sampling point, chosen on the very set it is measured on, hence optimistic"
 ASSUMED = (
@@ -32,7 +32,7 @@ NO_DIFFERENCE = (
 )
 SHORTENED = "Runs of the paper's length are made by:"
 Plan = Mapping[str, Any]
-"""An exhibit's entry in layouts.toml."""
+"""An exhibit's entry in layouts.toml, with its `name`."""
 Line = Mapping[str, Any]
 """One of its rows."""
 
@@ -51,129 +51,108 @@ def build(
     Raises:
         UsageError: for an unknown exhibit.
     """
-    plan = layout(exhibit)
+    plan = {"name": exhibit, **layout(exhibit)}
     if "members" in plan:
         return table_5(plan, runs, ensembles)
-    protocols = _protocols_in(plan, runs)
+    nets = {line["label"]: line["experiment"] for line in plan["rows"] if "experiment" in line}
+    protocols = protocols_of({label: runs_of([experiment], runs) for label, experiment in nets.items()})
     shown = protocols[0] if protocols else None
-    others = _other_groups(protocols) if every else {}
     notes = Notes()
     rows: list[Row] = []
     records: list[dict[str, object]] = []
     for line in plan["rows"]:
-        group = shown.groups.get(line["label"]) if shown else None
-        for number, each in enumerate([group, *others.get(line["label"], ())]):
-            told = each.caveats(plan["quantities"]) if each else []
+        for number, group in enumerate(_groups_of(line["label"], protocols, every)):
+            told = group.caveats(plan["quantities"]) if group else []
             told += [line["note"]] if number == 0 and "note" in line else []
             section = line.get("section") if number == 0 else None
-            rows.append(Row(_cells(exhibit, plan, line, each, number), notes.number(told), section))
-            records.append(_record(exhibit, plan, line, each))
+            cells = tuple(cell for _, cell in _fields(plan, line, group, number))
+            rows.append(Row(cells, notes.number(told), section))
+            records.append(_record(plan, line, group))
     return Table(
         name=exhibit,
         title=plan["title"],
-        columns=_columns(plan),
+        columns=tuple(heading for heading, _ in _fields(plan, plan["rows"][0], None)),
         rows=tuple(rows),
         notes=tuple(notes),
-        missing=tuple(_missing(plan, shown)),
+        missing=tuple(_missing(plan, nets, shown)),
         lead=GAPS if shown is None or shown.full_length else SHORTENED,
-        remarks=tuple(_remarks(plan, runs, protocols, every)),
+        remarks=tuple(_remarks(plan, unused(nets.values(), runs), protocols, every)),
         records=tuple(records),
     )
 
 
-def _protocols_in(plan: Plan, runs: Sequence[Run]) -> list[Protocol[str]]:
-    """The protocols of an exhibit's nets, by row label, the one that is shown first."""
-    members = {}
-    for line in plan["rows"]:
-        if "experiment" in line:
-            members[line["label"]] = runs_of([line["experiment"]], runs)
-    return protocols_of(members)
+def _groups_of(label: str, protocols: Sequence[Protocol[str]], every: bool) -> list[SeedGroup | None]:
+    """The group of a net that is shown, None where it has none, and with `every` all its others."""
+    shown = protocols[0].groups.get(label) if protocols else None
+    known = [
+        group
+        for protocol in protocols
+        if every and label in protocol.groups
+        for group in (protocol.groups[label], *protocol.doubles[label])
+    ]
+    return [shown, *(group for group in known if group is not shown)]
 
 
-def _other_groups(protocols: Sequence[Protocol[str]]) -> Mapping[str, list[SeedGroup]]:
-    """All groups of each net but the one that is shown."""
-    others: dict[str, list[SeedGroup]] = {}
-    for number, protocol in enumerate(protocols):
-        for label, group in protocol.groups.items():
-            more = [*([group] if number else []), *protocol.doubles.get(label, ())]
-            others.setdefault(label, []).extend(more)
-    return others
+def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) -> list[tuple[str, str]]:
+    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one.
 
-
-def _columns(plan: Plan) -> tuple[str, ...]:
-    """Facts, the paper's value, ours by quantity, difference; grouped where several have a paper's value."""
-    columns = ["net", *(fact.replace("params_M", "params (M)") for fact in plan["facts"])]
-    quantities = plan["quantities"]
-    if len(_of_paper(plan)) == 1:
-        columns += [PAPER, *(quantity["name"] for quantity in quantities), DIFFERENCE]
-    else:
-        for quantity in quantities:
-            name = quantity["name"]
-            columns += [f"{name}: {PAPER}", OURS, DIFFERENCE] if "value" in quantity else [name]
-    return (*columns, *((BEST_RUN, BEST_SAMPLE) if plan.get("best") else ()))
-
-
-def _of_paper(plan: Plan) -> list[Quantity]:
-    return [quantity for quantity in plan["quantities"] if "value" in quantity]
-
-
-def _cells(exhibit: str, plan: Plan, line: Line, group: SeedGroup | None, number: int) -> tuple[str, ...]:
-    """A row: the paper's numbers and our shown group (`number` 0), or another group of ours below it."""
-    label = line["label"] if number == 0 else f"↳ {_set_apart(group)}"
-    known = [published().get(("table6", line["label"], fact)) for fact in plan["facts"]]
-    facts = [f"{fact.value:g}" if fact and number == 0 else "" for fact in known]
-    figures: list[str] = []
+    Of several quantities with a paper's value each has its own three columns; of a single one the paper's
+    value comes first, and the difference last.
+    """
+    fields = [("net", f"↳ {_set_apart(group)}" if group and number else line["label"])]
+    for fact in plan["facts"]:
+        known = published().get(("table6", line["label"], fact))
+        fields.append(
+            (fact.replace("params_M", "params (M)"), f"{known.value:g}" if known and not number else "")
+        )
+    single = sum("value" in quantity for quantity in plan["quantities"]) == 1
+    figures = []
     for quantity in plan["quantities"]:
-        paper, gap = _paper_and_difference(exhibit, line, quantity, group)
-        ours = _ours(line, quantity, group)
-        figures += [paper if number == 0 else "", ours, gap] if "value" in quantity else [ours]
-    if len(_of_paper(plan)) == 1:
-        place = plan["quantities"].index(_of_paper(plan)[0])
-        figures.append(figures.pop(place + 2))  # the difference stands last, the paper's value first
-        figures.insert(0, figures.pop(place))
-    return (label, *facts, *figures, *(_best(plan, line, group) if plan.get("best") else ()))
+        name, ours = quantity["name"], _ours(line, quantity, group)
+        if "value" not in quantity:
+            figures.append((name, ours))
+            continue
+        paper, gap = _paper_and_difference(plan, line, quantity, group)
+        figures.append((PAPER if single else f"{name}: {PAPER}", "" if number else paper))
+        figures += [(name if single else OURS, ours), (DIFFERENCE, gap)]
+    if single:
+        figures.sort(key=lambda field: (field[0] == DIFFERENCE, field[0] != PAPER))
+    return fields + figures + (_best(plan, line, group) if plan.get("best") else [])
 
 
-def _set_apart(group: SeedGroup | None) -> str:
+def _set_apart(group: SeedGroup) -> str:
     """What sets a group apart, in a word or two: `2,000 it. (fast)`."""
-    if group is None:
-        return ""
     run = group.first
     length = f"{run.result['iterations']:,} it." if run.status == "shortened" else "whole"
     return length if run.env["mode"] == "default" else f"{length} ({run.env['mode']})"
 
 
-def _published(exhibit: str, line: Line, quantity: Quantity) -> tuple[Number | None, Number | None]:
-    """The paper's single value and its mean, where it gives them."""
+def _published(plan: Plan, line: Line, quantity: Quantity) -> tuple[Number | None, Number | None]:
+    """The paper's single value (of infinite std where it only says "higher than") and its mean."""
     numbers = published()
-    source = line.get("published_in", exhibit)
+    source = line.get("published_in", plan["name"])
     found = (numbers.get((source, line["label"], metric)) for metric in quantity.get("value", ()))
     value = next((number for number in found if number is not None), None)
     if value is None and (bound := numbers.get(("sec4.2-text", line["label"], "err_lower_bound"))):
-        return Number(bound.value, float("inf")), None  # the paper only says "higher than"
+        return Number(bound.value, math.inf), None
     return value, numbers.get((source, line["label"], quantity.get("mean", "")))
 
 
-def _spell_paper(value: Number | None, mean: Number | None) -> str:
-    if value is None:
-        return ""
-    if value.std == float("inf"):
-        return f">{value.value:g}"
-    spread = f" ({mean.value:.2f}±{mean.std:.2f})" if mean and mean.std is not None else ""
-    return f"{value.value:.2f}{spread}"
-
-
 def _paper_and_difference(
-    exhibit: str, line: Line, quantity: Quantity, group: SeedGroup | None
+    plan: Plan, line: Line, quantity: Quantity, group: SeedGroup | None
 ) -> tuple[str, str]:
-    if "value" not in quantity:
+    """`6.43 (6.61±0.16)` and `+0.01`, ours less the paper's mean (its value where it gives no mean)."""
+    value, mean = _published(plan, line, quantity)
+    if value is None:
         return "", ""
-    value, mean = _published(exhibit, line, quantity)
-    reference = mean or value
+    if value.std == math.inf:
+        return f">{value.value:g}", ""
+    paper = f"{value.value:.2f}" + (f" ({mean.value:.2f}±{mean.std:.2f})" if mean and mean.std else "")
     measured = group.values(quantity) if group and group.comparable else []
-    known = measured and reference and reference.std != float("inf")
-    gap = round(statistics.fmean(measured) - reference.value, 2) + 0.0 if known and reference else None
-    return _spell_paper(value, mean), "" if gap is None else f"{gap:+.2f}".replace("-", "−")
+    if not measured:
+        return paper, ""
+    gap = round(statistics.fmean(measured) - (mean or value).value, 2) + 0.0
+    return paper, f"{gap:+.2f}".replace("-", "−")
 
 
 def _ours(line: Line, quantity: Quantity, group: SeedGroup | None) -> str:
@@ -182,16 +161,16 @@ def _ours(line: Line, quantity: Quantity, group: SeedGroup | None) -> str:
         return DASH if "experiment" in line else ""
     if group.values(quantity):
         return spell_mean(group.values(quantity))
-    has_set = group.set_of(quantity) in group.first.env["data"]["images"]
-    return DASH if has_set else ""
+    return DASH if group.set_of(quantity) in group.first.env["data"]["images"] else ""
 
 
-def _best(plan: Plan, line: Line, group: SeedGroup | None) -> tuple[str, str]:
-    if group is None:
-        return (DASH, DASH) if "experiment" in line else ("", "")
-    lowest = min(group.values(_headline(plan, group)), default=None)
-    sample = group.best_sample
-    return (DASH if lowest is None else f"{lowest:.2f}"), ("" if sample is None else f"{sample:.2f}")
+def _best(plan: Plan, line: Line, group: SeedGroup | None) -> list[tuple[str, str]]:
+    run = sample = DASH if "experiment" in line else ""
+    if group:
+        lowest = min(group.values(_headline(plan, group)), default=None)
+        run = DASH if lowest is None else f"{lowest:.2f}"
+        sample = "" if group.best_sample is None else f"{group.best_sample:.2f}"
+    return [("best run", run), ("best sample", sample)]
 
 
 def _headline(plan: Plan, group: SeedGroup) -> Quantity:
@@ -200,10 +179,9 @@ def _headline(plan: Plan, group: SeedGroup) -> Quantity:
     return next((quantity for quantity in held_out if group.values(quantity)), held_out[0])
 
 
-def _missing(plan: Plan, shown: Protocol[str] | None) -> Iterable[tuple[str, str]]:
+def _missing(plan: Plan, nets: Mapping[str, str], shown: Protocol[str] | None) -> Iterable[tuple[str, str]]:
     """What fills the gaps: training, under the shown protocol if that is of full length, and evaluating."""
-    for line in (line for line in plan["rows"] if "experiment" in line):
-        label, experiment = line["label"], line["experiment"]
+    for label, experiment in nets.items():
         group = shown.groups.get(label) if shown else None
         if group is None and shown and shown.full_length and shown.own_data:
             seeds = min(len(each.runs) for each in shown.groups.values())
@@ -219,31 +197,35 @@ def _missing(plan: Plan, shown: Protocol[str] | None) -> Iterable[tuple[str, str
 
 
 def _remarks(
-    plan: Plan, runs: Sequence[Run], protocols: Sequence[Protocol[str]], every: bool
+    plan: Plan, left_out: Sequence[str], protocols: Sequence[Protocol[str]], every: bool
 ) -> Iterable[str]:
     """The sentences below the notes."""
     quantities = plan["quantities"]
-    if protocols:
-        yield from _protocols_told(protocols, "" if every else "`--all` shows every run.")
-    experiments = [line["experiment"] for line in plan["rows"] if "experiment" in line]
-    if left_out := unused(experiments, runs):
+    groups = [group for protocol in protocols[: None if every else 1] for group in protocol.groups.values()]
+    yield from _protocols_told(protocols, every)
+    if left_out:
         yield f"Not in the table: {', '.join(left_out)}."
-    if others := _measured_otherwise(experiments, runs, quantities):
-        yield f"Measured as well: {'; '.join(others)}."
     if any(quantity["set"] == "train" for quantity in quantities):
         yield TRAINING_ERROR
-    groups = [group for protocol in protocols[: None if every else 1] for group in protocol.groups.values()]
-    if _of_paper(plan) and any(not group.comparable for group in groups):
+    has_paper = any("value" in quantity for quantity in quantities)
+    if has_paper and any(not group.comparable for group in groups):
         yield NO_DIFFERENCE
     yield from plan.get("remarks", ())
     names = dict.fromkeys(quantity["protocol"] for quantity in quantities if "protocol" in quantity)
     yield from (catalogue.protocols()[name].assumptions() for name in names)
-    yield " ".join([MEAN, *(_best_told(plan, groups[0]) if plan.get("best") and groups else ())])
+    if plan.get("best") and groups:
+        name, part = _headline(plan, groups[0])["name"], SET_NAMES[groups[0].first.headline_split]
+        best = f"Best run: the lowest {name} of a run. Best sample: the lowest {part} error {SAMPLE}."
+        yield f"{MEAN} {best}"
+    else:
+        yield MEAN
     yield ASSUMED
 
 
-def _protocols_told(protocols: Sequence[Protocol[Any]], more: str = "") -> Iterable[str]:
+def _protocols_told(protocols: Sequence[Protocol[str]], every: bool) -> Iterable[str]:
     """Which protocol is shown and by which rule, and which others there are."""
+    if not protocols:
+        return
     shown, *others = protocols
     yield f"Runs shown: {shown.name} ({shown.size}). Rule: {RULE}."
     if others:
@@ -253,24 +235,19 @@ def _protocols_told(protocols: Sequence[Protocol[Any]], more: str = "") -> Itera
         ]
         differing = [f"{key}={value}" for key, value in kinds if value not in ("", shown.first.setting(key))]
         example = next(iter(differing), "KEY=VALUE")
-        yield f"Not shown: {told}. `--settings {example}` shows such runs. {more}".strip()
+        more = "" if every else " `--all` shows every run."
+        yield f"Not shown: {told}. `--settings {example}` shows such runs.{more}"
 
 
-def _best_told(plan: Plan, group: SeedGroup) -> tuple[str, str]:
-    name = _headline(plan, group)["name"]
-    part = SET_NAMES[group.first.headline_split]
-    return f"Best run: the lowest {name} of a run.", f"Best sample: the lowest {part} error {SAMPLE}."
-
-
-def _record(exhibit: str, plan: Plan, line: Line, group: SeedGroup | None) -> dict[str, object]:
+def _record(plan: Plan, line: Line, group: SeedGroup | None) -> dict[str, object]:
     """One line of the CSV: raw numbers, empty where there is none."""
     row: dict[str, object] = {"net": line["label"], "run": group.first.name if group else ""}
     for quantity in plan["quantities"]:
         key = quantity["name"].replace(" ", "_")
         measured = group.values(quantity) if group else []
         if "value" in quantity:
-            value, mean = _published(exhibit, line, quantity)
-            row[f"{key}_paper"] = "" if value is None or value.std == float("inf") else value.value
+            value, mean = _published(plan, line, quantity)
+            row[f"{key}_paper"] = "" if value is None or value.std == math.inf else value.value
             if "mean" in quantity:
                 row[f"{key}_paper_mean"] = mean.value if mean else ""
                 row[f"{key}_paper_std"] = mean.std if mean else ""
@@ -288,22 +265,3 @@ def _record(exhibit: str, plan: Plan, line: Line, group: SeedGroup | None) -> di
     row["iterations"] = group.first.result["iterations"] if group else ""
     row["departures"] = "; ".join(group.caveats(plan["quantities"])) if group else ""
     return row
-
-
-def _measured_otherwise(
-    experiments: Iterable[str], runs: Iterable[Run], quantities: Iterable[Quantity]
-) -> list[str]:
-    """What finished runs have under a quantity's protocol with other BN statistics than their recipe's."""
-    protocols = {quantity["protocol"] for quantity in quantities if "protocol" in quantity}
-    told = []
-    for run in runs_of(experiments, runs):
-        own = run.spec["recipe"].get("bn_stats", "running")
-        for found in run.evaluations if run.finished else ():
-            whole = (found.digest, found.iteration) == (run.digest, run.spec["recipe"]["iterations"])
-            if whole and found.protocol in protocols and found.bn_stats != own:
-                errors = found.errors[run.headline_split]
-                told.append(
-                    f"{run.name} seed {run.seed} with {found.bn_stats} BN statistics: {found.protocol} "
-                    f"{errors['top1_err']:.2f} top-1, {errors['top5_err']:.2f} top-5"
-                )
-    return told

@@ -1,13 +1,11 @@
 """Table 1, the layers of the five ImageNet nets, and Table 5, the ensembles: tables of a form of their own.
 
-Table 1 has the paper's form, with our multiply-adds beside its printed FLOPs; structure and counts are those
-of `resrepro.spec.architecture`. Table 5 has a row for each ensemble of ours; the paper's errors are of the
-ILSVRC test set, whose labels are not public, ours of validation images, so the two stand in columns of their
-own, without a difference. Nothing here imports torch.
+Table 1 has the paper's form, with our multiply-adds beside its printed FLOPs. Table 5 has a row for each
+ensemble of ours; the paper's errors are of the ILSVRC test set, whose labels are not public, ours of
+validation images, so the two stand in columns of their own, without a difference.
 """
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ from resrepro.comparison.groups import about_images, not_said_yet, runs_of
 from resrepro.comparison.table import DASH, Notes, Row, Table, train_command
 from resrepro.paper import published
 from resrepro.records import FINISHED, Run
-from resrepro.records.evaluations import Ensemble, Member
+from resrepro.records.evaluations import Ensemble
 from resrepro.spec import IMAGENET_DEPTHS, catalogue
 from resrepro.spec.architecture import Architecture, Layer, Part, architectures
 from resrepro.spec.recipe import FAMILIES
@@ -44,42 +42,45 @@ def table1_nets() -> dict[str, Architecture]:
 def table_1() -> Table:
     """Table 1 from the layouts of the nets and the paper's printed FLOPs."""
     nets = table1_nets()
-    columns = tuple(nets.values())
-    printed = [_printed(heading) for heading in nets]
-    counted = [net.multiply_adds for net in columns]
-    notes = (FLOPS, _without_projections(nets), *_not_rounded(nets), PARAMETERS)
+    printed = [published()["table1", heading, "flops"].value for heading in nets]
+    counted = [net.multiply_adds for net in nets.values()]
+    gaps = [
+        f"{(ours - paper) / UNIT:+.2f}".replace("-", "−")
+        for ours, paper in zip(counted, printed, strict=True)
+    ]
+    projecting = {heading: net for heading, net in nets.items() if net.projections}
+    without = [f"{(net.multiply_adds - net.projections) / UNIT:.2f}" for net in projecting.values()]
+    cut_off = [
+        f"{heading}: {ours / UNIT:.2f} is {paper / UNIT:.1f} only when cut off, not rounded"
+        for heading, ours, paper in zip(nets, counted, printed, strict=True)
+        if f"{ours / UNIT:.1f}" != f"{paper / UNIT:.1f}"
+    ]
+    notes = Notes()
+    above = notes.number(
+        [FLOPS, f"without projections {', '.join(projecting)} would have {', '.join(without)}"]
+    )
     return Table(
         name="table1",
         title=TITLE,
         columns=("layer", "output", *nets),
         rows=(
-            *_layer_rows(columns),
+            *_layer_rows(list(nets.values())),
             Row(("FLOPs, 1e9", "paper", *(f"{value / UNIT:.1f}" for value in printed))),
-            Row(("FLOPs, 1e9", "ours", *(f"{value / UNIT:.2f}" for value in counted)), (1, 2)),
-            Row(("FLOPs, 1e9", "diff.", *map(_difference, counted, printed)), tuple(range(3, len(notes)))),
-            Row(("parameters", "ours", *(f"{net.parameters:,}" for net in columns)), (len(notes),)),
+            Row(("FLOPs, 1e9", "ours", *(f"{value / UNIT:.2f}" for value in counted)), above),
+            Row(("FLOPs, 1e9", "diff.", *gaps), notes.number(cut_off)),
+            Row(
+                ("parameters", "ours", *(f"{net.parameters:,}" for net in nets.values())),
+                notes.number([PARAMETERS]),
+            ),
         ),
-        notes=notes,
+        notes=tuple(notes),
         remarks=REMARKS,
         records=tuple(_net_record(heading, net) for heading, net in nets.items()),
     )
 
 
-def printed_flops(net: Architecture) -> float | None:
-    """The multiply-adds that Table 1 or Figure 3 prints for a net; None where they print none."""
-    heading = next((heading for heading, other in table1_nets().items() if other.name == net.name), "")
-    places = (("table1", heading), ("figure3", net.label))
-    numbers = [published().get((exhibit, row, "flops")) for exhibit, row in places]
-    return next((number.value for number in numbers if number), None)
-
-
-def _printed(heading: str) -> float:
-    return published()["table1", heading, "flops"].value
-
-
 def _layer_rows(nets: Sequence[Architecture]) -> Iterator[Row]:
     """The upper part: a block's layers below each other, as the paper stacks them, then their number."""
-
     conv1 = [net.layer("conv1") for net in nets]
     yield Row(("conv1", _side(conv1[0]), *(f"{_kernel(layer)} /{layer.stride}" for layer in conv1)))
     for number, stage in enumerate(nets[0].stages):
@@ -104,41 +105,14 @@ def _kernel(layer: Layer) -> str:
     return f"{layer.kernel}x{layer.kernel}, {layer.channels}"
 
 
-def _difference(counted: float, printed: float) -> str:
-    return f"{(counted - printed) / UNIT:+.2f}".replace("-", "−")
-
-
-def _without_projections(nets: Mapping[str, Architecture]) -> str:
-    """What the count would be if option B's projections were left out."""
-    counts = {
-        heading: f"{(net.multiply_adds - net.projections) / UNIT:.2f}"
-        for heading, net in nets.items()
-        if net.projections
-    }
-    return f"without projections {', '.join(counts)} would have {', '.join(counts.values())}"
-
-
-def _not_rounded(nets: Mapping[str, Architecture]) -> Iterator[str]:
-    """A sentence on each net whose count, rounded, is not the printed one."""
-    for heading, net in nets.items():
-        ours, paper = net.multiply_adds / UNIT, _printed(heading) / UNIT
-        if f"{ours:.1f}" != f"{paper:.1f}":
-            cut = math.floor(ours * 10) == round(paper * 10)
-            yield f"{heading}: {ours:.2f} is {paper:.1f} " + (
-                "only when cut off, not rounded" if cut else "neither rounded nor cut off"
-            )
-
-
 def _net_record(heading: str, net: Architecture) -> dict[str, object]:
     """One net as raw numbers, under the names that the paper's numbers have in published.csv."""
-    stages = {
-        f"{key}_{stage.name}": value
-        for stage in net.stages
-        for key, value in (
-            ("blocks", stage.times), ("width", stage.width), ("out_channels", stage.channels),
-            ("output_size", stage.size),
-        )
-    }  # fmt: skip
+    stages = {}
+    for stage in net.stages:
+        stages[f"blocks_{stage.name}"] = stage.times
+        stages[f"width_{stage.name}"] = stage.width
+        stages[f"out_channels_{stage.name}"] = stage.channels
+        stages[f"output_size_{stage.name}"] = stage.size
     return {
         "net": heading,
         "layers": net.layers,
@@ -147,7 +121,7 @@ def _net_record(heading: str, net: Architecture) -> dict[str, object]:
         **stages,
         "fc_outputs": net.layer("fc").channels,
         "parameters": net.parameters,
-        "flops_paper": int(_printed(heading)),
+        "flops_paper": int(published()["table1", heading, "flops"].value),
         "flops": net.multiply_adds,
         "flops_of_projections": net.projections,
     }
@@ -158,10 +132,13 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
 
     `plan` is its entry in layouts.toml.
     """
-    reasons = [(ensemble, _why_left_out(ensemble, runs)) for ensemble in ensembles]
+    reasons = [(ensemble, _why_left_out(ensemble)) for ensemble in ensembles]
     ours = [ensemble for ensemble, reason in reasons if not reason]
     left_out = [f"the ensemble of {_spell_members(one)} ({reason})" for one, reason in reasons if reason]
     left_out += unused(plan["members"], runs)
+    exact = {run.experiment for run in runs if run.finished and run.paper_exact}
+    lacking = [name for name in plan["members"] if name not in exact]
+    untrained = [(catalogue.find(name).label, train_command(name)) for name in lacking]
     notes = Notes()
     rows: list[Row] = []
     records: list[dict[str, object]] = []
@@ -182,31 +159,20 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
         columns=ENSEMBLE_COLUMNS,
         rows=tuple(rows),
         notes=tuple(notes),
-        missing=() if ours else tuple(_missing(plan, runs)),
+        missing=() if ours else (*untrained, ("ensemble", ENSEMBLE_COMMAND)),
         remarks=(*((f"Not in the table: {', '.join(left_out)}.",) if left_out else ()), *plan["remarks"]),
         records=tuple(records),
     )
 
 
-def _why_left_out(ensemble: Ensemble, runs: Sequence[Run]) -> str:
+def _why_left_out(ensemble: Ensemble) -> str:
     """Why an ensemble has no place in the table of ensembles; empty if it has one."""
     if FAMILIES.get(ensemble.data.name) != "imagenet" or SET not in ensemble.errors:
         return f"measured on {ensemble.data.name}"
     partial = [member for member in ensemble.members if member.status not in FINISHED]
-    if partial:
-        return f"{partial[0].label} is {partial[0].status} at iteration {partial[0].iteration:,}"
-    different = {(member.name, member.seed, member.digest) for member in ensemble.members}
-    if len(different) < len(ensemble.members):
-        return "a net is in it twice"
-    others = [member for member in ensemble.members if not _same_data(member, ensemble, runs)]
-    return f"measured on other data than those of {others[0].label}" if others else ""
-
-
-def _same_data(member: Member, ensemble: Ensemble, runs: Sequence[Run]) -> bool:
-    """Whether it was measured on the validation images of the member's run, where its record is at hand."""
-    wanted = member.name, member.seed, member.digest
-    known = [run for run in runs if (run.name, run.seed, run.digest) == wanted]
-    return not known or any(ensemble.data.same_set(SET, run.env["data"]) for run in known)
+    return (
+        f"{partial[0].label} is {partial[0].status} at iteration {partial[0].iteration:,}" if partial else ""
+    )
 
 
 def _spell_members(ensemble: Ensemble) -> str:
@@ -223,7 +189,7 @@ def _caveats(ensemble: Ensemble) -> list[str]:
     """The members, and everything that must be said of them and of the data."""
     sentences = [_spell_members(ensemble)]
     for text in dict.fromkeys(text for member in ensemble.members for text in member.told):
-        labels = list(dict.fromkeys(m.label for m in ensemble.members if text in m.told))
+        labels = dict.fromkeys(member.label for member in ensemble.members if text in member.told)
         every = all(text in member.told for member in ensemble.members)
         sentences.append(text if every else f"{', '.join(labels)}: {text}")
     data, size = ensemble.data, {SET: ensemble.data.images[SET]}
@@ -232,14 +198,6 @@ def _caveats(ensemble: Ensemble) -> list[str]:
     if ensemble.bn_stats == "precise":
         sentences.append("BN statistics averaged over training batches")
     return list(dict.fromkeys(sentences))
-
-
-def _missing(plan: Mapping[str, Any], runs: Sequence[Run]) -> Iterable[tuple[str, str]]:
-    """What trains the members that have no paper-exact run yet, and what makes an ensemble of them."""
-    for name in plan["members"]:
-        if not any(run.experiment == name and run.finished and run.paper_exact for run in runs):
-            yield catalogue.find(name).label, train_command(name)
-    yield "ensemble", ENSEMBLE_COMMAND
 
 
 def _ensemble_record(label: str, paper: float | None, ensemble: Ensemble | None) -> dict[str, object]:

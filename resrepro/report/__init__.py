@@ -1,10 +1,8 @@
 """The report: one HTML file that holds everything, from the same records as the tables and figures.
 
-`build_report` is the public call. The exhibits are gathered in `exhibits`; the templates, the style and the
-scripts lie beside it, and the plotting library uPlot (MIT) in `uplot/` as its authors publish it. Records
-may be strangers' files: what they say reaches the page only as escaped text (jinja2) or as escaped JSON, and
-a content security policy lets nothing run but the page's own scripts, known by their hashes. Nothing here
-imports torch.
+The exhibits are gathered in `exhibits`; uPlot (MIT) lies in `uplot/` as its authors publish it. Records may
+be strangers' files: what they say reaches the page only as escaped text (jinja2) or escaped JSON, and a
+content security policy lets nothing run but the page's own scripts, known by their hashes.
 """
 
 import base64
@@ -14,7 +12,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -22,25 +19,19 @@ import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
-from resrepro.claims.judging import UNTESTABLE, Verdict, decided_elsewhere
-from resrepro.claims.testing import FAILED, HELD, UNDECIDED
-from resrepro.comparison.groups import iterations_of
+from resrepro.claims import FAILED, HELD, UNDECIDED, UNTESTABLE, Verdict, decided_elsewhere
+from resrepro.comparison.groups import DATASET_NAMES, iterations_of
 from resrepro.records import Run
 from resrepro.records.collection import Collection
-from resrepro.report.exhibits import Section, is_ours, section, shown_exhibits
+from resrepro.report.exhibits import Section, all_exhibits, is_ours, section
 from resrepro.spec import catalogue, net_label
-from resrepro.spec.recipe import Setting, setting_rules, spell
+from resrepro.spec.recipe import setting_rules, spell
 
 GENERATOR = "resrepro report"  # by which a report of ours is known
 STYLES = ("uplot/uPlot.min.css", "style.css", "tables.css")
 SCRIPTS = ("uplot/uPlot.iife.min.js", "charts.js", "page.js")
 LEAD_COLUMNS = ("net", "paper", "test error", "validation error", "difference")
-DATASETS = {
-    "cifar10": "CIFAR-10",
-    "digits": "scikit-learn's digits",
-    "imagenet": "ImageNet",
-    "folder": "a folder of other images",
-}
+DATASETS = {**DATASET_NAMES, "digits": "scikit-learn's digits", "folder": "a folder of other images"}
 MARKS = ("stated", "derived", "assumed")
 # How a verdict looks: its word, the sign beside it, and its name in the style sheet.
 KINDS = {
@@ -54,17 +45,12 @@ KINDS = {
 def build_report(
     found: Collection, verdicts: Sequence[Verdict] = (), exhibits: Iterable[str] | None = None
 ) -> str:
-    """The report as one HTML page. Equal records give equal text.
+    """The report as one HTML page, with verdicts in the order of the claims. Equal records give equal text.
 
-    Args:
-        found: the runs and ensembles that it is made from.
-        verdicts: on the paper's claims, in its order.
-        exhibits: what is shown, in this order; `shown_exhibits` by default.
-
-    Raises:
-        UsageError: for an unknown exhibit.
+    `exhibits` are shown in this order; by default all but the demo, whose nets stand in Figure 6 on digits.
     """
-    shown = [section(name, found) for name in (shown_exhibits() if exhibits is None else exhibits)]
+    names = [name for name in all_exhibits() if name != "demo"] if exhibits is None else exhibits
+    shown = [section(name, found) for name in names]
     style, scripts = "\n".join(map(_file, STYLES)), [_file(name) for name in SCRIPTS]
     finished = [run for run in found.runs if run.finished]
     counts = Counter(verdict.verdict for verdict in verdicts)
@@ -84,11 +70,7 @@ def build_report(
         scripts=[Markup(script) for script in scripts],
         data=curve_data(shown),
         verdicts=[
-            (
-                _noted(verdict),
-                KINDS[verdict.verdict],
-                [(each, KINDS[each.verdict]) for each in verdict.others],
-            )
+            (verdict, KINDS[verdict.verdict], [(each, KINDS[each.verdict]) for each in verdict.others])
             for verdict in verdicts
         ],
         counts=[(kind, counts[word]) for word, kind in KINDS.items()],
@@ -103,11 +85,6 @@ def build_report(
         surroundings=surroundings(finished),
         protocols=protocols(),
     )
-
-
-def _noted(verdict: Verdict) -> Verdict:
-    """With how the claim is understood as the first of its notes."""
-    return replace(verdict, notes=tuple(note for note in (verdict.remark, *verdict.notes) if note))
 
 
 def prose(text: str) -> Markup:
@@ -154,10 +131,7 @@ def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
 
 
 def _datasets(runs: Iterable[Run]) -> list[str]:
-    """Of finished runs, for each dataset and length how many.
-
-    `CIFAR-10: 5 runs of 4 nets, shortened to 2,000 of 64,000 iterations.`
-    """
+    """`CIFAR-10: 5 runs of 4 nets, shortened to 2,000 of 64,000 iterations.`, by dataset and length."""
 
     def kind(run: Run) -> tuple[str, int, str]:
         return str(run.spec["dataset"]), iterations_of(run), run.status
@@ -170,13 +144,9 @@ def _datasets(runs: Iterable[Run]) -> list[str]:
         length = f"{iterations:,} iterations"
         if status == "shortened" and iterations < whole:
             length = f"shortened to {iterations:,} of {whole:,} iterations"
-        made = f"{_count(len(same), 'run')} of {_count(len(nets), 'net')}"
+        made = f"{len(same):,} run{'s' * (len(same) > 1)} of {len(nets)} net{'s' * (len(nets) > 1)}"
         sentences.append(f"{DATASETS[dataset]}: {made}, {length}.")
     return sentences
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _departures(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
@@ -211,37 +181,25 @@ def surroundings(runs: Iterable[Run]) -> list[dict[str, Any]]:
     return [{"facts": dict(facts), "runs": number} for facts, number in ordered]
 
 
-@dataclass(frozen=True)
-class SettingsTable:
-    """The settings of a recipe or a test protocol."""
+def protocols() -> list[dict[str, Any]]:
+    """The recipes (variants with what they change only) and the test protocols, with their settings.
 
-    title: str
-    name: str
-    own: Sequence[Setting]
-
-    @property
-    def settings(self) -> list[tuple[Setting, str, str]]:
-        """Each with its value in words and what it is."""
-        rules = setting_rules()
-        return [(one, spell(one.value), str(rules.get(one.key, {}).get("what", ""))) for one in self.own]
-
-    @property
-    def counts(self) -> list[tuple[str, int]]:
-        """How many of them are stated, derived and assumed."""
-        marks: Counter[str] = Counter(setting.mark for setting in self.own)
-        return [(mark, marks[mark]) for mark in MARKS if marks[mark]]
-
-
-def protocols() -> list[SettingsTable]:
-    """The recipes (variants with what they change only) and the test protocols."""
-    tables = []
+    `settings` are each setting with its value in words and what it is, `counts` how many are stated, derived
+    and assumed.
+    """
+    known = []
     for recipe in catalogue.recipes().values():
         base, title, own = catalogue.paper_recipe(recipe.family), recipe.title, list(recipe.settings.values())
         if recipe is not base:
             title += f": what differs from {base.name}"
             own = [setting for setting in own if setting != base.settings[setting.key]]
-        tables.append(SettingsTable(title, recipe.name, own))
-    return tables + [
-        SettingsTable(f"Test protocol: {protocol.title}", protocol.name, list(protocol.settings.values()))
-        for protocol in catalogue.protocols().values()
-    ]
+        known.append((recipe.name, title, own))
+    for protocol in catalogue.protocols().values():
+        known.append((protocol.name, f"Test protocol: {protocol.title}", list(protocol.settings.values())))
+    rules, tables = setting_rules(), []
+    for name, title, own in known:
+        settings = [(one, spell(one.value), str(rules.get(one.key, {}).get("what", ""))) for one in own]
+        marks = [one.mark for one in own]
+        counts = [(mark, marks.count(mark)) for mark in MARKS if mark in marks]
+        tables.append({"name": name, "title": title, "settings": settings, "counts": counts})
+    return tables

@@ -16,13 +16,12 @@ from xml.etree import ElementTree
 from resrepro import figures as exhibits
 from resrepro.comparison.groups import SeedGroup
 from resrepro.comparison.table import DASH, Row, Table
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import RecordError
 from resrepro.figures import curves
 from resrepro.figures.curves import Curve, Panel, Sheet, make_sheet, mean_curve
 from resrepro.records import Run
 from resrepro.records.collection import Collection
 
-REPEATED = ("demo",)  # its nets stand in Figure 6 on digits
 PATH_DATA = re.compile(rb' d="[^"]*"')
 LONG_NUMBER = re.compile(rb"\d+\.\d{3,}")
 CONTINUED = "↳"  # begins the name of a row that belongs to the one above
@@ -33,20 +32,15 @@ DECIMALS = 3  # of an error in percent: the curves of the paper were read to ±0
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of curves.
-
-    `data` is what the page's script draws; `told` has a sentence for each net, `footnote` and `notes` say
-    what a reader must know, and what was left out. `depths` and `lines` are what can be switched on and
-    off: numbers of layers, and kinds of lines with the words for them.
-    """
+    """A figure of curves."""
 
     title: str
-    data: dict[str, Any]
-    depths: tuple[int, ...]
-    lines: tuple[tuple[str, str, bool], ...]
-    told: tuple[tuple[str, tuple[str, ...]], ...]
-    footnote: tuple[str, ...]
-    notes: tuple[str, ...]
+    data: dict[str, Any]  # what the page's script draws
+    depths: tuple[int, ...]  # numbers of layers that can be switched on and off
+    lines: tuple[tuple[str, str, bool], ...]  # and kinds of lines: name, words, shown at first
+    told: tuple[tuple[str, tuple[str, ...]], ...]  # by panel a sentence on each net
+    footnote: tuple[str, ...]  # what a reader must know
+    notes: tuple[str, ...]  # what was left out
 
 
 @dataclass(frozen=True)
@@ -70,27 +64,15 @@ class Section:
 
 
 def all_exhibits() -> tuple[str, ...]:
-    """All that can be compared or plotted, each once, tables first."""
-
-    def place(name: str) -> tuple[bool, bool, str]:
-        return not name.startswith("table"), not name.startswith("figure"), name
-
-    return tuple(sorted({*exhibits.tables(), *exhibits.figures()}, key=place))
-
-
-def shown_exhibits() -> tuple[str, ...]:
-    """What a report shows if nobody chooses: all but what another exhibit shows of the same runs."""
-    return tuple(name for name in all_exhibits() if name not in REPEATED)
+    """All that can be compared or plotted, each once, tables first, then figures."""
+    names = {*exhibits.tables(), *exhibits.figures()}
+    return tuple(
+        sorted(names, key=lambda one: (not one.startswith("table"), not one.startswith("figure"), one))
+    )
 
 
 def section(name: str, found: Collection) -> Section:
-    """The section of an exhibit.
-
-    Raises:
-        UsageError: for an unknown exhibit.
-    """
-    if name not in all_exhibits():
-        raise UsageError(f"no exhibit {name!r} to report: there are {', '.join(all_exhibits())}.")
+    """The section of an exhibit."""
     table = exhibits.build_table(name, found) if name in exhibits.tables() else None
     chart = chart_of(name, found.runs) if name in curves.exhibits() else None
     picture = _picture_of(name, found) if name in exhibits.figures() else None
@@ -108,13 +90,14 @@ def section(name: str, found: Collection) -> Section:
 def lacking(rows: Sequence[Row]) -> frozenset[int]:
     """The rows of nets of which we have nothing, by their place; none where that is all of them."""
     continued = [row.cells[0].startswith(CONTINUED) for row in (*rows, Row(("",)))]
-    filled = [is_ours(row) or continued[place] for place, row in enumerate(rows)]
-    empty = (
+    filled = [is_ours(row) or below for row, below in zip(rows, continued, strict=False)]
+    if not any(filled):
+        return frozenset()
+    return frozenset(
         place
         for place, row in enumerate(rows)
         if DASH in row.cells and not filled[place] and not continued[place + 1]
     )
-    return frozenset(empty if any(filled) else ())
 
 
 def is_ours(row: Row) -> bool:
@@ -134,11 +117,9 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
             return None
         content = next(path for path in drawing.paths if path.suffix == ".svg").read_bytes()
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
-
-    def rounded(path: re.Match[bytes]) -> bytes:
-        return LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0])
-
-    slim = PATH_DATA.sub(rounded, content)
+    slim = PATH_DATA.sub(
+        lambda path: LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0]), content
+    )
     return Picture(title or name, "data:image/svg+xml;base64," + base64.b64encode(slim).decode())
 
 
@@ -162,13 +143,13 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
 
 def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
     """The kinds of lines that there are: name, words, and whether they are shown at first."""
-    drawn = [curve for panel in sheet.panels for curve in (*panel.ours, *panel.paper)]
+    kinds = {curve.kind for curve in sheet.curves}
     switches = [
-        ("train", "training error", any(curve.kind == "train" for curve in drawn)),
-        ("held_out", sheet.held_out_told, any(curve.kind != "train" for curve in drawn)),
+        ("train", "training error", "train" in kinds),
+        ("held_out", sheet.held_out_told, bool(kinds - {"train"})),
         (OURS, "ours (mean over seeds)" if seeds else "ours", sheet.has_ours),
         (SEED, "ours, each seed", seeds),
-        (PAPER, "the paper's", any(curve.paper for curve in drawn)),
+        (PAPER, "the paper's", any(curve.paper for curve in sheet.curves)),
     ]
     return tuple((name, words, name != SEED) for name, words, there in switches if there)
 
