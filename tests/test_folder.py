@@ -3,25 +3,23 @@
 import dataclasses
 import hashlib
 import os
-import pickle
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PHOTO_CLASSES, PHOTOS_PER_CLASS
 
-from resrepro.data.folder import (
-    Names,
+from resrepro.data.photos import (
+    BadImage,
+    Photos,
     PhotoSet,
     checksum,
     imagenet_classes,
     notices_of,
+    read_image,
     scan,
     scan_both,
 )
-from resrepro.data.photos import BadImage, read_image
 from resrepro.errors import DataError
 
 
@@ -33,91 +31,41 @@ def made(top: Path, *files: str) -> Path:
     return top
 
 
+def names_of(photos: Photos) -> list[str]:
+    return [os.fsdecode(path) for path in photos.paths]
+
+
 # --- which files ------------------------------------------------------------------------------------
 
 
 def test_classes_and_files_come_in_order_of_their_names(tmp_path: Path) -> None:
-    made(tmp_path, "val/b/2.jpg", "val/b/10.jpg", "val/a/z.jpg", "val/B/1.png", "val/a/a.jpg")
+    made(tmp_path, "val/b/2.jpg", "val/b/10.jpg", "val/a/z.jpg", "val/B/1.png", "val/a/m/deep/3.jpg")
     photos = scan(tmp_path, "val")
     assert photos.classes == ("B", "a", "b")
-    assert list(photos.paths) == ["B/1.png", "a/a.jpg", "a/z.jpg", "b/10.jpg", "b/2.jpg"]
+    assert names_of(photos) == ["B/1.png", "a/m/deep/3.jpg", "a/z.jpg", "b/10.jpg", "b/2.jpg"]
     assert photos.labels.tolist() == [0, 1, 1, 2, 2]
-    assert photos.sizes.tolist() == [len(f"val/{path}") for path in photos.paths]
-    assert len(photos) == 5
-    assert photos.path(3) == tmp_path / "val/b/10.jpg"
+    assert (len(photos), photos.name(3), photos.path(3)) == (5, "val/b/10.jpg", tmp_path / "val/b/10.jpg")
 
 
-def test_the_listing_is_that_of_a_sorted_walk(photographs: Path) -> None:
-    for split, count in PHOTOS_PER_CLASS.items():
-        photos = scan(photographs, split)
-        files = sorted(path for path in (photographs / split).rglob("*") if path.is_file())
-        assert [photos.path(index) for index in range(len(photos))] == files
-        assert [photos.classes[label] for label in photos.labels] == [path.parent.name for path in files]
-        assert photos.labels.tolist() == np.repeat(range(len(PHOTO_CLASSES)), count).tolist()
-
-
-def test_hidden_files_and_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_pipes_and_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:
     made(
         tmp_path, "val/a/1.jpg", "val/a/.DS_Store", "val/.cache/x.jpg", "val/a/.thumbs/1.jpg", "val/list.txt"
     )
-    photos = scan(tmp_path, "val")
-    assert photos.classes == ("a",)
-    assert list(photos.paths) == ["a/1.jpg"]
-
-
-def test_folders_in_a_class_belong_to_it(tmp_path: Path) -> None:
-    made(tmp_path, "val/a/images/2.jpg", "val/a/1.jpg", "val/a/more/deep/3.jpg", "val/b/1.jpg")
-    photos = scan(tmp_path, "val")
-    assert list(photos.paths) == ["a/1.jpg", "a/images/2.jpg", "a/more/deep/3.jpg", "b/1.jpg"]
-    assert photos.labels.tolist() == [0, 0, 0, 1]
-
-
-def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
-    made(tmp_path, "store/a/1.jpg", "store/2.jpg", "val/b/1.jpg")
-    (tmp_path / "val/a").symlink_to(tmp_path / "store/a")
-    (tmp_path / "val/b/2.jpg").symlink_to(tmp_path / "store/2.jpg")
-    photos = scan(tmp_path, "val")
-    assert list(photos.paths) == ["a/1.jpg", "b/1.jpg", "b/2.jpg"]
-    assert photos.sizes[2] == len("store/2.jpg")
-
-
-def test_links_that_lead_back_are_passed_over(tmp_path: Path) -> None:
-    made(tmp_path, "val/a/1.jpg", "val/a/below/2.jpg", "elsewhere/3.jpg")
-    (tmp_path / "val/a/below/up").symlink_to(tmp_path / "val/a")
-    (tmp_path / "val/a/round").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "val/a")
-    (tmp_path / "elsewhere/again").symlink_to(tmp_path / "elsewhere")
-    assert list(scan(tmp_path, "val").paths) == ["a/1.jpg", "a/below/2.jpg", "a/round/3.jpg"]
-
-
-def test_a_link_to_nothing_counts_as_a_file(tmp_path: Path) -> None:
-    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
-    (tmp_path / "val/a/2.jpg").symlink_to(tmp_path / "nothing.jpg")
-    photos = scan(tmp_path, "val")
-    assert list(photos.paths) == ["a/1.jpg", "a/2.jpg"]
-    assert scan_both(tmp_path).fingerprint()
-
-
-def test_pipes_are_passed_over(tmp_path: Path) -> None:
-    made(tmp_path, "val/a/1.jpg")
     os.mkfifo(tmp_path / "val/a/0.jpg")
-    assert list(scan(tmp_path, "val").paths) == ["a/1.jpg"]
+    photos = scan(tmp_path, "val")
+    assert (photos.classes, names_of(photos)) == (("a",), ["a/1.jpg"])
 
 
-def test_a_link_out_of_the_folder_is_listed_and_gives_at_most_an_image(tmp_path: Path) -> None:
-    made(tmp_path, "secret.txt", "top/val/a/1.jpg")
-    (tmp_path / "top/val/a/2.jpg").symlink_to(tmp_path / "secret.txt")
-    photos = scan(tmp_path / "top", "val")
-    assert list(photos.paths) == ["a/1.jpg", "a/2.jpg"]
-    with pytest.raises(BadImage, match=r"^not an image$"):
-        read_image(photos.path(1))
-
-
-def test_names_with_control_characters_are_kept_but_written_out_in_messages(tmp_path: Path) -> None:
-    made(tmp_path, "train/a/1\n.jpg", "train/b/1.jpg", "val/a/1.jpg")
-    assert scan(tmp_path, "train").paths[0] == "a/1\n.jpg"
-    made(tmp_path, "val/\x1b[2J/1.jpg")
-    assert refusal(tmp_path).startswith("val has the class '\\x1b[2J'")
+def test_links_are_followed_and_one_to_nothing_counts_as_a_file(tmp_path: Path) -> None:
+    made(tmp_path, "store/a/1.jpg", "secret.txt", "val/b/1.jpg")
+    (tmp_path / "val/a").symlink_to(tmp_path / "store/a")
+    (tmp_path / "val/b/2.jpg").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "val/b/3.jpg").symlink_to(tmp_path / "nothing.jpg")
+    photos = scan(tmp_path, "val")
+    assert names_of(photos) == ["a/1.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg"]
+    for index, told in ((2, "not an image"), (3, "missing")):
+        with pytest.raises(BadImage, match=f"^{told}$"):
+            read_image(photos.path(index))
 
 
 def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
@@ -125,30 +73,9 @@ def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
     odd = os.fsdecode(b"\xe9.jpg")
     (tmp_path / "val/a" / odd).write_bytes(b"x")
     both = scan_both(tmp_path)
-    assert list(both.val.paths) == ["a/1.jpg", f"a/{odd}"]
+    assert names_of(both.val) == ["a/1.jpg", f"a/{odd}"]
     assert both.val.path(1).read_bytes() == b"x"
     assert len(both.fingerprint()) == len(checksum(both.val, ["1", "2"])) == 64
-
-
-# --- many names in one buffer -----------------------------------------------------------------------
-
-
-def test_names_are_a_sequence_of_strings() -> None:
-    wanted = ["a/1.jpg", "", "b/éß漢.jpg", "c"]
-    names = Names(wanted)
-    assert list(names) == wanted
-    assert [names[index] for index in range(4)] == wanted
-    assert [names[np.int64(-1)], names[-4], len(names), len(Names([]))] == ["c", "a/1.jpg", 4, 0]
-    for index in (4, -5):
-        with pytest.raises(IndexError):
-            names[index]
-
-
-def test_a_worker_gets_little_more_than_the_names_themselves() -> None:
-    wanted = [f"n{k // 1300:08}/n{k // 1300:08}_{k}.JPEG" for k in range(20_000)]
-    sent = pickle.dumps(Names(wanted))
-    assert len(sent) < sum(map(len, wanted)) + 9 * len(wanted)
-    assert list(pickle.loads(sent)) == wanted
 
 
 # --- what is refused --------------------------------------------------------------------------------
@@ -163,52 +90,6 @@ def refusal(top: Path) -> str:
     return text
 
 
-def test_a_missing_split(tmp_path: Path) -> None:
-    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
-    assert "no folder 'val'" in refusal(tmp_path)
-    made(tmp_path / "other", "val/a/1.jpg")
-    assert "no folder 'train'" in refusal(tmp_path / "other")
-    assert len(scan(tmp_path / "other", "val")) == 1  # enough to evaluate
-
-
-def test_a_split_that_is_a_file(tmp_path: Path) -> None:
-    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val")
-    assert "no folder 'val'" in refusal(tmp_path)
-
-
-def test_no_classes(tmp_path: Path) -> None:
-    made(tmp_path, "train/1.jpg", "val/a/1.jpg")
-    assert f"{tmp_path / 'train'} has no classes" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_an_empty_class_is_named(split: str, tmp_path: Path) -> None:
-    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/a/1.jpg", f"{split}/b/.hidden")
-    (tmp_path / split / "c").mkdir(exist_ok=True)
-    for name in ("b", "c"):
-        shutil.rmtree(tmp_path / split / name)
-        (tmp_path / split / name).mkdir()
-        assert f"the class {name!r} in {tmp_path / split} is empty" in refusal(tmp_path)
-        made(tmp_path, f"{split}/{name}/1.jpg")
-
-
-def test_a_class_that_is_a_link_to_its_own_split_is_empty(tmp_path: Path) -> None:
-    made(tmp_path, "val/a/1.jpg")
-    (tmp_path / "val/loop").symlink_to(tmp_path / "val")
-    with pytest.raises(DataError, match=r"the class 'loop' in .* is empty"):
-        scan(tmp_path, "val")
-
-
-def test_a_class_that_only_val_has_is_named(tmp_path: Path) -> None:
-    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/heron/1.jpg")
-    assert "val has the class 'heron', which train lacks" in refusal(tmp_path)
-
-
-def test_a_single_class(tmp_path: Path) -> None:
-    made(tmp_path, "train/a/1.jpg", "val/a/1.jpg")
-    assert "a single class" in refusal(tmp_path)
-
-
 def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
     ordinary = os.scandir
@@ -220,6 +101,29 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert refusal(tmp_path) == f"{tmp_path / 'train/b'} cannot be read: Permission denied."
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["train/a/1", "train/b/1"], "has no folder 'val'"),
+        (["val/a/1"], "has no folder 'train'"),
+        (["train/a/1", "train/b/1", "val"], "has no folder 'val'"),
+        (["train/1.jpg", "val/a/1"], "train has no classes"),
+        (["train/a/1", "train/b/1", "val/a/1", "val/b/.hidden"], "the class 'b' in .*/val is empty"),
+        (["train/a/1", "val/a/1"], "a single class"),
+        (["train/a/1", "train/b/1", "val/heron/1"], "val has the class 'heron', which train lacks"),
+        (["train/a/1", "train/b\n/1", "val/\x1b[2J/1"], r"val has the class '\\x1b\[2J'"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on(tmp_path: Path, files: list[str], told: str) -> None:
+    assert re.search(told, refusal(made(tmp_path, *files)))
+
+
+def test_links_that_lead_round_in_a_circle(tmp_path: Path) -> None:
+    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
+    (tmp_path / "val/loop").symlink_to(tmp_path / "val")
+    assert "cannot be read: Too many levels of symbolic links" in refusal(tmp_path)
 
 
 # --- labels and parts -------------------------------------------------------------------------------
@@ -240,20 +144,12 @@ def test_val_may_lack_classes_and_counts_those_of_train(tmp_path: Path) -> None:
     assert val.labels.tolist() == [0, 2, 2]
 
 
-def test_other_classes_may_number_the_labels(photographs: Path) -> None:
-    val = scan(photographs, "val").labelled_by(("owl", "fish", "dog", "cat", "yak"), "the run")
-    names = [val.classes[label] for label in val.labels]
-    assert names == [path.partition("/")[0] for path in val.paths]
-
-
 def test_without_some_files_the_others_keep_what_is_theirs(photographs: Path) -> None:
     whole = scan(photographs, "val")
-    gone = {whole.paths[0], whole.paths[17], whole.paths[39]}
-    rest = whole.without(sorted(gone))
-    assert list(rest.paths) == [path for path in whole.paths if path not in gone]
-    kept = [index for index, path in enumerate(whole.paths) if path not in gone]
-    for name in ("sizes", "labels", "changed"):
-        assert getattr(rest, name).tolist() == [getattr(whole, name)[index] for index in kept]
+    rest = whole.without({whole.name(index) for index in (0, 17, 39)} | {"train/" + names_of(whole)[1]})
+    kept = [index for index in range(40) if index not in (0, 17, 39)]
+    assert names_of(rest) == [names_of(whole)[index] for index in kept]
+    assert rest.labels.tolist() == [whole.labels[index] for index in kept]
 
 
 # --- checksums and fingerprints ---------------------------------------------------------------------

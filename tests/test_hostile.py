@@ -43,8 +43,7 @@ from crafted import (
 from PIL import Image
 
 from resrepro.data import load_dataset, statistics
-from resrepro.data.folder import scan_both
-from resrepro.data.photos import BadImage, read_image
+from resrepro.data.photos import BadImage, read_image, scan_both
 from resrepro.data.statistics import Statistics
 from resrepro.errors import DataError, RecordError
 from resrepro.evaluation.sources import ThirdPartyCheckpoint, read_net

@@ -22,9 +22,8 @@ from resrepro.data.augment import (
     Lighting,
     Normalisation,
 )
-from resrepro.data.folder import scan
-from resrepro.data.loader import Loading
-from resrepro.data.photos import CropBatch, CropReader, photo_batches, read_image, training_crop
+from resrepro.data.loader import CropBatch, CropReader, Loading, photo_batches
+from resrepro.data.photos import read_image, scan, training_crop
 from resrepro.data.statistics import principal_axes
 from resrepro.errors import DataError
 from resrepro.spec import catalogue

@@ -9,8 +9,8 @@ import torch
 from conftest import PHOTO_CLASSES, use_one_thread
 
 from resrepro.comparison import tables as comparison
-from resrepro.data.folder import imagenet_classes
 from resrepro.data.loader import Loading
+from resrepro.data.photos import imagenet_classes
 from resrepro.errors import DataError, RecordError, UsageError
 from resrepro.evaluation import evaluate
 from resrepro.evaluation.responses import measure_responses

@@ -1,12 +1,11 @@
 """Datasets as uint8 arrays in memory, with a checksum and everything a reader must be told about them.
 
-Photographs, which do not fit in memory, are in `folder` and `photos`; `feeds` gives a run either kind.
+Photographs, which do not fit in memory, are in `photos`; `feeds` gives a run either kind.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from resrepro.errors import DataError, RecordError, UsageError
-from resrepro.records.storage import Sink, make_folder, replacing
+from resrepro.errors import DataError, UsageError
 
 DATA_VARIABLE = "RESREPRO_DATA"
 DEFAULT_FOLDER = Path("data")
@@ -189,11 +187,3 @@ def _existing(named: str | Path, folder: str | Path | None, layout: str) -> Path
             f"the data folder {named} ({source}) does not exist: name the folder that holds {layout}."
         )
     return Path(named)
-
-
-def write_cache(path: Path, write: Callable[[Sink], object]) -> None:
-    """Write a file of the user's cache, all of it or nothing; where it fails, the next run makes it anew."""
-    with suppress(OSError, RecordError):
-        make_folder(path.parent)
-        with replacing(path) as file:
-            write(file)

@@ -13,9 +13,8 @@ import torch
 from resrepro.data import data_folder, load_dataset
 from resrepro.data.augment import on_device
 from resrepro.data.feeds import memory_views, open_feed
-from resrepro.data.folder import Photos, imagenet_classes, scan
-from resrepro.data.loader import Loading
-from resrepro.data.photos import PhotoViews, Views
+from resrepro.data.loader import Loading, PhotoViews, Views
+from resrepro.data.photos import Photos, imagenet_classes, scan
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
 from resrepro.records import CIFAR10_TEST

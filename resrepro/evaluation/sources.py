@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resrepro.data.augment import Normalisation, memory_format
-from resrepro.data.folder import imagenet_classes
+from resrepro.data.photos import imagenet_classes
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.weights import UNUSED, file_of, fill, find_state_dict, read_weights
 from resrepro.nets import Net
