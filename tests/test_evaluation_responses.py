@@ -255,12 +255,6 @@ def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: 
         measure_responses(run)
 
 
-def test_several_processes_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro.evaluation import responses
-
-    monkeypatch.setattr(responses, "world_size", lambda: 2)
-    with pytest.raises(UsageError, match="leave torchrun out"):
-        measure_responses(run)
 
 
 def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:

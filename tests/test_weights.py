@@ -17,13 +17,12 @@ from safetensors.torch import save_file
 import resrepro
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.sources import ThirdPartyCheckpoint, read_net
+from resrepro.evaluation.sources import ThirdPartyCheckpoint, load_net, read_net
 from resrepro.evaluation.weights import (
     UNUSED,
     check_finite,
     fill,
     find_state_dict,
-    load_net,
     match,
     read_weights,
     write_weights,
