@@ -92,6 +92,8 @@ def test_a_foreign_checkpoint_needs_its_net_and_its_normalisation(tmp_path):
         evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8))
     with pytest.raises(UsageError, match="above 0"):
         evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 0, 1)))
+    with pytest.raises(UsageError, match=r"scaled to 0\.\.1"):
+        evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(124, 1, 1), std=(1, 1, 1)))
 
 
 def test_a_run_needs_no_word_about_its_net(run):
@@ -104,24 +106,14 @@ def test_a_run_on_images_of_another_size_is_refused(run, fake_cifar):
         evaluate(run, dataset="cifar10", data=fake_cifar.folder)
 
 
-def test_validation_images_that_were_trained_on_are_told(make_run, fake_cifar, tmp_path):
-    trained_on_all = train(
-        "cifar10-resnet8", runs=tmp_path, data=fake_cifar.folder, iterations=1, batch_size=8, threads=2
-    )
-    told = []
-    errors = evaluate(trained_on_all, data=fake_cifar.folder, split="45k5k", say=told.append)
-    assert errors["val"].count == 5000
-    assert any("among those trained on" in sentence for sentence in told)
-
-
-def test_a_net_with_weights_that_are_no_numbers_is_refused_and_not_recorded(tmp_path):
-    weights = build_net("digits", 8).state_dict()
-    weights["fc.bias"][0] = float("nan")
-    torch.save(weights, tmp_path / "theirs.pt")
+def test_validation_images_that_may_have_been_trained_on_are_told(fake_cifar, tmp_path):
+    torch.save(build_net("cifar10", 8).state_dict(), tmp_path / "theirs.pt")
     third_party = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1))
-    with pytest.raises(RecordError, match=r"fc\.bias"):
-        evaluate(tmp_path / "theirs.pt", dataset="digits", third_party=third_party, runs=tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()
+    told = []
+    options = {"data": fake_cifar.folder, "split": "45k5k", "runs": tmp_path, "say": told.append}
+    errors = evaluate(tmp_path / "theirs.pt", third_party=third_party, **options)
+    assert errors["val"].count == 5000
+    assert any("may have been among those trained on" in sentence for sentence in told)
 
 
 def test_of_a_run_whose_checkpoint_is_damaged_the_one_before_is_named(run, tmp_path):
@@ -131,11 +123,6 @@ def test_of_a_run_whose_checkpoint_is_damaged_the_one_before_is_named(run, tmp_p
     with pytest.raises(RecordError, match=rf"damaged\. The one before it is {before}\."):
         evaluate(tmp_path)
     assert "test" in evaluate(before)
-
-
-def test_a_run_folder_without_checkpoint_says_so(tmp_path):
-    with pytest.raises(UsageError, match=r"neither checkpoint.pt nor weights.safetensors"):
-        evaluate(tmp_path)
 
 
 def test_a_checkpoint_of_ours_with_a_part_missing_is_refused(run, tmp_path):

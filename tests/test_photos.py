@@ -57,58 +57,39 @@ def test_every_kind_is_rgb_of_its_own_size_and_known_by_its_content(kind: str, t
     assert read.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_grey_is_repeated(tmp_path: Path) -> None:
+def test_grey_is_repeated_alpha_dropped_palettes_looked_up_and_rotation_ignored(tmp_path: Path) -> None:
     path = written(tmp_path, "grey.jpg")
-    stored, _ = raw(path)
-    assert stored.shape == (30, 41)
-    assert np.array_equal(rgb(path), np.stack([stored] * 3, axis=2))
-
-
-def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
-    stored = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
-    Image.fromarray(stored).save(tmp_path / "a.png")
-    assert np.array_equal(rgb(tmp_path / "a.png")[..., 1], stored // 257)
-
-
-def test_alpha_is_dropped(tmp_path: Path) -> None:
+    assert np.array_equal(rgb(path), np.stack([raw(path)[0]] * 3, axis=2))
     path = written(tmp_path, "alpha.png")
-    stored, _ = raw(path)
-    assert np.array_equal(rgb(path), stored[..., :3])
-
-
-def test_palettes_are_looked_up(tmp_path: Path) -> None:
+    assert np.array_equal(rgb(path), raw(path)[0][..., :3])
     path = written(tmp_path, "palette.png")
     stored, image = raw(path)
     assert "transparency" in image.info
     assert np.array_equal(rgb(path), np.array(image.getpalette(), np.uint8).reshape(-1, 3)[stored])
+    path = written(tmp_path, "turned.jpg")
+    stored, image = raw(path)
+    assert image.getexif()[0x0112] == TURNED
+    assert ImageOps.exif_transpose(image).size == (30, 41)  # what a viewer would show
+    assert np.array_equal(rgb(path), stored)
+
+
+def test_one_bit_becomes_0_and_255_and_sixteen_are_scaled_to_eight(tmp_path: Path) -> None:
+    stored = np.random.default_rng(2).integers(0, 2, (20, 22)).astype(bool)
+    Image.fromarray(stored).save(tmp_path / "a.png")
+    assert np.array_equal(rgb(tmp_path / "a.png")[..., 2], stored * 255)
+    stored = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
+    Image.fromarray(stored).save(tmp_path / "a.png")
+    assert np.array_equal(rgb(tmp_path / "a.png")[..., 1], stored // 257)
 
 
 def test_inks_are_subtracted_from_white(tmp_path: Path) -> None:
     cmyk = np.random.default_rng(1).integers(0, 256, (24, 30, 4), np.uint8)
     Image.fromarray(cmyk, "CMYK").save(tmp_path / "a.tif")
     white = 255 - cmyk.astype(float)
-    wanted = white[..., :3] * white[..., 3:] / 255
-    assert np.abs(rgb(tmp_path / "a.tif") - wanted).max() <= 1
-
-
-def test_cmyk_in_a_jpeg_shows_the_colours_that_it_was_made_of(tmp_path: Path) -> None:
+    assert np.abs(rgb(tmp_path / "a.tif") - white[..., :3] * white[..., 3:] / 255).max() <= 1
     path = written(tmp_path, "cmyk.jpg", 64, 48)
     assert raw(path)[1].mode == "CMYK"
     assert np.abs(rgb(path) - np.asarray(photo(64, 48)).astype(int)).mean() < 4
-
-
-def test_black_and_white_becomes_0_and_255(tmp_path: Path) -> None:
-    stored = np.random.default_rng(2).integers(0, 2, (20, 22)).astype(bool)
-    Image.fromarray(stored).save(tmp_path / "a.png")
-    assert np.array_equal(rgb(tmp_path / "a.png")[..., 2], stored * 255)
-
-
-def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
-    path = written(tmp_path, "turned.jpg")
-    stored, image = raw(path)
-    assert image.getexif()[0x0112] == TURNED
-    assert ImageOps.exif_transpose(image).size == (30, 41)  # what a viewer would show
-    assert np.array_equal(rgb(path), stored)
 
 
 # --- what is no image -------------------------------------------------------------------------------
@@ -154,8 +135,10 @@ def test_a_bad_file_says_why(content: bytes, why: str, tmp_path: Path) -> None:
     assert reason(tmp_path / "a.jpg") == why
 
 
-def test_a_missing_file_and_one_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_missing_file_a_pipe_and_one_that_cannot_be_read(tmp_path: Path) -> None:
     assert reason(tmp_path / "a.jpg") == "missing"
+    os.mkfifo(tmp_path / "a.jpg")  # which is not waited for
+    assert reason(tmp_path / "a.jpg") == "a pipe or device, not a file"
     assert reason(tmp_path) == "cannot be read: Is a directory"
 
 
@@ -168,11 +151,11 @@ def test_a_long_strip_is_no_photograph(turn: bool, tmp_path: Path) -> None:
     assert reason(tmp_path / "bad.png") == ("2x82" if turn else "82x2") + " pixels, too long a strip"
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "TIFF", "WEBP"])
 def test_damage_of_any_sort_is_no_other_error(form: str, tmp_path: Path) -> None:
     whole, rng, path = encoded(form), np.random.default_rng(3), tmp_path / "a"
     readable, reasons = 0, set()
-    for _ in range(120):
+    for _ in range(40):
         content = bytearray(whole[: int(rng.integers(1, len(whole) + 1))] if rng.random() < 0.3 else whole)
         for place in rng.integers(0, min(len(content), 600), 4):
             content[place] = rng.integers(256)
@@ -181,10 +164,9 @@ def test_damage_of_any_sort_is_no_other_error(form: str, tmp_path: Path) -> None
             readable += read_image(path).image.mode == "RGB"
         except BadImage as trouble:
             reasons.add(str(trouble))
-    assert readable < 120
-    assert reasons <= {"damaged", "truncated", "not an image", "too many pixels"} | {
-        reason for reason in reasons if reason.endswith("pixels, too long a strip")
-    }
+    assert readable < 40
+    plain = {reason for reason in reasons if not reason.endswith("pixels, too long a strip")}
+    assert plain <= {"damaged", "truncated", "not an image", "too many pixels"}
 
 
 def test_want_of_memory_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +184,7 @@ def test_every_format_of_photographs_is_read(form: str, tmp_path: Path) -> None:
     assert read_image(tmp_path / "a").image.size == (90, 70)
 
 
-@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "TGA", "PCX", "DDS", "SGI"])
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO"])
 def test_another_format_is_no_image_here(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(form))
     monkeypatch.setattr("subprocess.Popen", None)  # Ghostscript would be called by it
@@ -220,16 +202,11 @@ def test_a_file_of_the_largest_size_is_read_and_none_beyond(
     assert reason(path) == f"too large a file of {size:,} bytes"
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.jpg")
-    assert reason(tmp_path / "a.jpg") == "a pipe or device, not a file"
-
-
 # --- scaling and cutting, as torchvision does -------------------------------------------------------
 
 
 SIZES = [(1, 1), (7, 7), (64, 64), (1, 20), (33, 32), (500, 375), (375, 500), (106, 160)] + [
-    (int(width), int(height)) for width, height in np.random.default_rng(4).integers(8, 300, (30, 2))
+    (int(width), int(height)) for width, height in np.random.default_rng(4).integers(8, 300, (6, 2))
 ]
 
 
@@ -242,8 +219,8 @@ def test_scaling_is_that_of_torchvision(size: tuple[int, int]) -> None:
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-@pytest.mark.parametrize("size", SIZES[:20], ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize(("shorter", "crop"), [(37, 32), (36, 32), (32, 32), (73, 64)])
+@pytest.mark.parametrize("size", SIZES[2:12:2], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize(("shorter", "crop"), [(37, 32), (36, 32), (32, 32)])
 def test_crops_are_those_of_torchvision(size: tuple[int, int], shorter: int, crop: int) -> None:
     image = scaled_to(photo(*size), shorter)
     assert np.array_equal(center_crop(image, crop), planes(transforms.CenterCrop(crop)(image)))

@@ -34,7 +34,6 @@ from resrepro.training.measure import Errors, Member, bn_stats_of, measure_error
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
 from resrepro.training.processes import is_first, world_size
 
-SEEN = "the 5,000 validation images were among those trained on"
 Say = Callable[[str], None]
 
 
@@ -109,20 +108,15 @@ def _check_together(nets: Sequence[LoadedNet]) -> None:
     if len({json.dumps(net.facts, sort_keys=True) + str(net.seed) for net in nets}) < len(nets):
         raise UsageError("an ensemble is of different nets, and one is named twice: name each once.")
     for other in nets[1:]:
-        for setting in ("precision", "bn_stats"):
-            if getattr(first.recipe, setting, None) != getattr(other.recipe, setting, None):
-                raise UsageError(
-                    f"{first.name} and {other.name} differ in {setting}, so they are not measured alike: "
-                    "leave one of them out."
-                )
-        fits = [
-            (net.family, net.num_classes, net.classes, getattr(net.recipe, "image_size", None))
+        alike = ("image_size", "precision", "bn_stats")
+        ours, theirs = (
+            [net.family, net.classes, net.num_classes, *(getattr(net.recipe, key, None) for key in alike)]
             for net in (first, other)
-        ]
-        if fits[0] != fits[1]:
+        )
+        if ours != theirs:
             raise UsageError(
-                f"{first.name} and {other.name} do not take the same images and classes, "
-                "so their scores cannot be averaged: leave one of them out."
+                f"{first.name} and {other.name} do not take the same images and classes, or differ in "
+                "precision or bn_stats, so their scores cannot be averaged: leave one of them out."
             )
 
 
@@ -184,7 +178,8 @@ def _memory(
     split = split or own
     loaded = load_dataset(name, split, data)
     if split == "45k5k" and own != "45k5k":
-        seen = SEEN if net.seed is not None else SEEN.replace("were", "may have been")
+        were = "were" if net.seed is not None else "may have been"
+        seen = f"the 5,000 validation images {were} among those trained on"
         loaded = replace(loaded, notices=(*loaded.notices, seen))
     shape = tuple(net.normalisation.mean.shape[1:])
     if shape not in ((1, 1), loaded.train.pixels.shape[2:]):

@@ -1,7 +1,6 @@
 """Nets that are to be measured, from checkpoints of ours or of other people's (Sections 3.4 and 4.2)."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +137,7 @@ def read_net(
 ) -> LoadedNet:  # fmt: skip
     """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file.
 
-    It is to be measured on `dataset`; evaluations of other people's checkpoints are kept in `<runs>/foreign/`.
+    It is to be measured on `dataset`; evaluations of others' checkpoints are kept in `<runs>/foreign/`.
 
     Raises:
         UsageError: if another's checkpoint comes without net or normalisation, or ours with them.
@@ -231,7 +230,12 @@ def _theirs(
             f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
             f"e.g. {USUAL[FAMILIES.get(dataset, 'cifar')]}."
         )
-    _check_normalisation(mean, std)
+    numbers = (*mean, *std)
+    if (len(mean), len(std)) != (3, 3) or not all(0 <= number <= 1 for number in numbers) or min(std) == 0:
+        raise UsageError(
+            "--mean and --std take three numbers each, of pixels scaled to 0..1, every --std above 0: "
+            "divide those of 0..255 by 255."
+        )
     experiment = catalogue.experiment_for(dataset, third_party.depth, third_party.plain, third_party.shortcut)
     spec = catalogue.derive(
         experiment, third_party.shortcut, option_a_zeros=third_party.option_a_zeros,
@@ -258,19 +262,6 @@ def _theirs(
         net, Normalisation(recipe, *per_channel), spec, label, path, num_classes,
         imagenet_classes() if named else None, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
     )  # fmt: skip
-
-
-def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Three numbers each, of pixels scaled to 0..1."""
-    for values in (mean, std):
-        if len(values) != 3:
-            raise UsageError(f"--mean and --std take three numbers, one per channel, not {len(values)}.")
-    if not all(map(math.isfinite, (*mean, *std))):
-        raise UsageError("--mean and --std are finite numbers.")
-    if min(std) <= 0:
-        raise UsageError("every --std must be above 0.")
-    if max(*mean, *std) > 1 or min(mean) < 0:
-        raise UsageError("--mean and --std are of pixels scaled to 0..1: divide those of 0..255 by 255.")
 
 
 def _label_of(spec: Spec) -> str:

@@ -96,22 +96,13 @@ def match(
                 f"where {key} has {tuple(shape)}.{hint}"
             )
     if len(theirs) != len(ours):
-        extra = theirs[len(ours)][0] if len(theirs) > len(ours) else list(ours)[len(theirs)]
-        which = "has one tensor too many" if len(theirs) > len(ours) else "lacks"
-        raise RecordError(
-            f"{misfit}: {len(theirs)} tensors instead of {len(ours)}; it {which}, {printable(extra)}.{hint}"
-        )
+        raise RecordError(f"{misfit}: it has {len(theirs)} tensors instead of {len(ours)}.{hint}")
     weights = {key: value for key, (_, value) in zip(ours, theirs, strict=True)}
     return weights, "name" if by_name else "order"
 
 
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Check that weights are numbers: of others, a net makes errors that mean nothing.
-
-    Raises:
-        RecordError: naming the first tensor with another kind of number, or one that is NaN or infinite
-            in float32.
-    """
+    """Refuse (RecordError) weights that are no finite numbers in float32, naming the first tensor."""
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = str(tensor.dtype).removeprefix("torch.")
