@@ -12,7 +12,7 @@ import numpy as np
 
 from resrepro.data import Dataset, Images
 from resrepro.errors import DataError
-from resrepro.records.storage import TooLarge, read_plain
+from resrepro.records.storage import read_plain
 
 # Pixels then labels of the 50,000 official training images, in order.
 OFFICIAL_TRAIN_SHA256 = "1e91790dbaf241617ca1f29a9aba08eb9a62df84cc90676b47edd05ad2ab3c94"
@@ -103,13 +103,8 @@ def _bytes_of(path: Path, most: int) -> bytes:
         return read_plain(path, most)
     except FileNotFoundError:
         raise DataError(f"CIFAR-10 is incomplete: {path} is missing.") from None
-    except TooLarge as error:
-        raise DataError(
-            f"{path} is damaged: {error.size:,} bytes instead of {most:,} or fewer. "
-            "Copy or download it again."
-        ) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}. Copy or download it again.") from None
 
 
 def _read_pickle(path: Path) -> Images:
@@ -127,8 +122,7 @@ def _read_binary(path: Path) -> Images:
     """The images of a file of records; of the test file, the first ones will do."""
     content = _bytes_of(path, PER_FILE * RECORD)
     count, rest = divmod(len(content), RECORD)
-    complete = count == PER_FILE or (path.stem == "test_batch" and 0 < count < PER_FILE)
-    if rest or not complete:
+    if rest or (count != PER_FILE and (path.stem != "test_batch" or not count)):
         raise DataError(
             f"{path} is damaged or truncated: {len(content):,} bytes instead of {PER_FILE * RECORD:,}. "
             "Copy or download it again."
