@@ -116,15 +116,6 @@ def test_gradients_are_those_of_autograd_by_hand(plain: bool, group: int) -> Non
     assert list(found.values()) == pytest.approx([math.sqrt(each) for each in squares], rel=1e-9)
 
 
-def test_the_net_that_gradients_are_measured_on_stays_as_it_is() -> None:
-    net = made_net(plain=False).eval()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    gradient_norms(net, *some_images(4))
-    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
-    assert not net.training
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-
 @pytest.mark.parametrize(
     ("dataset", "depth", "shortcut"),
     [

@@ -112,23 +112,6 @@ def test_all_sides_places_and_flips_are_equally_likely() -> None:
     assert not far_from_even(found, 48)
 
 
-def test_the_shorter_side_is_uniform_on_the_whole_numbers_of_its_range(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sides: Counter = Counter()
-
-    def noted(image: Image.Image, shorter: int) -> Image.Image:
-        sides[shorter] += 1
-        return Image.new("RGB", (shorter, shorter))
-
-    monkeypatch.setattr("resrepro.data.photos.scaled_to", noted)
-    recipe, image = recipe_with(scale=(40, 71)), Image.new("RGB", (50, 60))
-    for choice in np.concatenate([CropParams.draw(3, iteration, 256).views for iteration in range(20)]):
-        training_crop(image, recipe, choice)
-    assert set(sides) == set(range(40, 72))
-    assert not far_from_even(sides, 32)
-
-
 def test_draws_of_images_iterations_and_seeds_are_independent() -> None:
     batches = [CropParams.draw(seed, iteration, 256) for seed in range(3) for iteration in range(3)]
     views = np.stack([np.concatenate([each.views, each.colours], axis=1) for each in batches])
@@ -183,13 +166,6 @@ def test_a_batch_holds_the_crops_of_its_images(photographs: Path) -> None:
         assert batch.labels[place] == reader.photos.labels[index]
     assert torch.equal(batch.shifts, reader.lighting.shifts(draws.colours))
     assert (batch.crops.dtype, batch.labels.dtype, batch.bad) == (torch.uint8, torch.int64, "")
-
-
-def test_an_epoch_holds_every_image_once(photographs: Path) -> None:
-    reader = reader_of(photographs)
-    labels = torch.cat([reader[iteration].labels for iteration in range(10)])
-    assert torch.bincount(labels).tolist() == [20] * 4
-    assert not torch.equal(labels, labels.sort().values)
 
 
 def test_a_batch_depends_on_seed_and_iteration_alone(photographs: Path) -> None:

@@ -113,21 +113,6 @@ def test_precise_statistics_change_the_error_but_not_the_checkpoint(
         evaluate(run, data=tmp_path / "other", bn_stats="precise", loading=INLINE)
 
 
-def test_an_evaluation_of_foreign_weights_at_another_size_has_a_record_of_its_own(
-    photographs: Path, tmp_path: Path
-) -> None:
-    net = build_net("folder", 18, num_classes=4)
-    torch.save(net.state_dict(), tmp_path / "theirs.pt")
-    for size in (32, 48):
-        third_party = ThirdPartyCheckpoint(18, False, None, (0.5,) * 3, (0.25,) * 3, image_size=size)
-        evaluate(
-            tmp_path / "theirs.pt", dataset="folder", data=photographs, third_party=third_party,
-            runs=tmp_path, loading=INLINE,
-        )  # fmt: skip
-    sizes = [json.loads(path.read_text())["image_size"] for path in tmp_path.glob("foreign/*/*.json")]
-    assert sorted(sizes) == [32, 48]
-
-
 def test_an_ensemble_is_recorded_with_its_members_and_published(
     run: Path, photographs: Path, tmp_path: Path
 ) -> None:

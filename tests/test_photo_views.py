@@ -172,13 +172,3 @@ def test_images_that_are_all_bad_show_nothing(tmp_path: Path) -> None:
     shown = photo_views(scan(tmp_path, "val"), "multi_scale", Loading(1, max_bad_images=3))
     assert list(shown.read(CPU)) == []
     assert set(shown.bad.reasons.values()) == {"not an image"}
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_is_sent_the_same_views(photographs: Path) -> None:
-    photos = scan(photographs, "val")
-    plain = list(photo_views(photos, "multi_scale").read(CPU))
-    read = list(photo_views(photos, "multi_scale", Loading(workers=2)).read(torch.device("cuda")))
-    for one, other in zip(plain, read, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.scales, other.scales, strict=True))

@@ -169,15 +169,6 @@ def test_damage_of_any_sort_is_no_other_error(form: str, tmp_path: Path) -> None
     assert plain <= {"damaged", "truncated", "not an image", "too many pixels"}
 
 
-def test_want_of_memory_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(image: Image.Image) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("resrepro.data.photos.to_rgb", full)
-    with pytest.raises(MemoryError):
-        read_image(written(tmp_path, "rgb.jpg"))
-
-
 @pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_every_format_of_photographs_is_read(form: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(encoded(form))

@@ -14,7 +14,6 @@ from resrepro.data import loader, statistics
 from resrepro.data.loader import Loading
 from resrepro.data.photos import planes, read_image, scan_both
 from resrepro.data.statistics import Statistics, principal_axes, statistics_of
-from resrepro.errors import DataError
 
 SIZE = 32
 INLINE = Loading(workers=0)
@@ -124,15 +123,6 @@ def test_bad_files_are_left_out_and_told(copy: Path) -> None:
     assert clean.bad_images(most=0).notices() == ()
 
 
-def test_a_training_set_of_no_images_at_all_is_an_error_for_people(copy: Path) -> None:
-    for path in (copy / "train").rglob("*.*"):
-        path.write_text("no image")
-    found = found_in(copy)
-    assert len(found.bad) == 80
-    with pytest.raises(DataError, match=r"^80 files .* and 75 more"):
-        found.bad_images(most=0)
-
-
 def test_workers_find_what_none_find(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(copy)
     plain = found_in(copy)
@@ -204,13 +194,6 @@ def test_a_damaged_cache_is_made_anew(photographs: Path, empty_cache: Path, pass
     assert same(found_in(photographs), first)
     assert len(passes) == 4
     assert path.read_bytes() == whole
-
-
-def test_names_that_are_no_utf8_are_kept(copy: Path, passes: list[int]) -> None:
-    odd = os.fsdecode(b"val/cat/\xe9.jpg")
-    (copy / odd).write_bytes(b"no image")
-    assert found_in(copy).bad == found_in(copy).bad == {odd: "not an image"}
-    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("homeless", [True, False])
