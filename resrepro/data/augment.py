@@ -20,11 +20,7 @@ ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of
 
 # The components that later implementations use, computed once on ImageNet by fb.resnet.torch; pixels 0..1.
 PUBLISHED_VARIANCES = (0.2175, 0.0188, 0.0045)
-PUBLISHED_COMPONENTS = (
-    (-0.5675, 0.7192, 0.4009),
-    (-0.5808, -0.0045, -0.8140),
-    (-0.5836, -0.6948, 0.4203),
-)
+PUBLISHED_COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 def stream_seed(seed: int, stream: int, index: int = 0) -> int:
@@ -153,13 +149,9 @@ class TrainingBatches:
     """The training set on a device, giving this process's share of batch after batch."""
 
     def __init__(
-        self,
-        recipe: CifarRecipe,
-        train: Images,
-        augmentation: Augmentation,
-        seed: int,
+        self, recipe: CifarRecipe, train: Images, augmentation: Augmentation, seed: int,
         group: ProcessGroup = ALONE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         device = augmentation.mean.device
         self.augmentation, self.seed = augmentation, seed
         self.pixels, self.labels = on_device(train, device)

@@ -58,13 +58,9 @@ class MemoryFeed(Feed):
     """Images that stay on the device as uint8."""
 
     def __init__(
-        self,
-        recipe: CifarRecipe,
-        dataset: Dataset,
-        device: torch.device,
-        seed: int,
+        self, recipe: CifarRecipe, dataset: Dataset, device: torch.device, seed: int,
         group: ProcessGroup = ALONE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.recipe, self.about, self.group = recipe, dataset.info, group
         self.protocol = protocol_for(recipe.test_view, "cifar")
         self.normalisation = Augmentation.from_training_images(recipe, dataset.train, device)
@@ -91,15 +87,9 @@ class PhotoFeed(Feed):
     """Photographs that workers read and cut while the net computes."""
 
     def __init__(
-        self,
-        spec: Spec,
-        photos: PhotoSet,
-        device: torch.device,
-        seed: int,
-        loading: Loading,
-        say: Callable[[str], None],
-        group: ProcessGroup = ALONE,
-    ) -> None:
+        self, spec: Spec, photos: PhotoSet, device: torch.device, seed: int, loading: Loading,
+        say: Callable[[str], None], group: ProcessGroup = ALONE,
+    ) -> None:  # fmt: skip
         recipe = spec.recipe
         assert isinstance(recipe, ImageNetRecipe)
         self.recipe, self.device, self.loading, self.group = recipe, device, loading, group
@@ -131,14 +121,9 @@ class PhotoFeed(Feed):
 
 
 def open_feed(
-    spec: Spec,
-    data: str | Path | None,
-    device: torch.device,
-    seed: int,
-    loading: Loading,
-    say: Callable[[str], None] = lambda text: None,
-    group: ProcessGroup = ALONE,
-) -> Feed:
+    spec: Spec, data: str | Path | None, device: torch.device, seed: int, loading: Loading,
+    say: Callable[[str], None] = lambda text: None, group: ProcessGroup = ALONE,
+) -> Feed:  # fmt: skip
     """The data of a run.
 
     Raises:

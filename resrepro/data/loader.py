@@ -103,12 +103,9 @@ class BadImages:
 
 
 def read_ahead(
-    give: Callable[[int], T],
-    items: Sequence[int],
-    loading: Loading,
-    device: torch.device | None = None,
+    give: Callable[[int], T], items: Sequence[int], loading: Loading, device: torch.device | None = None,
     group: ProcessGroup = ALONE,
-) -> Iterator[T]:
+) -> Iterator[T]:  # fmt: skip
     """What `give` returns for each item, in order, called by workers while `device` computes.
 
     For a GPU tensors come in pinned memory, from which they are copied without waiting.
@@ -172,13 +169,9 @@ class CropReader:
     """Reads and cuts this process's share of batch `i`."""
 
     def __init__(
-        self,
-        photos: Photos,
-        recipe: ImageNetRecipe,
-        lighting: Lighting,
-        seed: int,
+        self, photos: Photos, recipe: ImageNetRecipe, lighting: Lighting, seed: int,
         group: ProcessGroup = ALONE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.photos, self.recipe, self.lighting, self.seed = photos, recipe, lighting, seed
         self.sampler = EpochSampler(recipe, len(photos), seed)
         self.share = group.share(recipe.batch_size)
@@ -200,12 +193,9 @@ class CropReader:
 
 
 def photo_batches(
-    reader: CropReader,
-    iterations: range,
-    normalisation: Normalisation,
-    loading: Loading,
+    reader: CropReader, iterations: range, normalisation: Normalisation, loading: Loading,
     group: ProcessGroup = ALONE,
-) -> Generator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Images (n, 3, S, S) float32 and labels (n,) of some updates, on the normalisation's device, read ahead.
 
     Raises:
@@ -279,13 +269,9 @@ class PhotoViews:
     """
 
     def __init__(
-        self,
-        photos: Photos,
-        protocol: Protocol,
-        image_size: int,
-        loading: Loading,
+        self, photos: Photos, protocol: Protocol, image_size: int, loading: Loading,
         group: ProcessGroup = ALONE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.photos, self.loading, self.group = photos, loading, group
         self.chunks = group.strided(-(-len(photos) // CHUNKS[protocol.crops]))
         self.give = partial(read_views, photos, protocol, image_size)

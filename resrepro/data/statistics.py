@@ -58,12 +58,9 @@ class Statistics:
 
 
 def statistics_of(
-    photos: PhotoSet,
-    image_size: int,
-    loading: Loading,
-    say: Callable[[str], None] = lambda text: None,
+    photos: PhotoSet, image_size: int, loading: Loading, say: Callable[[str], None] = lambda text: None,
     group: ProcessGroup = ALONE,
-) -> Statistics:
+) -> Statistics:  # fmt: skip
     """The statistics of a folder, by a pass over it that all processes share.
 
     They are kept in the user's cache under the fingerprint of the files, unless the disk had a fault.
