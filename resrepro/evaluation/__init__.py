@@ -17,7 +17,6 @@ from resrepro.data.loader import Loading, PhotoViews, Views
 from resrepro.data.photos import Photos, imagenet_classes, scan
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
-from resrepro.records import CIFAR10_TEST
 from resrepro.records.reading import FORMAT
 from resrepro.records.storage import json_bytes, write_out
 from resrepro.spec.catalogue import Protocol, protocol_for
@@ -57,9 +56,7 @@ def evaluate(
         split: "all" or "45k5k" (CIFAR-10); by default the run's own.
         third_party: net and normalisation of a checkpoint that is not ours.
         runs: where results of foreign checkpoints and of ensembles are kept (`foreign/`, `ensembles/`).
-        device: as `threads`, see `train`.
-        loading: how image files are read.
-        say: receives sentences worth printing.
+        device: as `threads`, `loading` and `say`, see `train`.
 
     Returns:
         Errors by set ("test" or "val"), in percent.
@@ -254,7 +251,10 @@ def _record(
             say(f"Note: {sentence}.")
     for net in nets:
         if net.seed is not None and net.trained_on.get(key_set) != measured_on:
-            say(f"Note: these are not the images of {net.name}{_use_of(net, data)}.")
+            say(
+                f"Note: these are not the images of {net.name}, so no table takes these errors (but those on "
+                "all 10,000 test images of CIFAR-10, where the run had the first of them)."
+            )
     if len(nets) == 1:
         facts, folder, iteration = nets[0].facts, nets[0].record, nets[0].iteration
         key = _digest(facts) if iteration is None else f"at{iteration}"
@@ -276,13 +276,4 @@ def _record(
 
 
 def _digest(facts: Any) -> str:
-    """Eight hex digits that tell what was measured apart."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _use_of(net: LoadedNet, data: Mapping[str, Any]) -> str:
-    """What becomes of errors on other images than those of a run: only a whole test set counts."""
-    whole = data["name"] == "cifar10" and data["images"].get("test") == CIFAR10_TEST
-    if whole and net.trained_on.get("train") == data["sha256"].get("train"):
-        return "'s own test set; tables take the error if that was the first part of it"
-    return ", so no table takes these errors"
