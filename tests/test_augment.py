@@ -135,16 +135,6 @@ def test_padding_by_2_gives_25_offsets_and_none_gives_the_image_itself() -> None
     assert torch.equal(images[0], torch.from_numpy(position_images(1).pixels[0]).int())
 
 
-def test_every_crop_is_the_window_of_the_padded_image_at_its_offset() -> None:
-    found, images = crops(512)
-    image = position_images(1).pixels[0].astype(int)
-    for (down, right, flipped), crop in zip(found, images.numpy(), strict=True):
-        for row, column in itertools.product(range(SIZE), range(SIZE)):
-            y, x = row + down, (SIZE - 1 - column if flipped else column) + right
-            inside = 0 <= y < SIZE and 0 <= x < SIZE
-            assert crop[:, row, column].tolist() == (image[:, y, x].tolist() if inside else [0, 0, 0])
-
-
 def test_half_of_the_images_are_flipped_independently_of_their_offset() -> None:
     found, _ = crops(128 * 40)
     flips = [flipped for *_, flipped in found]
@@ -193,15 +183,6 @@ def test_every_image_is_one_of_the_crops_made_slowly_by_hand(mean: str, order: s
             assert np.sort(distance)[1] > 1e-2  # it is that crop and no other
             shifted += distance.argmin() != (4 * 9 + 4) * 2
     assert shifted > 30
-
-
-def test_an_image_equal_to_the_mean_is_zero_everywhere_padding_included() -> None:
-    one = noise(1)
-    images = Images(np.repeat(one.pixels, 128, axis=0), np.repeat(one.labels, 128))
-    pixels, _ = batches_of(images)[0]
-    assert not pixels.any()
-    pixels, _ = batches_of(images, pad_order="pad_first")[0]
-    assert pixels.abs().max() > 0.1  # there the padding is 0 minus the mean
 
 
 def test_the_test_view_is_the_image_minus_the_mean_of_the_training_images() -> None:

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import IMAGES_PER_FILE, RECORD_BYTES, ROOT, SMALL_TEST_SET, FakeCifar
+from conftest import RECORD_BYTES, ROOT, SMALL_TEST_SET, FakeCifar
 from sklearn.datasets import load_digits as bundled_digits
 
 from resrepro.data import Dataset, cifar10, load_dataset
@@ -274,13 +273,3 @@ def test_the_digits_are_scikit_learns_in_a_fixed_split() -> None:
         assert np.array_equal(part.labels, digits.target[chosen])
         for channel in range(3):
             assert np.array_equal(part.pixels[:, channel], large[chosen])
-
-
-def test_a_description_has_sizes_checksums_and_notices_but_no_path(
-    loaded: Dataset, fake_cifar: FakeCifar
-) -> None:
-    told: dict[str, Any] = loaded.info.describe()
-    assert told["images"] == {"train": 5 * IMAGES_PER_FILE, "test": SMALL_TEST_SET}
-    assert told["sha256"] == dict(loaded.checksums)
-    assert told["notices"] == list(loaded.notices)
-    assert str(fake_cifar.folder) not in str(told)

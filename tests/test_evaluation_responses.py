@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from resrepro.data import load_dataset
 from resrepro.data.augment import INITIAL_WEIGHTS, stream_seed
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import RecordError
 from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
@@ -191,7 +191,11 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
 # --- refusals ---------------------------------------------------------------------------------------
 
 
-def test_an_untrained_net_is_refused_in_one_sentence(tmp_path: Path, make_run: Any) -> None:
+def test_an_untrained_net_is_refused_in_one_sentence(run: Path, tmp_path: Path, make_run: Any) -> None:
+    other = make_run(tmp_path / "other", "digits-resnet8")
+    (other / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
+    with pytest.raises(RecordError, match="not that of the end of this run"):
+        measure_responses(other)
     folder = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
     code, out, told = call("eval", folder, "--responses")
     assert (code, out) == (2, "")
@@ -208,22 +212,6 @@ def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path, m
     assert "is partial, at iteration 10 of" in out
     assert "1 of 2 runs were left out" in told
     assert (run / "responses.csv").exists()
-
-
-def test_a_run_without_its_checkpoint_and_a_folder_that_is_none_are_refused(
-    tmp_path: Path, make_run: Any
-) -> None:
-    with pytest.raises(UsageError, match="holds neither checkpoint"):
-        measure_responses(make_run(tmp_path, "digits-plain20"))
-    with pytest.raises(RecordError, match="is missing"):
-        measure_responses(tmp_path / "nowhere")
-
-
-def test_a_checkpoint_of_another_run_is_refused(run: Path, tmp_path: Path) -> None:
-    other = train("digits-resnet8", runs=tmp_path, iterations=1, threads=1)
-    (other / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
-    with pytest.raises(RecordError, match="not that of the end of this run"):
-        measure_responses(other)
 
 
 def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,11 +52,7 @@ def dying(item: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("settings", "option"),
-    [
-        ({"workers": -1}, "--workers"),
-        ({"max_bad_images": -1}, "--max-bad-images"),
-    ],
+    ("settings", "option"), [({"workers": -1}, "--workers"), ({"max_bad_images": -1}, "--max-bad-images")]
 )
 def test_numbers_out_of_range_are_refused(settings: dict[str, int], option: str) -> None:
     with pytest.raises(UsageError, match=f"{option} must be at least"):
@@ -67,7 +63,7 @@ def test_numbers_out_of_range_are_refused(settings: dict[str, int], option: str)
     ("cores", "local", "device", "workers"),
     [
         (8, 1, GPU, 8), (8, 1, None, 8), (8, 1, CPU, 2), (2, 1, CPU, 1), (1, 1, GPU, 1),
-        (64, 4, GPU, 16), (128, 1, GPU, MOST_WORKERS), (8, 4, GPU, 2), (4, 8, GPU, 1),
+        (64, 4, GPU, 16), (128, 1, GPU, MOST_WORKERS), (8, 4, GPU, 2), (4, 8, GPU, 1)
     ],
 )  # fmt: skip
 def test_workers_are_as_many_as_the_machine_can_spare(

@@ -1,6 +1,5 @@
 """Training crops: how they are drawn, cut and coloured, and that a batch is the same wherever it is made."""
 
-import pickle
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -185,13 +184,6 @@ def test_processes_have_the_batch_between_them(world: int, photographs: Path) ->
     assert {len(share.labels) for share in shares} == {8 // world}
     for part in ("crops", "labels", "shifts"):
         assert torch.equal(torch.cat([getattr(share, part) for share in shares]), getattr(whole, part))
-
-
-def test_a_worker_is_sent_its_share_and_little_else(photographs: Path) -> None:
-    reader = reader_of(photographs, group=ProcessGroup(1, 2))
-    sent = pickle.dumps(reader)
-    assert same(pickle.loads(sent)[3], reader[3])
-    assert len(sent) < 20_000
 
 
 def batches_of(

@@ -80,20 +80,6 @@ def test_every_protocol_enters_the_record_and_is_found_by_its_reader(
         assert errors["val"].top1_err == pytest.approx(read_run(run).last("val"), abs=1e-3)
 
 
-def test_eval_needs_only_val_and_takes_the_classes_of_the_run(
-    run: Path, photographs: Path, tmp_path: Path
-) -> None:
-    whole = evaluate(run, data=photographs, loading=INLINE)["val"]
-    by_class = []
-    for name in PHOTO_CLASSES[::-1]:
-        part = tmp_path / name
-        shutil.copytree(photographs / "val" / name, part / "val" / name)
-        by_class.append(evaluate(run, data=part, loading=INLINE)["val"])
-    assert sum(errors.count for errors in by_class) == 40
-    wrong = sum(errors.top1_err * errors.count for errors in by_class)
-    assert wrong / 40 == pytest.approx(whole.top1_err)
-
-
 def test_precise_statistics_change_the_error_but_not_the_checkpoint(
     run: Path, photographs: Path, tmp_path: Path
 ) -> None:
@@ -158,7 +144,7 @@ def test_foreign_weights_of_imagenet_take_the_packaged_class_indices(
     found = {
         place: evaluate(
             tmp_path / "theirs.pt", dataset="imagenet", data=tmp_path / f"data{place}",
-            third_party=third_party, runs=tmp_path / "runs", loading=INLINE,
+            third_party=third_party, runs=tmp_path / "runs", loading=INLINE
         )["val"]
         for place in (0, 4, 5)
     }  # fmt: skip

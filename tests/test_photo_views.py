@@ -69,23 +69,6 @@ def test_every_image_is_shown_once_as_the_protocol_says(protocol: str, photograp
     assert one_by_one(groups) == wanted(photos, protocol)
 
 
-@pytest.mark.parametrize("protocol", ["center", "ten_crop", "multi_scale"])
-def test_groups_hold_images_of_equal_sizes(protocol: str, photographs: Path) -> None:
-    groups = list(photo_views(scan(photographs, "val"), protocol).read(CPU))
-    for group in groups:
-        assert len(group.scales) == len(SIDES[protocol])
-        assert {len(scale) for scale in group.scales} == {len(group.labels)}
-        assert {scale.dtype for scale in group.scales} == {torch.uint8}
-        for scale, side in zip(group.scales, SIDES[protocol], strict=True):
-            count, *shape = scale.shape[1:]
-            if protocol == "multi_scale":
-                assert (count, shape[0], min(shape[1:])) == (1, 3, side)
-            else:
-                assert (count, *shape) == (10 if protocol == "ten_crop" else 1, 3, SIZE, SIZE)
-    if protocol != "multi_scale":  # crops have one size: a group for each chunk of the 40 images
-        assert len(groups) == {"center": 2, "ten_crop": 4}[protocol]
-
-
 def test_images_of_one_size_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loader.CHUNKS, "dense", 6)
     for name in "ab":
@@ -163,12 +146,3 @@ def test_bad_images_are_left_out_and_remembered(photographs: Path, tmp_path: Pat
     assert sorted(shown.digests) == [index for index in range(40) if index not in (3, 39)]
     with pytest.raises(DataError, match=r"^2 files are no readable images: val/cat/03-turned.jpg"):
         list(photo_views(whole, loading=Loading(0, max_bad_images=1)).read(CPU))
-
-
-def test_images_that_are_all_bad_show_nothing(tmp_path: Path) -> None:
-    (tmp_path / "val/a").mkdir(parents=True)
-    for name in "123":
-        (tmp_path / "val/a" / name).write_text("no photograph")
-    shown = photo_views(scan(tmp_path, "val"), "multi_scale", Loading(1, max_bad_images=3))
-    assert list(shown.read(CPU)) == []
-    assert set(shown.bad.reasons.values()) == {"not an image"}

@@ -14,15 +14,7 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 
 from resrepro.data import photos
-from resrepro.data.photos import (
-    LONGEST,
-    BadImage,
-    center_crop,
-    planes,
-    read_image,
-    scaled_to,
-    ten_crops,
-)
+from resrepro.data.photos import LONGEST, BadImage, center_crop, planes, read_image, scaled_to, ten_crops
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -126,10 +126,7 @@ def test_a_first_line_that_says_something_else_is_refused(run: Path, head: dict[
         read_responses(run)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"# []\n", b"index,layer\n", b"\xff\xfe", b"# " + b"[" * 99_999],
-)
+@pytest.mark.parametrize("content", [b"", b"# []\n", b"index,layer\n", b"\xff\xfe", b"# " + b"[" * 99_999])
 def test_a_file_of_something_else_is_refused(run: Path, content: bytes) -> None:
     (run / "responses.csv").write_bytes(content)
     with pytest.raises(RecordError, match=r"responses\.csv is broken"):
