@@ -105,23 +105,6 @@ def test_a_damaged_or_missing_file_is_refused_by_name(
         load_dataset("cifar10", folder=fake_cifar.copy_to(tmp_path, **{name: content}))
 
 
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (os.mkfifo, "it is a pipe or device"),
-        (lambda path: path.symlink_to("/dev/zero"), "it is a pipe or device"),
-        (Path.mkdir, "Is a directory"),
-    ],
-)
-def test_something_else_in_the_place_of_a_file_is_not_waited_for(
-    fake_cifar: FakeCifar, tmp_path: Path, make: Callable[[Path], None], told: str
-) -> None:
-    folder = fake_cifar.copy_to(tmp_path, data_batch_1=None)
-    make(folder / fake_cifar.layout.name / "data_batch_1.bin")
-    with pytest.raises(DataError, match=rf"data_batch_1\.bin cannot be read: {told}"):
-        load_dataset("cifar10", folder=folder)
-
-
 # --- where the data lie -----------------------------------------------------------------------------
 
 

@@ -266,12 +266,7 @@ def test_shifts_have_the_covariance_of_the_closed_form(colour: str, strength: fl
     else:
         wanted = in_closed_form(np.array(PUBLISHED_VARIANCES), np.array(PUBLISHED_COMPONENTS), strength)
     lighting = Lighting(recipe_with(colour=colour, colour_std=strength), components, variances)
-    shifts = lighting.shifts(np.random.default_rng(5).standard_normal((200_000, 3)))
-    assert shifts.shape == (200_000, 3, 1, 1)
-    measured = shifts[:, :, 0, 0].double().numpy()
-    assert np.abs(measured.mean(axis=0)).max() < 5 * np.sqrt(wanted.max() / len(measured))
-    assert np.abs(np.cov(measured.T) - wanted).max() < 0.02 * wanted.max()
-    single = lighting.shifts(np.eye(3))[:, :, 0, 0].double().numpy()  # exactly: three draws of one each
+    single = lighting.shifts(np.eye(3))[:, :, 0, 0].double().numpy()  # three draws of one each
     assert np.allclose(single.T @ single, wanted, rtol=1e-5)
 
 

@@ -104,17 +104,6 @@ def test_a_protocol_scores_an_image_as_the_slow_loop_over_its_views(
     assert wanted.max() - wanted.min() > 0.01  # the scores say something
 
 
-def test_the_protocols_are_those_of_the_paper() -> None:
-    found = {
-        name: list(each.sides) for name, each in catalogue.protocols().items() if each.family == "imagenet"
-    }
-    assert found == SIDES
-    assert views([photo(300, 200)], "ten_crop", [0]).scales[0].shape == (1, 10, 3, SIZE, SIZE)
-    shapes = [tuple(scale.shape[-2:]) for scale in views([photo(300, 200)], "multi_scale", [0]).scales]
-    assert [min(shape) for shape in shapes] == [64, 73, 110, 137, 183]
-    assert all(shape[1] == math.floor(shape[0] * 1.5) for shape in shapes)
-
-
 def test_the_fully_convolutional_pass_at_the_training_size_is_the_ordinary_one() -> None:
     net = worn_net()
     pixels = torch.rand(3, 3, SIZE, SIZE)

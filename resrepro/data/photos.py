@@ -222,10 +222,8 @@ def read_image(path: Path) -> Photo:
         content = read_plain(path, LARGEST_FILE)
     except FileNotFoundError:
         raise BadImage("missing") from None
-    except NotPlain:
-        raise BadImage("a pipe or device, not a file") from None
-    except TooLarge as error:
-        raise BadImage(f"too large a file of {error.size:,} bytes") from None
+    except (NotPlain, TooLarge) as error:
+        raise BadImage(error.strerror) from None
     except OSError as error:
         raise BadImage(f"{UNREADABLE}: {error.strerror}") from None
     image = _decoded(content)

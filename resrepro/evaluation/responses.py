@@ -6,10 +6,11 @@ whatever arithmetic the net was trained in, and nothing of the run changes but i
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -108,35 +109,24 @@ def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
     their convolutions.
     """
     layers = layers_of(net.eval())
-    spreads = {name: _Spread() for name in layers}
-    with torch.inference_mode(), _watched(layers, lambda name, response: spreads[name].add(response)):
+    parts: dict[str, list[tuple[float, ...]]] = {name: [] for name in layers}
+
+    def note(name: str, response: Tensor) -> None:
+        wide = response.cpu().double() if response.device.type == "mps" else response.double()  # MPS has none
+        variance, mean = torch.var_mean(wide, correction=0)
+        parts[name].append((wide.numel(), float(variance), float(mean)))
+
+    with torch.inference_mode(), _watched(layers, note):
         for batch in images:
             net.trunk(batch)
-    return {name: spread.std for name, spread in spreads.items()}
+    return {name: _together(each) for name, each in parts.items()}
 
 
-class _Spread:
-    """Count, mean and squared deviations of numbers that come in parts, combined in float64.
-
-    Parts are merged by their own deviations (Chan, Golub and LeVeque 1979), not by sums of squares, which
-    cancel where the mean is large.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
-
-    def add(self, numbers: Tensor) -> None:
-        wide = numbers.cpu().double() if numbers.device.type == "mps" else numbers.double()  # MPS has none
-        variance, mean = (float(each) for each in torch.var_mean(wide, correction=0))
-        count, gap = numbers.numel(), mean - self.mean
-        total = self.count + count
-        self.squares += variance * count + gap**2 * self.count * count / total
-        self.mean += gap * count / total
-        self.count = total
-
-    @property
-    def std(self) -> float:
-        return math.sqrt(self.squares / self.count)
+def _together(parts: Sequence[tuple[float, ...]]) -> float:
+    """Standard deviation of all parts from count, variance and mean of each; no large squares cancel."""
+    counts, variances, means = np.array(parts).T
+    gaps = means - np.average(means, weights=counts)
+    return float(np.sqrt(np.average(variances + gaps**2, weights=counts)))
 
 
 def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) -> dict[str, float]:
