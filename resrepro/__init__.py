@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resrepro.evaluation import evaluate
-    from resrepro.evaluation.weights import load_net
+    from resrepro.evaluation.sources import load_net
     from resrepro.figures import compare, plot
     from resrepro.nets import build_net
     from resrepro.records.collection import load_runs
@@ -29,7 +29,7 @@ _HOMES = {
     "build_net": "nets",
     "compare": "figures",
     "evaluate": "evaluation",
-    "load_net": "evaluation.weights",
+    "load_net": "evaluation.sources",
     "load_runs": "records.collection",
     "plot": "figures",
     "train": "training.session",

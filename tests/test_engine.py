@@ -10,7 +10,7 @@ import torch
 from seeds import seeded
 
 from resrepro.data.augment import Normalisation, memory_format
-from resrepro.data.photos import Views
+from resrepro.data.loader import Views
 from resrepro.errors import UsageError
 from resrepro.nets import build_net
 from resrepro.nets.cpu import NoCompiler

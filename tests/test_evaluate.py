@@ -1,35 +1,35 @@
-"""Evaluating runs and other people's checkpoints end to end, on the digits."""
+"""Evaluating runs and other people's checkpoints, and responses, against computations by hand."""
 
 import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import call
+from runs import checkpoint_of
+from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data import load_dataset
+from resrepro.data.augment import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import evaluate
+from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
 from resrepro.evaluation.sources import ThirdPartyCheckpoint
-from resrepro.nets import build_net
+from resrepro.nets import Net, build_net
 from resrepro.records import read_run
+from resrepro.records.evaluations import count_layers, read_responses
 from resrepro.training.checkpoint import save_checkpoint
 from resrepro.training.session import train
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train("digits-resnet8", runs=tmp_path_factory.mktemp("runs"), iterations=12, threads=1)
-
-
-def error_by_hand(net, images):
-    """Top-1 error in percent, one image at a time."""
-    net.eval()
-    wrong = 0
-    with torch.no_grad():
-        for image, label in zip(images, load_dataset("digits").held_out["test"].labels, strict=True):
-            wrong += int(net(image[None]).argmax()) != int(label)
-    return 100 * wrong / len(images)
+    return train("digits-resnet8", seed=3, runs=tmp_path_factory.mktemp("runs"), iterations=12, threads=1)
 
 
 def test_a_run_evaluates_to_what_its_record_says(run):
@@ -58,10 +58,11 @@ def test_a_foreign_checkpoint_is_normalised_as_told_and_measured(tmp_path):
     )
     pixels = torch.from_numpy(load_dataset("digits").held_out["test"].pixels).double() / 255
     by_hand = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    assert errors["test"].top1_err == pytest.approx(error_by_hand(net, by_hand.float()), abs=0.3)
     with torch.no_grad():
         logits = net.eval()(by_hand.float())
     labels = torch.from_numpy(load_dataset("digits").held_out["test"].labels)
+    wrong = (logits.argmax(1) != labels).double().mean()
+    assert errors["test"].top1_err == pytest.approx(100 * float(wrong), abs=0.3)
     assert errors["test"].loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
     assert any("ResNet-8 (option A, trailing zeros)" in sentence for sentence in told)
     assert any("matched by name" in sentence for sentence in told)
@@ -92,36 +93,26 @@ def test_a_foreign_checkpoint_needs_its_net_and_its_normalisation(tmp_path):
         evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8))
     with pytest.raises(UsageError, match="above 0"):
         evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 0, 1)))
+    with pytest.raises(UsageError, match=r"scaled to 0\.\.1"):
+        evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(124, 1, 1), std=(1, 1, 1)))
 
 
-def test_a_run_needs_no_word_about_its_net(run):
+def test_a_run_with_a_word_about_its_net_or_on_images_of_another_size_is_refused(run, fake_cifar):
     with pytest.raises(UsageError, match="says itself"):
         evaluate(run, third_party=ThirdPartyCheckpoint(depth=20))
-
-
-def test_a_run_on_images_of_another_size_is_refused(run, fake_cifar):
     with pytest.raises(UsageError, match="mean image of 16x16"):
         evaluate(run, dataset="cifar10", data=fake_cifar.folder)
 
 
-def test_validation_images_that_were_trained_on_are_told(make_run, fake_cifar, tmp_path):
-    trained_on_all = train(
-        "cifar10-resnet8", runs=tmp_path, data=fake_cifar.folder, iterations=1, batch_size=8, threads=2
-    )
-    told = []
-    errors = evaluate(trained_on_all, data=fake_cifar.folder, split="45k5k", say=told.append)
-    assert errors["val"].count == 5000
-    assert any("among those trained on" in sentence for sentence in told)
-
-
-def test_a_net_with_weights_that_are_no_numbers_is_refused_and_not_recorded(tmp_path):
-    weights = build_net("digits", 8).state_dict()
-    weights["fc.bias"][0] = float("nan")
-    torch.save(weights, tmp_path / "theirs.pt")
+def test_validation_images_that_may_have_been_trained_on_are_told(fake_cifar, tmp_path, monkeypatch):
+    monkeypatch.setattr("resrepro.data.cifar10.VALIDATION", 50)
+    torch.save(build_net("cifar10", 8).state_dict(), tmp_path / "theirs.pt")
     third_party = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1))
-    with pytest.raises(RecordError, match=r"fc\.bias"):
-        evaluate(tmp_path / "theirs.pt", dataset="digits", third_party=third_party, runs=tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()
+    told = []
+    options = {"data": fake_cifar.folder, "split": "45k5k", "runs": tmp_path, "say": told.append}
+    errors = evaluate(tmp_path / "theirs.pt", third_party=third_party, **options)
+    assert errors["val"].count == 50
+    assert any("may have been among those trained on" in sentence for sentence in told)
 
 
 def test_of_a_run_whose_checkpoint_is_damaged_the_one_before_is_named(run, tmp_path):
@@ -133,14 +124,214 @@ def test_of_a_run_whose_checkpoint_is_damaged_the_one_before_is_named(run, tmp_p
     assert "test" in evaluate(before)
 
 
-def test_a_run_folder_without_checkpoint_says_so(tmp_path):
-    with pytest.raises(UsageError, match=r"neither checkpoint.pt nor weights.safetensors"):
-        evaluate(tmp_path)
-
-
 def test_a_checkpoint_of_ours_with_a_part_missing_is_refused(run, tmp_path):
     content = torch.load(run / "checkpoint.pt", weights_only=True)
     del content["mean"]
     save_checkpoint(tmp_path / "checkpoint.pt", content)
     with pytest.raises(RecordError, match="not a whole checkpoint"):
         evaluate(tmp_path / "checkpoint.pt")
+
+
+EPS = 1e-5
+
+
+def forward(
+    state: dict[str, Tensor], x: Tensor, *, plain: bool, training: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits and responses of a CIFAR net of 8 layers, written out from Section 4.2 and the state dict."""
+
+    def normalised(y: Tensor, name: str) -> Tensor:
+        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        if training:
+            mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
+        y = (y - mean[:, None, None]) / (var[:, None, None] + EPS).sqrt()
+        return y * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
+
+    responses = [normalised(F.conv2d(x, state["conv1.weight"], padding=1), "bn1")]
+    x = responses[0].clamp(min=0)
+    for stage in range(3):
+        block, stride = f"stages.{stage}.0", 1 if stage == 0 else 2
+        y = F.conv2d(x, state[f"{block}.conv1.weight"], stride=stride, padding=1)
+        responses.append(normalised(y, f"{block}.bn1"))
+        y = F.conv2d(responses[-1].clamp(min=0), state[f"{block}.conv2.weight"], padding=1)
+        responses.append(normalised(y, f"{block}.bn2"))
+        skipped = x[:, :, ::stride, ::stride]
+        zeros = skipped.new_zeros(len(x), responses[-1].shape[1] - x.shape[1], *skipped.shape[2:])
+        total = responses[-1] + (0 if plain else torch.cat([skipped, zeros], 1))
+        x = total.clamp(min=0)
+    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"], responses
+
+
+def made_net(plain: bool) -> Net:
+    """A net whose BN is not the identity, in float64."""
+    net = build_net("digits", 8, plain, generator=torch.Generator().manual_seed(0)).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if tensor.ndim == 1 and tensor.is_floating_point():
+                low = 0.5 if "var" in name or "weight" in name else -0.5
+                tensor.uniform_(low, low + 1, generator=generator)
+    return net
+
+
+def some_images(count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(count, 3, 16, 16, generator=generator, dtype=torch.float64) + 5
+    return images, torch.randint(10, (count,), generator=generator)
+
+
+# --- the two quantities -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_std_is_that_of_all_numbers_of_a_layer_together(plain: bool) -> None:
+    net = made_net(plain)
+    images, _ = some_images(23)
+    with torch.no_grad():
+        _, responses = forward(net.state_dict(), images, plain=plain, training=False)
+    found = response_std(net, [images[:10], images[10:11], images[11:]])
+    wanted = [statistics.pstdev(response.flatten().tolist()) for response in responses]
+    assert list(found.values()) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_large_mean_takes_nothing_from_the_std() -> None:
+    net = build_net("digits", 8, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    before = response_std(net, images.split(7))
+    with torch.no_grad():
+        net.stages[2][0].bn2.bias += 4096  # the sum of squares would lose all digits in float32
+    after = response_std(net, images.split(7))
+    assert after["stages.2.0.conv2"] == pytest.approx(before["stages.2.0.conv2"], rel=1e-3)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("group", [0, 6])
+def test_gradients_are_those_of_autograd_by_hand(plain: bool, group: int) -> None:
+    net = made_net(plain)
+    images, labels = some_images(12)
+    squares = [0.0] * 7
+    for start in range(0, 12, group or 12):
+        part = slice(start, start + (group or 12))
+        leaf = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        leaf["conv1.weight"].requires_grad_()
+        logits, responses = forward(leaf, images[part], plain=plain, training=True)
+        picked = logits.log_softmax(1)[torch.arange(len(logits)), labels[part]]
+        gradients = torch.autograd.grad(-picked.sum() / 12, responses)
+        squares = [sum_ + float((each**2).sum()) for sum_, each in zip(squares, gradients, strict=True)]
+    found = gradient_norms(net, images, labels, group)
+    assert list(found.values()) == pytest.approx([math.sqrt(each) for each in squares], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "depth", "shortcut"), [("cifar10", 110, None), ("imagenet", 34, "C"), ("imagenet", 50, None)]
+)
+def test_the_layers_are_the_3x3_ones_in_order_without_projections(
+    dataset: str, depth: int, shortcut: str | None
+) -> None:
+    with torch.device("meta"):
+        net = build_net(dataset, depth, shortcut=shortcut)
+    names = list(layers_of(net))
+    assert len(names) == count_layers(dataset, depth) == {110: 109, 34: 32, 50: 16}[depth]
+    assert not any("shortcut" in name for name in names)
+    assert (names[0] == "conv1") is (dataset == "cifar10")
+    if dataset == "cifar10":
+        assert names[1:3] == ["stages.0.0.conv1", "stages.0.0.conv2"]
+        assert names[-1] == f"stages.2.{(depth - 2) // 6 - 1}.conv2"
+
+
+# --- a run ------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_changes(run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    found = measure_responses(run, threads=1)
+    state = checkpoint_of(run)["net"]
+    digits = load_dataset("digits")
+    mean = torch.from_numpy(digits.train.pixels).double().mean(0)
+    divisor = read_run(run).spec["recipe"]["pixel_divisor"]
+    images = (torch.from_numpy(digits.held_out["test"].pixels).double() - mean) / divisor
+    wide = {name: tensor.double() for name, tensor in state.items()}
+    _, responses = forward(wide, images, plain=False, training=False)
+    assert found.std == pytest.approx([float(each.std(correction=0)) for each in responses], rel=1e-4)
+    assert (found.part, found.images, found.batch, found.iteration) == ("test", 359, 128, 12)
+    assert read_responses(run) == found == read_run(run).responses
+    after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert {name for name in after if after[name] != before.get(name)} == {"responses.csv"}
+
+
+def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_with(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def note(trainer: Any, images: Tensor, labels: Tensor) -> None:
+        if not seen:
+            seen.append(
+                (images.clone(), labels.clone(), {k: v.clone() for k, v in trainer.net.state_dict().items()})
+            )
+        step(trainer, images, labels)
+
+    from resrepro.training.loop import Trainer
+
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", note)
+    train("digits-resnet8", seed=3, runs=tmp_path, iterations=1, threads=1)
+    images, labels, state = seen[0]
+    weights = torch.Generator().manual_seed(stream_seed(3, INITIAL_WEIGHTS))
+    assert torch.equal(build_net("digits", 8, generator=weights).conv1.weight, state["conv1.weight"])
+    state["conv1.weight"].requires_grad_()
+    logits, responses = forward(state, images, plain=False, training=True)
+    gradients = torch.autograd.grad(F.cross_entropy(logits, labels), responses)
+    found = measure_responses(run, threads=1)
+    assert found.gradient_norm_start == pytest.approx([float(each.norm()) for each in gradients], rel=1e-3)
+    assert found.gradient_norm_end != found.gradient_norm_start
+
+
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+def test_an_untrained_net_is_refused_in_one_sentence(run: Path, tmp_path: Path, make_run: Any) -> None:
+    other = make_run(tmp_path / "other", "digits-resnet8")
+    (other / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
+    with pytest.raises(RecordError, match="not that of the end of this run"):
+        measure_responses(other)
+    folder = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
+    code, out, told = call("eval", folder, "--responses")
+    assert (code, out) == (2, "")
+    assert "is partial, at iteration 10 of" in told
+    assert "finish the run first" in told
+    assert not (folder / "responses.csv").exists()
+
+
+def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path, make_run: Any) -> None:
+    partial = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
+    (run / "responses.csv").unlink(missing_ok=True)
+    code, out, told = call("eval", partial, run, "--responses", "--threads", 1)
+    assert code == 1
+    assert "is partial, at iteration 10 of" in out
+    assert "1 of 2 runs were left out" in told
+    assert (run / "responses.csv").exists()
+
+
+def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resrepro.data import feeds
+
+    def others(dataset: str, split: str, data: object) -> Any:
+        found = load_dataset(dataset, split)
+        found.checksums["train"] = "0" * 64
+        return found
+
+    monkeypatch.setattr(feeds, "load_dataset", others)
+    with pytest.raises(RecordError, match="trained on other images"):
+        measure_responses(run)
+
+
+def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
+    code, out, _ = call("eval", run, "--responses", "--threads", 1)
+    assert code == 0
+    assert "ResNet-8 after 12 of 12 iterations, test set, 359 images." in out
+    assert f"Recorded in {run / 'responses.csv'}." in out
+    std = read_responses(run).std
+    row = next(line for line in out.splitlines() if line.startswith("std"))
+    assert row.split()[1:3] == [f"{std[0]:.3g}", f"{std[-1]:.3g}"]
+    assert f"({std.index(min(std)) + 1})" in row

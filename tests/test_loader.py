@@ -3,28 +3,16 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from resrepro.data.loader import MOST_WORKERS, BadImages, Loading, read_ahead
 from resrepro.errors import DataError, UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
-
-class Reader(Dataset[object]):
-    """Gives for an item what a function gives, one of this module, so that any worker can be sent it."""
-
-    def __init__(self, give: Callable[[int], object]) -> None:
-        self.give = give
-
-    def __getitem__(self, item: int) -> object:
-        return self.give(item)
 
 
 def itself(item: int) -> int:
@@ -64,11 +52,7 @@ def dying(item: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("settings", "option"),
-    [
-        ({"workers": -1}, "--workers"),
-        ({"max_bad_images": -1}, "--max-bad-images"),
-    ],
+    ("settings", "option"), [({"workers": -1}, "--workers"), ({"max_bad_images": -1}, "--max-bad-images")]
 )
 def test_numbers_out_of_range_are_refused(settings: dict[str, int], option: str) -> None:
     with pytest.raises(UsageError, match=f"{option} must be at least"):
@@ -79,7 +63,7 @@ def test_numbers_out_of_range_are_refused(settings: dict[str, int], option: str)
     ("cores", "local", "device", "workers"),
     [
         (8, 1, GPU, 8), (8, 1, None, 8), (8, 1, CPU, 2), (2, 1, CPU, 1), (1, 1, GPU, 1),
-        (64, 4, GPU, 16), (128, 1, GPU, MOST_WORKERS), (8, 4, GPU, 2), (4, 8, GPU, 1),
+        (64, 4, GPU, 16), (128, 1, GPU, MOST_WORKERS), (8, 4, GPU, 2), (4, 8, GPU, 1)
     ],
 )  # fmt: skip
 def test_workers_are_as_many_as_the_machine_can_spare(
@@ -110,41 +94,23 @@ def test_bad_images_are_counted_once_and_named_when_too_many() -> None:
     )
 
 
-def test_of_many_bad_images_the_first_are_named() -> None:
-    bad = BadImages(7)
-    bad.add({f"{number}.jpg": "damaged" for number in range(7)})
-    assert bad.describe().endswith("4.jpg (damaged) and 2 more")
-    assert bad.describe().startswith("7 files")
-    assert "5.jpg" not in bad.describe()
-
-
-def test_names_that_are_no_utf8_can_be_printed() -> None:
-    bad = BadImages(1)
-    bad.add({os.fsdecode(b"val/a/\xe9.jpg"): "damaged"})
-    assert bad.describe().encode() == b"1 file is no readable image: val/a/\\udce9.jpg (damaged)"
-
-
 # --- reading ahead ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_items_come_in_the_order_asked_for(workers: int) -> None:
-    found = read_ahead(Reader(slow_square), [4, 9, 2, 2, 30], Loading(workers))
+    found = read_ahead(slow_square, [4, 9, 2, 2, 30], Loading(workers))
     assert list(found) == [16, 81, 4, 4, 900]
-
-
-def test_nothing_asked_for_starts_no_worker() -> None:
-    assert list(read_ahead(Reader(itself), range(0), Loading(2))) == []
 
 
 def test_more_workers_than_cores_give_no_warning() -> None:
     cores = os.cpu_count() or 1
-    pids = set(read_ahead(Reader(process_of), range(cores + 1), Loading(cores + 1)))
+    pids = set(read_ahead(process_of, range(cores + 1), Loading(cores + 1)))
     assert len(pids) == cores + 1
 
 
 def test_workers_read_while_the_consumer_computes(tmp_path: Path) -> None:
-    found = read_ahead(Reader(partial(noted, tmp_path)), range(100), Loading(workers=1))
+    found = read_ahead(partial(noted, tmp_path), range(100), Loading(workers=1))
     assert next(found) == 0
     deadline = time.monotonic() + 20
     while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
@@ -156,7 +122,7 @@ def test_workers_read_while_the_consumer_computes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_left_to_the_run(number: signal.Signals) -> None:
     """A terminal, torchrun or a batch system sends them to the workers as well."""
-    found = read_ahead(Reader(itself_and_process), range(30), Loading(workers=1))
+    found = read_ahead(itself_and_process, range(30), Loading(workers=1))
     first, worker = next(found)
     os.kill(worker, number)
     assert [first, *(item for item, pid in found if pid == worker)] == list(range(30))
@@ -165,11 +131,11 @@ def test_signals_are_left_to_the_run(number: signal.Signals) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_ours_is_not_told_as_a_dead_worker(workers: int) -> None:
     with pytest.raises(RuntimeError, match="of another kind"):
-        list(read_ahead(Reader(failing), range(3), Loading(workers)))
+        list(read_ahead(failing, range(3), Loading(workers)))
 
 
 def test_workers_end_with_the_reading() -> None:
-    found = read_ahead(Reader(process_of), range(30), Loading(workers=1))
+    found = read_ahead(process_of, range(30), Loading(workers=1))
     worker = next(found)
     found.close()
     with pytest.raises(ProcessLookupError):
@@ -178,7 +144,7 @@ def test_workers_end_with_the_reading() -> None:
 
 @pytest.mark.slow
 def test_a_dead_worker_is_told_where_the_next_item_is_awaited() -> None:
-    found = read_ahead(Reader(dying), range(3), Loading(workers=1))
+    found = read_ahead(dying, range(3), Loading(workers=1))
     assert next(found) == 0
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:  # an update of the net, during which the worker dies

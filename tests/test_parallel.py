@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from resrepro.data import Images, load_dataset
 from resrepro.data.augment import Normalisation, on_device
 from resrepro.data.feeds import memory_views
-from resrepro.data.folder import scan_both
-from resrepro.data.loader import Loading
-from resrepro.data.photos import PhotoViews, Views
+from resrepro.data.loader import Loading, PhotoViews, Views
+from resrepro.data.photos import scan_both
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import running_statistics

@@ -1,7 +1,10 @@
-"""Opening photographs of every kind, scaling and cutting them: the answers of torchvision, bit by bit."""
+"""Photographs: listed in order, opened whatever their kind, scaled and cut as torchvision does."""
 
+import dataclasses
 import hashlib
 import io
+import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -15,12 +18,20 @@ from torchvision import transforms
 from resrepro.data.photos import (
     LONGEST,
     BadImage,
+    Photos,
+    PhotoSet,
     center_crop,
+    checksum,
+    imagenet_classes,
+    notices_of,
     planes,
     read_image,
     scaled_to,
+    scan,
+    scan_both,
     ten_crops,
 )
+from resrepro.errors import DataError
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -55,58 +66,39 @@ def test_every_kind_is_rgb_of_its_own_size_and_known_by_its_content(kind: str, t
     assert read.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_grey_is_repeated(tmp_path: Path) -> None:
+def test_grey_is_repeated_alpha_dropped_palettes_looked_up_and_rotation_ignored(tmp_path: Path) -> None:
     path = written(tmp_path, "grey.jpg")
-    stored, _ = raw(path)
-    assert stored.shape == (30, 41)
-    assert np.array_equal(rgb(path), np.stack([stored] * 3, axis=2))
-
-
-def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
-    stored = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
-    Image.fromarray(stored).save(tmp_path / "a.png")
-    assert np.array_equal(rgb(tmp_path / "a.png")[..., 1], stored // 257)
-
-
-def test_alpha_is_dropped(tmp_path: Path) -> None:
+    assert np.array_equal(rgb(path), np.stack([raw(path)[0]] * 3, axis=2))
     path = written(tmp_path, "alpha.png")
-    stored, _ = raw(path)
-    assert np.array_equal(rgb(path), stored[..., :3])
-
-
-def test_palettes_are_looked_up(tmp_path: Path) -> None:
+    assert np.array_equal(rgb(path), raw(path)[0][..., :3])
     path = written(tmp_path, "palette.png")
     stored, image = raw(path)
     assert "transparency" in image.info
     assert np.array_equal(rgb(path), np.array(image.getpalette(), np.uint8).reshape(-1, 3)[stored])
+    path = written(tmp_path, "turned.jpg")
+    stored, image = raw(path)
+    assert image.getexif()[0x0112] == TURNED
+    assert ImageOps.exif_transpose(image).size == (30, 41)  # what a viewer would show
+    assert np.array_equal(rgb(path), stored)
+
+
+def test_one_bit_becomes_0_and_255_and_sixteen_are_scaled_to_eight(tmp_path: Path) -> None:
+    stored = np.random.default_rng(2).integers(0, 2, (20, 22)).astype(bool)
+    Image.fromarray(stored).save(tmp_path / "a.png")
+    assert np.array_equal(rgb(tmp_path / "a.png")[..., 2], stored * 255)
+    stored = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
+    Image.fromarray(stored).save(tmp_path / "a.png")
+    assert np.array_equal(rgb(tmp_path / "a.png")[..., 1], stored // 257)
 
 
 def test_inks_are_subtracted_from_white(tmp_path: Path) -> None:
     cmyk = np.random.default_rng(1).integers(0, 256, (24, 30, 4), np.uint8)
     Image.fromarray(cmyk, "CMYK").save(tmp_path / "a.tif")
     white = 255 - cmyk.astype(float)
-    wanted = white[..., :3] * white[..., 3:] / 255
-    assert np.abs(rgb(tmp_path / "a.tif") - wanted).max() <= 1
-
-
-def test_cmyk_in_a_jpeg_shows_the_colours_that_it_was_made_of(tmp_path: Path) -> None:
+    assert np.abs(rgb(tmp_path / "a.tif") - white[..., :3] * white[..., 3:] / 255).max() <= 1
     path = written(tmp_path, "cmyk.jpg", 64, 48)
     assert raw(path)[1].mode == "CMYK"
     assert np.abs(rgb(path) - np.asarray(photo(64, 48)).astype(int)).mean() < 4
-
-
-def test_black_and_white_becomes_0_and_255(tmp_path: Path) -> None:
-    stored = np.random.default_rng(2).integers(0, 2, (20, 22)).astype(bool)
-    Image.fromarray(stored).save(tmp_path / "a.png")
-    assert np.array_equal(rgb(tmp_path / "a.png")[..., 2], stored * 255)
-
-
-def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
-    path = written(tmp_path, "turned.jpg")
-    stored, image = raw(path)
-    assert image.getexif()[0x0112] == TURNED
-    assert ImageOps.exif_transpose(image).size == (30, 41)  # what a viewer would show
-    assert np.array_equal(rgb(path), stored)
 
 
 # --- what is no image -------------------------------------------------------------------------------
@@ -152,8 +144,10 @@ def test_a_bad_file_says_why(content: bytes, why: str, tmp_path: Path) -> None:
     assert reason(tmp_path / "a.jpg") == why
 
 
-def test_a_missing_file_and_one_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_missing_file_a_pipe_and_one_that_cannot_be_read(tmp_path: Path) -> None:
     assert reason(tmp_path / "a.jpg") == "missing"
+    os.mkfifo(tmp_path / "a.jpg")  # which is not waited for
+    assert reason(tmp_path / "a.jpg") == "it is a pipe or device, not a file"
     assert reason(tmp_path) == "cannot be read: Is a directory"
 
 
@@ -166,11 +160,11 @@ def test_a_long_strip_is_no_photograph(turn: bool, tmp_path: Path) -> None:
     assert reason(tmp_path / "bad.png") == ("2x82" if turn else "82x2") + " pixels, too long a strip"
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "TIFF", "WEBP"])
 def test_damage_of_any_sort_is_no_other_error(form: str, tmp_path: Path) -> None:
     whole, rng, path = encoded(form), np.random.default_rng(3), tmp_path / "a"
     readable, reasons = 0, set()
-    for _ in range(120):
+    for _ in range(40):
         content = bytearray(whole[: int(rng.integers(1, len(whole) + 1))] if rng.random() < 0.3 else whole)
         for place in rng.integers(0, min(len(content), 600), 4):
             content[place] = rng.integers(256)
@@ -179,19 +173,9 @@ def test_damage_of_any_sort_is_no_other_error(form: str, tmp_path: Path) -> None
             readable += read_image(path).image.mode == "RGB"
         except BadImage as trouble:
             reasons.add(str(trouble))
-    assert readable < 120
-    assert reasons <= {"damaged", "truncated", "not an image", "too many pixels"} | {
-        reason for reason in reasons if reason.endswith("pixels, too long a strip")
-    }
-
-
-def test_want_of_memory_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(image: Image.Image) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("resrepro.data.photos.to_rgb", full)
-    with pytest.raises(MemoryError):
-        read_image(written(tmp_path, "rgb.jpg"))
+    assert readable < 40
+    plain = {reason for reason in reasons if not reason.endswith("pixels, too long a strip")}
+    assert plain <= {"damaged", "truncated", "not an image", "too many pixels"}
 
 
 @pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
@@ -200,7 +184,7 @@ def test_every_format_of_photographs_is_read(form: str, tmp_path: Path) -> None:
     assert read_image(tmp_path / "a").image.size == (90, 70)
 
 
-@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "TGA", "PCX", "DDS", "SGI"])
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO"])
 def test_another_format_is_no_image_here(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(form))
     monkeypatch.setattr("subprocess.Popen", None)  # Ghostscript would be called by it
@@ -211,7 +195,7 @@ def test_another_format_is_no_image_here(form: str, tmp_path: Path, monkeypatch:
 
 
 SIZES = [(1, 1), (7, 7), (64, 64), (1, 20), (33, 32), (500, 375), (375, 500), (106, 160)] + [
-    (int(width), int(height)) for width, height in np.random.default_rng(4).integers(8, 300, (30, 2))
+    (int(width), int(height)) for width, height in np.random.default_rng(4).integers(8, 300, (6, 2))
 ]
 
 
@@ -224,11 +208,179 @@ def test_scaling_is_that_of_torchvision(size: tuple[int, int]) -> None:
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-@pytest.mark.parametrize("size", SIZES[:20], ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize(("shorter", "crop"), [(37, 32), (36, 32), (32, 32), (73, 64)])
+@pytest.mark.parametrize("size", SIZES[2:12:2], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize(("shorter", "crop"), [(37, 32), (36, 32), (32, 32)])
 def test_crops_are_those_of_torchvision(size: tuple[int, int], shorter: int, crop: int) -> None:
     image = scaled_to(photo(*size), shorter)
     assert np.array_equal(center_crop(image, crop), planes(transforms.CenterCrop(crop)(image)))
     theirs = np.stack([planes(each) for each in transforms.TenCrop(crop)(image)])
     assert theirs.shape == (10, 3, crop, crop)
     assert np.array_equal(ten_crops(image, crop), theirs)
+
+
+def made(top: Path, *files: str) -> Path:
+    """A folder with such files, whose content is their name."""
+    for file in files:
+        (top / file).parent.mkdir(parents=True, exist_ok=True)
+        (top / file).write_text(file)
+    return top
+
+
+def names_of(photos: Photos) -> list[str]:
+    return [os.fsdecode(path) for path in photos.paths]
+
+
+# --- which files ------------------------------------------------------------------------------------
+
+
+def test_classes_and_files_come_in_order_of_their_names(tmp_path: Path) -> None:
+    made(tmp_path, "val/b/2.jpg", "val/b/10.jpg", "val/a/z.jpg", "val/B/1.png", "val/a/m/deep/3.jpg")
+    photos = scan(tmp_path, "val")
+    assert photos.classes == ("B", "a", "b")
+    assert names_of(photos) == ["B/1.png", "a/m/deep/3.jpg", "a/z.jpg", "b/10.jpg", "b/2.jpg"]
+    assert photos.labels.tolist() == [0, 1, 1, 2, 2]
+    assert (len(photos), photos.name(3), photos.path(3)) == (5, "val/b/10.jpg", tmp_path / "val/b/10.jpg")
+
+
+def test_hidden_files_pipes_and_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:
+    made(
+        tmp_path, "val/a/1.jpg", "val/a/.DS_Store", "val/.cache/x.jpg", "val/a/.thumbs/1.jpg", "val/list.txt"
+    )
+    os.mkfifo(tmp_path / "val/a/0.jpg")
+    photos = scan(tmp_path, "val")
+    assert (photos.classes, names_of(photos)) == (("a",), ["a/1.jpg"])
+
+
+def test_links_are_followed_and_one_to_nothing_counts_as_a_file(tmp_path: Path) -> None:
+    made(tmp_path, "store/a/1.jpg", "secret.txt", "val/b/1.jpg")
+    (tmp_path / "val/a").symlink_to(tmp_path / "store/a")
+    (tmp_path / "val/b/2.jpg").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "val/b/3.jpg").symlink_to(tmp_path / "nothing.jpg")
+    photos = scan(tmp_path, "val")
+    assert names_of(photos) == ["a/1.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg"]
+    for index, told in ((2, "not an image"), (3, "missing")):
+        with pytest.raises(BadImage, match=f"^{told}$"):
+            read_image(photos.path(index))
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
+    made(tmp_path, "train/a/1.jpg", "train/b/é.jpg", "val/a/1.jpg")
+    odd = os.fsdecode(b"\xe9.jpg")
+    (tmp_path / "val/a" / odd).write_bytes(b"x")
+    both = scan_both(tmp_path)
+    assert names_of(both.val) == ["a/1.jpg", f"a/{odd}"]
+    assert both.val.path(1).read_bytes() == b"x"
+    assert len(both.fingerprint()) == len(checksum(both.val, ["1", "2"])) == 64
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+def refusal(top: Path) -> str:
+    with pytest.raises(DataError) as trouble:
+        scan_both(top)
+    text = str(trouble.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
+    ordinary = os.scandir
+
+    def refuse(folder: Path) -> object:
+        if Path(folder).name == "b":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return ordinary(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert refusal(tmp_path) == f"{tmp_path / 'train/b'} cannot be read: Permission denied."
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["train/a/1", "train/b/1"], "has no folder 'val'"),
+        (["val/a/1"], "has no folder 'train'"),
+        (["train/a/1", "train/b/1", "val"], "has no folder 'val'"),
+        (["train/1.jpg", "val/a/1"], "train has no classes"),
+        (["train/a/1", "train/b/1", "val/a/1", "val/b/.hidden"], "the class 'b' in .*/val is empty"),
+        (["train/a/1", "val/a/1"], "a single class"),
+        (["train/a/1", "train/b/1", "val/heron/1"], "val has the class 'heron', which train lacks"),
+        (["train/a/1", "train/b\n/1", "val/\x1b[2J/1"], r"val has the class '\\x1b\[2J'"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on(tmp_path: Path, files: list[str], told: str) -> None:
+    assert re.search(told, refusal(made(tmp_path, *files)))
+
+
+def test_links_that_lead_round_in_a_circle(tmp_path: Path) -> None:
+    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
+    (tmp_path / "val/loop").symlink_to(tmp_path / "val")
+    assert "cannot be read: Too many levels of symbolic links" in refusal(tmp_path)
+
+
+# --- labels and parts -------------------------------------------------------------------------------
+
+
+def test_val_may_lack_classes_and_counts_those_of_train(tmp_path: Path) -> None:
+    made(tmp_path, "train/a/1", "train/b/1", "train/c/1", "val/a/1", "val/c/1", "val/c/2")
+    val = scan_both(tmp_path).val
+    assert val.classes == ("a", "b", "c")
+    assert val.labels.tolist() == [0, 2, 2]
+
+
+def test_without_some_files_the_others_keep_what_is_theirs(photographs: Path) -> None:
+    whole = scan(photographs, "val")
+    rest = whole.without({whole.name(index) for index in (0, 17, 39)} | {"train/" + names_of(whole)[1]})
+    kept = [index for index in range(40) if index not in (0, 17, 39)]
+    assert names_of(rest) == [names_of(whole)[index] for index in kept]
+    assert rest.labels.tolist() == [whole.labels[index] for index in kept]
+
+
+# --- checksums and fingerprints ---------------------------------------------------------------------
+
+
+def test_a_checksum_is_that_of_names_and_contents_in_order(tmp_path: Path) -> None:
+    photos = scan(made(tmp_path, "val/a/1.jpg", "val/b/2.jpg"), "val")
+    wanted = hashlib.sha256(b"a/1.jpg one\nb/2.jpg two\n").hexdigest()
+    assert checksum(photos, ["one", "two"]) == wanted
+    assert checksum(photos, ["two", "one"]) != wanted
+
+
+# --- ImageNet ---------------------------------------------------------------------------------------
+
+
+def test_imagenet_has_a_thousand_classes_in_order() -> None:
+    classes = imagenet_classes()
+    assert len(classes) == len(set(classes)) == 1000
+    assert list(classes) == sorted(classes)
+    assert all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in classes)
+    # tench, goldfish, golden retriever, tabby, Egyptian cat, banana, toilet tissue
+    anchors = {0: "n01440764", 1: "n01443537", 207: "n02099601", 281: "n02123045", 285: "n02124075"}
+    anchors |= {954: "n07753592", 999: "n15075141"}
+    assert {index: classes[index] for index in anchors} == anchors
+
+
+def of_imagenet(photos: PhotoSet, **lengths: int) -> PhotoSet:
+    """Photographs that pass for as many of ImageNet's classes."""
+    parts = {
+        split: dataclasses.replace(
+            getattr(photos, split), classes=imagenet_classes(), paths=range(length), labels=np.zeros(length)
+        )
+        for split, length in lengths.items()
+    }
+    return PhotoSet(**parts)
+
+
+def test_other_images_than_those_of_imagenet_are_told(photographs: Path) -> None:
+    ours = scan_both(photographs)
+    told = "4 classes, 80 training and 40 validation images"
+    assert notices_of("folder", ours) == (f"the folder {photographs.name} has {told}",)
+    (notice,) = notices_of("imagenet", ours)
+    assert notice.startswith(f"the images are not those of ImageNet: {told}")
+    assert notices_of("imagenet", of_imagenet(ours, train=1_281_167, val=50_000)) == ()
+    notice, lacking = notices_of("imagenet", of_imagenet(ours, train=1_281_166, val=50_000))
+    assert "1,281,166 training" in notice
+    assert re.fullmatch(r"val has no images of \d+ of the classes", lacking)

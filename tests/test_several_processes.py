@@ -14,8 +14,7 @@ from ranks import Failed, in_ranks, start_ranks, torchrun, write_photos
 from runs import TIMES, checkpoint_of, differences, json_of, rows_of
 
 from resrepro.data import feeds
-from resrepro.data.loader import Loading
-from resrepro.data.photos import Views
+from resrepro.data.loader import Loading, Views
 from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
 from resrepro.training import loop
 from resrepro.training.progress import Watcher

@@ -21,8 +21,7 @@ from torch.optim.swa_utils import update_bn
 
 from resrepro.data import Dataset, Images, feeds, load_dataset
 from resrepro.data.augment import INITIAL_WEIGHTS, Augmentation, TrainingBatches, stream_seed
-from resrepro.data.loader import Loading
-from resrepro.data.photos import Views
+from resrepro.data.loader import Loading, Views
 from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
 from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net

@@ -1,12 +1,11 @@
 """Datasets as uint8 arrays in memory, with a checksum and everything a reader must be told about them.
 
-Photographs, which do not fit in memory, are in `folder` and `photos`; `feeds` gives a run either kind.
+Photographs, which do not fit in memory, are in `photos`; `feeds` gives a run either kind.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from resrepro.errors import DataError, RecordError, UsageError
-from resrepro.records.storage import Sink, make_folder, replacing
+from resrepro.errors import DataError, UsageError
 
 DATA_VARIABLE = "RESREPRO_DATA"
 DEFAULT_FOLDER = Path("data")
 SPLITS = ("all", "45k5k")
-TEST_EVERY = 5  # every fifth of the digits is held out
 
 
 @dataclass(frozen=True)
@@ -92,14 +89,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Which of the processes of a run this is, and how they exchange objects; by default one alone.
+    """Which of the `size` processes of a run this is, `local_size` on this machine; by default one alone.
 
-    Attributes:
-        rank: from 0.
-        size: their number, on all machines.
-        local_size: how many of them share this machine.
-        all_gather: an object of each process to the list of all, in the order of ranks.
-        on_first: calls a function in the first process alone; all get its result, or its error.
+    `all_gather` gives an object of each process, in the order of ranks; `on_first` calls a function in the
+    first process alone, and all get its result or its error.
     """
 
     rank: int = 0
@@ -126,8 +119,7 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
 
     Args:
         name: "cifar10" or "digits".
-        split: "all" training images, or "45k5k" (CIFAR-10: train on 45,000, validate on the last
-            5,000 in official order; Section 4.2).
+        split: "all" training images, or "45k5k" (CIFAR-10: the last 5,000 validate; Section 4.2).
         folder: where CIFAR-10 lies, in the official python or binary layout. By default the folder
             named by RESREPRO_DATA, else `./data`, to which it is downloaded if missing.
 
@@ -145,14 +137,12 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
         raise UsageError(f"no dataset {name!r} that fits in memory: there are cifar10 and digits.")
     from resrepro.data.cifar10 import load_cifar10
 
-    named = folder or os.environ.get(DATA_VARIABLE)
-    layout = "cifar-10-batches-py or cifar-10-batches-bin, or leave it out to download CIFAR-10"
-    top = _existing(named, folder, layout) if named else DEFAULT_FOLDER
-    return load_cifar10(top, split, may_download=not named)
+    top = _named(folder, "cifar-10-batches-py or cifar-10-batches-bin, or leave it out to download CIFAR-10")
+    return load_cifar10(top or DEFAULT_FOLDER, split, may_download=top is None)
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, real images that need no download; fixed split 1,438 / 359.
+    """scikit-learn's 1,797 handwritten digits, which need no download; every fifth is held out, 1,438 / 359.
 
     Upsampled from 8x8 to 16x16 (each pixel of 0..16 becomes a 2x2 square of 0..255), grey in 3 channels.
     """
@@ -163,8 +153,8 @@ def load_digits() -> Dataset:
     large = grey.repeat(2, axis=1).repeat(2, axis=2)
     pixels = np.repeat(large[:, None], 3, axis=1)  # (1797, 3, 16, 16)
     labels = digits.target.astype(np.int64)
-    held_out = np.arange(len(labels)) % TEST_EVERY == TEST_EVERY - 1
-    train, test = Images(pixels[~held_out], labels[~held_out]), Images(pixels[held_out], labels[held_out])
+    held_out = np.arange(len(labels)) % 5 == 4
+    train, test = (Images(pixels[part], labels[part]) for part in (~held_out, held_out))
     return Dataset("digits", 10, train, {"test": test}, {"train": train.sha256(), "test": test.sha256()})
 
 
@@ -175,25 +165,18 @@ def data_folder(folder: str | Path | None) -> Path:
         DataError: if there is none.
         UsageError: if none is named.
     """
-    named = folder or os.environ.get(DATA_VARIABLE)
     layout = "train/<class>/<image> and val/<class>/<image>"
-    if not named:
+    found = _named(folder, layout)
+    if found is None:
         raise UsageError(f"which photographs? Name the folder that holds {layout} with --data.")
-    return _existing(named, folder, layout)
+    return found
 
 
-def _existing(named: str | Path, folder: str | Path | None, layout: str) -> Path:
-    if not Path(named).is_dir():
+def _named(folder: str | Path | None, layout: str) -> Path | None:
+    named = folder or os.environ.get(DATA_VARIABLE)
+    if named and not Path(named).is_dir():
         source = "--data" if folder else DATA_VARIABLE
         raise DataError(
             f"the data folder {named} ({source}) does not exist: name the folder that holds {layout}."
         )
-    return Path(named)
-
-
-def write_cache(path: Path, write: Callable[[Sink], object]) -> None:
-    """Write a file of the user's cache, all of it or nothing; where it fails, the next run makes it anew."""
-    with suppress(OSError, RecordError):
-        make_folder(path.parent)
-        with replacing(path) as file:
-            write(file)
+    return Path(named) if named else None

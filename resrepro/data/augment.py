@@ -4,7 +4,6 @@ Images in memory stay on the training device as uint8; each batch is drawn, augm
 a whole (Section 4.2). A resumed run therefore sees the same batches, whatever the number of processes.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,11 +20,7 @@ ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of
 
 # The components that later implementations use, computed once on ImageNet by fb.resnet.torch; pixels 0..1.
 PUBLISHED_VARIANCES = (0.2175, 0.0188, 0.0045)
-PUBLISHED_COMPONENTS = (
-    (-0.5675, 0.7192, 0.4009),
-    (-0.5808, -0.0045, -0.8140),
-    (-0.5836, -0.6948, 0.4203),
-)
+PUBLISHED_COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 def stream_seed(seed: int, stream: int, index: int = 0) -> int:
@@ -54,9 +49,8 @@ class EpochSampler:
         start, missing = iteration * size, size
         while missing:
             epoch, place = divmod(start, self.count)
-            part = self._order(epoch)[place : place + missing]
-            parts.append(part)
-            start, missing = start + len(part), missing - len(part)
+            parts.append(self._order(epoch)[place : place + missing])
+            start, missing = start + len(parts[-1]), missing - len(parts[-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _order(self, epoch: int) -> Tensor:
@@ -112,19 +106,6 @@ class Normalisation:
         return laid_out((pixels.float() - self.mean.mean((1, 2), keepdim=True)) / self.divisor)
 
 
-@dataclass(frozen=True)
-class AugmentParams:
-    """The random choices for a batch: corners of the crops (2, N), and coins (N, 1, 1, 1) for the flips."""
-
-    offsets: Tensor | None
-    coins: Tensor | None
-
-    def of(self, part: slice) -> "AugmentParams":
-        """The choices for some of the images."""
-        offsets = None if self.offsets is None else self.offsets[:, part]
-        return AugmentParams(offsets, None if self.coins is None else self.coins[part])
-
-
 class Augmentation(Normalisation):
     """From uint8 pixels to what a CIFAR net sees: mean subtraction, padding, crop, flip (Section 4.2)."""
 
@@ -137,29 +118,23 @@ class Augmentation(Normalisation):
         """Take the recipe's mean from the images trained on."""
         return cls(recipe, mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64)).to(device))
 
-    def draw(self, count: int, generator: torch.Generator) -> AugmentParams:
-        """Choose crops and flips for `count` images.
+    def train(self, pixels: Tensor, share: slice, generator: torch.Generator) -> Tensor:
+        """A crop of each padded image or its flip: uint8 (N, 3, H, W) -> float32, same shape.
 
-        All (2 pad + 1)^2 offsets are equally likely (81 for the paper's 4 pixels).
+        The choices are drawn for the whole batch, of which these images are the `share`. All (2 pad + 1)^2
+        offsets are equally likely (81 for the paper's 4 pixels).
         """
-        offsets = coins = None
-        if self.recipe.pad:
-            high = 2 * self.recipe.pad + 1
-            offsets = torch.randint(high, (2, count), generator=generator, device=self.mean.device)
-        if self.recipe.flip:
-            coins = torch.rand(count, 1, 1, 1, generator=generator, device=self.mean.device)
-        return AugmentParams(offsets, coins)
-
-    def train(self, pixels: Tensor, params: AugmentParams) -> Tensor:
-        """A crop of the padded image or its flip, as drawn: uint8 (N, 3, H, W) -> float32, same shape."""
-        mean_first = self.recipe.pad_order == "mean_first"
+        recipe, count = self.recipe, self.recipe.batch_size
+        mean_first = recipe.pad_order == "mean_first"
         images = (pixels.float() - self.mean) / self.divisor if mean_first else pixels.float()
-        if params.offsets is not None:
-            images = crop(images, self.recipe.pad, self.recipe.pad_value, params.offsets)
+        if recipe.pad:
+            offsets = torch.randint(2 * recipe.pad + 1, (2, count), generator=generator, device=pixels.device)
+            images = crop(images, recipe.pad, recipe.pad_value, offsets[:, share])
         if not mean_first:
             images = (images - self.mean) / self.divisor
-        if params.coins is not None:
-            images = torch.where(params.coins < 0.5, images.flip(3), images)
+        if recipe.flip:
+            coins = torch.rand(count, 1, 1, 1, generator=generator, device=pixels.device)
+            images = torch.where(coins[share] < 0.5, images.flip(3), images)
         return laid_out(images)
 
 
@@ -174,38 +149,28 @@ class TrainingBatches:
     """The training set on a device, giving this process's share of batch after batch."""
 
     def __init__(
-        self,
-        recipe: CifarRecipe,
-        train: Images,
-        augmentation: Augmentation,
-        seed: int,
+        self, recipe: CifarRecipe, train: Images, augmentation: Augmentation, seed: int,
         group: ProcessGroup = ALONE,
-    ) -> None:
-        self.recipe, self.augmentation, self.seed = recipe, augmentation, seed
-        self.device = augmentation.mean.device
-        self.pixels, self.labels = on_device(train, self.device)
-        self.generator = torch.Generator(self.device)
-        self.sampler = EpochSampler(recipe, len(self.labels), seed, self.device)
+    ) -> None:  # fmt: skip
+        device = augmentation.mean.device
+        self.augmentation, self.seed = augmentation, seed
+        self.pixels, self.labels = on_device(train, device)
+        self.generator = torch.Generator(device)
+        self.sampler = EpochSampler(recipe, len(self.labels), seed, device)
         self.share = group.share(recipe.batch_size)
 
     def __getitem__(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Images (n, 3, H, W) float32 and labels (n,) of update `iteration` (from 0).
-
-        n is the batch size, or this process's share of it. The choices are drawn for the whole batch, so
-        they do not depend on the number of processes.
-        """
+        """Images (n, 3, H, W) float32 and labels (n,) of this process's share of update `iteration`."""
         indices = self.sampler.indices(iteration)[self.share]
         self.generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
-        params = self.augmentation.draw(self.recipe.batch_size, self.generator).of(self.share)
-        return self.augmentation.train(self.pixels[indices], params), self.labels[indices]
+        images = self.augmentation.train(self.pixels[indices], self.share, self.generator)
+        return images, self.labels[indices]
 
 
 def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pixels (N, 3, H, W) uint8 and labels (N,) int64 as tensors on the device."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
-        pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(device)
-    return pixels, torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
+    pixels = torch.from_numpy(np.ascontiguousarray(images.pixels))
+    return pixels.to(device), torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
 
 
 @dataclass(frozen=True)

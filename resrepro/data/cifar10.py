@@ -1,8 +1,7 @@
 """CIFAR-10 in its official python and binary layouts, verified before it is believed.
 
-Pickled batches are unpickled only after their official MD5 matched. The pixels of the training set
-are compared with a packaged SHA-256 of the official ones, a binary test file with its official SHA-1.
-Unpacked, the images are kept in the user's cache and mapped from there: the runs of a machine share one copy.
+Pickled batches are unpickled only after their official MD5 matched. The training images are compared with
+the SHA-256 of the official ones, a binary test file with its official SHA-1.
 """
 
 import hashlib
@@ -10,11 +9,9 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from resrepro.data import Dataset, Images, write_cache
+from resrepro.data import Dataset, Images
 from resrepro.errors import DataError
-from resrepro.records.write import cache_folder
 
 # Pixels then labels of the 50,000 official training images, in order.
 OFFICIAL_TRAIN_SHA256 = "1e91790dbaf241617ca1f29a9aba08eb9a62df84cc90676b47edd05ad2ab3c94"
@@ -30,12 +27,7 @@ OFFICIAL_MD5 = {
 OFFICIAL_TEST_SHA1 = "67eb016db431130d61cd03c7ad570b013799c88c"  # of the binary layout's test file
 RECORD = 1 + 3 * 32 * 32  # bytes per image of the binary layout: the label, then R, G, B planes
 PER_FILE = 10_000
-TRAINING_IMAGES = 5 * PER_FILE
-DIGESTS = 2 * 32  # bytes of two SHA-256
 LARGEST_PICKLE = 64 * 2**20  # bytes; the official batches have 31 million, any other size another MD5
-TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
-TEST_FILE = "test_batch"
-Bytes = npt.NDArray[np.uint8]
 VALIDATION = 5_000  # of the 45k/5k split, Section 4.2
 
 
@@ -46,7 +38,7 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
         DataError: if it is missing and may not or cannot be downloaded, or a file is damaged.
     """
     layout = _find(folder)
-    if may_download and (layout is None or not _complete(layout)):
+    if may_download and (layout is None or not _whole(layout)):
         _download(folder)
         layout = _find(folder)
     if layout is None:
@@ -54,13 +46,19 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
             f"no CIFAR-10 in {folder}: expected a folder cifar-10-batches-py or cifar-10-batches-bin there."
         )
     binary = any(path.exists() for path in _files(layout, ".bin"))
-    train, test, checksums = _unpacked(_files(layout, ".bin" if binary else ""), binary)
+    read = _read_binary if binary else _read_pickle
+    *batches, test = (read(path) for path in _files(layout, ".bin" if binary else ""))
+    train = Images(
+        np.concatenate([batch.pixels for batch in batches]),
+        np.concatenate([batch.labels for batch in batches]),
+    )
+    checksums = {"train": train.sha256(), "test": test.sha256()}
     notices = []
     if checksums["train"] != OFFICIAL_TRAIN_SHA256:
         notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
     if len(test) < PER_FILE:
         notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
-    elif binary and _sha1(layout / f"{TEST_FILE}.bin") != OFFICIAL_TEST_SHA1:
+    elif _sha1(test) != OFFICIAL_TEST_SHA1:
         notices.append("the test images are not exactly the official ones (checksum differs)")
     held_out = {"test": test}
     if split == "45k5k":
@@ -70,7 +68,7 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
 
 
 def _files(layout: Path, suffix: str) -> list[Path]:
-    return [layout / f"{name}{suffix}" for name in (*TRAIN_FILES, TEST_FILE)]
+    return [layout / f"{name}{suffix}" for name in OFFICIAL_MD5]
 
 
 def _find(folder: Path) -> Path | None:
@@ -81,7 +79,7 @@ def _find(folder: Path) -> Path | None:
     return None
 
 
-def _complete(layout: Path) -> bool:
+def _whole(layout: Path) -> bool:
     """Whether all files of one of the two layouts are there."""
     return any(all(path.exists() for path in _files(layout, suffix)) for suffix in ("", ".bin"))
 
@@ -114,67 +112,22 @@ def _bytes_of(path: Path, most: int) -> bytes:
     return content
 
 
-def _sha1(path: Path) -> str:
-    return hashlib.sha1(_bytes_of(path, PER_FILE * RECORD), usedforsecurity=False).hexdigest()
-
-
-def _unpacked(paths: list[Path], binary: bool) -> tuple[Images, Images, dict[str, str]]:
-    """Training images, test images and their checksums, from the cache if the same files were unpacked once.
-
-    Raises:
-        DataError: if a file is missing or damaged.
-    """
-    contents = [_bytes_of(path, PER_FILE * RECORD if binary else LARGEST_PICKLE) for path in paths]
-    sources = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents))
-    cached = cache_folder() / f"cifar10-{sources.hexdigest()[:32]}.npy"
-    if mapped := _mapped(cached):
-        return mapped
-    parse = _parse_binary if binary else _parse_python
-    parts = [parse(path, content) for path, content in zip(paths, contents, strict=True)]
-    row = np.concatenate([column.reshape(-1) for columns in zip(*parts, strict=True) for column in columns])
-    images = _of_row(row)
-    digests = np.frombuffer(bytes.fromhex("".join(images[2].values())), np.uint8)
-    write_cache(cached, lambda file: np.save(file, np.append(row, digests)))
-    return _mapped(cached) or images
-
-
-def _mapped(path: Path) -> tuple[Images, Images, dict[str, str]] | None:
-    """The images in a cache file, a row of bytes that ends with their checksums; None if it is not whole."""
-    try:
-        content = np.load(path, mmap_mode="r") if path.is_file() else None
-    except Exception:  # damage can look like anything
-        return None
-    if not isinstance(content, np.memmap) or content.dtype != np.uint8 or content.ndim != 1:
-        return None
-    row, digests = np.split(np.asarray(content), [-DIGESTS])
-    if len(row) <= TRAINING_IMAGES * RECORD or len(row) % RECORD:
-        return None
-    images = _of_row(row)
-    return images if "".join(images[2].values()) == digests.tobytes().hex() else None
-
-
-def _of_row(row: Bytes) -> tuple[Images, Images, dict[str, str]]:
-    """Training images, test images and their checksums, from the bytes of all pixels, then of all labels."""
-    pixels, labels = np.split(row, [len(row) // RECORD * (RECORD - 1)])
-    images = Images(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))
-    train, test = images.part(0, TRAINING_IMAGES), images.part(TRAINING_IMAGES)
-    return train, test, {"train": train.sha256(), "test": test.sha256()}
-
-
-def _parse_python(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
-    """Pixels (N, 3072) and labels (N,) of a pickled batch."""
+def _read_pickle(path: Path) -> Images:
+    """The images of a pickled batch: pixels (N, 3072) and labels, under bytes."""
+    content = _bytes_of(path, LARGEST_PICKLE)
     # The checksum comes first: unpickling bytes that nobody vouches for can run code.
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != OFFICIAL_MD5[path.name]:
         raise DataError(f"{path} is damaged: its MD5 is not the official one. Delete it and get it again.")
     batch = pickle.loads(content, encoding="bytes")
-    return np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"], np.uint8)
+    pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+    return Images(pixels, np.asarray(batch[b"labels"], np.int64))
 
 
-def _parse_binary(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
-    """Pixels (N, 3072) and labels (N,) of a file of records."""
+def _read_binary(path: Path) -> Images:
+    """The images of a file of records; of the test file, the first ones will do."""
+    content = _bytes_of(path, PER_FILE * RECORD)
     count, rest = divmod(len(content), RECORD)
-    complete = count == PER_FILE or (path.stem == TEST_FILE and 0 < count < PER_FILE)
-    if rest or not complete:
+    if rest or (count != PER_FILE and (path.stem != "test_batch" or not count)):
         raise DataError(
             f"{path} is damaged or truncated: {len(content):,} bytes instead of {PER_FILE * RECORD:,}. "
             "Copy or download it again."
@@ -182,4 +135,10 @@ def _parse_binary(path: Path, content: bytes) -> tuple[Bytes, Bytes]:
     records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
     if records[:, 0].max() > 9:
         raise DataError(f"{path} is damaged: it holds a label above 9. Copy or download it again.")
-    return records[:, 1:], records[:, 0]
+    return Images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
+
+
+def _sha1(images: Images) -> str:
+    """That of the images as a binary file."""
+    records = np.column_stack([images.labels.astype(np.uint8), images.pixels.reshape(len(images), -1)])
+    return hashlib.sha1(records.tobytes(), usedforsecurity=False).hexdigest()

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
 from resrepro.data.augment import Augmentation, Lighting, Normalisation, TrainingBatches, mean_over, on_device
-from resrepro.data.folder import PhotoSet, notices_of, scan_both
-from resrepro.data.loader import Loading
-from resrepro.data.photos import CropReader, PhotoViews, Views, photo_batches
+from resrepro.data.loader import CropReader, Loading, PhotoViews, Views, photo_batches
+from resrepro.data.photos import PhotoSet, notices_of, scan_both
 from resrepro.data.statistics import statistics_of
 from resrepro.spec import Spec
 from resrepro.spec.catalogue import Protocol, protocol_for
@@ -28,12 +27,10 @@ PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that pla
 class Feed(ABC):
     """The data of one run, on a device."""
 
+    recipe: Recipe
     about: DatasetInfo
     normalisation: Normalisation
     protocol: Protocol
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
@@ -61,15 +58,10 @@ class MemoryFeed(Feed):
     """Images that stay on the device as uint8."""
 
     def __init__(
-        self,
-        recipe: CifarRecipe,
-        dataset: Dataset,
-        device: torch.device,
-        seed: int,
+        self, recipe: CifarRecipe, dataset: Dataset, device: torch.device, seed: int,
         group: ProcessGroup = ALONE,
-    ) -> None:
-        super().__init__(recipe)
-        self.about, self.group = dataset.info, group
+    ) -> None:  # fmt: skip
+        self.recipe, self.about, self.group = recipe, dataset.info, group
         self.protocol = protocol_for(recipe.test_view, "cifar")
         self.normalisation = Augmentation.from_training_images(recipe, dataset.train, device)
         self._batches = TrainingBatches(recipe, dataset.train, self.normalisation, seed, group)
@@ -95,23 +87,16 @@ class PhotoFeed(Feed):
     """Photographs that workers read and cut while the net computes."""
 
     def __init__(
-        self,
-        spec: Spec,
-        photos: PhotoSet,
-        device: torch.device,
-        seed: int,
-        loading: Loading,
-        say: Callable[[str], None],
-        group: ProcessGroup = ALONE,
-    ) -> None:
+        self, spec: Spec, photos: PhotoSet, device: torch.device, seed: int, loading: Loading,
+        say: Callable[[str], None], group: ProcessGroup = ALONE,
+    ) -> None:  # fmt: skip
         recipe = spec.recipe
         assert isinstance(recipe, ImageNetRecipe)
-        super().__init__(recipe)
-        self.device, self.loading, self.group = device, loading, group
+        self.recipe, self.device, self.loading, self.group = recipe, device, loading, group
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         statistics = statistics_of(photos, recipe.image_size, loading, say, group)
         bad = group.on_first(lambda: statistics.bad_images(loading.max_bad_images))
-        train, val = (part.without(tuple(statistics.bad[part.split])) for part in (photos.train, photos.val))
+        train, val = (part.without(bad.reasons) for part in photos)
         self.about = DatasetInfo(
             name=spec.dataset,
             classes=train.classes,
@@ -136,14 +121,9 @@ class PhotoFeed(Feed):
 
 
 def open_feed(
-    spec: Spec,
-    data: str | Path | None,
-    device: torch.device,
-    seed: int,
-    loading: Loading,
-    say: Callable[[str], None] = lambda text: None,
-    group: ProcessGroup = ALONE,
-) -> Feed:
+    spec: Spec, data: str | Path | None, device: torch.device, seed: int, loading: Loading,
+    say: Callable[[str], None] = lambda text: None, group: ProcessGroup = ALONE,
+) -> Feed:  # fmt: skip
     """The data of a run.
 
     Raises:

@@ -1,25 +1,37 @@
-"""Reading photographs in worker processes, ahead of the step that needs them."""
+"""Photographs read by worker processes ahead of the net that needs them: training crops and test views.
 
-import multiprocessing
+A training batch depends only on the seed and its number: not on the number of workers or processes, nor on
+where an interrupted run was resumed.
+"""
+
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from resrepro.data import ALONE, ProcessGroup
+from resrepro.data.augment import CropParams, EpochSampler, Lighting, Normalisation, laid_out
+from resrepro.data.photos import BadImage, Photos, Pixels, checksum, read_image, training_crop, views_of
 from resrepro.errors import DataError, UsageError
+from resrepro.spec.catalogue import Protocol
+from resrepro.spec.recipe import ImageNetRecipe
 
 T = TypeVar("T")
 MOST_WORKERS = 16
 GRACE = 30  # seconds that a worker outlives SIGTERM
 NAMED = 5  # bad images that a message names
+# Images that a worker reads at a time: about 15 MB at crops of 224 (photographs at five scales are some
+# 3.5 MB each, ten crops 1.5 MB).
+CHUNKS = {"center": 32, "ten": 10, "dense": 4}
 
 
 @dataclass(frozen=True)
@@ -86,34 +98,48 @@ class BadImages:
         return (f"{self.describe()}, left out",) if self.reasons else ()
 
 
-def read_ahead(
-    reader: Dataset[T],
-    items: Sequence[int],
-    loading: Loading,
-    device: torch.device | None = None,
-    group: ProcessGroup = ALONE,
-) -> Iterator[T]:
-    """What `reader` gives for each item, in order, read by workers while `device` computes.
+# --- workers ----------------------------------------------------------------------------------------------
 
-    For a GPU it comes in pinned memory, from which it is copied without waiting.
+
+def read_ahead(
+    give: Callable[[int], T], items: Sequence[int], loading: Loading, device: torch.device | None = None,
+    group: ProcessGroup = ALONE,
+) -> Iterator[T]:  # fmt: skip
+    """What `give` returns for each item, in order, called by workers while `device` computes.
+
+    For a GPU tensors come in pinned memory, from which they are copied without waiting.
 
     Raises:
         DataError: if a worker dies.
     """
     workers = min(loading.workers_beside(device, group.local_size), len(items))
-    with _told_as_dead_worker():
-        with _quiet_start():
-            batches = iter(
-                DataLoader(
-                    reader,
-                    batch_size=None,
-                    sampler=items,
-                    num_workers=workers,
-                    pin_memory=device is not None and device.type == "cuda",
-                    worker_init_fn=_start_worker,
-                )
+    pinned = device is not None and device.type == "cuda"
+    # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
+    # without that it tells of it where the next item is awaited.
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+            loader: DataLoader[T] = DataLoader(
+                items,  # type: ignore[arg-type]
+                batch_size=None,
+                num_workers=workers,
+                collate_fn=give,  # type: ignore[arg-type]
+                pin_memory=pinned,
+                worker_init_fn=_start_worker,
             )
+            batches = iter(loader)
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
         yield from batches
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            "a process that reads images has died, perhaps for want of memory: "
+            "try fewer --workers (0 for none), or more shared memory for a container."
+        ) from None
 
 
 def _start_worker(worker: int) -> None:
@@ -123,32 +149,157 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
-@contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Start workers without PyTorch's advice on their number and Python's on forking beside threads.
+# --- training crops ---------------------------------------------------------------------------------------
 
-    PyTorch would also raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
-    without that it tells of it where the next item is awaited. Where workers are forked by a server
-    (Python 3.14), that imports PyTorch once for all of them.
+
+class CropBatch(NamedTuple):
+    """This process's share of a batch: crops (n, 3, S, S) uint8, labels (n,), shifts (n, 3, 1, 1).
+
+    `bad` tells of a file that could not be read.
     """
-    multiprocessing.set_forkserver_preload([__name__])
-    before = signal.getsignal(signal.SIGCHLD)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded")
-        yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
+
+    crops: Tensor
+    labels: Tensor
+    shifts: Tensor
+    bad: str = ""
 
 
-@contextmanager
-def _told_as_dead_worker() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise DataError(
-            "a process that reads images has died, perhaps for want of memory: "
-            "try fewer --workers (0 for none), or more shared memory for a container."
-        ) from None
+class CropReader:
+    """Reads and cuts this process's share of batch `i`."""
+
+    def __init__(
+        self, photos: Photos, recipe: ImageNetRecipe, lighting: Lighting, seed: int,
+        group: ProcessGroup = ALONE,
+    ) -> None:  # fmt: skip
+        self.photos, self.recipe, self.lighting, self.seed = photos, recipe, lighting, seed
+        self.sampler = EpochSampler(recipe, len(photos), seed)
+        self.share = group.share(recipe.batch_size)
+
+    def __getitem__(self, iteration: int) -> CropBatch:
+        indices = self.sampler.indices(iteration)[self.share].tolist()
+        params = CropParams.draw(self.seed, iteration, self.recipe.batch_size)
+        size, bad = self.recipe.image_size, ""
+        crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+        for place, (index, choice) in enumerate(zip(indices, params.views[self.share], strict=True)):
+            try:
+                image = read_image(self.photos.path(index)).image
+            except BadImage as reason:
+                bad = f"{self.photos.name(index)} ({reason})"
+                break
+            crops[place] = torch.from_numpy(np.ascontiguousarray(training_crop(image, self.recipe, choice)))
+        labels = torch.from_numpy(self.photos.labels[indices])
+        return CropBatch(crops, labels, self.lighting.shifts(params.colours[self.share]), bad)
+
+
+def photo_batches(
+    reader: CropReader, iterations: range, normalisation: Normalisation, loading: Loading,
+    group: ProcessGroup = ALONE,
+) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Images (n, 3, S, S) float32 and labels (n,) of some updates, on the normalisation's device, read ahead.
+
+    Raises:
+        DataError: if a file that could be read before can be no longer, or a worker dies.
+    """
+    device = normalisation.mean.device
+    for batch in read_ahead(reader.__getitem__, iterations, loading, device, group):
+        if batch.bad:
+            raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
+        crops, labels, shifts = (part.to(device, non_blocking=True) for part in batch[:3])
+        yield laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
+
+
+# --- test views -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Views:
+    """Some images of a split as a protocol shows them.
+
+    Attributes:
+        scales: one tensor per scale: (n, V, 3, S, S) crops, or (n, 1, 3, h, w) whole images, uint8; all
+            images here have the same sizes.
+        labels: (n,) int64.
+    """
+
+    scales: list[Tensor]
+    labels: Tensor
+
+
+class ViewChunk(NamedTuple):
+    """Some images, grouped by size, as arrays: tensors would cost a worker a file descriptor each.
+
+    `groups` has the scales and labels of each; `digests` the content digest of each readable file by its
+    index, `bad` the other files and why.
+    """
+
+    groups: list[tuple[list[Pixels], list[int]]]
+    digests: dict[int, str]
+    bad: dict[str, str]
+
+
+def read_views(photos: Photos, protocol: Protocol, image_size: int, number: int) -> ViewChunk:
+    """The views of chunk `number` of the images."""
+    chunk = CHUNKS[protocol.crops]
+    digests, bad = {}, {}
+    groups: dict[tuple[tuple[int, ...], ...], tuple[list[list[Pixels]], list[int]]] = {}
+    for index in range(number * chunk, min((number + 1) * chunk, len(photos))):
+        try:
+            image, digests[index] = read_image(photos.path(index))
+        except BadImage as reason:
+            bad[photos.name(index)] = str(reason)
+            continue
+        views = views_of(image, protocol, image_size)
+        images, labels = groups.setdefault(tuple(view.shape for view in views), ([], []))
+        images.append(views)
+        labels.append(int(photos.labels[index]))
+    stacked = [
+        ([np.stack(scale) for scale in zip(*images, strict=True)], labels)
+        for images, labels in groups.values()
+    ]
+    return ViewChunk(stacked, digests, bad)
+
+
+class PhotoViews:
+    """This process's share of a split under a protocol; remembers what was read.
+
+    Attributes:
+        digests: content digest of each readable file by its index.
+        bad: the files that are no readable images.
+    """
+
+    def __init__(
+        self, photos: Photos, protocol: Protocol, image_size: int, loading: Loading,
+        group: ProcessGroup = ALONE,
+    ) -> None:  # fmt: skip
+        self.photos, self.loading, self.group = photos, loading, group
+        self.chunks = group.strided(-(-len(photos) // CHUNKS[protocol.crops]))
+        self.give = partial(read_views, photos, protocol, image_size)
+        self.digests: dict[int, str] = {}
+        self.bad = BadImages(loading.max_bad_images)
+
+    def read(self, device: torch.device | None) -> Iterator[Views]:
+        """Groups of images of equal size, while `device` computes.
+
+        Raises:
+            DataError: if too many files are no readable images, or a worker dies.
+        """
+        for chunk in read_ahead(self.give, self.chunks, self.loading, device, self.group):
+            self.digests |= chunk.digests
+            self.bad.add(chunk.bad)
+            for scales, labels in chunk.groups:
+                yield Views([torch.from_numpy(scale) for scale in scales], torch.tensor(labels))
+
+    def gather(self) -> tuple[Photos, str]:
+        """The readable images of the split and their checksum, once all processes have read their shares.
+
+        Raises:
+            DataError: if too many files of all shares together are no readable images.
+        """
+        bad: dict[str, str] = {}
+        for digests, names in self.group.all_gather((self.digests, self.bad.reasons)):
+            self.digests |= digests
+            bad |= names
+        self.bad = BadImages(self.bad.most)
+        self.bad.add(dict(sorted(bad.items())))
+        readable = self.photos.without(bad)
+        return readable, checksum(readable, [self.digests[index] for index in sorted(self.digests)])

@@ -13,12 +13,10 @@ import torch
 from resrepro.data import data_folder, load_dataset
 from resrepro.data.augment import on_device
 from resrepro.data.feeds import memory_views, open_feed
-from resrepro.data.folder import Photos, imagenet_classes, scan
-from resrepro.data.loader import Loading
-from resrepro.data.photos import PhotoViews, Views
+from resrepro.data.loader import Loading, PhotoViews, Views
+from resrepro.data.photos import Photos, imagenet_classes, scan
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
-from resrepro.records import CIFAR10_TEST
 from resrepro.records.reading import FORMAT
 from resrepro.records.storage import json_bytes, write_out
 from resrepro.spec import IMAGENET_IMAGES
@@ -35,52 +33,36 @@ from resrepro.training.measure import Errors, Member, bn_stats_of, measure_error
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
 from resrepro.training.processes import is_first, world_size
 
-IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
-SEEN = "the 5,000 validation images were among those trained on"
+Say = Callable[[str], None]
 
 
 @told_as_lost()
 def evaluate(
-    target: str | Path | Sequence[str | Path],
-    *,
-    protocol: str | None = None,
-    bn_stats: str | None = None,
-    dataset: str | None = None,
-    data: str | Path | None = None,
-    split: str | None = None,
-    third_party: ThirdPartyCheckpoint | None = None,
-    runs: str | Path = "runs",
-    device: str = "auto",
-    threads: int | None = None,
-    loading: Loading | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Errors]:
+    target: str | Path | Sequence[str | Path], *, protocol: str | None = None, bn_stats: str | None = None,
+    dataset: str | None = None, data: str | Path | None = None, split: str | None = None,
+    third_party: ThirdPartyCheckpoint | None = None, runs: str | Path = "runs", device: str = "auto",
+    threads: int | None = None, loading: Loading | None = None, say: Say = lambda text: None,
+) -> dict[str, Errors]:  # fmt: skip
     """Measure a checkpoint, or several as one ensemble, on the held-out sets and record the result.
 
     Args:
         target: a run folder, one of our checkpoints, or another's (then `third_party` says what it is).
             Of a list of them the scores (softmax) are averaged (Table 5).
         protocol: "center", "ten_crop" or "multi_scale" for photographs, "single" for CIFAR-10 and digits;
-            by default the view of the curves ("center", "single").
-        bn_stats: "running", or "precise": plain averages over training batches, which needs the training
-            images too; by default as the run's recipe says.
+            by default the view of the curves.
+        bn_stats: "running", or "precise": plain averages over training batches; by default the recipe's.
         dataset: by default the run's own, or cifar10.
-        data: folder of CIFAR-10, or of photographs (`val/<class>/*` is enough).
+        data: folder of CIFAR-10, or of photographs (`val/<class>/*` is enough, but for "precise").
         split: "all" or "45k5k" (CIFAR-10); by default the run's own.
         third_party: net and normalisation of a checkpoint that is not ours.
-        runs: where results of foreign checkpoints and of ensembles are kept (`<runs>/foreign/`,
-            `<runs>/ensembles/`).
-        device: see `train`.
-        threads: CPU threads.
-        loading: how image files are read.
-        say: receives sentences worth printing.
+        runs: where results of foreign checkpoints and of ensembles are kept (`foreign/`, `ensembles/`).
+        device: as `threads`, `loading` and `say`, see `train`.
 
     Returns:
         Errors by set ("test" or "val"), in percent.
 
     Raises:
-        UsageError: if a foreign checkpoint comes without net or normalisation, the protocol is not one
-            of its family, or nets of an ensemble do not take the same images and classes.
+        UsageError: if what was asked for does not fit a net, or nets do not fit together.
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
         DataError: if the images are missing or damaged.
         PeerLost: if another process of a `torchrun` ended.
@@ -89,38 +71,27 @@ def evaluate(
     join(chosen)
     say = say if is_first() else lambda text: None
     targets = [target] if isinstance(target, str | Path) else target
-    if not targets:
-        raise UsageError("no checkpoint to measure: name one.")
     nets = [read_net(each, dataset, third_party, Path(runs)) for each in targets]
     _check_together(nets)
-    first = nets[0]
+    first, name = nets[0], dataset or nets[0].spec.dataset
     view = protocol_for(protocol or first.recipe.test_view, first.family)
     statistics = bn_stats or bn_stats_of(first.recipe)
-    name = dataset or first.spec.dataset
     if first.family == "imagenet":
         held_out = _photos(first, view, name, data, chosen, loading)
     else:
         held_out = _memory(first, name, data, split, chosen)
-    for notice in held_out.notices:
-        say(f"Note: {notice}.")
-    for net in nets:
-        say(f"{net.name} is evaluated as {net.label} on {name}, {view.title}.")
-        if matched := net.facts.get("matched_by"):
-            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
-    if view.crops == "dense":
-        forget_shapes_soon()
+    _announce(nets, view, name, held_out.notices, say)
     use_precision(first.precision_on(chosen), chosen)
-    telling = telling_memory("these views of the net: try --device cpu, or a GPU with more")
-    with telling, threads_used(threads):
-        members = [net.member(chosen) for net in nets]
-        if statistics != "running":
-            members = [
-                _with_precise_statistics(statistics, net, member, data, chosen, loading, say)
-                for net, member in zip(nets, members, strict=True)
-            ]
+    with (
+        telling_memory("these views of the net: try --device cpu, or a GPU with more"),
+        threads_used(threads),
+    ):
+        members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
+        dense = view.crops == "dense"
+        if dense:
+            forget_shapes_soon()
         errors = {
-            part: measure_errors(members, open_views(), view.crops == "dense", chosen)
-            for part, open_views in held_out.sets.items()
+            part: measure_errors(members, views(), dense, chosen) for part, views in held_out.sets.items()
         }
     about = {"bn_stats": statistics, "precision": first.precision_on(chosen)}
     _record(nets, view, about, held_out, errors, Path(runs), say)
@@ -128,32 +99,40 @@ def evaluate(
 
 
 def _check_together(nets: Sequence[LoadedNet]) -> None:
+    if not nets:
+        raise UsageError("no checkpoint to measure: name one.")
     first = nets[0]
-    keys = [json.dumps(net.facts, sort_keys=True) + str(net.seed) for net in nets]
-    if len(set(keys)) < len(keys):
+    if len({json.dumps(net.facts, sort_keys=True) + str(net.seed) for net in nets}) < len(nets):
         raise UsageError("an ensemble is of different nets, and one is named twice: name each once.")
     for other in nets[1:]:
-        for setting in ("precision", "bn_stats"):
-            if getattr(first.recipe, setting, None) != getattr(other.recipe, setting, None):
-                raise UsageError(
-                    f"{first.name} and {other.name} differ in {setting}, so they are not measured alike: "
-                    "leave one of them out."
-                )
-        sizes = [getattr(each.recipe, "image_size", None) for each in (first, other)]
-        if other.family != first.family or other.classes != first.classes or sizes[0] != sizes[1]:
+        alike = ("image_size", "precision", "bn_stats")
+        ours, theirs = (
+            [net.family, net.classes, net.num_classes, *(getattr(net.recipe, key, None) for key in alike)]
+            for net in (first, other)
+        )
+        if ours != theirs:
             raise UsageError(
-                f"{first.name} and {other.name} do not take the same images and classes, "
-                "so their scores cannot be averaged: leave one of them out."
+                f"{first.name} and {other.name} do not take the same images and classes, or differ in "
+                "precision or bn_stats, so their scores cannot be averaged: leave one of them out."
             )
-        if other.num_classes != first.num_classes:
-            raise UsageError(f"{first.name} and {other.name} have different numbers of classes.")
 
 
-def _with_precise_statistics(
-    statistics: str, net: LoadedNet, member: Member, data: str | Path | None, device: torch.device,
-    loading: Loading, say: Callable[[str], None],
-) -> Member:  # fmt: skip
-    """The net with BN statistics that are plain averages over training batches."""
+def _announce(nets: Sequence[LoadedNet], view: Protocol, name: str, notices: Sequence[str], say: Say) -> None:
+    for notice in notices:
+        say(f"Note: {notice}.")
+    for net in nets:
+        say(f"{net.name} is evaluated as {net.label} on {name}, {view.title}.")
+        if matched := net.facts.get("matched_by"):
+            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
+
+
+def _member(
+    net: LoadedNet, statistics: str, data: str | Path | None, device: torch.device, loading: Loading, say: Say
+) -> Member:
+    """The net on its device, with the BN statistics asked for."""
+    member = net.member(device)
+    if statistics == "running":
+        return member
     if statistics != "precise":
         raise UsageError(f"no BN statistics {statistics!r}: there are running and precise.")
     if net.seed is None:
@@ -180,14 +159,12 @@ class HeldOut:
         sets: for each set what gives this process's share of its views.
         notices: sentences that must stand beside every number.
         describe: what the record keeps; to be called when all views have been read.
-        key_set: the set whose checksum tells this data apart.
     """
 
     name: str
     sets: Mapping[str, Callable[[], Iterator[Views]]]
     notices: tuple[str, ...]
     describe: Callable[[], dict[str, Any]]
-    key_set: str
 
 
 def _memory(
@@ -198,10 +175,11 @@ def _memory(
     split = split or own
     loaded = load_dataset(name, split, data)
     if split == "45k5k" and own != "45k5k":
-        seen = SEEN if net.seed is not None else SEEN.replace("were", "may have been")
+        were = "were" if net.seed is not None else "may have been"
+        seen = f"the 5,000 validation images {were} among those trained on"
         loaded = replace(loaded, notices=(*loaded.notices, seen))
     shape = tuple(net.normalisation.mean.shape[1:])
-    if shape not in ((1, 1), IMAGE_SHAPES[name]):
+    if shape not in ((1, 1), loaded.train.pixels.shape[2:]):
         raise UsageError(
             f"{net.path} subtracts a mean image of {shape[0]}x{shape[1]} pixels, and {name} has "
             "none of that size: evaluate it on the dataset that it was trained on."
@@ -210,7 +188,7 @@ def _memory(
         key: lambda images=images: memory_views(*on_device(images, device), process_group())
         for key, images in loaded.held_out.items()
     }
-    return HeldOut(f"{name}-{split}", sets, loaded.notices, loaded.info.describe, "test")
+    return HeldOut(f"{name}-{split}", sets, loaded.notices, loaded.info.describe)
 
 
 def _photos(
@@ -237,7 +215,7 @@ def _photos(
             "sha256": {"val": checksum}, "notices": [*notices, *views.bad.notices()],
         }  # fmt: skip
 
-    return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, "val")
+    return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe)
 
 
 def _classes(net: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
@@ -262,17 +240,21 @@ def _classes(net: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...]
 
 def _record(
     nets: Sequence[LoadedNet], view: Protocol, about: Mapping[str, str], held_out: HeldOut,
-    errors: Mapping[str, Errors], runs: Path, say: Callable[[str], None],
+    errors: Mapping[str, Errors], runs: Path, say: Say,
 ) -> None:  # fmt: skip
     """Write what was measured, beside the run or where foreign checkpoints and ensembles are kept."""
     data = held_out.describe()
+    key_set = "test" if "test" in held_out.sets else "val"
+    measured_on = data["sha256"][key_set]
     for sentence in data["notices"]:
         if sentence not in held_out.notices:
             say(f"Note: {sentence}.")
     for net in nets:
-        own = net.trained_on.get(held_out.key_set)
-        if net.seed is not None and own != data["sha256"][held_out.key_set]:
-            say(f"Note: these are not the images of {net.name}{_use_of(net, data)}.")
+        if net.seed is not None and net.trained_on.get(key_set) != measured_on:
+            say(
+                f"Note: these are not the images of {net.name}, so no table takes these errors (but those on "
+                "all 10,000 test images of CIFAR-10, where the run had the first of them)."
+            )
     if len(nets) == 1:
         facts, folder, iteration = nets[0].facts, nets[0].record, nets[0].iteration
         key = _digest(facts) if iteration is None else f"at{iteration}"
@@ -282,7 +264,7 @@ def _record(
         folder = runs / ("ensembles" if ours else "foreign")
         key = _digest(facts["members"])
     parts = [view.name, *(["precise"] if about["bn_stats"] == "precise" else []), held_out.name, key]
-    path = folder / ("-".join([*parts, data["sha256"][held_out.key_set][:8]]) + ".json")
+    path = folder / ("-".join([*parts, measured_on[:8]]) + ".json")
     content = {"format": FORMAT, "protocol": view.name, **about, **facts, "data": data}
     content["errors"] = {  # JSON knows no infinity
         part: {key: number if math.isfinite(number) else None for key, number in asdict(error).items()}
@@ -294,13 +276,4 @@ def _record(
 
 
 def _digest(facts: Any) -> str:
-    """Eight hex digits that tell what was measured apart."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _use_of(net: LoadedNet, data: Mapping[str, Any]) -> str:
-    """What becomes of errors on other images than those of a run: only a whole test set counts."""
-    whole = data["name"] == "cifar10" and data["images"].get("test") == CIFAR10_TEST
-    if whole and net.trained_on.get("train") == data["sha256"].get("train"):
-        return "'s own test set; tables take the error if that was the first part of it"
-    return ", so no table takes these errors"

@@ -6,10 +6,11 @@ whatever arithmetic the net was trained in, and nothing of the run changes but i
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,41 +27,39 @@ from resrepro.records.evaluations import Responses, read_responses, write_respon
 from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
 from resrepro.training.measure import bn_stats_of, in_passes, with_precise_statistics
-from resrepro.training.processes import world_size
 
 
 def measure_responses(
-    folder: str | Path,
-    *,
-    data: str | Path | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    loading: Loading | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Responses:
+    folder: str | Path, *, data: str | Path | None = None, device: str = "auto", threads: int | None = None,
+    loading: Loading | None = None, say: Callable[[str], None] = lambda text: None,
+) -> Responses:  # fmt: skip
     """Measure responses and gradients of every 3x3 layer of a finished run, and write `responses.csv`.
 
     The responses are those to the images of the run's headline set: the test images, or under the 45k/5k
-    split (and of photographs) the validation images.
-
-    Args:
-        folder: the run's folder, with its checkpoint.
-        data: folder of the images that it was trained on (see `train`).
-        device: see `train`.
-        threads: CPU threads.
-        loading: how image files are read.
-        say: receives sentences worth printing.
-
-    Returns:
-        What the file says.
+    split (and of photographs) the validation images. Arguments are as for `train`.
 
     Raises:
-        UsageError: if the run is not finished, or several processes were started.
+        UsageError: if the run is not finished.
         RecordError: if the record or its checkpoint is missing or broken, or the images are others.
         DataError: if the images are missing or damaged.
     """
     folder, chosen = Path(folder), choose_device(device)
-    run, loaded = _read(folder)
+    run = read_run(folder)
+    if not run.finished:
+        raise UsageError(
+            f"{folder} is {run.status}, at iteration {run.result['iteration']:,} of "
+            f"{run.result['iterations']:,}: responses are those of a trained net, so finish the run first."
+        )
+    loaded = read_net(folder)
+    if (loaded.spec.digest, loaded.seed, loaded.iteration) != (
+        run.digest,
+        run.seed,
+        loaded.recipe.iterations,
+    ):
+        raise RecordError(
+            f"the checkpoint in {folder} is not that of the end of this run: "
+            f"`resrepro status --check {folder}` tells what is whole."
+        )
     use_precision("float32", chosen)
     feed = open_feed(loaded.spec, data, chosen, run.seed, loading or Loading(), say)
     loaded.check_images(feed.about.checksums, run.headline_split)
@@ -72,26 +71,6 @@ def measure_responses(
     return read_responses(folder) or responses
 
 
-def _read(folder: Path) -> tuple[Run, LoadedNet]:
-    """The record of a finished run, and the net of its last iteration."""
-    if world_size() > 1:
-        raise UsageError("responses are measured by one process: leave torchrun out.")
-    run = read_run(folder)
-    if not run.finished:
-        raise UsageError(
-            f"{folder} is {run.status}, at iteration {run.result['iteration']:,} of "
-            f"{run.result['iterations']:,}: responses are those of a trained net, so finish the run first."
-        )
-    loaded = read_net(folder)
-    identity = loaded.spec.digest, loaded.seed, loaded.iteration
-    if identity != (run.digest, run.seed, loaded.recipe.iterations):
-        raise RecordError(
-            f"the checkpoint in {folder} is not that of the end of this run: "
-            f"`resrepro status --check {folder}` tells what is whole."
-        )
-    return run, loaded
-
-
 def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> Responses:
     start = initial_net(loaded.spec, run.seed, loaded.num_classes)
     nets = [net.to(device).to(memory_format=memory_format(device)) for net in (start, loaded.net)]
@@ -100,7 +79,13 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
     trained, part = nets[1], run.headline_split
     if bn_stats_of(feed.recipe) == "precise":
         trained = with_precise_statistics(trained, feed.first_batches(), feed.recipe)
-    std = response_std(trained, _images(feed, part, device))
+    tested = (
+        feed.normalisation.test(pixels.to(device))
+        for group in feed.views(part)
+        for crops in group.scales
+        for pixels in in_passes(crops.flatten(0, 1))
+    )
+    std = response_std(trained, tested)
     if not all(map(math.isfinite, (*std.values(), *norms[0].values(), *norms[1].values()))):
         raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")
     return Responses(
@@ -109,14 +94,6 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
         part=part, images=feed.about.sizes[part], batch=len(images), bn_stats=bn_stats_of(feed.recipe),
         digest=run.digest, seed=run.seed, iteration=loaded.recipe.iterations,
     )  # fmt: skip
-
-
-def _images(feed: Feed, part: str, device: torch.device) -> Iterator[Tensor]:
-    """The images of a set as the net sees them in a test, (n, 3, H, W) float32, in passes of bounded size."""
-    for group in feed.views(part):
-        for crops in group.scales:
-            for pixels in in_passes(crops.flatten(0, 1)):
-                yield feed.normalisation.test(pixels.to(device))
 
 
 def layers_of(net: Net) -> dict[str, GroupedBatchNorm2d]:
@@ -128,43 +105,28 @@ def layers_of(net: Net) -> dict[str, GroupedBatchNorm2d]:
 def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
     """Standard deviation of each 3x3 layer's response over all images, channels and positions together.
 
-    Args:
-        net: is put into evaluation mode.
-        images: (n, 3, H, W) each, as the net sees them.
-
-    Returns:
-        One number per layer, by the convolution's name.
+    The net is put into evaluation mode; images are (n, 3, H, W) each, as it sees them. Layers are called as
+    their convolutions.
     """
     layers = layers_of(net.eval())
-    spreads = {name: _Spread() for name in layers}
-    with torch.inference_mode(), _watched(layers, lambda name, response: spreads[name].add(response)):
+    parts: dict[str, list[tuple[float, ...]]] = {name: [] for name in layers}
+
+    def note(name: str, response: Tensor) -> None:
+        wide = response.cpu().double() if response.device.type == "mps" else response.double()  # MPS has none
+        variance, mean = torch.var_mean(wide, correction=0)
+        parts[name].append((wide.numel(), float(variance), float(mean)))
+
+    with torch.inference_mode(), _watched(layers, note):
         for batch in images:
             net.trunk(batch)
-    return {name: spread.std for name, spread in spreads.items()}
+    return {name: _together(each) for name, each in parts.items()}
 
 
-class _Spread:
-    """Count, mean and squared deviations of numbers that come in parts, combined in float64.
-
-    Parts are merged by their own deviations (Chan, Golub and LeVeque 1979), not by sums of squares, which
-    cancel where the mean is large.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
-
-    def add(self, numbers: Tensor) -> None:
-        wide = numbers.cpu().double() if numbers.device.type == "mps" else numbers.double()  # MPS has none
-        variance, mean = (float(each) for each in torch.var_mean(wide, correction=0))
-        count, gap = numbers.numel(), mean - self.mean
-        total = self.count + count
-        self.squares += variance * count + gap**2 * self.count * count / total
-        self.mean += gap * count / total
-        self.count = total
-
-    @property
-    def std(self) -> float:
-        return math.sqrt(self.squares / self.count)
+def _together(parts: Sequence[tuple[float, ...]]) -> float:
+    """Standard deviation of all parts from count, variance and mean of each; no large squares cancel."""
+    counts, variances, means = np.array(parts).T
+    gaps = means - np.average(means, weights=counts)
+    return float(np.sqrt(np.average(variances + gaps**2, weights=counts)))
 
 
 def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) -> dict[str, float]:
@@ -173,14 +135,8 @@ def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) 
     It is the signal that comes back to the layer: all images, channels and positions together. (The gradient
     of a weight would also depend on the weight's own length, which BN makes arbitrary.)
 
-    Args:
-        net: stays as it is; a copy is measured.
-        images: a training batch (N, 3, H, W).
-        labels: (N,).
-        bn_group: images that share BN statistics, which take a pass of their own; 0 for the whole batch.
-
-    Returns:
-        One number per layer, by the convolution's name.
+    A copy of the net is measured, on a training batch (N, 3, H, W). `bn_group` images that share BN
+    statistics take a pass of their own; 0 for the whole batch.
     """
     net = copy.deepcopy(net).train()
     layers = layers_of(net)
@@ -203,11 +159,10 @@ def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) 
 @contextmanager
 def _watched(layers: dict[str, GroupedBatchNorm2d], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While active, `see` gets the name and the response of each layer as it is computed."""
-
-    def hook(name: str) -> Callable[..., None]:
-        return lambda module, arguments, response: see(name, response)
-
-    handles = [norm.register_forward_hook(hook(name)) for name, norm in layers.items()]
+    handles = [
+        norm.register_forward_hook(lambda module, arguments, response, name=name: see(name, response))
+        for name, norm in layers.items()
+    ]
     try:
         yield
     finally:

@@ -1,24 +1,25 @@
 """Nets that are to be measured, from checkpoints of ours or of other people's (Sections 3.4 and 4.2)."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from resrepro.data.augment import Normalisation, memory_format
-from resrepro.data.folder import imagenet_classes
+from resrepro.data.augment import Normalisation, laid_out, memory_format
+from resrepro.data.photos import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.weights import UNUSED, file_of, fill, find_state_dict, read_weights
+from resrepro.evaluation.weights import UNUSED, fill, find_state_dict, read_weights
 from resrepro.nets import Net
-from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, read_json
+from resrepro.nets.layers import folded
+from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, SPEC, WEIGHTS, read_json
 from resrepro.spec import Spec, catalogue, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
 from resrepro.training.checkpoint import Damaged, load_checkpoint
+from resrepro.training.engine import arithmetic
 from resrepro.training.measure import Member, window_of
 
 LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
@@ -135,18 +136,14 @@ def read_net(
 ) -> LoadedNet:  # fmt: skip
     """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file.
 
-    Args:
-        target: the folder or file.
-        dataset: what it is to be measured on; by default the run's own, or cifar10.
-        third_party: what a checkpoint that is not ours is of.
-        runs: where evaluations of other people's checkpoints are kept (`<runs>/foreign/`).
+    It is to be measured on `dataset`; evaluations of others' checkpoints are kept in `<runs>/foreign/`.
 
     Raises:
         UsageError: if another's checkpoint comes without net or normalisation, or ours with them.
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
     """
     path = Path(target)
-    path = file_of(path) if path.is_dir() else path
+    path = _file_of(path) if path.is_dir() else path
     third_party = third_party or ThirdPartyCheckpoint()
     try:
         content = read_weights(path) if path.suffix == ".safetensors" else load_checkpoint(path)
@@ -163,32 +160,48 @@ def read_net(
     return _ours(path, content, dataset)
 
 
+def _file_of(folder: Path) -> Path:
+    """The file of a run's folder that holds its net: the checkpoint, else the published weights."""
+    for name in (CHECKPOINT, WEIGHTS):
+        if (folder / name).exists():
+            return folder / name
+    if seeds := sorted(folder.glob("seed*")):
+        raise UsageError(f"{folder} holds the seeds of a run: name one of them, such as {seeds[0]}.")
+    raise UsageError(f"{folder} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
+
+
 # --- checkpoints of ours --------------------------------------------------------------------------------
 
 
 def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet:
     try:
-        num_classes = _count(content["num_classes"], least=1)
-        spec = _spec_of(content["spec"])
+        spec, mean = _spec_of(content["spec"]), content["mean"]
+        num_classes, iteration, seed = (content[key] for key in ("num_classes", "iteration", "seed"))
+        classes, trained_on = content.get("classes"), dict(content["data"])
         weights = {key: tensor for key, tensor in content["net"].items() if not key.endswith(UNUSED)}
-        if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-            raise TypeError("a state dict holds tensors")
+        _require(all(type(number) is int for number in (num_classes, iteration, seed)), "counts")
+        _require(min(num_classes - 1, iteration, seed) >= 0, "counts")
+        _require(all(isinstance(tensor, Tensor) for tensor in (mean, *weights.values())), "tensors")
+        _require(mean.ndim == 3 and len(mean) == 3 and mean.is_floating_point(), "a mean image")
+        _require(bool(torch.isfinite(mean).all()), "a mean image")
+        _require(classes is None or (type(classes) is list and len(classes) == num_classes), "classes")
+        _require(all(type(text) is str for text in [*(classes or []), *trained_on.values()]), "texts")
         net, _ = fill(spec, num_classes, weights, str(path))
-        normalisation = Normalisation(spec.recipe, _mean(content["mean"]))
-        iteration, seed = _count(content["iteration"]), _count(content["seed"])
-        classes = content.get("classes")
-        classes = None if classes is None else _texts(classes, num_classes)
-        trained_on = dict(zip(content["data"], _texts(list(content["data"].values())), strict=True))
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
     if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
         raise UsageError(f"{path} was trained on {spec.dataset}, whose nets do not fit {dataset}.")
     label = f"{spec.label} after {iteration:,} of {spec.recipe.iterations:,} iterations"
-    facts = {"digest": spec.digest, "iteration": iteration}
     return LoadedNet(
-        net, normalisation, spec, label, path, num_classes, classes, facts, path.parent / EVALS,
-        iteration, seed, trained_on,
+        net, Normalisation(spec.recipe, mean), spec, label, path, num_classes,
+        None if classes is None else tuple(classes), {"digest": spec.digest, "iteration": iteration},
+        path.parent / EVALS, iteration, seed, trained_on,
     )  # fmt: skip
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise TypeError(f"no {what}")
 
 
 def _spec_of(content: dict[str, Any]) -> Spec:
@@ -202,29 +215,6 @@ def _spec_of(content: dict[str, Any]) -> Spec:
     return spec
 
 
-def _count(number: Any, least: int = 0) -> int:
-    if type(number) is not int or number < least:
-        raise TypeError("no whole number")
-    return number
-
-
-def _texts(values: Any, length: int | None = None) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(type(value) is str for value in values):
-        raise TypeError("no list of texts")
-    if length is not None and len(values) != length:
-        raise ValueError("too few or too many texts")
-    return tuple(values)
-
-
-def _mean(mean: Any) -> Tensor:
-    """The mean that the net's images are given less, (3, H, W) or (3, 1, 1)."""
-    if not isinstance(mean, Tensor) or mean.ndim != 3 or len(mean) != 3 or not mean.is_floating_point():
-        raise TypeError("no mean image")
-    if not torch.isfinite(mean).all():
-        raise ValueError("a mean of no numbers")
-    return mean
-
-
 # --- other people's -------------------------------------------------------------------------------------
 
 
@@ -233,7 +223,18 @@ def _theirs(
 ) -> LoadedNet:
     if third_party.depth is None:
         raise UsageError(f"{path} is not a run of ours: name its net with --depth and --plain or --shortcut.")
-    mean, std = _normalisation_of(third_party, path, dataset)
+    mean, std = third_party.mean, third_party.std
+    if mean is None or std is None:
+        raise UsageError(
+            f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
+            f"e.g. {USUAL[FAMILIES.get(dataset, 'cifar')]}."
+        )
+    numbers = (*mean, *std)
+    if (len(mean), len(std)) != (3, 3) or not all(0 <= number <= 1 for number in numbers) or min(std) == 0:
+        raise UsageError(
+            "--mean and --std take three numbers each, of pixels scaled to 0..1, every --std above 0: "
+            "divide those of 0..255 by 255."
+        )
     experiment = catalogue.experiment_for(dataset, third_party.depth, third_party.plain, third_party.shortcut)
     spec = catalogue.derive(
         experiment, third_party.shortcut, option_a_zeros=third_party.option_a_zeros,
@@ -254,39 +255,63 @@ def _theirs(
         "mean": list(mean), "std": list(std), "image_size": getattr(recipe, "image_size", None),
         "matched_by": matched_by,
     }  # fmt: skip
-    per_channel = [torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) * 255 for values in (mean, std)]
-    normalisation = Normalisation(recipe, *per_channel)
+    per_channel = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) * 255 for values in (mean, std))
     named = dataset == "imagenet" and num_classes == len(imagenet_classes())
-    classes = imagenet_classes() if named else None
-    record = runs / "foreign" / f"{path.stem}-{sha256[:8]}"
-    return LoadedNet(net, normalisation, spec, label, path, num_classes, classes, facts, record)
-
-
-def _normalisation_of(
-    third_party: ThirdPartyCheckpoint, path: Path, dataset: str
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std per channel, of pixels scaled to 0..1."""
-    mean, std = third_party.mean, third_party.std
-    if mean is None or std is None:
-        raise UsageError(
-            f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
-            f"e.g. {USUAL[FAMILIES.get(dataset, 'cifar')]}."
-        )
-    for values in (mean, std):
-        if len(values) != 3:
-            raise UsageError(f"--mean and --std take three numbers, one per channel, not {len(values)}.")
-    if not all(map(math.isfinite, (*mean, *std))):
-        raise UsageError("--mean and --std are finite numbers.")
-    if min(std) <= 0:
-        raise UsageError("every --std must be above 0.")
-    if max(*mean, *std) > 1 or min(mean) < 0:
-        raise UsageError("--mean and --std are of pixels scaled to 0..1: divide those of 0..255 by 255.")
-    return mean, std
+    return LoadedNet(
+        net, Normalisation(recipe, *per_channel), spec, label, path, num_classes,
+        imagenet_classes() if named else None, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
+    )  # fmt: skip
 
 
 def _label_of(spec: Spec) -> str:
-    option = {"A": f" (option A, {spec.recipe.option_a_zeros} zeros)", None: ""}.get(
-        spec.shortcut, f" (option {spec.shortcut})"
-    )
+    zeros = f", {spec.recipe.option_a_zeros} zeros" if spec.shortcut == "A" else ""
+    option = f" (option {spec.shortcut}{zeros})" if spec.shortcut else ""
     later = isinstance(spec.recipe, ImageNetRecipe) and spec.recipe.stride_3x3
     return net_label(spec.depth, spec.plain) + option + (", stride on the 3x3" if later else "")
+
+
+# --- for those who want the net alone ---------------------------------------------------------------------
+
+
+class TrainedNet(nn.Module):
+    """A trained net in evaluation mode, on images as they are stored, that answers as `eval` measures it.
+
+    That is in the arithmetic of its training, with BN folded into the convolutions. `net` is the net alone,
+    in float32 and on normalised images: `trained.net(trained.normalise(pixels))`.
+    """
+
+    mean: Tensor
+    divisor: Tensor
+
+    def __init__(self, net: Net, normalisation: Normalisation, precision: str = "float32") -> None:
+        super().__init__()
+        self.net, self.precision = net, precision
+        self.register_buffer("mean", normalisation.mean)
+        self.register_buffer("divisor", normalisation.divisor)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels 0..255 (N, 3, H, W), of any type -> what the net sees, float32 of the same shape."""
+        return laid_out((pixels.float() - self.mean) / self.divisor)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels 0..255 (N, 3, H, W) -> logits (N, classes), float32."""
+        with arithmetic(self.precision, pixels.device):
+            logits: Tensor = folded(self.net)(self.normalise(pixels)).float()
+        return logits
+
+
+def load_net(run: str | Path, seed: int = 0) -> TrainedNet:
+    """The trained net of a run, from its published weights or its checkpoint, on the CPU.
+
+    `run` is a run's folder, or that of all its seeds, of which `seed` tells the one.
+
+    Raises:
+        UsageError: if there is no such folder, or neither weights nor a checkpoint in it.
+        RecordError: if the file is damaged.
+    """
+    folder = Path(run)
+    folder = folder if (folder / SPEC).exists() or folder.is_file() else folder / f"seed{seed}"
+    if not folder.exists():
+        raise UsageError(f"there is no run in {folder}: name a run's folder, such as results/NAME/seed0.")
+    loaded = read_net(folder)
+    return TrainedNet(loaded.net, loaded.normalisation, loaded.precision_on(torch.device("cpu"))).eval()

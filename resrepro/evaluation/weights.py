@@ -14,18 +14,16 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from resrepro.data.augment import Normalisation, laid_out
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import RecordError
 from resrepro.nets import Net, net_of
-from resrepro.nets.layers import folded, norms_of
+from resrepro.nets.layers import norms_of
 from resrepro.records import Run
-from resrepro.records.reading import CHECKPOINT, SPEC, WEIGHTS
+from resrepro.records.reading import CHECKPOINT, WEIGHTS
 from resrepro.records.storage import SEAL, write_out
 from resrepro.spec import Spec
 from resrepro.training.checkpoint import load_checkpoint
-from resrepro.training.engine import arithmetic
 
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 UNUSED = "num_batches_tracked"  # BN's step counter: not a weight, absent from old checkpoints
@@ -55,15 +53,8 @@ def fill(
 ) -> tuple[Net, Literal["name", "order"]]:
     """The net of a specification with the weights of a file, and how these were matched to it.
 
-    It is made only when they are known to fill it, so no file asks for more memory than it brings.
-
-    Args:
-        spec: the net's.
-        num_classes: its outputs.
-        tensors: weights and BN statistics by name, without BN's step counters.
-        name: of the file, for messages.
-        label: of the net, for messages.
-        hint: what to tell besides if they do not fit.
+    It is made only when they are known to fill it, so no file asks for more memory than it brings. `tensors`
+    come without BN's step counters; `name` of the file, `label` of the net and `hint` are for messages.
 
     Raises:
         RecordError: naming the first tensor that does not fit, or is no finite number in float32.
@@ -105,22 +96,13 @@ def match(
                 f"where {key} has {tuple(shape)}.{hint}"
             )
     if len(theirs) != len(ours):
-        extra = theirs[len(ours)][0] if len(theirs) > len(ours) else list(ours)[len(theirs)]
-        which = "has one tensor too many" if len(theirs) > len(ours) else "lacks"
-        raise RecordError(
-            f"{misfit}: {len(theirs)} tensors instead of {len(ours)}; it {which}, {extra}.{hint}"
-        )
+        raise RecordError(f"{misfit}: it has {len(theirs)} tensors instead of {len(ours)}.{hint}")
     weights = {key: value for key, (_, value) in zip(ours, theirs, strict=True)}
     return weights, "name" if by_name else "order"
 
 
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Check that weights are numbers: of others, a net makes errors that mean nothing.
-
-    Raises:
-        RecordError: naming the first tensor with another kind of number, or one that is NaN or infinite
-            in float32.
-    """
+    """Refuse (RecordError) weights that are no finite numbers in float32, naming the first tensor."""
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -133,69 +115,6 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
 
 
 # --- what we publish of a run --------------------------------------------------
-
-
-class TrainedNet(nn.Module):
-    """A trained net in evaluation mode, on images as they are stored, that answers as `eval` measures it.
-
-    That is in the arithmetic of its training, with BN folded into the convolutions. `net` is the net alone,
-    in float32 and on normalised images: `trained.net(trained.normalise(pixels))`.
-    """
-
-    mean: Tensor
-    divisor: Tensor
-
-    def __init__(self, net: Net, normalisation: Normalisation, precision: str = "float32") -> None:
-        super().__init__()
-        self.net = net
-        self.precision = precision
-        self.register_buffer("mean", normalisation.mean)
-        self.register_buffer("divisor", normalisation.divisor)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels 0..255 (N, 3, H, W), of any type -> what the net sees, float32 of the same shape."""
-        return laid_out((pixels.float() - self.mean) / self.divisor)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels 0..255 (N, 3, H, W) -> logits (N, classes), float32."""
-        with arithmetic(self.precision, pixels.device):
-            logits: Tensor = folded(self.net)(self.normalise(pixels)).float()
-        return logits
-
-
-def load_net(run: str | Path, seed: int = 0) -> TrainedNet:
-    """The trained net of a run, from its published weights or its checkpoint, on the CPU.
-
-    Args:
-        run: a run's folder, or the folder of all seeds of it.
-        seed: which one, in a folder of several.
-
-    Raises:
-        UsageError: if there is no such folder, or neither weights nor a checkpoint in it.
-        RecordError: if the file is damaged.
-    """
-    from resrepro.evaluation.sources import read_net
-
-    folder = Path(run)
-    folder = folder if (folder / SPEC).exists() or folder.is_file() else folder / f"seed{seed}"
-    if not folder.exists():
-        raise UsageError(f"there is no run in {folder}: name a run's folder, such as results/NAME/seed0.")
-    loaded = read_net(folder)
-    return TrainedNet(loaded.net, loaded.normalisation, loaded.precision_on(torch.device("cpu"))).eval()
-
-
-def file_of(folder: Path) -> Path:
-    """The file of a run's folder that holds its net: the checkpoint, else the published weights.
-
-    Raises:
-        UsageError: if there is neither.
-    """
-    for name in (CHECKPOINT, WEIGHTS):
-        if (folder / name).exists():
-            return folder / name
-    if seeds := sorted(folder.glob("seed*")):
-        raise UsageError(f"{folder} holds the seeds of a run: name one of them, such as {seeds[0]}.")
-    raise UsageError(f"{folder} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
 
 
 def write_weights(run: Run, folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from resrepro.data.augment import Normalisation
 from resrepro.data.feeds import EVAL_BATCH, Feed
-from resrepro.data.photos import Views
+from resrepro.data.loader import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
