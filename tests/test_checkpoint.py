@@ -65,15 +65,6 @@ def test_a_pickled_object_is_refused_and_never_run(tmp_path: Path, zipped: bool)
     assert (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_bare_pickle_is_refused_in_one_sentence_and_never_run(tmp_path: Path, protocol: int) -> None:
-    path = tmp_path / "trap.pkl"
-    path.write_bytes(pickle.dumps({"trap": Trap(tmp_path / "sprung")}, protocol))
-    with pytest.raises(RecordError, match=r"trap\.pkl"):
-        load_checkpoint(path)
-    assert not (tmp_path / "sprung").exists()
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -139,19 +130,6 @@ def test_at_no_moment_is_there_no_newest_checkpoint(tmp_path: Path, monkeypatch:
     assert {left.name for left in tmp_path.iterdir()} == {newest.name, before.name}
 
 
-def test_where_files_can_have_one_name_only_the_one_before_is_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(storage, "link", refuse)
-    for iteration in range(3):
-        save_checkpoint(tmp_path / "checkpoint.pt", {"iteration": iteration})
-    assert load_checkpoint(tmp_path / "checkpoint.previous.pt") == {"iteration": 1}
-    assert load_newest(tmp_path) == ({"iteration": 2}, "")
-
-
 def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,15 +146,14 @@ def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one
     assert load_newest(tmp_path) == ({"iteration": 1}, "")
 
 
-def test_every_damaged_checkpoint_is_kept(tmp_path: Path) -> None:
+def test_bytes_of_another_file_in_its_place_are_moved_aside(tmp_path: Path) -> None:
     newest = tmp_path / "checkpoint.pt"
-    save_checkpoint(newest, {"iteration": 0})
     for damage in (b"one", b"two"):
-        save_checkpoint(newest, {"iteration": 1})
+        for iteration in (0, 1):
+            save_checkpoint(newest, {"iteration": iteration})
         newest.write_bytes(damage)
-        load_newest(tmp_path)
-    kept = [tmp_path / "checkpoint.damaged.pt", tmp_path / "checkpoint.damaged2.pt"]
-    assert [path.read_bytes() for path in kept] == [b"one", b"two"]
+        assert (load_newest(tmp_path) or [None])[0] == {"iteration": 0}
+        assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == damage
 
 
 def test_numpy_scalars_beside_the_weights_are_allowed(tmp_path: Path) -> None:

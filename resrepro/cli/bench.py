@@ -16,7 +16,7 @@ from rich.text import Text
 from resrepro.cli import DeviceOption, ThreadsOption, app, option
 from resrepro.errors import UsageError
 from resrepro.spec.experiment import check_depth, net_label
-from resrepro.training.processes import world_size
+from resrepro.training import world_size
 
 if TYPE_CHECKING:
     from resrepro.bench import Loop, Speed

@@ -36,7 +36,7 @@ from resrepro.cli import (
 from resrepro.errors import DataError, Diverged, UsageError
 from resrepro.spec.experiment import Spec, check_shortcut, in_folder
 from resrepro.spec.recipe import FAMILIES
-from resrepro.training.processes import is_first, world_size
+from resrepro.training import is_first, world_size
 
 if TYPE_CHECKING:
     from resrepro.launch.local import Job

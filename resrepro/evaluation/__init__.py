@@ -24,6 +24,7 @@ from resrepro.records.storage import json_bytes, write_out
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.experiment import IMAGENET_IMAGES
 from resrepro.spec.recipe import ImageNetRecipe
+from resrepro.training import is_first, world_size
 from resrepro.training.engine import (
     choose_device,
     forget_shapes_soon,
@@ -33,7 +34,6 @@ from resrepro.training.engine import (
 )
 from resrepro.training.measure import Errors, Member, bn_stats_of, measure_errors, with_precise_statistics
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
-from resrepro.training.processes import is_first, world_size
 
 IMAGE_SHAPES = {"cifar10": (32, 32), "digits": (16, 16)}
 SEEN = "the 5,000 validation images were among those trained on"

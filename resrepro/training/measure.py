@@ -13,9 +13,9 @@ from resrepro.data.photos import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
+from resrepro.training import world_size
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
-from resrepro.training.processes import world_size
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
