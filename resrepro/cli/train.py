@@ -211,10 +211,6 @@ def _train_here(
 
     keep_memory()
     if timed:
-        from resrepro.training.timing import seconds_per_iteration
-
-        seconds = seconds_per_iteration(wanted[0][0].experiment, options)
-        EventView(int(listener or 0)).tell("speed", seconds=seconds)
         return
     view = EventView(int(listener)) if listener else LiveView(None if is_first() else Console(quiet=True))
     failed: list[Diverged] = []

@@ -70,12 +70,6 @@ def fitting_engine(device: torch.device) -> str:
     return {"cpu": KERNELS, "cuda": INDUCTOR}.get(device.type, EAGER)
 
 
-def best_engine(device: torch.device) -> str:
-    """The engine that is made for the device, or eager where it cannot be had."""
-    engine = fitting_engine(device)
-    return EAGER if _trouble(engine, device) else engine
-
-
 def _trouble(engine: str, device: torch.device) -> str:
     """Why an engine cannot be had here; empty if it can."""
     if engine == EAGER:
