@@ -140,7 +140,7 @@ def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "open_plain", fail)
+        patch.setattr(Path, "open", fail)
         with pytest.raises(RecordError, match=r"checkpoint\.pt cannot be read: Input/output error"):
             load_newest(tmp_path)
     assert load_newest(tmp_path) == ({"iteration": 1}, "")

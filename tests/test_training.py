@@ -73,14 +73,11 @@ class Recorder(Watcher):
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
     runs = tmp_path_factory.mktemp("finished") / "runs"
     watcher = Recorder()
-    words = ["train", "--data", "/home/somebody/data", f"--runs={runs}", str(runs), "--seed", "3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECRET_OF_THE_TEST", SECRET)
         patch.setenv("HOSTNAME", "host-of-the-test")
         patch.setenv("USER", "its-user")
-        folder = train(
-            "digits-resnet8", 3, runs=runs, device="cpu", watcher=watcher, arguments=words, iterations=33
-        )
+        folder = train("digits-resnet8", 3, runs=runs, device="cpu", watcher=watcher, iterations=33)
     return folder, watcher
 
 
@@ -177,7 +174,6 @@ def test_the_record_can_be_read_and_says_what_was_trained_on(finished: tuple[Pat
     assert torch.__version__.startswith(run.env["versions"]["torch"])  # less the local build
     assert run.env["device"] == "cpu"
     assert run.env["command"].endswith("--seed 3")
-    assert run.env["arguments"] == ["train", "--data", "DIR", "--runs=DIR", "DIR", "--seed", "3"]
 
 
 def test_no_record_file_holds_a_path_a_host_a_user_or_the_environment(
@@ -499,18 +495,17 @@ def test_the_damaged_record_of_a_finished_run_is_restored_without_training(
 
 def test_a_session_elsewhere_is_told_and_recorded_beside_the_first(tmp_path: Path, stopped: Path) -> None:
     state = load_checkpoint(stopped / "checkpoint.pt")
-    other = state["env"] | {"cpu": "an older CPU", "arguments": ["one"]}
+    other = state["env"] | {"cpu": "an older CPU"}
     save_checkpoint(stopped / "checkpoint.pt", state | {"env": other})
     write_json(stopped / "env.json", other)
     watcher = Recorder()
-    short(tmp_path, watcher=watcher, arguments=["two"], threads=2)
+    short(tmp_path, watcher=watcher, threads=2)
     said = " ".join(watcher.said)
     assert "CPU (an older CPU at the start, now" in said
     assert "CPU threads (1 at the start, now 2)" in said
     env = env_of(stopped)
-    assert env["arguments"] == ["one"]
     (later,) = env["later_sessions"]
-    assert (later["from_iteration"], later["arguments"], later["threads"]) == (5, ["two"], 2)
+    assert (env["cpu"], later["from_iteration"], later["threads"]) == ("an older CPU", 5, 2)
 
 
 def test_what_cannot_be_gone_on_with_is_refused_and_not_touched(
@@ -633,16 +628,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_notice(tmp_path
     assert "is damaged and was moved to checkpoint.damaged.pt" in " ".join(watcher.said)
     assert (folder / "checkpoint.damaged.pt").exists()
     assert differences(folder, whole) == []
-
-
-def test_a_process_whose_lock_was_broken_writes_nothing_more(tmp_path: Path) -> None:
-    def break_it() -> None:
-        next(tmp_path.glob("*/.seed0.lock.json")).write_text("somebody else's")
-
-    with pytest.raises(RecordError, match="another process has broken the lock"):
-        short(tmp_path, watcher=Recorder({5: break_it}))
-    (folder,) = tmp_path.glob("*/seed0")
-    assert [row["iteration"] for row in rows_of(folder)] == ["3", "3"]
 
 
 def test_a_signal_before_the_first_update_stops_the_run_there(

@@ -1,7 +1,6 @@
 """`resrepro train` and `resrepro publish`."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -216,7 +215,7 @@ def _train_here(
     failed: list[Diverged] = []
     for spec, seed in wanted:
         try:
-            folder = train_one(spec.experiment, seed, watcher=view, arguments=sys.argv[1:], **options)
+            folder = train_one(spec.experiment, seed, watcher=view, **options)
         except Diverged as error:
             if len(wanted) == 1:
                 raise

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records import storage
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
-from resrepro.records.storage import NotPlain, not_written, open_plain, replacing
+from resrepro.records.storage import not_written, replacing
 from resrepro.spec.experiment import Spec
 from resrepro.training import rank, world_size
 from resrepro.training.engine import choose_device
@@ -77,8 +76,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = _read(path)
     except FileNotFoundError:
         raise _missing(path) from None
-    except NotPlain:
-        raise RecordError(f"{path} is a pipe or device, not a file: name a checkpoint.") from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
     except MemoryError:
@@ -114,7 +111,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
             ) from None
     aside = folder / DAMAGED
     try:
-        storage.move(newest, aside)
+        newest.replace(aside)
     except OSError as error:
         raise not_written(aside, error) from None
     return content, f"{newest} is damaged and was moved to {aside.name}; the checkpoint before it is whole."
@@ -122,7 +119,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
 
 def _verify(path: Path) -> bool:
     """Whether the file ends with a checksum, which then matches; reads it once."""
-    with open_plain(path) as file:
+    with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size > LARGEST_FILE:
             raise Damaged(f"{path} has {size:,} bytes, more than the {LARGEST_FILE:,} that are read.")

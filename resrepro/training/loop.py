@@ -299,7 +299,6 @@ class Trainer:
         shares = collected([(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)])
 
         def write() -> None:
-            self.writer.still_ours()
             save_checkpoint(self.writer.checkpoint, state_of(self, shares))
             self.writer.result(self.result("partial"))
 

@@ -1,6 +1,6 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, RecordError, UsageError
 from resrepro.records import read_run
-from resrepro.records.locking import Lock, locked
+from resrepro.records.locking import locked
 from resrepro.records.reading import ENV, RESULT, read_json
 from resrepro.records.write import Onlooker, describe_environment, has_checkpoint, open_run, run_folder
 from resrepro.spec.experiment import Spec, command_for
@@ -52,7 +52,6 @@ def train(
     checkpoint_every: str | None = None,
     break_lock: bool = False,
     watcher: Watcher | None = None,
-    arguments: Sequence[str] | None = None,
     **settings: Value | None,
 ) -> Path:
     """Train one experiment, such as "cifar10-plain56", with one seed, or go on where it was interrupted.
@@ -69,7 +68,7 @@ def train(
         fresh: set an existing run aside and start anew.
         checkpoint_every: "500" iterations, "10m" minutes, or "500,10m"; by default as cheap as 1 %.
         break_lock: go on with a run that a process on another machine has not given back.
-        watcher, arguments: hears of every event; the command line, for the record.
+        watcher: hears of every event.
         **settings: settings of the recipe to change, such as `iterations=2000` or `split="45k5k"`.
 
     Returns:
@@ -90,11 +89,9 @@ def train(
         session = Session(spec, seed, folder, split, data, loading, fresh, watcher)
         if session.is_over(chosen):
             return folder
-        with session.alone(break_lock) as lock, telling_memory(split.memory_hint()):
-            trainer = session.open(device, chosen, compiling, arguments)
+        with session.alone(break_lock), telling_memory(split.memory_hint()):
+            trainer = session.open(device, chosen, compiling)
             trainer.interval = interval
-            if lock is not None:
-                trainer.writer.still_ours = lock.check
             trainer.run(interrupts)
     return folder
 
@@ -163,21 +160,14 @@ class Session:
             )
 
     @contextmanager
-    def alone(self, break_lock: bool) -> Iterator[Lock | None]:
+    def alone(self, break_lock: bool) -> Iterator[None]:
         """While active, no other process trains this run; the first process of a run holds its lock."""
         with ExitStack() as stack:
-            held: list[Lock] = []
+            lock = locked(self.folder, break_lock=break_lock, say=self.watcher.say)
+            on_first(lambda: stack.enter_context(lock) and None)
+            yield
 
-            def take() -> None:
-                lock = locked(self.folder, break_lock=break_lock, say=self.watcher.say)
-                held.append(stack.enter_context(lock))
-
-            on_first(take)
-            yield held[0] if held else None
-
-    def open(
-        self, device_name: str, chosen: torch.device, compiling: str, arguments: Sequence[str] | None
-    ) -> Trainer:
+    def open(self, device_name: str, chosen: torch.device, compiling: str) -> Trainer:
         """The trainer of the run, its record begun or brought to the state of its checkpoint."""
         spec, say = self.spec, self.watcher.say
         state, notice = (None, "")
@@ -203,7 +193,7 @@ class Session:
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
         trainer = Trainer(spec, self.seed, feed, Target(device, self.split, engine), writer, self.watcher)
-        now = describe_environment(arguments) | describe_device(device, self.split.micro)
+        now = describe_environment(None) | describe_device(device, self.split.micro)
         now |= describe_engine(engine)
         if state:
             self.go_on(trainer, state, notice, now)
