@@ -99,7 +99,7 @@ def test_a_legacy_checkpoint_damaged_anywhere_is_loaded_or_refused_but_never_a_c
     whole = saved({"a": 1, "b": [1, 2, 3], "c": "text"}, _use_new_zipfile_serialization=False)
     rng = np.random.default_rng(0)
     refused = opened = 0
-    for _ in range(600):
+    for _ in range(150):
         damaged = np.frombuffer(whole, np.uint8).copy()
         damaged[rng.integers(0, len(whole), 4)] = rng.integers(0, 256, 4, np.uint8)
         path.write_bytes(damaged.tobytes())
@@ -109,8 +109,8 @@ def test_a_legacy_checkpoint_damaged_anywhere_is_loaded_or_refused_but_never_a_c
             refused += "damaged.pt" in str(error)
         else:
             opened += 1
-    assert refused + opened == 600
-    assert refused > 400
+    assert refused + opened == 150
+    assert refused > 100
 
 
 def test_at_no_moment_is_there_no_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_every_changed_byte_and_every_cut_of_a_checkpoint_of_ours_is_noticed(tmp
     save_checkpoint(path, {"w": torch.arange(100.0), "iteration": 3})
     whole = path.read_bytes()
     unharmed = 0
-    for place in range(0, len(whole), 7):
+    for place in range(0, len(whole), 23):
         for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
             path.write_bytes(content)
             with contextlib.suppress(RecordError):

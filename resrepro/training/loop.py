@@ -115,7 +115,10 @@ class Trainer:
                         if alone and (interrupts.received or self.interval.due(self.done)):
                             break
                     self.meet_event(interrupts)
-            self.finish(interrupts)
+            self.finish()
+            (signal_number,) = agreed(interrupts.received)
+            if signal_number:  # the run is whole, but nothing may follow it
+                raise Interrupted(f"{self.writer.folder} is finished; stopped there.", signal_number)
         finally:
             self.watcher.end()
 
@@ -165,20 +168,13 @@ class Trainer:
         self.done += 1
         self.watcher.step(self.done, lr, self.since_sample.read)
 
-    def finish(self, interrupts: Interrupts) -> None:
-        """Close the record.
-
-        Raises:
-            Interrupted: if there was a signal meanwhile: the run is whole, but nothing may follow it.
-        """
+    def finish(self) -> None:
+        """Close the record."""
         if self.saved != (self.done, self.sampled):
             self.save()
         exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
         on_first(lambda: self.writer.result(self.result(status)))
-        (signal_number,) = agreed(interrupts.received)
-        if signal_number:
-            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", signal_number)
 
     def rate_of(self, update: int) -> float:
         """The learning rate that update number `update` (from 0) is made at."""

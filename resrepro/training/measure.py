@@ -121,7 +121,7 @@ def measure_errors(
 def measure_held_out(
     feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Errors]:
-    """Errors on every held-out set, with the BN statistics that the recipe names; `stop` as in `measure`."""
+    """Errors on every held-out set, with the BN statistics that the recipe names."""
     recipe, dense = feed.recipe, feed.protocol.crops == "dense"
     if bn_stats_of(recipe) == "precise":
         net = with_precise_statistics(net, feed.first_batches(), recipe, stop)
@@ -185,16 +185,9 @@ def with_precise_statistics(
     recipe: Recipe,
     stop: Callable[[], bool] = lambda: False,
 ) -> Net:
-    """A copy whose BN uses plain averages over training batches, as the authors' README describes.
+    """A copy whose BN uses plain averages over `Feed.first_batches`, as the authors' README describes.
 
-    Each pass holds one BN group, so neither the memory nor the result depends on how many images a
-    process has.
-
-    Args:
-        net: stays as it is.
-        batches: training images and labels, those of `Feed.first_batches`.
-        recipe: the arithmetic and the size of the BN groups.
-        stop: once it holds the rest of the batches is left out.
+    Each pass holds one BN group, so that the result does not depend on how many images a process has.
     """
     precise = averaging(net)
     with torch.no_grad():
