@@ -71,6 +71,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         RecordError: if the file is missing, no checkpoint, too large, damaged, or holds pickled objects
             other than tensors, plain values and numpy scalars.
     """
+    if path.is_fifo() or path.is_char_device():
+        raise RecordError(f"{path} is a pipe or device, not a file: name a checkpoint.")
     try:
         sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
         content = _read(path)
