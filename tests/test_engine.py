@@ -1,20 +1,17 @@
 """Engines, devices, threads, arithmetic and memory."""
 
 import platform
-import subprocess
-import sys
-from collections.abc import Callable
+import resource
 
 import pytest
 import torch
+from ranks import in_ranks
 from seeds import seeded
 
-from resrepro.data.augment import Normalisation, memory_format
-from resrepro.data.loader import Views
+from resrepro.data.augment import memory_format
 from resrepro.errors import UsageError
 from resrepro.nets import build_net
 from resrepro.nets.cpu import NoCompiler
-from resrepro.spec import catalogue
 from resrepro.training import engine
 from resrepro.training.engine import (
     EAGER,
@@ -25,10 +22,10 @@ from resrepro.training.engine import (
     choose_device,
     choose_engine,
     fitting_engine,
+    keep_memory,
     threads_used,
     use_precision,
 )
-from resrepro.training.measure import Member, measure_errors
 
 # --- engines ---------------------------------------------------------------------------------------
 
@@ -122,37 +119,18 @@ def test_each_engine_trains_the_parameters_of_the_net_itself(monkeypatch: pytest
         assert list(map(id, model.parameters())) == list(map(id, net.parameters()))
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["residual", "plain"])
-def test_pytorchs_compiler_takes_the_nets_whole(plain: bool) -> None:
+def test_pytorchs_compiler_takes_a_net_whole() -> None:
     """Traced, without the code for a device: that takes a GPU, or half a minute."""
-    net = build_net("cifar10", 8, plain=plain, generator=seeded(1))
+    net = build_net("cifar10", 8, generator=seeded(1))
     images = torch.randn(4, 3, 16, 16, generator=seeded(2))
     told = []
     for model in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
-        net.load_state_dict(build_net("cifar10", 8, plain=plain, generator=seeded(1)).state_dict())
+        net.load_state_dict(build_net("cifar10", 8, generator=seeded(1)).state_dict())
         net.zero_grad()
         logits = model(images)
         logits.square().sum().backward()
         told.append([logits.detach(), *(parameter.grad for parameter in net.parameters())])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*told, strict=True))
-
-
-def test_an_evaluation_does_not_make_the_compiler_start_again() -> None:
-    """It works on copies, so that nothing of the net changes that the compiled code relies on."""
-    net, compiled = build_net("cifar10", 8, generator=seeded(1)), []
-
-    def note(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
-        compiled.append(graph)
-        return graph.forward
-
-    model = torch.compile(net, backend=note)
-    images = torch.randn(4, 3, 32, 32, generator=seeded(2))
-    normalisation = Normalisation(catalogue.find("cifar10-resnet20").spec().recipe, torch.zeros(3, 1, 1))
-    pixels, labels = torch.zeros(4, 1, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
-    for _ in range(3):
-        model(images).sum().backward()
-        measure_errors([Member(net, normalisation)], [Views([pixels], labels)], False, CPU)
-    assert len(compiled) == 1
 
 
 # --- device ----------------------------------------------------------------------------------------
@@ -244,37 +222,24 @@ def test_more_processes_than_gpus_and_one_gpu_for_all_are_refused_by_all(
 
 # --- memory ----------------------------------------------------------------------------------------
 
-MEASURE = """
-import ctypes, resource, sys
-from resrepro.training import engine
-kept = engine.keep_memory() if sys.argv[1] == "keep" else None
-def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def step():
-    blocks = [bytearray(40_000_000) for _ in range(4)]
-step()
-before = faults()
-for _ in range(3): step()
-print(kept, faults() - before)
-"""
-
-
-def measured(how: str) -> tuple[str, int]:
-    words = [sys.executable, "-c", MEASURE, how]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
-    kept, faults = done.stdout.split()
-    return kept, int(faults)
-
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
 def test_freed_memory_is_used_again_without_new_pages() -> None:
-    kept, faults = measured("keep")
-    assert kept == "True"
-    _, usual = measured("usual")
+    def step() -> None:
+        _ = [bytearray(40_000_000) for _ in range(4)]
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(3):
+            step()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def work(rank: int) -> tuple[int, int]:  # in a process of its own: it is for the rest of its life
+        usual = faults()
+        keep_memory()
+        step()
+        return usual, faults()
+
+    ((usual, kept),) = in_ranks(1, work)
     assert usual > 10_000  # 3 x 160 MB in pages of 4 kB, unless all pages are large ones
-    assert faults < usual / 100
-
-
-def test_elsewhere_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(engine.ctypes, "CDLL", None)  # would fail if it were called
-    assert engine.keep_memory() is False
+    assert kept < usual / 100

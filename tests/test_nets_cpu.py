@@ -1,6 +1,5 @@
 """The C kernels against the definitions in double precision, and what they make of a net."""
 
-import os
 import stat
 import statistics
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from resrepro.nets.cpu import (
     normalise,
 )
 from resrepro.nets.layers import GroupedBatchNorm2d
+from resrepro.records.write import cache_folder
 
 try:
     KERNELS = load_kernels()
@@ -30,7 +30,7 @@ except NoCompiler as missing:
     pytest.skip(f"no kernels here: {missing}", allow_module_level=True)
 
 # Channels and side of the maps: of the CIFAR nets, the digits' nets, ImageNet's nets, and odd ones.
-SIZES = [(16, 32), (32, 16), (64, 8), (16, 8), (32, 4), (64, 2), (64, 14), (256, 7), (512, 7), (4, 4), (1, 8)]
+SIZES = [(16, 32), (32, 16), (64, 8), (64, 2), (512, 7), (4, 4), (1, 8)]
 TYPES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
@@ -101,36 +101,11 @@ def test_values_gradients_and_averages_are_those_of_the_definition(
         close(dict(fused.named_buffers())[name].float(), buffer.float(), 1e-5)
 
 
-def test_one_use_of_the_output_is_enough() -> None:
-    fused, usual = norms(16)
-    for used in (0, 1):
-        x, shortcut = (maps(4, 16, 8, torch.float32, seed).requires_grad_() for seed in (1, 2))
-        upstream = maps(4, 16, 8, torch.float32, 3)
-        ours = torch.autograd.grad(relu(fused, x, shortcut)[used], (x, shortcut), upstream)
-        theirs = torch.autograd.grad(F.relu(usual(x) + shortcut), (x, shortcut), upstream)
-        for mine, true in zip(ours, theirs, strict=True):
-            close(mine, true, 2e-5)
-
-
 def test_a_large_mean_does_not_cost_the_variance() -> None:
     fused, usual = norms(32)
     x = maps(8, 32, 8, torch.float32, 5) + 1000
     close(relu(fused, x)[0].detach(), reference(usual, x, None).detach(), 1e-3)
     assert (fused.running_var - usual.running_var).abs().max() > 0  # it was brought up to date
-
-
-def test_any_number_of_threads_gives_the_same_bits() -> None:
-    x, shortcut, upstream = (maps(10, 32, 8, torch.float32, seed) for seed in (1, 2, 3))
-    told = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        fused, _ = norms(32)
-        leaf = x.clone().requires_grad_()
-        y, _ = relu(fused, leaf, shortcut)
-        gradients = torch.autograd.grad(y, (leaf, *fused.parameters()), upstream)
-        told.append((y.detach(), *gradients, fused.running_mean, fused.running_var))
-    for other in told[1:]:
-        assert all(torch.equal(mine, first) for mine, first in zip(other, told[0], strict=True))
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
@@ -143,15 +118,6 @@ def test_a_loss_that_is_no_number_stays_none(kind: torch.dtype) -> None:
     assert not y[:, 4].isnan().any()
     assert fused.running_var is not None
     assert fused.running_var[5].isnan()
-
-
-def test_narrow_numbers_are_rounded_to_the_nearest_and_infinity_kept() -> None:
-    fused, _ = norms(16)
-    with torch.no_grad():
-        fused.weight.fill_(0)
-        fused.bias.copy_(torch.tensor([1.00390625, 1.01171875, 3e38, 2.7182818] * 4))
-    y, _ = relu(fused, maps(2, 16, 8, torch.bfloat16, 1))
-    assert torch.equal(y[0, :, 0, 0], fused.bias.detach().to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(
@@ -167,8 +133,8 @@ def test_other_maps_are_left_to_pytorch(shape: tuple[int, ...], kind: torch.dtyp
 
 # Images, channels in and out, height, width: of the nets for CIFAR, digits and ImageNet, and odd ones.
 CONVOLUTIONS = [
-    (5, 16, 16, 32, 32), (6, 32, 32, 16, 16), (7, 64, 64, 8, 8), (9, 64, 64, 4, 4), (2, 64, 64, 56, 56),
-    (1, 128, 128, 28, 28), (1, 16, 16, 4, 4), (3, 48, 16, 8, 12), (4, 16, 80, 12, 4), (17, 32, 16, 20, 8),
+    (5, 16, 16, 32, 32), (6, 32, 32, 16, 16), (7, 64, 64, 8, 8), (1, 128, 128, 28, 28), (1, 16, 16, 4, 4),
+    (3, 48, 16, 8, 12), (4, 16, 80, 12, 4),
 ]  # fmt: skip
 CONV_TYPES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of one standard deviation
 
@@ -206,35 +172,6 @@ def test_convolutions_and_their_gradients_are_those_of_the_definition(
     assert (of_x.dtype, of_weight.dtype) == (kind, torch.float32)
     near(of_x, x_exact.double(), CONV_TYPES[kind])
     near(of_weight, weight_exact.double(), 1e-4)  # bf16 maps too: it is summed in float32
-
-
-def test_in_bf16_it_is_as_exact_as_pytorchs_own() -> None:
-    x, weight = conv_maps(8, 64, 8, 8, torch.bfloat16, 1), filters(64, 64)
-    exact = F.conv2d(x.double(), weight.double(), padding=1)
-
-    def error(y: Tensor) -> float:
-        return float((y.double() - exact).norm())
-
-    usual = F.conv2d(x, weight.bfloat16(), padding=1)
-    assert error(convolve(KERNELS.library, x, weight)) < error(usual)
-
-
-def test_any_number_of_threads_convolves_to_the_same_bits() -> None:
-    x, upstream = (conv_maps(10, 32, 8, 8, torch.float32, seed) for seed in (1, 2))
-    weight, told = filters(32, 32), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        y = convolve(KERNELS.library, *leaves)
-        told.append((y.detach(), *torch.autograd.grad(y, leaves, upstream)))
-    for other in told[1:]:
-        assert all(torch.equal(mine, first) for mine, first in zip(other, told[0], strict=True))
-
-
-def test_maps_in_another_layout_are_taken_too() -> None:
-    x, weight = torch.randn(3, 16, 8, 8, generator=seeded(1)), filters(16, 16)
-    last = x.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(convolve(KERNELS.library, x, weight), convolve(KERNELS.library, last, weight))
 
 
 def test_a_pixel_that_is_no_number_is_not_lost() -> None:
@@ -311,6 +248,20 @@ def test_a_net_uses_them_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None
     assert (calls.count("convolve"), calls.count("normalise")) == (4, 7)
 
 
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    x, shortcut, upstream = (maps(10, 32, 8, torch.float32, seed) for seed in (1, 2, 3))
+    told = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        fused, _ = norms(32)
+        leaves = x.clone().requires_grad_(), filters(32, 32).requires_grad_()
+        y, _ = relu(fused, convolve(KERNELS.library, *leaves), shortcut)
+        gradients = torch.autograd.grad(y, (*leaves, *fused.parameters()), upstream)
+        told.append((y.detach(), *gradients, fused.running_mean, fused.running_var))
+    for other in told[1:]:
+        assert all(torch.equal(mine, first) for mine, first in zip(other, told[0], strict=True))
+
+
 def with_kernels(make: Callable[[], Net]) -> tuple[Net, KernelNet]:
     """The same net without kernels and with them."""
     usual, fused = make(), make()
@@ -334,8 +285,6 @@ def gradients(model: Net | KernelNet, images: Tensor, kind: torch.dtype) -> dict
 NETS: dict[str, Callable[[], Net]] = {
     "plain": lambda: build_net("cifar10", 14, plain=True, generator=seeded(3)),
     "A": lambda: build_net("cifar10", 14, generator=seeded(3)),
-    "A symmetric": lambda: build_net("cifar10", 8, option_a_zeros="symmetric", generator=seeded(3)),
-    "B": lambda: build_net("cifar10", 14, shortcut="B", generator=seeded(3)),
     "C": lambda: build_net("cifar10", 8, shortcut="C", generator=seeded(3)),
     "imagenet": lambda: build_net("imagenet", 18, num_classes=10, generator=seeded(3)),
     "bottleneck": lambda: build_net("imagenet", 50, num_classes=10, generator=seeded(3)),
@@ -364,45 +313,24 @@ def test_a_step_with_kernels_is_the_eager_step_to_rounding(kind: str) -> None:
     assert error(ours, "loss") < 1e-6
 
 
-def test_a_narrow_step_with_kernels_is_as_near_to_float32_as_the_eager_one() -> None:
-    usual, fused = with_kernels(NETS["A"])
-    images = torch.randn(32, 3, 16, 16, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
-    exact = gradients(usual, images, torch.float32)
-    exact = {name: value.clone() for name, value in exact.items()}
-    usual.zero_grad()
-    eager, ours = (gradients(net, images, torch.bfloat16) for net in (usual, fused))
-
-    def error(told: dict[str, Tensor], name: str) -> float:
-        return float((told[name] - exact[name]).norm() / exact[name].norm())
-
-    names = [name for name in exact if name.endswith("conv1.weight") or name.endswith("conv2.weight")]
-    for name in names:
-        assert error(ours, name) < 1.3 * error(eager, name) + 1e-3, name
-    strided = [name for name in names if ".1.0.conv1" in name or ".2.0.conv1" in name]
-    assert strided
-
-
 # --- compiling -------------------------------------------------------------------------------------
 
 
-def test_they_are_compiled_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    key = load_kernels().key
-    (folder,) = tmp_path.glob("*/kernels")
-    (path,) = folder.iterdir()
+def test_they_are_compiled_once_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cache_folder() / "kernels" / f"{load_kernels().key}.so"
     made = path.stat().st_mtime_ns
-    assert path.name == f"{load_kernels().key}.so" == f"{key}.so"
+    assert load_kernels().key == KERNELS.key
     assert path.stat().st_mtime_ns == made
-    assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0
+    assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
+    key = cpu._key("cc", {})
     monkeypatch.setattr(cpu, "FLAGS", (*cpu.FLAGS, "-DOTHER"))
-    assert load_kernels().key != key
+    assert cpu._key("cc", {}) != key
 
 
 @pytest.mark.parametrize(
     ("script", "words"),
     [
         (None, "no C compiler"),
-        ("exit 1", "failed"),
         (
             '[ "$1" = --version ] || { echo "x.c:1: error: no such thing" >&2; exit 1; }',
             "error: no such thing",
@@ -419,12 +347,4 @@ def test_a_compiler_that_is_missing_or_broken_is_told(
         (tmp_path / "broken").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "broken").chmod(0o755)
     with pytest.raises(NoCompiler, match=words):
-        load_kernels()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="folders that cannot be written")
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "resrepro").write_text("a file, no folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(NoCompiler, match="cannot be written"):
         load_kernels()

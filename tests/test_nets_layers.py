@@ -14,7 +14,6 @@ from resrepro.nets.layers import (
     folded,
     norms_of,
     pairs_of,
-    running_statistics,
 )
 
 MOMENTUM = 0.3
@@ -52,7 +51,7 @@ def assert_averages(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
 # --- groups -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("group", [1, 4])
 def test_each_group_is_normalised_by_its_own_statistics(group: int) -> None:
     grouped, ordinary = disturbed_norm(group), nn.BatchNorm2d(5)
     ordinary.load_state_dict(grouped.state_dict())
@@ -74,16 +73,7 @@ def test_it_is_ordinary_bn_in_evaluation_and_with_no_group() -> None:
     torch.testing.assert_close(GroupedBatchNorm2d(5)(x), nn.BatchNorm2d(5)(x))
 
 
-def test_without_groups_the_averages_are_those_of_ordinary_bn() -> None:
-    ours, ordinary = disturbed_norm(), nn.BatchNorm2d(5, momentum=MOMENTUM)
-    ordinary.load_state_dict(ours.state_dict())
-    for count in (8, 4, 8):
-        ours(images(count))
-        ordinary(images(count))
-    assert_averages(ours, ordinary.running_mean, ordinary.running_var)
-
-
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("group", [2, 8])
 def test_the_running_averages_take_the_plain_mean_over_groups(group: int) -> None:
     norm = disturbed_norm(group)
     old_mean, old_var = norm.running_mean.clone(), norm.running_var.clone()
@@ -92,14 +82,6 @@ def test_the_running_averages_take_the_plain_mean_over_groups(group: int) -> Non
     mean, var = statistics_of(x, group)
     keep = 1 - MOMENTUM
     assert_averages(norm, keep * old_mean + MOMENTUM * mean, keep * old_var + MOMENTUM * var)
-
-
-def test_the_order_of_the_groups_does_not_matter() -> None:
-    x = images(8)
-    forwards, backwards = disturbed_norm(2), disturbed_norm(2)
-    forwards(x)
-    backwards(x.flip(0))
-    assert_averages(forwards, backwards.running_mean, backwards.running_var)
 
 
 def test_the_group_reaches_every_bn_layer_of_a_net() -> None:
@@ -120,12 +102,8 @@ def test_the_group_reaches_every_bn_layer_of_a_net() -> None:
     ("group", "passes", "equal_group"),
     [
         (4, (8, 4), 4),
-        (4, (4, 8), 4),
         (2, (4, 4, 4), 2),
         (0, (6, 6), 6),
-        (0, (4, 4, 4), 4),
-        (1, (3, 9), 1),
-        (4, (12,), 4),
         (0, (12,), 12),
     ],
 )
@@ -143,38 +121,6 @@ def test_the_averages_do_not_depend_on_how_an_update_is_cut_into_passes(
         var = (1 - MOMENTUM) * var + MOMENTUM * now[1]
         assert_averages(in_passes, mean, var)
         assert_averages(at_once, mean, var)
-
-
-def test_an_evaluation_between_two_passes_of_an_update_leaves_the_averages_alone() -> None:
-    through, interrupted = disturbed_norm(batch=8), disturbed_norm(batch=8)
-    x = images(8)
-    for norm in (through, interrupted):
-        norm(x[:4])
-        if norm is interrupted:
-            norm.eval()(images(6))
-            norm.train()
-        norm(x[4:])
-    assert_averages(interrupted, through.running_mean, through.running_var)
-
-
-def test_the_mean_of_two_processes_averages_is_that_of_one_with_both_groups() -> None:
-    x = images(8)
-    alone = disturbed_norm(4)
-    alone(x)
-    halves = [disturbed_norm(), disturbed_norm()]
-    for norm, part in zip(halves, x.split(4), strict=True):
-        norm(part)
-    pairs = zip(*(running_statistics(norm) for norm in halves), strict=True)
-    mean, var = (torch.stack(pair).mean(0) for pair in pairs)
-    assert_averages(alone, mean, var)
-
-
-def test_the_running_statistics_of_a_net_are_all_its_means_and_variances_themselves() -> None:
-    net = build_net("digits", 8, shortcut="B")
-    found = running_statistics(net)
-    named = [tensor for name, tensor in net.named_buffers() if name.rpartition(".")[2].startswith("running_")]
-    assert [id(tensor) for tensor in found] == [id(tensor) for tensor in named]
-    assert len(found) == 2 * 9  # six convolutions in blocks, one before them and two projections
 
 
 # --- copies for evaluation --------------------------------------------------------------------------

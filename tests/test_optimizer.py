@@ -30,32 +30,10 @@ def test_the_rate_drops_after_32k_and_48k_updates(update: int, rate: float) -> N
     assert learning_rate(PAPER, update) == pytest.approx(rate, rel=1e-12)
 
 
-def test_the_paper_schedule_ends_at_64k() -> None:
-    assert PAPER.iterations == WARM.iterations == 64_000
-
-
 @pytest.mark.parametrize(
-    ("update", "rate"), [(0, 0.1), (999, 0.1), (1000, 0.01), (1499, 0.01), (1500, 0.001), (1999, 0.001)]
+    ("iterations", "rates"), [(1, [0.1]), (2, [0.1, 0.01]), (5, [0.1, 0.1, 0.1, 0.01, 0.001])]
 )
-def test_a_shortened_run_drops_at_one_half_and_three_quarters(update: int, rate: float) -> None:
-    recipe = PAPER.shortened_to(2000)
-    assert recipe.iterations == 2000
-    assert learning_rate(recipe, update) == pytest.approx(rate, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("iterations", "rates"),
-    [
-        (1, [0.1]),
-        (2, [0.1, 0.01]),
-        (3, [0.1, 0.1, 0.01]),
-        (4, [0.1, 0.1, 0.01, 0.001]),
-        (5, [0.1, 0.1, 0.1, 0.01, 0.001]),
-    ],
-)
-def test_the_shortest_schedules_never_drop_before_their_share_of_the_run(
-    iterations: int, rates: list[float]
-) -> None:
+def test_a_shortened_run_drops_at_one_half_and_three_quarters(iterations: int, rates: list[float]) -> None:
     recipe = PAPER.shortened_to(iterations)
     assert [learning_rate(recipe, k) for k in range(iterations)] == pytest.approx(rates)
 
@@ -68,19 +46,11 @@ def test_a_shortened_run_is_sampled_32_times_or_every_1000(iterations: int, ever
     assert PAPER.shortened_to(iterations).eval_every == every
 
 
-def test_shortening_to_the_full_length_changes_nothing() -> None:
-    assert PAPER.shortened_to(64_000) == PAPER
-
-
 def test_the_warm_up_rate_holds_until_the_switch_then_the_schedule_goes_on_as_before() -> None:
     assert [learning_rate(WARM, k, None) for k in (0, 399, 40_000)] == [0.01] * 3
     assert [learning_rate(WARM, k, 400) for k in (0, 399)] == [0.01] * 2
     after = [learning_rate(WARM, k, 400) for k in (400, 31_999, 32_000, 48_000)]
     assert after == pytest.approx([0.1, 0.1, 0.01, 0.001])
-
-
-def test_a_recipe_without_warm_up_ignores_the_switch() -> None:
-    assert learning_rate(PAPER, 0, 400) == learning_rate(PAPER, 0) == 0.1
 
 
 # --- plateau ---------------------------------------------------------------------------------------
@@ -118,35 +88,16 @@ def test_the_rate_drops_after_so_many_samples_without_a_gain(errors: list[float]
     assert plateau.drops == drops
 
 
-def test_the_number_of_drops_is_that_of_the_recipe() -> None:
-    for count in (0, 1, 3):
-        assert len(drops_of(Plateau(recipe(patience=1, drops=count)), [50.0] * 20)) == count
-
-
-def test_patience_of_one_drops_at_the_first_sample_without_a_gain() -> None:
-    assert drops_of(Plateau(recipe(patience=1)), [50, 49, 49]) == [30]
-
-
-@pytest.mark.parametrize("cut", range(11))
-def test_what_a_checkpoint_keeps_is_enough_to_go_on_at_any_sample(cut: int) -> None:
+def test_what_a_checkpoint_keeps_is_enough_to_go_on_at_any_sample() -> None:
     errors = [70, 60, 60.2, 59.9, 60.4, 50, 49.7, 49.6, 49.9, 48, 48.2]
-    whole = Plateau(recipe())
-    wanted = drops_of(whole, errors)
-    assert wanted == [50, 90]
-    before = Plateau(recipe())
-    drops_of(before, errors[:cut])
-    state = before.state()
-    drops_of(before, [1.0, 1.0, 1.0, 1.0])  # what comes later does not change the state that was kept
-    after = Plateau(recipe())
-    after.drops, after.best, after.waited = state
-    drops_of(after, errors[cut:], cut + 1)
-    assert after.drops == wanted
-
-
-def test_the_rate_of_the_updates_after_each_drop_is_a_tenth() -> None:
-    rates = [learning_rate(recipe(), update, None, [40, 70]) for update in (0, 39, 40, 69, 70, 10_000)]
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    assert learning_rate(recipe(), 250, None, []) == 0.1  # the fixed drops count for nothing
+    for cut in range(11):
+        before, after = Plateau(recipe()), Plateau(recipe())
+        drops_of(before, errors[:cut])
+        state = before.state()
+        drops_of(before, [1.0] * 4)  # what comes later does not change the state that was kept
+        after.drops, after.best, after.waited = state
+        drops_of(after, errors[cut:], cut + 1)
+        assert after.drops == [50, 90]
 
 
 # --- optimizer -------------------------------------------------------------------------------------
@@ -209,12 +160,6 @@ def test_each_momentum_form_takes_the_steps_of_its_formula_also_across_rate_chan
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_the_forms_differ_once_the_rate_changes() -> None:
-    ends = [torch.cat([p.flatten() for p in walk(recipe_with(momentum_form=form))])
-            for form in ("caffe", "torch", "nesterov")]  # fmt: skip
-    assert min(float((a - b).abs().max()) for a, b in zip(ends, ends[1:] + ends[:1], strict=True)) > 0.01
-
-
 @pytest.mark.parametrize("decay_all", [True, False])
 def test_weight_decay_reaches_bn_and_biases_only_if_the_recipe_says_so(decay_all: bool) -> None:
     ours = walk(recipe_with(weight_decay=0.3, decay_bn_bias=decay_all))
@@ -230,8 +175,3 @@ def test_every_parameter_of_a_net_is_updated_once() -> None:
     optimizer = make_optimizer(net, recipe_with())
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in net.parameters())
-
-
-def test_without_momentum_a_step_is_the_rate_times_the_decayed_gradient() -> None:
-    for ours, wanted in zip(walk(recipe_with(momentum=0.0)), by_hand("torch", 0.0, 1e-4), strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)

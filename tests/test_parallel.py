@@ -1,7 +1,6 @@
 """Several processes compute what one does, hear of each other's troubles, and stop together."""
 
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -26,9 +25,8 @@ from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.recipe import Recipe
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import (
-    Agreed,
-    Ballot,
     BatchSplit,
+    agreed,
     average_statistics,
     bn_group_for,
     collected,
@@ -42,7 +40,6 @@ from resrepro.training.parallel import (
     told_as_lost,
     total,
 )
-from resrepro.training.progress import Interrupts
 
 CPU = torch.device("cpu")
 
@@ -133,7 +130,7 @@ def test_gradients_and_running_averages_are_those_of_plain_pytorch_group_by_grou
         assert float((whole - wanted[0]).abs().max()) > 0.02 * scale
 
 
-def test_gradients_travel_once_per_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_travel_once_per_update() -> None:
     def work(rank: int) -> list[float]:
         join(CPU)
         model = in_parallel(nn.Linear(1, 1, bias=False), CPU)
@@ -162,12 +159,13 @@ def test_sums_lists_and_averages_are_those_of_all_processes() -> None:
             buffer.fill_(10.0 * number + rank)
         average_statistics(net)
         found = [set(buffer.tolist()) for buffer in running_statistics(net)]
-        return collected(f"of {rank}"), total(torch.tensor(rank + 1)).item(), sums.read_all(), found
+        heard = agreed(signal.SIGTERM * (rank == 1), rank == 2)
+        return collected(f"of {rank}"), total(torch.tensor(rank + 1)).item(), heard, sums.read_all(), found
 
     answers = in_ranks(3, work)
     assert answers[0] == answers[1] == answers[2]
-    names, added, errors, found = answers[0]
-    assert (names, added) == (["of 0", "of 1", "of 2"], 6)
+    names, added, heard, errors, found = answers[0]
+    assert (names, added, heard) == (["of 0", "of 1", "of 2"], 6, [signal.SIGTERM, 1])
     # 1 + 2 + 3 images, of which the first of each process is right; losses 0, 1, 2 weighted 1, 2, 3
     assert errors == Errors(pytest.approx(8 / 6), pytest.approx(50.0), pytest.approx(0.0), 6)
     assert found == [{10.0 * number + 1} for number in range(len(found))]
@@ -177,6 +175,7 @@ def test_alone_nothing_is_sent_and_everything_is_ones_own() -> None:
     join(CPU)
     assert not distributed.is_initialized()
     assert (collected(7), on_first(lambda: 8), total(torch.tensor(9)).item()) == ([7], 8, 9)
+    assert agreed(15, True) == [15, 1]
     net = build(DIGITS, 0)
     assert in_parallel(net, CPU) is net
 
@@ -200,85 +199,6 @@ def test_what_the_first_process_does_all_learn_and_its_errors_too() -> None:
     told = [(UsageError, "no", 2), (RecordError, "full", 1), (Interrupted, "stopped", 143)]
     assert first == ["done by 0", *((*each, False) for each in told), 0]
     assert second == ["done by 0", *((*each, True) for each in told), 0]
-
-
-def test_all_processes_learn_of_a_signal_that_one_received_after_the_same_update() -> None:
-    def work(rank: int) -> list[Agreed]:
-        join(CPU)
-        interrupts = Interrupts()
-        ballot = Ballot(interrupts)
-        agreed = []
-        for update in range(4):
-            time.sleep(0.05 * rank)
-            interrupts.received = signal.SIGTERM if (rank, update) == (1, 1) else 0
-            agreed.append(ballot.cast((rank, update) == (2, 2)))
-        return [*agreed, ballot.result(), ballot.result()]
-
-    wanted = [Agreed(), Agreed(), Agreed(signal.SIGTERM), Agreed(0, True), Agreed(), Agreed()]
-    assert in_ranks(3, work) == [wanted] * 3
-
-
-def test_a_vote_for_the_last_update_is_still_counted() -> None:
-    def work(rank: int) -> tuple[Agreed, int, int]:
-        join(CPU)
-        interrupts = Interrupts()
-        ballot = Ballot(interrupts)
-        interrupts.received = signal.SIGINT * rank
-        first = ballot.cast(False)
-        interrupts.received = 0
-        return first, ballot.final(), ballot.final()
-
-    assert in_ranks(2, work) == [(Agreed(), signal.SIGINT, 0)] * 2
-
-
-def test_a_checkpoint_agreed_on_during_an_evaluation_is_written_after_the_next_update() -> None:
-    def work(rank: int) -> list[Agreed]:
-        join(CPU)
-        ballot = Ballot(Interrupts())
-        ballot.cast(rank == 1)
-        assert ballot.final() == 0
-        return [ballot.cast(False), ballot.cast(False)]
-
-    assert in_ranks(2, work) == [[Agreed(0, True), Agreed()]] * 2
-
-
-def test_a_checkpoint_that_stays_due_until_it_is_written_is_agreed_on_once() -> None:
-    def work(rank: int) -> list[bool]:
-        join(CPU)
-        ballot = Ballot(Interrupts())
-        due, agreed = True, []
-        for _ in range(6):
-            agreed.append(ballot.cast(due).checkpoint)
-            due = due and not agreed[-1]  # it was written
-        return agreed
-
-    assert in_ranks(2, work) == [[False, True, False, False, False, False]] * 2
-
-
-def test_word_of_a_signal_reaches_a_process_that_is_busy_with_its_evaluation() -> None:
-    def work(rank: int) -> tuple[bool, bool]:
-        join(CPU)
-        interrupts = Interrupts()
-        ballot = Ballot(interrupts)
-        before = ballot.heard()
-        collected(None)
-        interrupts.received = signal.SIGTERM * rank
-        deadline = time.monotonic() + 20
-        while not ballot.heard() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        heard = ballot.heard()
-        collected(None)
-        return before, heard
-
-    assert in_ranks(2, work) == [(False, True)] * 2
-
-
-def test_alone_a_process_learns_its_own_vote_at_once() -> None:
-    interrupts = Interrupts()
-    ballot = Ballot(interrupts)
-    assert (ballot.cast(False), ballot.cast(True), ballot.heard()) == (Agreed(), Agreed(0, True), False)
-    interrupts.received = 15
-    assert (ballot.cast(False), ballot.heard(), ballot.final()) == (Agreed(15), True, 15)
 
 
 # --- lost processes ---------------------------------------------------------------------------------
@@ -305,31 +225,25 @@ def test_a_killed_process_is_told_of_in_one_sentence_and_soon() -> None:
 
 
 def test_other_errors_of_pytorch_are_not_taken_for_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}.items():
-        monkeypatch.setenv(name, value)
+    as_one_of(2, monkeypatch)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), told_as_lost():
         torch.ones(2, 3) @ torch.ones(2, 3)
     with pytest.raises(torch.OutOfMemoryError), told_as_lost():
         raise torch.OutOfMemoryError("out of memory")
-    for told in (
-        "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711",
-        "NCCL communicator was aborted on rank 0",
+    for error in (
+        RuntimeError("[gloo/tcp/pair.cc:547] Connection closed by peer [::1]:4711\nException raised from"),
+        RuntimeError("NCCL communicator was aborted on rank 0"),
+        distributed.DistStoreError("wait timeout after 10 ms"),
     ):
         with pytest.raises(PeerLost, match=r"the last checkpoint\.") as lost, told_as_lost():
-            raise RuntimeError(
-                told + ". This is typically caused by something! GLHF!\nException raised from here"
-            )
-        assert re.search(
-            r"\((Connection closed by peer \[127.0.0.1\]:4711|NCCL .* on rank 0)\): ", str(lost.value)
-        )
-    with pytest.raises(PeerLost), told_as_lost():
-        raise distributed.DistStoreError("wait timeout after 10 ms")
+            raise error
+        assert "Exception raised" not in str(lost.value)
 
 
 # --- evaluation -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 3])
 def test_every_image_in_memory_is_measured_exactly_once(
     processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,8 +258,7 @@ def test_every_image_in_memory_is_measured_exactly_once(
     assert sorted(seen) == list(range(1003))
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 16, 33])
+@pytest.mark.parametrize(("processes", "count"), [(1, 16), (3, 1), (2, 33)])
 def test_every_photograph_is_measured_exactly_once(
     processes: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,8 +296,7 @@ def measured_jointly(net: Net, images: Images) -> Errors:
     return measure_errors([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
 
 
-@pytest.mark.parametrize("count", [1, 2, 121])  # also fewer than there are processes
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(("processes", "count"), [(3, 1), (2, 121)])  # also fewer than there are processes
 def test_the_errors_of_several_processes_are_those_of_one(count: int, processes: int) -> None:
     images = load_dataset("digits").held_out["test"].part(0, count)
     net = build(DIGITS, 0)
@@ -406,7 +318,6 @@ IMAGENET = catalogue.find("imagenet-resnet18").spec().recipe
         (128, 1, None, (128, 128)),
         (128, 2, None, (64, 64)),
         (256, 8, 16, (32, 16)),
-        (256, 1, 256, (256, 256)),
         (6, 3, 1, (2, 1)),
     ],
 )
@@ -459,7 +370,6 @@ def test_bn_takes_the_groups_of_the_recipe_or_what_one_process_has_in_one_pass(
     [
         (4, None, 64, r"BN groups of 64 images do not divide the 32 that a process has in one pass"),
         (1, 32, 64, r"BN groups of 64 images do not divide the 32"),
-        (2, None, 128, r"BN groups of 128 images do not divide the 64"),
         (1, 32, 0, r"whole batch needs the batch in one process and one pass"),
         (2, None, 0, r"whole batch needs the batch in one process and one pass"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resrepro.training import processes
+from resrepro import training
 
 TOLD = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node0",
@@ -11,8 +11,8 @@ TOLD = {
 
 def all_told() -> tuple[object, ...]:
     return (
-        processes.rank(), processes.world_size(), processes.local_rank(), processes.local_world_size(),
-        processes.is_first(),
+        training.rank(), training.world_size(), training.local_rank(), training.local_world_size(),
+        training.is_first(),
     )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def test_torchrun_says_which_process_of_the_run_and_of_the_machine_it_is(
         monkeypatch.setenv(name, value)
     assert all_told() == (5, 8, 1, 4, False)
     monkeypatch.setenv("RANK", "0")
-    assert processes.is_first()
+    assert training.is_first()
 
 
 @pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"])

@@ -4,7 +4,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 from ranks import Failed, in_ranks, start_ranks, torchrun, write_photos
 from runs import TIMES, checkpoint_of, differences, json_of, rows_of
 
-from resrepro.data import feeds
-from resrepro.data.loader import Loading, Views
+from resrepro.data.loader import Loading
 from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
 from resrepro.training import loop
 from resrepro.training.progress import Watcher
@@ -100,20 +99,6 @@ def test_torchrun_trains_a_cifar_net_as_one_process_does_with_groups(tmp_path: P
     assert "Warning" not in done.stderr
 
 
-def test_torchrun_trains_on_photographs_as_one_process_does_with_groups(tmp_path: Path) -> None:
-    data = write_photos(tmp_path / "photos")
-    one = one_run(tmp_path / "one", PHOTOS, bn_group=4, data=data)
-    done = torchrun(*words_for(PHOTOS, tmp_path / "two", data=data, bn_group=4, device="cpu", workers=1))
-    assert done.returncode == 0, done.stderr
-    (two,) = (tmp_path / "two").glob("*/seed0")
-    assert two.parent.name == one.parent.name
-    assert_same_run(two, one, 15)
-    assert json_of(two, "env")["data"] == json_of(one, "env")["data"]
-    assert once(done.stdout, "iteration      4")
-    assert "Traceback" not in done.stderr
-    assert "Warning" not in done.stderr
-
-
 # --- the same in forked processes -------------------------------------------------------------------
 
 
@@ -167,71 +152,32 @@ def signalled(at: int, rank: int, runs: Path, who: int, **options: Any) -> tuple
     return 0, made[-1]
 
 
-@pytest.mark.parametrize(("who", "at"), [(1, 4), (0, 7)])
-def test_a_signal_to_one_process_stops_all_at_one_update_and_the_run_goes_on_to_the_same_end(
-    tmp_path: Path, who: int, at: int
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return in_ranks(2, lambda rank: one_run(folder))[0]
+
+
+@pytest.mark.parametrize(("who", "at", "end"), [(1, 4, 6), (0, 7, 9), (1, 12, 12)])
+def test_a_signal_to_one_process_stops_all_at_the_next_event_and_the_run_goes_on_to_the_same_end(
+    tmp_path: Path, whole: Path, who: int, at: int, end: int
 ) -> None:
-    whole = in_ranks(2, lambda rank: one_run(tmp_path / "whole"))[0]
-    assert in_ranks(2, lambda rank: signalled(at, rank, tmp_path / "parts", who)) == [(143, at + 1)] * 2
-    (folder,) = (tmp_path / "parts").glob("*/seed0")
-    assert (json_of(folder, "result")["status"], checkpoint_of(folder)["iteration"]) == ("partial", at + 1)
-    assert in_ranks(2, lambda rank: one_run(tmp_path / "parts")) == [folder] * 2
-    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
-    ours, theirs = checkpoint_of(folder)["net"], checkpoint_of(whole)["net"]
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def test_a_signal_in_the_last_update_leaves_the_last_evaluation_to_the_next_session(tmp_path: Path) -> None:
-    whole = in_ranks(2, lambda rank: one_run(tmp_path / "whole"))[0]
-    answers = in_ranks(2, lambda rank: signalled(12, rank, tmp_path / "parts", 1))
-    assert answers == [(143, 12)] * 2
-    (folder,) = (tmp_path / "parts").glob("*/seed0")
-    assert json_of(folder, "result")["status"] == "partial"
-    in_ranks(2, lambda rank: one_run(tmp_path / "parts"))
-    assert json_of(folder, "result")["status"] == "shortened"
-    assert differences(folder, whole) == []
-
-
-def test_an_evaluation_is_abandoned_by_all_when_one_process_hears_a_signal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feeds, "EVAL_BATCH", 1)  # 180 and 179 parts
-    whole = in_ranks(2, lambda rank: one_run(tmp_path / "whole"))[0]
-    views = feeds.MemoryFeed.views
-
-    def work(rank: int) -> tuple[str, int, int]:
-        seen = 0
-
-        def watched(feed: feeds.MemoryFeed, name: str) -> Iterator[Views]:
-            nonlocal seen
-            for part in views(feed, name):
-                seen += 1
-                if rank == 1 and seen == 5:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.05 * (rank == 0))  # it would take 9 s to the end
-                yield part
-
-        feeds.MemoryFeed.views = watched
-        answer = caught(lambda: one_run(tmp_path / "parts"))
-        return answer[0], answer[2], seen
-
-    (first, code, seen), second = in_ranks(2, work)
-    assert (first, code) == (Interrupted.__name__, 143)
-    assert second == (Interrupted.__name__, 143, 5)
-    assert seen < 100
-    (folder,) = (tmp_path / "parts").glob("*/seed0")
-    assert (json_of(folder, "result")["iteration"], rows_of(folder)) == (3, [])
-    in_ranks(2, lambda rank: one_run(tmp_path / "parts"))
+    assert in_ranks(2, lambda rank: signalled(at, rank, tmp_path, who)) == [(143, end)] * 2
+    (folder,) = tmp_path.glob("*/seed0")
+    assert (json_of(folder, "result")["status"], checkpoint_of(folder)["iteration"]) == ("partial", end)
+    assert int(rows_of(folder)[-1]["iteration"]) == end - 3  # the evaluation is left to the next session
+    assert in_ranks(2, lambda rank: one_run(tmp_path)) == [folder] * 2
     assert differences(folder, whole) == []
 
 
 def test_a_run_goes_on_under_another_number_of_processes(tmp_path: Path) -> None:
     whole = one_run(tmp_path / "whole", bn_group=64)
-    assert in_ranks(2, lambda rank: signalled(4, rank, tmp_path / "parts", 0)) == [(143, 5)] * 2
+    assert in_ranks(2, lambda rank: signalled(4, rank, tmp_path / "parts", 0)) == [(143, 6)] * 2
     folder = one_run(tmp_path / "parts", bn_group=64)
     assert_same_run(folder, whole, 359)
     later = json_of(folder, "env")["later_sessions"]
-    assert [(each["from_iteration"], each["processes"]) for each in later] == [(5, 1)]
+    assert [(each["from_iteration"], each["processes"]) for each in later] == [(6, 1)]
 
 
 def caught(work: Callable[[], object]) -> tuple[str, str, int, bool]:
@@ -275,8 +221,7 @@ def test_a_full_memory_is_told_by_the_process_whose_it_is(
     answers = in_ranks(2, lambda rank: caught(lambda: one_run(tmp_path)))
     kind, told, _, silent = answers[full]
     assert "does not hold 64 images per pass: try --micro-batch 32" in told
-    assert not silent
-    assert kind == ("ResreproError" if full else "UsageError")  # usage errors are told by the first alone
+    assert (kind, silent) == ("ResreproError", False)
     assert answers[1 - full][0] == PeerLost.__name__
 
 
@@ -300,15 +245,14 @@ def test_a_killed_process_ends_the_others_within_a_minute(tmp_path: Path) -> Non
     assert (kind, killed) == (PeerLost.__name__, None)
     assert waited < 20
     (folder,) = tmp_path.glob("*/seed0")
-    assert checkpoint_of(folder)["iteration"] == 4  # due after 3, agreed on by all an update later
+    assert checkpoint_of(folder)["iteration"] == 3
 
 
 # --- whole commands, each process looked at ---------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("asked", [DIGITS, PHOTOS], ids=["digits", "photos"])
+@pytest.mark.parametrize(("number", "asked"), [(signal.SIGTERM, PHOTOS), (signal.SIGKILL, DIGITS)])
 def test_commands_end_together_when_one_of_them_is_stopped_or_killed(
     tmp_path: Path, asked: dict[str, Any], number: signal.Signals
 ) -> None:

@@ -1,6 +1,5 @@
 """Training: the record it leaves, going on after an interruption, and what it computes."""
 
-import contextlib
 import json
 import math
 import os
@@ -22,15 +21,14 @@ from torch.optim.swa_utils import update_bn
 from resrepro.data import Dataset, Images, feeds, load_dataset
 from resrepro.data.augment import INITIAL_WEIGHTS, Augmentation, TrainingBatches, stream_seed
 from resrepro.data.loader import Loading, Views
-from resrepro.errors import Diverged, Interrupted, RecordError, UsageError
+from resrepro.errors import Diverged, Interrupted, RecordError, ResreproError, UsageError
 from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES
 from resrepro.records.storage import write_json
 from resrepro.spec.recipe import Recipe
-from resrepro.training import checkpoint, engine, loop
-from resrepro.training import session as training
+from resrepro.training import checkpoint, engine, loop, session
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.training.measure import Errors
 from resrepro.training.progress import SIGNALS, Sample, Watcher
@@ -77,19 +75,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECRET_OF_THE_TEST", SECRET)
         patch.setenv("HOSTNAME", "host-of-the-test")
-        patch.setenv("USER", "user-of-the-test")
+        patch.setenv("USER", "its-user")
         folder = train("digits-resnet8", 3, runs=runs, device="cpu", watcher=watcher, iterations=33)
     return folder, watcher
 
 
-def test_a_run_lies_under_its_name_and_seed_with_all_its_files(finished: tuple[Path, Recorder]) -> None:
+def test_a_run_lies_under_its_name_with_all_its_files_and_the_finished_one_is_left_alone(
+    finished: tuple[Path, Recorder],
+) -> None:
     folder, _ = finished
     assert folder.parts[-3:] == ("runs", "digits-resnet8+iterations=33", "seed3")
     assert {path.name for path in folder.iterdir()} == {
-        *RECORD_FILES,
-        "checkpoint.pt",
-        "checkpoint.previous.pt",
-    }
+        *RECORD_FILES, "checkpoint.pt", "checkpoint.previous.pt",
+    }  # fmt: skip
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")}
+    watcher = Recorder()
+    again = train("digits-resnet8", 3, runs=folder.parents[1], device="cpu", watcher=watcher, iterations=33)
+    assert again == folder
+    assert "finished already" in " ".join(watcher.said)
+    assert watcher.steps == []
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")} == before
 
 
 def test_both_errors_are_sampled_every_32nd_of_the_run_and_at_its_end(
@@ -174,7 +179,7 @@ def test_no_record_file_holds_a_path_a_host_a_user_or_the_environment(
     finished: tuple[Path, Recorder],
 ) -> None:
     folder, _ = finished
-    words = [SECRET, "SECRET_OF_THE_TEST", "host-of-the-test", "user-of-the-test", "somebody"]
+    words = [SECRET, "SECRET_OF_THE_TEST", "host-of-the-test", "its-user", "somebody"]
     words += [str(folder.parents[2]), str(Path.home()) + "/", str(Path.cwd())]
     host = socket.gethostname()
     words += [host] if len(host) > 6 and host != "localhost" else []
@@ -184,17 +189,6 @@ def test_no_record_file_holds_a_path_a_host_a_user_or_the_environment(
         assert not re.search(r"(?<![\w.])[/~][\w.-]+", text), name
     content = (folder / "checkpoint.pt").read_bytes()
     assert not [word for word in words if word.encode() in content]
-
-
-def test_running_a_finished_run_again_says_so_and_changes_nothing(finished: tuple[Path, Recorder]) -> None:
-    folder, _ = finished
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")}
-    watcher = Recorder()
-    again = train("digits-resnet8", 3, runs=folder.parents[1], device="cpu", watcher=watcher, iterations=33)
-    assert again == folder
-    assert "finished already" in " ".join(watcher.said)
-    assert watcher.steps == []
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")} == before
 
 
 # --- smaller runs, on a part of the digits ----------------------------------------------------------
@@ -222,8 +216,43 @@ def few_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def short(runs: Path, experiment: str = "digits-resnet8", seed: int = 0, **options: Any) -> Path:
     """12 updates with 32 images each; sampled every third."""
-    settings = {"iterations": 12, "batch_size": 32, "eval_every": 3, "lr": 0.05}
-    return train(experiment, seed, runs=runs, device="cpu", **settings | options)
+    settings = {"device": "cpu", "iterations": 12, "batch_size": 32, "eval_every": 3, "lr": 0.05}
+    return train(experiment, seed, runs=runs, **settings | options)
+
+
+def stopped_at(moment: int, number: int = signal.SIGTERM) -> Recorder:
+    return Recorder({moment: lambda: os.kill(os.getpid(), number)})
+
+
+def interrupted(runs: Path, moment: int = 5, **options: Any) -> Path:
+    """A run stopped after an update; returns its folder."""
+    with pytest.raises(Interrupted):
+        short(runs, watcher=stopped_at(moment), **options)
+    (folder,) = runs.glob("*/seed0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A whole run, another stopped after 5 updates, and one of three updates."""
+    top = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
+        base = short(top / "base", iterations=3)
+        return {"whole": short(top / "whole"), "stopped": interrupted(top / "stopped"), "base": base}
+
+
+@pytest.fixture
+def whole(examples: dict[str, Path]) -> Path:
+    """12 updates, not to be changed."""
+    return examples["whole"]
+
+
+@pytest.fixture
+def stopped(examples: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the run that was stopped after 5 updates."""
+    folder = examples["stopped"]
+    return Path(shutil.copytree(folder, tmp_path / folder.parent.name / "seed0"))
 
 
 def by_hand(seed: int = 0) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]], list[float]]:
@@ -276,65 +305,48 @@ def test_a_run_makes_the_updates_of_a_plain_loop_and_records_its_errors(tmp_path
             assert float(row["top1_err"]) == pytest.approx(tests[end - 1], abs=2.6)  # one of 40 images
 
 
-def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path) -> None:
-    one, again = short(tmp_path / "one"), short(tmp_path / "again")
-    other = short(tmp_path / "one", seed=1)
-    assert same_weights(one, again)
-    assert rows_of(one, *TIMES) == rows_of(again, *TIMES)
-    assert not same_weights(one, other)
-    assert other == one.with_name("seed1")
-
-
-def test_both_modes_and_their_engine_are_in_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "fast_precision", lambda device: "bf16")
-    default, fast = short(tmp_path), short(tmp_path, fast=True, compiling="on")
-    told = [env_of(folder) for folder in (default, fast)]
-    assert [(env["mode"], env["engine"]) for env in told] == [("default", "eager"), ("fast", "kernels")]
-    assert fast.parent.name.replace("+precision=bf16", "") == default.parent.name != fast.parent.name
-    assert any("precision bf16" in departure for departure in result_of(fast)["departures"])
-    assert not same_weights(default, fast)
-    with pytest.raises(UsageError, match="--fast chooses the precision itself"):
-        short(tmp_path, fast=True, precision="bf16")
+def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path, whole: Path) -> None:
+    again, other = short(tmp_path), short(tmp_path, seed=1)
+    assert same_weights(whole, again)
+    assert rows_of(whole, *TIMES) == rows_of(again, *TIMES)
+    assert not same_weights(whole, other)
+    assert other == again.with_name("seed1")
 
 
 def test_where_there_is_nothing_faster_the_fast_mode_is_the_default_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
     monkeypatch.setattr(engine, "fast_precision", lambda device: "float32")
     watcher = Recorder()
     folder = short(tmp_path, fast=True, watcher=watcher)
     assert env_of(folder)["mode"] == "default"
-    assert folder.parent.name == short(tmp_path / "other").parent.name
+    assert folder.parent.name == whole.parent.name
     assert any("no bf16 arithmetic" in sentence for sentence in watcher.said)
 
 
-def test_the_scale_of_fp16_is_part_of_the_state_and_overflow_skips_an_update(tmp_path: Path) -> None:
+def test_the_scale_of_fp16_is_part_of_the_state(tmp_path: Path, whole: Path) -> None:
     begun = torch.amp.GradScaler("cpu").get_scale()
-    assert checkpoint_of(short(tmp_path, precision="fp16"))["scaler"]["scale"] <= begun
-    assert checkpoint_of(short(tmp_path))["scaler"] == {}
+    assert checkpoint_of(short(tmp_path, precision="fp16", iterations=3))["scaler"]["scale"] <= begun
+    assert checkpoint_of(whole)["scaler"] == {}
 
 
-def test_a_run_goes_on_with_its_engine_or_not_at_all(tmp_path: Path) -> None:
-    watcher = Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-    with pytest.raises(Interrupted):
-        short(tmp_path, watcher=watcher, compiling="on")
+def test_a_run_goes_on_with_its_engine_and_kind_of_device_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "fast_precision", lambda device: "bf16")
+    interrupted(tmp_path, compiling="on", fast=True)
     with pytest.raises(UsageError, match="begun with the engine kernels"):
-        short(tmp_path, compiling="off")
-    assert env_of(short(tmp_path))["engine"] == "kernels"
-
-
-def test_a_checkpoint_from_before_there_were_engines_goes_on_eagerly(tmp_path: Path) -> None:
-    whole = short(tmp_path / "whole")
-    watcher = Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-    with pytest.raises(Interrupted):
-        short(tmp_path / "parts", watcher=watcher)
-    (folder,) = (tmp_path / "parts").glob("*/seed0")
-    state = checkpoint_of(folder)
-    del state["scaler"], state["env"]["engine"]
-    save_checkpoint(folder / "checkpoint.pt", state)
-    assert differences(short(tmp_path / "parts"), whole) == []
+        short(tmp_path, fast=True, compiling="off")
+    folder = short(tmp_path, fast=True)
+    assert [env_of(folder)[key] for key in ("mode", "engine")] == ["fast", "kernels"]
+    assert "+precision=bf16" in folder.parent.name
+    assert any("precision bf16" in departure for departure in result_of(folder)["departures"])
+    with pytest.raises(UsageError, match="--fast chooses the precision itself"):
+        short(tmp_path, fast=True, precision="bf16")
+    monkeypatch.setattr(checkpoint, "choose_device", torch.device)
+    assert checkpoint.frozen_device("auto", torch.device("cuda"), "cpu").type == "cpu"
+    with pytest.raises(UsageError, match="begun on cpu, and cuda would round differently: say --device cpu"):
+        checkpoint.frozen_device("cuda", torch.device("cuda"), "cpu")
 
 
 WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
@@ -345,24 +357,21 @@ WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
     [
         (signal.SIGTERM, 5, {}),
         (signal.SIGINT, 6, {}),  # a sample is due
-        (signal.SIGUSR1, 8, {"precision": "bf16"}),
-        (signal.SIGUSR2, 12, {}),  # the last update
+        (signal.SIGHUP, 12, {}),  # the last update
         (signal.SIGTERM, 7, {"experiment": "cifar10-resnet8"}),  # crops, flips
         (signal.SIGTERM, 7, {"sampling": "replacement", "momentum_form": "nesterov", "bn_group": 8}),
         (signal.SIGTERM, 2, WARM),
         (signal.SIGTERM, 7, WARM),
-        (signal.SIGTERM, 1, {"eval_every": 12}),
-        (signal.SIGTERM, 7, {"compiling": "on"}),
-        (signal.SIGTERM, 7, {"compiling": "on", "fast": True}),
-        (signal.SIGTERM, 7, {"precision": "fp16"}),
+        (signal.SIGUSR1, 7, {"compiling": "on", "fast": True}),
+        (signal.SIGUSR2, 7, {"precision": "fp16"}),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_very_same_end(
-    tmp_path: Path, number: signal.Signals, moment: int, settings: dict
+    tmp_path: Path, number: signal.Signals, moment: int, settings: dict, whole: Path
 ) -> None:
-    whole = short(tmp_path / "whole", **settings)
+    whole = short(tmp_path / "whole", **settings) if settings else whole
     handlers = [signal.getsignal(each) for each in SIGNALS]
-    watcher = Recorder({moment: lambda: os.kill(os.getpid(), number)})
+    watcher = stopped_at(moment, number)
     with pytest.raises(Interrupted, match=f"iteration {moment} of 12") as caught:
         short(tmp_path / "parts", watcher=watcher, **settings)
     assert caught.value.exit_code == 128 + number
@@ -377,14 +386,14 @@ def test_an_interrupted_run_goes_on_to_the_very_same_end(
     assert watcher.began == [(moment, 12)]
     assert watcher.steps == list(range(moment + 1, 13))
     assert differences(folder, whole) == []
+    assert checkpoint_of(folder)["sampled"] == 12  # an owed evaluation enters the last checkpoint too
+    assert checkpoint_of(folder)["curve"].encode() == (folder / "metrics.csv").read_bytes()
 
 
 def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
-    whole = short(tmp_path / "whole")
-    write = loop.save_checkpoint
-    written = []
+    write, written = loop.save_checkpoint, []
 
     def fail_fourth(path: Path, state: dict) -> None:
         written.append(state["iteration"])
@@ -395,22 +404,35 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", fail_fourth)
         with pytest.raises(RecordError, match="disk is full"):
-            short(tmp_path / "parts", checkpoint_every="3")
+            short(tmp_path, checkpoint_every="3")
     assert written == [0, 3, 6, 9]
-    (folder,) = (tmp_path / "parts").glob("*/seed0")
+    (folder,) = tmp_path.glob("*/seed0")
     assert rows_of(folder)[-1]["iteration"] == "9"
     watcher = Recorder()
-    short(tmp_path / "parts", watcher=watcher)
+    short(tmp_path, watcher=watcher)
     assert watcher.began == [(6, 12)]
     assert differences(folder, whole) == []
 
 
-@pytest.mark.parametrize(("moment", "iteration"), [(1, 3), (2, 6), (4, 12)])
+def test_a_crash_before_the_second_checkpoint_starts_from_the_first(tmp_path: Path, whole: Path) -> None:
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    watcher = Recorder({2: crash})
+    with pytest.raises(KeyboardInterrupt):
+        short(tmp_path, watcher=watcher)
+    assert watcher.ends == 1
+    (folder,) = tmp_path.glob("*/seed0")
+    assert read_run(folder).status == "partial"
+    short(tmp_path)
+    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
+
+
+@pytest.mark.parametrize(("moment", "iteration"), [(1, 3), (4, 12)])
 def test_an_evaluation_under_way_is_abandoned_at_a_signal_and_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, iteration: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, iteration: int, whole: Path
 ) -> None:
     monkeypatch.setattr(feeds, "EVAL_BATCH", 10)  # the 40 test images in four parts
-    whole = short(tmp_path / "whole")
     views = feeds.MemoryFeed.views
     opened: list[int] = []
 
@@ -423,78 +445,92 @@ def test_an_evaluation_under_way_is_abandoned_at_a_signal_and_made_anew(
             yield part
 
     monkeypatch.setattr(feeds.MemoryFeed, "views", signalled)
-    with pytest.raises(Interrupted, match=f"Stopped at iteration {iteration} of 12") as caught:
-        short(tmp_path / "parts")
-    assert caught.value.exit_code == 128 + signal.SIGUSR1
+    with pytest.raises(Interrupted, match=f"Stopped at iteration {iteration} of 12"):
+        short(tmp_path)
     assert opened == [4] * (moment - 1) + [2]
-    (folder,) = (tmp_path / "parts").glob("*/seed0")
-    assert [int(row["iteration"]) for row in rows_of(folder)[::2]] == list(range(3, iteration, 3))
-    assert (result_of(folder)["status"], result_of(folder)["iteration"]) == ("partial", iteration)
-    short(tmp_path / "parts")
-    assert opened == [4] * (moment - 1) + [2] + [4] * (5 - moment)
-    assert differences(folder, whole) == []
-
-
-def test_another_session_is_noted_in_the_record_beside_the_first(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
-    short(tmp_path)
     (folder,) = tmp_path.glob("*/seed0")
-    env = json.loads((folder / "env.json").read_text())
-    assert env["later_sessions"] == [{"from_iteration": 5}]
+    assert [int(row["iteration"]) for row in rows_of(folder)[::2]] == list(range(3, iteration, 3))
+    short(tmp_path)
+    assert opened == [4] * (moment - 1) + [2] + [4] * (5 - moment)
+    for row, wanted in zip(rows_of(folder, *TIMES), rows_of(whole, *TIMES), strict=True):
+        assert row == wanted | {"loss": row["loss"]}  # summed in other parts
 
 
-def interrupted(runs: Path, moment: int = 5, **options: Any) -> Path:
-    """A run stopped after an update; returns its folder."""
-    with pytest.raises(Interrupted):
-        short(runs, watcher=stopped_at(moment), **options)
-    (folder,) = runs.glob("*/seed0")
-    return folder
-
-
-def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path: Path) -> None:
-    folder = interrupted(tmp_path)
-    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-        (folder / name).unlink()
-    curves = (folder / "metrics.csv").read_bytes()
-    assert short(tmp_path) == folder
-    assert result_of(folder)["iteration"] == 12
-    assert (folder.with_name("seed0.aside1") / "metrics.csv").read_bytes() == curves
-
-
-@pytest.mark.parametrize("damage", [None, b"", b"\x00\xff", b"iteration\n\n\n"])
+@pytest.mark.parametrize("damage", [None, b"\x00\xff"])
 @pytest.mark.parametrize("name", RECORD_FILES)
 def test_a_damaged_or_missing_record_is_restored_from_the_checkpoint(
-    tmp_path: Path, damage: bytes | None, name: str, whole_run: Path
+    tmp_path: Path, damage: bytes | None, name: str, stopped: Path, whole: Path
 ) -> None:
-    folder = interrupted(tmp_path)
-    (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+    (stopped / name).unlink() if damage is None else (stopped / name).write_bytes(damage)
     watcher = Recorder()
-    assert short(tmp_path, watcher=watcher) == folder
+    assert short(tmp_path, watcher=watcher) == stopped
     told = f"Damaged or missing, and restored from the checkpoint: {name}."
     assert (told in watcher.said) is (name != "result.json")  # which is written anew in any case
-    assert differences(folder, whole_run) == []
-    assert read_run(folder).finished
+    assert differences(stopped, whole) == []
+    assert read_run(stopped).finished
 
 
 @pytest.mark.parametrize("name", RECORD_FILES)
-def test_the_damaged_record_of_a_finished_run_is_restored_without_training(tmp_path: Path, name: str) -> None:
-    folder = short(tmp_path)
-    before = result_of(folder, *OF_TIMES)
+def test_the_damaged_record_of_a_finished_run_is_restored_without_training(
+    tmp_path: Path, name: str, whole: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / whole.parent.name / "seed0"))
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
     watcher = Recorder()
     short(tmp_path, watcher=watcher)
     assert watcher.steps == []
-    assert result_of(folder, *OF_TIMES) == before
+    assert result_of(folder, *OF_TIMES) == result_of(whole, *OF_TIMES)
     assert read_run(folder).finished
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
-        return short(tmp_path_factory.mktemp("whole"))
+def test_a_session_elsewhere_is_told_and_recorded_beside_the_first(tmp_path: Path, stopped: Path) -> None:
+    state = load_checkpoint(stopped / "checkpoint.pt")
+    other = state["env"] | {"cpu": "an older CPU"}
+    save_checkpoint(stopped / "checkpoint.pt", state | {"env": other})
+    write_json(stopped / "env.json", other)
+    watcher = Recorder()
+    short(tmp_path, watcher=watcher, threads=2)
+    said = " ".join(watcher.said)
+    assert "CPU (an older CPU at the start, now" in said
+    assert "CPU threads (1 at the start, now 2)" in said
+    env = env_of(stopped)
+    (later,) = env["later_sessions"]
+    assert (env["cpu"], later["from_iteration"], later["threads"]) == ("an older CPU", 5, 2)
+
+
+def test_what_cannot_be_gone_on_with_is_refused_and_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Path
+) -> None:
+    def refused(sentence: str) -> None:
+        before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+        with pytest.raises(RecordError, match=sentence):
+            short(tmp_path)
+        assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+    data = small_dataset("digits", "all")
+    other = Dataset("digits", 10, data.train, data.held_out, data.checksums | {"train": "0" * 64})
+    with monkeypatch.context() as patch:
+        patch.setattr(feeds, "load_dataset", lambda *_: other)
+        refused(r"other data.*--fresh")
+    state = load_checkpoint(stopped / "checkpoint.pt")
+    for change, sentence in (
+        ({"seed": 1}, "of another run"), ({"net": {}}, r"does not fit its run \(.*start anew with --fresh"),
+    ):  # fmt: skip
+        save_checkpoint(stopped / "checkpoint.pt", state | change)
+        refused(sentence)
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (stopped / name).write_bytes((stopped / name).read_bytes()[:500])
+    refused(r"checkpoint\.pt.*no whole one before it: start anew with --fresh")
+
+
+def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path: Path, stopped: Path) -> None:
+    for path in stopped.glob("checkpoint*"):
+        path.unlink()
+    curves = (stopped / "metrics.csv").read_bytes()
+    assert short(tmp_path) == stopped
+    assert result_of(stopped)["iteration"] == 12
+    assert (stopped.with_name("seed0.aside1") / "metrics.csv").read_bytes() == curves
 
 
 @pytest.mark.gpu
@@ -505,21 +541,6 @@ def test_a_gpu_trains_to_about_the_same_errors(tmp_path: Path, precision: str) -
     gpu = short(tmp_path / "gpu", device="cuda", precision=precision)
     first = [float(rows_of(folder, *TIMES)[0]["loss"]) for folder in (cpu, gpu)]
     assert first[1] == pytest.approx(first[0], rel=0.05)  # same weights and order; other augmentation
-
-
-def test_a_crash_before_the_first_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
-    def crash() -> None:
-        raise KeyboardInterrupt
-
-    whole = short(tmp_path / "whole")
-    watcher = Recorder({2: crash})
-    with pytest.raises(KeyboardInterrupt):
-        short(tmp_path / "parts", watcher=watcher)
-    assert watcher.ends == 1
-    (folder,) = (tmp_path / "parts").glob("*/seed0")
-    assert read_run(folder).status == "partial"
-    short(tmp_path / "parts")
-    assert rows_of(folder, *TIMES) == rows_of(whole, *TIMES)
 
 
 def test_the_warm_up_ends_at_the_first_look_below_its_bound_and_the_rate_changes_there(
@@ -539,9 +560,6 @@ def test_the_warm_up_ends_at_the_first_look_below_its_bound_and_the_rate_changes
         update = int(row["iteration"])
         after = 0.05 if update <= 12 else 0.005 if update <= 18 else 0.0005
         assert float(row["lr"]) == pytest.approx(0.005 if update <= switch else after), update
-
-
-def test_a_warm_up_that_never_ends_keeps_its_rate_to_the_last(tmp_path: Path) -> None:
     folder = short(tmp_path, warmup_lr=0.001, warmup_window=4, warmup_until_err=0.5)
     assert {float(row["lr"]) for row in rows_of(folder)} == {0.001}
     assert "the warm-up never ended: learning rate 0.001 throughout" in result_of(folder)["departures"]
@@ -565,29 +583,18 @@ def test_a_diverged_run_stops_keeps_its_record_and_is_not_gone_on_with(tmp_path:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
-def test_a_run_that_breaks_at_its_very_end_leaves_a_record_that_can_be_read(
-    tmp_path: Path, iterations: int
-) -> None:
-    # The update after which nothing is finite may be the last one: its own loss still is.
-    with contextlib.suppress(Diverged):
-        short(tmp_path, lr=1e30, iterations=iterations, eval_every=1)
-    (folder,) = tmp_path.glob("*/seed0")
-    assert read_run(folder).status in ("diverged", "shortened")
-
-
-def test_fresh_sets_the_old_run_aside_whole_and_starts_anew(tmp_path: Path) -> None:
-    folder = short(tmp_path)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for count in (1, 2):
-        watcher = Recorder()
-        assert short(tmp_path, fresh=True, watcher=watcher) == folder
-        assert watcher.began == [(0, 12)]
-        asides = sorted(path.name for path in folder.parent.iterdir())
-        assert asides == ["seed0", *(f"seed0.aside{k}" for k in range(1, count + 1))]
-    aside = folder.with_name("seed0.aside1")
+def test_fresh_sets_the_old_run_aside_whole_and_starts_anew(tmp_path: Path, stopped: Path) -> None:
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    watcher = stopped_at(5)
+    with pytest.raises(Interrupted, match="The same command without --fresh goes on"):
+        short(tmp_path, fresh=True, watcher=watcher)
+    assert watcher.began == [(0, 12)]
+    short(tmp_path, fresh=True)
+    asides = sorted(path.name for path in stopped.parent.iterdir())
+    assert asides == ["seed0", "seed0.aside1", "seed0.aside2"]
+    aside = stopped.with_name("seed0.aside1")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
-    assert same_weights(folder, aside)
+    assert same_weights(aside, stopped.with_name("seed0.aside2"))
 
 
 def test_notices_and_the_validation_set_reach_watcher_record_and_headline(tmp_path: Path) -> None:
@@ -597,41 +604,12 @@ def test_notices_and_the_validation_set_reach_watcher_record_and_headline(tmp_pa
     result = result_of(folder)
     assert (result["notices"], result["headline"]) == (["the images are few"], "val")
     assert [row["split"] for row in rows_of(folder)[:3]] == ["train", "val", "test"]
-    assert json.loads((folder / "env.json").read_text())["data"]["notices"] == ["the images are few"]
+    assert env_of(folder)["data"]["notices"] == ["the images are few"]
     best = min(float(row["top1_err"]) for row in rows_of(folder) if row["split"] == "val")
     assert result["best"]["top1_err"] == best
 
 
-def test_an_untold_number_of_iterations_longer_than_the_experiment_is_complete(tmp_path: Path) -> None:
-    folder = short(tmp_path, iterations=241, eval_every=241, batch_size=2)
-    assert (result_of(folder)["status"], result_of(folder)["iteration"]) == ("complete", 241)
-
-
-def test_going_on_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Interrupted):
-        short(tmp_path, watcher=Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
-    data = small_dataset("digits", "all")
-    other = Dataset("digits", 10, data.train, data.held_out, data.checksums | {"train": "0" * 64})
-    monkeypatch.setattr(feeds, "load_dataset", lambda *_: other)
-    (folder,) = tmp_path.glob("*/seed0")
-    before = (folder / "metrics.csv").read_bytes()
-    with pytest.raises(RecordError, match=r"other data.*--fresh"):
-        short(tmp_path)
-    assert (folder / "metrics.csv").read_bytes() == before
-
-
-def test_going_on_from_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    zero, one = interrupted(tmp_path / "zero"), tmp_path / "one"
-    with pytest.raises(Interrupted):
-        short(one, seed=1, watcher=stopped_at(5))
-    (zero / "checkpoint.pt").write_bytes(next(one.glob("*/seed1/checkpoint.pt")).read_bytes())
-    with pytest.raises(RecordError, match="of another run"):
-        short(tmp_path / "zero")
-
-
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_notice(
-    tmp_path: Path, whole_run: Path
-) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_notice(tmp_path: Path, whole: Path) -> None:
     folder = interrupted(tmp_path, 8, checkpoint_every="3")
     content = (folder / "checkpoint.pt").read_bytes()
     (folder / "checkpoint.pt").write_bytes(content[: len(content) // 2])
@@ -640,151 +618,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_notice(
     assert watcher.began == [(6, 12)]
     assert "is damaged and was moved to checkpoint.damaged.pt" in " ".join(watcher.said)
     assert (folder / "checkpoint.damaged.pt").exists()
-    assert differences(folder, whole_run) == []
+    assert differences(folder, whole) == []
 
 
-def test_two_damaged_checkpoints_are_refused_and_nothing_is_touched(tmp_path: Path) -> None:
-    folder = interrupted(tmp_path)
-    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-        (folder / name).write_bytes((folder / name).read_bytes()[:500])
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(RecordError, match=r"checkpoint\.pt.*no whole one before it: start anew with --fresh"):
-        short(tmp_path)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_threads_are_those_of_the_first_start(tmp_path: Path) -> None:
-    folder = interrupted(tmp_path, threads=2)
-    with pytest.raises(UsageError, match=r"begun with 2 threads, and 1 would .* say --threads 2"):
-        short(tmp_path, threads=1)
-    torch.set_num_threads(1)
-    used = []
-    short(tmp_path, watcher=Recorder({7: lambda: used.append(torch.get_num_threads())}))
-    assert used == [2]
-    assert read_run(folder).env["threads"] == 2
-
-
-def test_a_run_that_was_begun_elsewhere_is_not_gone_on_with_here(tmp_path: Path) -> None:
-    folder = interrupted(tmp_path)
-    state = load_checkpoint(folder / "checkpoint.pt")
-    save_checkpoint(folder / "checkpoint.pt", state | {"env": state["env"] | {"device": "mps"}})
-    with pytest.raises(UsageError, match=r"begun on mps, and cpu would round differently: say --device mps"):
-        short(tmp_path)
-
-
-def test_a_cpu_run_keeps_device_and_threads_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = {"device": "cpu", "threads": 3}
-    monkeypatch.setattr(checkpoint, "choose_device", torch.device)
-    device = checkpoint.frozen_device("auto", torch.device("cuda"), begun)
-    assert (device.type, checkpoint.frozen_threads(None, device, begun)) == ("cpu", 3)
-    assert checkpoint.frozen_threads(2, device, None) == 2
-    with pytest.raises(UsageError, match="begun on cpu, and cuda would round differently"):
-        checkpoint.frozen_device("cuda", torch.device("cuda"), begun)
-
-
-def test_the_threads_of_one_run_are_not_those_of_the_next(tmp_path: Path) -> None:
-    torch.set_num_threads(2)
-    one = short(tmp_path, threads=1)
-    other = short(tmp_path, seed=1)
-    assert [read_run(folder).env["threads"] for folder in (one, other)] == [1, 2]
-
-
-def test_other_bn_groups_than_those_of_the_first_start_are_refused_by_name(tmp_path: Path) -> None:
-    folder = interrupted(tmp_path, micro_batch=8)
-    assert "+bn_group=8" in folder.parent.name
-    with pytest.raises(UsageError, match=r"over groups of 8: go on with it by --bn-group 8, or"):
-        short(tmp_path)
-    assert short(tmp_path, bn_group=8) == folder
-    own = short(tmp_path)  # the other one is finished
-    assert "bn_group" not in own.parent.name
-    interrupted(tmp_path / "other")
-    with pytest.raises(
-        UsageError, match=r"the whole batch: go on with it by --bn-group 0, or say --bn-group 8"
-    ):
-        short(tmp_path / "other", micro_batch=8)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"data": 3}, {"iteration": "5"}, {"iteration": 13}, {"iteration": -1}, {"sampled": 7},
-        {"seconds": "abc"}, {"seconds": math.nan}, {"net": []}, {"curve": 5}, {"shares": None},
-        {"env": []}, {"env": {"threads": 10**10}}, {"env": {"threads": True}}, {"env": {"threads": -5}},
-        {"env": {"versions": [1]}}, {"env": {"cpu": math.nan}}, {"last": {"test": 1}}, {"optimizer": {}},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_checkpoint_that_makes_no_sense_is_one_sentence(
-    tmp_path: Path, change: dict[str, Any], stopped_run: Path
-) -> None:
-    folder = tmp_path / stopped_run.parent.name / "seed0"
-    shutil.copytree(stopped_run, folder)
-    state = load_checkpoint(folder / "checkpoint.pt")
-    changed = {
-        key: state[key] | value if isinstance(value, dict) and value and key == "env" else value
-        for key, value in change.items()
-    }
-    save_checkpoint(folder / "checkpoint.pt", state | changed)
-    with pytest.raises(RecordError, match=r"does not fit its run \(.*start anew with --fresh"):
-        short(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
-        return interrupted(tmp_path_factory.mktemp("stopped"))
-
-
-def test_a_checkpoint_of_an_earlier_version_is_called_that(tmp_path: Path) -> None:
-    folder = interrupted(tmp_path)
-    state = load_checkpoint(folder / "checkpoint.pt")
-    del state["curve"]
-    save_checkpoint(folder / "checkpoint.pt", state)
-    with pytest.raises(RecordError, match="of an earlier version, which kept less"):
-        short(tmp_path)
-
-
-def test_a_signal_before_the_first_update_says_that_nothing_was_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_before_the_first_update_stops_the_run_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
     def signalled(*asked: Any) -> feeds.Feed:
         os.kill(os.getpid(), signal.SIGUSR1)
         return feeds.open_feed(*asked)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "open_feed", signalled)
-        with pytest.raises(Interrupted, match=r"before the first update .* the same command") as stop:
+        patch.setattr(session, "open_feed", signalled)
+        with pytest.raises(Interrupted, match=r"Stopped at iteration 0 of 12"):
             short(tmp_path)
-    assert stop.value.exit_code == 128 + signal.SIGUSR1
-    assert list(tmp_path.iterdir()) == []
-    assert result_of(short(tmp_path))["status"] == "shortened"
-
-
-def test_whoever_stops_a_fresh_run_is_told_to_leave_that_out(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="The same command without --fresh goes on"):
-        short(tmp_path, fresh=True, watcher=stopped_at(4))
-
-
-def test_an_owed_evaluation_enters_the_last_checkpoint_too(tmp_path: Path) -> None:
-    folder = interrupted(tmp_path, 12)
-    assert checkpoint_of(folder)["sampled"] == 9
-    short(tmp_path)
-    assert checkpoint_of(folder)["sampled"] == 12
-    assert checkpoint_of(folder)["curve"].encode() == (folder / "metrics.csv").read_bytes()
-    assert math.isnan(float(rows_of(folder)[-1]["images_per_s"]))  # no image was trained on
-
-
-def test_a_session_on_another_machine_is_told_and_recorded(tmp_path: Path) -> None:
-    folder = interrupted(tmp_path)
-    state = load_checkpoint(folder / "checkpoint.pt")
-    other = state["env"] | {"cpu": "an older CPU"}
-    save_checkpoint(folder / "checkpoint.pt", state | {"env": other})
-    write_json(folder / "env.json", other)
-    watcher = Recorder()
-    short(tmp_path, watcher=watcher)
-    assert "CPU (an older CPU at the start, now" in " ".join(watcher.said)
-    assert read_run(folder).env["later_sessions"][0]["cpu"] != "an older CPU"
+    assert differences(short(tmp_path), whole) == []
 
 
 def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(
@@ -812,7 +660,6 @@ def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(
     [
         ({"seed": -1}, "not -1"),
         ({"iterations": 0}, "iterations must be at least 1"),
-        ({"iterations": -3}, "iterations must be at least 1"),
         ({"batch_size": 201}, "batch of 201 is larger than the training set"),
         ({"split": "45k5k"}, "45k/5k"),
         ({"experiment": "digits-resnet9"}, r"8 or 14"),
@@ -829,62 +676,23 @@ def test_a_request_that_cannot_be_met_is_refused_and_leaves_no_record(
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--device cuda: PyTorch sees no such GPU"):
-        train("digits-resnet8", runs=tmp_path, device="cuda")
-
-
-def test_a_runs_folder_that_is_a_file_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("not a folder")
-    with pytest.raises(RecordError, match=r"cannot write to the runs folder .*runs.*--runs"):
-        short(tmp_path / "runs")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_runs_folder_without_permission_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir(mode=0o555)
-    with pytest.raises(RecordError, match="cannot write to the runs folder"):
-        short(tmp_path / "runs")
-
-
 @pytest.mark.parametrize(
     "changed",
     [
-        {"shortcut": "B"},
-        {"shortcut": "C"},
-        {"option_a_zeros": "symmetric"},
-        {"init": "fan_out"},
-        {"momentum_form": "nesterov"},
-        {"decay_bn_bias": False, "weight_decay": 0.1},
-        {"bn_group": 8},
-        {"bn_momentum": 0.5},
-        {"sampling": "replacement"},
-        {"pad": 4},
-        {"pad": 4, "pad_order": "pad_first", "pad_value": 99.0},
-        {"flip": True},
-        {"mean": "per_channel"},
-        {"precision": "bf16"},
+        {"shortcut": "B"}, {"option_a_zeros": "symmetric"}, {"init": "fan_out"}, {"bn_momentum": 0.5},
+        {"momentum_form": "nesterov"}, {"decay_bn_bias": False, "weight_decay": 0.1}, {"bn_group": 8},
+        {"sampling": "replacement"}, {"pad": 4}, {"pad": 4, "pad_order": "pad_first", "pad_value": 99.0},
+        {"flip": True}, {"mean": "per_channel"}, {"precision": "bf16"},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_every_open_choice_has_its_own_folder_and_its_own_effect(
-    tmp_path: Path, changed: dict, base_run: Path
+    tmp_path: Path, changed: dict, examples: dict[str, Path]
 ) -> None:
-    folder = short(tmp_path, iterations=3, **changed)
-    assert folder.parent.name != base_run.parent.name
+    folder, base = short(tmp_path, iterations=3, **changed), examples["base"]
+    assert folder.parent.name != base.parent.name
     assert all(key in folder.parent.name for key in changed)
-    if set(changed) & {"shortcut"}:
-        assert len(net_of(folder)) > len(net_of(base_run))
-    else:
-        assert not same_weights(folder, base_run)
-
-
-@pytest.fixture(scope="module")
-def base_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
-        return short(tmp_path_factory.mktemp("base"), iterations=3)
+    assert net_of(folder).keys() != net_of(base).keys() or not same_weights(folder, base)
 
 
 # --- passes, processes of readers, and the rule of the plateau --------------------------------------
@@ -920,14 +728,9 @@ def test_a_full_memory_is_told_with_the_way_out(
         raise trouble
 
     monkeypatch.setattr(F, "cross_entropy", full)
-    with pytest.raises(
-        UsageError, match=rf"{whose} memory does not hold 32 images per pass: try --micro-batch 16"
-    ):
+    told = rf"{whose} memory does not hold 32 images per pass: try --micro-batch 16"
+    with pytest.raises(ResreproError, match=told):
         short(tmp_path)
-
-
-def stopped_at(moment: int) -> Recorder:
-    return Recorder({moment: lambda: os.kill(os.getpid(), signal.SIGTERM)})
 
 
 def on_photographs(runs: Path, photographs: Path, workers: int = 0, **options: Any) -> Path:

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import threading
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -19,7 +18,6 @@ from resrepro.training.progress import (
     Interrupts,
     Pace,
     Sample,
-    StoppedEarly,
     clock,
     sample_line,
 )
@@ -57,16 +55,6 @@ def test_a_clock_shows_hours_where_there_are_any() -> None:
 # --- checkpoint interval -----------------------------------------------------------------------------
 
 
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.mark.parametrize(
     ("text", "limits"),
     [
@@ -91,25 +79,21 @@ def test_anything_else_is_refused_with_what_is_understood(text: str) -> None:
         CheckpointInterval.parse(text)
 
 
-def test_by_default_checkpoints_take_less_than_a_hundredth_of_the_time() -> None:
-    clock = Clock()
-    interval = CheckpointInterval(clock=clock)
+def test_by_default_checkpoints_take_less_than_a_hundredth_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    interval = CheckpointInterval()
     for cost in (0.05, 3.0, 0.001, 40.0):
-        start = clock.now
-        clock.now += cost
         interval.written(cost)
+        start = now[0]
         while not interval.due(7):
-            clock.now += 0.5
-        waited = clock.now - start - cost
-        assert cost <= 0.01 * waited
-        assert waited == pytest.approx(max(20.0, 100 * cost), abs=0.5)
-
-
-def test_iterations_and_seconds_are_kept_to_whichever_is_first() -> None:
-    clock = Clock()
-    interval = CheckpointInterval(500, 600, clock)
+            now[0] += 0.5
+        assert now[0] - start == pytest.approx(max(20.0, 100 * cost), abs=0.5)
+    interval = CheckpointInterval(500, 600, now[0])
     assert [interval.due(done) for done in (499, 500, 501, 1000)] == [False, True, False, True]
-    clock.now += 600
+    now[0] += 600
     assert interval.due(501)
     interval.written(1.0)
     assert not interval.due(501)
@@ -118,86 +102,36 @@ def test_iterations_and_seconds_are_kept_to_whichever_is_first() -> None:
 # --- interrupts ------------------------------------------------------------------------------------
 
 
-def test_the_first_signal_is_only_noted_where_there_is_patience() -> None:
+def test_the_first_signal_is_noted_and_the_handlers_of_before_come_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
     for number in SIGNALS:
-        with Interrupts() as interrupts, interrupts.patiently():
+        with pytest.raises(ZeroDivisionError), Interrupts() as interrupts:  # noqa: PT012
             assert interrupts.received == 0
             os.kill(os.getpid(), number)
             assert interrupts.received == number
+            _ = 1 / 0
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_without_a_step_to_finish_a_signal_stops_at_once_and_nothing_holds_it_up() -> None:
-    for number in SIGNALS:
-        with pytest.raises(StoppedEarly) as stop, Interrupts(), suppress(Exception):
-            os.kill(os.getpid(), number)
-        assert stop.value.signal_number == number
-
-
-def test_a_second_signal_acts_at_once() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-    for first in (signal.SIGINT, signal.SIGTERM):
-        with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts, interrupts.patiently():  # noqa: PT012
-            os.kill(os.getpid(), first)
-            os.kill(os.getpid(), signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
-
-
-def test_the_echo_of_a_signal_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    acted = []
+def test_a_second_signal_acts_at_once_but_not_the_echo_of_the_first() -> None:
+    acted: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: acted.append(number))
-    with Interrupts() as interrupts, interrupts.patiently():
-        for _ in range(3):  # a scheduler, its job's script and systemd
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert (interrupts.received, acted) == (signal.SIGTERM, [])
+    with Interrupts() as interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # the terminal, torchrun, a scheduler
+            os.kill(os.getpid(), number)
+        assert (interrupts.received, acted) == (signal.SIGINT, [])
         interrupts._at -= ECHO
         os.kill(os.getpid(), signal.SIGTERM)
         assert acted == [signal.SIGTERM]
     signal.signal(signal.SIGTERM, before)
 
 
-def test_under_torchrun_any_signal_soon_after_the_first_is_its_echo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "world_size", lambda: 2)
-    with Interrupts() as interrupts, interrupts.patiently():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
-            os.kill(os.getpid(), number)
-        assert interrupts.received == signal.SIGINT
-
-
-def test_one_of_several_jobs_hears_ctrl_c_from_the_terminal_and_from_its_parent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("multiprocessing.parent_process", lambda: "a process")
-    with Interrupts() as interrupts, interrupts.patiently():
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-        assert interrupts.received == signal.SIGINT
-
-
-def test_in_a_job_of_a_cluster_signals_of_several_kinds_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    with Interrupts() as interrupts, interrupts.patiently():
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
-            os.kill(os.getpid(), number)
-        assert interrupts.received == signal.SIGTERM
-
-
-def test_the_echo_of_a_signal_does_not_disturb_the_way_out() -> None:
-    left = []
-    with pytest.raises(StoppedEarly), Interrupts():  # noqa: PT012
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-            left.append(True)
-    assert left == [True]
-
-
-def test_the_handlers_of_before_come_back_also_after_an_error() -> None:
-    before = [signal.getsignal(number) for number in SIGNALS]
-    with pytest.raises(ZeroDivisionError), Interrupts():  # noqa: PT012
-        assert signal.getsignal(signal.SIGTERM) != before[1]
-        _ = 1 / 0
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+def test_under_nohup_a_closed_terminal_is_not_heard() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupts.received == 0
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_outside_the_main_thread_nothing_is_touched() -> None:

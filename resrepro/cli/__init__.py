@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.spec.recipe import Value, parse
-from resrepro.training.processes import is_first, local_rank, rank
+from resrepro.training import is_first, local_rank, rank
 
 # The order in `--help`.
 ORDER = (

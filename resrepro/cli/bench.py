@@ -16,17 +16,16 @@ from rich.text import Text
 from resrepro.cli import DeviceOption, ThreadsOption, app, option
 from resrepro.errors import UsageError
 from resrepro.spec import check_depth, net_label
-from resrepro.training.processes import world_size
+from resrepro.training import world_size
 
 if TYPE_CHECKING:
-    from resrepro.bench import Loop, Speed
+    from resrepro.bench import Speed
 
 DEPTHS = (20, 56, 110)
-USUAL_WORKERS = (0, 2)  # of the usual loop's DataLoader: both are measured, the better one counts
 MACHINE = ("date", "cpu", "gpu", "device", "cores", "threads", "torch", "resrepro")  # columns of the CSV
 LEGEND = (
-    "images/s: median over rounds (lowest–highest). × usual: ratio within each round to the usual PyTorch "
-    "loop with the better number of DataLoader workers. Images are made up; no data set is needed."
+    "Medians over rounds (lowest–highest). × usual: ratio within each round to the usual PyTorch loop with "
+    "the better number of DataLoader workers. Images are made up; no data set is needed."
 )
 
 
@@ -35,26 +34,26 @@ def bench(
     depth: Annotated[
         list[int] | None, option("Weighted layers, 6n+2; may be repeated. (default: 20, 56, 110)", "--depth")
     ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Without shortcuts.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 128,
-    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Of a turn.")] = 3.0,
-    modes: Annotated[
-        str, typer.Option(help="Of usual, default, fast; default-eager and fast-eager without engine.")
-    ] = "usual,default,fast",
+    batch_size: Annotated[int, typer.Option(min=2, max=50_000, help="Images per batch.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Of a turn.")] = 3.0,
+    modes: Annotated[str, typer.Option(help="Of usual, default, fast.")] = "usual,default,fast",
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     csv_file: Annotated[Path | None, option("Write the numbers.", "--csv", metavar="FILE")] = None,
 ) -> None:  # fmt: skip
     """Measure the usual PyTorch loop and ours on this machine, turn by turn, on made-up images."""
-    _check(depth or DEPTHS, batch_size, rounds, seconds, threads)
+    depths = dict.fromkeys(depth or DEPTHS)
+    for one in depths:
+        check_depth(one)
+    if world_size() > 1:
+        raise UsageError("a benchmark starts its own processes: leave torchrun out.")
     console = Console(highlight=False)
     with Console(stderr=True, highlight=False).status("starting") as status:
-        from resrepro.bench import measure_speeds
+        from resrepro.bench import loops_of, measure_speeds
 
-        nets = [loops_of(modes, one, plain, batch_size) for one in depth or DEPTHS]
         speeds: list[Speed] = []
-        for loops in nets:
+        for loops in [loops_of(modes, one, batch_size) for one in depths]:
             reached, machine = measure_speeds(loops, rounds, seconds, device, threads, status.update)
             speeds += reached
     where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
@@ -68,57 +67,24 @@ def bench(
         console.print(f"Written: {csv_file}", markup=False, soft_wrap=True)
 
 
-def _check(depths: Sequence[int], batch_size: int, rounds: int, seconds: float, threads: int | None) -> None:
-    for depth in depths:
-        check_depth(depth)
-    for broken, sentence in (
-        (len(set(depths)) < len(depths), "give each --depth once"),
-        (rounds < 1, f"--rounds must be at least 1, not {rounds}"),
-        (not 0 < seconds <= 3600, f"--seconds must be above 0 and at most 3600, not {seconds:g}"),
-        (not 1 < batch_size <= 50_000, f"--batch-size must be from 2 to 50000, not {batch_size}"),
-        (threads is not None and threads < 1, f"--threads must be at least 1, not {threads}"),
-        (world_size() > 1, "a benchmark starts its own processes: leave torchrun out"),
-    ):
-        if broken:
-            raise UsageError(f"{sentence}.")
-
-
-def loops_of(modes: str, depth: int, plain: bool, batch_size: int) -> "list[Loop]":
-    """`usual,fast` -> the loops of a net, the usual one once for each number of workers.
-
-    Raises:
-        UsageError: if a mode is unknown, named twice, or there is none.
-    """
-    from resrepro.bench import MODES, USUAL, Loop
-
-    names = [part.strip() for part in modes.split(",") if part.strip()]
-    for mode in names:
-        if mode not in MODES:
-            raise UsageError(f"no mode {mode!r}: there are {', '.join(MODES)}.")
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"--modes takes modes, each once, such as usual,default,fast, not {modes!r}.")
-    return [
-        Loop(mode, depth, plain, batch_size, workers)
-        for mode in names
-        for workers in (USUAL_WORKERS if mode == USUAL else (None,))
-    ]
-
-
 def speed_table(speeds: "Sequence[Speed]") -> Table:
     """A line for each mode of each net, for a terminal of 80 columns."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("mode", "workers", "images/s", "× usual"):
+    for heading in ("mode", "workers", "ms/update", "images/s", "× usual"):
         grid.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
-    net = None
+    depth = None
     for speed in speeds:
-        if (label := net_label(speed.loop.depth, speed.loop.plain)) != net:
-            net = label
+        loop = speed.loop
+        if loop.depth != depth:
+            depth = loop.depth
             grid.add_section()
-            grid.add_row(Text(label, style="dim"))
-        workers = "" if speed.loop.workers is None else str(speed.loop.workers)
-        style = None if speed.counted else "dim"
-        reached = _spread(speed.images_per_s, 0 if min(speed.images_per_s) >= 100 else 1)
-        grid.add_row(f"  {speed.loop.mode}", workers, reached, _spread(speed.ratios, 2), style=style)
+            grid.add_row(Text(net_label(depth, plain=False), style="dim"))
+        per_update = 1000 * loop.batch_size / statistics.median(speed.images_per_s)
+        grid.add_row(
+            f"  {loop.mode}", "" if loop.workers is None else str(loop.workers), f"{per_update:,.1f}",
+            _spread(speed.images_per_s, 0 if min(speed.images_per_s) >= 100 else 1), _spread(speed.ratios, 2),
+            style=None if speed.counted else "dim",
+        )  # fmt: skip
     return grid
 
 
@@ -136,8 +102,8 @@ def to_csv(speeds: "Sequence[Speed]", machine: Mapping[str, Any], seconds: float
     for speed in speeds:
         loop = speed.loop
         row = {key: machine.get(key) for key in MACHINE} | {
-            "counted": speed.counted, "net": net_label(loop.depth, loop.plain), "depth": loop.depth,
-            "plain": loop.plain, "batch_size": loop.batch_size, "mode": loop.mode, "workers": loop.workers,
+            "counted": speed.counted, "net": net_label(loop.depth, plain=False), "depth": loop.depth,
+            "plain": False, "batch_size": loop.batch_size, "mode": loop.mode, "workers": loop.workers,
             "rounds": len(speed.images_per_s), "turn_s": seconds,
         }  # fmt: skip
         for name, values in (("images_per_s", speed.images_per_s), ("ratio_to_usual", speed.ratios)):

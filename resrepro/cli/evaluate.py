@@ -19,7 +19,7 @@ from resrepro.cli import (
 )
 from resrepro.errors import RecordError, UsageError
 from resrepro.spec import check_shortcut
-from resrepro.training.processes import is_first
+from resrepro.training import is_first
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -36,7 +36,7 @@ from resrepro.cli.train import tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.records.evaluations import OTHER_IMAGES
 from resrepro.spec.recipe import FAMILIES
-from resrepro.training.processes import world_size
+from resrepro.training import world_size
 
 if TYPE_CHECKING:
     from resrepro.launch import Exhibit, Measurement, Plan, Step

@@ -35,7 +35,7 @@ from resrepro.cli import (
 from resrepro.errors import DataError, Diverged, UsageError
 from resrepro.spec import Spec, check_shortcut, in_folder
 from resrepro.spec.recipe import FAMILIES
-from resrepro.training.processes import is_first, world_size
+from resrepro.training import is_first, world_size
 
 if TYPE_CHECKING:
     from resrepro.launch.local import Job
@@ -155,8 +155,8 @@ def train(
         changed, **options, compile=compiling, workers=workers, max_bad_images=max_bad_images
     )
     listener = os.environ.get(EVENTS)
-    if dry_run:
-        _forecast(wanted, options)
+    if dry_run and listener is None:
+        _forecast(wanted, jobs, options, words)
     elif launcher == "slurm":
         from resrepro.launch.slurm import QueuedRun, submit
 
@@ -173,7 +173,7 @@ def train(
 
         loading = Loading(workers, max_bad_images or 0)
         options |= {"compiling": compiling, "loading": loading, **changed}
-        _train_here(wanted, options, listener)
+        _train_here(wanted, options, listener, dry_run)
 
 
 def _seeds(seed: int | None, seeds: str | None) -> list[int]:
@@ -197,8 +197,10 @@ def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", ru
         typer.echo(f"Next: {in_folder('resrepro status', runs)}")
 
 
-def _train_here(wanted: Sequence[tuple[Spec, int]], options: dict[str, Any], listener: str | None) -> None:
-    """Train in this process: a run alone, or one after the other under torchrun.
+def _train_here(
+    wanted: Sequence[tuple[Spec, int]], options: dict[str, Any], listener: str | None, timed: bool
+) -> None:
+    """Train in this process: a run alone, or one after the other under torchrun; or only time its updates.
 
     A diverged run does not stop those after it.
     """
@@ -207,6 +209,8 @@ def _train_here(wanted: Sequence[tuple[Spec, int]], options: dict[str, Any], lis
     from resrepro.training.session import train as train_one
 
     keep_memory()
+    if timed:
+        return
     view = EventView(int(listener)) if listener else LiveView(None if is_first() else Console(quiet=True))
     failed: list[Diverged] = []
     for spec, seed in wanted:
@@ -239,14 +243,17 @@ def _train_at_once(
     raise_failures(failed, len(each), view)
 
 
-def _forecast(wanted: Sequence[tuple[Spec, int]], options: Mapping[str, Any]) -> None:
+def _forecast(
+    wanted: Sequence[tuple[Spec, int]], jobs: int | None, options: Mapping[str, Any], words: Sequence[str]
+) -> None:
     """Show what the runs will take, less what is done already; nothing is written.
 
     Raises:
-        UsageError: under torchrun.
+        UsageError: if a run could not be started, or under torchrun.
     """
     from resrepro.cli.status import show_plan
-    from resrepro.launch import Plan, Step, step_of
+    from resrepro.launch import Plan, Step, step_of, train_words
+    from resrepro.launch.local import choose_jobs
 
     if world_size() > 1:
         raise UsageError("--dry-run looks at one process: leave torchrun out.")
@@ -257,7 +264,11 @@ def _forecast(wanted: Sequence[tuple[Spec, int]], options: Mapping[str, Any]) ->
     steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
         steps = [Step(step.spec, step.seed, step.folder, "start") for step in steps]
-    show_plan(Plan(options["runs"], tuple(steps)), options["device"], Console(highlight=False))
+    plan, device = Plan(options["runs"], tuple(steps)), options["device"]
+    count = choose_jobs(jobs, [step.spec for step in plan.to_train], device, options["micro_batch"])
+    counts = dict.fromkeys((step.family for step in steps), count)
+    console = Console(highlight=False)
+    show_plan(plan, counts, device, lambda step: train_words(step.spec, step.seed, words), console)
 
 
 @app.command(rich_help_panel="Run")

@@ -22,6 +22,7 @@ from resrepro.records.storage import json_bytes, write_out
 from resrepro.spec import IMAGENET_IMAGES
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import ImageNetRecipe
+from resrepro.training import is_first, world_size
 from resrepro.training.engine import (
     choose_device,
     forget_shapes_soon,
@@ -31,7 +32,6 @@ from resrepro.training.engine import (
 )
 from resrepro.training.measure import Errors, Member, bn_stats_of, measure_errors, with_precise_statistics
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
-from resrepro.training.processes import is_first, world_size
 
 Say = Callable[[str], None]
 

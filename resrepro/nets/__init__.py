@@ -70,11 +70,7 @@ class Bottleneck(nn.Module):
 
 
 class Net(nn.Module):
-    """A plain or residual net: stem, stages of blocks, classifier.
-
-    `trunk` maps images (N, 3, H, W) to features (N, C, H / stride, W / stride); `forward` gives logits
-    (N, num_classes); `dense` gives them at every place of the feature map.
-    """
+    """A plain or residual net: stem, stages of blocks, classifier."""
 
     def __init__(
         self, layout: Layout, shortcut: str | None, num_classes: int, zeros: str, batch_norm: BatchNorm,
@@ -113,11 +109,9 @@ class Net(nn.Module):
         return logits
 
     def dense(self, images: Tensor, window: int) -> Tensor:
-        """The net as a fully convolutional one: logits at each place (N, num_classes, h, w).
+        """The fully convolutional net of Section 3.4: logits (N, num_classes, h, w) at each place.
 
-        Average pooling over `window` x `window` features with stride 1, then the classifier as a 1x1
-        convolution. With images of the training size and their whole feature map as window there is one
-        place, and its logits are those of `forward` (Section 3.4).
+        They are those of `forward` where the average over `window` x `window` features is over all of them.
         """
         pooled = F.avg_pool2d(self.trunk(images), window, stride=1)
         return F.conv2d(pooled, self.fc.weight[:, :, None, None], self.fc.bias)
@@ -169,25 +163,20 @@ def build_net(
             "imagenet" or "folder" (those of Table 1; any image size of 32 and more).
         depth: weighted layers: 6n+2 (Section 4.2), or 18, 34, 50, 101, 152 (Table 1).
         plain: leave the shortcuts out.
-        shortcut: "A" (identity, zero padding), "B" (projection where the size changes) or "C"
-            (projection everywhere); by default A, and B for ImageNet nets of 50 and more layers. None
-            and `plain` go together.
+        shortcut: "A" (identity, zero padding), "B" (projection where the size changes) or "C" (projection
+            everywhere); by default A, and B for ImageNet nets of 50 and more layers.
         num_classes: outputs; by default 10, for ImageNet 1000.
         option_a_zeros: "trailing" or "symmetric" place of option A's zero channels.
         stride_3x3: a bottleneck's stride on its 3x3 convolution (later practice) instead of its first 1x1.
         init: fan of the He initialisation, "fan_in" or "fan_out".
-        bn_group: images that share BN statistics in training; 0 for the whole batch.
-        bn_batch: images of one update, where several passes make one; 0 if every pass is an update.
-        bn_momentum: weight of the newest batch in BN's running averages.
-        bn_eps: BN's epsilon.
+        bn_group, bn_batch, bn_momentum, bn_eps: see `GroupedBatchNorm2d`.
         generator: source of the random initial weights; PyTorch's global one by default.
 
     Returns:
         A module from images (N, 3, H, W), float, to logits (N, num_classes).
 
     Raises:
-        UsageError: (a ValueError) for an unknown dataset, initialisation or place of zeros, an
-            impossible depth or shortcut.
+        UsageError: (a ValueError) for an unknown or impossible choice.
     """
     if dataset not in DATASETS:
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(DATASETS[:-1])} and {DATASETS[-1]}.")

@@ -12,18 +12,11 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose statistics are those of groups of `group` images.
+    """Batch normalisation over groups of `group` images, as when a batch is spread over several GPUs.
 
-    This is what BN computes when a batch is spread over several GPUs. With `group` 0, or in evaluation,
-    it is ordinary batch normalisation. Whatever a batch is spread over (groups on one device, passes of
-    one update, processes), the running averages take the plain mean of the groups' statistics.
-
-    Args:
-        channels: of the maps.
-        group: images that share statistics; 0 for all images of a pass.
-        batch: images of one update, where several passes make one; 0 if every pass is an update.
-        momentum: weight of an update in the running averages.
-        eps: added to the variance.
+    With `group` 0, or in evaluation, it is ordinary BN. `batch` is the number of images of one update, where
+    several passes make one; 0 if every pass is an update. Whatever a batch is spread over (groups, passes,
+    processes), the running averages take the plain mean of the groups' statistics.
     """
 
     def __init__(
@@ -51,18 +44,11 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         return self.group in (0, len(x)) and self.batch in (0, len(x))
 
     def _share(self, count: int, total: int) -> float:
-        """The weight of the next `count` images against the averages so far.
-
-        Chosen such that after `total` images each group has the same weight, and all together momentum.
-        """
+        """The weight of the next `count` images: after `total` all groups together have momentum."""
         assert self.momentum is not None
         after = total - self._seen - count
         self._seen = (self._seen + count) % total
         return self.momentum * count / total / (1 - self.momentum * after / total)
-
-    def extra_repr(self) -> str:
-        """Show the group beside PyTorch's own fields."""
-        return f"{self.num_features}, group={self.group}, momentum={self.momentum}, eps={self.eps}"
 
 
 class ZeroPadShortcut(nn.Module):
@@ -134,11 +120,7 @@ def running_statistics(net: nn.Module) -> list[Tensor]:
 
 
 def folded(net: N) -> N:
-    """A copy for evaluation with each BN folded into the convolution before it: one pass over each map less.
-
-    In evaluation BN is a fixed scale and shift of each channel, so that w' = w s and b' = shift give what
-    convolution and BN give, to rounding.
-    """
+    """A copy for evaluation, each BN (a fixed scale and shift) folded into the convolution before it."""
     net = copy.deepcopy(net).eval().requires_grad_(False)
     for convolution, norm in pairs_of(net):
         assert norm.running_mean is not None
@@ -156,8 +138,7 @@ def folded(net: N) -> N:
 def averaging(net: N) -> N:
     """A copy in training mode whose running averages count each pass alike, and start from nothing.
 
-    These are the statistics that the authors' README describes: plain averages over training batches
-    instead of moving ones. The passes must be of one size, and of one BN group each.
+    So the authors' README has them. The passes must be of one size, and of one BN group each.
     """
     net = copy.deepcopy(net).train()
     for norm in norms_of(net):

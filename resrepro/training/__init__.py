@@ -1,1 +1,34 @@
-"""From a specification to a trained net: the loop, what makes its updates, and how it goes on."""
+"""How a net is trained; here, which process of a run this is, as `torchrun` says in the environment."""
+
+import os
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+
+
+def _number(name: str, alone: int) -> int:
+    return int(os.environ[name]) if all(key in os.environ for key in LAUNCHED) else alone
+
+
+def rank() -> int:
+    """The number of this process among all of the run, from 0; it is alone without `torchrun`."""
+    return _number("RANK", 0)
+
+
+def world_size() -> int:
+    """The number of processes of the run, on all its machines."""
+    return _number("WORLD_SIZE", 1)
+
+
+def local_rank() -> int:
+    """The number of this process among those of this machine, which is the number of its GPU."""
+    return _number("LOCAL_RANK", 0)
+
+
+def local_world_size() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return rank() == 0

@@ -1,19 +1,15 @@
-"""Checkpoints: what a run keeps of itself, written with a checksum, read as weights only.
+"""Checkpoints: all that the rest of a run depends on, and the record so far, which is restored with it.
 
-A checkpoint is a file of `torch.save` with a line behind it, the SHA-256 of all that comes before. Of files
-of strangers `torch.load(weights_only=True)` builds tensors, plain values and numpy scalars alone. Of a run
-it holds all that the rest depends on, and the record so far, which is restored with it where it was damaged.
+A checkpoint is a file of `torch.save` with a line behind it, the SHA-256 of all that comes before. Also of
+files of strangers `torch.load(weights_only=True)` builds tensors, plain values and numpy scalars alone.
 """
 
 import hashlib
-import itertools
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +18,11 @@ from torch import Tensor
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
-from resrepro.records.storage import json_bytes, not_written, replacing
+from resrepro.records.storage import not_written, replacing
 from resrepro.spec import Spec
-from resrepro.training.engine import EAGER, ENGINES, choose_device
+from resrepro.training import rank, world_size
+from resrepro.training.engine import choose_device
 from resrepro.training.measure import Errors
-from resrepro.training.processes import rank, world_size
 
 if TYPE_CHECKING:
     from resrepro.training.loop import Trainer
@@ -40,19 +36,12 @@ NUMPY_SCALARS = [
 LARGEST_FILE = 4 * 2**30  # bytes; a ResNet-152 with all that Adam keeps of it has 0.72 GB
 MARK = b"\nsha256 "
 TRAILER_BYTES = len(MARK) + 64 + 1  # the mark, the checksum in hex, the end of the line
-DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved, so that no other takes its place
+DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved
 
 # How torch's weights-only reader words its refusal of a pickled object.
 REFUSALS = (
     "GLOBAL ", "Unsupported class", "Trying to call reduce", "Trying to instantiate", "Can only build",
 )  # fmt: skip
-TYPES: dict[str, type | tuple[type, ...]] = {
-    "spec": dict, "data": dict, "mean": Tensor, "iteration": int, "sampled": int, "net": dict,
-    "optimizer": dict, "scaler": dict, "shares": list, "warmup_switch": (int, NoneType),
-    "plateau": (list, NoneType), "best": (dict, NoneType), "last": dict, "seconds": (int, float),
-    "env": dict, "curve": str,
-}  # of what a run's own checkpoint holds  # fmt: skip
-MOST_THREADS = 1024  # that anybody begins a run with
 Shares = list[list[tuple[Tensor, int]]]  # of each process: its sums since the last sample, and since a look
 
 
@@ -82,6 +71,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         RecordError: if the file is missing, no checkpoint, too large, damaged, or holds pickled objects
             other than tensors, plain values and numpy scalars.
     """
+    if path.is_fifo() or path.is_char_device():
+        raise RecordError(f"{path} is a pipe or device, not a file: name a checkpoint.")
     try:
         sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
         content = _read(path)
@@ -102,7 +93,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
     """The newest checkpoint of a run that is whole, and a notice if it is not the newest; None without any.
 
-    A damaged newest one is moved aside.
+    A damaged newest one is moved aside: the next one would push the whole one out.
 
     Raises:
         RecordError: if there are some, and none is whole.
@@ -120,18 +111,12 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
             raise RecordError(
                 f"{str(trouble).rstrip('.')}, and there is no whole one before it: start anew with --fresh."
             ) from None
-    aside = _free(folder / DAMAGED)
+    aside = folder / DAMAGED
     try:
         newest.replace(aside)
-    except OSError as error:  # left there, the next one would push the whole one out
+    except OSError as error:
         raise not_written(aside, error) from None
     return content, f"{newest} is damaged and was moved to {aside.name}; the checkpoint before it is whole."
-
-
-def _free(path: Path) -> Path:
-    """The path, or one like it that is not taken."""
-    others = (path.with_name(f"{path.stem}{number}{path.suffix}") for number in itertools.count(2))
-    return next(place for place in itertools.chain([path], others) if not place.exists())
 
 
 def _verify(path: Path) -> bool:
@@ -204,37 +189,9 @@ def load_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any] | No
         RecordError: if it is damaged, or of another run.
     """
     state, notice = load_newest(folder) or (None, "")
-    if state is None:
-        return None, ""
-    if (state.get("digest"), state.get("seed")) != (spec.digest, seed):
+    if state is not None and (state.get("digest"), state.get("seed")) != (spec.digest, seed):
         raise RecordError(f"the checkpoint in {folder} is of another run: start anew with --fresh.")
-    if "curve" not in state:
-        raise RecordError(
-            f"the checkpoint in {folder} is of an earlier version, which kept less: start anew with --fresh."
-        )
-    with _telling_misfit(folder):
-        state = {"scaler": {}} | state | {"env": {"engine": EAGER} | state["env"]}  # all there was before
-        _check_types(state, spec.recipe.iterations)
     return state, notice
-
-
-def _check_types(state: Mapping[str, Any], iterations: int) -> None:
-    """Look at a state before anything is built on it (ValueError, KeyError)."""
-    for key, kind in TYPES.items():
-        if not isinstance(state[key], kind) or isinstance(state[key], bool):
-            raise ValueError(key)
-    if not 0 <= state["sampled"] <= state["iteration"] <= iterations:
-        raise ValueError("iteration")
-    if not 0 <= state["seconds"] < float("inf"):
-        raise ValueError("seconds")
-    env = state["env"]
-    json_bytes(env)  # it is written down again
-    if type(env["threads"]) is not int or not 1 <= env["threads"] <= MOST_THREADS:
-        raise ValueError("threads")
-    if not isinstance(env["device"], str) or not isinstance(env["versions"], dict):
-        raise ValueError("env")
-    if env["engine"] not in ENGINES:
-        raise ValueError("engine")
 
 
 def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
@@ -243,7 +200,7 @@ def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
     Raises:
         RecordError: if it does not fit the run.
     """
-    with _telling_misfit(run.writer.folder):
+    try:
         run.net.load_state_dict(state["net"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
@@ -251,69 +208,41 @@ def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
             for part, (sums, count) in zip((run.since_sample, run.since_look), share, strict=True):
                 part.sums += sums.to(run.device)
                 part.count += count
-        run.done, run.sampled = state["iteration"], state["sampled"]
+        run.done, run.sampled = run.saved = state["iteration"], state["sampled"]
         run.warmup_switch = state["warmup_switch"]
         if run.plateau is not None:
             run.plateau.drops, run.plateau.best, run.plateau.waited = state["plateau"]
         run.best = state["best"]
         run.last = {name: Errors(*values) for name, values in state["last"].items()}
         run.seconds_before = state["seconds"]
-
-
-@contextmanager
-def _telling_misfit(folder: Path) -> Iterator[None]:
-    """Tell in a sentence that a checkpoint does not hold what it should."""
-    try:
-        yield
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise RecordError(
-            f"the checkpoint in {folder} does not fit its run ({type(error).__name__}): "
+            f"the checkpoint in {run.writer.folder} does not fit its run ({type(error).__name__}): "
             "start anew with --fresh."
         ) from None
 
 
-# --- what holds from a run's first start on --------------------------------------------------------------
-
-# Sums are rounded differently by other devices and other numbers of threads: a run that goes on repeats them.
-ROUNDING = {  # entries of env.json that change the rounding where they differ, and that nobody can repeat
-    "cpu": "CPU", "gpu": "GPU", "processes": "number of processes", "micro_batch": "images per pass",
-    "kernels": "compiled kernels",
+# What of env.json changes the rounding where it differs; the kind of device and the engine are repeated.
+ROUNDING = {
+    "cpu": "CPU", "gpu": "GPU", "threads": "CPU threads", "processes": "number of processes",
+    "micro_batch": "images per pass", "kernels": "compiled kernels",
 }  # fmt: skip
 
 
-def frozen_device(name: str, requested: torch.device, env: Mapping[str, Any] | None) -> torch.device:
-    """The device that a run goes on on: the kind it began on. `requested` is what `name` stands for here.
+def frozen_device(name: str, chosen: torch.device, begun: str) -> torch.device:
+    """The device that a run goes on on: the kind it began on. `chosen` is what `name` stands for here.
 
     Raises:
         UsageError: if it is not there, or another one was asked for.
     """
-    kind = requested.type if env is None else env["device"]
-    if requested.type == kind:
-        return requested
+    if chosen.type == begun:
+        return chosen
     if name == "auto" and world_size() == 1:
-        return choose_device(kind)
+        return choose_device(begun)
     raise UsageError(
-        f"this run was begun on {kind}, and {requested.type} would round differently: say --device {kind}, "
+        f"this run was begun on {begun}, and {chosen.type} would round differently: say --device {begun}, "
         "or start anew with --fresh."
     )
-
-
-def frozen_threads(threads: int | None, device: torch.device, env: Mapping[str, Any] | None) -> int | None:
-    """The CPU threads that a run goes on with: as many as it began with.
-
-    Raises:
-        UsageError: if another number was asked for.
-    """
-    if env is None or device.type != "cpu":
-        return threads
-    begun = int(env["threads"])
-    if threads not in (None, begun):
-        count = f"{begun} thread{'s' * (begun != 1)}"
-        raise UsageError(
-            f"this run was begun with {count}, and {threads} would round differently: say --threads {begun}, "
-            "or start anew with --fresh."
-        )
-    return begun
 
 
 def differences(env: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -18,23 +18,24 @@ from resrepro.nets import Net, net_of
 from resrepro.records.write import RunWriter
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
+from resrepro.training import world_size
 from resrepro.training.checkpoint import save_checkpoint, state_of
 from resrepro.training.engine import EAGER, accelerate, arithmetic
 from resrepro.training.measure import Errors, ErrorSums, measure_held_out
 from resrepro.training.optimizer import Plateau, learning_rate, make_optimizer, set_learning_rate
 from resrepro.training.parallel import (
-    Ballot,
     BatchSplit,
+    agreed,
     average_statistics,
     collected,
     exchanging,
     in_parallel,
     on_first,
 )
-from resrepro.training.processes import world_size
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
 
-LOOK_FOR_DIVERGENCE = 100  # iterations; each look waits for the device
+LOOK_FOR_DIVERGENCE = 100  # updates; each look waits for the device
+AGREE_EVERY = 10  # updates after which several processes hear of each other's signals
 
 
 def initial_net(spec: Spec, seed: int, num_classes: int, bn_batch: int = 0) -> Net:
@@ -93,37 +94,52 @@ class Trainer:
         self.images_before_mark = 0
 
     def run(self, interrupts: Interrupts) -> None:
-        """Make the missing updates, sampling and checkpointing on the way, then close the record."""
+        """Make the missing updates in stretches, each up to the next event, then close the record.
+
+        Raises:
+            Diverged, Interrupted: see the events.
+        """
         last = self.recipe.iterations
         self.watcher.begin(self.spec.name, self.seed, self.done, last, self.recipe.batch_size)
         self.session_start = self.mark = time.perf_counter()
         self.images_before_mark = self.since_sample.count
         self.net.train()
-        with interrupts.patiently(), contextlib.closing(self.feed.batches(self.done, last)) as batches:
-            ballot = Ballot(interrupts)
-            self.sample_if_due(ballot)  # what a signal may have kept the session before from
-            while self.done < last:
-                for batch in itertools.islice(batches, self.next_event() - self.done):
-                    self.step(*batch)
-                    agreed = ballot.cast(self.interval.due(self.done))
-                    if agreed.signal or agreed.checkpoint:
-                        break
-                self.look_at_warmup_if_due()
-                self.sample_if_due(ballot)
-                if agreed.signal and self.done < last:
-                    self.stop(agreed.signal)
-                if agreed.checkpoint and self.done < last:
-                    self.save()
+        alone = world_size() == 1
+        try:
+            with contextlib.closing(self.feed.batches(self.done, last)) as batches:
+                self.meet_event(interrupts)  # what a signal may have kept the session before from
+                while self.done < last:
+                    for batch in itertools.islice(batches, self.next_event() - self.done):
+                        self.step(*batch)
+                        if alone and (interrupts.received or self.interval.due(self.done)):
+                            break
+                    self.meet_event(interrupts)
             self.finish()
-            signal_number = ballot.final()
-        if signal_number:  # during the last update: the run is whole, but nothing may follow it
-            raise Interrupted(f"{self.writer.folder} is finished; stopped there.", signal_number)
+            (signal_number,) = agreed(interrupts.received)
+            if signal_number:  # the run is whole, but nothing may follow it
+                raise Interrupted(f"{self.writer.folder} is finished; stopped there.", signal_number)
+        finally:
+            self.watcher.end()
 
     def next_event(self) -> int:
-        """The update after which there is a sample, a look for divergence or at the warm-up, or the end."""
+        """The update after which there is a sample, a look, a checkpoint, an agreement, or the end."""
         steps = [self.recipe.eval_every, LOOK_FOR_DIVERGENCE]
         steps += [self.recipe.warmup_window] if self.warming_up else []
+        steps += [self.interval.iterations] if self.interval.iterations else []
+        steps += [AGREE_EVERY] if world_size() > 1 else []
         return min(self.recipe.iterations, *(self.done - self.done % step + step for step in steps))
+
+    def meet_event(self, interrupts: Interrupts) -> None:
+        """Do what is due between two stretches: look, sample, stop because of a signal, checkpoint."""
+        self.look_at_warmup_if_due()
+        self.sample_if_due(interrupts)
+        signal_number, due = agreed(interrupts.received, self.interval.due(self.done))
+        if self.done == self.recipe.iterations:
+            return
+        if signal_number:
+            self.stop(signal_number)
+        if due and self.saved != (self.done, self.sampled):
+            self.save()
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One update (Section 3.4) on this process's share of a batch, in one pass or several.
@@ -182,7 +198,7 @@ class Trainer:
                 f"is below {self.recipe.warmup_until_err:g} %; learning rate {self.recipe.lr:g} from here."
             )
 
-    def sample_if_due(self, ballot: Ballot) -> None:
+    def sample_if_due(self, interrupts: Interrupts) -> None:
         """Measure and record the errors where the recipe wants them; elsewhere look for divergence.
 
         Raises:
@@ -197,8 +213,9 @@ class Trainer:
         train = self.since_sample.read_all()  # waits for the device: the time is of finished work
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
-        held_out = measure_held_out(self.feed, self.net, self.device, ballot.heard)
-        if signal_number := ballot.final():
+        held_out = measure_held_out(self.feed, self.net, self.device, lambda: bool(interrupts.received))
+        (signal_number,) = agreed(interrupts.received)
+        if signal_number:
             self.stop(signal_number)
         self.sample(speed, {"train": train} | held_out)
         self.mark, self.images_before_mark = time.perf_counter(), 0

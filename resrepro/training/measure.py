@@ -13,9 +13,9 @@ from resrepro.data.loader import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
+from resrepro.training import world_size
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
-from resrepro.training.processes import world_size
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
@@ -121,7 +121,7 @@ def measure_errors(
 def measure_held_out(
     feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Errors]:
-    """Errors on every held-out set, with the BN statistics that the recipe names; `stop` as in `measure`."""
+    """Errors on every held-out set, with the BN statistics that the recipe names."""
     recipe, dense = feed.recipe, feed.protocol.crops == "dense"
     if bn_stats_of(recipe) == "precise":
         net = with_precise_statistics(net, feed.first_batches(), recipe, stop)
@@ -185,16 +185,9 @@ def with_precise_statistics(
     recipe: Recipe,
     stop: Callable[[], bool] = lambda: False,
 ) -> Net:
-    """A copy whose BN uses plain averages over training batches, as the authors' README describes.
+    """A copy whose BN uses plain averages over `Feed.first_batches`, as the authors' README describes.
 
-    Each pass holds one BN group, so neither the memory nor the result depends on how many images a
-    process has.
-
-    Args:
-        net: stays as it is.
-        batches: training images and labels, those of `Feed.first_batches`.
-        recipe: the arithmetic and the size of the BN groups.
-        stop: once it holds the rest of the batches is left out.
+    Each pass holds one BN group, so that the result does not depend on how many images a process has.
     """
     precise = averaging(net)
     with torch.no_grad():

@@ -12,14 +12,10 @@ from resrepro.spec.recipe import ImageNetRecipe, Recipe
 def learning_rate(
     recipe: Recipe, iteration: int, warmup_switch: int | None = None, drops: Sequence[int] | None = None
 ) -> float:
-    """The rate of update `iteration` (counted from 0).
+    """The rate of update `iteration`, counted from 0: 32,000 is the first after a drop at 32,000.
 
-    Args:
-        recipe: the schedule; with `warmup_lr` 0 there is no warm-up.
-        iteration: the update about to be made. Iteration 32,000 (the 32,001st) is the first after a
-            drop at 32,000.
-        warmup_switch: the iteration at which the warm-up ended, None while it lasts.
-        drops: where the rate drops if that is found on the way (see `Plateau`); the recipe's by default.
+    The warm-up, if there is one, ended at `warmup_switch` (None while it lasts); `drops` are those found on
+    the way (see `Plateau`), the recipe's by default.
     """
     if recipe.warmup_lr and (warmup_switch is None or iteration < warmup_switch):
         return recipe.warmup_lr

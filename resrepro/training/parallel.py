@@ -1,25 +1,19 @@
 """One run on several processes: how its batch is split, and what the processes say to each other.
 
-Started by `torchrun`, every process trains on its share of each batch, and the first one alone writes. With a
-single process nothing is sent. The batch size is that of all processes together. BN takes its statistics over
-the images that one process has in one pass, or over smaller groups; the recipe's `bn_group` says so, hence a
-run on two GPUs is the run that one GPU makes with `--bn-group`.
+Started by `torchrun`, every process trains on its share of each batch, and the first one alone writes. BN
+takes its statistics over the images that one process has in one pass, or over smaller groups (`bn_group`).
 """
 
 import atexit
 import inspect
-import os
-import re
-import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from resrepro.data import ProcessGroup
@@ -27,14 +21,11 @@ from resrepro.errors import PeerLost, ResreproError, UsageError
 from resrepro.nets.layers import running_statistics
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import Recipe, Value
-from resrepro.training.processes import is_first, local_world_size, rank, world_size
-from resrepro.training.progress import Interrupts
+from resrepro.training import is_first, local_world_size, rank, world_size
 
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=1)  # while the first process downloads a data set, or looks at a large folder
-STOP = "stop"  # left on the board by the first that receives a signal
-FAREWELL = timedelta(seconds=5)
 OF_THE_CONNECTION = ("gloo", "nccl", "connection", "socket", "tcpstore", "process group")
 
 
@@ -54,6 +45,13 @@ class BatchSplit:
             f"Each batch of {recipe.batch_size}: {processes} process{'es' * (processes > 1)}, "
             f"{passes} pass{'es' * (passes > 1)} of {self.micro} images; BN over "
             f"{f'groups of {group}' if group else 'the whole batch'}."
+        )
+
+    def memory_hint(self) -> str:
+        """What a memory that is full does not hold, and the way out."""
+        return (
+            f"{self.micro} images per pass: try --micro-batch {max(1, self.micro // 2)} "
+            "(gradients are accumulated; BN groups must fit into it)"
         )
 
 
@@ -123,34 +121,26 @@ def plan(
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes of the run, if there are any: over NCCL on GPUs, else over gloo.
+    """Meet the other processes of the run, if there are any; GPUs talk over NCCL, all else goes over gloo.
 
     Raises:
         PeerLost: if they do not come.
     """
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # where objects travel, and what memory is pinned for
+        torch.cuda.set_device(device)  # what memory is pinned for
     if world_size() == 1 or distributed.is_initialized():
         return
+    on_gpu = device.type == "cuda"
     with told_as_lost():
-        if device.type == "cuda":
-            distributed.init_process_group("nccl", device_id=device, timeout=LONGEST_WAIT)
-        else:
-            distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-        atexit.register(_leave, distributed.new_group(backend="gloo"))
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None,
+            timeout=LONGEST_WAIT,
+        )  # fmt: skip
+    atexit.register(_leave)
 
 
-def _leave(channel: Any) -> None:
-    """Leave at the same time as the others, if they do leave.
-
-    `torchrun` ends all processes when one has ended with an error, also that which is about to tell it.
-    Those that go on learn by the end of this one that it has left; NCCL would wait for them to close.
-    """
-    if not distributed.is_initialized():
-        return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with suppress(RuntimeError):
-        distributed.monitored_barrier(channel, FAREWELL)
+def _leave() -> None:
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
@@ -170,15 +160,9 @@ def told_as_lost() -> Iterator[None]:
             raise
         atexit.unregister(_leave)  # there is nobody to wait for
         raise PeerLost(
-            f"another process of this run has ended or cannot be reached ({_gist(error)}): look for its own "
-            "message; the same command (without --fresh) goes on from the last checkpoint."
+            f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}): "
+            "look for its own message; the same command (without --fresh) goes on from the last checkpoint."
         ) from None
-
-
-def _gist(error: RuntimeError) -> str:
-    """What happened, without the place in the source and without advice."""
-    lines = re.sub(r"^\s*\[\S*\.\w+:\d+\]\s*", "", str(error)).strip().splitlines()
-    return re.split(r"[.!] ", lines[0])[0].rstrip(".!") if lines else type(error).__name__
 
 
 def in_parallel(net: nn.Module, device: torch.device) -> nn.Module:
@@ -243,81 +227,15 @@ def on_first(work: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
+def agreed(*numbers: int) -> list[int]:
+    """The largest of each number over all processes, such as that of a signal which only one has received."""
+    if world_size() == 1:
+        return list(numbers)
+    together = torch.tensor(numbers)
+    distributed.all_reduce(together, distributed.ReduceOp.MAX)
+    return together.tolist()
+
+
 def process_group() -> ProcessGroup:
     """The processes of this run, as the data need them."""
     return ProcessGroup(rank(), world_size(), local_world_size(), collected, on_first)
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """What the processes of a run agreed on after an update: a signal's number (or 0), and a checkpoint."""
-
-    signal: int = 0
-    checkpoint: bool = False
-
-
-class Ballot:
-    """Lets all processes of a run stop, and write checkpoints, after the same update.
-
-    Each says whether it received a signal or finds a checkpoint due; what any of them says holds for
-    all. The votes travel beside the computation, over gloo: no process waits for its GPU. A process
-    alone learns its own vote at once, several learn that of the update before.
-    """
-
-    def __init__(self, interrupts: Interrupts) -> None:
-        self.interrupts = interrupts
-        self.channel: Any = distributed.new_group(backend="gloo") if world_size() > 1 else None
-        self.board = _open_board() if world_size() > 1 else None
-        self.votes = torch.zeros(2, dtype=torch.int64)
-        self.sent: Any = None
-        self.owed = False  # a checkpoint that was agreed on while nobody could write it
-
-    def cast(self, checkpoint: bool) -> Agreed:
-        """Vote after an update and learn what is agreed."""
-        if self.channel is None:
-            return Agreed(self.interrupts.received, checkpoint)
-        agreed = self.result()
-        due, self.owed = agreed.checkpoint or self.owed, False
-        self._send(Agreed(self.interrupts.received, checkpoint and not due))  # one, not two in a row
-        return Agreed(agreed.signal, due)
-
-    def result(self) -> Agreed:
-        """The outcome of the last vote; waits for it."""
-        if self.sent is None:
-            return Agreed(self.interrupts.received if self.channel is None else 0)
-        self.sent.wait()
-        self.sent = None
-        signal_number, checkpoint = self.votes.tolist()
-        return Agreed(signal_number, bool(checkpoint))
-
-    def final(self) -> int:
-        """The signal that any process has received by now; all of them wait for each other."""
-        earlier = self.result()
-        self.owed |= earlier.checkpoint
-        if self.channel is not None:
-            self._send(Agreed(self.interrupts.received))
-        return max(earlier.signal, self.result().signal)
-
-    def heard(self) -> bool:
-        """Whether any process has received a signal; asked between the parts of an evaluation."""
-        if self.board is None:
-            return bool(self.interrupts.received)
-        if self.interrupts.received:
-            self.board.set(STOP, "1")
-        return bool(self.board.check([STOP]))
-
-    def _send(self, own: Agreed) -> None:
-        self.votes = torch.tensor([own.signal, int(own.checkpoint)])
-        self.sent = distributed.all_reduce(
-            self.votes, distributed.ReduceOp.MAX, group=self.channel, async_op=True
-        )
-
-
-def _open_board() -> Any:
-    """A place where any process can leave word for the others, whatever they are busy with."""
-    host = os.environ["MASTER_ADDR"]
-    if is_first():
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        on_first(lambda: store.port)
-        return store
-    return TCPStore(host, on_first(lambda: 0))

@@ -1,20 +1,17 @@
 """What a run tells while it trains, how a signal stops it, and how often it writes its checkpoint."""
 
 import math
-import multiprocessing
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
 
 from resrepro.errors import UsageError
-from resrepro.training.processes import world_size
 
 if TYPE_CHECKING:  # which imports torch, and a process that only looks on has no use for it
     from resrepro.training.measure import Errors
@@ -42,9 +39,7 @@ class Watcher:
         """A run starts, or goes on after `done` of `iterations` updates."""
 
     def step(self, done: int, lr: float, read: "Callable[[], Errors]") -> None:
-        """Update number `done` was made; `read()` waits for the device and gives the errors since
-        the last sample, so call it rarely.
-        """
+        """Update number `done` was made; `read()`, the errors since the last sample, waits for the device."""
 
     def sample(self, sample: Sample) -> None:
         """The errors were measured."""
@@ -89,9 +84,9 @@ def clock(seconds: float) -> str:
 
 
 def sample_line(sample: Sample, pace: Pace) -> str:
-    """A sample as a line of its own."""
+    """A sample as a line of its own, with speed and time left where they are known."""
     line = f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} {errors_line(sample)}"
-    if math.isnan(sample.images_per_s):  # nothing is known of the time either
+    if math.isnan(sample.images_per_s):
         return line
     left = clock(pace.seconds_left(sample.iteration))
     return f"{line}  {sample.images_per_s:,.0f} images/s  {left} left"
@@ -103,73 +98,42 @@ def errors_line(sample: Sample) -> str:
     return "  ".join([f"loss {sample.errors['train'].loss:.4f}", *parts])
 
 
-# Ctrl-C; what a machine that shuts down or a scheduler sends; what Slurm's --signal may be told to send.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-ECHO = 3.0  # seconds in which a scheduler, its job and torchrun may each pass on one signal
-
-
-class StoppedEarly(BaseException):
-    """A signal came while there was no step to finish; no `except Exception` is to hold it up."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
+# Ctrl-C; what a scheduler or a closed terminal sends; what Slurm's --signal may be told to send.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+ECHO = 2.0  # seconds in which a terminal, a scheduler, its job and torchrun may each pass on one signal
 
 
 class Interrupts:
-    """While active, one of the SIGNALS raises StoppedEarly; in `patiently` it is only noted in `received`.
+    """While active, the first signal is noted in `received`, for the run to stop at its next event.
 
-    A second one acts at once, unless it is but the echo of the first. Python delivers signals to the
-    main thread alone; elsewhere this does nothing.
+    A second one acts at once, unless it is the echo of the first. Python delivers signals to the main thread
+    alone; elsewhere this does nothing.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        self.patient = False
         self._at = 0.0
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interrupts":
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # nohup
+            self._before = {
+                number: signal.signal(number, self._note) for number in SIGNALS if number not in ignored
+            }
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    @contextmanager
-    def patiently(self) -> Iterator[None]:
-        """While active, and to the end, a signal waits until somebody asks what was received."""
-        self.patient = True
-        yield
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._at = number, time.monotonic()
-            if not self.patient:
-                raise StoppedEarly(number)
-        elif not self._is_echo(number):
-            self._restore()
+        elif time.monotonic() - self._at > ECHO:
+            self.__exit__()
             os.kill(os.getpid(), number)
-
-    def _is_echo(self, number: int) -> bool:
-        """Whether a later signal is but the first one, passed on by somebody else.
-
-        Nobody passes on Ctrl-C to a process alone: that is a person who presses it again. One of several
-        jobs hears it from the terminal and from the process that started it. A cluster's queue may send
-        several kinds of signals at once.
-        """
-        passed_on = world_size() > 1 or multiprocessing.parent_process() is not None
-        passed_on |= "SUBMITIT_EXECUTOR" in os.environ
-        alike = passed_on or (number == self.received and number != signal.SIGINT)
-        return alike and time.monotonic() - self._at < ECHO
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before = {}
 
 
 SHARE = 0.01  # of the run's time that checkpoints may take by default
@@ -178,21 +142,17 @@ PART = re.compile(r"(\d+)(?:(s|m|min|h)?)")
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
+@dataclass
 class CheckpointInterval:
     """How often a run writes its checkpoint: after so many iterations or seconds, whichever is first.
 
-    Without either it is as often as is cheap, by the time that the last one took.
+    Without either it is as often as is cheap, by the time that the last one took (`cost`).
     """
 
-    def __init__(
-        self,
-        iterations: int | None = None,
-        seconds: float | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.iterations, self.seconds, self.clock = iterations, seconds, clock
-        self.last = clock()
-        self.cost = 0.0
+    iterations: int | None = None
+    seconds: float | None = None
+    last: float = field(default_factory=time.perf_counter)
+    cost: float = 0.0
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
@@ -210,15 +170,15 @@ class CheckpointInterval:
                     f"--checkpoint-every takes iterations, minutes or both (500, 10m, 500,10m), not {text!r}."
                 )
             limits[kind] = int(match[1]) * SECONDS.get(match[2] or "", 1)
-        return cls(limits.get("iterations"), limits.get("seconds"))
+        return cls(**limits)
 
     def written(self, seconds: float) -> None:
         """A checkpoint was written just now, in so many seconds."""
-        self.last, self.cost = self.clock(), seconds
+        self.last, self.cost = time.perf_counter(), seconds
 
     def due(self, done: int) -> bool:
         """Whether one is due after `done` updates."""
-        since = self.clock() - self.last
+        since = time.perf_counter() - self.last
         if self.iterations is None and self.seconds is None:
             return since >= max(LEAST_SECONDS, self.cost / SHARE)
         by_count = self.iterations is not None and done % self.iterations == 0

@@ -1,7 +1,7 @@
 """C code for the CPU, compiled on the machine it runs on: 3x3 convolutions, and BN, shortcut and ReLU.
 
 The convolutions take a quarter of the multiplications (conv.c), the rest few passes over memory (norm.c);
-docs/performance.md has the figures. Without a C compiler the nets compute with PyTorch's own operations.
+docs/performance.md has the figures.
 """
 
 import ctypes
@@ -11,10 +11,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # first, so that its OpenMP runtime is the one that the kernels find
 from torch import Tensor, nn
@@ -50,8 +49,7 @@ class NoCompiler(ResreproError):
     """The kernels cannot be compiled here."""
 
 
-@dataclass(frozen=True)
-class Kernels:
+class Kernels(NamedTuple):
     """The loaded library, and what names its code."""
 
     library: ctypes.CDLL
@@ -59,12 +57,16 @@ class Kernels:
 
 
 def load_kernels() -> Kernels:
-    """The kernels, compiled if this machine has not done so before.
+    """The kernels, compiled by CC or the first of COMPILERS if this machine has not done so before.
 
     Raises:
         NoCompiler: if there is no compiler, or what it makes does not load.
     """
-    compiler, folder = _find_compiler(), resources.files(__package__)
+    names = [os.environ["CC"]] if os.environ.get("CC") else COMPILERS
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        raise NoCompiler(f"no C compiler ({', '.join(names)}) is installed here")
+    folder = resources.files(__package__)
     sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
     key = _key(compiler, sources)
     path = cache_folder() / "kernels" / f"{key}.so"
@@ -73,29 +75,17 @@ def load_kernels() -> Kernels:
     return Kernels(_load(path), key)
 
 
-def _find_compiler() -> str:
-    """The path of a C compiler: the one that CC names, else the first of COMPILERS."""
-    given = os.environ.get("CC")
-    for name in (given,) if given else COMPILERS:
-        if path := shutil.which(name):
-            return path
-    raise NoCompiler(f"no C compiler ({given or ', '.join(COMPILERS)}) is installed here")
-
-
 def _key(compiler: str, sources: dict[str, str]) -> str:
     """What the result depends on: code, flags, compiler and the processor that -march=native means."""
-    version = _run([compiler, "--version"])
-    parts = [*sources.values(), *FLAGS, compiler, version, platform.machine(), _processor()]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return platform.processor()
+        lines = [platform.processor()]
     kinds = "model name", "flags", "Features", "CPU part"
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(kinds)))
+    processor = "\n".join(dict.fromkeys(line for line in lines if line.startswith(kinds))) or "\n".join(lines)
+    version = _run([compiler, "--version"])
+    parts = [*sources.values(), *FLAGS, compiler, version, platform.machine(), processor]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _compile(compiler: str, sources: dict[str, str], path: Path) -> None:
@@ -214,11 +204,7 @@ def _correlate(library: ctypes.CDLL, x: Tensor, gradient: Tensor, weight: Tensor
 
 
 class _WideGradient(torch.autograd.Function):
-    """A bf16 convolution whose gradient of the weights is taken in float32.
-
-    Faster on a CPU where the stride is not 1, for which its bf16 kernel is slow (docs/performance.md), and
-    no less exact.
-    """
+    """A bf16 convolution whose weights' gradient is taken in float32: faster where the stride is not 1."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
@@ -301,10 +287,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 
 
 class KernelNet(nn.Module):
-    """What training passes go through in place of a net: its layers and parameters, computed by the kernels.
-
-    What they are not made for is computed by the net's own layers.
-    """
+    """A net in training, by its own layers and parameters but computed by the kernels where they fit."""
 
     def __init__(self, net: Net, kernels: Kernels) -> None:
         super().__init__()
