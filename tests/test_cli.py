@@ -50,11 +50,10 @@ def python(*words, **options):
         ("train --depth 20 --set iterations=5 --iterations 6", 2, "iterations is given twice"),
         ("train --depth 20 --bn-group 60", 2, "does not divide"),
         ("train --depth 20 --split 40k", 2, "all, 45k5k"),
-        ("train --depth 20 --seed 1 --seeds 0-4", 2, "exclude each other"),
-        ("train --depth 20 --seeds 4-1", 2, "not a range"),
-        ("train --depth 20 --seeds 3", 2, "say --seed 3 for that one, or --seeds 0-2 for several"),
-        ("train --depth 20 --data nowhere --dry-run", 1, "nowhere (--data) does not exist"),
-        ("train --depth 20 --seeds 0-99999999999999999999", 2, "more than 10,000 seeds"),
+        ("train --depth 20 --seed 1 --seeds 0-4", 2, "give one of the two"),
+        ("train --depth 20 --seeds 4-1", 2, "a range goes up"),
+        ("train --depth 20 --seeds 3", 2, "--seed takes one seed and --seeds several"),
+        ("train --depth 20 --seeds 0-99999999999999999999", 2, "at most 10,000 seeds"),
         ("train --depth 20 --fast --precision bf16", 2, "leave one of the two out"),
         ("train --depth 20 --compile always", 2, "auto, on or off, not 'always'"),
         ("train --depth 20 --threads 0", 2, "--threads must be at least 1"),
@@ -190,9 +189,9 @@ def test_the_next_command_that_train_names_works(trained):
 
 
 def test_a_run_of_the_paper_points_to_its_exhibit(make_run, tmp_path, capsys):
-    from resrepro.cli.view import LiveView
+    from resrepro.cli.view import RunsView
 
-    LiveView().finish(make_run(tmp_path, "cifar10-plain56"))
+    RunsView([]).finish(make_run(tmp_path, "cifar10-plain56"))
     assert f"Next: resrepro compare figure6 --runs {tmp_path}" in capsys.readouterr().out
 
 
@@ -381,6 +380,7 @@ def test_every_option_of_every_command_is_explained():
 def test_small_notations():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3,0-1,3") == [3, 0, 1]
+    assert (parse_seeds("3", many=True), parse_seeds("0,3", many=True)) == ([0, 1, 2], [0, 3])
     assert changed_settings(["lr=0.05", "flip=off", "lr_drops=10,20"], fast=False) == {
         "lr": 0.05, "flip": False, "lr_drops": (10, 20),
     }  # fmt: skip

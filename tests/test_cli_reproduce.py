@@ -11,7 +11,7 @@ from commands import call
 from conftest import write_eval, write_run
 from runs import differences
 
-from resrepro.cli.reproduce import DEMO, demo_verdict, seeds_of
+from resrepro.cli.reproduce import DEMO, demo_verdict
 from resrepro.launch import local, slurm
 from resrepro.launch.local import Outcome
 from resrepro.records.collection import collect
@@ -222,8 +222,8 @@ def test_fast_names_the_arithmetic_of_this_machine(monkeypatch):
         (("figure1", "--split", "45k5k", "--dataset", "digits"), "45k/5k split is one of CIFAR-10"),
         (("figure1", "--launcher", "cloud"), "--launcher takes local or slurm, not 'cloud'"),
         (("figure1", "--slurm", "a=b"), "--slurm is for --launcher slurm"),
-        (("figure1", "--seeds", "0"), "--seeds takes how many, from 1 on"),
-        (("figure1", "--seeds", "99999999999999999999"), "more than 10,000 seeds"),
+        (("figure1", "--seeds", "0"), "--seeds takes 0-4 or 0,1,2, or how many, not '0'"),
+        (("figure1", "--seeds", "99999999999999999999"), "at most 10,000 seeds"),
         (("figure1", "--fast", "--set", "precision=fp16"), "--fast chooses the precision itself"),
         (("figure1", "--iterations", "9", "--set", "iterations=8"), "iterations is given twice"),
         (("figure1", "--without", "cifar10-resnet20"), "cifar10-resnet20 is no part of what is asked for"),
@@ -236,12 +236,6 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(words, sentence):
     assert sentence in error
     assert error.count("error:") == 1
     assert files() == []
-
-
-def test_seeds_are_how_many_or_which():
-    assert seeds_of("3") == [0, 1, 2]
-    assert seeds_of("0,3") == [0, 3]
-    assert seeds_of("2-4") == [2, 3, 4]
 
 
 # --- the demo -----------------------------------------------------------------------------------------
