@@ -175,7 +175,7 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None, t
         seconds = seconds_per_iteration(wanted[0][0].experiment, options)
         print_event({"event": "speed", "seconds": seconds})
         return
-    each = {Job(spec.name, seed, ()): spec for spec, seed in wanted}
+    each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}
     shows = is_first() and listener is None
     with RunsView(list(each), Console(highlight=False, quiet=not shows)) as view:
         for job, spec in each.items():
