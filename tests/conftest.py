@@ -62,6 +62,16 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def made_up(empty_folder: None, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """An empty folder, in which commands make runs up; returns what is to end otherwise."""
+    from commands import MadeUp
+
+    ends = MadeUp()
+    monkeypatch.setattr("resrepro.launch.local.Command", ends)
+    return ends
+
+
+@pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     """A made-up queue of a cluster, in which there is nothing."""
     found = Queue(tmp_path / "bin", monkeypatch)

@@ -12,10 +12,9 @@ from conftest import write_eval, write_run
 from runs import differences
 
 from resrepro.cli.reproduce import DEMO, demo_verdict
-from resrepro.launch import local, slurm
+from resrepro.launch import slurm
 from resrepro.launch.local import Outcome
 from resrepro.records.collection import collect
-from resrepro.spec.recipe import parse
 from resrepro.training.session import train
 
 DIGITS = ("--dataset", "digits", "--device", "cpu", "--threads", 1)
@@ -23,33 +22,8 @@ LONG = 120  # seconds that nothing here needs
 
 
 @pytest.fixture(autouse=True)
-def trained(empty_folder, monkeypatch):
-    """An empty folder, in which runs are made up in an instant; returns what is to end otherwise."""
-    ends = {}
-
-    class Made:
-        """In place of a command that runs."""
-
-        def __init__(self, words, tell, threads=None):
-            options = dict(zip(words[2::2], words[3::2], strict=False))
-            key = (words[1], int(options["--seed"])) if words[0] == "train" else words[0]
-            end = ends.get(key, Outcome(0))
-            if "--dry-run" in words:
-                tell({"event": "speed", "seconds": 0.1})
-            elif callable(end):
-                end = end(words)
-            elif words[0] == "train" and end.code == 0:
-                pairs = [word.partition("=") for word in words if "=" in word]
-                changed = {name: parse(name, value) for name, _, value in pairs}
-                folder = write_run(Path(options["--runs"]), *key, data="digits", **changed)
-                tell({"event": "finish", "folder": str(folder)})
-            tell(end)
-
-        def end(self):
-            pass
-
-    monkeypatch.setattr(local, "Command", Made)
-    return ends
+def trained(made_up):
+    return made_up
 
 
 def files(folder="."):

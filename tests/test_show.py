@@ -1,8 +1,6 @@
 """`resrepro list`, and Table 1 and Figure 3 as commands."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 from commands import call
@@ -83,15 +81,3 @@ def test_help_lists_the_exhibits_that_there_are(command, names, end):
     words = " ".join(re.sub(r"[│\s]+", " ", told).split())
     assert code == 0
     assert f"{', '.join(names())}{end}" in words
-
-
-def test_nets_table_1_and_figure_3_need_no_torch():
-    code = (
-        "import sys\n"
-        "from resrepro.cli import app\n"
-        "for words in (['list', 'imagenet-resnet18'], ['compare', 'table1'], ['plot', 'figure3']):\n"
-        "    app(words, standalone_mode=False)\n"
-        "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
