@@ -11,8 +11,8 @@ from resrepro.spec.recipe import parse
 
 
 def call(*words):
-    """(exit code, stdout, stderr with line breaks folded) of one command."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
+    """(exit code, stdout, stderr with line breaks folded) of one command; words may hold several."""
+    result = CliRunner().invoke(app, [part for word in words for part in str(word).split()])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, " ".join(result.stderr.split())

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from commands import call
 from conftest import write_run
@@ -20,6 +20,7 @@ from resrepro.cli import app, changed_settings, parse_seeds
 from resrepro.cli.evaluate import parse_channels
 from resrepro.errors import UsageError
 from resrepro.launch.local import Outcome
+from resrepro.nets import build_net
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -70,40 +71,33 @@ def sentence(code, stdout, stderr):
     ],
 )
 def test_a_bad_request_gets_one_sentence_and_leaves_nothing_behind(words, code, part, tmp_path):
-    found, told = sentence(*call(*words.split()))
+    found, told = sentence(*call(words))
     assert (found, part in told) == (code, True), told
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_an_unwritable_runs_folder_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    code, told = sentence(*call("train", "--dataset", "digits", "--depth", 8, "--runs", tmp_path / "file"))
-    assert code == 1
-    assert "Choose another with --runs" in told
+def test_an_unwritable_runs_folder_is_one_sentence():
+    Path("file").write_text("no folder")
+    code, told = sentence(*call("train --dataset digits --depth 8 --runs file"))
+    assert (code, "Choose another with --runs" in told) == (1, True)
 
 
-def test_broken_records_are_named_and_the_good_ones_used(make_run, tmp_path):
-    runs = tmp_path / "runs"
-    good = make_run(runs, seed=0, curve=[(64000, 1.0, 8.5)])
-    for seed, file, content in (
-        (1, "metrics.csv", "iteration,loss\n1,x\n"),
-        (2, "result.json", '{"status":'),
-    ):
-        (make_run(runs, seed=seed) / file).write_text(content)
-    code, stdout, stderr = call("compare", "--runs", runs, "--tables", tmp_path / "t")
-    assert code == 0
-    assert "8.50 (1)" in stdout
+def test_broken_records_are_named_and_the_good_ones_used():
+    write_run(Path("runs"), curve=[(64000, 1.0, 8.5)])
+    for seed, file, content in ((1, "metrics.csv", "iteration,loss\n1,x\n"), (2, "result.json", "{")):
+        (write_run(Path("runs"), seed=seed) / file).write_text(content)
+    code, stdout, stderr = call("compare")
+    assert (code, "8.50 (1)" in stdout) == (0, True)
     assert re.search(r"left out: \S*seed1/metrics.csv is broken", stderr)
     assert re.search(r"left out: \S*seed2/result.json is broken", stderr)
-    assert good.exists()
 
 
-def test_only_ones_own_runs_are_read_by_default_and_published_ones_where_they_are_named(make_run, tmp_path):
-    make_run(tmp_path / "here/runs", seed=0, curve=[(64000, 1.0, 8.0)])
-    make_run(tmp_path / "here/results", seed=1, curve=[(64000, 1.0, 9.0)])
-    code, stdout, _ = call("compare", "table6")
+def test_only_ones_own_runs_are_read_by_default_and_published_ones_where_they_are_named():
+    write_run(Path("runs"), seed=0, curve=[(64000, 1.0, 8.0)])
+    write_run(Path("results"), seed=1, curve=[(64000, 1.0, 9.0)])
+    code, stdout, _ = call("compare table6")
     assert (code, "8.00 (1)" in stdout, "Runs read" in stdout) == (0, True, False)
-    code, stdout, _ = call("compare", "table6", "--runs", "runs", "--runs", "results")
+    code, stdout, _ = call("compare table6 --runs runs --runs results")
     assert (code, "8.50±0.71" in stdout) == (0, True)
     assert "Runs read: 1 of runs and 1 of results." in stdout
 
@@ -154,81 +148,64 @@ def test_settings_that_no_run_has_are_one_sentence(long_and_short, command, sett
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small run of ours, made through the command line, and what was said."""
+    """A small run of ours, made through the command line: its folder, the command, and what was said."""
     runs = tmp_path_factory.mktemp("cli") / "runs"
-    words = ("train", "--dataset", "digits", "--depth", 8, "--iterations", 4, "--runs", runs, "--threads", 1)
-    code, stdout, _ = call(*words)
+    words = f"train --dataset digits --depth 8 --iterations 4 --threads 1 --runs {runs}"
+    code, stdout, _ = call(words)
     assert code == 0
-    return runs, words, stdout
+    (folder,) = runs.glob("*/seed0")
+    return folder, words, stdout
 
 
-def test_train_says_errors_departures_record_and_the_next_command(trained):
-    runs, _, stdout = trained
+def test_train_says_errors_departures_record_and_the_next_command_which_works(trained):
+    folder, _, stdout = trained
     text = " ".join(stdout.split())
+    error = r"\d+\.\d\d %"
     assert re.search(
-        r"ResNet-8, seed 0: training error \d+\.\d\d %, test error \d+\.\d\d % \(last iteration\)", text
+        rf"ResNet-8, seed 0: training error {error}, test error {error} \(last iteration\)", text
     )
     assert "4 iterations instead of 64,000" in text
-    assert f"Next: resrepro eval {runs}" in text
-    assert "seed0" in text
+    assert f"Record: {folder}" in text
     assert len([line for line in stdout.splitlines() if line.startswith("iteration ")]) == 4
+    following = stdout.splitlines()[-1]
+    assert following == f"Next: resrepro eval {folder}"
+    code, stdout, _ = call(following.removeprefix("Next: resrepro"))
+    recorded = json.loads((folder / "result.json").read_text())["last"]["test"]["top1_err"]
+    assert (code, f"{recorded:.2f}" in stdout) == (0, True)
+    for file in folder.rglob("*.json"):  # which may be published
+        assert str(folder.parent.parent) not in file.read_text()
 
 
-def test_the_next_command_that_train_names_works(trained):
-    _, _, stdout = trained
-    command = next(line for line in stdout.splitlines() if line.startswith("Next:"))
-    assert call(*command.split()[2:])[0] == 0
-
-
-def test_a_run_of_the_paper_points_to_its_exhibit(make_run, tmp_path, capsys):
-    from resrepro.cli.view import RunsView
-
-    RunsView([]).finish(make_run(tmp_path, "cifar10-plain56"))
-    assert f"Next: resrepro compare figure6 --runs {tmp_path}" in capsys.readouterr().out
+def test_a_run_of_the_paper_points_to_its_exhibit(made_up):
+    made_up["digits-plain20", 0] = Outcome(1, "no.")
+    code, told, _ = call("train digits-plain20 digits-plain56 --set pad=0")
+    assert (code, "Next: resrepro compare demo" in told) == (1, True)
 
 
 def test_training_a_finished_run_again_says_so_and_changes_nothing(trained):
-    runs, words, _ = trained
-    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
-    code, stdout, _ = call(*words)
-    assert code == 0
-    assert "finished already" in stdout
-    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+    folder, words, _ = trained
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, stdout, _ = call(words)
+    assert (code, "finished already" in stdout) == (0, True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_the_record_keeps_the_arguments_but_no_path(trained):
-    runs, _, _ = trained
-    for file in runs.rglob("*.json"):
-        assert str(runs.parent) not in file.read_text()
-
-
-def test_eval_prints_the_error_of_the_record(trained):
-    runs, _, _ = trained
-    (folder,) = runs.glob("*/seed0")
-    code, stdout, _ = call("eval", folder)
-    assert code == 0
-    recorded = json.loads((folder / "result.json").read_text())["last"]["test"]["top1_err"]
-    assert f"{recorded:.2f}" in stdout
-
-
-def test_publish_copies_all_but_the_checkpoint_and_overwrites_nothing(trained, tmp_path):
-    runs, _, _ = trained
-    (folder,) = runs.glob("*/seed0")
-    results = tmp_path / "results"
-    assert call("publish", folder, "--results", results)[0] == 0
-    (copy,) = results.glob("*/seed0")
+def test_publish_copies_all_but_the_checkpoint_and_overwrites_nothing(trained):
+    words = f"publish {trained[0]} --results results"
+    assert call(words)[0] == 0
+    (copy,) = Path("results").glob("*/seed0")
     assert {"spec.json", "env.json", "metrics.csv", "result.json"} <= {path.name for path in copy.iterdir()}
-    assert not list(results.rglob("*.pt"))
-    assert call("publish", folder, "--results", results)[0] == 0
+    assert not list(copy.glob("*.pt"))
+    assert call(words)[0] == 0
     (copy / "result.json").write_text("{}")
-    code, told = sentence(*call("publish", folder, "--results", results))
+    code, told = sentence(*call(words))
     assert (code, "nothing is overwritten" in told) == (1, True)
 
 
 @pytest.mark.usefixtures("made_up")
 def test_several_depths_and_seeds_are_trained_by_commands_of_their_own():
     words = "train --dataset digits --depth 8 --depth 14 --plain --seeds 0-1 --iterations 1 --jobs 1"
-    code, told, _ = call(*words.split())
+    code, told, _ = call(words)
     assert code == 0
     assert sorted(map(str, Path("runs").glob("*/seed*"))) == [
         f"runs/digits-plain{depth}+iterations=1/seed{seed}" for depth in (14, 8) for seed in (0, 1)
@@ -239,49 +216,27 @@ def test_several_depths_and_seeds_are_trained_by_commands_of_their_own():
 def test_runs_that_fail_are_told_once_more_at_the_end(made_up):
     words = "train digits-resnet8 --seeds 0-1 --iterations 1"
     made_up["digits-resnet8", 1] = Outcome(1, "the disk is full.")
-    code, told, error = call(*words.split())
+    code, told, error = call(words)
     assert (code, "digits-resnet8, seed 1: the disk is full." in told) == (1, True)
     assert "Failed: digits-resnet8, seed 1: the disk is full. error: 1 of 2 runs could not be done" in error
     made_up |= {("digits-resnet8", seed): Outcome(2, "no such GPU.") for seed in (0, 1)}
-    assert sentence(*call(*words.split())) == (2, "no such GPU.")
+    assert sentence(*call(words)) == (2, "no such GPU.")
 
 
 def test_a_diverged_run_exits_with_1_and_keeps_its_record():
-    code, _, error = call(
-        *["train", "--dataset", "digits", "--depth", "8", "--iterations", "4", "--set", "lr=1e30"]
-    )
+    code, _, error = call("train --dataset digits --depth 8 --iterations 4 --set lr=1e30")
     assert (code, "no longer finite" in error) == (1, True)
     (folder,) = Path("runs").glob("*/seed0")
     assert json.loads((folder / "result.json").read_text())["status"] == "diverged"
 
 
-class _Planted:
-    def __reduce__(self):
-        return (os.mkdir, ("planted",))
-
-
-@pytest.mark.parametrize("kind", ["zip", "pickle", "depth", "text"])
-def test_checkpoints_that_are_none_are_refused_in_one_sentence(kind, tmp_path):
-    import torch
-
-    from resrepro.nets import build_net
-
-    file = tmp_path / "theirs.pt"
-    if kind == "zip":
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("holiday.txt", "sun")
-    elif kind == "pickle":
-        torch.save({"state_dict": {}, "trap": _Planted()}, file)
-    elif kind == "depth":
-        torch.save(build_net("digits", 8).state_dict(), file)
-    else:
-        file.write_text("nothing of the kind")
-    words = ("eval", file, "--dataset", "digits", "--depth", 14, "--mean", "0,0,0", "--std", "1,1,1")
-    code, told = sentence(*call(*words, "--runs", tmp_path / "runs"))
-    assert code == 1
-    wanted = {"depth": "does not fit a net of 14 layers", "pickle": "pickled object"}
-    assert wanted.get(kind, "not a PyTorch") in told
-    assert not (tmp_path / "here" / "planted").exists()
+@pytest.mark.parametrize(("depth", "part"), [(None, "not a PyTorch"), (8, "does not fit a net of 14 layers")])
+def test_checkpoints_that_are_none_are_refused_in_one_sentence(depth, part):
+    Path("theirs.pt").write_text("nothing of the kind")
+    if depth:
+        torch.save(build_net("digits", depth).state_dict(), "theirs.pt")
+    code, told = sentence(*call("eval theirs.pt --dataset digits --depth 14 --mean 0,0,0 --std 1,1,1"))
+    assert (code, part in told) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +278,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_way_to_go_on():
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    code, _, error = call(*["train", "--dataset", "digits", "--depth", "8", "--eval-every", "1"])
+    code, _, error = call("train --dataset digits --depth 8 --eval-every 1")
     assert (code, "The same command goes on from here" in error) == (130, True)
     assert (metrics.parent / "checkpoint.pt").exists()
 

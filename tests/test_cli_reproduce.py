@@ -1,24 +1,17 @@
 """`resrepro reproduce`: the plan, what is missing and no more, and what is shown at the end."""
 
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from commands import call
 from conftest import write_eval, write_run
-from runs import differences
 
 from resrepro.cli.reproduce import DEMO, demo_verdict
 from resrepro.launch import slurm
 from resrepro.launch.local import Outcome
 from resrepro.records.collection import collect
-from resrepro.training.session import train
 
-DIGITS = ("--dataset", "digits", "--device", "cpu", "--threads", 1)
-LONG = 120  # seconds that nothing here needs
+DIGITS = "--dataset digits --device cpu --threads 1"
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +26,7 @@ def files(folder="."):
 def test_a_dry_run_shows_the_plan_and_writes_nothing(monkeypatch):
     write_run(Path("runs"), "digits-plain20", 0)
     before = files()
-    code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 3, "--jobs", 2, "--dry-run")
+    code, told, error = call("reproduce", "figure1", DIGITS, "--seeds", 3, "--jobs", 2, "--dry-run")
     assert (code, error) == (0, "")
     lines = [" ".join(line.split()) for line in told.splitlines()]
     assert "digits-plain20 0 done" in lines
@@ -46,7 +39,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(monkeypatch):
 
 
 def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(trained):
-    code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 2)
+    code, told, error = call("reproduce", "figure1", DIGITS, "--seeds", 2)
     assert code == 0, error
     made = files()
     for name in ("tables/figure1-digits.md", "tables/figure1-digits.csv", "figures/figure1-digits.png"):
@@ -58,12 +51,12 @@ def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(traine
     assert "about this protocol (digits, 240 iterations)" in " ".join(told.lower().split())
     before = {path: Path("runs", path).stat().st_mtime_ns for path in files("runs")}
     trained |= {(f"digits-plain{depth}", seed): Outcome(1, "asked") for depth in (20, 56) for seed in (0, 1)}
-    code, told, error = call("reproduce", "figure1", *DIGITS, "--seeds", 2)
+    code, told, error = call("reproduce", "figure1", DIGITS, "--seeds", 2)
     assert code == 0, error
     assert "4 runs: all runs are done; nothing to do." in told
     assert {path: Path("runs", path).stat().st_mtime_ns for path in files("runs")} == before
     trained.clear()
-    call("reproduce", "figure1", *DIGITS, "--seeds", "0-2")
+    call("reproduce", "figure1", DIGITS, "--seeds", "0-2")
     assert len(list(Path("runs").glob("*/seed2"))) == 2
     assert "(3)" in Path("tables/figure1-digits.md").read_text()
 
@@ -71,7 +64,7 @@ def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(traine
 def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(trained):
     trained["digits-plain56", 0] = Outcome(1, "the disk is full.")
     write_run(Path("runs"), "digits-resnet20", 0, status="diverged", curve=[(16, 90.0, 90.0)])
-    code, told, error = call("reproduce", "figure1", "table6", *DIGITS)
+    code, told, error = call("reproduce", "figure1", "table6", DIGITS)
     assert code == 1
     assert "Failed: digits-plain56, seed 0: the disk is full." in error
     assert "digits-resnet20, seed 0: it diverged at iteration 16; `resrepro train" in error
@@ -82,14 +75,14 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(trained):
     assert "| plain-20 <sup>" in table
     assert "| plain-56 | — | — |" in table
     trained.clear()
-    assert call("reproduce", "figure1", *DIGITS)[0] == 0
+    assert call("reproduce", "figure1", DIGITS)[0] == 0
 
 
 def test_where_no_run_finished_nothing_is_written_over(trained):
     trained |= {(f"digits-plain{depth}", 0): Outcome(1, "no.") for depth in (20, 56)}
     Path("tables").mkdir()
     Path("tables/figure1-digits.md").write_text("earlier")
-    code, told, _ = call("reproduce", "figure1", *DIGITS)
+    code, told, _ = call("reproduce", "figure1", DIGITS)
     assert code == 1
     assert "No finished run for figure1-digits yet: nothing is written." in told
     assert files("tables") == ["figure1-digits.md"]
@@ -144,7 +137,7 @@ def test_an_exhibit_that_cannot_be_shown_stops_no_other(trained):
     for net in ("digits-resnet20", "digits-resnet56", "digits-resnet110"):
         write_run(Path("runs"), net, data="digits")
     Path("figures/figure1-digits.png/in the way").mkdir(parents=True)
-    code, told, error = call("reproduce", "figure7", "figure1", "table1", *DIGITS)
+    code, told, error = call("reproduce", "figure7", "figure1", "table1", DIGITS)
     assert code == 1
     assert "responses of digits-plain20, seed 0: there is no checkpoint" in error
     assert "No measured run for figure7-digits yet: nothing is written." in told
@@ -183,7 +176,7 @@ def test_a_queue_is_handed_what_is_missing_and_not_waited_for(monkeypatch):
 
 def test_fast_names_the_arithmetic_of_this_machine(monkeypatch):
     monkeypatch.setattr("resrepro.training.engine.fast_precision", lambda device: "bf16")
-    code, told, _ = call("reproduce", "figure1", *DIGITS, "--fast", "--dry-run")
+    code, told, _ = call("reproduce", "figure1", DIGITS, "--fast", "--dry-run")
     assert code == 0
     assert "Settings: precision=bf16." in told
 
@@ -243,36 +236,3 @@ def test_the_verdict_follows_the_training_errors(errors, words):
     assert f"{errors[1]:.1f} % at 56" in sentence
     (Path("runs") / DEMO[3] / "seed0" / "result.json").unlink()
     assert "digits-resnet56" in demo_verdict(collect([Path("runs")]))
-
-
-# --- with real training -------------------------------------------------------------------------------
-
-
-def command(*more):
-    words = "reproduce figure1 --dataset digits --set eval_every=2 --device cpu --threads 1 --jobs 2"
-    return [sys.executable, "-m", "resrepro", *words.split(), *map(str, more)]
-
-
-@pytest.mark.slow
-def test_an_interrupted_one_goes_on_to_the_records_of_runs_that_were_left_alone():
-    settings = {"eval_every": 2, "iterations": 12, "threads": 1, "device": "cpu"}
-    alone = [train(f"digits-plain{depth}", runs="alone", **settings) for depth in (20, 56)]
-    words = command("--iterations", 12)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + LONG
-        while not any("\n2," in each.read_text() for each in Path("runs").glob("*/seed0/metrics.csv")):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=LONG)
-    assert process.returncode == 130
-    assert "the same command goes on" in stderr
-    assert not Path("tables").exists()
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "to resume at" in done.stdout
-    for folder in alone:
-        assert differences(Path("runs") / folder.parent.name / folder.name, folder) == []
-    again = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert "2 runs: all runs are done; nothing to do." in again.stdout
-    assert {"tables/figure1-digits.md", "figures/figure1-digits.png"} <= set(files())
