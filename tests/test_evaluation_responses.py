@@ -216,16 +216,6 @@ def test_an_untrained_net_is_refused_in_one_sentence(tmp_path: Path, make_run: A
     assert not (folder / "responses.csv").exists()
 
 
-def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path, make_run: Any) -> None:
-    partial = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
-    (run / "responses.csv").unlink(missing_ok=True)
-    code, out, told = call("eval", partial, run, "--responses", "--threads", 1)
-    assert code == 1
-    assert "is partial, at iteration 10 of" in out
-    assert "1 of 2 runs were left out" in told
-    assert (run / "responses.csv").exists()
-
-
 def test_a_run_without_its_checkpoint_and_a_folder_that_is_none_are_refused(
     tmp_path: Path, make_run: Any
 ) -> None:

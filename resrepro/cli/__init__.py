@@ -97,6 +97,11 @@ def option(text: str, *names: str, panel: str | None = None, metavar: str | None
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
 
 
+def argument(text: str, metavar: str) -> Any:
+    """What a command is about, whose help names its default itself, if it has one."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False)
+
+
 def folder_option(text: str, name: str) -> Any:
     """A folder, with its default in the help."""
     return typer.Option(name, metavar="DIR", help=text)
@@ -112,6 +117,9 @@ IMAGES = (
 SLURM = "Any long option of sbatch (partition, time, cpus-per-task, gpus, mem, ..); may be repeated."
 SET = "Any setting that `resrepro list EXPERIMENT` shows; may be repeated."
 FAST = "bf16 arithmetic where the hardware has it (fp16 on older GPUs); told beside every number."
+WORKERS = "Processes that decode ahead; 0 for none. (default: by the machine's cores)"
+BAD = "Files that may be no readable image, and are left out. (default: 0)"
+LAUNCHER = "Train here, or submit the runs to a Slurm cluster's queue."
 JOBS = "Runs at once, each with --threads, or its share of the cores. (default: by cores, memory, GPU)"
 
 DataOption = Annotated[Path | None, option(f"{IMAGES}.", "--data", metavar="DIR")]
@@ -122,23 +130,12 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 ThreadsOption = Annotated[int | None, option("CPU threads. (default: one per core)", "--threads")]
 FastOption = Annotated[bool, option(FAST, "--fast", panel="Speed")]
 JobsOption = Annotated[int | None, option(JOBS, "--jobs")]
-WorkersOption = Annotated[
-    int | None, photo_option("Processes that decode ahead; 0 for none. (default: by the machine's cores)")
-]
-MaxBadOption = Annotated[
-    int | None,
-    photo_option("Files that may be no readable image, and are left out. (default: 0)", "--max-bad-images"),
-]
+WorkersOption = Annotated[int | None, photo_option(WORKERS)]
+MaxBadOption = Annotated[int | None, photo_option(BAD, "--max-bad-images")]
 IterationsOption = Annotated[int | None, recipe_option("Shorter (or longer) schedule of the same shape.")]
 SplitOption = Annotated[str | None, recipe_option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
 SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
-LauncherOption = Annotated[
-    str,
-    typer.Option(
-        metavar="local|slurm", rich_help_panel="Cluster",
-        help="Train here, or submit the runs to a Slurm cluster's queue.",
-    ),
-]  # fmt: skip
+LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]
 SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar="KEY=VALUE")]
 
 

@@ -1,21 +1,17 @@
 """`resrepro eval`: error rates, or responses of the layers."""
 
 import statistics
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from resrepro import cli
-from resrepro.cli import option
-from resrepro.errors import RecordError, UsageError
+from resrepro.cli import argument, option
+from resrepro.errors import UsageError
 from resrepro.spec.experiment import check_shortcut
 from resrepro.training.processes import is_first
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from resrepro.records.evaluations import Responses
@@ -23,42 +19,29 @@ if TYPE_CHECKING:
 
 theirs = partial(option, panel="Other people's checkpoints")
 
-TargetsArgument = Annotated[
-    list[Path], typer.Argument(metavar="RUN_OR_CHECKPOINT...", help="Run folders or checkpoint files.")
-]
-ProtocolOption = Annotated[
-    str | None, option("Photographs: center (default), ten_crop, multi_scale; CIFAR-10: single.")
-]
-StatisticsOption = Annotated[
-    str | None, option("running, or precise: plain averages over training batches. (default: the run's own)")
-]
-ResponsesOption = Annotated[
-    bool, option("Measure each 3x3 layer's response and gradient instead (Figure 7).", "--responses")
-]
-DatasetOption = Annotated[str | None, option("cifar10, digits, imagenet or folder. (default: the run's own)")]
-MeanOption = Annotated[
-    str | None, theirs("Channel mean it was trained with, pixels in 0..1.", metavar="R,G,B")
-]
-ZerosOption = Annotated[
-    str | None, theirs("Place of option A's zeros: trailing or symmetric. (default: trailing)")
-]
+PROTOCOL = "Photographs: center (default), ten_crop, multi_scale; CIFAR-10: single."
+STATISTICS = "running, or precise: plain averages over training batches. (default: the run's own)"
+RESPONSES = "Measure each 3x3 layer's response and gradient instead (Figure 7)."
+DATASET = "cifar10, digits, imagenet or folder. (default: the run's own)"
+MEAN = "Channel mean it was trained with, pixels in 0..1."
+ZEROS = "Place of option A's zeros: trailing or symmetric. (default: trailing)"
 
 
 @cli.app.command("eval", rich_help_panel="Run")
 def evaluate(
-    targets: TargetsArgument,
-    protocol: ProtocolOption = None,
+    targets: Annotated[list[Path], argument("Run folders or checkpoint files.", "RUN_OR_CHECKPOINT...")],
+    protocol: Annotated[str | None, option(PROTOCOL)] = None,
     ensemble: Annotated[bool, option("Average the scores of all the checkpoints.", "--ensemble")] = False,
-    bn_stats: StatisticsOption = None,
-    responses: ResponsesOption = False,
-    dataset: DatasetOption = None,
+    bn_stats: Annotated[str | None, option(STATISTICS)] = None,
+    responses: Annotated[bool, option(RESPONSES, "--responses")] = False,
+    dataset: Annotated[str | None, option(DATASET)] = None,
     split: Annotated[str | None, option("all or 45k5k. (default: the run's own)")] = None,
     depth: Annotated[int | None, theirs("Its depth.")] = None,
     plain: Annotated[bool, theirs("It is plain.", "--plain")] = False,
     shortcut: Annotated[str | None, theirs("Its shortcut option. (default: the paper's)")] = None,
-    mean: MeanOption = None,
+    mean: Annotated[str | None, theirs(MEAN, metavar="R,G,B")] = None,
     std: Annotated[str | None, theirs("Its channel std.", metavar="R,G,B")] = None,
-    zeros: ZerosOption = None,
+    zeros: Annotated[str | None, theirs(ZEROS)] = None,
     stride_3x3: Annotated[bool, theirs("Its bottlenecks stride on the 3x3.", "--stride-3x3")] = False,
     image_size: Annotated[int | None, theirs("Side of the crops it was trained on. (default: 224)")] = None,
     data: cli.DataOption = None,
@@ -70,7 +53,7 @@ def evaluate(
 ) -> None:
     """Measure top-1 and top-5 error of runs or checkpoints under a test protocol, and record it.
 
-    With --responses measure the layers of finished runs; one that is refused does not stop those after it.
+    With --responses measure the layers of finished runs.
     """
     check_shortcut(plain, shortcut)
     channels = parse_channels(mean, "--mean"), parse_channels(std, "--std")
@@ -81,6 +64,7 @@ def evaluate(
 
     from resrepro.data.loader import Loading
     from resrepro.evaluation import evaluate as measure_and_record
+    from resrepro.evaluation.responses import measure_responses
     from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
     console = Console(highlight=False, quiet=not is_first())
@@ -106,7 +90,8 @@ def evaluate(
             "checkpoints out."
         )
     else:
-        _measure_responses(targets, options, console)
+        for run in targets:
+            console.print(responses_table(measure_responses(run, **options)))
 
 
 def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -135,22 +120,6 @@ def errors_table(errors: "dict[str, Errors]") -> "Table":
         figures = (f"{error.top1_err:.2f}", f"{error.top5_err:.2f}", f"{error.loss:.4f}")
         grid.add_row(name, f"{error.count:,}", *figures)
     return grid
-
-
-def _measure_responses(runs: Sequence[Path], options: dict[str, Any], console: "Console") -> None:
-    from resrepro.evaluation.responses import measure_responses
-
-    refused = 0
-    for run in runs:
-        try:
-            console.print(responses_table(measure_responses(run, **options)))
-        except (UsageError, RecordError) as error:
-            if len(runs) == 1:
-                raise
-            refused += 1
-            options["say"](f"Left out: {error}")
-    if refused:
-        raise RecordError(f"{refused} of {len(runs)} runs were left out: the sentences above tell why.")
 
 
 def responses_table(responses: "Responses") -> "Table":

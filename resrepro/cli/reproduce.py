@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 
 from resrepro import cli
-from resrepro.cli import option
+from resrepro.cli import argument, option
 from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
 from resrepro.cli.train import FreshOption, tell_jobs
@@ -23,6 +22,11 @@ if TYPE_CHECKING:
     from resrepro.records.collection import Collection
     from resrepro.spec.recipe import Value
 
+EXHIBITS = "table1, figure3, table2, table3, table4, table5, table6, figure1, figure4, figure6, figure7, demo"
+DATASET = "Another than the paper's: digits for CIFAR-10, folder for ImageNet."
+SEEDS = "So many seeds of every net, or these. (default: the paper's)"
+WITHOUT = "Leave a net out; may be repeated."
+PLACE = "Folder for the runs, the table and the figure."
 DEMO = ("digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56")
 
 
@@ -169,29 +173,14 @@ class Reproduction:
 
 @cli.app.command(rich_help_panel="Run")
 def reproduce(
-    exhibits: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="EXHIBIT...", show_default=False,
-            help="table1, figure3, table2, table3, table4, table5, table6, figure1, figure4, figure6, "
-            "figure7, demo, or all.",
-        ),
-    ],
-    dataset: Annotated[
-        str | None, option("Another than the paper's: digits for CIFAR-10, folder for ImageNet.")
-    ] = None,
-    seeds: Annotated[
-        str | None, option("So many seeds of every net, or these. (default: the paper's)", metavar="N|0-4")
-    ] = None,
+    exhibits: Annotated[list[str], argument(f"{EXHIBITS}, or all.", "EXHIBIT...")],
+    dataset: Annotated[str | None, option(DATASET)] = None,
+    seeds: Annotated[str | None, option(SEEDS, metavar="N|0-4")] = None,
     iterations: cli.IterationsOption = None,
     split: cli.SplitOption = None,
     settings: cli.SettingsOption = None,
-    without: Annotated[
-        list[str] | None, option("Leave a net out; may be repeated.", metavar="EXPERIMENT")
-    ] = None,
-    data: Annotated[
-        list[Path] | None, option(f"{cli.IMAGES}; repeat it for both.", "--data", metavar="DIR")
-    ] = None,
+    without: Annotated[list[str] | None, option(WITHOUT, metavar="EXPERIMENT")] = None,
+    data: Annotated[list[Path] | None, option(f"{cli.IMAGES}; repeat it for both.", metavar="DIR")] = None,
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fast: cli.FastOption = False,
@@ -202,7 +191,7 @@ def reproduce(
     tables: cli.TablesOption = Path("tables"),
     figures: cli.FiguresOption = Path("figures"),
     dry_run: Annotated[bool, option("Only show the plan; nothing is written.", "--dry-run")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train, measure and show whatever an exhibit of the paper lacks, and judge its claims.
 
     Example: resrepro reproduce figure1 --dataset digits --seeds 3
@@ -236,9 +225,7 @@ def reproduce(
 
 @cli.app.command(rich_help_panel="Run")
 def demo(
-    out: Annotated[Path, cli.folder_option("Folder for the runs, the table and the figure.", "--out")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, cli.folder_option(PLACE, "--out")] = Path("demo"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fresh: FreshOption = False,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resrepro import cli
-from resrepro.cli import option
+from resrepro.cli import argument, option
 from resrepro.errors import UsageError
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
 from resrepro.spec import catalogue
@@ -29,19 +29,15 @@ TABLES = (
 )
 FIGURES = "figure1, figure1-digits, figure3, figure4, figure6, figure6-digits, figure7, demo"
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
-UNIT = 1e9  # the paper gives multiply-adds in 10^9
 
-RunFoldersOption = Annotated[
-    list[Path] | None,
-    option("Folder of run records; may be repeated. (default: runs)", "--runs", metavar="DIR"),
-]
+EXHIBIT = "EXHIBIT..."
+PAGE = "The HTML file that is written."
+DETAILED = "Claims to show in detail. (default: all)"
+STATISTICS = "Instead: last, best run, best sample, chosen on validation."
+FOLDERS = "Folder of run records; may be repeated. (default: runs)"
 ONLY = "Only runs with this setting, e.g. iterations=2000; may be repeated."
+RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metavar="DIR")]
 SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
-
-
-def names_argument(text: str, metavar: str = "EXHIBIT...") -> Any:
-    """What to show, whose default the help names."""
-    return typer.Argument(metavar=metavar, help=text, show_default=False)
 
 
 def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
@@ -69,13 +65,11 @@ def tell_written(paths: Iterable[Path], console: Console, notes: Iterable[str] =
 
 @cli.app.command(rich_help_panel="Read")
 def compare(
-    exhibits: Annotated[list[str] | None, names_argument(f"{TABLES}. (default: table6)")] = None,
+    exhibits: Annotated[list[str] | None, argument(f"{TABLES}. (default: table6)", EXHIBIT)] = None,
     runs: RunFoldersOption = None,
     tables: cli.TablesOption = Path("tables"),
-    statistics: Annotated[
-        bool, typer.Option("--statistics", help="Instead: last, best run, best sample, chosen on validation.")
-    ] = False,
-    every: Annotated[bool, typer.Option("--all", help="Runs of all protocols, not of one.")] = False,
+    statistics: Annotated[bool, option(STATISTICS, "--statistics")] = False,
+    every: Annotated[bool, option("Runs of all protocols, not of one.", "--all")] = False,
     settings: SettingsFilter = None,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
@@ -96,10 +90,10 @@ def compare(
 
 @cli.app.command(rich_help_panel="Read")
 def plot(
-    exhibits: Annotated[list[str] | None, names_argument(f"{FIGURES}. (default: figure6)")] = None,
+    exhibits: Annotated[list[str] | None, argument(f"{FIGURES}. (default: figure6)", EXHIBIT)] = None,
     runs: RunFoldersOption = None,
     figures: cli.FiguresOption = Path("figures"),
-    paper: Annotated[bool, typer.Option("--paper", help="The paper's own curves thin behind ours.")] = False,
+    paper: Annotated[bool, option("The paper's own curves thin behind ours.", "--paper")] = False,
     palette: Annotated[str, typer.Option(help="paper, or safe for colour-blind readers.")] = "paper",
     settings: SettingsFilter = None,
 ) -> None:
@@ -147,9 +141,7 @@ def write_exhibit(
 
 @cli.app.command(rich_help_panel="Read")
 def claims(
-    numbers: Annotated[
-        list[int] | None, names_argument("Claims to show in detail. (default: all)", "NUMBER...")
-    ] = None,
+    numbers: Annotated[list[int] | None, argument(DETAILED, "NUMBER...")] = None,
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
     tables: cli.TablesOption = Path("tables"),
@@ -173,9 +165,7 @@ def claims(
 
 @cli.app.command(rich_help_panel="Read")
 def report(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The HTML file that is written.")] = Path(
-        "report.html"
-    ),
+    out: Annotated[Path, typer.Option(metavar="FILE", help=PAGE)] = Path("report.html"),
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
 ) -> None:
@@ -195,9 +185,7 @@ def report(
 
 @cli.app.command("list", rich_help_panel="Read")
 def list_experiments(
-    name: Annotated[
-        str | None, typer.Argument(help="Show this experiment's net and recipe.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, argument("Show this experiment's net and recipe.", "EXPERIMENT")] = None,
 ) -> None:
     """Show the experiments; of one, its layers and each setting: stated by the paper, derived, or assumed."""
     console = Console(highlight=False)
@@ -227,7 +215,7 @@ def experiments_table() -> Table:
 
 def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     """Print an experiment's net and recipe."""
-    from resrepro.comparison.tables_1_and_5 import printed_flops
+    from resrepro.comparison.tables_1_and_5 import UNIT, printed_flops
     from resrepro.spec.architecture import architecture_of
 
     spec, recipe, net = experiment.spec(), catalogue.recipes()[experiment.recipe], architecture_of(experiment)

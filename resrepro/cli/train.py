@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from resrepro import cli
-from resrepro.cli import option, recipe_option
+from resrepro.cli import argument, option, recipe_option
 from resrepro.errors import UsageError
 from resrepro.spec.catalogue import Experiment, derive, experiment_for, find
 from resrepro.spec.experiment import Spec, check_shortcut, in_folder
@@ -26,53 +26,36 @@ Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
 COMPILE = "Compile what a step computes: auto does so on a CPU with a C compiler, on also on a GPU."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
+NAMES = "Names as in `resrepro list`."
+DEPTH = "Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated."
+DATASET = "cifar10, digits, imagenet, or folder: photographs of your own."
+SIDE = "Photographs: side of a crop instead of 224; scales in proportion."
+GROUP = "Images that share BN statistics; 0: the whole batch."
+STATISTICS = "Photographs, BN at test: running, or precise (plain averages over batches)."
+PASS = "Images per pass; gradients of several passes are accumulated. (default: all)"
+LOCK = "Take over a run whose process on another machine has ended."
 
-NamesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="EXPERIMENT...", help="Names as in `resrepro list`.", show_default=False),
-]
-DepthOption = Annotated[
-    list[int] | None,
-    option("Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated.", "--depth"),
-]
-DatasetOption = Annotated[
-    str, typer.Option(help="cifar10, digits, imagenet, or folder: photographs of your own.")
-]
-SideOption = Annotated[
-    int | None, recipe_option("Photographs: side of a crop instead of 224; scales in proportion.")
-]
-GroupOption = Annotated[int | None, recipe_option("Images that share BN statistics; 0: the whole batch.")]
-StatisticsOption = Annotated[
-    str | None,
-    recipe_option("Photographs, BN at test: running, or precise (plain averages over batches)."),
-]
 CompileOption = Annotated[
     str, typer.Option("--compile", metavar="auto|on|off", rich_help_panel="Speed", help=COMPILE)
-]
-PassOption = Annotated[
-    int | None, option("Images per pass; gradients of several passes are accumulated. (default: all)")
-]
-LockOption = Annotated[
-    bool, option("Take over a run whose process on another machine has ended.", "--break-lock")
 ]
 FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and start anew.", "--fresh")]
 
 
 @cli.app.command(rich_help_panel="Run")
 def train(
-    experiments: NamesArgument = None,
-    depth: DepthOption = None,
+    experiments: Annotated[list[str] | None, argument(NAMES, "EXPERIMENT...")] = None,
+    depth: Annotated[list[int] | None, option(DEPTH, "--depth")] = None,
     plain: Annotated[bool, option("Without shortcuts.", "--plain")] = False,
     shortcut: Annotated[str | None, option("Shortcut option A, B or C. (default: the paper's)")] = None,
-    dataset: DatasetOption = "cifar10",
+    dataset: Annotated[str, typer.Option(help=DATASET)] = "cifar10",
     seed: Annotated[int | None, option("Seed. (default: 0)")] = None,
     seeds: Annotated[str | None, option("Several seeds, one run each.", metavar="0-4")] = None,
     iterations: cli.IterationsOption = None,
     batch_size: Annotated[int | None, recipe_option("Images per batch.")] = None,
     split: cli.SplitOption = None,
-    image_size: SideOption = None,
-    bn_group: GroupOption = None,
-    bn_stats: StatisticsOption = None,
+    image_size: Annotated[int | None, recipe_option(SIDE)] = None,
+    bn_group: Annotated[int | None, recipe_option(GROUP)] = None,
+    bn_stats: Annotated[str | None, recipe_option(STATISTICS)] = None,
     stride_3x3: Annotated[bool, recipe_option(STRIDE, "--stride-3x3")] = False,
     precision: Annotated[str | None, recipe_option("float32, tf32, bf16 or fp16.")] = None,
     eval_every: Annotated[int | None, recipe_option("Iterations between samples.")] = None,
@@ -83,14 +66,14 @@ def train(
     fast: cli.FastOption = False,
     compiling: CompileOption = "auto",
     jobs: cli.JobsOption = None,
-    micro_batch: PassOption = None,
+    micro_batch: Annotated[int | None, option(PASS)] = None,
     workers: cli.WorkersOption = None,
     max_bad_images: cli.MaxBadOption = None,
     launcher: cli.LauncherOption = "local",
     slurm: cli.SlurmOption = None,
     runs: cli.RunsOption = Path("runs"),
     checkpoint_every: Annotated[str | None, option(EVERY, metavar="500|10m")] = None,
-    break_lock: LockOption = False,
+    break_lock: Annotated[bool, option(LOCK, "--break-lock")] = False,
     fresh: FreshOption = False,
     dry_run: Annotated[bool, option("Only tell what time and disk the runs will take.", "--dry-run")] = False,
 ) -> None:
@@ -246,10 +229,7 @@ def _forecast(wanted: Wanted, jobs: int | None, options: Mapping[str, Any], word
 
 @cli.app.command(rich_help_panel="Run")
 def publish(
-    records: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders, finished, or files of runs/ensembles."),
-    ],
+    records: Annotated[list[Path], argument("Run folders, finished, or files of runs/ensembles.", "RUN...")],
     results: Annotated[Path, cli.folder_option("Where to.", "--results")] = Path("results"),
 ) -> None:
     """Copy finished records to a folder that one commits, of full-length runs with their weights."""
