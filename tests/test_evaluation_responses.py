@@ -268,4 +268,4 @@ def test_what_belongs_to_error_rates_is_refused(run: Path) -> None:
     for words in (("--protocol", "single"), ("--depth", "8"), ("--bn-stats", "precise")):
         code, _, told = call("eval", run, "--responses", *words)
         assert code == 2
-        assert "leave the options on protocols and other people's checkpoints out" in told
+        assert "leave protocols and other people's nets out" in told

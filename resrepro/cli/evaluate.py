@@ -56,7 +56,7 @@ def evaluate(
     With --responses measure the layers of finished runs.
     """
     check_shortcut(plain, shortcut)
-    channels = parse_channels(mean, "--mean"), parse_channels(std, "--std")
+    mean_and_std = parse_channels(mean, "--mean"), parse_channels(std, "--std")
     if ensemble and len(targets) < 2:
         raise UsageError("an ensemble takes two checkpoints or more: name them all, or leave --ensemble out.")
 
@@ -68,27 +68,19 @@ def evaluate(
     from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
     console = Console(highlight=False, quiet=not is_first())
-    third_party = ThirdPartyCheckpoint(depth, plain, shortcut, *channels, zeros, stride_3x3, image_size)
+    third_party = ThirdPartyCheckpoint(depth, plain, shortcut, *mean_and_std, zeros, stride_3x3, image_size)
     say = partial(console.print, markup=False, soft_wrap=not console.is_terminal)
-    loading = Loading(workers, max_bad_images or 0)
     options: dict[str, Any] = {
-        "data": data, "device": device, "threads": threads, "loading": loading, "say": say,
+        "data": data, "device": device, "threads": threads, "say": say,
+        "loading": Loading(workers, max_bad_images or 0),
     }  # fmt: skip
-    chosen: dict[str, Any] = {
-        "protocol": protocol,
-        "bn_stats": bn_stats,
-        "dataset": dataset,
-        "split": split,
-    }
+    view: dict[str, Any] = {"protocol": protocol, "bn_stats": bn_stats, "dataset": dataset, "split": split}
     if not responses:
         for group in [targets] if ensemble else [[target] for target in targets]:
-            errors = measure_and_record(group, runs=runs, third_party=third_party, **chosen, **options)
+            errors = measure_and_record(group, runs=runs, third_party=third_party, **view, **options)
             console.print(errors_table(errors))
-    elif ensemble or third_party != ThirdPartyCheckpoint() or any(chosen.values()):
-        raise UsageError(
-            "--responses are those of finished runs: leave the options on protocols and other people's "
-            "checkpoints out."
-        )
+    elif ensemble or third_party != ThirdPartyCheckpoint() or any(view.values()):
+        raise UsageError("--responses are of finished runs: leave protocols and other people's nets out.")
     else:
         for run in targets:
             console.print(responses_table(measure_responses(run, **options)))

@@ -13,9 +13,9 @@ from rich.console import Console
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
 from resrepro.errors import UsageError
-from resrepro.spec.catalogue import Experiment, derive, experiment_for, find
+from resrepro.spec.catalogue import derive, experiment_for, find
 from resrepro.spec.experiment import Spec, check_shortcut, in_folder
-from resrepro.spec.recipe import FAMILIES
+from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training.processes import is_first, world_size
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def train(
 
     Example: resrepro train --depth 56 --plain
     """
-    from resrepro.launch import option_words
-    from resrepro.launch.local import EVENTS
+    from resrepro.launch import local, option_words
 
     changed = cli.changed_settings(
         settings, fast, iterations=iterations, batch_size=batch_size, split=split, image_size=image_size,
@@ -92,15 +91,14 @@ def train(
     slurm_options = cli.parse_slurm(slurm, launcher)
     if fast and (dry_run or launcher == "slurm"):
         changed["precision"], fast = cli.precision_of_fast(device, launcher), False
-    chosen = _chosen(experiments or [], dataset, depth or [], plain, shortcut)
-    specs = dict.fromkeys(derive(each, shortcut, **changed) for each in chosen)
+    specs = _specs(experiments or [], dataset, depth or [], plain, shortcut, changed)
     wanted = [(spec, number) for spec in specs for number in _seeds(seed, seeds)]
     options: dict[str, Any] = {
         "shortcut": shortcut, "data": data, "runs": runs, "device": device, "threads": threads, "fast": fast,
         "micro_batch": micro_batch, "checkpoint_every": checkpoint_every, "break_lock": break_lock,
         "fresh": fresh, "compile": compiling, "workers": workers, "max_bad_images": max_bad_images,
     }  # fmt: skip
-    words, listener = option_words(changed, **options), os.environ.get(EVENTS)
+    words, listener = option_words(changed, **options), os.environ.get(local.EVENTS)
     if dry_run and listener is None:
         _forecast(wanted, jobs, options, words)
     elif launcher == "slurm":
@@ -111,10 +109,11 @@ def train(
         _train_here(wanted, options | changed, listener, dry_run)
 
 
-def _chosen(
-    names: Sequence[str], dataset: str, depths: Sequence[int], plain: bool, shortcut: str | None
-) -> list[Experiment]:
-    """The experiments that were asked for, by their names or as depths of nets."""
+def _specs(
+    names: Sequence[str], dataset: str, depths: Sequence[int], plain: bool, shortcut: str | None,
+    changed: Mapping[str, Value],
+) -> list[Spec]:  # fmt: skip
+    """What was asked for, by names of experiments or depths of nets, each once."""
     if names and (plain or dataset != "cifar10"):
         raise UsageError(
             "an experiment's name already says dataset and kind: leave --plain and --dataset out."
@@ -127,7 +126,7 @@ def _chosen(
             f"which net? Give --depth (say --depth {depth}), or a name that `resrepro list` shows."
         )
     check_shortcut(plain, shortcut)
-    return chosen
+    return list(dict.fromkeys(derive(each, shortcut, **changed) for each in chosen))
 
 
 def _seeds(seed: int | None, seeds: str | None) -> list[int]:
