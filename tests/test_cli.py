@@ -63,7 +63,6 @@ def sentence(code, stdout, stderr):
         ("compare table66", 2, "table6, table6-digits, figure1"),
         ("compare --runs nowhere", 2, "no runs folder nowhere"),
         ("claims 28", 2, "numbered from 1 to 27"),
-        ("compare table1 --statistics", 2, "not made of runs of single nets"),
         ("plot figure66", 2, "figure66"),
         ("plot figure6", 1, "resrepro train"),
         ("eval nowhere.pt", 1, "no checkpoint nowhere.pt"),

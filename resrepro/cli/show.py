@@ -33,7 +33,6 @@ STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 EXHIBIT = "EXHIBIT..."
 PAGE = "The HTML file that is written."
 DETAILED = "Claims to show in detail. (default: all)"
-STATISTICS = "Instead: last, best run, best sample, chosen on validation."
 FOLDERS = "Folder of run records; may be repeated. (default: runs)"
 ONLY = "Only runs with this setting, e.g. iterations=2000; may be repeated."
 RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metavar="DIR")]
@@ -68,12 +67,10 @@ def compare(
     exhibits: Annotated[list[str] | None, argument(f"{TABLES}. (default: table6)", EXHIBIT)] = None,
     runs: RunFoldersOption = None,
     tables: cli.TablesOption = Path("tables"),
-    statistics: Annotated[bool, option(STATISTICS, "--statistics")] = False,
     every: Annotated[bool, option("Runs of all protocols, not of one.", "--all")] = False,
     settings: SettingsFilter = None,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.comparison.statistics import build_statistics
     from resrepro.comparison.table import to_rich, write_table
     from resrepro.figures import build_table, check_table
 
@@ -83,7 +80,7 @@ def compare(
     found = read_records(runs, settings)
     console = Console(highlight=False)
     for name in names:
-        table = build_statistics(name, found) if statistics else build_table(name, found, every=every)
+        table = build_table(name, found, every=every)
         console.print(to_rich(table))
         tell_written(write_table(table, tables), console)
 
@@ -215,7 +212,6 @@ def experiments_table() -> Table:
 
 def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     """Print an experiment's net and recipe."""
-    from resrepro.comparison.tables_1_and_5 import UNIT, printed_flops
     from resrepro.spec.architecture import architecture_of
 
     spec, recipe, net = experiment.spec(), catalogue.recipes()[experiment.recipe], architecture_of(experiment)
@@ -224,13 +220,9 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     shortcut = "no shortcuts" if experiment.plain else shortcut
     console.print(Text.assemble((experiment.name, "bold"), f": {experiment.label}, {shortcut}"))
     console.print(layers_table(net))
-    counted, printed = net.multiply_adds / UNIT, printed_flops(net)
-    paper = (
-        f" (paper: {printed / UNIT:.1f}e9, difference {counted - printed / UNIT:+.3f}e9)" if printed else ""
-    )
     console.print(
-        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, {counted:.3f}e9 "
-        f"multiply-adds for an image of {net.image_size}x{net.image_size}{paper}.\n",
+        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, "
+        f"{net.multiply_adds / 1e9:.3f}e9 multiply-adds for an image of {net.image_size}x{net.image_size}.\n",
         markup=False,
     )
     console.print(f"Recipe {recipe.name}: {recipe.title}", markup=False)
