@@ -96,7 +96,7 @@ class RunsView:
     def hear(self, job: Job, event: Event) -> None:
         """Take note of an event, and print what deserves a line."""
         kind = event["event"]
-        self.states[job] = "running"
+        self.states[job] = "finished" if kind == "finish" else "running"
         self.rows[job] |= event
         if kind == "say":
             self.say(job, event["text"])
