@@ -10,7 +10,7 @@ demo: .venv/installed  ## the main job, offline, on embedded data
 	$(BIN)/resrepro demo
 
 test: .venv/installed  ## the default test suite
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: .venv/installed  ## the long tests, minutes in all
 	$(BIN)/python -m pytest -m slow

@@ -1,16 +1,12 @@
-"""What several test modules share. Nothing here imports torch, so tests that need none stay quick.
-
-Run records, which `make_run` makes up without training, are the common ground of the tests of
-everything that reads them.
-"""
+"""What several test modules share, without torch: made-up records, CIFAR-10 files and photographs."""
 
 import dataclasses
 import hashlib
-import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -40,9 +36,13 @@ def use_one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Start with one thread, before any other fixture trains."""
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compute with one thread, keep out of the user's cache, and do not wait for the disk."""
     use_one_thread()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,16 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def made_up(empty_folder: None, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """An empty folder, in which commands make runs up; returns what is to end otherwise."""
+    from commands import MadeUp
+
+    ends = MadeUp()
+    monkeypatch.setattr("resrepro.launch.local.Command", ends)
+    return ends
+
+
+@pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     """A made-up queue of a cluster, in which there is nothing."""
     found = Queue(tmp_path / "bin", monkeypatch)
@@ -72,8 +82,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
 # --- run records ------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One made-up point of the curves: top-1 errors in percent."""
 
     iteration: int
@@ -83,16 +92,11 @@ class Point:
 
 def falling_curve(iterations: int, every: int, seed: int) -> list[Point]:
     """Errors falling from 90 % to about 5 % (training) and 10 % (held out); the seed shifts them."""
-    marks = [*range(every, iterations, every), iterations]
-    shift = 0.25 * seed
-    return [
-        Point(
-            k,
-            round(5 + shift + 85 * (1 - k / iterations), 4),
-            round(10 + shift + 80 * (1 - k / iterations), 4),
-        )
-        for k in marks
-    ]
+    marks, shift = [*range(every, iterations, every), iterations], 0.25 * seed
+    ahead = [1 - k / iterations for k in marks]
+    train = [round(5 + shift + 85 * rest, 4) for rest in ahead]
+    held_out = [round(10 + shift + 80 * rest, 4) for rest in ahead]
+    return [Point(*point) for point in zip(marks, train, held_out, strict=True)]
 
 
 def write_run(
@@ -100,7 +104,7 @@ def write_run(
     experiment: str = "cifar10-resnet20",
     seed: int = 0,
     *,
-    curve: list[Point] | list[tuple[int, float, float]] | None = None,
+    curve: Sequence[tuple[int, float, float]] | None = None,
     status: str | None = None,
     shortcut: str | None = None,
     data: str = "official",
@@ -114,19 +118,17 @@ def write_run(
 ) -> Path:
     """Write a made-up record below the runs folder `folder`; returns the run's own folder.
 
-    `curve` is a list of (iteration, training error, held-out error); `data` is any word, from which the
-    data checksums are made; `settings` go to `resrepro.spec.catalogue.derive`. The status follows from the
-    last point of the curve unless given. Folders of images have as many classes and images as ImageNet for
-    the dataset `imagenet`, and few for `folder`; of CIFAR-10 `test_images` were at hand (default: all, under
-    either split), and where they are not all the record says so; `evals` are the top-1 and top-5 errors of
-    photographs by protocol.
+    `curve` is a list of (iteration, training error, held-out error), whose end gives the status unless it is
+    given; `data` is any word, from which the checksums are made; of CIFAR-10 so many `test_images` were at
+    hand (default: all); `evals` are top-1 and top-5 errors of photographs by protocol; `settings` go to
+    `resrepro.spec.catalogue.derive`.
     """
     from resrepro.records.write import RunWriter
     from resrepro.spec import catalogue, command_for
 
     spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
     recipe = spec.recipe
-    points = [Point(*p) if isinstance(p, tuple) else p for p in curve or []]
+    points = [Point(*point) for point in curve or ()]
     if curve is None:
         points = falling_curve(recipe.iterations, recipe.eval_every, seed)
     done = points[-1].iteration if points else 0
@@ -156,45 +158,27 @@ def write_run(
     writer = RunWriter(folder / spec.name / f"seed{seed}")
     writer.folder.mkdir(parents=True, exist_ok=True)
     env = {
-        "format": 2,
-        "versions": {"python": "3.11.9", "resrepro": "0.1.0", "torch": "2.6.0"},
-        "commit": None,
-        "modified": None,
-        "system": "Linux x86_64",
-        "cpu": "a made-up CPU",
-        "cores": 2,
-        "arguments": None,
-        "started": "2015-12-10",
-        "device": "cpu",
-        "gpu": None,
-        "threads": 2,
-        "mode": mode,
-        "data": about,
+        "format": 2, "versions": {"python": "3.11.9", "resrepro": "0.1.0", "torch": "2.6.0"}, "commit": None,
+        "modified": None, "system": "Linux x86_64", "cpu": "a made-up CPU", "cores": 2, "arguments": None,
+        "started": "2015-12-10", "device": "cpu", "gpu": None, "threads": 2, "mode": mode, "data": about,
         "command": command_for(spec, seed),
-    }
+    }  # fmt: skip
     writer.begin(spec, seed, env)
     writer.append(
         row for point in points for row in _rows(point, held_out, recipe, sizes["train"], warmup_switch)
     )
-    last = dict.fromkeys(("train", *held_out)) if points else {}
-    for part in last:
+    last = {}
+    for part in ("train", *held_out) if points else ():
         error = points[-1].train if part == "train" else points[-1].held_out
         last[part] = {"loss": _loss(error), "top1_err": error, "top5_err": round(error / 10, 4)}
     best = min(points, key=lambda point: point.held_out, default=None)
-    writer.result(
-        {
-            "status": status,
-            "iteration": done,
-            "iterations": recipe.iterations,
-            "headline": headline,
-            "last": last,
-            "best": None if best is None else {"iteration": best.iteration, "top1_err": best.held_out},
-            "warmup_switch": warmup_switch,
-            "seconds": 0.5 * done,
-            "departures": catalogue.departures(spec),
-            "notices": list(notices),
-        }
-    )
+    result = {
+        "status": status, "iteration": done, "iterations": recipe.iterations, "headline": headline,
+        "last": last, "best": best and {"iteration": best.iteration, "top1_err": best.held_out},
+        "warmup_switch": warmup_switch, "seconds": 0.5 * done, "departures": catalogue.departures(spec),
+        "notices": list(notices),
+    }  # fmt: skip
+    writer.result(result)
     for protocol, errors in (evals or {}).items():
         write_eval(writer.folder, protocol, *errors)
     return writer.folder
@@ -207,45 +191,53 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_bytes(json_bytes(content))
 
 
+def _write_measured(
+    folder: Path,
+    name: str,
+    data: Mapping[str, Any],
+    part: str,
+    errors: Sequence[float],
+    told: Mapping[str, Any],
+) -> Path:
+    """Write errors (top-1, top-5) on all images of a part; returns the file."""
+    count = data["images"][part]
+    kept = {key: text for key, text in data["sha256"].items() if key == part or part == "test"}
+    images = data["images"] if part == "test" else {part: count}
+    measured = {"loss": _loss(errors[0]), "top1_err": errors[0], "top5_err": errors[1], "count": count}
+    content = {"format": 2, "bn_stats": "running", "data": {**data, "images": images, "sha256": kept}}
+    path = folder / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(json_bytes(content | {"errors": {part: measured}} | told))
+    return path
+
+
+def _of_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data of a run, and what its evaluations say of it."""
+    spec, env, result = (read_json(folder / f"{kind}.json") for kind in ("spec", "env", "result"))
+    bn_stats = spec["spec"]["recipe"].get("bn_stats", "running")
+    return env["data"], {"digest": spec["digest"], "iteration": result["iteration"], "bn_stats": bn_stats}
+
+
 def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str = "", **changed: Any) -> Path:
     """Write a made-up evaluation of a made-up run, on its validation images; returns the file.
 
     `changed` replaces entries of the record; `name` is that of the file, by default the protocol's.
     """
-    spec, env, result = (
-        json.loads((folder / f"{kind}.json").read_text()) for kind in ("spec", "env", "result")
-    )
-    content = {
-        "format": 2,
-        "protocol": protocol,
-        "bn_stats": spec["spec"]["recipe"].get("bn_stats", "running"),
-        "digest": spec["digest"],
-        "iteration": result["iteration"],
-        **_measured(env["data"], top1, top5),
-    }
-    path = folder / "evals" / f"{name or protocol}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(json_bytes(content | changed))
-    return path
+    data, told = _of_run(folder)
+    told |= {"protocol": protocol} | changed
+    return _write_measured(folder / "evals", name or protocol, data, "val", (top1, top5), told)
 
 
 def write_test_eval(
     folder: Path, top1: float, images: int = IMAGES_PER_FILE, notices: Sequence[str] = (), **changed: Any
 ) -> Path:
     """Write a made-up evaluation of a CIFAR-10 run on so many test images; returns the file."""
-    env = json.loads((folder / "env.json").read_text())["data"]
-    sums = {"train": env["sha256"]["train"], "test": hashlib.sha256(b"%d" % images).hexdigest()}
-    about = {**env, "images": env["images"] | {"test": images}, "sha256": sums, "notices": list(notices)}
-    errors = {
-        "test": {"loss": _loss(top1), "top1_err": top1, "top5_err": round(top1 / 10, 4), "count": images}
-    }
-    told = {"data": about, "errors": errors, "bn_stats": "running"} | changed
-    spec, result = (json.loads((folder / f"{kind}.json").read_text()) for kind in ("spec", "result"))
-    content = {"format": 2, "protocol": "single", "digest": spec["digest"], "iteration": result["iteration"]}
-    path = folder / "evals" / f"single-{images}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(json_bytes(content | told))
-    return path
+    data, told = _of_run(folder)
+    sums = {"train": data["sha256"]["train"], "test": hashlib.sha256(b"%d" % images).hexdigest()}
+    data |= {"images": data["images"] | {"test": images}, "sha256": sums, "notices": list(notices)}
+    told |= {"protocol": "single"} | changed
+    errors = (top1, round(top1 / 10, 4))
+    return _write_measured(folder / "evals", f"single-{images}", data, "test", errors, told)
 
 
 def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: Any) -> Any:
@@ -282,42 +274,17 @@ def write_ensemble(
     from resrepro.records import read_run
     from resrepro.spec import net_label
 
-    members = [read_run(folder) for folder in folders]
-    content = {
-        "format": 2,
-        "protocol": "multi_scale",
-        "bn_stats": "running",
-        "members": [
-            {
-                "name": run.name,
-                "label": net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"]),
-                "seed": run.seed,
-                "digest": run.digest,
-                "iteration": run.result["iteration"],
-                "status": run.status,
-                "departures": run.result["departures"],
-                "notices": run.result["notices"],
-            }
-            for run in members
-        ],
-        **_measured(members[0].env["data"], top1, top5),
-    }
-    path = runs / "ensembles" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(json_bytes(content | changed))
-    return path
-
-
-def _measured(data: Mapping[str, Any], top1: float, top5: float) -> dict[str, Any]:
-    """`data` and `errors` of an evaluation of all validation images."""
-    count = data["images"]["val"]
-    about = {
-        **data,
-        "images": {"val": count},
-        "sha256": {part: text for part, text in data["sha256"].items() if part == "val"},
-    }
-    errors = {"val": {"loss": _loss(top1), "top1_err": top1, "top5_err": top5, "count": count}}
-    return {"data": about, "errors": errors}
+    runs_of = [read_run(folder) for folder in folders]
+    members = [
+        {
+            "name": run.name, "label": net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"]),
+            "seed": run.seed, "digest": run.digest, "iteration": run.result["iteration"],
+            "status": run.status, "departures": run.result["departures"], "notices": run.result["notices"],
+        }
+        for run in runs_of
+    ]  # fmt: skip
+    told = {"protocol": "multi_scale", "members": members} | changed
+    return _write_measured(runs / "ensembles", name, runs_of[0].env["data"], "val", (top1, top5), told)
 
 
 def _loss(error: float) -> float:
@@ -397,14 +364,6 @@ def fake_cifar(tmp_path_factory: pytest.TempPathFactory) -> FakeCifar:
 PHOTO_CLASSES = ("cat", "dog", "fish", "owl")
 PHOTOS_PER_CLASS = {"train": 20, "val": 10}
 TURNED = 6  # EXIF orientation: to be shown turned by 90 degrees
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the statistics of made-up photographs out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")

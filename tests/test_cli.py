@@ -3,17 +3,24 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-import zipfile
+import threading
+import time
+from pathlib import Path
 
 import pytest
+import torch
 import typer
 from commands import call
+from conftest import write_run
 
 from resrepro.cli import app, changed_settings, parse_seeds
 from resrepro.cli.evaluate import parse_channels
 from resrepro.errors import UsageError
+from resrepro.launch.local import Outcome
+from resrepro.nets import build_net
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -25,22 +32,15 @@ def sentence(code, stdout, stderr):
     return code, stderr.removeprefix("error: ")
 
 
-def python(*words, **options):
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, **options)
-
-
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
         ("train --dataset digits --depth 8 --precision tf32 --device cpu", 2, "NVIDIA"),
-        ("train --dataset digits --depth 8 --split 45k5k", 2, "one of CIFAR-10"),
-        ("plot figure6 figure66", 2, "figure66"),
         ("train --depth 21", 2, "nearest is 20 or 26"),
         ("train --depth 20 --shortcut A --plain", 2, "exclude each other"),
         ("train --depth 20 --shortcut D", 2, "A, B and C"),
         ("train --depth 20 --data nowhere", 1, "nowhere (--data) does not exist"),
         ("train --depth 20 --iterations 0", 2, "iterations must be at least 1"),
-        ("train --depth 20 --iterations -3", 2, "iterations must be at least 1"),
         ("train --depth 20 --device cuda:99", 2, "no such GPU"),
         ("train --depth 20 --device abacus", 2, "no device 'abacus'"),
         ("train --depth 20 --dataset mnist", 2, "no dataset 'mnist'"),
@@ -48,325 +48,237 @@ def python(*words, **options):
         ("train --depth 20 --set lr=fast", 2, "lr takes a number"),
         ("train --depth 20 --set lr", 2, "key=value"),
         ("train --depth 20 --set iterations=5 --iterations 6", 2, "iterations is given twice"),
-        ("train --depth 20 --bn-group 60", 2, "does not divide"),
-        ("train --depth 20 --split 40k", 2, "all, 45k5k"),
-        ("train --depth 20 --seed 1 --seeds 0-4", 2, "exclude each other"),
-        ("train --depth 20 --seeds 4-1", 2, "not a range"),
-        ("train --depth 20 --seeds 3", 2, "say --seed 3 for that one, or --seeds 0-2 for several"),
-        ("train --depth 20 --data nowhere --dry-run", 1, "nowhere (--data) does not exist"),
-        ("train --depth 20 --seeds 0-99999999999999999999", 2, "more than 10,000 seeds"),
+        ("train --depth 20 --seed 1 --seeds 0-4", 2, "give one of the two"),
+        ("train --depth 20 --seeds 4-1", 2, "a range goes up"),
+        ("train --depth 20 --seeds 3", 2, "--seed takes one seed and --seeds several"),
+        ("train --depth 20 --seeds 0-99999999999999999999", 2, "at most 10,000 seeds"),
         ("train --depth 20 --fast --precision bf16", 2, "leave one of the two out"),
         ("train --depth 20 --compile always", 2, "auto, on or off, not 'always'"),
         ("train --depth 20 --threads 0", 2, "--threads must be at least 1"),
         ("train --depth 20 --seeds 0-1 --jobs 0", 2, "--jobs must be at least 1"),
         ("train --depth 20 --seeds 0-1 --jobs 2 --data nowhere", 1, "nowhere (--data) does not exist"),
         ("train", 2, "which net?"),
-        ("train cifar10-resnet21", 2, "nearest is 20 or 26"),
         ("train cifar99-resnet20", 2, "no experiment 'cifar99-resnet20'"),
         ("train cifar10-resnet20 --plain", 2, "already says"),
         ("compare table66", 2, "table6, table6-digits, figure1"),
         ("compare --runs nowhere", 2, "no runs folder nowhere"),
         ("claims 28", 2, "numbered from 1 to 27"),
-        ("claims --runs nowhere", 2, "no runs folder nowhere"),
         ("plot figure66", 2, "figure66"),
         ("plot figure6", 1, "resrepro train"),
-        ("list cifar10-resnet21", 2, "nearest is 20 or 26"),
         ("eval nowhere.pt", 1, "no checkpoint nowhere.pt"),
         ("publish nowhere", 1, "is missing"),
     ],
 )
 def test_a_bad_request_gets_one_sentence_and_leaves_nothing_behind(words, code, part, tmp_path):
-    found, told = sentence(*call(*words.split()))
+    found, told = sentence(*call(words))
     assert (found, part in told) == (code, True), told
     assert list((tmp_path / "here").iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX only")
-def test_an_unwritable_runs_folder_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    code, told = sentence(*call("train", "--dataset", "digits", "--depth", 8, "--runs", tmp_path / "file"))
-    assert code == 1
-    assert "Choose another with --runs" in told
+def test_an_unwritable_runs_folder_is_one_sentence():
+    Path("file").write_text("no folder")
+    code, told = sentence(*call("train --dataset digits --depth 8 --runs file"))
+    assert (code, "Choose another with --runs" in told) == (1, True)
 
 
-def test_broken_records_are_named_and_the_good_ones_used(make_run, tmp_path):
-    runs = tmp_path / "runs"
-    good = make_run(runs, seed=0, curve=[(64000, 1.0, 8.5)])
-    for seed, file, content in (
-        (1, "metrics.csv", "iteration,loss\n1,x\n"),
-        (2, "result.json", '{"status":'),
-    ):
-        (make_run(runs, seed=seed) / file).write_text(content)
-    code, stdout, stderr = call("compare", "--runs", runs, "--tables", tmp_path / "t")
-    assert code == 0
-    assert "8.50 (1)" in stdout
+def test_broken_records_are_named_and_the_good_ones_used():
+    write_run(Path("runs"), curve=[(64000, 1.0, 8.5)])
+    for seed, file, content in ((1, "metrics.csv", "iteration,loss\n1,x\n"), (2, "result.json", "{")):
+        (write_run(Path("runs"), seed=seed) / file).write_text(content)
+    code, stdout, stderr = call("compare")
+    assert (code, "8.50 (1)" in stdout) == (0, True)
     assert re.search(r"left out: \S*seed1/metrics.csv is broken", stderr)
     assert re.search(r"left out: \S*seed2/result.json is broken", stderr)
-    assert good.exists()
 
 
-def test_only_ones_own_runs_are_read_by_default_and_published_ones_where_they_are_named(make_run, tmp_path):
-    make_run(tmp_path / "here/runs", seed=0, curve=[(64000, 1.0, 8.0)])
-    make_run(tmp_path / "here/results", seed=1, curve=[(64000, 1.0, 9.0)])
-    code, stdout, _ = call("compare", "table6")
+def test_only_ones_own_runs_are_read_by_default_and_published_ones_where_they_are_named():
+    write_run(Path("runs"), seed=0, curve=[(64000, 1.0, 8.0)])
+    write_run(Path("results"), seed=1, curve=[(64000, 1.0, 9.0)])
+    code, stdout, _ = call("compare table6")
     assert (code, "8.00 (1)" in stdout, "Runs read" in stdout) == (0, True, False)
-    code, stdout, _ = call("compare", "table6", "--runs", "runs", "--runs", "results")
+    code, stdout, _ = call("compare table6 --runs runs --runs results")
     assert (code, "8.50±0.71" in stdout) == (0, True)
     assert "Runs read: 1 of runs and 1 of results." in stdout
 
 
-@pytest.fixture
-def long_and_short(empty_folder, make_run, tmp_path):
+@pytest.fixture(scope="module")
+def long_and_short(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("protocols") / "runs"
     for net in ("resnet56", "plain56", "plain20", "resnet20"):
-        make_run(tmp_path / "here/runs", f"cifar10-{net}", curve=[(64000, 1.0, 8.0)])
-        make_run(tmp_path / "here/runs", f"cifar10-{net}", iterations=2000, curve=[(2000, 30.0, 40.0)])
+        write_run(runs, f"cifar10-{net}", curve=[(64000, 1.0, 8.0)])
+        write_run(runs, f"cifar10-{net}", iterations=2000, curve=[(2000, 30.0, 40.0)])
+    return runs
 
 
-@pytest.mark.usefixtures("long_and_short")
-def test_settings_show_another_protocol_everywhere_and_all_shows_every_run(tmp_path):
+def test_settings_show_another_protocol_everywhere_and_all_shows_every_run(long_and_short):
     for settings, shown, other in (
         ((), "8.00 (1)", "40.00"),
         (("--settings", "iterations=2000"), "40.00 (1)", "8.00"),
     ):
-        code, out, err = call("compare", *settings)
+        words = ("--runs", long_and_short, *settings)
+        code, out, err = call("compare", *words)
         assert (code, err, shown in out, other in out) == (0, "", True, False)
-        code, out, _ = call("compare", "--all", *settings)
+        code, out, _ = call("compare", "--all", *words)
         assert (code, shown in out, other in out) == (0, True, not settings)
-        code, out, _ = call("claims", "1", *settings)
+        code, out, _ = call("claims", "1", *words)
         assert (code, ("2,000 of 64,000" in out)) == (0, True)
         assert ("CIFAR-10, 64,000 iterations" in " ".join(out.split())) is not bool(settings)
-        code, out, _ = call("plot", *settings)
-        assert (code, "Not drawn, another protocol" in out) == (0, not settings)
-        assert call("report", *settings)[0] == 0
-        page = (tmp_path / "here/report.html").read_text()
-        assert ("CIFAR-10, 64,000 iterations (4 nets, 4 runs)" in page) is not bool(settings)
-    code, out, _ = call("compare", "--settings", "iterations=2000", "--settings", "depth=20")
+    code, out, _ = call("plot", "--runs", long_and_short)
+    assert (code, "Not drawn, another protocol" in out) == (0, True)
+    both = ("--settings", "iterations=2000", "--settings", "depth=20")
+    code, out, _ = call("compare", "--runs", long_and_short, *both)
     assert (code, "(2 nets, 2 runs)" in " ".join(out.split())) == (0, True)
 
 
-@pytest.mark.usefixtures("long_and_short")
-@pytest.mark.parametrize("command", ["compare", "plot", "claims", "report"])
 @pytest.mark.parametrize(
-    ("settings", "part"),
+    ("command", "settings", "part"),
     [
-        ("paint=red", "no setting 'paint'"),
-        ("iterations=3000", "no run has iterations=3000; there are iterations: 2000, 64000"),
-        ("iterations", "--settings takes KEY=VALUE, such as iterations=2000, not 'iterations'"),
+        ("plot", "paint=red", "no setting 'paint'"),
+        ("compare", "iterations=3000", "no run has iterations=3000; there are iterations: 2000, 64000"),
+        ("claims", "iterations=3000", "no run has iterations=3000"),
+        ("report", "iterations", "--settings takes KEY=VALUE, such as iterations=2000, not 'iterations'"),
     ],
 )
-def test_settings_that_no_run_has_are_one_sentence(tmp_path, command, settings, part):
-    code, told = sentence(*call(*command.split(), "--settings", settings))
+def test_settings_that_no_run_has_are_one_sentence(long_and_short, command, settings, part):
+    code, told = sentence(*call(command, "--runs", long_and_short, "--settings", settings))
     assert (code, part in told) == (2, True), told
-    assert [path.name for path in (tmp_path / "here").iterdir()] == ["runs"]
+    assert not list(Path().iterdir())
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small run of ours, made through the command line, and what was said."""
+    """A small run of ours, made through the command line: its folder, the command, and what was said."""
     runs = tmp_path_factory.mktemp("cli") / "runs"
-    words = ("train", "--dataset", "digits", "--depth", 8, "--iterations", 12, "--runs", runs, "--threads", 2)
-    code, stdout, _ = call(*words)
+    words = f"train --dataset digits --depth 8 --iterations 4 --threads 1 --runs {runs}"
+    code, stdout, _ = call(words)
     assert code == 0
-    return runs, words, stdout
+    (folder,) = runs.glob("*/seed0")
+    return folder, words, stdout
 
 
-def test_train_says_errors_departures_record_and_the_next_command(trained):
-    runs, _, stdout = trained
+def test_train_says_errors_departures_record_and_the_next_command_which_works(trained):
+    folder, _, stdout = trained
     text = " ".join(stdout.split())
+    error = r"\d+\.\d\d %"
     assert re.search(
-        r"ResNet-8, seed 0: training error \d+\.\d\d %, test error \d+\.\d\d % \(last iteration\)", text
+        rf"ResNet-8, seed 0: training error {error}, test error {error} \(last iteration\)", text
     )
-    assert "12 iterations instead of 64,000" in text
-    assert f"Next: resrepro eval {runs}" in text
-    assert "seed0" in text
-    assert len([line for line in stdout.splitlines() if line.startswith("iteration ")]) == 12
+    assert "4 iterations instead of 64,000" in text
+    assert f"Record: {folder}" in text
+    assert len([line for line in stdout.splitlines() if line.startswith("iteration ")]) == 4
+    following = stdout.splitlines()[-1]
+    assert following == f"Next: resrepro eval {folder}"
+    code, stdout, _ = call(following.removeprefix("Next: resrepro"))
+    recorded = json.loads((folder / "result.json").read_text())["last"]["test"]["top1_err"]
+    assert (code, f"{recorded:.2f}" in stdout) == (0, True)
+    for file in folder.rglob("*.json"):  # which may be published
+        assert str(folder.parent.parent) not in file.read_text()
 
 
-def test_the_next_command_that_train_names_works(trained):
-    _, _, stdout = trained
-    command = next(line for line in stdout.splitlines() if line.startswith("Next:"))
-    assert call(*command.split()[2:])[0] == 0
-
-
-def test_a_run_of_the_paper_points_to_its_exhibit(make_run, tmp_path, capsys):
-    from resrepro.cli.view import LiveView
-
-    LiveView().finish(make_run(tmp_path, "cifar10-plain56"))
-    assert f"Next: resrepro compare figure6 --runs {tmp_path}" in capsys.readouterr().out
+def test_a_run_of_the_paper_points_to_its_exhibit(made_up):
+    made_up["digits-plain20", 0] = Outcome(1, "no.")
+    code, told, _ = call("train digits-plain20 digits-plain56 --set pad=0")
+    assert (code, "Next: resrepro compare demo" in told) == (1, True)
 
 
 def test_training_a_finished_run_again_says_so_and_changes_nothing(trained):
-    runs, words, _ = trained
-    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
-    code, stdout, _ = call(*words)
-    assert code == 0
-    assert "finished already" in stdout
-    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+    folder, words, _ = trained
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, stdout, _ = call(words)
+    assert (code, "finished already" in stdout) == (0, True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_the_record_keeps_the_arguments_but_no_path(trained):
-    runs, _, _ = trained
-    for file in runs.rglob("*.json"):
-        assert str(runs.parent) not in file.read_text()
-
-
-def test_eval_prints_the_error_of_the_record(trained):
-    runs, _, _ = trained
-    (folder,) = runs.glob("*/seed0")
-    code, stdout, _ = call("eval", folder)
-    assert code == 0
-    recorded = json.loads((folder / "result.json").read_text())["last"]["test"]["top1_err"]
-    assert f"{recorded:.2f}" in stdout
-
-
-def test_publish_copies_all_but_the_checkpoint_and_overwrites_nothing(trained, tmp_path):
-    runs, _, _ = trained
-    (folder,) = runs.glob("*/seed0")
-    results = tmp_path / "results"
-    assert call("publish", folder, "--results", results)[0] == 0
-    (copy,) = results.glob("*/seed0")
+def test_publish_copies_all_but_the_checkpoint_and_overwrites_nothing(trained):
+    words = f"publish {trained[0]} --results results"
+    assert call(words)[0] == 0
+    (copy,) = Path("results").glob("*/seed0")
     assert {"spec.json", "env.json", "metrics.csv", "result.json"} <= {path.name for path in copy.iterdir()}
-    assert not list(results.rglob("*.pt"))
-    assert call("publish", folder, "--results", results)[0] == 0
+    assert not list(copy.glob("*.pt"))
+    assert call(words)[0] == 0
     (copy / "result.json").write_text("{}")
-    code, told = sentence(*call("publish", folder, "--results", results))
+    code, told = sentence(*call(words))
     assert (code, "nothing is overwritten" in told) == (1, True)
 
 
-def test_several_depths_and_seeds_run_one_after_the_other(tmp_path):
-    code, _, _ = call(
-        "train", "--dataset", "digits", "--depth", 8, "--depth", 14, "--plain", "--seeds", "0-1",
-        "--iterations", 1, "--runs", tmp_path, "--jobs", 1,
-    )  # fmt: skip
+@pytest.mark.usefixtures("made_up")
+def test_several_depths_and_seeds_are_trained_by_commands_of_their_own():
+    words = "train --dataset digits --depth 8 --depth 14 --plain --seeds 0-1 --iterations 1 --jobs 1"
+    code, told, _ = call(words)
     assert code == 0
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/seed*")) == [
-        f"digits-plain{depth}+iterations=1/seed{seed}" for depth in (14, 8) for seed in (0, 1)
+    assert sorted(map(str, Path("runs").glob("*/seed*"))) == [
+        f"runs/digits-plain{depth}+iterations=1/seed{seed}" for depth in (14, 8) for seed in (0, 1)
     ]
+    assert told.count("Next: resrepro eval runs/digits-plain") == 4
 
 
-def test_a_diverged_run_exits_with_1_and_keeps_its_record(tmp_path):
-    words = (
-        "train",
-        "--dataset",
-        "digits",
-        "--depth",
-        8,
-        "--iterations",
-        4,
-        "--set",
-        "lr=1e30",
-        "--runs",
-        tmp_path,
-    )
-    code, _, error = call(*words)
-    assert code == 1
-    assert "no longer finite" in error
-    (folder,) = tmp_path.glob("*/seed0")
+def test_runs_that_fail_are_told_once_more_at_the_end(made_up):
+    words = "train digits-resnet8 --seeds 0-1 --iterations 1"
+    made_up["digits-resnet8", 1] = Outcome(1, "the disk is full.")
+    code, told, error = call(words)
+    assert (code, "digits-resnet8, seed 1: the disk is full." in told) == (1, True)
+    assert "Failed: digits-resnet8, seed 1: the disk is full. error: 1 of 2 runs could not be done" in error
+    made_up |= {("digits-resnet8", seed): Outcome(2, "no such GPU.") for seed in (0, 1)}
+    assert sentence(*call(words)) == (2, "no such GPU.")
+
+
+def test_a_diverged_run_exits_with_1_and_keeps_its_record():
+    code, _, error = call("train --dataset digits --depth 8 --iterations 4 --set lr=1e30")
+    assert (code, "no longer finite" in error) == (1, True)
+    (folder,) = Path("runs").glob("*/seed0")
     assert json.loads((folder / "result.json").read_text())["status"] == "diverged"
 
 
-class _Planted:
-    def __reduce__(self):
-        return (os.mkdir, ("planted",))
+@pytest.mark.parametrize(("depth", "part"), [(None, "not a PyTorch"), (8, "does not fit a net of 14 layers")])
+def test_checkpoints_that_are_none_are_refused_in_one_sentence(depth, part):
+    Path("theirs.pt").write_text("nothing of the kind")
+    if depth:
+        torch.save(build_net("digits", depth).state_dict(), "theirs.pt")
+    code, told = sentence(*call("eval theirs.pt --dataset digits --depth 14 --mean 0,0,0 --std 1,1,1"))
+    assert (code, part in told) == (1, True)
 
 
-@pytest.mark.parametrize("kind", ["zip", "pickle", "depth", "text"])
-def test_checkpoints_that_are_none_are_refused_in_one_sentence(kind, tmp_path):
-    import torch
-
-    from resrepro.nets import build_net
-
-    file = tmp_path / "theirs.pt"
-    if kind == "zip":
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("holiday.txt", "sun")
-    elif kind == "pickle":
-        torch.save({"state_dict": {}, "trap": _Planted()}, file)
-    elif kind == "depth":
-        torch.save(build_net("digits", 8).state_dict(), file)
-    else:
-        file.write_text("nothing of the kind")
-    words = ("eval", file, "--dataset", "digits", "--depth", 14, "--mean", "0,0,0", "--std", "1,1,1")
-    code, told = sentence(*call(*words, "--runs", tmp_path / "runs"))
-    assert code == 1
-    wanted = {"depth": "does not fit a net of 14 layers", "pickle": "pickled object"}
-    assert wanted.get(kind, "not a PyTorch") in told
-    assert not (tmp_path / "here" / "planted").exists()
-
-
-def test_list_shows_the_catalogue_and_the_recipe_of_an_experiment():
-    code, listed, _ = call("list")
-    assert code == 0
-    for name in ("cifar10-plain110", "cifar10-resnet1202", "digits-plain56", "table6", "figure1"):
-        assert name in listed
-    assert "…" not in listed
-    code, told, _ = call("list", "cifar10-resnet110")
-    assert code == 0
-    assert re.search(r"warmup_lr\s+0\.01\s+stated", told)
-    assert re.search(r"bn_group\s+0\s+assumed", told)
-    assert re.search(r"iterations\s+64000\s+stated", told)
-    assert "…" not in told
-
-
-def test_compare_and_plot_never_import_torch(make_run, tmp_path):
+@pytest.mark.parametrize(
+    ("commands", "never"),
+    [
+        (["train --help"], {"torch", "pandas", "matplotlib", "numpy"}),
+        (
+            ["list", "list imagenet-resnet18", "compare table1 table6", "plot figure3 figure6 --paper"],
+            {"torch", "torchvision", "sklearn"},
+        ),
+    ],
+)
+def test_what_only_reads_never_imports_torch(commands, never):
     for experiment in ("cifar10-plain20", "cifar10-resnet20"):
-        make_run(tmp_path / "runs", experiment)
+        write_run(Path("runs"), experiment)
     code = (
         "import sys\n"
         "from resrepro.cli import app\n"
-        "for words in (['compare', 'table6'], ['plot', 'figure6', '--paper'], ['list'],\n"
-        "              ['list', 'cifar10-plain20']):\n"
-        f"    words += ['--runs', r'{tmp_path / 'runs'}'] if words[0] in ('compare', 'plot') else []\n"
-        "    app(words, standalone_mode=False)\n"
-        "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)\n"
+        f"for words in {commands!r}:\n"
+        "    app(words.split(), standalone_mode=False)\n"
+        f"assert not {never!r} & set(sys.modules)\n"
     )
-    done = python("-c", code)
-    assert done.returncode == 0, done.stderr
-
-
-def test_help_imports_neither_torch_nor_pandas_nor_matplotlib():
-    code = (
-        "import sys\n"
-        "from resrepro.cli import app\n"
-        "try: app(['train', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)\n"
-    )
-    done = python("-c", code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_python_m_resrepro_is_the_command():
-    done = python("-m", "resrepro", "--version")
-    assert done.returncode == 0
+    words = [sys.executable, "-m", "resrepro", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"resrepro \d+\.\d+\.\d+\n", done.stdout)
 
 
-def test_an_interrupt_leaves_a_checkpoint_and_a_way_to_go_on(tmp_path):
-    import signal
-    import time
+def test_an_interrupt_leaves_a_checkpoint_and_a_way_to_go_on():
+    metrics = Path("runs/digits-resnet8+eval_every=1/seed0/metrics.csv").absolute()
 
-    words = [
-        sys.executable,
-        "-m",
-        "resrepro",
-        "train",
-        "--dataset",
-        "digits",
-        "--depth",
-        "8",
-        "--runs",
-        "runs",
-    ]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / "here/runs/digits-resnet8/seed0/metrics.csv"
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count("\n") < 3):
+    def interrupt():
+        while not metrics.exists() or metrics.read_text().count("\n") < 3:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "The same command goes on from here" in " ".join(stderr.split())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    code, _, error = call("train --dataset digits --depth 8 --eval-every 1")
+    assert (code, "The same command goes on from here" in error) == (130, True)
     assert (metrics.parent / "checkpoint.pt").exists()
 
 
@@ -380,6 +292,7 @@ def test_every_option_of_every_command_is_explained():
 def test_small_notations():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3,0-1,3") == [3, 0, 1]
+    assert (parse_seeds("3", many=True), parse_seeds("0,3", many=True)) == ([0, 1, 2], [0, 3])
     assert changed_settings(["lr=0.05", "flip=off", "lr_drops=10,20"], fast=False) == {
         "lr": 0.05, "flip": False, "lr_drops": (10, 20),
     }  # fmt: skip

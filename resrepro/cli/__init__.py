@@ -3,11 +3,12 @@
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.spec.recipe import Value, parse
@@ -28,34 +29,29 @@ class Commands(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command.
-
-        Exits with 2 for usage, 1 for failure and 128 + signal number for an interruption.
-        """
+        """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption."""
         try:
             return super().invoke(ctx)
         except ResreproError as error:
             alike = isinstance(error, UsageError | Interrupted | Diverged) and local_rank() > 0
             if error.told or alike:  # the first process, or the first of this machine, says it
                 raise typer.Exit(error.exit_code) from None
-            where = "" if is_first() else f"process {rank()}: "
-            _fail(f"{where}{error}", error.exit_code, "" if isinstance(error, Interrupted) else "error: ")
+            lead = "" if isinstance(error, Interrupted) else "error: "
+            sentence = f"{error}" if is_first() else f"process {rank()}: {error}"
+            code = error.exit_code
         except KeyboardInterrupt:
-            _fail("interrupted.", 130)
+            lead, sentence, code = "error: ", "interrupted.", 130
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our output has gone: nothing left to say
             raise SystemExit(1) from None
         except OSError as error:
-            _fail(sentence_on(error), 1)
+            lead, sentence, code = "error: ", sentence_on(error), 1
+        from rich.console import Console
+        from rich.text import Text
 
-
-def _fail(sentence: str, code: int, lead: str = "error: ") -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False)
-    console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
-    raise typer.Exit(code)
+        console = Console(stderr=True, highlight=False)
+        console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
+        raise typer.Exit(code)
 
 
 app = typer.Typer(
@@ -88,11 +84,12 @@ def _options(
     pass
 
 
-# --- options that several commands share, and their small notations ------------------------------------
+def main() -> None:
+    """Entry point of the `resrepro` command."""
+    app(prog_name="resrepro")
 
-SPEED, PHOTOS, QUEUE = "Speed", "Reading photographs", "Cluster"
-RECIPE = "Recipe (the paper's by default)"
-MOST_SEEDS = 10_000
+
+# --- options that several commands share ---------------------------------------------------------------
 
 
 def option(text: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:
@@ -100,95 +97,55 @@ def option(text: str, *names: str, panel: str | None = None, metavar: str | None
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
 
 
-DataOption = Annotated[
-    Path | None,
-    option(
-        "Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of "
-        "photographs: train/<class>/* and val/<class>/*.",
-        "--data", metavar="DIR",
-    ),
-]  # fmt: skip
-RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of run records.")]
-TablesOption = Annotated[Path, typer.Option("--tables", metavar="DIR", help="Where the tables are written.")]
-FiguresOption = Annotated[
-    Path, typer.Option("--figures", metavar="DIR", help="Where the figures are written.")
-]
+def argument(text: str, metavar: str) -> Any:
+    """What a command is about, whose help names its default itself, if it has one."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False)
+
+
+def folder_option(text: str, name: str) -> Any:
+    """A folder, with its default in the help."""
+    return typer.Option(name, metavar="DIR", help=text)
+
+
+recipe_option = partial(option, panel="Recipe (the paper's by default)")
+photo_option = partial(option, panel="Reading photographs")
+
+IMAGES = (
+    "Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of photographs: "
+    "train/<class>/* and val/<class>/*"
+)
+SLURM = "Any long option of sbatch (partition, time, cpus-per-task, gpus, mem, ..); may be repeated."
+SET = "Any setting that `resrepro list EXPERIMENT` shows; may be repeated."
+FAST = "bf16 arithmetic where the hardware has it (fp16 on older GPUs); told beside every number."
+WORKERS = "Processes that decode ahead; 0 for none. (default: by the machine's cores)"
+BAD = "Files that may be no readable image, and are left out. (default: 0)"
+LAUNCHER = "Train here, or submit the runs to a Slurm cluster's queue."
+JOBS = "Runs at once, each with --threads, or its share of the cores. (default: by cores, memory, GPU)"
+
+DataOption = Annotated[Path | None, option(f"{IMAGES}.", "--data", metavar="DIR")]
+RunsOption = Annotated[Path, folder_option("Folder of run records.", "--runs")]
+TablesOption = Annotated[Path, folder_option("Where the tables are written.", "--tables")]
+FiguresOption = Annotated[Path, folder_option("Where the figures are written.", "--figures")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 ThreadsOption = Annotated[int | None, option("CPU threads. (default: one per core)", "--threads")]
-FastOption = Annotated[
-    bool,
-    option(
-        "bf16 arithmetic where the hardware has it (fp16 on older GPUs); told beside every number.",
-        "--fast", panel=SPEED,
-    ),
-]  # fmt: skip
-JobsOption = Annotated[
-    int | None,
-    option(
-        "Runs at once, each with --threads, or its share of the cores. (default: by cores, memory, GPU)",
-        "--jobs",
-    ),
-]  # fmt: skip
-WorkersOption = Annotated[
-    int | None,
-    option("Processes that decode ahead; 0 for none. (default: by the machine's cores)", panel=PHOTOS),
-]
-MaxBadOption = Annotated[
-    int | None,
-    option(
-        "Files that may be no readable image, and are left out. (default: 0)", "--max-bad-images",
-        panel=PHOTOS,
-    ),
-]  # fmt: skip
-IterationsOption = Annotated[
-    int | None, option("Shorter (or longer) schedule of the same shape.", panel=RECIPE)
-]
-SplitOption = Annotated[
-    str | None, option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.", panel=RECIPE)
-]
-SettingsOption = Annotated[
-    list[str] | None,
-    option(
-        "Any setting that `resrepro list EXPERIMENT` shows; may be repeated.", "--set", panel=RECIPE,
-        metavar="KEY=VALUE",
-    ),
-]  # fmt: skip
-LauncherOption = Annotated[
-    str,
-    typer.Option(
-        "--launcher", metavar="local|slurm", rich_help_panel=QUEUE,
-        help="Train here, or submit the runs to a Slurm cluster's queue.",
-    ),
-]  # fmt: skip
-SlurmOption = Annotated[
-    list[str] | None,
-    option(
-        "Any long option of sbatch (partition, time, cpus-per-task, gpus, mem, ..); may be repeated.",
-        "--slurm", metavar="KEY=VALUE", panel=QUEUE,
-    ),
-]  # fmt: skip
+FastOption = Annotated[bool, option(FAST, "--fast", panel="Speed")]
+JobsOption = Annotated[int | None, option(JOBS, "--jobs")]
+WorkersOption = Annotated[int | None, photo_option(WORKERS)]
+MaxBadOption = Annotated[int | None, photo_option(BAD, "--max-bad-images")]
+IterationsOption = Annotated[int | None, recipe_option("Shorter (or longer) schedule of the same shape.")]
+SplitOption = Annotated[str | None, recipe_option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
+SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
+LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]
+SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar="KEY=VALUE")]
 
 
-class WithExhibits(TyperCommand):
-    """A command whose help names the exhibits; they are looked up only when the help is asked for."""
+# --- their small notations -----------------------------------------------------------------------------
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, the names in place of the word NAMES."""
-        from resrepro.figures import figures, tables
-        from resrepro.launch import exhibit_names
-
-        names = {"compare": tables, "plot": figures, "reproduce": exhibit_names}[str(self.name)]()
-        parameter: Any = next(parameter for parameter in self.params if parameter.name == "exhibits")
-        parameter.help = parameter.help.replace("NAMES", ", ".join(names))
-        super().format_help(ctx, formatter)
+MOST_SEEDS = 10_000
 
 
 def parse_pairs(pairs: Iterable[str] | None, option: str, example: str) -> dict[str, str]:
-    """`["lr=0.05", "flip=off"]` -> `{"lr": "0.05", "flip": "off"}`.
-
-    Raises:
-        UsageError: if one is not key=value.
-    """
+    """`["lr=0.05", "flip=off"]` -> `{"lr": "0.05", "flip": "off"}`; raises a UsageError for anything else."""
     values = {}
     for pair in pairs or ():
         key, equals, text = pair.partition("=")
@@ -214,14 +171,8 @@ def changed_settings(pairs: list[str] | None, fast: bool, **named: Value | None)
     return own | extra
 
 
-def precision_of_fast(device: str, launcher: str = "local") -> str:
-    """What --fast stands for where names of runs are wanted before they begin: here that of this machine.
-
-    In a queue it is bf16, which newer hardware has.
-
-    Raises:
-        UsageError: if there is no such device.
-    """
+def precision_of_fast(device: str, launcher: str) -> str:
+    """What --fast stands for where runs are named before they begin: on this machine; in a queue bf16."""
     if launcher == "slurm":
         return "bf16"
     from resrepro.training.engine import choose_device, fast_precision
@@ -229,22 +180,20 @@ def precision_of_fast(device: str, launcher: str = "local") -> str:
     return fast_precision(choose_device(device))
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; both may be mixed.
+def parse_seeds(text: str, *, many: bool = False) -> list[int]:
+    """`0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; both may be mixed. With `many`, `3` -> [0, 1, 2].
 
     Raises:
-        UsageError: if it is neither.
+        UsageError: if it is neither, or a range is none.
     """
     seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"--seeds takes 0-4 or 0,1,2, not {text!r}.")
-        low, high = int(first), int(last or first)
-        if low > high:
-            raise UsageError(f"--seeds {text}: {part.strip()} is not a range from low to high.")
-        if high - low >= MOST_SEEDS:
-            raise UsageError(f"--seeds {text}: that is more than {MOST_SEEDS:,} seeds.")
+    for part in [f"0-{int(text) - 1}"] if many and text.isdecimal() else text.split(","):
+        ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if ends is None:
+            raise UsageError(f"--seeds takes 0-4 or 0,1,2{', or how many' * many}, not {text!r}.")
+        low, high = int(ends[1]), int(ends[2] or ends[1])
+        if not low <= high < low + MOST_SEEDS:
+            raise UsageError(f"--seeds {text}: a range goes up, and has at most {MOST_SEEDS:,} seeds.")
         seeds += range(low, high + 1)
     return list(dict.fromkeys(seeds))
 
@@ -253,8 +202,7 @@ def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
     """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}`.
 
     Raises:
-        UsageError: if one is not key=value or is given where nothing is submitted; if there is no such
-            launcher.
+        UsageError: if one is not key=value, nothing is submitted, or there is no such launcher.
     """
     if launcher not in ("local", "slurm"):
         raise UsageError(f"--launcher takes local or slurm, not {launcher!r}.")
@@ -266,11 +214,6 @@ def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
         if not re.fullmatch(r"\w[\w-]*", key) or not value.isprintable():
             raise UsageError(f"--slurm takes {example}, not {f'{key}={value}'!r}.")
     return {key.replace("-", "_"): value for key, value in options.items()}
-
-
-def main() -> None:
-    """Entry point of the `resrepro` command."""
-    app(prog_name="resrepro")
 
 
 from resrepro.cli import bench, evaluate, reproduce, show, status, train  # noqa: E402, F401

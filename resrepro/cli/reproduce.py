@@ -4,46 +4,29 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 
-from resrepro.cli import (
-    DeviceOption,
-    FastOption,
-    FiguresOption,
-    IterationsOption,
-    JobsOption,
-    LauncherOption,
-    RunsOption,
-    SettingsOption,
-    SlurmOption,
-    SplitOption,
-    TablesOption,
-    ThreadsOption,
-    WithExhibits,
-    app,
-    changed_settings,
-    option,
-    parse_seeds,
-    parse_slurm,
-    precision_of_fast,
-)
+from resrepro import cli
+from resrepro.cli import argument, option
 from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
-from resrepro.cli.train import tell_jobs
+from resrepro.cli.train import FreshOption, tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.records.evaluations import OTHER_IMAGES
-from resrepro.spec.recipe import FAMILIES
 from resrepro.training import world_size
 
 if TYPE_CHECKING:
     from resrepro.launch import Exhibit, Measurement, Plan, Step
     from resrepro.records.collection import Collection
-    from resrepro.spec import Spec
     from resrepro.spec.recipe import Value
 
+EXHIBITS = "table1, figure3, table2, table3, table4, table5, table6, figure1, figure4, figure6, figure7, demo"
+DATASET = "Another than the paper's: digits for CIFAR-10, folder for ImageNet."
+SEEDS = "So many seeds of every net, or these. (default: the paper's)"
+WITHOUT = "Leave a net out; may be repeated."
+PLACE = "Folder for the runs, the table and the figure."
 DEMO = ("digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56")
 
 
@@ -52,6 +35,7 @@ class Reproduction:
     """Some exhibits, and the runs that they are to be made of.
 
     Attributes:
+        options: those of every command: device and threads.
         seeds: of every net; None for those that the paper ran.
         without: experiments that are left out.
         settings: of the recipe, changed.
@@ -62,12 +46,11 @@ class Reproduction:
 
     exhibits: "tuple[Exhibit, ...]"
     runs: Path
+    options: dict[str, Any]
     seeds: Sequence[int] | None = None
     without: Sequence[str] = ()
     settings: "dict[str, Value]" = field(default_factory=dict)
     data: Sequence[Path] = ()
-    device: str = "auto"
-    threads: int | None = None
     jobs: int | None = None
     fresh: bool = False
     failures: dict[str, str] = field(default_factory=dict)
@@ -80,26 +63,22 @@ class Reproduction:
             self.exhibits, self.runs, seeds=self.seeds, without=self.without, settings=self.settings
         )
 
-    def data_of(self, spec: "Spec") -> Path | None:
+    def data_of(self, step: "Step") -> Path | None:
         """The folder of a run's images."""
         from resrepro.launch import data_folder_of
 
-        return data_folder_of(FAMILIES[spec.dataset], self.data)
+        return data_folder_of(step.family, self.data)
 
     def train_words(self, step: "Step") -> tuple[str, ...]:
         """The command that trains a run."""
         from resrepro.launch import option_words, train_words
 
-        words = option_words(
-            self.settings, data=self.data_of(step.spec), runs=self.runs, device=self.device,
-            threads=self.threads, fresh=self.fresh,
-        )  # fmt: skip
-        return train_words(step.spec, step.seed, words)
+        own = {"data": self.data_of(step), "runs": self.runs, "fresh": self.fresh}
+        return train_words(step.spec, step.seed, option_words(self.settings, **own, **self.options))
 
     def measure_words(self, measurement: "Measurement") -> list[str]:
         """The command that measures something."""
-        data = self.data_of(measurement.steps[0].spec)
-        return measurement.words(self.runs, data=data, device=self.device, threads=self.threads)
+        return measurement.words(self.runs, data=self.data_of(measurement.steps[0]), **self.options)
 
     def jobs_of(self, missing: "Sequence[Step]") -> dict[str, int]:
         """How many of the missing runs are trained at once, by the family of their nets."""
@@ -107,7 +86,8 @@ class Reproduction:
         from resrepro.launch.local import choose_jobs
 
         specs = {f: [step.spec for step in missing if step.family == f] for f in (SMALL, PHOTOS)}
-        return {family: choose_jobs(self.jobs, own, self.device) for family, own in specs.items()}
+        device = self.options["device"]
+        return {family: choose_jobs(self.jobs, own, device) for family, own in specs.items()}
 
     def train(self) -> None:
         """Train what is missing, nets on small images first; one that fails stops no other.
@@ -115,31 +95,22 @@ class Reproduction:
         Raises:
             Interrupted: after a signal; what was begun has its checkpoint.
         """
-        missing = self.plan().steps if self.fresh else self.plan().to_train
+        from resrepro.cli.view import RunsView, train_all
+        from resrepro.launch.local import Job, RunPool, prepare_images, threads_each
+
+        missing = list(self.plan().steps if self.fresh else self.plan().to_train)
+        if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:
+            try:
+                prepare_images([step.spec for step in on_cifar], self.data_of(on_cifar[0]))
+            except DataError as error:
+                self.failures |= {str(step): str(error) for step in on_cifar}
+                missing = [step for step in missing if step not in on_cifar]
         for family, count in self.jobs_of(missing).items():
             steps = [step for step in missing if step.family == family]
-            self._train(self._with_images(steps), count)
-
-    def _with_images(self, steps: "list[Step]") -> "list[Step]":
-        """The runs whose images are there; the others have failed."""
-        from resrepro.launch.local import prepare_images
-
-        try:
-            prepare_images([step.spec for step in steps], self.data_of(steps[0].spec) if steps else None)
-        except DataError as error:
-            lacking = [step for step in steps if step.spec.dataset == "cifar10"]
-            self.failures |= {str(step): str(error) for step in lacking}
-            return [step for step in steps if step not in lacking]
-        return steps
-
-    def _train(self, steps: "Sequence[Step]", count: int) -> None:
-        from resrepro.cli.view import RunsView, train_all
-        from resrepro.launch.local import Job, RunPool, threads_each
-
-        names = {Job(step.spec.experiment, step.seed, self.train_words(step)): str(step) for step in steps}
-        pool = RunPool(list(names), count, threads_each(count))
-        failed = train_all(pool, RunsView(pool.jobs, onward=False))
-        self.failures |= {names[job]: outcome.sentence for job, outcome in failed.items()}
+            names = {Job(s.spec.experiment, s.seed, self.train_words(s)): str(s) for s in steps}
+            pool = RunPool(list(names), count, threads_each(count))
+            failed = train_all(pool, RunsView(pool.jobs, onward=False))
+            self.failures |= {names[job]: outcome.sentence for job, outcome in failed.items()}
 
     def measure(self, console: Console) -> None:
         """Measure what the exhibits need of trained nets; what fails, or gives no number of use, is kept."""
@@ -153,161 +124,111 @@ class Reproduction:
             elif str(measurement) in map(str, self.plan().to_measure):
                 self.failures[str(measurement)] = OTHER_IMAGES
 
+    def submit(self, slurm: dict[str, str], console: Console) -> None:
+        """Hand what is missing to the queue; it is not waited for. An ensemble needs a command of its own.
 
-@app.command(rich_help_panel="Run", cls=WithExhibits)
+        A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
+        """
+        from resrepro.launch.local import prepare_images
+        from resrepro.launch.slurm import QueuedRun, submit
+
+        plan, runs = self.plan(), []
+        for step in plan.steps:
+            own = [each for each in plan.measurements if each.steps == (step,) and not each.done]
+            if step.to_train or (step.state == "done" and own):
+                prepare_images([step.spec], self.data_of(step))
+                measures = tuple(self.measure_words(each) for each in own)
+                runs.append(QueuedRun(step.spec.name, step.seed, self.train_words(step), measures))
+        if runs:
+            tell_jobs(submit(runs, self.runs, slurm, self.options["threads"]), self.runs)
+            console.print("The same command shows what is there when they have ended.", markup=False)
+        for each in plan.to_measure:
+            if len(each.steps) > 1:
+                command = shlex.join(["resrepro", *self.measure_words(each)])
+                console.print(f"To measure: {command}", markup=False, soft_wrap=True)
+
+    def show(self, tables: Path, figures: Path, console: Console) -> None:
+        """Print and write every exhibit from what there is, and print the verdicts; one fails alone."""
+        from resrepro.claims import to_rich
+        from resrepro.claims.judging import judge
+
+        plan = self.plan()
+        found = plan.records()
+        for exhibit in plan.exhibits:
+            console.rule(exhibit.stem, align="left")
+            try:
+                write_exhibit(exhibit, found, tables, figures, console)
+            except ResreproError as error:
+                self.failures[exhibit.stem] = str(error)
+                console.print(f"Not shown: {error}", markup=False)
+        if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
+            console.rule("claims", align="left")
+            console.print(to_rich(verdicts, detailed=True))
+
+    def raise_failures(self) -> None:
+        """Name what failed or is blocked, each with its reason; raises a ResreproError if there is any."""
+        from resrepro.cli.view import raise_failures
+
+        raise_failures(self.failures | {str(step): step.why for step in self.plan().blocked})
+
+
+@cli.app.command(rich_help_panel="Run")
 def reproduce(
-    exhibits: Annotated[
-        list[str], typer.Argument(metavar="EXHIBIT...", help="NAMES, or all.", show_default=False)
-    ],
-    dataset: Annotated[
-        str | None, option("Another than the paper's: digits for CIFAR-10, folder for ImageNet.")
-    ] = None,
-    seeds: Annotated[
-        str | None, option("So many seeds of every net, or these. (default: the paper's)", metavar="N|0-4")
-    ] = None,
-    iterations: IterationsOption = None,
-    split: SplitOption = None,
-    settings: SettingsOption = None,
-    without: Annotated[
-        list[str] | None, option("Leave a net out; may be repeated.", metavar="EXPERIMENT")
-    ] = None,
-    data: Annotated[
-        list[Path] | None,
-        option(
-            "Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of "
-            "photographs: train/<class>/* and val/<class>/*; repeat it for both.",
-            "--data", metavar="DIR",
-        ),
-    ] = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    fast: FastOption = False,
-    jobs: JobsOption = None,
-    launcher: LauncherOption = "local",
-    slurm: SlurmOption = None,
-    runs: RunsOption = Path("runs"),
-    tables: TablesOption = Path("tables"),
-    figures: FiguresOption = Path("figures"),
+    exhibits: Annotated[list[str], argument(f"{EXHIBITS}, or all.", "EXHIBIT...")],
+    dataset: Annotated[str | None, option(DATASET)] = None,
+    seeds: Annotated[str | None, option(SEEDS, metavar="N|0-4")] = None,
+    iterations: cli.IterationsOption = None,
+    split: cli.SplitOption = None,
+    settings: cli.SettingsOption = None,
+    without: Annotated[list[str] | None, option(WITHOUT, metavar="EXPERIMENT")] = None,
+    data: Annotated[list[Path] | None, option(f"{cli.IMAGES}; repeat it for both.", metavar="DIR")] = None,
+    device: cli.DeviceOption = "auto",
+    threads: cli.ThreadsOption = None,
+    fast: cli.FastOption = False,
+    jobs: cli.JobsOption = None,
+    launcher: cli.LauncherOption = "local",
+    slurm: cli.SlurmOption = None,
+    runs: cli.RunsOption = Path("runs"),
+    tables: cli.TablesOption = Path("tables"),
+    figures: cli.FiguresOption = Path("figures"),
     dry_run: Annotated[bool, option("Only show the plan; nothing is written.", "--dry-run")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train, measure and show whatever an exhibit of the paper lacks, and judge its claims.
 
     Example: resrepro reproduce figure1 --dataset digits --seeds 3
     """
     from resrepro.launch import choose_exhibits
 
-    slurm_options = parse_slurm(slurm, launcher)
+    slurm_options = cli.parse_slurm(slurm, launcher)
     if world_size() > 1:
         raise UsageError("reproduce starts its own processes: leave torchrun out.")
-    changed = changed_settings(settings, fast, iterations=iterations, split=split)
+    changed = cli.changed_settings(settings, fast, iterations=iterations, split=split)
     if fast:
-        changed["precision"] = precision_of_fast(device, launcher)
+        changed["precision"] = cli.precision_of_fast(device, launcher)
+    which = None if seeds is None else cli.parse_seeds(seeds, many=True)
     reproduction = Reproduction(
-        choose_exhibits(exhibits, dataset), runs, None if seeds is None else seeds_of(seeds),
-        tuple(without or ()), changed, tuple(data or ()), device, threads, jobs,
+        choose_exhibits(exhibits, dataset), runs, {"device": device, "threads": threads}, which,
+        without or (), changed, data or (), jobs,
     )  # fmt: skip
     plan, console = reproduction.plan(), Console(highlight=False)
     show_plan(plan, device if launcher == "local" else None, console)
     if dry_run:
         return
     if launcher == "slurm":
-        _submit(reproduction, slurm_options, console)
+        reproduction.submit(slurm_options, console)
     else:
         reproduction.train()
         reproduction.measure(console)
-    _write_all(reproduction, tables, figures, console)
-    tell_failures(reproduction, Console(stderr=True, highlight=False))
+    reproduction.show(tables, figures, console)
+    reproduction.raise_failures()
 
 
-def seeds_of(text: str) -> list[int]:
-    """`3` -> [0, 1, 2]; else as `--seeds` of train: `0-4` -> [0, 1, 2, 3, 4], `0,3` -> [0, 3].
-
-    Raises:
-        UsageError: if it is none of them.
-    """
-    if not text.isdecimal():
-        return parse_seeds(text)
-    if int(text) < 1:
-        raise UsageError(f"--seeds takes how many, from 1 on, or which, such as 0-4, not {text!r}.")
-    return parse_seeds(f"0-{int(text) - 1}")
-
-
-def _submit(reproduction: Reproduction, slurm_options: dict[str, str], console: Console) -> None:
-    """Hand what is missing to the queue; it is not waited for. An ensemble needs a command of its own.
-
-    A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
-    """
-    from resrepro.launch.local import prepare_images
-    from resrepro.launch.slurm import QueuedRun, submit
-
-    plan = reproduction.plan()
-    measures: dict[Path, list[list[str]]] = {}
-    for each in plan.measurements:
-        if len(each.steps) == 1 and not each.done:
-            measures.setdefault(each.steps[0].folder, []).append(reproduction.measure_words(each))
-    lacking = [s for s in plan.steps if s.to_train or (s.state == "done" and s.folder in measures)]
-    for step in lacking:
-        prepare_images([step.spec], reproduction.data_of(step.spec))
-    queued = [
-        QueuedRun(
-            step.spec.name, step.seed, reproduction.train_words(step), tuple(measures.get(step.folder, ()))
-        )
-        for step in lacking
-    ]
-    if queued:
-        tell_jobs(submit(queued, reproduction.runs, slurm_options, reproduction.threads), reproduction.runs)
-        console.print("The same command shows what is there when they have ended.", markup=False)
-    for each in plan.to_measure:
-        if len(each.steps) > 1:
-            command = shlex.join(["resrepro", *reproduction.measure_words(each)])
-            console.print(f"To measure: {command}", markup=False, soft_wrap=True)
-
-
-def _write_all(reproduction: Reproduction, tables: Path, figures: Path, console: Console) -> None:
-    """Print and write table and figure of every exhibit from what there is, and print the verdicts.
-
-    An exhibit that cannot be shown is kept with its reason and stops no other.
-    """
-    from resrepro.claims import to_rich as listed
-    from resrepro.claims.judging import judge
-
-    plan = reproduction.plan()
-    found = plan.records()
-    for exhibit in plan.exhibits:
-        console.rule(exhibit.stem, align="left")
-        try:
-            write_exhibit(exhibit, found, tables, figures, console)
-        except ResreproError as error:
-            reproduction.failures[exhibit.stem] = str(error)
-            console.print(f"Not shown: {error}", markup=False)
-    if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
-        console.rule("claims", align="left")
-        console.print(listed(verdicts, detailed=True))
-
-
-def tell_failures(reproduction: Reproduction, console: Console) -> None:
-    """Name what failed or is blocked, each with its reason.
-
-    Raises:
-        ResreproError: if there is any.
-    """
-    failed = reproduction.failures | {str(step): step.why for step in reproduction.plan().blocked}
-    if not failed:
-        return
-    console.print("Failed:")
-    for name, why in failed.items():
-        console.print(f"  {name}: {why}", markup=False, soft_wrap=not console.is_terminal)
-    raise ResreproError(f"{len(failed)} could not be done; the same command tries again.")
-
-
-@app.command(rich_help_panel="Run")
+@cli.app.command(rich_help_panel="Run")
 def demo(
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for the runs, the table and the figure.")
-    ] = Path("demo"),
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    fresh: Annotated[bool, option("Set earlier demo runs aside and train anew.", "--fresh")] = False,
+    out: Annotated[Path, cli.folder_option(PLACE, "--out")] = Path("demo"),
+    device: cli.DeviceOption = "auto",
+    threads: cli.ThreadsOption = None,
+    fresh: FreshOption = False,
 ) -> None:
     """Train plain and residual nets of 20 and 56 layers on bundled digits and show what happens.
 
@@ -316,13 +237,13 @@ def demo(
     from resrepro.launch import choose_exhibits
 
     exhibits, console = choose_exhibits(["demo"]), Console(highlight=False)
-    reproduction = Reproduction(exhibits, out / "runs", device=device, threads=threads, fresh=fresh)
+    reproduction = Reproduction(exhibits, out / "runs", {"device": device, "threads": threads}, fresh=fresh)
     reproduction.train()
     found = reproduction.plan().records()
     write_exhibit(exhibits[0], found, out, out, console)
     console.print(f"\n{demo_verdict(found)}", style="bold", markup=False)
     console.print("Next: resrepro train --depth 20        (CIFAR-10, as in the paper)", markup=False)
-    tell_failures(reproduction, Console(stderr=True, highlight=False))
+    reproduction.raise_failures()
 
 
 def demo_verdict(found: "Collection") -> str:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resrepro.cli import FiguresOption, TablesOption, WithExhibits, app, option, parse_pairs
+from resrepro import cli
+from resrepro.cli import argument, option
 from resrepro.errors import UsageError
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
 from resrepro.spec import catalogue, command_for
@@ -19,23 +20,22 @@ from resrepro.spec.recipe import NamedRecipe, Setting, setting_rules, spell
 
 if TYPE_CHECKING:
     from resrepro.launch import Exhibit
-    from resrepro.spec.architecture import Architecture, Part
+    from resrepro.spec.architecture import Architecture
 
-HEAD = 4096  # bytes of a page in which it says what made it
+TABLES = (
+    "table1, table2, table3, table4, table5, table6, table6-digits, figure1, figure1-digits, figure4, "
+    "figure6, figure6-digits, figure7, demo"
+)
+FIGURES = "figure1, figure1-digits, figure3, figure4, figure6, figure6-digits, figure7, demo"
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
-UNIT = 1e9  # the paper gives multiply-adds in 10^9
 
-RunFoldersOption = Annotated[
-    list[Path] | None,
-    option("Folder of run records; may be repeated. (default: runs)", "--runs", metavar="DIR"),
-]
-SettingsFilter = Annotated[
-    list[str] | None,
-    option(
-        "Only runs with this setting, e.g. iterations=2000; may be repeated.", "--settings",
-        metavar="KEY=VALUE",
-    ),
-]  # fmt: skip
+EXHIBIT = "EXHIBIT..."
+PAGE = "The HTML file that is written."
+DETAILED = "Claims to show in detail. (default: all)"
+FOLDERS = "Folder of run records; may be repeated. (default: runs)"
+ONLY = "Only runs with this setting, e.g. iterations=2000; may be repeated."
+RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metavar="DIR")]
+SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
 
 
 def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
@@ -51,18 +51,22 @@ def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None 
     found = collect(given or map(Path, DEFAULT_FOLDERS))
     for sentence in found.broken:
         Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
-    return found.having(parse_pairs(settings, "--settings", "KEY=VALUE, such as iterations=2000"))
+    return found.having(cli.parse_pairs(settings, "--settings", "KEY=VALUE, such as iterations=2000"))
 
 
-@app.command(rich_help_panel="Read", cls=WithExhibits)
+def tell_written(paths: Iterable[Path], console: Console, notes: Iterable[str] = ()) -> None:
+    """Name the files that were written, after what is to be said of them."""
+    for note in notes:
+        console.print(note, markup=False)
+    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+
+
+@cli.app.command(rich_help_panel="Read")
 def compare(
-    exhibits: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="EXHIBIT...", help="NAMES. (default: table6)", show_default=False),
-    ] = None,
+    exhibits: Annotated[list[str] | None, argument(f"{TABLES}. (default: table6)", EXHIBIT)] = None,
     runs: RunFoldersOption = None,
-    tables: TablesOption = Path("tables"),
-    every: Annotated[bool, typer.Option("--all", help="Runs of all protocols, not of one.")] = False,
+    tables: cli.TablesOption = Path("tables"),
+    every: Annotated[bool, option("Runs of all protocols, not of one.", "--all")] = False,
     settings: SettingsFilter = None,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
@@ -77,19 +81,15 @@ def compare(
     for name in names:
         table = build_table(name, found, every=every)
         console.print(to_rich(table))
-        paths = write_table(table, tables)
-        console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+        tell_written(write_table(table, tables), console)
 
 
-@app.command(rich_help_panel="Read", cls=WithExhibits)
+@cli.app.command(rich_help_panel="Read")
 def plot(
-    exhibits: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="EXHIBIT...", help="NAMES. (default: figure6)", show_default=False),
-    ] = None,
+    exhibits: Annotated[list[str] | None, argument(f"{FIGURES}. (default: figure6)", EXHIBIT)] = None,
     runs: RunFoldersOption = None,
-    figures: FiguresOption = Path("figures"),
-    paper: Annotated[bool, typer.Option("--paper", help="The paper's own curves thin behind ours.")] = False,
+    figures: cli.FiguresOption = Path("figures"),
+    paper: Annotated[bool, option("The paper's own curves thin behind ours.", "--paper")] = False,
     palette: Annotated[str, typer.Option(help="paper, or safe for colour-blind readers.")] = "paper",
     settings: SettingsFilter = None,
 ) -> None:
@@ -103,9 +103,7 @@ def plot(
     console = Console(highlight=False)
     for name in names:
         drawing = draw_figure(name, found.runs, figures, paper=paper, palette=palette)
-        for note in drawing.notes:
-            console.print(note, markup=False)
-        console.print(f"Written: {', '.join(map(str, drawing.paths))}", markup=False, soft_wrap=True)
+        tell_written(drawing.paths, console, drawing.notes)
 
 
 def write_exhibit(
@@ -124,6 +122,7 @@ def write_exhibit(
         console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
         return
     paths: list[Path] = []
+    notes: tuple[str, ...] = ()
     if exhibit.name in known.tables():
         table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
         table = replace(table, name=exhibit.stem)
@@ -132,25 +131,16 @@ def write_exhibit(
     if exhibit.name in known.figures():
         paper = exhibit.dataset in ("cifar10", "imagenet")
         drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
-        paths += drawing.paths
-        for note in drawing.notes:
-            console.print(note, markup=False)
-    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+        paths, notes = [*paths, *drawing.paths], drawing.notes
+    tell_written(paths, console, notes)
 
 
-@app.command(rich_help_panel="Read")
+@cli.app.command(rich_help_panel="Read")
 def claims(
-    numbers: Annotated[
-        list[int] | None,
-        typer.Argument(
-            metavar="NUMBER...", help="Claims to show in detail. (default: all)", show_default=False
-        ),
-    ] = None,
+    numbers: Annotated[list[int] | None, argument(DETAILED, "NUMBER...")] = None,
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
-    tables: Annotated[
-        Path, typer.Option("--tables", metavar="DIR", help="Where the table of all claims is written.")
-    ] = Path("tables"),
+    tables: cli.TablesOption = Path("tables"),
 ) -> None:
     """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
     from resrepro.claims import decided_elsewhere, find_claim, summary, table, to_rich
@@ -166,53 +156,32 @@ def claims(
     console.print(f"All {len(verdicts)} claims: {summary(verdicts)}.", markup=False)
     for sentence in (*found.sources, decided_elsewhere(verdicts)):
         console.print(sentence, markup=False, end="\n" if sentence else "")
-    paths = write_table(table(verdicts, found.sources), tables)
-    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+    tell_written(write_table(table(verdicts, found.sources), tables), console)
 
 
-@app.command(rich_help_panel="Read")
+@cli.app.command(rich_help_panel="Read")
 def report(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The HTML file that is written.")] = Path(
-        "report.html"
-    ),
+    out: Annotated[Path, typer.Option(metavar="FILE", help=PAGE)] = Path("report.html"),
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
 ) -> None:
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
     from resrepro.claims.judging import judge
     from resrepro.records.storage import write_out
-    from resrepro.report import build_report
-
-    check_place(out)
-    found = read_records(runs, settings)
-    page = build_report(found, judge(found.runs)).encode()
-    write_out(out, page)
-    console = Console(highlight=False)
-    console.print(f"Written: {out} ({len(page) / 1e6:.1f} MB)", markup=False, soft_wrap=True)
-
-
-def check_place(out: Path) -> None:
-    """Check that a report may be written to a file: a new one, or an earlier report.
-
-    Raises:
-        UsageError: if not.
-    """
-    from resrepro.report import GENERATOR
+    from resrepro.report import GENERATOR, build_report
 
     if out.suffix not in (".html", ".htm") or out.is_dir():
         raise UsageError(f"--out takes the name of an HTML file, such as report.html, not {out}.")
-    if out.exists():
-        with out.open("rb") as file:
-            head = file.read(HEAD).decode(errors="replace")
-        if f'name="generator" content="{GENERATOR}"' not in head:
-            raise UsageError(f"{out} is no report of ours: give --out another name, nothing is overwritten.")
+    if out.exists() and GENERATOR not in out.read_text(encoding="utf-8", errors="replace"):
+        raise UsageError(f"{out} is no report of ours: give --out another name, nothing is overwritten.")
+    found = read_records(runs, settings)
+    write_out(out, build_report(found, judge(found.runs)).encode())
+    tell_written([out], Console(highlight=False))
 
 
-@app.command("list", rich_help_panel="Read")
+@cli.app.command("list", rich_help_panel="Read")
 def list_experiments(
-    name: Annotated[
-        str | None, typer.Argument(help="Show this experiment's net and recipe.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, argument("Show this experiment's net and recipe.", "EXPERIMENT")] = None,
 ) -> None:
     """Show the experiments; of one, its layers and each setting: stated by the paper, derived, or assumed."""
     console = Console(highlight=False)
@@ -250,7 +219,11 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     shortcut = "no shortcuts" if experiment.plain else shortcut
     console.print(Text.assemble((experiment.name, "bold"), f": {experiment.label}, {shortcut}"))
     console.print(layers_table(net))
-    console.print(f"{totals(net)}\n", markup=False)
+    console.print(
+        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, "
+        f"{net.multiply_adds / 1e9:.3f}e9 multiply-adds for an image of {net.image_size}x{net.image_size}.\n",
+        markup=False,
+    )
     console.print(f"Recipe {recipe.name}: {recipe.title}", markup=False)
     console.print(settings_table(experiment, recipe))
     marks: list[str] = [setting.mark for setting in recipe.settings.values()]
@@ -265,26 +238,13 @@ def layers_table(net: "Architecture") -> Table:
     grid = Table("part", "output", "layers", "times", "shortcut", box=box.SIMPLE_HEAD, pad_edge=False)
     for part in net.parts:
         side = part.layers[-1].size
-        shortcut = part.shortcut.kind if part.shortcut else ""
+        layers = "; ".join(
+            f"{each.kernel}x{each.kernel}, {each.channels}" + (f" /{each.stride}" if each.stride > 1 else "")
+            for each in part.layers
+        )
         times = str(part.times) if part.name.endswith("_x") else ""
-        grid.add_row(part.name, f"{side}x{side}", _layers(part), times, shortcut)
+        grid.add_row(part.name, f"{side}x{side}", layers, times, part.shortcut.kind if part.shortcut else "")
     return grid
-
-
-def _layers(part: "Part") -> str:
-    """`3x3, 32 /2; 3x3, 32`."""
-    return "; ".join(
-        f"{layer.kernel}x{layer.kernel}, {layer.channels}" + (f" /{layer.stride}" if layer.stride > 1 else "")
-        for layer in part.layers
-    )
-
-
-def totals(net: "Architecture") -> str:
-    """Layers, parameters and multiply-adds; Table 1 has those of the paper beside them."""
-    return (
-        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, "
-        f"{net.multiply_adds / UNIT:.3f}e9 multiply-adds for an image of {net.image_size}x{net.image_size}."
-    )
 
 
 def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Table:
@@ -292,21 +252,19 @@ def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Tab
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("setting", "value", "known", "what it is"):
         grid.add_column(heading, overflow="fold")
+
+    def add(setting: Setting, meaning: str) -> None:
+        source = f" {setting.source}" if setting.source else ""
+        known = Text.assemble((setting.mark, STYLES[setting.mark]), (source, "dim"))
+        lines = [Text(line, style) for line, style in ((meaning, ""), (setting.note, "dim")) if line]
+        grid.add_row(setting.key, spell(setting.value), known, Text("\n").join(lines))
+
     for key, setting in recipe.settings.items():
-        _add_setting(grid, setting, str(setting_rules()[key]["what"]))
+        add(setting, str(setting_rules()[key]["what"]))
     for view in catalogue.protocols().values():
         if view.family == experiment.family:
             grid.add_section()
-            grid.add_row(view.name, "", "", Text(f"test protocol: {view.title}"))
+            grid.add_row(view.name, "", "", f"test protocol: {view.title}")
             for setting in view.settings.values():
-                _add_setting(grid, setting, "")
+                add(setting, "")
     return grid
-
-
-def _add_setting(grid: Table, setting: Setting, meaning: str) -> None:
-    """A row: the setting, its value, how it is known, and what is to be said of it."""
-    known = Text(setting.mark, STYLES[setting.mark])
-    if setting.source:
-        known.append(f" {setting.source}", "dim")
-    lines = [Text(line, style) for line, style in ((meaning, ""), (setting.note, "dim")) if line]
-    grid.add_row(setting.key, spell(setting.value), known, Text("\n").join(lines))

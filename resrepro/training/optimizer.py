@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from inspect import unwrap
 
 import torch
 from torch import nn
@@ -53,6 +54,16 @@ class Plateau:
         return [list(self.drops), self.best, self.waited]
 
 
+class SGD(torch.optim.SGD):
+    """PyTorch's, without the wrappers that import its compiler, which takes longer than a short run."""
+
+    add_param_group = unwrap(torch.optim.SGD.add_param_group)
+    state_dict = unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = unwrap(torch.optim.SGD.load_state_dict)
+    zero_grad = unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD over all parameters; weight decay on BN and biases only if the recipe says so."""
     weights = [p for p in net.parameters() if p.ndim > 1]
@@ -62,7 +73,7 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         {"params": weights, "weight_decay": decay},
         {"params": others, "weight_decay": decay if recipe.decay_bn_bias else 0.0},
     ]
-    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=True)
+    return SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str) -> None:

@@ -164,7 +164,7 @@ class Session:
         """While active, no other process trains this run; the first process of a run holds its lock."""
         with ExitStack() as stack:
             lock = locked(self.folder, break_lock=break_lock, say=self.watcher.say)
-            on_first(lambda: stack.enter_context(lock) and None)
+            on_first(lambda: stack.enter_context(lock))
             yield
 
     def open(self, device_name: str, chosen: torch.device, compiling: str) -> Trainer:
