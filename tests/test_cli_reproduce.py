@@ -7,7 +7,7 @@ from commands import call
 from conftest import write_eval, write_run
 
 from resrepro.cli.reproduce import DEMO, demo_verdict
-from resrepro.launch import slurm
+from resrepro.launch import local, slurm
 from resrepro.launch.local import Outcome
 from resrepro.records.collection import collect
 
@@ -25,14 +25,15 @@ def files(folder="."):
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(monkeypatch):
     write_run(Path("runs"), "digits-plain20", 0)
+    monkeypatch.setattr(local, "cpu_model", lambda: "a made-up CPU")  # that of the record
     before = files()
     code, told, error = call("reproduce", "figure1", DIGITS, "--seeds", 3, "--jobs", 2, "--dry-run")
     assert (code, error) == (0, "")
     lines = [" ".join(line.split()) for line in told.splitlines()]
     assert "digits-plain20 0 done" in lines
-    assert "digits-plain20 1, 2 to start 24 s 4.1" in lines
-    assert any(line.startswith("digits-plain56 0-2 to start 74 s") for line in lines)
-    assert "6 runs: 1 done, 5 to start; about 2 min with 2 at once, 47 MiB." in lines
+    assert "digits-plain20 1, 2 to start 2 min 4.1" in lines
+    assert any(line.startswith("digits-plain56 0, 1, 2 to start unknown") for line in lines)
+    assert "6 runs: 1 done, 5 to start; 47 MiB." in lines
     assert "Shown at the end: figure1-digits; verdicts on claims 1." in lines
     assert max(map(len, told.splitlines())) <= 80
     assert files() == before

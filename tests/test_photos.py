@@ -287,8 +287,8 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
     made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
     ordinary = os.scandir
 
-    def refuse(folder: Path) -> object:
-        if Path(folder).name == "b":
+    def refuse(folder: Path | int) -> object:
+        if not isinstance(folder, int) and folder.name == "b":
             raise PermissionError(13, "Permission denied", str(folder))
         return ordinary(folder)
 

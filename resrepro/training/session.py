@@ -1,7 +1,7 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,10 @@ class Session:
     @contextmanager
     def alone(self, break_lock: bool) -> Iterator[None]:
         """While active, no other process trains this run; the first process of a run holds its lock."""
+        missing = [parent for parent in self.folder.parents if not parent.exists()]
         with ExitStack() as stack:
+            for parent in reversed(missing if is_first() else []):  # of a run that is refused nothing remains
+                stack.callback(_remove_if_empty, parent)
             lock = locked(self.folder, break_lock=break_lock, say=self.watcher.say)
             on_first(lambda: stack.enter_context(lock))
             yield
@@ -225,3 +228,8 @@ class Session:
             say(f"Note: not the machine of the first start, so rounding may differ: {'; '.join(other)}.")
         on_first(lambda: writer.add_session(trainer.done, now))
         say(f"Going on from iteration {trainer.done:,} of {trainer.recipe.iterations:,}.")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
