@@ -236,18 +236,22 @@ def our_step(loop: Loop, device: torch.device) -> Step:
     use_precision(precision, device)
     data = Dataset("made up", 10, made_up_images(TRAINING_IMAGES), {"test": made_up_images(1)}, {})
     feed = MemoryFeed(spec.recipe, data, device, seed=0)  # type: ignore[arg-type]
-    engine = choose_engine("auto", device, ENDLESS, None, lambda text: None)
+    engine = choose_engine("auto", device, precision, ENDLESS, None, lambda text: None)
     target = Target(device, BatchSplit(loop.batch_size, loop.batch_size), engine)
     trainer = Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Watcher())
     trainer.net.train()
-    batches = feed.batches(0, ENDLESS)
+    steps = endless_updates(trainer)
+    return lambda: next(steps)
 
-    def step() -> None:
-        trainer.step(*next(batches))
-        if trainer.done % LOOK_FOR_DIVERGENCE == 0:
+
+def endless_updates(trainer: Trainer) -> Iterator[None]:
+    """An update at each step, in stretches between two looks for divergence, as a run makes them."""
+    with trainer.updates.of(0, ENDLESS):
+        for start in range(0, ENDLESS, LOOK_FOR_DIVERGENCE):
+            for update in trainer.updates.stretch(start, start + LOOK_FOR_DIVERGENCE, trainer.recipe.lr):
+                update()
+                yield
             trainer.since_sample.read()
-
-    return step
 
 
 def made_up_images(count: int) -> Images:

@@ -35,6 +35,16 @@ def use_one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting:
+        import torch
+
+        for item in wanting if not torch.cuda.is_available() else ():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compute with one thread, keep out of the user's cache, and do not wait for the disk."""

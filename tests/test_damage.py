@@ -122,9 +122,7 @@ def test_a_damaged_record_is_refused_in_one_sentence_or_read_as_it_was(
 
 def short(runs: Path) -> Path:
     wanted = {"batch_size": 8, "eval_every": 2, "lr": 0.05, "checkpoint_every": "2"}
-    return train(
-        "digits-resnet8", runs=runs, device="cpu", threads=1, compiling="off", iterations=6, **wanted
-    )
+    return train("digits-resnet8", runs=runs, device="cpu", threads=1, engine="eager", iterations=6, **wanted)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import resource
 import pytest
 import torch
 from ranks import in_ranks
-from seeds import seeded
 
 from resrepro.data.augment import memory_format
 from resrepro.errors import UsageError
@@ -16,12 +15,11 @@ from resrepro.training import engine
 from resrepro.training.engine import (
     EAGER,
     ENGINES,
-    INDUCTOR,
+    GRAPH,
     KERNELS,
     arithmetic,
     choose_device,
     choose_engine,
-    fitting_engine,
     keep_memory,
     threads_used,
     use_precision,
@@ -43,67 +41,71 @@ def broken() -> None:
 
 
 def chosen(
-    choice: str, device: torch.device = CPU, updates: int = 1000, begun: str | None = None
-) -> tuple[str, list[str]]:
+    choice: str, device: torch.device = CPU, updates: int = 1000, begun: str | None = None,
+    precision: str = "float32",
+) -> tuple[str, list[str]]:  # fmt: skip
     """The engine, and what is said of it."""
     told: list[str] = []
-    return choose_engine(choice, device, updates, begun, told.append), told
+    return choose_engine(choice, device, precision, updates, begun, told.append), told
 
 
 @pytest.mark.parametrize(
     ("choice", "device", "updates", "engine"),
     [
         ("auto", CPU, 64_000, KERNELS), ("auto", CPU, 49, EAGER), ("auto", CPU, 50, KERNELS),
-        ("auto", GPU, 64_000, EAGER), ("auto", APPLE, 64_000, EAGER),
-        ("on", CPU, 1, KERNELS), ("off", CPU, 64_000, EAGER),
-        ("on", GPU, 1, INDUCTOR), ("off", GPU, 64_000, EAGER), ("off", APPLE, 64_000, EAGER),
+        ("auto", GPU, 1, GRAPH), ("auto", APPLE, 64_000, EAGER), ("kernels", CPU, 1, KERNELS),
+        ("graph", GPU, 1, GRAPH), ("eager", GPU, 64_000, EAGER), ("graph", CPU, 1, GRAPH),
     ],
 )  # fmt: skip
 def test_the_rule(choice: str, device: torch.device, updates: int, engine: str) -> None:
     assert chosen(choice, device, updates) == (engine, [])
 
 
-def test_a_missing_compiler_is_a_notice_unless_compiling_was_asked_for(
+def test_a_missing_compiler_is_a_notice_unless_kernels_were_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engine, "load_kernels", broken)
     name, (told,) = chosen("auto")
     assert name == EAGER
-    assert "no C compiler" in told
+    assert "the engine is eager, as no C compiler" in told
     with pytest.raises(UsageError, match="no C compiler"):
-        chosen("on")
+        chosen("kernels")
     with pytest.raises(UsageError, match="begun with the engine kernels, but no C compiler"):
         chosen("auto", begun=KERNELS)
-    assert chosen("off") == (EAGER, [])
+    assert chosen("eager") == (EAGER, [])
 
 
-@pytest.mark.parametrize("begun", [EAGER, KERNELS])
+@pytest.mark.parametrize("begun", ENGINES)
 def test_a_run_keeps_the_engine_that_it_began_with(begun: str) -> None:
     for updates in (1, 64_000):
         assert chosen("auto", CPU, updates, begun) == (begun, [])
-    other = "off" if begun == KERNELS else "on"
+    other = EAGER if begun == KERNELS else KERNELS
     with pytest.raises(UsageError, match=f"begun with the engine {begun}.*--fresh"):
         chosen(other, begun=begun)
 
 
-def test_a_run_of_another_kind_of_device_is_refused() -> None:
-    with pytest.raises(UsageError, match="cpu has no such engine"):
-        chosen("auto", begun=INDUCTOR)
+def test_a_run_of_the_compiler_of_earlier_versions_goes_on_as_a_graph() -> None:
+    assert chosen("auto", GPU, begun="inductor") == (GRAPH, [])
+
+
+@pytest.mark.parametrize(("engine", "device"), [(KERNELS, GPU), (GRAPH, APPLE)])
+def test_an_engine_of_another_kind_of_device_is_refused(engine: str, device: torch.device) -> None:
+    with pytest.raises(UsageError, match=f"--engine {engine}: .*(CPUs|NVIDIA)"):
+        chosen(engine, device)
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(UsageError, match="auto, on or off, not 'maybe'"):
+    with pytest.raises(UsageError, match="auto, eager, kernels or graph, not 'maybe'"):
         chosen("maybe")
 
 
-def test_several_processes_do_without_the_compiler_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_and_several_processes_do_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen("auto", GPU, precision="fp16") == (
+        EAGER, ["Note: the engine is eager, as fp16 decides after each update whether it counts."],
+    )  # fmt: skip
     monkeypatch.setattr(engine, "world_size", lambda: 2)
     with pytest.raises(UsageError, match="several processes"):
-        chosen("on", GPU)
-
-
-def test_each_kind_of_device_has_its_engine() -> None:
-    assert [fitting_engine(device) for device in (CPU, GPU, APPLE)] == [KERNELS, INDUCTOR, EAGER]
+        chosen("graph", GPU)
 
 
 # --- what they compute -----------------------------------------------------------------------------
@@ -111,26 +113,11 @@ def test_each_kind_of_device_has_its_engine() -> None:
 
 def test_each_engine_trains_the_parameters_of_the_net_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "KernelNet", lambda net, kernels: torch.nn.Sequential(net))
-    monkeypatch.setattr(torch, "compile", lambda net, mode: torch.nn.Sequential(net))
     net = build_net("cifar10", 8)
     for name in ENGINES:
         model = engine.accelerate(net, name)
-        assert (model is net) == (name == EAGER)
+        assert (model is net) == (name != KERNELS)
         assert list(map(id, model.parameters())) == list(map(id, net.parameters()))
-
-
-def test_pytorchs_compiler_takes_a_net_whole() -> None:
-    """Traced, without the code for a device: that takes a GPU, or half a minute."""
-    net = build_net("cifar10", 8, generator=seeded(1))
-    images = torch.randn(4, 3, 16, 16, generator=seeded(2))
-    told = []
-    for model in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
-        net.load_state_dict(build_net("cifar10", 8, generator=seeded(1)).state_dict())
-        net.zero_grad()
-        logits = model(images)
-        logits.square().sum().backward()
-        told.append([logits.detach(), *(parameter.grad for parameter in net.parameters())])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*told, strict=True))
 
 
 # --- device ----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def short(runs: Path, **options: Any) -> Path:
     use_one_thread()
     wanted: dict[str, Any] = {"iterations": 16, "batch_size": 16, "eval_every": 2, "checkpoint_every": "3"}
     return train(
-        "digits-resnet8", runs=runs, device="cpu", threads=1, compiling="off", **wanted, **options
+        "digits-resnet8", runs=runs, device="cpu", threads=1, engine="eager", **wanted, **options
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ GB = 2**30
 def command(runs: Path, iterations: int, seeds: str, *more: str) -> list[str]:
     """A net with several seeds; the net is named twice, which makes no run twice."""
     words = f"train digits-resnet8 digits-resnet8 --seeds {seeds} --iterations {iterations} --runs {runs}"
-    words += " --batch-size 16 --eval-every 2 --set lr=0.01 --device cpu --compile off"
+    words += " --batch-size 16 --eval-every 2 --set lr=0.01 --device cpu --engine eager"
     return [sys.executable, "-m", "resrepro", *words.split(), *more]
 
 
@@ -72,7 +72,7 @@ def until(there: Callable[[], bool]) -> None:
 
 def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
     alone = [
-        train(runs=tmp_path / "alone", seed=seed, threads=1, compiling="off", iterations=4, **DIGITS)
+        train(runs=tmp_path / "alone", seed=seed, threads=1, engine="eager", iterations=4, **DIGITS)
         for seed in (0, 1)
     ]
     here = tmp_path / "here"

@@ -59,4 +59,4 @@ def test_a_stretch_ends_at_the_next_sample_look_or_end() -> None:
         events.append(trainer.done)
         if trainer.done == 80:
             trainer.warmup_switch = 80
-    assert events == [40, 60, 80, 100, 120, 180, 200, 240, 250]
+    assert events == [40, 60, 80, 100, 120, 125, 180, 188, 200, 240, 250]

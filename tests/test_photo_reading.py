@@ -348,7 +348,6 @@ def test_an_image_that_has_gone_stops_the_run(photographs: Path, tmp_path: Path)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gets_the_batches_of_a_cpu(photographs: Path) -> None:
     reader = reader_of(photographs)
     read = batches_of(reader, 0, 4, workers=2, device=torch.device("cuda"))

@@ -334,9 +334,9 @@ def test_a_run_goes_on_with_its_engine_and_kind_of_device_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "fast_precision", lambda device: "bf16")
-    interrupted(tmp_path, compiling="on", fast=True)
+    interrupted(tmp_path, engine="kernels", fast=True)
     with pytest.raises(UsageError, match="begun with the engine kernels"):
-        short(tmp_path, fast=True, compiling="off")
+        short(tmp_path, fast=True, engine="eager")
     folder = short(tmp_path, fast=True)
     assert [env_of(folder)[key] for key in ("mode", "engine")] == ["fast", "kernels"]
     assert "+precision=bf16" in folder.parent.name
@@ -362,7 +362,7 @@ WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
         (signal.SIGTERM, 7, {"sampling": "replacement", "momentum_form": "nesterov", "bn_group": 8}),
         (signal.SIGTERM, 2, WARM),
         (signal.SIGTERM, 7, WARM),
-        (signal.SIGUSR1, 7, {"compiling": "on", "fast": True}),
+        (signal.SIGUSR1, 7, {"engine": "kernels", "fast": True}),
         (signal.SIGUSR2, 7, {"precision": "fp16"}),
     ],
 )
@@ -534,7 +534,6 @@ def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_gpu_trains_to_about_the_same_errors(tmp_path: Path, precision: str) -> None:
     cpu = short(tmp_path / "cpu", device="cpu")

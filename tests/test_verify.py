@@ -33,7 +33,7 @@ class Stopper(Watcher):
 def go_on(runs: Path, **options: Any) -> Path:
     use_one_thread()
     return train(
-        "digits-resnet8", runs=runs, device="cpu", threads=1, compiling="off", iterations=END, eval_every=2,
+        "digits-resnet8", runs=runs, device="cpu", threads=1, engine="eager", iterations=END, eval_every=2,
         batch_size=16, checkpoint_every=str(CHECKPOINTS), **options,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
-COMPILE = "Compile what a step computes: auto does so on a CPU with a C compiler, on also on a GPU."
+ENGINE = "How updates are computed: graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
 NAMES = "Names as in `resrepro list`."
 DEPTH = "Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated."
@@ -34,8 +34,8 @@ STATISTICS = "Photographs, BN at test: running, or precise (plain averages over 
 PASS = "Images per pass; gradients of several passes are accumulated. (default: all)"
 LOCK = "Take over a run whose process on another machine has ended."
 
-CompileOption = Annotated[
-    str, typer.Option("--compile", metavar="auto|on|off", rich_help_panel="Speed", help=COMPILE)
+EngineOption = Annotated[
+    str, typer.Option("--engine", metavar="auto|eager|kernels|graph", rich_help_panel="Speed", help=ENGINE)
 ]
 FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and start anew.", "--fresh")]
 
@@ -63,7 +63,7 @@ def train(
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fast: cli.FastOption = False,
-    compiling: CompileOption = "auto",
+    engine: EngineOption = "auto",
     jobs: cli.JobsOption = None,
     micro_batch: Annotated[int | None, option(PASS)] = None,
     workers: cli.WorkersOption = None,
@@ -95,7 +95,7 @@ def train(
     options: dict[str, Any] = {
         "shortcut": shortcut, "data": data, "runs": runs, "device": device, "threads": threads, "fast": fast,
         "micro_batch": micro_batch, "checkpoint_every": checkpoint_every, "break_lock": break_lock,
-        "fresh": fresh, "compile": compiling, "workers": workers, "max_bad_images": max_bad_images,
+        "fresh": fresh, "engine": engine, "workers": workers, "max_bad_images": max_bad_images,
     }  # fmt: skip
     words, listener = option_words(changed, **options), os.environ.get(local.EVENTS)
     if dry_run:
@@ -145,11 +145,11 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
     from resrepro.cli.view import EventView, RunsView, print_event
     from resrepro.data.loader import Loading
     from resrepro.launch.local import Job, Outcome
-    from resrepro.training.engine import keep_memory
+    from resrepro.training.engine import choose_device, keep_memory
     from resrepro.training.session import train as train_one
 
-    keep_memory()
-    options["compiling"] = options.pop("compile")
+    if choose_device(options["device"]).type == "cpu":
+        keep_memory()
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}
     shows = is_first() and listener is None

@@ -85,6 +85,10 @@ def mean_over(mean: str, image: npt.NDArray[np.float64]) -> Tensor:
     return torch.as_tensor(image if mean != "none" else np.zeros((3, 1, 1)), dtype=torch.float32)
 
 
+Draws = tuple[Tensor | None, Tensor | None]
+"""Corners of the crops (2, N) in the padded images, and coins (N, 1, 1, 1) for the flips; None for none."""
+
+
 class Normalisation:
     """What all nets see: pixels less the mean, divided."""
 
@@ -118,23 +122,32 @@ class Augmentation(Normalisation):
         """Take the recipe's mean from the images trained on."""
         return cls(recipe, mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64)).to(device))
 
-    def train(self, pixels: Tensor, share: slice, generator: torch.Generator) -> Tensor:
-        """A crop of each padded image or its flip: uint8 (N, 3, H, W) -> float32, same shape.
+    def draw(self, generator: torch.Generator, share: slice) -> Draws:
+        """Choose crops and flips for a batch, of which this process has a share.
 
-        The choices are drawn for the whole batch, of which these images are the `share`. All (2 pad + 1)^2
-        offsets are equally likely (81 for the paper's 4 pixels).
+        All (2 pad + 1)^2 offsets are equally likely (81 for the paper's 4 pixels).
         """
-        recipe, count = self.recipe, self.recipe.batch_size
+        recipe, count, device = self.recipe, self.recipe.batch_size, generator.device
+        offsets = coins = None
+        if recipe.pad:
+            offsets = torch.randint(2 * recipe.pad + 1, (2, count), generator=generator, device=device)[
+                :, share
+            ]
+        if recipe.flip:
+            coins = torch.rand(count, 1, 1, 1, generator=generator, device=device)[share]
+        return offsets, coins
+
+    def train(self, pixels: Tensor, draws: Draws) -> Tensor:
+        """A crop of each padded image or its flip, as drawn: uint8 (N, 3, H, W) -> float32, same shape."""
+        recipe, (offsets, coins) = self.recipe, draws
         mean_first = recipe.pad_order == "mean_first"
         images = (pixels.float() - self.mean) / self.divisor if mean_first else pixels.float()
-        if recipe.pad:
-            offsets = torch.randint(2 * recipe.pad + 1, (2, count), generator=generator, device=pixels.device)
-            images = crop(images, recipe.pad, recipe.pad_value, offsets[:, share])
+        if offsets is not None:
+            images = crop(images, recipe.pad, recipe.pad_value, offsets)
         if not mean_first:
             images = (images - self.mean) / self.divisor
-        if recipe.flip:
-            coins = torch.rand(count, 1, 1, 1, generator=generator, device=pixels.device)
-            images = torch.where(coins[share] < 0.5, images.flip(3), images)
+        if coins is not None:
+            images = torch.where(coins < 0.5, images.flip(3), images)
         return laid_out(images)
 
 
@@ -161,10 +174,17 @@ class TrainingBatches:
 
     def __getitem__(self, iteration: int) -> tuple[Tensor, Tensor]:
         """Images (n, 3, H, W) float32 and labels (n,) of this process's share of update `iteration`."""
-        indices = self.sampler.indices(iteration)[self.share]
+        return self.made(*self.choices(iteration))
+
+    def choices(self, iteration: int) -> tuple[Tensor, Draws]:
+        """The images of an update, (n,) int64, and what becomes of them."""
         self.generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
-        images = self.augmentation.train(self.pixels[indices], self.share, self.generator)
-        return images, self.labels[indices]
+        draws = self.augmentation.draw(self.generator, self.share)
+        return self.sampler.indices(iteration)[self.share], draws
+
+    def made(self, indices: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The batch of some choices; work of the device alone."""
+        return self.augmentation.train(self.pixels[indices], draws), self.labels[indices]
 
 
 def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ There are two kinds: images held in memory on the device (CIFAR-10, digits), and
 files as they are needed (ImageNet, any folder of classes).
 """
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from resrepro.spec import Spec
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
+ROWS = 100  # updates whose choices lie on the device at a time
 EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
 PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
 
@@ -40,6 +42,10 @@ class Feed(ABC):
         """
 
     @abstractmethod
+    def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> "Slots":
+        """Where a recorded update finds its batch; `batches` are those of the updates to come."""
+
+    @abstractmethod
     def views(self, name: str) -> Iterator[Views]:
         """This process's share of a held-out set, as the protocol shows it."""
 
@@ -52,6 +58,74 @@ class Feed(ABC):
         """How many those are."""
         epoch = -(-self.about.sizes["train"] // self.recipe.batch_size)
         return min(PRECISE_BATCHES, epoch)
+
+
+class Slots(ABC):
+    """Tensors on the device that do not move, in which a recorded update finds what it needs.
+
+    `changed` are those that `batch` writes to.
+    """
+
+    changed: Sequence[Tensor] = ()
+
+    @abstractmethod
+    def fill(self, start: int, stop: int) -> Iterator[None]:
+        """At each step what `batch` needs for the next of updates start..stop-1 is in place."""
+
+    @abstractmethod
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of the next update; work of the device alone."""
+
+
+class MemorySlots(Slots):
+    """Tables of the choices of many updates, a row each, and the number of the next row."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches, self.tables = batches, list[Tensor]()
+        self.row = torch.zeros(1, dtype=torch.int64, device=batches.labels.device)
+        self.changed = [self.row]
+
+    def fill(self, start: int, stop: int) -> Iterator[None]:
+        """Draw the choices of as many updates as the tables hold, again and again."""
+        for first in range(start, stop, ROWS):
+            updates = range(first, min(first + ROWS, stop))
+            self.row.zero_()
+            for row, update in enumerate(updates):
+                indices, draws = self.batches.choices(update)
+                self.drawn = [draw is not None for draw in draws]
+                parts = [indices, *(draw for draw in draws if draw is not None)]
+                self.tables = self.tables or [part.new_zeros(ROWS, *part.shape) for part in parts]
+                for table, part in zip(self.tables, parts, strict=True):
+                    table[row].copy_(part)
+            for _ in updates:
+                yield
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Gather and augment the images of a row, and go to the next."""
+        indices, *draws = (table.index_select(0, self.row)[0] for table in self.tables)
+        self.row += 1
+        offsets, coins = (draws.pop(0) if drawn else None for drawn in self.drawn)
+        return self.batches.made(indices, (offsets, coins))
+
+
+class PhotoSlots(Slots):
+    """One batch, into which the next is copied when it is due."""
+
+    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        self.batches, self.place = batches, list[Tensor]()
+
+    def fill(self, start: int, stop: int) -> Iterator[None]:
+        """Take batch after batch."""
+        for batch in itertools.islice(self.batches, stop - start):
+            self.place = self.place or [torch.empty_like(part) for part in batch]
+            for slot, part in zip(self.place, batch, strict=True):
+                slot.copy_(part)
+            yield
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """What was copied last."""
+        images, labels = self.place
+        return images, labels
 
 
 class MemoryFeed(Feed):
@@ -70,6 +144,10 @@ class MemoryFeed(Feed):
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
         """This process's share of updates start..stop-1, made on the device."""
         return (self._batches[iteration] for iteration in range(start, stop))
+
+    def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Slots:
+        """Tables of the choices; the batches are made from them."""
+        return MemorySlots(self._batches)
 
     def views(self, name: str) -> Iterator[Views]:
         """The single view of a held-out set."""
@@ -114,6 +192,10 @@ class PhotoFeed(Feed):
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
         """This process's share of updates start..stop-1, read ahead."""
         return photo_batches(self._reader, range(start, stop), self.normalisation, self.loading, self.group)
+
+    def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Slots:
+        """A place for one batch after the other."""
+        return PhotoSlots(batches)
 
     def views(self, name: str) -> Iterator[Views]:
         """The recipe's view of `val`, read anew each time."""

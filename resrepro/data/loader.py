@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -201,11 +201,38 @@ def photo_batches(
         DataError: if a file that could be read before can be no longer, or a worker dies.
     """
     device = normalisation.mean.device
-    for batch in read_ahead(reader.__getitem__, iterations, loading, device, group):
-        if batch.bad:
-            raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
-        crops, labels, shifts = (part.to(device, non_blocking=True) for part in batch[:3])
+    batches = read_ahead(reader.__getitem__, iterations, loading, device, group)
+    for crops, labels, shifts in sent_ahead(map(_whole, batches), device):
         yield laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
+
+
+def _whole(batch: CropBatch) -> Sequence[Tensor]:
+    if batch.bad:
+        raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
+    return batch[:3]
+
+
+def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[Sequence[Tensor]]:
+    """The tensors of each batch on the device; on a GPU the next is on its way while one is in use."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield [part.to(device) for part in batch]
+        return
+    here = torch.cuda.current_stream(device)
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ready: Sequence[Tensor] | None = None
+    for batch in batches:
+        here.wait_stream(beside)  # for what is ready, not for what is sent from here on
+        with torch.cuda.stream(beside):
+            sent = [part.to(device, non_blocking=True) for part in batch]
+        for part in sent:
+            part.record_stream(here)
+        if ready is not None:
+            yield ready
+        ready = sent
+    if ready is not None:
+        here.wait_stream(beside)
+        yield ready
 
 
 # --- test views -------------------------------------------------------------------------------------------

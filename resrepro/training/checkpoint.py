@@ -175,6 +175,7 @@ def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
         "data": dict(about.checksums), "mean": run.feed.normalisation.mean.cpu(),
         "iteration": run.done, "sampled": run.sampled, "net": run.net.state_dict(),
         "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+        "skipped": run.skipped.item(),
         "warmup_switch": run.warmup_switch, "plateau": None if run.plateau is None else run.plateau.state(),
         "shares": shares, "best": run.best,
         "last": {name: list(vars(errors).values()) for name, errors in run.last.items()},
@@ -204,10 +205,10 @@ def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
         run.net.load_state_dict(state["net"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
+        run.skipped.fill_(state.get("skipped", 0))
         for share in state["shares"][rank() :: world_size()]:  # this process's, or its part of others'
             for part, (sums, count) in zip((run.since_sample, run.since_look), share, strict=True):
-                part.sums += sums.to(run.device)
-                part.count += count
+                part.sums += torch.cat([sums, sums.new_tensor([count])]).to(run.device)
         run.done, run.sampled = run.saved = state["iteration"], state["sampled"]
         run.warmup_switch = state["warmup_switch"]
         if run.plateau is not None:
@@ -222,10 +223,10 @@ def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
         ) from None
 
 
-# What of env.json changes the rounding where it differs; the kind of device and the engine are repeated.
+# What of env.json changes the rounding where it differs; a run keeps its kind of device and its engine.
 ROUNDING = {
-    "cpu": "CPU", "gpu": "GPU", "threads": "CPU threads", "processes": "number of processes",
-    "micro_batch": "images per pass", "kernels": "compiled kernels",
+    "cpu": "CPU", "gpu": "GPU", "engine": "engine", "threads": "CPU threads",
+    "processes": "number of processes", "micro_batch": "images per pass", "kernels": "compiled kernels",
 }  # fmt: skip
 
 

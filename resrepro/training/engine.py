@@ -8,7 +8,6 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import torch
 from torch import nn
@@ -19,69 +18,79 @@ from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
 from resrepro.spec.recipe import Recipe
 from resrepro.training import local_rank, local_world_size, world_size
 
-CHOICES = ("auto", "on", "off")  # of --compile
-EAGER, KERNELS, INDUCTOR = ENGINES = ("eager", "kernels", "inductor")
+AUTO = "auto"
+EAGER, KERNELS, GRAPH = ENGINES = ("eager", "kernels", "graph")
+SUCCESSORS = {"inductor": GRAPH}  # engines of earlier versions, and what goes on with their runs
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FEWEST = 50  # updates for which compiling the kernels, a second or two, is assumed to pay
 
 
 def choose_engine(
-    choice: str, device: torch.device, updates: int, begun: str | None, say: Callable[[str], None]
+    choice: str,
+    device: torch.device,
+    precision: str,
+    updates: int,
+    begun: str | None,
+    say: Callable[[str], None],
 ) -> str:
-    """The engine of a run: the one it began with, else the one that `--compile` asks for.
+    """The engine of a run: the one it began with, else the one that `--engine` names, else the fastest.
 
     Args:
-        choice: "auto" takes the kernels on a CPU with a C compiler for FEWEST updates and more, elsewhere
-            eager; "on" takes what is made for the device, "off" eager.
+        choice: an engine; "auto" takes graphs on an NVIDIA GPU, the kernels on a CPU for FEWEST updates and
+            more, and eager where these cannot be had.
         device: where the run computes.
+        precision: its arithmetic.
         updates: how many the run has ahead.
         begun: the engine of a run that goes on.
-        say: told if "auto" finds no compiler.
+        say: told why "auto" does not take what is made for the device.
 
     Raises:
-        UsageError: for an unknown choice, one that a begun run cannot follow, or "on" where nothing compiles.
+        UsageError: for an unknown engine, one that cannot be had here, or another than a run was begun with.
     """
-    if choice not in CHOICES:
-        raise UsageError(f"--compile is auto, on or off, not {choice!r}.")
-    if begun and choice == ("on" if begun == EAGER else "off"):
+    if choice not in (AUTO, *ENGINES):
+        raise UsageError(f"--engine is auto, eager, kernels or graph, not {choice!r}.")
+    begun = SUCCESSORS.get(begun or "", begun)
+    if begun and choice not in (AUTO, begun):
         raise UsageError(
             f"this run was begun with the engine {begun}, and another would round differently: "
-            "leave --compile out, or start anew with --fresh."
+            "leave --engine out, or start anew with --fresh."
         )
-    engine = begun or fitting_engine(device)
-    pays = choice == "on" or (choice == "auto" and engine == KERNELS and updates >= FEWEST)
-    if begun == EAGER or (begun is None and not pays):
-        return EAGER
-    trouble = _trouble(engine, device)
+    engine = begun or (fastest_engine(device, updates) if choice == AUTO else choice)
+    trouble = _trouble(engine, device, precision)
     if trouble and begun:
         raise UsageError(
             f"this run was begun with the engine {begun}, but {trouble}: start anew with --fresh."
         )
-    if trouble and choice == "on":
-        raise UsageError(f"--compile on: {trouble}.")
+    if trouble and choice != AUTO:
+        raise UsageError(f"--engine {choice}: {trouble}.")
     if trouble:
-        say(f"Note: not compiled, as {trouble}.")
+        say(f"Note: the engine is eager, as {trouble}.")
         return EAGER
     return engine
 
 
-def fitting_engine(device: torch.device) -> str:
+def fastest_engine(device: torch.device, updates: int) -> str:
     """The engine that is made for a kind of device."""
-    return {"cpu": KERNELS, "cuda": INDUCTOR}.get(device.type, EAGER)
+    if device.type == "cpu" and updates < FEWEST:
+        return EAGER
+    return {"cpu": KERNELS, "cuda": GRAPH}.get(device.type, EAGER)
 
 
-def _trouble(engine: str, device: torch.device) -> str:
+def _trouble(engine: str, device: torch.device, precision: str) -> str:
     """Why an engine cannot be had here; empty if it can."""
-    if engine == EAGER:
-        return f"nothing is compiled for {device.type}"
-    if engine != fitting_engine(device):
-        return f"{device.type} has no such engine"
-    if engine == INDUCTOR:
+    if engine == GRAPH:
+        if device.type == "mps":
+            return "only NVIDIA's GPUs record graphs"
+        if precision == "fp16":
+            return "fp16 decides after each update whether it counts"
         return "several processes share the run" if world_size() > 1 else ""
-    try:
-        load_kernels()
-    except NoCompiler as missing:
-        return str(missing)
+    if engine == KERNELS:
+        if device.type != "cpu":
+            return "the kernels are code for CPUs"
+        try:
+            load_kernels()
+        except NoCompiler as missing:
+            return str(missing)
     return ""
 
 
@@ -96,11 +105,7 @@ def accelerate(net: Net, engine: str) -> nn.Module:
     Raises:
         NoCompiler: if the kernels cannot be compiled here.
     """
-    if engine == KERNELS:
-        return KernelNet(net, load_kernels())
-    if engine == INDUCTOR:
-        return cast(nn.Module, torch.compile(net, mode="reduce-overhead"))  # records CUDA graphs
-    return net
+    return KernelNet(net, load_kernels()) if engine == KERNELS else net
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -1,7 +1,5 @@
 """The training loop: updates up to the next event, then the event (Sections 3.4 and 4.2)."""
 
-import contextlib
-import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -20,9 +18,9 @@ from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training import world_size
 from resrepro.training.checkpoint import save_checkpoint, state_of
-from resrepro.training.engine import EAGER, accelerate, arithmetic
+from resrepro.training.engine import EAGER, GRAPH, accelerate, arithmetic
 from resrepro.training.measure import Errors, ErrorSums, measure_held_out
-from resrepro.training.optimizer import Plateau, learning_rate, make_optimizer, set_learning_rate
+from resrepro.training.optimizer import Plateau, descend, differentiate, learning_rate, make_optimizer
 from resrepro.training.parallel import (
     BatchSplit,
     agreed,
@@ -33,6 +31,7 @@ from resrepro.training.parallel import (
     on_first,
 )
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
+from resrepro.training.updates import RecordedUpdates, Updates
 
 LOOK_FOR_DIVERGENCE = 100  # updates; each look waits for the device
 AGREE_EVERY = 10  # updates after which several processes hear of each other's signals
@@ -77,8 +76,10 @@ class Trainer:
         self.optimizer = make_optimizer(self.net, self.recipe)
         # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
+        self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)  # updates that overflowed
         self.headline = feed.about.held_out[0]
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
+        self.updates = self.updates_by(target.engine)
         self.done = self.sampled = 0
         self.saved: tuple[int, int] | None = None
         self.interval = CheckpointInterval()
@@ -106,11 +107,14 @@ class Trainer:
         self.net.train()
         alone = world_size() == 1
         try:
-            with contextlib.closing(self.feed.batches(self.done, last)) as batches:
+            with self.updates.of(self.done, last):
                 self.meet_event(interrupts)  # what a signal may have kept the session before from
                 while self.done < last:
-                    for batch in itertools.islice(batches, self.next_event() - self.done):
-                        self.step(*batch)
+                    rate = self.rate_of(self.done)
+                    for update in self.updates.stretch(self.done, self.next_event(), rate):
+                        update()
+                        self.done += 1
+                        self.watcher.step(self.done, rate, self.since_sample.read)
                         if alone and (interrupts.received or self.interval.due(self.done)):
                             break
                     self.meet_event(interrupts)
@@ -122,12 +126,13 @@ class Trainer:
             self.watcher.end()
 
     def next_event(self) -> int:
-        """The update after which there is a sample, a look, a checkpoint, an agreement, or the end."""
+        """The update after which there is a sample, a look, a checkpoint, an agreement, a drop or the end."""
         steps = [self.recipe.eval_every, LOOK_FOR_DIVERGENCE]
         steps += [self.recipe.warmup_window] if self.warming_up else []
         steps += [self.interval.iterations] if self.interval.iterations else []
         steps += [AGREE_EVERY] if world_size() > 1 else []
-        return min(self.recipe.iterations, *(self.done - self.done % step + step for step in steps))
+        drops = [drop for drop in self.recipe.lr_drops if drop > self.done]
+        return min(self.recipe.iterations, *drops, *(self.done - self.done % step + step for step in steps))
 
     def meet_event(self, interrupts: Interrupts) -> None:
         """Do what is due between two stretches: look, sample, stop because of a signal, checkpoint."""
@@ -148,24 +153,30 @@ class Trainer:
             images: (n, 3, H, W) float32, normalised.
             labels: (n,) int64.
         """
-        lr, micro = self.rate_of(self.done), self.target.split.micro
-        set_learning_rate(self.optimizer, lr, self.recipe.momentum_form)
-        self.optimizer.zero_grad(set_to_none=True)
+        micro = self.target.split.micro
         passes = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
         for number, (part, truth) in enumerate(passes, 1):
             with exchanging(self.model, number == len(passes)):
                 with arithmetic(self.recipe.precision, self.device):
                     logits = self.model(part)
                     loss = F.cross_entropy(logits.float(), truth)
-                self.scaler.scale(loss / len(passes)).backward()  # type: ignore[no-untyped-call]
-            self.since_sample.add(loss.detach(), logits.detach(), truth)
-            if self.warming_up:
-                self.since_look.add(loss.detach(), logits.detach(), truth)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+                differentiate(self.scaler.scale(loss / len(passes)), self.net, first=number == 1)
+            for sums in self.sums:
+                sums.add(loss.detach(), logits.detach(), truth)
+        descend(self.optimizer, self.scaler, self.skipped)
         average_statistics(self.net)
-        self.done += 1
-        self.watcher.step(self.done, lr, self.since_sample.read)
+
+    @property
+    def sums(self) -> list[ErrorSums]:
+        """What the errors of an update are added to."""
+        return [self.since_sample, self.since_look] if self.recipe.warmup_lr else [self.since_sample]
+
+    def updates_by(self, engine: str) -> Updates:
+        """The updates of this run, replayed or called."""
+        if engine != GRAPH:
+            return Updates(self.step, self.feed, self.optimizer)
+        changed = [*self.net.parameters(), *self.net.buffers(), *(part.sums for part in self.sums)]
+        return RecordedUpdates(self.step, self.feed, self.optimizer, changed)
 
     def finish(self) -> None:
         """Close the record."""
@@ -284,6 +295,7 @@ class Trainer:
             "headline": self.headline, "last": figures, "best": self.best,
             "warmup_switch": self.warmup_switch,
             **({} if self.plateau is None else {"lr_drops": self.plateau.drops}),
+            **({"skipped_updates": self.skipped.item()} if self.recipe.precision == "fp16" else {}),
             "seconds": round(self.seconds(), 1), "departures": departures,
             "notices": list(self.feed.about.notices),
         }  # fmt: skip
@@ -291,7 +303,9 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
         start = time.perf_counter()
-        shares = collected([(part.sums.cpu(), part.count) for part in (self.since_sample, self.since_look)])
+        shares = collected(
+            [(part.sums[:3].cpu(), part.count) for part in (self.since_sample, self.since_look)]
+        )
 
         def write() -> None:
             save_checkpoint(self.writer.checkpoint, state_of(self, shares))

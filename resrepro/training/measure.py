@@ -35,9 +35,8 @@ class ErrorSums:
     """Running sums of loss and wrong answers; `add` never waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        # float32 counts exactly up to 16.7 million images; MPS has no float64.
-        self.sums = torch.zeros(3, device=device)
-        self.count = 0
+        # Loss, errors, images; float32 counts exactly up to 16.7 million, and MPS has no float64.
+        self.sums = torch.zeros(4, device=device)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss, logits (N, classes) and labels (N,)."""
@@ -45,29 +44,32 @@ class ErrorSums:
         # An image is right at k if its label is among the k highest logits (all, if there are fewer).
         right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         right1, right5 = right[:, 0].sum(), right.sum()
-        self.sums += torch.stack((loss.float() * n, n - right1.float(), n - right5.float()))
-        self.count += n
+        images = loss.new_full((), n, dtype=torch.float32)
+        self.sums += torch.stack((loss.float() * n, n - right1.float(), n - right5.float(), images))
 
     def read(self) -> Errors:
         """The means so far; waits for the device. All zero images give NaN."""
-        loss, wrong1, wrong5 = self.sums.tolist()
-        n = self.count or float("nan")
-        return Errors(loss / n, 100 * wrong1 / n, 100 * wrong5 / n, self.count)
+        loss, wrong1, wrong5, count = self.sums.tolist()
+        n = count or float("nan")
+        return Errors(loss / n, 100 * wrong1 / n, 100 * wrong5 / n, round(count))
 
     def read_all(self) -> Errors:
         """The means over the images of all processes of the run."""
         if world_size() == 1:
             return self.read()
         own = self.sums if self.count else torch.zeros_like(self.sums)  # the mean loss of no images is NaN
-        together = total(torch.cat([own, own.new_tensor([self.count])]))
-        whole = ErrorSums(together.device)
-        whole.sums, whole.count = together[:3], round(together[3].item())
+        whole = ErrorSums(own.device)
+        whole.sums = total(own.clone())
         return whole.read()
+
+    @property
+    def count(self) -> int:
+        """Images so far; waits for the device."""
+        return round(self.sums[3].item())
 
     def reset(self) -> None:
         """Start again from zero."""
         self.sums.zero_()
-        self.count = 0
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from inspect import unwrap
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
+from resrepro.training import world_size
 
 
 def learning_rate(
@@ -64,7 +65,7 @@ class SGD(torch.optim.SGD):
     step = torch.no_grad()(unwrap(torch.optim.SGD.step))
 
 
-def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+def make_optimizer(net: nn.Module, recipe: Recipe) -> SGD:
     """SGD over all parameters; weight decay on BN and biases only if the recipe says so."""
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]  # BN scales and shifts, and the fc bias
@@ -73,7 +74,11 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         {"params": weights, "weight_decay": decay},
         {"params": others, "weight_decay": decay if recipe.decay_bn_bias else 0.0},
     ]
-    return SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=True)
+    optimizer = SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=True)
+    for parameter in net.parameters():
+        # PyTorch would begin with memory as it finds it, and keep that if the first update overflows.
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str) -> None:
@@ -90,3 +95,29 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str)
         for parameter in group["params"]:
             if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
                 buffer.mul_(old / lr)
+
+
+def differentiate(loss: Tensor, net: nn.Module, *, first: bool) -> None:
+    """Set the gradients of a net's parameters, or add to those of the passes before."""
+    parameters = list(net.parameters())
+    if world_size() > 1:  # they are exchanged where PyTorch accumulates them
+        if first:
+            net.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        if gradient.stride() != parameter.stride():  # the fused step takes both as they lie in memory
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient if first or parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def descend(optimizer: SGD, scaler: torch.amp.GradScaler, skipped: Tensor) -> None:
+    """A step of SGD; in fp16 it is left out and counted where a gradient is not finite."""
+    if not scaler.is_enabled():
+        optimizer.step()
+        return
+    assert scaler._scale is not None
+    scale = scaler._scale.clone()
+    scaler.step(optimizer)
+    scaler.update()  # a smaller scale than before tells that the step was left out
+    skipped += scaler._scale < scale

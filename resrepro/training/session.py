@@ -45,7 +45,7 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     fast: bool = False,
-    compiling: str = "auto",
+    engine: str = "auto",
     micro_batch: int | None = None,
     loading: Loading | None = None,
     fresh: bool = False,
@@ -62,7 +62,7 @@ def train(
         runs: folder in which the run's own folder is made.
         device, threads: "auto", "cpu", "cuda", "cuda:1" or "mps"; CPU threads, by default one per core.
         fast: bf16 arithmetic where the hardware has it (fp16 on older GPUs) instead of float32.
-        compiling: "auto", "on" or "off": see `training.engine.choose_engine`.
+        engine: "auto", "eager", "kernels" or "graph": see `training.engine.choose_engine`.
         micro_batch: images per pass; fewer than a process's share of a batch accumulate gradients.
         loading: how image files are read.
         fresh: set an existing run aside and start anew.
@@ -90,7 +90,7 @@ def train(
         if session.is_over(chosen):
             return folder
         with session.alone(break_lock), telling_memory(split.memory_hint()):
-            trainer = session.open(device, chosen, compiling)
+            trainer = session.open(device, chosen, engine)
             trainer.interval = interval
             trainer.run(interrupts)
     return folder
@@ -170,7 +170,7 @@ class Session:
             on_first(lambda: stack.enter_context(lock))
             yield
 
-    def open(self, device_name: str, chosen: torch.device, compiling: str) -> Trainer:
+    def open(self, device_name: str, chosen: torch.device, engine: str) -> Trainer:
         """The trainer of the run, its record begun or brought to the state of its checkpoint."""
         spec, say = self.spec, self.watcher.say
         state, notice = (None, "")
@@ -179,8 +179,9 @@ class Session:
         env = state["env"] if state else {}
         device = frozen_device(device_name, chosen, env.get("device", chosen.type))
         ahead = spec.recipe.iterations - (state["iteration"] if state else 0)
-        engine = on_first(lambda: choose_engine(compiling, device, ahead, env.get("engine"), say))
-        use_precision(spec.recipe.precision, device)
+        precision, begun = spec.recipe.precision, env.get("engine")
+        name = on_first(lambda: choose_engine(engine, device, precision, ahead, begun, say))
+        use_precision(precision, device)
         feed = self.feed(device)
         if spec.recipe.batch_size > feed.about.sizes["train"]:
             raise UsageError(
@@ -195,9 +196,9 @@ class Session:
         if sentence := self.split.describe(spec.recipe):
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
-        trainer = Trainer(spec, self.seed, feed, Target(device, self.split, engine), writer, self.watcher)
+        trainer = Trainer(spec, self.seed, feed, Target(device, self.split, name), writer, self.watcher)
         now = describe_environment() | describe_device(device, self.split.micro)
-        now |= describe_engine(engine)
+        now |= describe_engine(name)
         if state:
             self.go_on(trainer, state, notice, now)
         else:
