@@ -1,6 +1,9 @@
 """Recorded updates against the plain loop: bit by bit on a CPU, which records nothing; graphs on a GPU."""
 
 import functools
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resrepro.data import Dataset, load_dataset
 from resrepro.data.feeds import MemoryFeed, open_feed
 from resrepro.data.loader import Loading
-from resrepro.errors import Diverged
+from resrepro.errors import Diverged, Interrupted
 from resrepro.records.write import Onlooker
 from resrepro.spec import catalogue
+from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import EAGER, GRAPH
 from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import split_batch
 from resrepro.training.progress import Interrupts, Sample, Watcher
+from resrepro.training.session import train
 from resrepro.training.updates import recorded
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -196,3 +201,30 @@ def test_an_update_that_overflows_in_fp16_leaves_no_trace(device: str) -> None:
     buffers = [state["momentum_buffer"] for state in trainer.optimizer.state.values()]
     assert len(buffers) == len(before)
     assert not any(buffer.any() for buffer in buffers)
+
+
+class Stop(Watcher):
+    """Sends itself a signal at an update within a stretch."""
+
+    def step(self, done: int, lr: float, read: Any) -> None:
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.usefixtures("same_algorithms")
+def test_a_recorded_run_that_was_stopped_goes_on_bit_by_bit(tmp_path: Path, device: str) -> None:
+    options: dict[str, Any] = {"device": device, "engine": GRAPH} | SHORT
+    whole = train("digits-resnet8", runs=tmp_path / "whole", **options)
+    with pytest.raises(Interrupted, match="Stopped at iteration 6 of 11"):
+        train("digits-resnet8", runs=tmp_path / "parts", watcher=Stop(), **options)
+    parts = train("digits-resnet8", runs=tmp_path / "parts", **options)
+    one, other = (load_checkpoint(folder / "checkpoint.pt") for folder in (whole, parts))
+    assert all(torch.equal(tensor, other["net"][name]) for name, tensor in one["net"].items())
+    curves = [[row.split(",")[:6] for row in read(folder)] for folder in (whole, parts)]
+    assert curves[0] == curves[1]
+    assert json.loads((parts / "env.json").read_text())["engine"] == GRAPH
+
+
+def read(folder: Path) -> list[str]:
+    return (folder / "metrics.csv").read_text().splitlines()

@@ -22,7 +22,7 @@ from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
 ROWS = 100  # updates whose choices lie on the device at a time
-EVAL_BATCH = 500  # images at most; large enough to keep the cores busy
+EVAL_BATCH, EVAL_BATCH_GPU = 500, 2500  # images at most; large enough to keep cores, or a GPU, busy
 PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
 
 
@@ -157,7 +157,8 @@ class MemoryFeed(Feed):
 def memory_views(pixels: Tensor, labels: Tensor, group: ProcessGroup = ALONE) -> Iterator[Views]:
     """The single view of this process's share of some images, in large parts."""
     pixels, labels = pixels[group.rank :: group.size, None], labels[group.rank :: group.size]
-    parts = zip(torch.split(pixels, EVAL_BATCH), torch.split(labels, EVAL_BATCH), strict=True)
+    size = EVAL_BATCH_GPU if pixels.is_cuda else EVAL_BATCH
+    parts = zip(torch.split(pixels, size), torch.split(labels, size), strict=True)
     return (Views([part], truth) for part, truth in parts)
 
 

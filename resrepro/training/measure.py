@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data.augment import Normalisation
-from resrepro.data.feeds import EVAL_BATCH, Feed
+from resrepro.data.feeds import EVAL_BATCH, EVAL_BATCH_GPU, Feed
 from resrepro.data.loader import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
@@ -178,7 +178,8 @@ def _everywhere(member: Member, pixels: Tensor) -> Tensor:
 def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
     """Images (N, C, h, w) in parts of a bounded number of pixels, each image counting `each` times."""
     area = pixels.shape[2] * pixels.shape[3] * each
-    return torch.split(pixels, max(1, min(EVAL_BATCH, PIXELS_PER_PASS // area)))
+    larger, most = (4, EVAL_BATCH_GPU) if pixels.is_cuda else (1, EVAL_BATCH)
+    return torch.split(pixels, max(1, min(most, larger * PIXELS_PER_PASS // area)))
 
 
 def with_precise_statistics(

@@ -51,7 +51,7 @@ class BatchSplit:
         """What a memory that is full does not hold, and the way out."""
         return (
             f"{self.micro} images per pass: try --micro-batch {max(1, self.micro // 2)} "
-            "(gradients are accumulated; BN groups must fit into it)"
+            "(gradients are accumulated; BN groups must fit into it), or fewer runs at once with --jobs"
         )
 
 
