@@ -61,7 +61,7 @@ def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> float
         for run in runs
         if run.result["iteration"]
         and run.env.get("cpu") == here
-        and device in ("auto", run.env.get("device"))
+        and device.partition(":")[0] in ("auto", run.env.get("device"))
         and net_and_mode(run.spec) == wanted
     ]
     return (spec.recipe.iterations - done) * min(seen) if seen else None
