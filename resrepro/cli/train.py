@@ -145,11 +145,10 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
     from resrepro.cli.view import EventView, RunsView, print_event
     from resrepro.data.loader import Loading
     from resrepro.launch.local import Job, Outcome
-    from resrepro.training.engine import choose_device, keep_memory
+    from resrepro.training.engine import keep_memory
     from resrepro.training.session import train as train_one
 
-    if choose_device(options["device"]).type == "cpu":
-        keep_memory()
+    keep_memory()
     options["compiling"] = options.pop("compile")
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}

@@ -50,8 +50,8 @@ class BatchSplit:
     def memory_hint(self) -> str:
         """What a memory that is full does not hold, and the way out."""
         return (
-            f"{self.micro} images per pass: try --micro-batch {max(1, self.micro // 2)} (gradients are "
-            "accumulated; BN groups must fit into it), or fewer --jobs where runs share it"
+            f"{self.micro} images per pass: try --micro-batch {max(1, self.micro // 2)} "
+            "(gradients are accumulated; BN groups must fit into it)"
         )
 
 
