@@ -24,7 +24,7 @@ class MadeUp(dict):
     Its keys are (experiment, seed) of a run, or the name of another command; its values are outcomes.
     """
 
-    def __call__(self, words, tell, threads=None):
+    def __call__(self, words, tell, threads=None, gpu=""):
         options = dict(zip(words[2::2], words[3::2], strict=False))
         key = (words[1], int(options["--seed"])) if words[0] == "train" else words[0]
         end = self.get(key, Outcome(0))

@@ -11,7 +11,8 @@ from commands import call
 from rich.console import Console
 
 from resrepro import bench
-from resrepro.bench import Loop, Speed, compare_with_usual, loops_of, made_up_images, usual_net
+from resrepro.bench import Loop, Speed, compare_with_usual, loops_of, made_up_images
+from resrepro.bench.usual import UsualImages, usual_net
 from resrepro.cli.bench import speed_table, to_csv
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import build_net
@@ -41,7 +42,7 @@ def test_the_usual_net_is_ours_in_plain_words(depth):
 def test_the_usual_pipeline_gives_augmented_normalised_images():
     torch.manual_seed(0)
     images = made_up_images(4)
-    dataset = bench.UsualImages(images)
+    dataset = UsualImages(images)
     shown = [dataset[0][0] for _ in range(20)]
     assert (len(dataset), dataset[0][1]) == (4, images.labels[0])
     assert shown[0].shape == (3, 32, 32)
@@ -49,17 +50,41 @@ def test_the_usual_pipeline_gives_augmented_normalised_images():
     assert abs(float(torch.stack(shown).mean())) < 1.0
 
 
-def test_the_usual_loop_makes_updates(monkeypatch):
+@pytest.mark.parametrize(("mode", "layout"), [("usual", False), ("usual-fast", True)])
+def test_the_usual_loop_makes_updates(mode, layout, monkeypatch):
     monkeypatch.setattr(bench, "TRAINING_IMAGES", 8)
-    nets = []
+    monkeypatch.setattr(bench, "fast_precision", lambda device: "bf16")
+    nets, seen = [], []
     monkeypatch.setattr(bench, "usual_net", lambda *net: nets.append(usual_net(*net)) or nets[0])
-    step = bench.usual_step(Loop("usual", 8, batch_size=8, workers=0), CPU)
+    step = bench.usual_step(Loop(mode, 8, batch_size=8, workers=0), CPU)
+    nets[0].conv1.register_forward_hook(lambda module, maps, output: seen.append((maps[0], output)))
     before = {name: value.clone() for name, value in nets[0].state_dict().items()}
     for _ in range(3):
         step()
     after = nets[0].state_dict()
     assert after["bn1.num_batches_tracked"] == 3
     assert not any(torch.equal(before[name], after[name]) for name in after if "conv" in name)
+    images, maps = seen[-1]
+    assert images.is_contiguous(memory_format=torch.channels_last) == layout
+    assert maps.dtype == (torch.bfloat16 if layout else torch.float32)
+
+
+def test_on_an_nvidia_gpu_there_are_other_modes_and_shorter_turns(monkeypatch):
+    monkeypatch.setattr(bench, "choose_device", torch.device)
+    monkeypatch.setattr(bench, "cores", lambda: 6)
+    for precision, modes in (
+        ("bf16", "usual,usual-fast,eager-fast,graph,graph-fast"),
+        ("fp16", "usual,eager,graph"),
+    ):
+        monkeypatch.setattr(bench, "fast_precision", lambda device, own=precision: own)
+        assert bench.defaults_on("cuda:1") == (modes, 1.0, (6,))
+    assert bench.defaults_on("cpu") == ("usual,default,fast", 3.0, (0, 2))
+
+
+@pytest.mark.parametrize(("mode", "choice"), [("eager", "eager"), ("graph-fast", "graph"), ("fast", "auto")])
+def test_a_mode_may_name_the_engine(mode, choice, monkeypatch):
+    monkeypatch.setattr(bench, "choose_engine", lambda choice, *rest: choice)
+    assert bench.engine_of(Loop(mode, 8), CPU, "float32") == choice
 
 
 @pytest.mark.parametrize(("mode", "precision"), [("default", "float32"), ("fast", "bf16")])
@@ -179,7 +204,7 @@ def test_bench_measures_and_writes(empty_folder):
     ("words", "part"),
     [
         ("bench --depth 21", "nearest is 20 or 26"),
-        ("bench --modes sloth", "such as usual,default,fast, not 'sloth'"),
+        ("bench --modes sloth", "of usual, default, fast, usual-fast, eager, "),
     ],
 )
 def test_a_bad_request_gets_one_sentence(words, part, empty_folder):

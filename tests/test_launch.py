@@ -262,7 +262,8 @@ def test_the_fastest_run_of_a_net_and_mode_on_this_machine_tells_its_time(make_r
     for other in ({"batch_size": 64}, {"precision": "bf16"}):
         assert seconds_of(spec("cifar10-resnet20", **other), 0, runs, "auto") is None
     assert seconds_of(spec("cifar10-resnet32"), 0, runs, "auto") is None
-    assert seconds_of(net, 0, runs, "cuda") is None
+    assert seconds_of(net, 0, runs, "cpu:0") == pytest.approx(32_000)
+    assert seconds_of(net, 0, runs, "cuda:1") is None
     monkeypatch.setattr(local, "cpu_model", lambda: "another CPU")
     assert seconds_of(net, 0, runs, "auto") is None
 

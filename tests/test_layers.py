@@ -10,10 +10,21 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "resrepro"
 STREET = (
-    "errors", "spec", "paper", "records", "data", "nets", "training", "evaluation", "comparison",
+    "errors", "machine", "spec", "paper", "records", "data", "nets", "training", "evaluation", "comparison",
     "claims", "figures", "report", "bench", "launch", "cli",
 )  # fmt: skip
-TORCH_FREE = ("spec", "paper", "records", "comparison", "claims", "figures", "report", "launch", "cli")
+TORCH_FREE = (
+    "machine",
+    "spec",
+    "paper",
+    "records",
+    "comparison",
+    "claims",
+    "figures",
+    "report",
+    "launch",
+    "cli",
+)
 
 
 def imports_of(path: Path) -> set[str]:

@@ -69,7 +69,7 @@ def test_numbers_out_of_range_are_refused(settings: dict[str, int], option: str)
 def test_workers_are_as_many_as_the_machine_can_spare(
     cores: int, local: int, device: torch.device | None, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr("resrepro.data.loader.cores", lambda: cores)
     assert Loading().workers_beside(device, local) == workers
     assert Loading(workers=5).workers_beside(device) == 5
     assert Loading(workers=0).workers_beside(device) == 0

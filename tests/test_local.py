@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from runs import checkpoint_of, differences, json_of
 from resrepro.cli.view import EventView, RunsView, train_all
 from resrepro.errors import Interrupted, UsageError
 from resrepro.launch import local
-from resrepro.launch.local import Job, Outcome, RunPool, choose_jobs, device_kind, run_command, threads_each
+from resrepro.launch.local import Job, Outcome, RunPool, choose_places, device_kind, run_command, threads_each
 from resrepro.records.locking import locked
 from resrepro.spec import catalogue
 from resrepro.training.measure import Errors
@@ -130,7 +130,8 @@ if name == "deaf":
 tell("begin", done=0, iterations=10)
 if (name == "waits" and seed) or name == "deaf":
     time.sleep(120)
-tell("say", text=os.environ.get("OMP_NUM_THREADS", "all"))
+asked = "CUDA_VISIBLE_DEVICES" if name == "computes" else "OMP_NUM_THREADS"
+tell("say", text=os.environ.get(asked, "all"))
 """
 
 
@@ -140,8 +141,8 @@ def pool_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RunPool]]
     before = {number: signal.getsignal(number) for number in local.SIGNALS}
     monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", PROGRAM))
 
-    def make(name: str, count: int = 5, **options: Any) -> RunPool:
-        return RunPool([Job(name, seed, (name, str(seed))) for seed in range(count)], 2, **options)
+    def make(name: str, count: int = 5, places: Sequence[str] = ("", ""), **options: Any) -> RunPool:
+        return RunPool([Job(name, seed, (name, str(seed))) for seed in range(count)], places, **options)
 
     yield make
     assert {number: signal.getsignal(number) for number in local.SIGNALS} == before
@@ -162,6 +163,24 @@ def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(p
         of_it = [event for whose, *event in heard if whose == seed]
         assert of_it == [["start", None], ["begin", None], ["say", "3"]]
     assert max(most) == 2
+
+
+def test_each_run_sees_the_gpu_of_its_place_alone(pool_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    pool, seen, most = pool_of("computes", 6, ("3", "5", "3")), [], {"3": 0, "5": 0}
+
+    def hear(job: Job, event: Any) -> None:
+        seen.extend([event.get("text")] * (event["event"] == "say"))
+        taken = [pool.places[place] for place in pool.taken.values()]
+        most.update({gpu: max(before, taken.count(gpu)) for gpu, before in most.items()})
+
+    pool.hear = hear
+    pool.run()
+    assert (len(seen), set(seen)) == (6, {"3", "5"})
+    assert most == {"3": 2, "5": 1}
+    pool = pool_of("computes", 1, ("",), hear=lambda job, event: seen.append(event.get("text")))
+    pool.run()
+    assert seen[-1] == "3,5"
 
 
 def test_processes_that_die_in_whatever_way_are_told_and_stop_no_other(pool_of: Any) -> None:
@@ -235,8 +254,6 @@ def specs(count: int, experiment: str = "cifar10-resnet20") -> list[Any]:
         ("cifar10-resnet20", 1, "cpu", 4, 16, 1),
         ("cifar10-resnet20", 3, "cpu", 4, 16, 3),
         ("cifar10-resnet20", 9, "cpu", 4, 16, 4),
-        ("cifar10-resnet20", 9, "cuda:1", 16, 128, 2),
-        ("cifar10-resnet1202", 9, "cuda", 16, 128, 1),  # has a GPU for itself
         ("cifar10-resnet20", 9, "mps", 8, 16, 1),
         ("imagenet-resnet18", 9, "cpu", 16, 128, 1),
         ("cifar10-resnet110", 9, "cpu", 4, 5, 2),
@@ -248,18 +265,56 @@ def test_as_many_as_the_machine_has_room_for(
 ) -> None:
     monkeypatch.setattr(local, "cores", lambda: cores)
     monkeypatch.setattr(local, "free_memory", lambda: memory * GB)
-    assert choose_jobs(None, specs(count, experiment), device) == jobs
-    assert choose_jobs(8, specs(count, experiment), device) == min(8, count)
+    assert choose_places(None, specs(count, experiment), device) == [""] * jobs
+    assert choose_places(8, specs(count, experiment), device) == [""] * min(8, count)
     assert [threads_each(each) for each in (1, 2, 100)] == [None, cores // 2, 1]
 
 
 def test_what_sets_the_number_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "cores", lambda: 4)
     monkeypatch.setattr(local, "free_memory", lambda: 5 * GB)
-    assert choose_jobs(None, specs(9, "cifar10-resnet110"), "cpu", micro_batch=8) == 4
-    assert choose_jobs(None, [*specs(2), *specs(1, "imagenet-resnet18")], "cpu") == 1
+    assert len(choose_places(None, specs(9, "cifar10-resnet110"), "cpu", micro_batch=8)) == 4
+    assert choose_places(None, [*specs(2), *specs(1, "imagenet-resnet18")], "cpu") == [""]
+    assert choose_places(None, [], "cpu") == [""]
     with pytest.raises(UsageError, match="--jobs must be at least 1, not 0"):
-        choose_jobs(0, specs(3), "cpu")
+        choose_places(0, specs(3), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "free", "mps", "device", "jobs", "places"),
+    [
+        ("cifar10-resnet20", {"a": 80, "b": 80}, False, "auto", None, "ab"),
+        ("cifar10-resnet20", {"a": 80, "b": 80}, True, "cuda", None, "ababababa"),
+        ("cifar10-resnet20", {"a": 80}, True, "cuda", None, "aaaaaa"),
+        ("cifar10-resnet20", {"a": 3, "b": 80}, True, "cuda", None, "ababbbbb"),
+        ("cifar10-resnet20", {"a": 0, "b": 80}, False, "cuda", None, "b"),  # somebody fills the first
+        ("cifar10-resnet20", {"a": 0, "b": 1}, False, "cuda", None, "b"),
+        ("cifar10-resnet1202", {"a": 80, "b": 20}, True, "cuda", None, "abaaaa"),
+        ("cifar10-resnet20", {"a": None, "b": 80}, True, "cuda", None, "abbbbbb"),
+        ("cifar10-resnet20", {"a": 80, "b": 80}, False, "cuda", 5, "ababa"),
+        ("imagenet-resnet50", {"a": 80, "b": 80}, True, "cuda", None, "ab"),
+    ],
+)
+def test_runs_are_dealt_out_to_the_gpus_that_have_room(
+    experiment: str, free: Any, mps: bool, device: str, jobs: int | None, places: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(local, "GPU_DRIVERS", ("/dev/null",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(local, "cores", lambda: 16)
+    monkeypatch.setattr(local, "free_memory", lambda: 0)  # the host's is not asked
+    monkeypatch.setattr(local, "gpus_are_shared", lambda: mps)
+    monkeypatch.setattr(local, "gpus", lambda: {gpu: gb and gb * GB for gpu, gb in free.items()})
+    assert "".join(choose_places(jobs, specs(9, experiment), device)) == places
+
+
+@pytest.mark.parametrize(("device", "count"), [("cuda:1", 3), ("cuda:0", 1), ("cuda:7", 1), ("cuda:x", 1)])
+def test_a_gpu_that_is_named_is_taken_alone_by_the_command_itself(
+    device: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "cores", lambda: 16)
+    monkeypatch.setattr(local, "gpus_are_shared", lambda: True)
+    monkeypatch.setattr(local, "gpus", lambda: {"a": 1 * GB, "b": 4 * GB})
+    assert choose_places(None, specs(9), device) == [""] * count
 
 
 def test_a_gpu_is_seen_without_pytorch_and_can_be_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

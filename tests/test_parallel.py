@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,17 +12,20 @@ from ranks import in_ranks, write_photos
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from resrepro import bench, evaluation
 from resrepro.data import Images, load_dataset
 from resrepro.data.augment import Normalisation, on_device
 from resrepro.data.feeds import memory_views
 from resrepro.data.loader import Loading, PhotoViews, Views
 from resrepro.data.photos import scan_both
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
+from resrepro.evaluation import responses
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import running_statistics
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.recipe import Recipe
+from resrepro.training import session
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import (
     BatchSplit,
@@ -411,3 +414,26 @@ def as_one_of(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "MASTER_ADDR": "node0"}
     for name, value in told.items():
         monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda: session.train("digits-resnet8", device="cuda:1"),
+        lambda: evaluation.evaluate("nowhere", device="cuda:1"),
+        lambda: responses.measure_responses("nowhere", device="cuda:1"),
+        lambda: bench.prepare(bench.Loop("eager", 8), "cuda:1", None),
+    ],
+    ids=["train", "evaluate", "responses", "bench"],
+)
+def test_a_named_gpu_is_made_the_default_one_before_anything_is_computed(
+    command: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_default(device: torch.device) -> None:
+        raise UsageError(f"first {device}")
+
+    for module in (session, evaluation, responses, bench):
+        monkeypatch.setattr(module, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", made_default)
+    with pytest.raises(UsageError, match="first cuda:1"):
+        command()

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 DEPTHS = (20, 56, 110)
 MACHINE = ("date", "cpu", "gpu", "device", "cores", "threads", "torch", "resrepro")  # columns of the CSV
 LEGEND = (
-    "Medians over rounds (lowest–highest). × usual: ratio within each round to the usual PyTorch loop with "
-    "the better number of DataLoader workers. Images are made up; no data set is needed."
+    "Medians over rounds (lowest–highest). × usual: ratio within each round to the usual PyTorch loop, eager "
+    "in float32 and NCHW, with the better number of DataLoader workers. Modes with fast are in bf16 (fp16 on "
+    "older GPUs); usual-fast has autocast and channels-last maps. Images are made up; no data set is needed."
 )
+MODES = "Of usual, usual-fast, default, fast, eager, eager-fast, .. (default: by device)"
 
 
 @app.command(rich_help_panel="Run")
@@ -36,8 +38,10 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=2, max=50_000, help="Images per batch.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Of a turn.")] = 3.0,
-    modes: Annotated[str, typer.Option(help="Of usual, default, fast.")] = "usual,default,fast",
+    seconds: Annotated[
+        float | None, typer.Option(min=0.01, max=3600, help="Of a turn. (default: 3, on an NVIDIA GPU 1)")
+    ] = None,
+    modes: Annotated[str | None, option(MODES, "--modes")] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     csv_file: Annotated[Path | None, option("Write the numbers.", "--csv", metavar="FILE")] = None,
@@ -50,10 +54,12 @@ def bench(
         raise UsageError("a benchmark starts its own processes: leave torchrun out.")
     console = Console(highlight=False)
     with Console(stderr=True, highlight=False).status("starting") as status:
-        from resrepro.bench import loops_of, measure_speeds
+        from resrepro.bench import defaults_on, loops_of, measure_speeds
 
+        own_modes, own_seconds, workers = defaults_on(device)
+        modes, seconds = own_modes if modes is None else modes, seconds or own_seconds
         speeds: list[Speed] = []
-        for loops in [loops_of(modes, one, batch_size) for one in depths]:
+        for loops in [loops_of(modes, one, batch_size, workers) for one in depths]:
             reached, machine = measure_speeds(loops, rounds, seconds, device, threads, status.update)
             speeds += reached
     where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"

@@ -80,14 +80,14 @@ class Reproduction:
         """The command that measures something."""
         return measurement.words(self.runs, data=self.data_of(measurement.steps[0]), **self.options)
 
-    def jobs_of(self, missing: "Sequence[Step]") -> dict[str, int]:
-        """How many of the missing runs are trained at once, by the family of their nets."""
+    def places_of(self, missing: "Sequence[Step]") -> dict[str, list[str]]:
+        """Where the missing runs are trained at once, by the family of their nets."""
         from resrepro.launch import PHOTOS, SMALL
-        from resrepro.launch.local import choose_jobs
+        from resrepro.launch.local import choose_places
 
         specs = {f: [step.spec for step in missing if step.family == f] for f in (SMALL, PHOTOS)}
         device = self.options["device"]
-        return {family: choose_jobs(self.jobs, own, device) for family, own in specs.items()}
+        return {family: choose_places(self.jobs, own, device) for family, own in specs.items()}
 
     def train(self) -> None:
         """Train what is missing, nets on small images first; one that fails stops no other.
@@ -105,10 +105,10 @@ class Reproduction:
             except DataError as error:
                 self.failures |= {str(step): str(error) for step in on_cifar}
                 missing = [step for step in missing if step not in on_cifar]
-        for family, count in self.jobs_of(missing).items():
+        for family, places in self.places_of(missing).items():
             steps = [step for step in missing if step.family == family]
             names = {Job(s.spec.experiment, s.seed, self.train_words(s)): str(s) for s in steps}
-            pool = RunPool(list(names), count, threads_each(count))
+            pool = RunPool(list(names), places, threads_each(len(places)))
             failed = train_all(pool, RunsView(pool.jobs, onward=False))
             self.failures |= {names[job]: outcome.sentence for job, outcome in failed.items()}
 

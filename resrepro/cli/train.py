@@ -169,14 +169,14 @@ def _train_at_once(
     """Train several runs, as many at once as there is room for, each by a command of its own."""
     from resrepro.cli.view import RunsView, raise_failures, train_all
     from resrepro.launch import train_words
-    from resrepro.launch.local import Job, RunPool, choose_jobs, prepare_images, threads_each
+    from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, threads_each
 
     specs = [spec for spec, _ in wanted]
-    count = choose_jobs(jobs, specs, options["device"], options["micro_batch"])
+    places = choose_places(jobs, specs, options["device"], options["micro_batch"])
     prepare_images(specs, options["data"])
     each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
     way_on = " without --fresh" if options["fresh"] else ""
-    failed = train_all(RunPool(each, count, threads_each(count)), RunsView(each), way_on)
+    failed = train_all(RunPool(each, places, threads_each(len(places))), RunsView(each), way_on)
     if len(failed) == len(each) and {outcome.code for outcome in failed.values()} == {UsageError.exit_code}:
         raise UsageError(failed[each[0]].sentence)
     raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(each)} runs")

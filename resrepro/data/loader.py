@@ -4,7 +4,6 @@ A training batch depends only on the seed and its number: not on the number of w
 where an interrupted run was resumed.
 """
 
-import os
 import signal
 import threading
 import warnings
@@ -22,6 +21,7 @@ from resrepro.data import ALONE, ProcessGroup
 from resrepro.data.augment import CropParams, EpochSampler, Lighting, Normalisation, laid_out
 from resrepro.data.photos import BadImage, Photos, Pixels, checksum, read_image, training_crop, views_of
 from resrepro.errors import DataError, UsageError
+from resrepro.machine import cores
 from resrepro.spec.catalogue import Protocol
 from resrepro.spec.recipe import ImageNetRecipe
 
@@ -59,8 +59,7 @@ class Loading:
         """
         if self.workers is not None:
             return self.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = max(1, cores // local_size)
+        share = max(1, cores() // local_size)
         needed = device is not None and device.type == "cpu"
         return min(MOST_WORKERS, max(1, share // 4) if needed else share)
 

@@ -27,6 +27,7 @@ from resrepro.records.evaluations import Responses, read_responses, write_respon
 from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
 from resrepro.training.measure import bn_stats_of, in_passes, with_precise_statistics
+from resrepro.training.parallel import join
 
 
 def measure_responses(
@@ -44,6 +45,7 @@ def measure_responses(
         DataError: if the images are missing or damaged.
     """
     folder, chosen = Path(folder), choose_device(device)
+    join(chosen)
     run = read_run(folder)
     if not run.finished:
         raise UsageError(

@@ -15,11 +15,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain, cycle, islice
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from resrepro.errors import Interrupted, UsageError
+from resrepro.machine import cores, free_memory, gpus, gpus_are_shared, hides_gpus
 from resrepro.records import Run
 from resrepro.records.write import cpu_model
 from resrepro.spec import Spec
@@ -30,10 +32,9 @@ COMMAND = (sys.executable, "-m", "resrepro")
 EVENTS = "RESREPRO_EVENTS"  # to a command that is to tell its events: the process that hears them
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PAUSE = 0.25  # seconds between looks at signals, and between drawings of the table
-ON_GPU = 2  # small nets side by side on one GPU, which neither of them fills
+ON_GPU = 6  # runs side by side on one GPU under MPS; without it they gain nothing (measured on one H200)
 BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (measured, rounded up)
 LAYER_BYTES = 100 * 2**10  # more for each weighted layer and image of a pass (measured, rounded up)
-LARGE_ON_GPU = 8 * 2**30  # bytes of a net that has its GPU for itself
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and Windows' under its Linux
 ROW_BYTES = 75  # of a line of metrics.csv
 CHECKPOINT_BYTES = 2 * 4 * 2  # of a parameter: float32 and its momentum, the newest and the one before
@@ -60,7 +61,7 @@ def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> float
         for run in runs
         if run.result["iteration"]
         and run.env.get("cpu") == here
-        and device in ("auto", run.env.get("device"))
+        and device.partition(":")[0] in ("auto", run.env.get("device"))
         and net_and_mode(run.spec) == wanted
     ]
     return (spec.recipe.iterations - done) * min(seen) if seen else None
@@ -89,50 +90,55 @@ def duration(seconds: float | None) -> str:
 # --- how many at once ----------------------------------------------------------------------------------
 
 
-def cores() -> int:
-    """The CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def free_memory() -> int:
-    """Bytes that new processes may take; all of the memory where the system does not tell what is free."""
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def device_kind(device: str) -> str:
     """`cpu`, `cuda` or `mps`; of `auto` that of the fastest one here, as far as it shows without PyTorch."""
     if device != "auto":
         return device.partition(":")[0]
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    gpu = not hidden and any(Path(driver).exists() for driver in GPU_DRIVERS)
+    gpu = not hides_gpus() and any(Path(driver).exists() for driver in GPU_DRIVERS)
     return "cuda" if gpu else "mps" if sys.platform == "darwin" else "cpu"
 
 
-def choose_jobs(jobs: int | None, specs: Sequence[Spec], device: str, micro_batch: int | None = None) -> int:
-    """How many runs, one spec for each, to train at once: `jobs`, or as many as there is room for.
+def choose_places(
+    jobs: int | None, specs: Sequence[Spec], device: str, micro_batch: int | None = None
+) -> list[str]:
+    """Where to train at once, a run in each place: `jobs` runs, one spec for each, or as many as have room.
 
-    On a CPU as many as there are cores and memory, on an NVIDIA or AMD GPU two. One at a time on Apple's GPU,
-    and of nets on photographs, whose workers keep the cores busy.
+    On a CPU as many as there are cores and memory; on each NVIDIA GPU one, or where MPS is running as many as
+    its memory holds, at most ON_GPU. One at a time on other GPUs, and of nets on photographs, whose workers
+    keep the cores busy, one on each GPU.
+
+    Returns:
+        The GPU of each run, as CUDA_VISIBLE_DEVICES is to name it; "" leaves that as it is.
 
     Raises:
         UsageError: if `jobs` is less than 1.
     """
-    if jobs is not None:
-        if jobs < 1:
-            raise UsageError(f"--jobs must be at least 1, not {jobs}.")
-        return max(1, min(jobs, len(specs)))
-    if len(specs) < 2 or not all(isinstance(spec.recipe, CifarRecipe) for spec in specs):
-        return 1
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, not {jobs}.")
     passes = [min(micro_batch or spec.recipe.batch_size, spec.recipe.batch_size) for spec in specs]
-    largest = max(BASE_BYTES + LAYER_BYTES * spec.depth * of for spec, of in zip(specs, passes, strict=True))
-    most = max(1, min(len(specs), cores(), free_memory() // largest))
-    kind = device_kind(device)
+    each = [BASE_BYTES + LAYER_BYTES * spec.depth * of for spec, of in zip(specs, passes, strict=True)]
+    largest, small = max(each, default=1), all(isinstance(spec.recipe, CifarRecipe) for spec in specs)
+    kind, rooms = device_kind(device), {"": 1}
     if kind == "cuda":
-        return min(most, 1 if largest > LARGE_ON_GPU else ON_GPU)
-    return most if kind == "cpu" else 1
+        rooms = _rooms_on_gpus(device, largest, small)
+    elif kind == "cpu" and small:
+        rooms = {"": max(1, min(cores(), free_memory() // largest))}
+    layers = [gpu for layer in range(max(rooms.values())) for gpu, room in rooms.items() if room > layer]
+    return list(islice(chain(layers, cycle(rooms)), max(1, min(jobs or len(layers), len(specs)))))
+
+
+def _rooms_on_gpus(device: str, largest: int, small: bool) -> dict[str, int]:
+    """How many runs have room on each GPU that is not full; on the emptiest one at least."""
+    free = gpus()
+    if index := device.partition(":")[2]:  # which the command itself takes
+        sizes = dict(zip(map(str, range(len(free))), free.values(), strict=True))
+        free = {"": sizes[index]} if index in sizes else {}
+    if not free:
+        return {"": 1}
+    most = max(1, min(ON_GPU, cores() // len(free))) if small and gpus_are_shared() else 1
+    rooms = {gpu: 1 if size is None else min(most, size // largest) for gpu, size in free.items()}
+    emptiest = max(free, key=lambda gpu: free[gpu] or 0)
+    return {gpu: room for gpu, room in rooms.items() if room} or {emptiest: 1}
 
 
 def threads_each(jobs: int) -> int | None:
@@ -180,11 +186,13 @@ class Command:
     """
 
     def __init__(
-        self, words: Sequence[str], tell: Callable[[Event | Outcome], None], threads: int | None = None
-    ) -> None:
+        self, words: Sequence[str], tell: Callable[[Event | Outcome], None], threads: int | None = None,
+        gpu: str = "",
+    ) -> None:  # fmt: skip
         self.stderr: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # What a run computes with by default; one that goes on keeps the number that it began with.
         share = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        share |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
         self.process = subprocess.Popen(
             [*COMMAND, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.stderr,
             text=True, start_new_session=True, env=os.environ | share | {EVENTS: str(os.getpid())},
@@ -226,13 +234,13 @@ class Command:
 
 @dataclass
 class RunPool:
-    """Trains `jobs`, `size` at a time with `threads` each; one that fails stops no other.
+    """Trains `jobs`, one in each of `places` (see `choose_places`) with `threads`; a failure stops no other.
 
     `hear` is told of each event of a run, `end` how it ended; `look` is called a few times a second.
     """
 
     jobs: Sequence[Job]
-    size: int
+    places: Sequence[str]
     threads: int | None = None
     hear: Callable[[Job, Event], None] = lambda job, event: None
     end: Callable[[Job, Outcome], None] = lambda job, outcome: None
@@ -243,17 +251,22 @@ class RunPool:
     def run(self) -> None:
         """Train all, or until a signal comes: it is passed on, and the runs stop after their update."""
         waiting, self.running = list(self.jobs), dict[Job, Command]()
+        self.free, self.taken = set(range(len(self.places))), dict[Job, int]()
         self.told: queue.Queue[tuple[Job, Event | Outcome]] = queue.Queue()
         with self._passing_signals_on():
             while self.running or (waiting and not self.received):
-                while waiting and len(self.running) < self.size and not self.received:
+                while waiting and self.free and not self.received:
                     self._start(waiting.pop(0))
                 with suppress(queue.Empty):
                     self._take(*self.told.get(timeout=PAUSE))
                 self.look()
 
     def _start(self, job: Job) -> None:
-        self.running[job] = Command(job.words, lambda told: self.told.put((job, told)), self.threads)
+        self.taken[job] = place = min(self.free)
+        self.free.remove(place)
+        self.running[job] = Command(
+            job.words, lambda told: self.told.put((job, told)), self.threads, self.places[place]
+        )
         self.hear(job, {"event": "start"})
 
     def _take(self, job: Job, told: Event | Outcome) -> None:
@@ -261,6 +274,7 @@ class RunPool:
             self.hear(job, told)
             return
         del self.running[job]
+        self.free.add(self.taken.pop(job))
         if self.received and told.code == -self.received:  # it had no hand free yet to write a checkpoint
             told = Outcome(128 + self.received, "Stopped before it began.")
         self.outcomes[job] = told
@@ -294,7 +308,7 @@ def run_command(words: Sequence[str], threads: int | None = None) -> tuple[Outco
         Interrupted: after a signal, which is passed on to it.
     """
     events: list[Event] = []
-    pool = RunPool([Job("", 0, tuple(words))], 1, threads)
+    pool = RunPool([Job("", 0, tuple(words))], [""], threads)
     pool.hear = lambda job, event: events.append(event)
     pool.run()
     if pool.received:
