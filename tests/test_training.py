@@ -715,10 +715,12 @@ def test_gradients_of_several_passes_make_the_update_of_one_with_the_same_bn_gro
     ("trouble", "whose"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "the GPU's"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be .."), "the GPU's"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "the GPU's"),
         (MemoryError(), "this machine's"),
         (RuntimeError("[..] DefaultCPUAllocator: can't allocate memory: you tried .."), "this machine's"),
     ],
-    ids=["gpu", "python", "cpu"],
+    ids=["gpu", "cuda", "cudnn", "python", "cpu"],
 )
 def test_a_full_memory_is_told_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, whose: str

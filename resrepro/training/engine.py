@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from resrepro.errors import ResreproError, UsageError
+from resrepro.machine import cores
 from resrepro.nets import Net
 from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
 from resrepro.spec.recipe import Recipe
@@ -22,6 +23,7 @@ AUTO = "auto"
 EAGER, KERNELS, GRAPH = ENGINES = ("eager", "kernels", "graph")
 SUCCESSORS = {"inductor": GRAPH}  # engines of earlier versions, and what goes on with their runs
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FULL_GPU = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # CUDA's own words, cuDNN's and cuBLAS's
 FEWEST = 50  # updates for which compiling the kernels, a second or two, is assumed to pay
 
 
@@ -171,13 +173,13 @@ def telling_memory(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise ResreproError(f"the GPU's memory does not hold {what}.") from None
     except (MemoryError, RuntimeError) as error:
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in FULL_GPU)
         full = isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # PyTorch, on a CPU
-        if not full:
+        if not on_gpu and not full:
             raise
-        raise ResreproError(f"this machine's memory does not hold {what}.") from None
+        whose = "the GPU's" if on_gpu else "this machine's"
+        raise ResreproError(f"{whose} memory does not hold {what}.") from None
 
 
 def forget_shapes_soon() -> None:
@@ -198,10 +200,7 @@ def threads_used(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if count is not None and count < 1:
         raise UsageError(f"--threads must be at least 1, not {count}.")
-    if count is None and hasattr(os, "sched_getaffinity"):
-        count = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-    if count is not None:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count or min(before, cores()))
     try:
         yield
     finally:
