@@ -304,7 +304,7 @@ def _loss(error: float) -> float:
 def _rows(
     point: Point, held_out: list[str], recipe: Any, images: int, switch: int | None
 ) -> Iterator[tuple[object, ...]]:
-    from resrepro.training.optimizer import learning_rate
+    from resrepro.training.updates import learning_rate
 
     lr = learning_rate(recipe, point.iteration - 1, switch)
     epoch = point.iteration * recipe.batch_size / images

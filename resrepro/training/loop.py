@@ -20,7 +20,6 @@ from resrepro.training import world_size
 from resrepro.training.checkpoint import save_checkpoint, state_of
 from resrepro.training.engine import EAGER, GRAPH, accelerate, arithmetic
 from resrepro.training.measure import Errors, ErrorSums, measure_held_out
-from resrepro.training.optimizer import Plateau, descend, differentiate, learning_rate, make_optimizer
 from resrepro.training.parallel import (
     BatchSplit,
     agreed,
@@ -31,7 +30,15 @@ from resrepro.training.parallel import (
     on_first,
 )
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
-from resrepro.training.updates import RecordedUpdates, Updates
+from resrepro.training.updates import (
+    Plateau,
+    RecordedUpdates,
+    Updates,
+    descend,
+    differentiate,
+    learning_rate,
+    make_optimizer,
+)
 
 LOOK_FOR_DIVERGENCE = 100  # updates; each look waits for the device
 AGREE_EVERY = 10  # updates after which several processes hear of each other's signals

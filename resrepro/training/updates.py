@@ -1,24 +1,140 @@
-"""How the updates of a run are made: called from Python one by one, or as replays of a recorded one.
+"""Updates (Sections 3.4 and 4.2): their learning rate, SGD with momentum, and how a stretch of them is made.
 
-Between two events of a run lies a stretch of updates at one learning rate. On a GPU an update is recorded as
-a CUDA graph; what differs between updates lies on the device before the stretch begins, and nothing waits for
-the device within it. Both ways make the same update and so compute the same.
+Between two events of a run lies a stretch of updates at one learning rate. They are called from Python one by
+one, or on a GPU one is recorded as a CUDA graph and replayed: then what differs between updates lies on the
+device before the stretch begins, and nothing waits for the device within it. Both make the same update and so
+compute the same.
 """
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from inspect import unwrap
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resrepro.data.feeds import Feed
-from resrepro.training.optimizer import SGD, set_learning_rate
+from resrepro.spec.recipe import ImageNetRecipe, Recipe
+from resrepro.training import world_size
 
 Step = Callable[[Tensor, Tensor], None]
 Work = Callable[[], None]
 BEFORE_RECORDING = 3  # updates in which the libraries choose their algorithms and allocate
+
+
+def learning_rate(
+    recipe: Recipe, iteration: int, warmup_switch: int | None = None, drops: Sequence[int] | None = None
+) -> float:
+    """The rate of update `iteration`, counted from 0: 32,000 is the first after a drop at 32,000.
+
+    The warm-up, if there is one, ended at `warmup_switch` (None while it lasts); `drops` are those found on
+    the way (see `Plateau`), the recipe's by default.
+    """
+    if recipe.warmup_lr and (warmup_switch is None or iteration < warmup_switch):
+        return recipe.warmup_lr
+    fallen = recipe.lr_drops if drops is None else drops
+    return float(recipe.lr / recipe.lr_divisor ** sum(iteration >= drop for drop in fallen))
+
+
+@dataclass
+class Plateau:
+    """Watches the validation error at each sample and says when the rate drops.
+
+    The rate drops after `plateau_patience` samples in a row of which none was at least `plateau_gain`
+    points better than the best since the drop before, as often as the recipe has fixed drops.
+    """
+
+    recipe: ImageNetRecipe
+    drops: list[int] = field(default_factory=list)
+    best: float = float("inf")
+    waited: int = 0
+
+    def see(self, iteration: int, top1_err: float) -> bool:
+        """Take note of a sample; True if the rate drops from `iteration` on."""
+        if top1_err <= self.best - self.recipe.plateau_gain:
+            self.best, self.waited = top1_err, 0
+            return False
+        self.waited += 1
+        if self.waited < self.recipe.plateau_patience or len(self.drops) >= len(self.recipe.lr_drops):
+            return False
+        self.drops.append(iteration)
+        self.best, self.waited = top1_err, 0
+        return True
+
+    def state(self) -> list[float | list[int]]:
+        """What a checkpoint keeps."""
+        return [list(self.drops), self.best, self.waited]
+
+
+class SGD(torch.optim.SGD):
+    """PyTorch's, without the wrappers that import its compiler, which takes longer than a short run."""
+
+    add_param_group = unwrap(torch.optim.SGD.add_param_group)
+    state_dict = unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = unwrap(torch.optim.SGD.load_state_dict)
+    zero_grad = unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
+def make_optimizer(net: nn.Module, recipe: Recipe) -> SGD:
+    """SGD over all parameters; weight decay on BN and biases only if the recipe says so."""
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]  # BN scales and shifts, and the fc bias
+    decay, nesterov = recipe.weight_decay, recipe.momentum_form == "nesterov"
+    groups = [
+        {"params": weights, "weight_decay": decay},
+        {"params": others, "weight_decay": decay if recipe.decay_bn_bias else 0.0},
+    ]
+    optimizer = SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=True)
+    for parameter in net.parameters():
+        # PyTorch would begin with memory as it finds it, and keep that if the first update overflows.
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str) -> None:
+    """Set the rate of the next update.
+
+    PyTorch keeps u = m u + g and steps by lr u; Caffe keeps v = m v + lr g and steps by v. While the
+    rate is constant v = lr u and both are the same. When it changes, the Caffe form carries v over,
+    so u is rescaled by old / new.
+    """
+    for group in optimizer.param_groups:
+        old, group["lr"] = group["lr"], lr
+        if old == lr or momentum_form != "caffe":
+            continue
+        for parameter in group["params"]:
+            if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
+                buffer.mul_(old / lr)
+
+
+def differentiate(loss: Tensor, net: nn.Module, *, first: bool) -> None:
+    """Set the gradients of a net's parameters, or add to those of the passes before."""
+    parameters = list(net.parameters())
+    if world_size() > 1:  # they are exchanged where PyTorch accumulates them
+        if first:
+            net.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        if gradient.stride() != parameter.stride():  # the fused step takes both as they lie in memory
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient if first or parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def descend(optimizer: SGD, scaler: torch.amp.GradScaler, skipped: Tensor) -> None:
+    """A step of SGD; in fp16 it is left out and counted where a gradient is not finite."""
+    if not scaler.is_enabled():
+        optimizer.step()
+        return
+    assert scaler._scale is not None
+    scale = scaler._scale.clone()
+    scaler.step(optimizer)
+    scaler.update()  # a smaller scale than before tells that the step was left out
+    skipped += scaler._scale < scale
 
 
 class Updates:
