@@ -125,7 +125,8 @@ class Sheet:
 
     def colour(self, depth: int, *, text: bool = False) -> str:
         """The colour of the nets of a depth, or of their names, which can be read on white."""
-        listed, others = ("text", "other_text") if text else ("colours", "others")
+        own = text and "text" in self.palette
+        listed, others = ("text", "other_text") if own else ("colours", "others")
         left: Sequence[str] = self.palette[others]
         return str(self.palette[listed].get(str(depth), left[(depth - 2) // 6 % len(left)]))
 

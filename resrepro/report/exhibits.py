@@ -112,7 +112,9 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            drawing = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, palette="safe")
+            drawing = exhibits.draw_figure(
+                name, found.runs, Path(folder), paper=True, style=exhibits.Style("safe", formats=("svg",))
+            )
         except RecordError:
             return None
         content = next(path for path in drawing.paths if path.suffix == ".svg").read_bytes()
