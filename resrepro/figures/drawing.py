@@ -169,9 +169,8 @@ def render(figure: "Figure", title: str, formats: Iterable[str] = ("png", "svg")
 def own_settings() -> Iterator[None]:
     """While active, figures look the same whatever the user has set up for his own."""
     matplotlib = _imported()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
+    usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    with matplotlib.rc_context(usual | SETTINGS):  # rcdefaults() would read his style files
         yield
 
 
