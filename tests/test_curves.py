@@ -407,12 +407,12 @@ def test_a_figure_is_as_wide_as_asked_with_or_without_its_caption(
     tmp_path: Path, exhibit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def size(**style: Any) -> tuple[float, float]:
-        draw_figure(exhibit, [], tmp_path, paper=True, style=Style(**style))
+        draw_figure(exhibit, [], tmp_path, paper=True, style=Style(**style, formats=("svg",)))
         width, height = made.pop().get_size_inches()
         return float(width), float(height)
 
     made: list[Any] = []
-    monkeypatch.setattr("resrepro.figures.render", lambda figure, *_: made.append(figure) or {})
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: made.append(figure))
     for width, inches in (("column", 3.25), ("4", 4.0), (9, 9.0)):
         assert size(width=width)[0] == pytest.approx(inches)
     assert size()[0] == size(caption=False)[0]

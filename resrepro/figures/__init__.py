@@ -5,6 +5,7 @@ from run records.
 """
 
 import contextlib
+import io
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from resrepro.comparison.table import Table, write_table
 from resrepro.comparison.tables_1_and_5 import table_1
 from resrepro.errors import UsageError
 from resrepro.figures import architecture, curves, responses
-from resrepro.figures.drawing import FORMATS, draw_sheet, render
+from resrepro.figures.drawing import draw_sheet, own_settings
 from resrepro.paper import layouts
 from resrepro.records import Run
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
@@ -29,6 +30,12 @@ FIGURE_7 = responses.EXHIBIT
 
 WIDTHS = {"column": 3.25, "text": 6.875}  # of the paper's own page, inches
 NARROW, WIDE = 3.0, 40.0  # inches
+SHOWN, PRINTED = 150, 300  # pixels per inch of a PNG: of the figure's own width, of one that was asked for
+FORMATS: Mapping[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}  # and what is not said in them
 
 
 @dataclass(frozen=True)
@@ -136,9 +143,13 @@ def draw_figure(
         title, notes = sheet.layout["title"], sheet.notes
         figure = draw_sheet(sheet, caption=caption, width=width)
     paths = []
-    for kind, content in render(figure, title, style.formats).items():
+    for kind in style.formats:
+        content = io.BytesIO()
+        with own_settings():
+            about = {**FORMATS[kind], "Title": title}
+            figure.savefig(content, format=kind, dpi=PRINTED if width else SHOWN, metadata=about)
         paths.append(folder / f"{stem or exhibit}.{kind}")
-        write_out(paths[-1], content)
+        write_out(paths[-1], content.getvalue())
     return Drawing(tuple(paths), notes)
 
 

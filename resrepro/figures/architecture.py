@@ -59,7 +59,7 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
         lines = wrap(layout["note"], width - 0.28, TEXT) if caption else []
         foot = 0.2 + FOOT_LINE * len(lines)
         height = HEAD + rows * PITCH + foot
-        figure = Figure(figsize=(width, height), dpi=150 * width / (inches or width), facecolor="white")
+        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
         for size, row in starts.items():

@@ -4,6 +4,7 @@ Drawn is one seed group per net, all of one protocol, with the paper's own curve
 """
 
 import itertools
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -297,7 +298,7 @@ def lead(layout: Layout, groups: Groups) -> str:
     ours, full = iterations_of(first), paper_iterations(layout)
     length = f"{ours:,} iterations" if ours == full else f"{ours:,} of the paper's {full:,} iterations"
     counts = {label: len(group.runs) for label, group in groups.items()}
-    usual = min(counts.values())
+    usual = statistics.mode(counts.values())
     more = [f"{label}: {count}" for label, count in counts.items() if count != usual]
     seeds = f"{usual} seed{'s' if usual > 1 else ''} per net" + (f" ({', '.join(more)})" if more else "")
     split = ", 45k/5k split" if first.spec["recipe"].get("split") == "45k5k" else ""

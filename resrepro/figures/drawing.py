@@ -1,17 +1,14 @@
 """Putting a `Sheet` of error curves on paper: panels in a row, every net labelled at the end of its curve.
 
-matplotlib is used through its objects, without pyplot and the user's own settings: equal input gives equal
-files.
+matplotlib is used through its objects, without pyplot and the user's settings: equal input gives equal files.
 """
 
 import contextlib
 import importlib.util
-import io
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +24,6 @@ INCH = 72  # points
 PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.6, 0.58, 0.12, 0.52  # inches
 NARROWEST, WIDEST = 1.5, 3.5  # inches, of a panel: else fewer stand in a row; of one of several rows
 PER_TICK = 0.41  # inches of the axis of iterations
-SHOWN, PRINTED = 150, 300  # pixels per inch, of a figure of its own width or of one that was asked for
 TITLE, LEGEND, KEY_PITCH, LINE = 0.24, 0.26, 0.18, 0.19  # heights of the rows of text, inches
 HANDLE = 0.65  # inches beside the words of a key
 TEXT, SMALL = 10.0, 9.0  # points
@@ -37,11 +33,6 @@ BOLD = 2.1  # line width, points
 DASHES = (0, (4, 1.6))
 QUIET, DARK = "#6b6b6b", "#303030"
 TICKS = {20: (0, 5, 10, 20), 40: range(0, 41, 10), 60: range(0, 61, 20), 80: range(0, 81, 20)}
-FORMATS: Mapping[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}  # and what is not said in them
 BAND = "mean ± std over seeds (n−1)"
 Place = tuple[Panel, float, float]  # a panel, its left edge and its width in inches
 SETTINGS: Any = {
@@ -63,7 +54,6 @@ def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None
     with own_settings():
         from matplotlib.figure import Figure
 
-        dpi = PRINTED if width else SHOWN
         width = width or float(sheet.layout["width"])
         rows = _rows(sheet, width)
         off_scale = [
@@ -74,18 +64,19 @@ def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None
             if curve.y[-1] > sheet.top
         ]
         lines = wrap(" ".join([*sheet.footnote, *off_scale]), width - 0.5, SMALL) if caption else []
-        legend = arrange(_legend_keys(sheet), width - LEFT)
+        keys = _legend_keys(sheet)
+        columns, legend = arrange(keys, width - LEFT)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
         tall = min(PANEL_HEIGHT, 1.3 + width / 4)
         pitch, foot = titles + tall + BOTTOM, LINE * len(lines) + 0.1
-        height = foot + len(rows) * pitch + legend.height + TOP
-        figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+        height = foot + len(rows) * pitch + legend + TOP
+        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         for number, row in enumerate(rows):
             low = foot + BOTTOM + (len(rows) - 1 - number) * pitch
             for panel, left, own in row:
                 axes = figure.add_axes((left / width, low / height, own / width, tall / height))
                 _draw_panel(axes, sheet, panel)
-        legend.draw(figure)
+        add_legend(figure, keys, columns)
         write_below(figure, lines)
     return figure
 
@@ -115,27 +106,8 @@ def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[Place]:
     return row
 
 
-@dataclass(frozen=True)
-class Legend:
-    """Keys in columns at the top of a figure, and the height that they take in inches."""
-
-    keys: "Sequence[Artist]"
-    columns: int
-    height: float
-
-    def draw(self, figure: "Figure") -> None:
-        """Put the legend on a figure that has room for it."""
-        if self.keys:
-            width, height = map(float, figure.get_size_inches())
-            figure.legend(
-                handles=self.keys, loc="upper left", bbox_to_anchor=(LEFT / width, 1 - 0.06 / height),
-                ncols=self.columns, frameon=False, fontsize=SMALL, handlelength=2.6, columnspacing=2.0,
-                borderaxespad=0.0, borderpad=0.2,
-            )  # fmt: skip
-
-
-def arrange(keys: "Sequence[Artist]", room: float) -> Legend:
-    """As many keys side by side as fit into so many inches; the words of one that is wider are wrapped."""
+def arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
+    """How many keys fit side by side into so many inches, wider ones wrapped, and the height of all."""
     for key in keys:
         key.set_label("\n".join(wrap(str(key.get_label()), room - HANDLE, SMALL)))
     told = [str(key.get_label()).splitlines() for key in keys]
@@ -144,8 +116,19 @@ def arrange(keys: "Sequence[Artist]", room: float) -> Legend:
         rows, longer = divmod(len(keys), columns)  # the first columns have one more
         starts = [rows * number + min(number, longer) for number in range(columns + 1)]
         if sum(max(widths[low:high]) for low, high in itertools.pairwise(starts)) <= room:
-            return Legend(keys, columns, LEGEND + KEY_PITCH * (rows + (longer > 0) - 1))
-    return Legend(keys, 1, LEGEND + KEY_PITCH * (sum(map(len, told)) - 1) if keys else 0.0)
+            return columns, LEGEND + KEY_PITCH * (rows + (longer > 0) - 1)
+    return 1, LEGEND + KEY_PITCH * (sum(map(len, told)) - 1) if keys else 0.0
+
+
+def add_legend(figure: "Figure", keys: "Sequence[Artist]", columns: int) -> None:
+    """Put keys, if there are any, in so many columns at the top of a figure."""
+    width, height = map(float, figure.get_size_inches())
+    if keys:
+        figure.legend(
+            handles=keys, loc="upper left", bbox_to_anchor=(LEFT / width, 1 - 0.06 / height), ncols=columns,
+            frameon=False, fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0,
+            borderpad=0.2,
+        )  # fmt: skip
 
 
 def write_below(figure: "Figure", lines: Sequence[str]) -> None:
@@ -154,15 +137,6 @@ def write_below(figure: "Figure", lines: Sequence[str]) -> None:
     for number, line in enumerate(reversed(lines)):
         y = (0.12 + LINE * number) / height
         figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
-
-
-def render(figure: "Figure", title: str, formats: Iterable[str] = ("png", "svg")) -> dict[str, bytes]:
-    """The figure as files of some of `FORMATS`, without dates or versions in them."""
-    files = {kind: io.BytesIO() for kind in formats}
-    with own_settings():
-        for kind, file in files.items():
-            figure.savefig(file, format=kind, metadata={**FORMATS[kind], "Title": title})
-    return {kind: file.getvalue() for kind, file in files.items()}
 
 
 @contextlib.contextmanager

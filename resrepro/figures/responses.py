@@ -12,24 +12,8 @@ from typing import TYPE_CHECKING, Any
 from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
 from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError
-from resrepro.figures import curves
+from resrepro.figures import curves, drawing
 from resrepro.figures.curves import Curve, Groups
-from resrepro.figures.drawing import (
-    BAND,
-    BOLD,
-    DARK,
-    DASHES,
-    LINE,
-    PRINTED,
-    SHOWN,
-    SMALL,
-    arrange,
-    draw_curve,
-    mixed,
-    own_settings,
-    wrap,
-    write_below,
-)  # fmt: skip
 from resrepro.paper import curves as paper_curves
 from resrepro.paper import published
 from resrepro.records import Run
@@ -138,18 +122,17 @@ def _draw(
     ours: list[Curve], theirs: list[Curve], palette: Mapping[str, Any], ends: tuple[float, float],
     heading: str, told: str, width: float | None,
 ) -> "Figure":  # fmt: skip
-    with own_settings():
+    with drawing.own_settings():
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
-        dpi = PRINTED if width else SHOWN
         width = width or float(plan()["width"])
-        lines = wrap(told, width - 0.4, SMALL)
-        foot = BOTTOM + LINE * len(lines) + 0.08
-        legend = arrange(_legend_keys(ours, theirs, palette), width - LEFT)
-        top = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1)
-        height = top + legend.height + TOP
-        figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+        lines = drawing.wrap(told, width - 0.4, drawing.SMALL)
+        foot = BOTTOM + drawing.LINE * len(lines) + 0.08
+        keys = _legend_keys(ours, theirs, palette)
+        columns, legend = drawing.arrange(keys, width - LEFT)
+        height = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1) + legend + TOP
+        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         for number, panel in enumerate(plan()["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
             place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
@@ -164,17 +147,17 @@ def _draw(
                 drawn = replace(line, y=tuple(sorted(line.y, reverse=True)), std=None)
                 shown, faint = drawn if panel["sorted"] else line, bool(line.paper and ours)
                 style, colour = _style(line, palette, faint=faint), palette["colours"][str(line.depth)]
-                draw_curve(axes, shown, colour, style, {"alpha": 0.18}, faint=faint)
+                drawing.draw_curve(axes, shown, colour, style, {"alpha": 0.18}, faint=faint)
         figure.axes[0].set_title(heading, pad=5)
-        legend.draw(figure)
-        write_below(figure, lines)
+        drawing.add_legend(figure, keys, columns)
+        drawing.write_below(figure, lines)
     return figure
 
 
 def _style(line: Curve, palette: Mapping[str, Any], *, faint: bool) -> dict[str, Any]:
     style: dict[str, Any] = {
-        "linestyle": DASHES if line.plain else "-",
-        "linewidth": 0.8 if faint else BOLD - 0.5,
+        "linestyle": drawing.DASHES if line.plain else "-",
+        "linewidth": 0.8 if faint else drawing.BOLD - 0.5,
         "zorder": 2.0 if faint else 3.0,
     }
     marker = palette["markers"].get(str(line.depth))
@@ -196,12 +179,14 @@ def _legend_keys(
     for line in [*ours, *(line for line in theirs if line.net not in own)]:
         faint, colour = bool(line.paper and ours), palette["colours"][str(line.depth)]
         style = _style(line, palette, faint=faint) | {"markevery": None}
+        style["color"] = drawing.mixed(colour, 0.55) if faint else colour
         told = f"{line.net}, the paper's alone" if faint else line.net
-        keys.append(Line2D([], [], color=mixed(colour, 0.55) if faint else colour, label=told, **style))
+        keys.append(Line2D([], [], label=told, **style))
     if any(line.std for line in ours):
-        keys.append(Patch(color=DARK, alpha=0.18, linewidth=0, label=BAND))
+        keys.append(Patch(color=drawing.DARK, alpha=0.18, linewidth=0, label=drawing.BAND))
     if own.intersection(line.net for line in theirs):
-        keys.append(Line2D([], [], color=mixed(DARK, 0.55), linewidth=0.8, label="the paper's curves (pale)"))
+        pale = drawing.mixed(drawing.DARK, 0.55)
+        keys.append(Line2D([], [], color=pale, linewidth=0.8, label="the paper's curves (pale)"))
     return keys
 
 
