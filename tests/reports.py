@@ -13,7 +13,7 @@ from resrepro.records.collection import Collection, collect
 KINDS = ("held", "failed", "undecided", "not testable here")
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 LINE_END = "\u2028"  # ends a line in a script, and no record may hold it
-VOID = {"meta", "input", "img", "br", "link"}
+VOID = {"meta", "input", "img", "br", "link", "source"}
 
 
 def ruling(verdict: str = "held", why: str = "difference 49.0, 95 % interval 34.8 to 63.2") -> Ruling:

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 from conftest import FIRST_IMAGES, write_run, write_test_eval
 
-from resrepro.errors import RecordError
-from resrepro.figures import draw_figure, plot
+from resrepro.errors import RecordError, UsageError
+from resrepro.figures import Style, draw_figure, plot
 from resrepro.figures.curves import Sheet, make_sheet, palette_named
 from resrepro.figures.drawing import draw_sheet, spread, text_width, wrap
 from resrepro.records import Run
@@ -223,9 +224,11 @@ def test_plain110_does_not_widen_the_frame(tmp_path: Path) -> None:
     assert "plain-110 ends above the frame, at 61.0 % (test)" in words(figure)
 
 
-@pytest.mark.parametrize("palette", ["paper", "safe"])
+@pytest.mark.parametrize(("palette", "width"), [("paper", None), ("safe", 6.875), ("safe", 3.25)])
 @pytest.mark.parametrize("exhibit", ["figure4", "figure6"])
-def test_nothing_overlaps_and_nothing_is_cut_off(tmp_path: Path, exhibit: str, palette: str) -> None:
+def test_nothing_overlaps_and_nothing_is_cut_off(
+    tmp_path: Path, exhibit: str, palette: str, width: float | None
+) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     if exhibit == "figure6":
@@ -236,7 +239,7 @@ def test_nothing_overlaps_and_nothing_is_cut_off(tmp_path: Path, exhibit: str, p
         for net, seed in itertools.product(("plain18", "plain34", "resnet18", "resnet34"), (0, 1)):
             curve = steps(720, 50.0 + seed, 35.0)
             write_run(tmp_path, f"folder-{net}", seed, curve=curve, iterations=720)
-    figure = drawn(tmp_path, exhibit, paper=True, palette=palette)
+    figure = draw_sheet(sheet_of(tmp_path, exhibit, paper=True, palette=palette), width=width)
     renderer = FigureCanvasAgg(figure).get_renderer()
     for axes in figure.axes:
         boxes = [text.get_window_extent(renderer) for text in axes.texts]
@@ -247,9 +250,24 @@ def test_nothing_overlaps_and_nothing_is_cut_off(tmp_path: Path, exhibit: str, p
         assert box.x0 >= 0 <= box.y0
         assert box.x1 <= figure.bbox.x1
         assert box.y1 <= figure.bbox.y1
-    for axes, following in itertools.pairwise(figure.axes):
-        right = max(text.get_window_extent(renderer).x1 for text in axes.texts)
-        assert right < following.get_tightbbox(renderer, for_layout_only=True).x0
+    whole = [artist.get_tightbbox(renderer) for artist in (*figure.axes, *figure.legends, *figure.texts)]
+    assert not any(a.overlaps(b) for k, a in enumerate(whole) for b in whole[:k])
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            ticks = [label.get_window_extent(renderer) for label in axis.get_ticklabels()]
+            assert not any(a.overlaps(b) for a, b in itertools.pairwise(ticks))
+
+
+def test_five_nets_within_a_point_are_named_in_their_order_by_lines_that_do_not_cross(tmp_path: Path) -> None:
+    ends = {20: 0.9, 32: 0.5, 44: 1.3, 56: 1.1, 110: 0.7}
+    for depth, end in ends.items():
+        train(tmp_path, f"cifar10-resnet{depth}", end)
+    axes = drawn(tmp_path).axes[1]
+    named = sorted(axes.texts, key=lambda text: text.get_position()[1])
+    assert [text.get_text() for text in named] == [f"ResNet-{depth}" for depth in sorted(ends, key=ends.get)]
+    leaders = [line.get_ydata() for line in axes.lines if line.get_label() == "leader"]
+    for low, high in itertools.pairwise(sorted(leaders, key=lambda y: y[0])):
+        assert all(a < b for a, b in zip(low, high, strict=True))
 
 
 # --- Figure 4 ---------------------------------------------------------------------------------------
@@ -371,6 +389,57 @@ def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path, exhibit
     assert [path.read_bytes() for path in changed.paths] == [path.read_bytes() for path in plain.paths]
 
 
+def test_nothing_in_the_environment_keeps_a_figure_from_being_drawn(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_bytes(b"backend: nonsense\nfont.family: \xff\xfe\nno colon\n")
+    (tmp_path / "stylelib").mkdir()
+    (tmp_path / "stylelib" / "my.mplstyle").write_bytes(b"font.family: \xff\xfe\n")
+    odd = {"MPLBACKEND": "module://nowhere.inline", "MPLCONFIGDIR": str(tmp_path), "LC_ALL": "xx_YY"}
+    call = "plot('figure1', 'none', 'out', paper=True, formats=['svg'])"
+    code = f"import os, resrepro.figures as e; e.{call}; assert 'nowhere' in os.environ['MPLBACKEND']"
+    environment = os.environ | odd | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, check=True)
+    [usual] = plot("figure1", tmp_path, tmp_path, paper=True, formats=["svg"])
+    assert usual.read_bytes() == (tmp_path / "out" / usual.name).read_bytes()
+
+
+@pytest.mark.parametrize("exhibit", ["figure1", "figure3", "figure7"])
+def test_a_figure_is_as_wide_as_asked_with_or_without_its_caption(
+    tmp_path: Path, exhibit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def size(**style: Any) -> tuple[float, float]:
+        draw_figure(exhibit, [], tmp_path, paper=True, style=Style(**style, formats=("svg",)))
+        width, height = made.pop().get_size_inches()
+        return float(width), float(height)
+
+    made: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: made.append(figure))
+    for width, inches in (("column", 3.25), ("4", 4.0), (9, 9.0)):
+        assert size(width=width)[0] == pytest.approx(inches)
+    assert size()[0] == size(caption=False)[0]
+    assert size()[1] > size(caption=False)[1]
+
+
+def test_a_pdf_is_drawn_alone_and_twice_the_same(tmp_path: Path) -> None:
+    files = [
+        path
+        for folder in "ab"
+        for path in plot("figure1", tmp_path, tmp_path / folder, paper=True, formats=["pdf"])
+    ]
+    assert [path.name for path in files] == ["figure1.pdf"] * 2
+    assert files[0].read_bytes().startswith(b"%PDF")
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "style", [{"width": "wide"}, {"width": 2}, {"width": float("nan")}, {"formats": ["eps"]}]
+)
+def test_a_width_or_format_that_there_is_not_is_refused(style: dict[str, Any]) -> None:
+    with pytest.raises(
+        UsageError, match=r"no (width .*give 3 to 40 inches|format 'eps': there are png, svg, pdf)"
+    ):
+        plot("figure1", **style)
+
+
 def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
     code = (
         "import sys, resrepro.figures as e; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
@@ -380,12 +449,14 @@ def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["paper", "safe"])
-def test_names_can_be_read_on_white(name: str) -> None:
+@pytest.mark.parametrize(("name", "text"), [("paper", "text"), ("safe", "colours")])
+def test_names_can_be_read_on_white_the_safe_ones_in_the_colours_of_their_lines(name: str, text: str) -> None:
     palette = palette_named(name)
-    assert palette["text"].keys() == palette["colours"].keys()
-    assert len(palette["other_text"]) == len(palette["others"])
-    for colour in (*palette["text"].values(), *palette["other_text"]):
+    others = palette["other_text" if text == "text" else "others"]
+    assert ("text" in palette) is (text == "text")
+    assert palette[text].keys() == palette["colours"].keys()
+    assert len(others) == len(palette["others"])
+    for colour in (*palette[text].values(), *others):
         parts = [part / 255 for part in bytes.fromhex(colour[1:])]
         linear = [((part + 0.055) / 1.055) ** 2.4 if part > 0.04 else part / 12.92 for part in parts]
         light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

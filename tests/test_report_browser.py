@@ -1,6 +1,7 @@
 """The report in headless Chromium: it works, asks for nothing, and is usable by all (`make test-browser`)."""
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -8,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from reports import HOSTILE, records, verdict_of, verdicts
 
+from resrepro.figures import Style, draw_figure
+from resrepro.records.collection import collect
 from resrepro.report import build_report
 
 pytestmark = pytest.mark.browser
@@ -148,6 +153,46 @@ def test_no_request_leaves_the_page_and_no_record_runs_as_a_script(browser: Brow
     assert {url.partition(":")[0] for url in browser.requests()} <= {"file", "data"}
     assert browser.js("return window.hacked") is None
     assert browser.driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize("exhibit", ["figure3", "figure6", "figure7"])
+def test_the_pages_picture_is_the_png_that_plot_writes(
+    browser: Browser, page: Path, tmp_path: Path, exhibit: str
+) -> None:
+    style = Style("safe", caption=exhibit != "figure6", formats=("png",))
+    [path] = draw_figure(
+        exhibit, collect([page.parent / "runs"]).runs, tmp_path, paper=True, style=style
+    ).paths
+    wanted = Image.open(path)
+    browser.show(page, wanted.width)
+    place = "glance" if exhibit == "figure6" else exhibit
+    browser.js(
+        "const one = document.querySelector(`#${arguments[0]} .picture`);"
+        "document.body.replaceChildren(one);"
+        "for (const { style } of [one, document.body])"
+        "  Object.assign(style, { padding: 0, margin: 0, minWidth: 0, maxWidth: 'none' });",
+        place,
+    )
+    clip = {"x": 0, "y": 0, "width": wanted.width, "height": wanted.height, "scale": 1}
+    data = browser.tell("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert max(outside(shown, wanted), outside(wanted, shown)) < 24  # letters a quarter larger: 47 to 80
+
+
+def outside(one: Image.Image, other: Image.Image) -> int:
+    """How far, of 255, the grey of blocks of 16x16 pixels leaves the range of the other's blocks around."""
+    small, around = (np.asarray(image.convert("L").reduce(16), int) for image in (one, other))
+    near = np.lib.stride_tricks.sliding_window_view(np.pad(around, 1, "edge"), (3, 3))
+    return int(np.maximum(small - near.max((2, 3)), near.min((2, 3)) - small).max())
+
+
+def test_on_a_phone_the_pictures_letters_are_large(browser: Browser, page: Path) -> None:
+    browser.show(page, WIDTHS["phone"])
+    shown = "const one = document.querySelector(arguments[0]); return one.currentSrc === one.src"
+    assert not browser.js(shown, "#glance .picture")  # but the one of panels below each other
+    assert not browser.js(shown, "#figure7 .picture")
+    assert browser.find("#figure3 .picture").size["width"] > 500  # in a box that scrolls
+    assert browser.js("return document.documentElement.scrollWidth") <= WIDTHS["phone"]
 
 
 def test_claims_are_filtered_by_verdict(browser: Browser, page: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_pat
     found = made(tmp_path, *NETS)
     figure, notes = figure_of(tmp_path)
     top, bottom = drawn(figure)
-    names = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["plain-20", "plain-56", "ResNet-20", "ResNet-56", "ResNet-110"]
     for net, label in zip(NETS, names, strict=True):
         std = found[f"{net} 0"].std
@@ -63,6 +63,7 @@ def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_pat
         assert bottom[f"ours {label}"][1] == pytest.approx(sorted(std, reverse=True))
     assert notes == ()
     assert len(top) == len(bottom) == 5
+    assert {axes.get_ylabel() for axes in figure.axes} == {"std of the response"}
     assert "original" in figure.axes[0].get_xlabel()
     assert "sorted" in figure.axes[1].get_xlabel()
     styles = {each.get_label(): (each.get_linestyle(), each.get_color()) for each in figure.axes[0].lines}
@@ -90,16 +91,17 @@ def test_the_papers_curves_are_those_read_off_its_figure(tmp_path: Path) -> None
             rows = theirs[(theirs["panel"] == name) & (theirs["series"] == label)].sort_values("x")
             assert panel[f"paper {label}"][0] == rows["x"].tolist()
             assert panel[f"paper {label}"][1] == pytest.approx(rows["value"].tolist(), abs=0.0015)
-    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts[:2] == ["ResNet-20", "plain-20, the paper's alone"]
+    assert texts[-1] == "the paper's curves (pale)"
     assert "Pale lines: the paper's curves" in foot(figure)
 
 
 @pytest.mark.parametrize(
     ("std", "ends"),
-    [(1.0, (0.5, 3.5)), (3.5, (0.5, 3.5)), (3.51, (0.5, 4.0)), (0.3, (0.0, 3.5)), (20.2, (0.5, 20.5))],
+    [(1.0, (0.5, 3.5)), (3.42, (0.5, 3.5)), (3.5, (0.5, 4.0)), (0.3, (0.0, 3.5)), (20.2, (0.5, 21.0))],
 )
-def test_the_frame_is_the_papers_or_wider_where_a_line_needs_it(
+def test_the_frame_is_the_papers_or_leaves_room_above_and_below_a_line(
     tmp_path: Path, std: float, ends: tuple[float, float]
 ) -> None:
     write_layers(write_run(tmp_path), [std, *[1.0] * 18])

@@ -34,6 +34,8 @@ PAGE = "The HTML file that is written."
 DETAILED = "Claims to show in detail. (default: all)"
 FOLDERS = "Folder of run records; may be repeated. (default: runs)"
 ONLY = "Only runs with this setting, e.g. iterations=2000; may be repeated."
+FORMATS = "png, svg or pdf; may be repeated. (default: png and svg)"
+WIDTH = "Inches, or column or text as on the paper's page. (default: the figure's own)"
 RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metavar="DIR")]
 SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
 
@@ -91,18 +93,22 @@ def plot(
     figures: cli.FiguresOption = Path("figures"),
     paper: Annotated[bool, option("The paper's own curves thin behind ours.", "--paper")] = False,
     palette: Annotated[str, typer.Option(help="paper, or safe for colour-blind readers.")] = "paper",
+    caption: Annotated[bool, option("The text below the figure.", "--caption/--no-caption")] = True,
+    formats: Annotated[list[str] | None, option(FORMATS, "--format")] = None,
+    width: Annotated[str | None, option(WIDTH, "--width")] = None,
     settings: SettingsFilter = None,
 ) -> None:
-    """Draw the paper's figures from run records (PNG, SVG)."""
-    from resrepro.figures import check_figure, draw_figure
+    """Draw the paper's figures from run records (PNG, SVG, PDF)."""
+    from resrepro.figures import Style, check_figure, draw_figure
 
     names = exhibits or ["figure6"]
+    style = Style(palette, caption, width, tuple(formats or ("png", "svg")))
     for name in names:
-        check_figure(name, palette)
+        check_figure(name, style)
     found = read_records(runs, settings)
     console = Console(highlight=False)
     for name in names:
-        drawing = draw_figure(name, found.runs, figures, paper=paper, palette=palette)
+        drawing = draw_figure(name, found.runs, figures, paper=paper, style=style)
         tell_written(drawing.paths, console, drawing.notes)
 
 

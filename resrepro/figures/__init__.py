@@ -4,6 +4,8 @@ from run records.
 `compare` and `plot` are the public calls; `build_table` and `draw_figure` take records already read.
 """
 
+import contextlib
+import io
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +17,7 @@ from resrepro.comparison.table import Table, write_table
 from resrepro.comparison.tables_1_and_5 import table_1
 from resrepro.errors import UsageError
 from resrepro.figures import architecture, curves, responses
-from resrepro.figures.drawing import draw_sheet, render
+from resrepro.figures.drawing import draw_sheet, own_settings
 from resrepro.paper import layouts
 from resrepro.records import Run
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
@@ -24,6 +26,41 @@ from resrepro.spec.recipe import Value, spell
 
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
 FIGURE_7 = responses.EXHIBIT
+
+
+WIDTHS = {"column": 3.25, "text": 6.875}  # of the paper's own page, inches
+NARROW, WIDE = 3.0, 40.0  # inches
+SHOWN, PRINTED = 150, 300  # pixels per inch of a PNG: of the figure's own width, of one that was asked for
+FORMATS: Mapping[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}  # and what is not said in them
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a figure is drawn: colours, caption, width, and the kinds of its files.
+
+    `width` is in inches, or one of `WIDTHS`; by default it is the figure's own.
+    """
+
+    palette: str = "paper"
+    caption: bool = True
+    width: float | str | None = None
+    formats: tuple[str, ...] = ("png", "svg")
+
+    def inches(self) -> float | None:
+        """The width; UsageError if it is none, or no figure fits into it."""
+        if self.width is None:
+            return None
+        with contextlib.suppress(ValueError):
+            width = float(WIDTHS.get(str(self.width), self.width))
+            if NARROW <= width <= WIDE:
+                return width
+        raise UsageError(
+            f"no width {self.width!r}: give {NARROW:g} to {WIDE:g} inches, or {' or '.join(WIDTHS)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -60,11 +97,14 @@ def check_table(exhibit: str) -> None:
         raise UsageError(f"no exhibit {exhibit!r} to compare: there are {', '.join(tables())}.")
 
 
-def check_figure(exhibit: str, palette: str = "paper") -> None:
-    """Check that `plot` knows an exhibit and a palette (UsageError if not)."""
+def check_figure(exhibit: str, style: Style) -> None:
+    """Check that `plot` knows an exhibit and a style (UsageError if not)."""
     if exhibit not in figures():
         raise UsageError(f"no exhibit {exhibit!r} to plot: there are {', '.join(figures())}.")
-    curves.palette_named(palette, FIGURE_3 if exhibit == FIGURE_3 else "figures")
+    curves.palette_named(style.palette, FIGURE_3 if exhibit == FIGURE_3 else "figures")
+    if unknown := [kind for kind in style.formats if kind not in FORMATS]:
+        raise UsageError(f"no format {unknown[0]!r}: there are {', '.join(FORMATS)}.")
+    style.inches()
 
 
 def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Table:
@@ -80,7 +120,7 @@ def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Tabl
 
 def draw_figure(
     exhibit: str, runs: Sequence[Run], folder: Path, *,
-    paper: bool = False, palette: str = "paper", stem: str | None = None,
+    paper: bool = False, style: Style = Style(), stem: str | None = None,
 ) -> Drawing:  # fmt: skip
     """Draw one of `figures()` into a folder, as files of its own name or another `stem`.
 
@@ -88,19 +128,28 @@ def draw_figure(
         RecordError: if there is nothing to draw, or the files cannot be written.
     """
     notes: tuple[str, ...] = ()
+    caption, width = style.caption, style.inches()
     if exhibit == FIGURE_3:
-        title, figure = curves.read_layout(FIGURE_3)["title"], architecture.make_figure(palette)
+        title = curves.read_layout(FIGURE_3)["title"]
+        figure = architecture.make_figure(style.palette, caption=caption, inches=width)
         notes = (f"The paper has no curves for {exhibit}.",) if paper else ()
     elif exhibit == FIGURE_7:
         title = curves.read_layout(FIGURE_7)["title"]
-        figure, notes = responses.make_figure(runs, paper=paper, palette=palette)
+        figure, notes = responses.make_figure(
+            runs, paper=paper, palette=style.palette, caption=caption, width=width
+        )
     else:
-        sheet = curves.make_sheet(exhibit, runs, paper=paper, palette=palette)
-        title, figure, notes = sheet.layout["title"], draw_sheet(sheet), sheet.notes
+        sheet = curves.make_sheet(exhibit, runs, paper=paper, palette=style.palette)
+        title, notes = sheet.layout["title"], sheet.notes
+        figure = draw_sheet(sheet, caption=caption, width=width)
     paths = []
-    for kind, content in render(figure, title).items():
+    for kind in style.formats:
+        content = io.BytesIO()
+        with own_settings():
+            about = {**FORMATS[kind], "Title": title}
+            figure.savefig(content, format=kind, dpi=PRINTED if width else SHOWN, metadata=about)
         paths.append(folder / f"{stem or exhibit}.{kind}")
-        write_out(paths[-1], content)
+        write_out(paths[-1], content.getvalue())
     return Drawing(tuple(paths), notes)
 
 
@@ -139,6 +188,9 @@ def plot(
     *,
     paper: bool = False,
     palette: str = "paper",
+    caption: bool = True,
+    width: float | str | None = None,
+    formats: Iterable[str] = ("png", "svg"),
     settings: Mapping[str, Value] | None = None,
 ) -> list[Path]:
     """Draw a figure from our runs, or Figure 3 from our nets; equal records give equal bytes.
@@ -149,15 +201,19 @@ def plot(
         figures: folder to which `<exhibit>.png` and `<exhibit>.svg` are written; their paths are returned.
         paper: draw the paper's own curves thin behind ours, or alone where there are no runs.
         palette: "paper", or "safe" for colour-blind readers.
+        caption: write below what a reader must know.
+        width: in inches, or "column" or "text" for those of the paper's page; the figure's own by default.
+        formats: some of "png", "svg" and "pdf".
         settings: only runs with these settings, such as {"iterations": 2000}.
 
     Raises:
-        UsageError: for an unknown exhibit or palette.
+        UsageError: for an unknown exhibit, palette, width or format.
         RecordError: if there is nothing to draw, or the files cannot be written.
     """
-    check_figure(exhibit, palette)
+    style = Style(palette, caption, width, tuple(formats))
+    check_figure(exhibit, style)
     found = _warned(runs, settings).runs
-    return list(draw_figure(exhibit, found, Path(figures), paper=paper, palette=palette).paths)
+    return list(draw_figure(exhibit, found, Path(figures), paper=paper, style=style).paths)
 
 
 def _warned(runs: str | Path | Sequence[str | Path], settings: Mapping[str, Value] | None) -> Collection:

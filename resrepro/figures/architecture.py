@@ -46,17 +46,17 @@ class Box:
         return f"{layer.kind.removeprefix('max ')}{stride}"
 
 
-def make_figure(palette: str = "paper") -> "Figure":
-    """The figure as a matplotlib object (UsageError for an unknown palette)."""
-    from matplotlib.figure import Figure
-
+def make_figure(palette: str = "paper", *, caption: bool = True, inches: float | None = None) -> "Figure":
+    """The figure as a matplotlib object, scaled to so many inches (UsageError for an unknown palette)."""
     colours = palette_named(palette, "figure3")
     layout = read_layout("figure3")
     nets = [{**architectures(), "vgg19": vgg19()}[column["net"]] for column in layout["columns"]]
     starts, rows = starting_rows(nets)
     width = MARGIN + len(nets) * BOX + (len(nets) - 1) * GAP + RIGHT
     with own_settings():
-        lines = wrap(layout["note"], width - 0.28, TEXT)
+        from matplotlib.figure import Figure
+
+        lines = wrap(layout["note"], width - 0.28, TEXT) if caption else []
         foot = 0.2 + FOOT_LINE * len(lines)
         height = HEAD + rows * PITCH + foot
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
@@ -74,7 +74,25 @@ def make_figure(palette: str = "paper") -> "Figure":
             _draw_column(axes, centre, boxes_of(net, starts), colours)
         for number, line in enumerate(lines):
             axes.text(0.14, height - foot + 0.16 + FOOT_LINE * number, line, fontsize=TEXT, color=QUIET)
+        if inches:
+            _scale(figure, inches / width)
     return figure
+
+
+def _scale(figure: "Figure", by: float) -> None:
+    """Make all of a figure smaller or larger: the boxes are in inches, the rest is here."""
+    from matplotlib.patches import FancyArrowPatch
+
+    figure.set_size_inches(*(side * by for side in figure.get_size_inches()))
+    axes = figure.axes[0]
+    for text in axes.texts:
+        text.set_fontsize(float(text.get_fontsize()) * by)
+    for line in axes.lines:
+        line.set_linewidth(line.get_linewidth() * by)
+    for patch in axes.patches:
+        patch.set_linewidth(patch.get_linewidth() * by)
+        if isinstance(patch, FancyArrowPatch):
+            patch.set_mutation_scale(by)
 
 
 def starting_rows(nets: Sequence[Architecture]) -> tuple[dict[int, int], int]:

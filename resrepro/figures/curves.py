@@ -4,6 +4,7 @@ Drawn is one seed group per net, all of one protocol, with the paper's own curve
 """
 
 import itertools
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,8 @@ class Sheet:
 
     def colour(self, depth: int, *, text: bool = False) -> str:
         """The colour of the nets of a depth, or of their names, which can be read on white."""
-        listed, others = ("text", "other_text") if text else ("colours", "others")
+        own = text and "text" in self.palette
+        listed, others = ("text", "other_text") if own else ("colours", "others")
         left: Sequence[str] = self.palette[others]
         return str(self.palette[listed].get(str(depth), left[(depth - 2) // 6 % len(left)]))
 
@@ -296,7 +298,7 @@ def lead(layout: Layout, groups: Groups) -> str:
     ours, full = iterations_of(first), paper_iterations(layout)
     length = f"{ours:,} iterations" if ours == full else f"{ours:,} of the paper's {full:,} iterations"
     counts = {label: len(group.runs) for label, group in groups.items()}
-    usual = min(counts.values())
+    usual = statistics.mode(counts.values())
     more = [f"{label}: {count}" for label, count in counts.items() if count != usual]
     seeds = f"{usual} seed{'s' if usual > 1 else ''} per net" + (f" ({', '.join(more)})" if more else "")
     split = ", 45k/5k split" if first.spec["recipe"].get("split") == "45k5k" else ""

@@ -1,12 +1,15 @@
 """Putting a `Sheet` of error curves on paper: panels in a row, every net labelled at the end of its curve.
 
-matplotlib is used through its objects, without pyplot and the user's own settings: equal input gives equal
-files.
+matplotlib is used through its objects, without pyplot and the user's settings: equal input gives equal files.
 """
 
-import io
+import contextlib
+import importlib.util
+import itertools
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro.figures.curves import Curve, Panel, Sheet
@@ -19,15 +22,19 @@ if TYPE_CHECKING:
 FONT = "DejaVu Sans"  # ships with matplotlib, hence the same everywhere
 INCH = 72  # points
 PANEL_HEIGHT, LEFT, GAP, TOP, BOTTOM = 3.0, 0.6, 0.58, 0.12, 0.52  # inches
-TITLE, LEGEND, LINE = 0.24, 0.26, 0.19  # heights of the rows of text, inches
+NARROWEST, WIDEST = 1.5, 3.5  # inches, of a panel: else fewer stand in a row; of one of several rows
+PER_TICK = 0.41  # inches of the axis of iterations
+TITLE, LEGEND, KEY_PITCH, LINE = 0.24, 0.26, 0.18, 0.19  # heights of the rows of text, inches
+HANDLE = 0.65  # inches beside the words of a key
 TEXT, SMALL = 10.0, 9.0  # points
 LABEL_PITCH = 13.0  # points from one net's label to the next
-LEADER = 18.0  # points between the frame and the labels
+LEADER = 26.0  # points between the frame and the labels
 BOLD = 2.1  # line width, points
 DASHES = (0, (4, 1.6))
-QUIET = "#6b6b6b"
+QUIET, DARK = "#6b6b6b", "#303030"
 TICKS = {20: (0, 5, 10, 20), 40: range(0, 41, 10), 60: range(0, 61, 20), 80: range(0, 81, 20)}
 BAND = "mean ± std over seeds (n−1)"
+Place = tuple[Panel, float, float]  # a panel, its left edge and its width in inches
 SETTINGS: Any = {
     "font.family": FONT,
     "font.size": TEXT,
@@ -38,20 +45,17 @@ SETTINGS: Any = {
     "text.parse_math": False,  # sentences of the records are shown as they are
     "svg.hashsalt": "resrepro",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,
 }
 
 
-def draw_sheet(sheet: Sheet) -> "Figure":
-    """The figure as a matplotlib object."""
-    from matplotlib.figure import Figure
-
+def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None) -> "Figure":
+    """The figure as a matplotlib object, as wide as its layout says or so many inches."""
     with own_settings():
-        names = [[_label_text(sheet, curve) for curve in _labelled(panel)] for panel in sheet.panels]
-        widths = [max((text_width(name, TEXT) for name in own), default=0.1) for own in names]
-        margins = [(LEADER + 4) / INCH + width for width in widths]
-        shares = [float(panel.layout.get("share", 1)) for panel in sheet.panels]
-        width = float(sheet.layout["width"])
-        room = width - LEFT - sum(margins) - GAP * (len(margins) - 1)
+        from matplotlib.figure import Figure
+
+        width = width or float(sheet.layout["width"])
+        rows = _rows(sheet, width)
         off_scale = [
             f"{curve.net} ends above the frame, at {curve.y[-1]:.1f} % "
             f"({'training' if curve.kind == 'train' else sheet.held_out})."
@@ -59,26 +63,72 @@ def draw_sheet(sheet: Sheet) -> "Figure":
             for curve in _labelled(panel)
             if curve.y[-1] > sheet.top
         ]
-        lines = wrap(" ".join([*sheet.footnote, *off_scale]), width - 0.5, SMALL)
+        lines = wrap(" ".join([*sheet.footnote, *off_scale]), width - 0.5, SMALL) if caption else []
         keys = _legend_keys(sheet)
+        columns, legend = arrange(keys, width - LEFT)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
-        foot = BOTTOM + LINE * len(lines) + 0.1
-        height = foot + PANEL_HEIGHT + titles + (LEGEND if keys else 0.0) + TOP
+        tall = min(PANEL_HEIGHT, 1.3 + width / 4)
+        pitch, foot = titles + tall + BOTTOM, LINE * len(lines) + 0.1
+        height = foot + len(rows) * pitch + legend + TOP
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-        left = LEFT
-        for panel, share, margin in zip(sheet.panels, shares, margins, strict=True):
-            own = room * share / sum(shares)
-            axes = figure.add_axes((left / width, foot / height, own / width, PANEL_HEIGHT / height))
-            _draw_panel(axes, sheet, panel)
-            left += own + margin + GAP
-        if keys:
-            place = (LEFT / width, 1 - 0.06 / height)
-            figure.legend(
-                handles=keys, loc="upper left", bbox_to_anchor=place, ncols=len(keys), frameon=False,
-                fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0, borderpad=0.2,
-            )  # fmt: skip
+        for number, row in enumerate(rows):
+            low = foot + BOTTOM + (len(rows) - 1 - number) * pitch
+            for panel, left, own in row:
+                axes = figure.add_axes((left / width, low / height, own / width, tall / height))
+                _draw_panel(axes, sheet, panel)
+        add_legend(figure, keys, columns)
         write_below(figure, lines)
     return figure
+
+
+def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
+    """The panels of each row, as many as leave each wide enough."""
+    for most in range(len(sheet.panels), 0, -1):
+        starts = range(0, len(sheet.panels), most)
+        rows = [_row(sheet, sheet.panels[start : start + most], width) for start in starts]
+        if all(own >= NARROWEST * panel.layout.get("share", 1) for row in rows for panel, _, own in row):
+            break
+    return rows
+
+
+def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[Place]:
+    """Panels side by side with the names of their nets right of them."""
+    names = [[_label_text(sheet, curve) for curve in _labelled(panel)] for panel in panels]
+    margins = [(LEADER + 4) / INCH + max([text_width(name, TEXT) for name in own] or [0.1]) for own in names]
+    shares = [float(panel.layout.get("share", 1)) for panel in panels]
+    unit = (width - LEFT - sum(margins) - GAP * (len(panels) - 1)) / sum(shares)
+    if len(panels) < len(sheet.panels):
+        unit = min(unit, WIDEST)
+    row, left = [], LEFT
+    for panel, share, margin in zip(panels, shares, margins, strict=True):
+        row.append((panel, left, unit * share))
+        left += unit * share + margin + GAP
+    return row
+
+
+def arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
+    """How many keys fit side by side into so many inches, wider ones wrapped, and the height of all."""
+    for key in keys:
+        key.set_label("\n".join(wrap(str(key.get_label()), room - HANDLE, SMALL)))
+    told = [str(key.get_label()).splitlines() for key in keys]
+    widths = [HANDLE + max(text_width(line, SMALL) for line in lines) for lines in told]
+    for columns in range(len(keys), 1, -1):
+        rows, longer = divmod(len(keys), columns)  # the first columns have one more
+        starts = [rows * number + min(number, longer) for number in range(columns + 1)]
+        if sum(max(widths[low:high]) for low, high in itertools.pairwise(starts)) <= room:
+            return columns, LEGEND + KEY_PITCH * (rows + (longer > 0) - 1)
+    return 1, LEGEND + KEY_PITCH * (sum(map(len, told)) - 1) if keys else 0.0
+
+
+def add_legend(figure: "Figure", keys: "Sequence[Artist]", columns: int) -> None:
+    """Put keys, if there are any, in so many columns at the top of a figure."""
+    width, height = map(float, figure.get_size_inches())
+    if keys:
+        figure.legend(
+            handles=keys, loc="upper left", bbox_to_anchor=(LEFT / width, 1 - 0.06 / height), ncols=columns,
+            frameon=False, fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0,
+            borderpad=0.2,
+        )  # fmt: skip
 
 
 def write_below(figure: "Figure", lines: Sequence[str]) -> None:
@@ -89,25 +139,31 @@ def write_below(figure: "Figure", lines: Sequence[str]) -> None:
         figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
 
 
-def render(figure: "Figure", title: str) -> dict[str, bytes]:
-    """The figure as PNG and SVG files, without dates or versions in them."""
-    unsaid: Mapping[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    files = {kind: io.BytesIO() for kind in unsaid}
-    with own_settings():
-        for kind, file in files.items():
-            figure.savefig(file, format=kind, metadata={**unsaid[kind], "Title": title})
-    return {kind: file.getvalue() for kind, file in files.items()}
-
-
-@contextmanager
+@contextlib.contextmanager
 def own_settings() -> Iterator[None]:
     """While active, figures look the same whatever the user has set up for his own."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
+    matplotlib = _imported()
+    usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    with matplotlib.rc_context(usual | SETTINGS):  # rcdefaults() would read his style files
         yield
+
+
+def _imported() -> Any:
+    """matplotlib, even where it cannot read $MPLBACKEND or a matplotlibrc, of which we use neither."""
+    with contextlib.suppress(ValueError, OSError):
+        return importlib.import_module("matplotlib")
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None
+    assert found.origin is not None
+    for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
+        del sys.modules[name]  # half of it was read
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        with contextlib.chdir(Path(found.origin).parent / "mpl-data"):  # whose own matplotlibrc comes first
+            return importlib.import_module("matplotlib")
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
@@ -119,8 +175,10 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     axes.set_ylim(sheet.floor, top)
     own = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
     errors = own.get(str(top), TICKS.get(top, range(0, 101, 20)))
-    axes.set_yticks([error for error in errors if error >= sheet.floor])
-    few = 3 if "share" in panel.layout else 7
+    apart = (top - sheet.floor) * TEXT / (axes.bbox.height * INCH / axes.figure.dpi)
+    ticks = [float(error) for error in errors if error >= sheet.floor]
+    axes.set_yticks(ticks[:1] + [high for low, high in itertools.pairwise(ticks) if high - low >= apart])
+    few = min(7, int(axes.bbox.width / axes.figure.dpi / PER_TICK))
     locator = MaxNLocator(nbins=few, steps=[1, 2, 2.5, 5, 10], integer=sheet.unit == 1)
     ticks = [float(tick) for tick in locator.tick_values(start, end) if start <= tick <= end]
     axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
@@ -205,8 +263,7 @@ def _label_text(sheet: Sheet, curve: Curve) -> str:
 def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     """Write each net's name right of the frame, at the height of its curve's end or close to it."""
     curves = _labelled(panel)
-    height = PANEL_HEIGHT * INCH
-    width = axes.get_position().width * float(sheet.layout["width"]) * INCH
+    width, height = (side * INCH / axes.figure.dpi for side in axes.bbox.size)
     floor, top = sheet.floor, sheet.top
     ends = [(min(curve.y[-1], top) - floor) / (top - floor) * height for curve in curves]
     places = spread(ends, LABEL_PITCH, 0.0, height)
@@ -229,21 +286,20 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    dark = "#303030"
     curves, training = sheet.curves, sheet.layout["training"]
     beside_theirs = sheet.has_ours and any(curve.paper for curve in curves)
     keys: list[Artist] = []
     if training != "solid" and curves:
         stroke = _stroke(sheet, bold=False, faint=False)
-        keys.append(Line2D([], [], color=dark, label="training error", **stroke))
-        keys.append(Line2D([], [], color=dark, linewidth=BOLD, label=sheet.held_out_told))
+        keys.append(Line2D([], [], color=DARK, label="training error", **stroke))
+        keys.append(Line2D([], [], color=DARK, linewidth=BOLD, label=sheet.held_out_told))
     elif beside_theirs:
-        keys.append(Line2D([], [], color=dark, linewidth=BOLD, label="our runs"))
+        keys.append(Line2D([], [], color=DARK, linewidth=BOLD, label="our runs"))
     if any(curve.std for curve in curves):
-        keys.append(Patch(color=dark, alpha=0.22, linewidth=0, label=BAND))
+        keys.append(Patch(color=DARK, alpha=0.22, linewidth=0, label=BAND))
     if beside_theirs:
         told = f"the paper's curves ({'pale' if training == 'thin' else 'thin'})"
-        keys.append(Line2D([], [], color=mixed(dark, 0.55), linewidth=1.0, label=told))
+        keys.append(Line2D([], [], color=mixed(DARK, 0.55), linewidth=1.0, label=told))
     return keys
 
 

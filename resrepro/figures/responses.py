@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
 from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError
-from resrepro.figures import curves
+from resrepro.figures import curves, drawing
 from resrepro.figures.curves import Curve, Groups
-from resrepro.figures.drawing import BOLD, DASHES, LINE, SMALL, draw_curve, own_settings, wrap, write_below
 from resrepro.paper import curves as paper_curves
 from resrepro.paper import published
 from resrepro.records import Run
@@ -22,12 +21,13 @@ from resrepro.records.evaluations import Responses
 from resrepro.spec import catalogue, command_for, net_label
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 EXHIBIT = "figure7"
 LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56  # inches
 HEADING = 0.26  # inches, above the panels of runs that are not on CIFAR-10
+ROOM = 1.02  # of the frame above the highest line or band
 MARKED = 9  # layers from one marker to the next
 STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "layer 1": ("response_std_layer1", lambda std: std[0]),
@@ -45,8 +45,9 @@ def plan() -> Mapping[str, Any]:
 
 
 def make_figure(
-    runs: Iterable[Run], *, paper: bool = False, palette: str = "paper"
-) -> "tuple[Figure, tuple[str, ...]]":
+    runs: Iterable[Run], *, paper: bool = False, palette: str = "paper",
+    caption: bool = True, width: float | None = None,
+) -> "tuple[Figure, tuple[str, ...]]":  # fmt: skip
     """The figure as a matplotlib object, and sentences on what was left out.
 
     Of runs that are identical but for the seed the mean is drawn; with `paper` the paper's own curves pale
@@ -63,9 +64,9 @@ def make_figure(
             f"the paper's curves alone.{' '.join(['', *notes])}"
         )
     ends = _frame_of([*ours, *theirs])
-    told = " ".join(_footnote(groups, theirs, ends, notes))
+    told = " ".join(_footnote(groups, theirs, ends, notes)) if caption else ""
     heading = plan()["headings"].get(curves.first_of(groups).spec["dataset"], "") if groups else ""
-    return _draw(ours, theirs, curves.palette_named(palette), ends, heading, told), notes
+    return _draw(ours, theirs, curves.palette_named(palette), ends, heading, told, width), notes
 
 
 def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
@@ -109,26 +110,28 @@ def _paper_lines() -> Iterator[Curve]:
 
 
 def _frame_of(lines: Iterable[Curve]) -> tuple[float, float]:
-    """The ends of the axis of std: the paper's, or further out by halves where a line needs it."""
+    """The ends of the axis of std: the paper's, or further out by halves where a line or band needs it."""
     low, high = plan()["frame"]
     for line in lines:
         below, above = line.band
-        low, high = min(low, *below), max(high, *above)
+        low, high = min(low, *below), max(high, ROOM * max(above))
     return max(0.0, math.floor(2 * low) / 2), math.ceil(2 * high) / 2
 
 
 def _draw(
     ours: list[Curve], theirs: list[Curve], palette: Mapping[str, Any], ends: tuple[float, float],
-    heading: str, told: str,
+    heading: str, told: str, width: float | None,
 ) -> "Figure":  # fmt: skip
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    with drawing.own_settings():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
-    width = float(plan()["width"])
-    with own_settings():
-        lines = wrap(told, width - 0.4, SMALL)
-        foot = BOTTOM + LINE * len(lines) + 0.08
-        height = foot + 2 * PANEL_HEIGHT + GAP + TOP + (HEADING if heading else 0)
+        width = width or float(plan()["width"])
+        lines = drawing.wrap(told, width - 0.4, drawing.SMALL)
+        foot = BOTTOM + drawing.LINE * len(lines) + 0.08
+        keys = _legend_keys(ours, theirs, palette)
+        columns, legend = drawing.arrange(keys, width - LEFT)
+        height = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1) + legend + TOP
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         for number, panel in enumerate(plan()["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
@@ -139,41 +142,52 @@ def _draw(
             axes.set_xlabel(panel["xlabel"])
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             axes.set_ylim(*ends)
-            axes.set_ylabel("std")
+            axes.set_ylabel("std of the response")
             for line in [*theirs, *ours]:
                 drawn = replace(line, y=tuple(sorted(line.y, reverse=True)), std=None)
-                _draw_line(axes, drawn if panel["sorted"] else line, palette, faint=bool(line.paper and ours))
-            _add_legend(axes, ours, theirs)
+                shown, faint = drawn if panel["sorted"] else line, bool(line.paper and ours)
+                style, colour = _style(line, palette, faint=faint), palette["colours"][str(line.depth)]
+                drawing.draw_curve(axes, shown, colour, style, {"alpha": 0.18}, faint=faint)
         figure.axes[0].set_title(heading, pad=5)
-        write_below(figure, lines)
+        drawing.add_legend(figure, keys, columns)
+        drawing.write_below(figure, lines)
     return figure
 
 
-def _draw_line(axes: "Axes", line: Curve, palette: Mapping[str, Any], *, faint: bool) -> None:
+def _style(line: Curve, palette: Mapping[str, Any], *, faint: bool) -> dict[str, Any]:
     style: dict[str, Any] = {
-        "linestyle": DASHES if line.plain else "-",
-        "linewidth": 0.8 if faint else BOLD - 0.5,
+        "linestyle": drawing.DASHES if line.plain else "-",
+        "linewidth": 0.8 if faint else drawing.BOLD - 0.5,
         "zorder": 2.0 if faint else 3.0,
     }
     marker = palette["markers"].get(str(line.depth))
     if marker and not faint:
         start = 4 * list(palette["markers"]).index(str(line.depth)) % MARKED  # they do not hide each other
         style |= {"marker": marker, "markersize": 5, "markevery": (start, MARKED)}
-    draw_curve(axes, line, palette["colours"][str(line.depth)], style, {"alpha": 0.18}, faint=faint)
+    return style
 
 
-def _add_legend(axes: "Axes", ours: Sequence[Curve], theirs: Sequence[Curve]) -> None:
-    """The nets, ours first; where only the paper has a net, its pale line says so."""
+def _legend_keys(
+    ours: Sequence[Curve], theirs: Sequence[Curve], palette: Mapping[str, Any]
+) -> "list[Artist]":
+    """The nets of ours, or the paper's without any, then the paper's pale lines and the bands."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     own = {line.net for line in ours}
-    told = {f"ours {line.net}": line.net for line in ours}
-    for line in theirs:
-        if line.net not in own:
-            told[f"paper {line.net}"] = f"{line.net}, the paper's alone" if ours else line.net
-    drawn = {line.get_label(): line for line in axes.get_lines()}
-    axes.legend(
-        [drawn[label] for label in told], told.values(), loc="upper right", frameon=False, fontsize=SMALL,
-        handlelength=2.8, labelspacing=0.25,
-    )  # fmt: skip
+    keys: list[Artist] = []
+    for line in [*ours, *(line for line in theirs if line.net not in own)]:
+        faint, colour = bool(line.paper and ours), palette["colours"][str(line.depth)]
+        style = _style(line, palette, faint=faint) | {"markevery": None}
+        style["color"] = drawing.mixed(colour, 0.55) if faint else colour
+        told = f"{line.net}, the paper's alone" if faint else line.net
+        keys.append(Line2D([], [], label=told, **style))
+    if any(line.std for line in ours):
+        keys.append(Patch(color=drawing.DARK, alpha=0.18, linewidth=0, label=drawing.BAND))
+    if own.intersection(line.net for line in theirs):
+        pale = drawing.mixed(drawing.DARK, 0.55)
+        keys.append(Line2D([], [], color=pale, linewidth=0.8, label="the paper's curves (pale)"))
+    return keys
 
 
 def _measured_on(groups: Groups) -> str:

@@ -124,6 +124,7 @@ def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
     places = [table.columns.index(name) for name in LEAD_COLUMNS]
     return {
         "picture": figure.picture,
+        "footnote": figure.chart.footnote if figure.chart else (),
         "columns": LEAD_COLUMNS,
         "rows": [[row.cells[place] for place in places] for row in table.rows if is_ours(row)],
         "caption": next((text for text in table.remarks if text.startswith("Runs shown")), ""),

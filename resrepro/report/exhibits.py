@@ -8,7 +8,7 @@ import itertools
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,7 +22,10 @@ from resrepro.figures.curves import Curve, Panel, Sheet, make_sheet, mean_curve
 from resrepro.records import Run
 from resrepro.records.collection import Collection
 
+PHONE = 4.0  # inches: the width of the pictures for narrow screens
+SHOWN_NARROW = ("figure6", "figure7")  # beside which no chart or box that scrolls stands
 PATH_DATA = re.compile(rb' d="[^"]*"')
+SPACE = re.compile(rb"\s+")
 LONG_NUMBER = re.compile(rb"\d+\.\d{3,}")
 CONTINUED = "↳"  # begins the name of a row that belongs to the one above
 OURS_CELL = re.compile(r"\(\d+\)$")  # ends a number of ours: how many runs it is the mean of
@@ -45,10 +48,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as `plot` draws it: its title, and the SVG file as a data URL."""
+    """A figure as `plot` draws it: its title, and the SVG file as a data URL, also for narrow screens."""
 
     title: str
     url: str
+    narrow: str | None
 
 
 @dataclass(frozen=True)
@@ -108,19 +112,27 @@ def is_ours(row: Row) -> bool:
 def _picture_of(name: str, found: Collection) -> Picture | None:
     """The figure as `plot --paper` draws it; None if there is nothing to draw.
 
-    Coordinates are rounded to a hundredth of a point (1/72 inch); what scales a drawing keeps its digits.
+    The page writes the caption itself where it has one. Coordinates are rounded to a hundredth of a point
+    (1/72 inch); what scales a drawing keeps its digits.
     """
+    style = exhibits.Style("safe", caption=name not in curves.exhibits(), formats=("svg",))
+    widths = [None, PHONE] if name in SHOWN_NARROW else [None]
+    urls = []
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            drawing = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, palette="safe")
-        except RecordError:
-            return None
-        content = next(path for path in drawing.paths if path.suffix == ".svg").read_bytes()
+        for width in widths:
+            shown = replace(style, width=width)
+            try:
+                drawing = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, style=shown)
+            except RecordError:
+                return None
+            content = drawing.paths[0].read_bytes()
+            slim = PATH_DATA.sub(
+                lambda path: LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0]), content
+            )
+            slim = SPACE.sub(b" ", slim)
+            urls.append("data:image/svg+xml;base64," + base64.b64encode(slim).decode())
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
-    slim = PATH_DATA.sub(
-        lambda path: LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0]), content
-    )
-    return Picture(title or name, "data:image/svg+xml;base64," + base64.b64encode(slim).decode())
+    return Picture(title or name, urls[0], urls[1] if urls[1:] else None)
 
 
 def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
