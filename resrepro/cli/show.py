@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from resrepro.spec.architecture import Architecture
 
 TABLES = (
-    "table1, table2, table3, table4, table5, table6, table6-digits, figure1, figure1-digits, figure4, "
-    "figure6, figure6-digits, figure7, demo"
+    "table1, table2, table2-folder, table3, table3-folder, table4, table4-folder, table5, table5-folder, "
+    "table6, table6-digits, figure1, figure1-digits, figure4, figure4-folder, figure6, "
+    "figure6-digits, figure7, demo"
 )
-FIGURES = "figure1, figure1-digits, figure3, figure4, figure6, figure6-digits, figure7, demo"
+FIGURES = "figure1, figure1-digits, figure3, figure4, figure4-folder, figure6, figure6-digits, figure7, demo"
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 
 EXHIBIT = "EXHIBIT..."

@@ -4,6 +4,7 @@ LaTeX and the terminal's (rich).
 
 import csv
 import io
+import math
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DASH = "—"
+NONE = math.nan  # a number that there is not
 GAPS = f"Cells with {DASH} are filled by:"
 NOTE = "note"  # heads the column of marks in the terminal
 
@@ -61,7 +63,7 @@ class Table:
 
     @property
     def frame(self) -> "pd.DataFrame":
-        """The raw numbers as a frame, one row per net and protocol."""
+        """The raw numbers as a frame, one row per net and protocol, NaN where there is none."""
         import pandas as pd
 
         return pd.DataFrame(list(self.records))
@@ -96,6 +98,12 @@ def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:
     return f"resrepro eval {run_folders(runs)}{told} --data DIR"
 
 
+def runs_folder(run: Run) -> Path:
+    """The runs folder that a command of a table names for a run."""
+    top = run.folder.parent.parent
+    return Path("runs") if top.is_absolute() or top.name == "results" else top
+
+
 def run_folders(runs: Iterable[Run]) -> str:
     """The folders of some runs, as words of a command that needs their checkpoints.
 
@@ -104,9 +112,7 @@ def run_folders(runs: Iterable[Run]) -> str:
     """
     folders = []
     for run in runs:
-        top = run.folder.parent.parent
-        top = Path("runs") if top.is_absolute() or top.name == "results" else top
-        folders.append(shlex.quote((top / run.name / run.folder.name).as_posix()))
+        folders.append(shlex.quote((runs_folder(run) / run.name / run.folder.name).as_posix()))
     return " ".join(folders)
 
 
@@ -149,7 +155,9 @@ def to_csv(table: Table) -> str:
     names = list(table.records[0]) if table.records else []
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table.records)
+    writer.writerows(
+        {key: "" if value != value else value for key, value in record.items()} for record in table.records
+    )
     return text.getvalue()
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
-from resrepro.comparison.table import DASH, Row, Table
+from resrepro.comparison.table import DASH, NONE, Row, Table
 from resrepro.errors import RecordError
 from resrepro.figures import curves
 from resrepro.figures.curves import Curve, Groups
@@ -270,14 +270,14 @@ def _command(depth: int, plain: bool, groups: Groups) -> str:
 
 
 def _record(label: str, ours: Sequence[Responses]) -> dict[str, object]:
-    """One net as raw numbers, empty where there is none."""
+    """One net as raw numbers, NaN where there is none."""
     row: dict[str, object] = {"net": label}
     for key, of in STD.values():
         row[f"{key}_paper"] = published()[EXHIBIT, label, key].value
-        row[f"{key}_ours"] = round(statistics.fmean(of(each.std) for each in ours), 6) if ours else ""
+        row[f"{key}_ours"] = round(statistics.fmean(of(each.std) for each in ours), 6) if ours else NONE
     for when, ratio_of in zip(("start", "end"), _ratios(ours), strict=True):
-        row[f"gradient_ratio_{when}"] = float(f"{ratio_of:.6g}") if ours else ""
+        row[f"gradient_ratio_{when}"] = float(f"{ratio_of:.6g}") if ours else NONE
     row["n"] = len(ours)
     row["set"] = ours[0].part if ours else ""
-    row["images"] = ours[0].images if ours else ""
+    row["images"] = ours[0].images if ours else NONE
     return row
