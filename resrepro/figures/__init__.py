@@ -4,6 +4,8 @@ from run records.
 `compare` and `plot` are the public calls; `build_table` and `draw_figure` take records already read.
 """
 
+import base64
+import html
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +34,16 @@ class Drawing:
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...]
+
+
+class Paths(list[Path]):
+    """The files of a figure; a notebook shows the picture."""
+
+    def _repr_html_(self) -> str:
+        pictures = [path for path in self if path.suffix == ".png" and path.exists()]
+        texts = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
+        shown = [f'<img style="max-width:100%" src="data:image/png;base64,{text}">' for text in texts]
+        return "".join(shown) or html.escape(", ".join(map(str, self)))
 
 
 def tables() -> tuple[str, ...]:
@@ -157,7 +169,7 @@ def plot(
     """
     check_figure(exhibit, palette)
     found = _warned(runs, settings).runs
-    return list(draw_figure(exhibit, found, Path(figures), paper=paper, palette=palette).paths)
+    return Paths(draw_figure(exhibit, found, Path(figures), paper=paper, palette=palette).paths)
 
 
 def _warned(runs: str | Path | Sequence[str | Path], settings: Mapping[str, Value] | None) -> Collection:
