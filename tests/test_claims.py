@@ -419,11 +419,12 @@ def test_the_command_prints_a_verdict_on_each_and_details_on_those_named(some, t
     }  # fmt: skip
 
 
-def test_claims_and_tables_as_json(some):
-    told = json.loads(call("claims", "1", "22", "--json", "--runs", str(some))[1])
+def test_claims_and_tables_as_json(some, tmp_path):
+    where = ("--json", "--runs", str(some), "--tables", str(tmp_path))
+    told = json.loads(call("claims", "1", "22", *where)[1])
     assert told["title"].startswith("The paper's claims: 4 held")
     assert {row["claim"] for row in told["rows"]} == {1, 22}
-    [table] = json.loads(call("compare", "table6", "--json", "--runs", str(some))[1])
+    [table] = json.loads(call("compare", "table6", *where)[1])
     assert (table["exhibit"], table["rows"][0]["net"]) == ("table6", "Maxout")
     assert table["rows"][0]["test_error_ours"] is None
 
