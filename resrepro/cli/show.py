@@ -1,6 +1,6 @@
 """`compare`, `plot`, `claims`, `report` and `list`: what there is to run and what came out, without torch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -120,9 +120,12 @@ def plot(
 
 
 def write_exhibit(
-    exhibit: "Exhibit", found: Collection, tables: Path, figures: Path, console: Console
-) -> None:
-    """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
+    exhibit: "Exhibit", found: Collection, tables: Path, figures: Path
+) -> "Callable[[Console], None]":
+    """Write the table of an exhibit, and draw its figure, from the records of a plan alone.
+
+    Returns what prints it, once all files are written.
+    """
     from resrepro import figures as known
     from resrepro.comparison.table import to_rich, write_table
     from resrepro.records.evaluations import LAYER_RESPONSES, is_measured
@@ -132,8 +135,8 @@ def write_exhibit(
     shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
     if exhibit.dataset and not any(shown):
         what = "measured" if responses else "finished"
-        console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
-        return
+        sentence = f"No {what} run for {exhibit.stem} yet: nothing is written."
+        return lambda console: console.print(sentence, markup=False)
     paths: list[Path] = []
     notes: tuple[str, ...] = ()
     if exhibit.name in known.tables():
@@ -144,9 +147,13 @@ def write_exhibit(
         paper = exhibit.dataset in ("cifar10", "imagenet")
         drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
         paths, notes = [*paths, *drawing.paths], drawing.notes
-    if exhibit.name in known.tables():
-        console.print(to_rich(table))
-    tell_written(paths, console, notes)
+
+    def show(console: Console) -> None:
+        if exhibit.name in known.tables():
+            console.print(to_rich(table))
+        tell_written(paths, console, notes)
+
+    return show
 
 
 @cli.app.command(rich_help_panel="Read")
