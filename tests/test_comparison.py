@@ -132,6 +132,21 @@ def test_advice_fills_the_very_cell_where_longer_runs_of_another_protocol_are_th
     assert "ResNet-56" not in dict(table.missing)
 
 
+def test_advice_names_the_runs_folder_and_trains_first_what_was_published_without_a_checkpoint(
+    make_run, tmp_path
+):
+    make_run(tmp_path, iterations=60, split="45k5k", test_images=1000)
+    [run] = runs_in(tmp_path)
+    name = f"{run.name}/seed0"
+    same = "resrepro train --depth {} --iterations 60 --split 45k5k"
+    for top, train in (("mine", ""), ("results", f"{same.format(20)} && ")):
+        table = build("table6", [replace(run, folder=Path(top) / name)])
+        folder = "mine" if top == "mine" else "runs"
+        assert dict(table.missing)["ResNet-20"] == f"{train}resrepro eval {folder}/{name} --data DIR"
+        there = " --runs mine" if top == "mine" else ""
+        assert dict(table.missing)["ResNet-32"] == same.format(32) + there
+
+
 def test_the_frame_has_numbers_and_nan(make_run, tmp_path):
     make_run(tmp_path)
     for exhibit in ("table6", "table2", "table5", "figure7"):

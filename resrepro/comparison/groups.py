@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from resrepro.records import Run
-from resrepro.spec import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, catalogue, command_for
+from resrepro.spec import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, catalogue, command_for, in_folder
 from resrepro.spec.recipe import Value, recipe_from_json, spell
 
 RULE = (
@@ -297,8 +297,10 @@ class Protocol(Generic[Net]):
         spec = self.spec_for(experiment, settings)
         others = tuple((key, value) for key, value in spec.changes if key != "precision")
         if self.first.env["mode"] == FAST and others != spec.changes:
-            return with_seeds(f"{command_for(replace(spec, changes=others))} --fast", seeds)
-        return with_seeds(command_for(spec), seeds)
+            command = f"{command_for(replace(spec, changes=others))} --fast"
+        else:
+            command = command_for(spec)
+        return in_folder(with_seeds(command, seeds), self.first.runs_folder)
 
     def spec_for(self, experiment: str, settings: Mapping[str, Value]) -> Spec:
         """What a run of a net under this protocol trains."""

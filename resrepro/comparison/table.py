@@ -97,12 +97,6 @@ def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:
     return f"resrepro eval {run_folders(runs)}{told} --data DIR"
 
 
-def runs_folder(run: Run) -> Path:
-    """The runs folder that a command of a table names for a run."""
-    top = run.folder.parent.parent
-    return Path("runs") if top.is_absolute() or top.name == "results" else top
-
-
 def run_folders(runs: Iterable[Run]) -> str:
     """The folders of some runs, as words of a command that needs their checkpoints.
 
@@ -111,7 +105,7 @@ def run_folders(runs: Iterable[Run]) -> str:
     """
     folders = []
     for run in runs:
-        folders.append(shlex.quote((runs_folder(run) / run.name / run.folder.name).as_posix()))
+        folders.append(shlex.quote((run.runs_folder / run.name / run.folder.name).as_posix()))
     return " ".join(folders)
 
 

@@ -19,7 +19,7 @@ from resrepro.comparison.groups import (
     data_told,
     protocols_of,
     runs_of,
-)  # fmt: skip
+)
 from resrepro.comparison.table import (
     DASH,
     GAPS,
@@ -28,15 +28,14 @@ from resrepro.comparison.table import (
     Row,
     Table,
     eval_command,
-    runs_folder,
     spell_mean,
     train_command,
-)  # fmt: skip
+)
 from resrepro.comparison.tables_1_and_5 import table_5, unused
 from resrepro.paper import Number, layout, published
 from resrepro.records import Run
 from resrepro.records.evaluations import Ensemble
-from resrepro.spec import catalogue, in_folder
+from resrepro.spec import catalogue
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
 MEAN = "Ours: mean ± standard deviation (n runs; n−1 in the deviation) of the last-iteration error."
@@ -220,11 +219,14 @@ def _missing(plan: Plan, nets: Mapping[str, str], shown: Protocol[str] | None) -
             yield label, train_command(experiment)
         elif group is None:
             seeds = min(len(each.runs) for each in shown.groups.values())
-            yield label, in_folder(shown.command(experiment, {}, seeds), runs_folder(shown.first))
+            yield label, shown.command(experiment, {}, seeds)
         else:
             lacking = [(group.lacking(q), q.get("protocol")) for q in plan["quantities"]]
             wanted = [eval_command(runs, name) for runs, name in lacking if runs]
-            yield from ((label, command) for command in dict.fromkeys(wanted))
+            # Published records have no checkpoint: who has none makes one.
+            published = group.first.folder.parents[1].name == "results"
+            train = [shown.command(experiment, {}, len(group.runs))] * published
+            yield from ((label, " && ".join([*train, command])) for command in dict.fromkeys(wanted))
 
 
 def _remarks(

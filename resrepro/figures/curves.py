@@ -16,7 +16,7 @@ from resrepro.comparison.groups import (
     data_told,
     iterations_of,
     protocols_of,
-)  # fmt: skip
+)
 from resrepro.comparison.tables import TRAINING_ERROR
 from resrepro.errors import RecordError, UsageError
 from resrepro.paper import curves as paper_curves

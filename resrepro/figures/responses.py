@@ -4,6 +4,7 @@ Which runs are drawn is decided as for the figures of errors (`figures.curves`).
 """
 
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -265,7 +266,8 @@ def _command(depth: int, plain: bool, groups: Groups) -> str:
     if groups:
         shown, seeds = Protocol(groups), min(len(group.runs) for group in groups.values())
         spec, train = shown.spec_for(experiment.name, {}), shown.command(experiment.name, {}, seeds)
-    folders = " ".join(f"runs/{spec.name}/seed{seed}" for seed in range(seeds))
+    top = shown.first.runs_folder.as_posix() if groups else "runs"
+    folders = shlex.join(f"{top}/{spec.name}/seed{seed}" for seed in range(seeds))
     return f"{train} && resrepro eval {folders} --responses"
 
 
