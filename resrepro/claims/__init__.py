@@ -112,13 +112,13 @@ class Claim:
     number: int
     section: str
     words: str
-    short: str  # the same in at most 66 characters
     tests: tuple[Check, ...]
     printed: Sequence[Source] = ()  # each led by what to call it
     said: str = ""
     note: str = ""
     quantity: str = ""
     untestable: str = ""
+    short: str = ""  # the words in at most 66 characters
 
     @property
     def nets(self) -> tuple[Net, ...]:
@@ -269,7 +269,7 @@ def one_line(verdict: Verdict) -> "RenderableType":
 
     word = "no test" if verdict.verdict == UNTESTABLE else verdict.verdict
     told = (f"{word:<{len(UNDECIDED)}} ", STYLES[verdict.verdict])
-    return Text.assemble(f"{verdict.claim.number:>2} ", told, verdict.claim.short)
+    return Text.assemble(f"{verdict.claim.number:>2} ", told, verdict.claim.short or verdict.claim.words)
 
 
 def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
