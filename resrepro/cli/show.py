@@ -144,7 +144,7 @@ def write_exhibit(
         table = replace(table, name=exhibit.stem)
         paths += write_table(table, tables)
     if exhibit.name in known.figures():
-        paper = exhibit.dataset in ("cifar10", "imagenet")
+        paper = exhibit.dataset in ("cifar10", "imagenet", "folder")
         drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
         paths, notes = [*paths, *drawing.paths], drawing.notes
 
