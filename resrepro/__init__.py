@@ -7,7 +7,7 @@
     rr.evaluate(run, protocol="ten_crop", data="DIR")  # of a run on photographs: {"val": Errors(...)}
     rr.load_net(run)                                 # trained: pixels (N, 3, 32, 32) uint8 -> logits (N, 10)
     rr.load_runs("runs")                             # pandas, one row per run
-    rr.compare("table6"); rr.plot("figure6")         # tables/ and figures/
+    rr.compare("table6"); rr.plot("figure6")         # tables/ and figures/; both show themselves in notebooks
 
 Names are loaded when first used, so that what needs no torch never imports it.
 """
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from resrepro.records.collection import load_runs
     from resrepro.training.session import train
 
+    __version__: str
+
 __all__ = ["build_net", "compare", "evaluate", "load_net", "load_runs", "plot", "train"]
 
 _HOMES = {
@@ -37,6 +39,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,6 +1,6 @@
 """The public names, and what importing them costs."""
 
-import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 
@@ -22,6 +22,10 @@ def test_importing_every_submodule_leaves_the_public_names_alone():
     for module in pkgutil.walk_packages(resrepro.__path__, "resrepro."):
         module.name.endswith("__main__") or importlib.import_module(module.name)
     assert all(inspect.isfunction(getattr(resrepro, name)) for name in resrepro.__all__)
+
+
+def test_the_version_is_that_of_the_package():
+    assert resrepro.__version__ == importlib.metadata.version("resrepro")
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import re
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 from conftest import FIRST_IMAGES, write_eval, write_test_eval
 
 from resrepro.comparison.groups import RULE, about_images, seed_groups
-from resrepro.comparison.table import DASH, eval_command, to_csv, to_markdown
-from resrepro.comparison.tables import ASSUMED, NO_DIFFERENCE, build
+from resrepro.comparison.table import DASH, GAPS, eval_command, to_csv, to_markdown
+from resrepro.comparison.tables import ASSUMED, NO_DIFFERENCE, SHORTENED, build
 from resrepro.figures import compare
 from resrepro.paper import layouts
 from resrepro.records.collection import collect
@@ -106,8 +108,53 @@ def test_a_shortened_run_stands_in_its_nets_row_without_a_difference(make_run, t
         "trained on 45,000 images and validated on the last 5,000",
     ]
     assert NO_DIFFERENCE in table.remarks
-    assert dict(table.missing)["ResNet-20"] == "resrepro train --depth 20"
-    assert dict(table.missing)["plain-20"] == "resrepro train --depth 20 --plain"
+    assert (table.lead, "ResNet-20" in dict(table.missing)) == (GAPS, False)
+    same = "resrepro train --depth 20 --plain --iterations 2000 --split 45k5k"
+    assert dict(table.missing)["plain-20"] == same
+
+
+def test_advice_fills_the_very_cell_where_longer_runs_of_another_protocol_are_there(make_run, tmp_path):
+    """After `reproduce .. --iterations 60` a full run that is there already must not be advised."""
+    full = [make_run(tmp_path / "runs", f"digits-{net}") for net in ("resnet20", "resnet56")]
+    for net in ("resnet20", "resnet32", "resnet44"):
+        make_run(tmp_path / "runs", f"digits-{net}", iterations=60)
+    shutil.rmtree(full[0])
+    table = build("table6-digits", runs_in(tmp_path / "runs"))
+    command = "resrepro train --dataset digits --depth {} --iterations 60"
+    assert (table.lead, dict(table.missing)) == (
+        GAPS, {"ResNet-56": command.format(56), "ResNet-110": command.format(110)}
+    )  # fmt: skip
+    for net in ("resnet56", "resnet110"):
+        make_run(tmp_path / "runs", f"digits-{net}", iterations=60)
+    table = build("table6-digits", runs_in(tmp_path / "runs"))
+    assert table.lead == SHORTENED
+    assert dict(table.missing)["ResNet-20"] == "resrepro train --dataset digits --depth 20"
+    assert "ResNet-56" not in dict(table.missing)
+
+
+def test_advice_names_the_runs_folder_and_trains_first_what_was_published_without_a_checkpoint(
+    make_run, tmp_path
+):
+    make_run(tmp_path, iterations=60, split="45k5k", test_images=1000)
+    [run] = runs_in(tmp_path)
+    name = f"{run.name}/seed0"
+    same = "resrepro train --depth {} --iterations 60 --split 45k5k"
+    for top, train in (("mine", ""), ("results", f"{same.format(20)} && ")):
+        table = build("table6", [replace(run, folder=Path(top) / name)])
+        folder = "mine" if top == "mine" else "runs"
+        assert dict(table.missing)["ResNet-20"] == f"{train}resrepro eval {folder}/{name} --data DIR"
+        there = " --runs mine" if top == "mine" else ""
+        assert dict(table.missing)["ResNet-32"] == same.format(32) + there
+
+
+def test_the_frame_has_numbers_and_nan(make_run, tmp_path):
+    make_run(tmp_path)
+    for exhibit in ("table6", "table2", "table5", "figure7"):
+        types = compare(exhibit, tmp_path, None).frame.dtypes.astype(str)
+        texts = r"net|run|seeds|departures|set|ensemble|members|protocol|bn_stats|.*_(measured_on|protocol)"
+        assert {name for name, kind in types.items() if kind not in ("float64", "int64")} == {
+            name for name in types.index if re.fullmatch(texts, name)
+        }, exhibit
 
 
 def test_a_part_of_the_test_set_fills_no_cell_and_is_no_best_sample(make_run, tmp_path):
@@ -330,13 +377,16 @@ def test_best_run_and_best_sample_stand_in_table_6_alone(make_run, tmp_path):
         assert bool(best) == ("Best" in " ".join(table.remarks)) == ("best_sample" in table.records[0])
 
 
-def test_a_folder_of_other_images_stands_in_its_nets_row_without_a_difference(make_run, tmp_path):
+def test_a_folder_of_other_images_has_a_table_of_its_own_without_differences(make_run, tmp_path):
     notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
     settings = {"iterations": 700, "image_size": 64, "batch_size": 64}
     make_run(tmp_path, "folder-resnet18", evals={"ten_crop": (50.0, 10.0)}, **settings)
     make_run(tmp_path, "folder-plain18", evals={"ten_crop": (51.0, 11.0)}, notices=(notice,), **settings)
     make_run(tmp_path, "folder-plain34", evals={"ten_crop": (52.0, 12.0)}, classes=1000, **settings)
-    table = build("table2", runs_in(tmp_path))
+    table = build("table2-folder", runs_in(tmp_path))
+    assert all(row["run"] == "" for row in build("table2", runs_in(tmp_path)).records)
+    assert table.title.startswith("Table 2 on ")
+    assert " classes, images of 64x64) instead of ImageNet: top-1" in table.title
     (row,) = rows_of(table, "ResNet-18")
     assert (row["top-1 error"], row["difference"], row["paper"]) == ("50.00 (1)", "", "27.88")
     told = [table.notes[number - 1] for number in row["notes"]]
@@ -358,7 +408,7 @@ def test_an_evaluation_that_repeats_the_numbers_of_images_adds_no_note(make_run,
     data = runs_in(tmp_path)[0].env["data"]
     repeated = ["the folder tiny has 500 validation images of 10 classes", "2 files are no images"]
     write_eval(folder, "ten_crop", 27.5, 9.0, data=data | {"notices": repeated})
-    notes = build("table2", runs_in(tmp_path)).notes
+    notes = build("table2-folder", runs_in(tmp_path)).notes
     assert notice in notes
     assert "2 files are no images" in notes
     assert repeated[0] not in notes

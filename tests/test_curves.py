@@ -319,7 +319,7 @@ def test_the_frame_of_figure4_is_higher_or_lower_where_runs_need_it(
     tmp_path: Path, last: float, start: float, limits: tuple[int, int], ticks: list[int]
 ) -> None:
     write_run(tmp_path, "folder-resnet34", curve=steps(720, last, start), iterations=720)
-    figure = drawn(tmp_path, "figure4")
+    figure = drawn(tmp_path, "figure4-folder")
     for axes in figure.axes:
         assert axes.get_ylim() == limits
         assert list(axes.get_yticks()) == ticks
@@ -330,7 +330,7 @@ def test_the_frame_of_figure4_is_higher_or_lower_where_runs_need_it(
 def test_other_images_are_said_to_be_that_and_the_papers_curves_to_be_imagenets(tmp_path: Path) -> None:
     for net in ("plain18", "plain34", "resnet18", "resnet34"):
         write_run(tmp_path, f"folder-{net}", curve=steps(720, 50.0), iterations=720)
-    figure = drawn(tmp_path, "figure4", paper=True)
+    figure = drawn(tmp_path, "figure4-folder", paper=True)
     told = words(figure)
     assert "Shortened: 720 of the paper's 600,000 iterations" in told
     assert "10 classes, 5,000 training and 500 validation images" in told

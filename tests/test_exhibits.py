@@ -35,6 +35,7 @@ def test_figure_3_needs_no_runs(tmp_path):
     paths = resrepro.plot("figure3", runs=tmp_path / "nowhere", figures=tmp_path / "out", palette="safe")
     assert [path.name for path in paths] == ["figure3.png", "figure3.svg"]
     assert all(path.stat().st_size > 10_000 for path in paths)
+    assert paths._repr_html_().startswith('<img style="max-width:100%" src="data:image/png;base64,iVBOR')
     drawing = exhibits.draw_figure("figure3", (), tmp_path, paper=True)
     assert drawing.notes == ("The paper has no curves for figure3.",)
 

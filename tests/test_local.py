@@ -372,7 +372,7 @@ def test_the_table_fits_into_80_columns_and_leaves_nothing_out() -> None:
     view.end(found[2], Outcome(1, "no more disk."))
     console = Console(file=io.StringIO(), width=80, color_system=None)
     console.print(view.picture())
-    _, first, second, summary = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    *_, first, second, summary = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert first.split() == [
         "cifar10-resnet1202", "0", "12,345/64,000", "123,456", "2.3026", "12.34", "56.78", "10:00:00",
     ]  # fmt: skip

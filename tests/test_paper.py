@@ -71,11 +71,11 @@ def test_every_row_of_a_layout_names_an_experiment_and_a_published_number_that_e
     for name, plan in layouts().items():
         for row in plan["rows"]:
             if "experiment" in row:
-                experiment = catalogue.experiments()[row["experiment"]]
+                experiment = catalogue.find(row["experiment"])
                 option = experiment.spec().shortcut
                 with_option = f"ResNet-{experiment.depth} {option}"  # as Tables 3 and 4 print it
                 assert row["label"] in (experiment.label, with_option)
-            source = row.get("published_in", name), row["label"]
+            source = row.get("published_in", plan.get("of", name)), row["label"]
             metrics = {metric for exhibit, label, metric in published() if (exhibit, label) == source}
             wanted = [set(quantity["value"]) for quantity in plan["quantities"] if "value" in quantity]
             if "experiment" in row and row["label"] != "plain-110":

@@ -14,9 +14,7 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
 def test_the_experiments_are_listed_with_their_exhibits():
     code, listed, _ = call("list")
     assert code == 0
-    assert re.search(
-        r"^ cifar10-resnet110 +ResNet-110 +cifar-64k-warm +0-4 +table6, figure6 *$", listed, re.M
-    )
+    assert re.search(r"^cifar10-resnet110 +ResNet-110 +cifar-64k-warm +0-4 +table6, figure6 *$", listed, re.M)
 
 
 def test_of_one_experiment_the_layers_are_shown_as_in_table_1_and_counted():
@@ -24,8 +22,8 @@ def test_of_one_experiment_the_layers_are_shown_as_in_table_1_and_counted():
     assert code == 0
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    assert re.search(r"^ conv3_x +28x28 +1x1, 128 /2; 3x3, 128; 1x1, 512 +1 +projection *$", text, re.M)
-    assert re.search(r"^ conv3_x +28x28 +1x1, 128; 3x3, 128; 1x1, 512 +3 +identity *$", text, re.M)
+    assert re.search(r"^conv3_x +28x28 +1x1, 128 /2; 3x3, 128; 1x1, 512 +1 +projection *$", text, re.M)
+    assert re.search(r"^conv3_x +28x28 +1x1, 128; 3x3, 128; 1x1, 512 +3 +identity *$", text, re.M)
     words = " ".join(text.split())
     assert "50 layers (projections do not count), 25,557,032 parameters, 3.858e9 multiply-adds" in words
 

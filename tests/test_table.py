@@ -5,13 +5,9 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import write_ensemble
-from rich.console import Console
 
-from resrepro.comparison.table import Row, Table, to_csv, to_latex, to_markdown, to_rich, write_table
-from resrepro.comparison.tables import build
+from resrepro.comparison.table import Row, Table, to_csv, to_latex, to_markdown, write_table
 from resrepro.errors import RecordError
-from resrepro.records.collection import collect
 
 TABLE = Table(
     name="made_up",
@@ -60,55 +56,6 @@ def test_latex_compiles(tmp_path):
         ["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, check=False
     )
     assert call.returncode == 0, call.stdout[-500:]
-
-
-def printed(table):
-    console = Console(width=80, force_terminal=False)
-    with console.capture() as capture:
-        console.print(to_rich(table))
-    return [line.rstrip() for line in capture.get().splitlines()]
-
-
-def test_every_exhibit_fits_a_terminal_of_80_columns_uncut(make_run, tmp_path):
-    for seed in range(5):
-        make_run(tmp_path, "cifar10-resnet110", seed)
-    for experiment in ("cifar10-plain20", "cifar10-resnet20"):
-        make_run(tmp_path, experiment, iterations=2000, split="45k5k")
-    folders = []
-    for net in ("plain34", "resnet18", "resnet34-b", "resnet152"):
-        for seed in range(3):
-            evals = {"ten_crop": (20 + 12.5 * seed, 10 + 6.5 * seed), "multi_scale": (20 + 12.5 * seed, 10.0)}
-            settings = {"iterations": 700, "batch_size": 64, "image_size": 64}
-            folders.append(make_run(tmp_path, f"imagenet-{net}", seed, evals=evals))
-            make_run(tmp_path, f"folder-{net}", seed, evals=evals, **settings)
-            make_run(tmp_path, f"imagenet-{net}", seed, evals=evals, **settings)
-    write_ensemble(tmp_path, folders[-6:], 19.5, 4.5)
-    found = collect([tmp_path])
-    for exhibit in (
-        "table2",
-        "table3",
-        "table4",
-        "table5",
-        "table6",
-        "figure1",
-        "figure4",
-        "figure6",
-        "demo",
-    ):
-        lines = printed(build(exhibit, found.runs, found.ensembles, every=True))
-        assert max(map(len, lines)) <= 80
-        assert "…" not in "".join(lines), f"{exhibit} is cut off at 80 columns"
-        heads = lines[: next(number for number, line in enumerate(lines) if line.startswith("─"))]
-        assert heads[-1].endswith("note"), f"{exhibit} has no room for its notes"
-
-
-def test_long_names_go_on_below_in_the_terminal():
-    lines = printed(
-        Table("x", "X", ("net", "ours"), (Row(("GoogLeNet (ILSVRC'14)", "1")), Row(("VGG (v5)", "2"))))
-    )
-    assert any(line.startswith("GoogLeNet ") and line.endswith("1") for line in lines)
-    assert "(ILSVRC'14)" in lines
-    assert any(line.startswith("VGG (v5)") for line in lines)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):

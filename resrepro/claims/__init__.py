@@ -118,6 +118,7 @@ class Claim:
     note: str = ""
     quantity: str = ""
     untestable: str = ""
+    short: str = ""  # the words in at most 66 characters
 
     @property
     def nets(self) -> tuple[Net, ...]:
@@ -262,6 +263,15 @@ def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:
     return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
 
 
+def one_line(verdict: Verdict) -> "RenderableType":
+    """A verdict in a line of at most 80 columns."""
+    from rich.text import Text
+
+    word = "no test" if verdict.verdict == UNTESTABLE else verdict.verdict
+    told = (f"{word:<{len(UNDECIDED)}} ", STYLES[verdict.verdict])
+    return Text.assemble(f"{verdict.claim.number:>2} ", told, verdict.claim.short or verdict.claim.words)
+
+
 def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
     """The verdicts for a terminal of 80 columns; in detail with notes and commands."""
     from rich.console import Group
@@ -270,7 +280,7 @@ def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
 
     grid = RichTable.grid(padding=(0, 1, 0, 0))
     grid.add_column(justify="right")
-    grid.add_column()
+    grid.add_column(overflow="fold")
     for verdict in verdicts:
         grid.add_row(f"{verdict.claim.number}.", Text(verdict.claim.words, style="bold"))
         lines = [("section", verdict.claim.section, "dim"), ("paper", verdict.paper, "dim")]
@@ -284,6 +294,7 @@ def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
                 lines += [("do", command, "cyan") for command in ruling.commands]
         below = RichTable.grid(padding=(0, 1, 0, 0))
         below.add_column(no_wrap=True, min_width=len(UNDECIDED))
+        below.add_column(overflow="fold")
         for label, words, style in lines:
             if words:
                 below.add_row(Text(label, style=style), Text(words))

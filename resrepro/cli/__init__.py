@@ -45,7 +45,9 @@ class Commands(TyperGroup):
             sys.stderr.close()  # the reader of our output has gone: nothing left to say
             raise SystemExit(1) from None
         except OSError as error:
-            lead, sentence, code = "error: ", sentence_on(error), 1
+            from resrepro.comparison.screen import trouble
+
+            lead, sentence, code = "error: ", trouble(error) or sentence_on(error), 1
         from rich.console import Console
         from rich.text import Text
 
@@ -86,7 +88,15 @@ def _options(
 
 def main() -> None:
     """Entry point of the `resrepro` command."""
-    app(prog_name="resrepro")
+    from resrepro.comparison.screen import prepare, trouble
+
+    prepare()
+    try:
+        app(prog_name="resrepro")
+    except OSError as error:  # of `--help`, or of the error's own sentence
+        if told := trouble(error):
+            print(f"error: {told}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 # --- options that several commands share ---------------------------------------------------------------

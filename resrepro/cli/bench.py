@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from resrepro.cli import DeviceOption, ThreadsOption, app, option
+from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
 from resrepro.spec import check_depth, net_label
 from resrepro.training import world_size
@@ -73,23 +72,18 @@ def bench(
         console.print(f"Written: {csv_file}", markup=False, soft_wrap=True)
 
 
-def speed_table(speeds: "Sequence[Speed]") -> Table:
-    """A line for each mode of each net, for a terminal of 80 columns."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("mode", "workers", "ms/update", "images/s", "× usual"):
-        grid.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
+def speed_table(speeds: "Sequence[Speed]") -> Grid:
+    """A line for each mode of each net."""
+    grid = Grid(("net and mode", "workers", "ms/update", "images/s", "× usual"))
     depth = None
     for speed in speeds:
         loop = speed.loop
-        if loop.depth != depth:
-            depth = loop.depth
-            grid.add_section()
-            grid.add_row(Text(net_label(depth, plain=False), style="dim"))
+        label, new, depth = net_label(loop.depth, plain=False), loop.depth != depth, loop.depth
         per_update = 1000 * loop.batch_size / statistics.median(speed.images_per_s)
-        grid.add_row(
-            f"  {loop.mode}", "" if loop.workers is None else str(loop.workers), f"{per_update:,.1f}",
+        grid.add(
+            f"{label} {loop.mode}", "" if loop.workers is None else str(loop.workers), f"{per_update:,.1f}",
             _spread(speed.images_per_s, 0 if min(speed.images_per_s) >= 100 else 1), _spread(speed.ratios, 2),
-            style=None if speed.counted else "dim",
+            style="" if speed.counted else "dim", section=new,
         )  # fmt: skip
     return grid
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from resrepro import cli
 from resrepro.cli import argument, option
+from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
 from resrepro.spec import check_shortcut
 from resrepro.training import is_first
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from resrepro.records.evaluations import Responses
     from resrepro.training.measure import Errors
 
@@ -103,25 +102,19 @@ def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:
     return red, green, blue
 
 
-def errors_table(errors: "dict[str, Errors]") -> "Table":
+def errors_table(errors: "dict[str, Errors]") -> Grid:
     """A line for each set of images."""
-    from rich.table import Table
-
-    grid = Table("set", "images", "top-1 error %", "top-5 error %", "loss", box=None, padding=(0, 2, 0, 0))
+    grid = Grid(("set", "images", "top-1 error %", "top-5 error %", "loss"))
     for name, error in errors.items():
         figures = (f"{error.top1_err:.2f}", f"{error.top5_err:.2f}", f"{error.loss:.4f}")
-        grid.add_row(name, f"{error.count:,}", *figures)
+        grid.add(name, f"{error.count:,}", *figures)
     return grid
 
 
-def responses_table(responses: "Responses") -> "Table":
+def responses_table(responses: "Responses") -> Grid:
     """First and last layer, extremes with their layers, mean and median of each quantity."""
-    from rich.table import Table
-
-    grid = Table(box=None, padding=(0, 2, 0, 0))
-    grid.add_column(f"{len(responses.layers)} layers")
-    for head in ("first", "last", "smallest", "largest", "mean", "median"):
-        grid.add_column(head, justify="right")
+    heads = ("first", "last", "smallest", "largest", "mean", "median")
+    grid = Grid((f"{len(responses.layers)} layers", *heads))
     for name, values in (
         ("std", responses.std),
         ("gradient, start", responses.gradient_norm_start),
@@ -129,7 +122,7 @@ def responses_table(responses: "Responses") -> "Table":
     ):
         low, high = (f"{_short(end)} ({values.index(end) + 1})" for end in (min(values), max(values)))
         mean, median = _short(statistics.fmean(values)), _short(statistics.median(values))
-        grid.add_row(name, _short(values[0]), _short(values[-1]), low, high, mean, median)
+        grid.add(name, _short(values[0]), _short(values[-1]), low, high, mean, median)
     return grid
 
 

@@ -1,7 +1,7 @@
 """`resrepro reproduce` and `demo`: an exhibit of the paper, from what is missing to the verdict."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -154,13 +154,18 @@ class Reproduction:
 
         plan = self.plan()
         found = plan.records()
-        for exhibit in plan.exhibits:
-            console.rule(exhibit.stem, align="left")
+        shown: dict[str, Callable[[Console], None]] = {}
+        for exhibit in plan.exhibits:  # all files first, then the screen
             try:
-                write_exhibit(exhibit, found, tables, figures, console)
+                shown[exhibit.stem] = write_exhibit(exhibit, found, tables, figures)
             except ResreproError as error:
                 self.failures[exhibit.stem] = str(error)
-                console.print(f"Not shown: {error}", markup=False)
+        for exhibit in plan.exhibits:
+            console.rule(exhibit.stem, align="left")
+            if exhibit.stem in shown:
+                shown[exhibit.stem](console)
+            else:
+                console.print(f"Not shown: {self.failures[exhibit.stem]}", markup=False)
         if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
             console.rule("claims", align="left")
             console.print(to_rich(verdicts, detailed=True))
@@ -240,7 +245,7 @@ def demo(
     reproduction = Reproduction(exhibits, out / "runs", {"device": device, "threads": threads}, fresh=fresh)
     reproduction.train()
     found = reproduction.plan().records()
-    write_exhibit(exhibits[0], found, out, out, console)
+    write_exhibit(exhibits[0], found, out, out)(console)
     console.print(f"\n{demo_verdict(found)}", style="bold", markup=False)
     console.print("Next: resrepro train --depth 20        (CIFAR-10, as in the paper)", markup=False)
     reproduction.raise_failures()

@@ -1,18 +1,17 @@
 """`compare`, `plot`, `claims`, `report` and `list`: what there is to run and what came out, without torch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from resrepro import cli
 from resrepro.cli import argument, option
+from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
 from resrepro.spec import catalogue, command_for
@@ -23,21 +22,31 @@ if TYPE_CHECKING:
     from resrepro.spec.architecture import Architecture
 
 TABLES = (
-    "table1, table2, table3, table4, table5, table6, table6-digits, figure1, figure1-digits, figure4, "
-    "figure6, figure6-digits, figure7, demo"
+    "table1, table2, table2-folder, table3, table3-folder, table4, table4-folder, table5, table5-folder, "
+    "table6, table6-digits, figure1, figure1-digits, figure4, figure4-folder, figure6, "
+    "figure6-digits, figure7, demo"
 )
-FIGURES = "figure1, figure1-digits, figure3, figure4, figure6, figure6-digits, figure7, demo"
+FIGURES = "figure1, figure1-digits, figure3, figure4, figure4-folder, figure6, figure6-digits, figure7, demo"
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 
 EXHIBIT = "EXHIBIT..."
 PAGE = "The HTML file that is written."
-DETAILED = "Claims to show in detail. (default: all)"
+DETAILED = "Claims to show in detail. (default: a line for each)"
+JSON = "Print JSON instead."
 FOLDERS = "Folder of run records; may be repeated. (default: runs)"
 ONLY = "Only runs with this setting, e.g. iterations=2000; may be repeated."
 FORMATS = "png, svg or pdf; may be repeated. (default: png and svg)"
 WIDTH = "Inches, or column or text as on the paper's page. (default: the figure's own)"
 RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metavar="DIR")]
 SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
+JsonOption = Annotated[bool, option(JSON, "--json")]
+
+
+def tell_json(content: object) -> None:
+    """Print JSON."""
+    from json import dumps
+
+    typer.echo(dumps(content, indent=2, ensure_ascii=False))
 
 
 def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
@@ -70,9 +79,10 @@ def compare(
     tables: cli.TablesOption = Path("tables"),
     every: Annotated[bool, option("Runs of all protocols, not of one.", "--all")] = False,
     settings: SettingsFilter = None,
+    json: JsonOption = False,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.comparison.table import to_rich, write_table
+    from resrepro.comparison.table import to_json, to_rich, write_table
     from resrepro.figures import build_table, check_table
 
     names = exhibits or ["table6"]
@@ -80,10 +90,13 @@ def compare(
         check_table(name)
     found = read_records(runs, settings)
     console = Console(highlight=False)
-    for name in names:
-        table = build_table(name, found, every=every)
+    built = [build_table(name, found, every=every) for name in names]
+    written = [write_table(table, tables) for table in built]  # all files first, then the screen
+    if json:
+        return tell_json([to_json(table) for table in built])
+    for table, paths in zip(built, written, strict=True):
         console.print(to_rich(table))
-        tell_written(write_table(table, tables), console)
+        tell_written(paths, console)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -107,15 +120,18 @@ def plot(
         check_figure(name, style)
     found = read_records(runs, settings)
     console = Console(highlight=False)
-    for name in names:
-        drawing = draw_figure(name, found.runs, figures, paper=paper, style=style)
+    drawings = [draw_figure(name, found.runs, figures, paper=paper, style=style) for name in names]
+    for drawing in drawings:
         tell_written(drawing.paths, console, drawing.notes)
 
 
 def write_exhibit(
-    exhibit: "Exhibit", found: Collection, tables: Path, figures: Path, console: Console
-) -> None:
-    """Print and write the table of an exhibit, and draw its figure, from the records of a plan alone."""
+    exhibit: "Exhibit", found: Collection, tables: Path, figures: Path
+) -> "Callable[[Console], None]":
+    """Write the table of an exhibit, and draw its figure, from the records of a plan alone.
+
+    Returns what prints it, once all files are written.
+    """
     from resrepro import figures as known
     from resrepro.comparison.table import to_rich, write_table
     from resrepro.records.evaluations import LAYER_RESPONSES, is_measured
@@ -125,20 +141,25 @@ def write_exhibit(
     shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
     if exhibit.dataset and not any(shown):
         what = "measured" if responses else "finished"
-        console.print(f"No {what} run for {exhibit.stem} yet: nothing is written.", markup=False)
-        return
+        sentence = f"No {what} run for {exhibit.stem} yet: nothing is written."
+        return lambda console: console.print(sentence, markup=False)
     paths: list[Path] = []
     notes: tuple[str, ...] = ()
     if exhibit.name in known.tables():
         table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
         table = replace(table, name=exhibit.stem)
-        console.print(to_rich(table))
         paths += write_table(table, tables)
     if exhibit.name in known.figures():
-        paper = exhibit.dataset in ("cifar10", "imagenet")
+        paper = exhibit.dataset in ("cifar10", "imagenet", "folder")
         drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
         paths, notes = [*paths, *drawing.paths], drawing.notes
-    tell_written(paths, console, notes)
+
+    def show(console: Console) -> None:
+        if exhibit.name in known.tables():
+            console.print(to_rich(table))
+        tell_written(paths, console, notes)
+
+    return show
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -147,22 +168,36 @@ def claims(
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
     tables: cli.TablesOption = Path("tables"),
+    json: JsonOption = False,
 ) -> None:
-    """Say claim by claim whether the paper's statement held in your runs (also Markdown, CSV, LaTeX)."""
-    from resrepro.claims import decided_elsewhere, find_claim, summary, table, to_rich
+    """Say claim by claim whether the paper's statement held in your runs; by number in detail.
+
+    All are written as Markdown, CSV and LaTeX.
+    """
+    from resrepro.claims import decided_elsewhere, find_claim, one_line, summary, table, to_rich
     from resrepro.claims.judging import judge
-    from resrepro.comparison.table import write_table
+    from resrepro.comparison.table import to_json, write_table
 
     wanted = {find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
     verdicts = judge(found.runs)
-    shown = [verdict for verdict in verdicts if not wanted or verdict.claim.number in wanted]
+    told = wanted or {verdict.claim.number for verdict in verdicts}
+    shown = [verdict for verdict in verdicts if verdict.claim.number in told]
+    paths = write_table(table(verdicts, found.sources), tables)
+    if json:
+        content = to_json(table(verdicts, found.sources))
+        return tell_json(content | {"rows": [row for row in content["rows"] if row["claim"] in told]})
     console = Console(highlight=False)
-    console.print(to_rich(shown, detailed=bool(wanted)))
+    if wanted:
+        console.print(to_rich(shown, detailed=True))
+    for verdict in () if wanted else shown:
+        console.print(one_line(verdict))
     console.print(f"All {len(verdicts)} claims: {summary(verdicts)}.", markup=False)
     for sentence in (*found.sources, decided_elsewhere(verdicts)):
         console.print(sentence, markup=False, end="\n" if sentence else "")
-    tell_written(write_table(table(verdicts, found.sources), tables), console)
+    if not wanted:
+        console.print("In detail: resrepro claims NUMBER", markup=False)
+    tell_written(paths, console)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -199,19 +234,15 @@ def list_experiments(
     console.print("Its layers and its recipe: resrepro list cifar10-plain56")
 
 
-def experiments_table() -> Table:
+def experiments_table() -> Grid:
     """A line for each experiment, with the table or figure that it belongs to."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("experiment", "net", "recipe", "seeds", "exhibits"):
-        grid.add_column(column, no_wrap=column != "exhibits")
+    grid = Grid(("experiment", "net", "recipe", "seeds", "exhibits"), left=5, wraps=True)
     dataset = None
     for experiment in catalogue.experiments().values():
-        if dataset not in (None, experiment.dataset):
-            grid.add_section()
-        dataset, seeds = experiment.dataset, experiment.seeds
+        new, dataset, seeds = experiment.dataset != dataset, experiment.dataset, experiment.seeds
         span = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
         exhibits = ", ".join(name.removesuffix(f"-{dataset}") for name in experiment.exhibits)
-        grid.add_row(experiment.name, experiment.label, experiment.recipe, span, exhibits)
+        grid.add(experiment.name, experiment.label, experiment.recipe, span, exhibits, section=new)
     return grid
 
 
@@ -239,9 +270,9 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     console.print(f"Run it: {command_for(spec)}     (change a setting: --set key=value)")
 
 
-def layers_table(net: "Architecture") -> Table:
+def layers_table(net: "Architecture") -> Grid:
     """A line for each part of a net: its layers as in Table 1, its shortcut, the side of its output map."""
-    grid = Table("part", "output", "layers", "times", "shortcut", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Grid(("part", "output", "layers", "times", "shortcut"), left=5)
     for part in net.parts:
         side = part.layers[-1].size
         layers = "; ".join(
@@ -249,28 +280,24 @@ def layers_table(net: "Architecture") -> Table:
             for each in part.layers
         )
         times = str(part.times) if part.name.endswith("_x") else ""
-        grid.add_row(part.name, f"{side}x{side}", layers, times, part.shortcut.kind if part.shortcut else "")
+        grid.add(part.name, f"{side}x{side}", layers, times, part.shortcut.kind if part.shortcut else "")
     return grid
 
 
-def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Table:
+def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Grid:
     """A line for each setting of the recipe, then those of the test protocols that fit."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("setting", "value", "known", "what it is"):
-        grid.add_column(heading, overflow="fold")
+    grid = Grid(("setting", "value", "known", "what it is"), left=4, wraps=True)
 
     def add(setting: Setting, meaning: str) -> None:
-        source = f" {setting.source}" if setting.source else ""
-        known = Text.assemble((setting.mark, STYLES[setting.mark]), (source, "dim"))
-        lines = [Text(line, style) for line, style in ((meaning, ""), (setting.note, "dim")) if line]
-        grid.add_row(setting.key, spell(setting.value), known, Text("\n").join(lines))
+        known = Text(f"{setting.mark} {setting.source or ''}".rstrip(), STYLES[setting.mark])
+        told = "\n".join(filter(None, (meaning, setting.note)))
+        grid.add(setting.key, spell(setting.value), known, told)
 
     for key, setting in recipe.settings.items():
         add(setting, str(setting_rules()[key]["what"]))
     for view in catalogue.protocols().values():
         if view.family == experiment.family:
-            grid.add_section()
-            grid.add_row(view.name, "", "", f"test protocol: {view.title}")
+            grid.add(view.name, "", "", f"test protocol: {view.title}", section=True)
             for setting in view.settings.values():
                 add(setting, "")
     return grid

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from resrepro.cli import RunsOption, app
+from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
 from resrepro.spec.recipe import spell
 
@@ -144,6 +143,10 @@ def _show(rows: Sequence[Row], console: Console) -> None:
             console.print(Text(name, "bold"))
         line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
         line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
+        if len(line) > console.width:
+            line = Text(
+                "\n    ".join(filter(None, (f"  {seed} {state}", done, errors, where))), STYLES[state]
+            )
         console.print(line)
     if any(row[4] for row in rows):
         console.print("Errors: training, then test or validation, as last measured.")
@@ -176,18 +179,13 @@ def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
         console.print(line, markup=False)
 
 
-def table_of(plan: "Plan", device: str | None) -> Table:
-    """Runs of one net that are in one state share a line; for a terminal of 80 columns."""
+def table_of(plan: "Plan", device: str | None) -> Grid:
+    """Runs of one net that are in one state share a line."""
     from resrepro.launch.local import disk_mib, duration, seconds_of
     from resrepro.records.collection import collect
 
     seen = collect([plan.runs]).runs if device else ()
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    grid.add_column("run", overflow="fold")
-    grid.add_column("seeds", overflow="fold")
-    grid.add_column("state", no_wrap=True)
-    for heading in ("time each", "MiB each"):
-        grid.add_column(heading, justify="right", no_wrap=True)
+    grid = Grid(("run", "seeds", "state", "time each", "MiB each"), left=3)
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in plan.steps:
         groups.setdefault((step.spec.experiment, _state(step)), []).append(step)
@@ -196,7 +194,7 @@ def table_of(plan: "Plan", device: str | None) -> Table:
         time = duration(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
         disk = f"{disk_mib(first.spec):,.1f}" if first.to_train else ""
         seeds = ", ".join(str(step.seed) for step in steps)
-        grid.add_row(name, seeds, f"[{PLANNED[first.state]}]{state}[/]", time, disk)
+        grid.add(name, seeds, Text(state, PLANNED[first.state]), time, disk)
     return grid
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from resrepro.comparison.screen import Grid
 from resrepro.errors import Interrupted, ResreproError
 from resrepro.launch.local import Event, Job, Outcome, RunPool
 from resrepro.records import read_run
@@ -143,9 +143,7 @@ class RunsView:
 
     def picture(self) -> Group:
         """The runs under way, and how many there are of each state."""
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        for name in ("run", "seed", "iteration", "images/s", "loss", "errors, %", "left"):
-            table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+        table = Grid(("run", "seed", "iteration", "images/s", "loss", "errors, %", "left"))
         for job, row in self.rows.items():
             if self.states[job] == "running":
                 done = f"{row['done']:,}/{row['iterations']:,}" if "done" in row else "starting"
@@ -153,7 +151,7 @@ class RunsView:
                 loss = f"{row['loss']:.4f}" if "loss" in row else ""
                 training_and_headline = " ".join(f"{error:.2f}" for error in row.get("errors", ())[:2])
                 left = row.get("left", "")
-                table.add_row(job.experiment, str(job.seed), done, speed, loss, training_and_headline, left)
+                table.add(job.experiment, str(job.seed), done, speed, loss, training_and_headline, left)
         states = Counter(self.states.values())
         told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
         return Group(table, Text(f"{len(self.rows)} runs: {told}" if len(self.rows) > 1 else "", "dim"))

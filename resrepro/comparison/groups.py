@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from resrepro.records import Run
-from resrepro.spec import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, catalogue, command_for
+from resrepro.spec import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, catalogue, command_for, in_folder
 from resrepro.spec.recipe import Value, recipe_from_json, spell
 
 RULE = (
@@ -145,6 +145,22 @@ def not_said_yet(
     return [notice for notice in notices if not (known and _tells(notice, told))]
 
 
+def data_told(run: Run | None) -> str:
+    """What photographs a run is of: `tiny-imagenet-10 (10 classes, images of 64x64)`."""
+    if run is None or run.family != "imagenet":
+        return spell_data()
+    return spell_data(run.env["data"].get("notices", ()), run.classes, run.spec["recipe"]["image_size"])
+
+
+def spell_data(notices: Iterable[str] = (), classes: int | None = None, side: int | None = None) -> str:
+    """The same of what a record says of its images; the folder is named by a notice."""
+    named = (re.match("the folder (.+) has ", notice) for notice in notices)
+    facts = [f"{classes:,} classes"] if classes else []
+    facts += [f"images of {side}x{side}"] if side else []
+    name = next((found[1] for found in named if found), "a folder of images")
+    return name + (f" ({', '.join(facts)})" if facts else "")
+
+
 def _spell_images(classes: int | None, images: Mapping[str, int]) -> str:
     sizes = " and ".join(f"{size:,} {SET_NAMES.get(part, part)}" for part, size in images.items())
     return f"{sizes} images" if classes is None else f"{classes:,} classes, {sizes} images"
@@ -157,8 +173,8 @@ def _tells(sentence: str, told: str) -> bool:
 
 
 def runs_of(experiments: Iterable[str], runs: Iterable[Run]) -> list[Run]:
-    """The runs of some experiments, and of those on ImageNet also their twins' on a folder of images."""
-    names = {name for own in experiments for name in (own, catalogue.twin_on_folder(own))}
+    """The runs of some experiments."""
+    names = set(experiments)
     return [run for run in runs if run.experiment in names]
 
 
@@ -281,8 +297,10 @@ class Protocol(Generic[Net]):
         spec = self.spec_for(experiment, settings)
         others = tuple((key, value) for key, value in spec.changes if key != "precision")
         if self.first.env["mode"] == FAST and others != spec.changes:
-            return with_seeds(f"{command_for(replace(spec, changes=others))} --fast", seeds)
-        return with_seeds(command_for(spec), seeds)
+            command = f"{command_for(replace(spec, changes=others))} --fast"
+        else:
+            command = command_for(spec)
+        return in_folder(with_seeds(command, seeds), self.first.runs_folder)
 
     def spec_for(self, experiment: str, settings: Mapping[str, Value]) -> Spec:
         """What a run of a net under this protocol trains."""

@@ -4,12 +4,13 @@ LaTeX and the terminal's (rich).
 
 import csv
 import io
+import math
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.groups import with_seeds
 from resrepro.records import Run
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DASH = "—"
+NONE = math.nan  # a number that there is not
 GAPS = f"Cells with {DASH} are filled by:"
-NOTE = "note"  # heads the column of marks in the terminal
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Table:
 
     @property
     def frame(self) -> "pd.DataFrame":
-        """The raw numbers as a frame, one row per net and protocol."""
+        """The raw numbers as a frame, one row per net and protocol, NaN where there is none."""
         import pandas as pd
 
         return pd.DataFrame(list(self.records))
@@ -104,9 +105,7 @@ def run_folders(runs: Iterable[Run]) -> str:
     """
     folders = []
     for run in runs:
-        top = run.folder.parent.parent
-        top = Path("runs") if top.is_absolute() or top.name == "results" else top
-        folders.append(shlex.quote((top / run.name / run.folder.name).as_posix()))
+        folders.append(shlex.quote((run.runs_folder / run.name / run.folder.name).as_posix()))
     return " ".join(folders)
 
 
@@ -143,13 +142,23 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def to_json(table: Table) -> dict[str, Any]:
+    """Its name, title, rows as raw numbers (None where there is none), notes, commands and remarks."""
+    rows = [{key: None if value != value else value for key, value in row.items()} for row in table.records]
+    missing = [{"row": label, "command": command} for label, command in table.missing]
+    told = {"notes": list(table.notes), "missing": missing, "remarks": list(table.remarks)}
+    return {"exhibit": table.name, "title": table.title, "rows": rows, **told}
+
+
 def to_csv(table: Table) -> str:
     """The raw numbers, full precision, empty where there is none."""
     text = io.StringIO()
     names = list(table.records[0]) if table.records else []
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table.records)
+    writer.writerows(
+        {key: "" if value != value else value for key, value in record.items()} for record in table.records
+    )
     return text.getvalue()
 
 
@@ -202,52 +211,25 @@ def _tex(text: str) -> str:
     return text.translate(_TEX)
 
 
-NAME_WIDTH = 16  # characters of a row's name in the terminal; longer ones go on below
-SHORT = {  # words of headings in the terminal
-    ":": "",
-    "difference": "diff.",
-    "training": "train",
-    "validation": "val.",
-    "params": "par.",
-    "layers": "lay.",
-}
-
-
-def _narrow(column: str) -> str:
-    """A heading in as few columns as it needs, over several lines."""
-    for word, short in SHORT.items():
-        column = column.replace(word, short)
-    return column.replace(" ", "\n")
-
-
 def to_rich(table: Table) -> "RenderableType":
-    """The table for a terminal; fits 80 columns."""
-    from rich import box
+    """The table for a terminal; notes as one letter for each set of them that a row has."""
     from rich.console import Group
-    from rich.table import Table as RichTable
     from rich.text import Text
 
-    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
-    heads = [_narrow(column) for column in (*table.columns, NOTE)]
-    lines = max(head.count("\n") for head in heads)
-    for number, head in enumerate(heads):
-        justify: Literal["left", "right"] = "right" if 0 < number < len(table.columns) else "left"
-        # Rows of two lines have their name on the first, so headings are pushed down by hand.
-        text = Text("\n" * (lines - head.count("\n")) + head)
-        grid.add_column(text, justify=justify, vertical="top", no_wrap=head != NOTE, overflow="fold")
+    from resrepro.comparison.screen import Grid
+
+    grid = Grid((*table.columns, ""), said=("layers",))
     sections: list[str] = []
+    marks = Notes()
     for row in table.rows:
-        if row.section:
-            sections.append(row.section)
-            grid.add_section()
+        sections += [row.section] if row.section else []
         first, *others = row.cells
-        mark = "†" if sections and not first.startswith("↳") else ""
-        # What follows a spread goes to a second line, which keeps all columns within 80.
-        cells = [cell.replace(" (", "\n(") if "±" in cell else cell for cell in others]
-        name = first.replace(" (", "\n(") if len(first) > NAME_WIDTH or first.startswith("↳") else first
-        grid.add_row(Text(name + mark), *map(Text, cells), Text(row.marks, style="dim"))
+        dagger = "†" if sections and first and not first.startswith("↳") else ""
+        told = "; ".join(table.notes[number - 1] for number in row.notes)
+        mark = chr(ord("a") + marks.number([told])[0] - 1) if told else ""
+        grid.add(first + dagger, *others, mark, section=bool(row.section))
     below: list[RenderableType] = [Text(f" † {section}") for section in sections]
-    below += [Text(f"{number:>2} {note}") for number, note in enumerate(table.notes, 1)]
+    below += [Text(f" {chr(ord('a') + number - 1)} {told}") for told, number in marks.items()]
     if table.missing:
         below.append(Text(f"\n{table.lead}"))
         below += [Text(f"   {command}", style="cyan") for _, command in table.missing]

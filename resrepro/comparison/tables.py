@@ -10,8 +10,27 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from resrepro.comparison.groups import RULE, SET_NAMES, Protocol, Quantity, SeedGroup, protocols_of, runs_of
-from resrepro.comparison.table import DASH, GAPS, Notes, Row, Table, eval_command, spell_mean, train_command
+from resrepro.comparison.groups import (
+    RULE,
+    SET_NAMES,
+    Protocol,
+    Quantity,
+    SeedGroup,
+    data_told,
+    protocols_of,
+    runs_of,
+)
+from resrepro.comparison.table import (
+    DASH,
+    GAPS,
+    NONE,
+    Notes,
+    Row,
+    Table,
+    eval_command,
+    spell_mean,
+    train_command,
+)
 from resrepro.comparison.tables_1_and_5 import table_5, unused
 from resrepro.paper import Number, layout, published
 from resrepro.records import Run
@@ -68,17 +87,30 @@ def build(
             cells = tuple(cell for _, cell in _fields(plan, line, group, number))
             rows.append(Row(cells, notes.number(told), section))
             records.append(_record(plan, line, group))
+    gaps = tuple(_missing(plan, nets, shown))
+    longer = tuple((label, train_command(nets[label])) for label in _only_shortened(protocols))
     return Table(
         name=exhibit,
-        title=plan["title"],
+        title=plan["title"].format(data=data_told(shown.first if shown else None)),
         columns=tuple(heading for heading, _ in _fields(plan, plan["rows"][0], None)),
         rows=tuple(rows),
         notes=tuple(notes),
-        missing=tuple(_missing(plan, nets, shown)),
-        lead=GAPS if shown is None or shown.full_length else SHORTENED,
+        missing=gaps or longer,
+        lead=GAPS if gaps or not longer else SHORTENED,
         remarks=tuple(_remarks(plan, unused(nets.values(), runs), protocols, every)),
         records=tuple(records),
     )
+
+
+def _only_shortened(protocols: Sequence[Protocol[str]]) -> list[str]:
+    """The nets shown of which there is no run of full length."""
+    full = {
+        label
+        for each in protocols
+        for label, group in each.groups.items()
+        if group.first.status != "shortened"
+    }
+    return [label for label in (protocols[0].groups if protocols else ()) if label not in full]
 
 
 def _groups_of(label: str, protocols: Sequence[Protocol[str]], every: bool) -> list[SeedGroup | None]:
@@ -130,7 +162,7 @@ def _set_apart(group: SeedGroup) -> str:
 def _published(plan: Plan, line: Line, quantity: Quantity) -> tuple[Number | None, Number | None]:
     """The paper's single value (of infinite std where it only says "higher than") and its mean."""
     numbers = published()
-    source = line.get("published_in", plan["name"])
+    source = line.get("published_in", plan.get("of", plan["name"]))
     found = (numbers.get((source, line["label"], metric)) for metric in quantity.get("value", ()))
     value = next((number for number in found if number is not None), None)
     if value is None and (bound := numbers.get(("sec4.2-text", line["label"], "err_lower_bound"))):
@@ -180,20 +212,21 @@ def _headline(plan: Plan, group: SeedGroup) -> Quantity:
 
 
 def _missing(plan: Plan, nets: Mapping[str, str], shown: Protocol[str] | None) -> Iterable[tuple[str, str]]:
-    """What fills the gaps: training, under the shown protocol if that is of full length, and evaluating."""
+    """What fills the gaps: training under the shown protocol, and evaluating."""
     for label, experiment in nets.items():
         group = shown.groups.get(label) if shown else None
-        if group is None and shown and shown.full_length and shown.own_data:
+        if shown is None:
+            yield label, train_command(experiment)
+        elif group is None:
             seeds = min(len(each.runs) for each in shown.groups.values())
             yield label, shown.command(experiment, {}, seeds)
-        elif group is None or not group.comparable:
-            yield label, train_command(experiment)
-        if group:
+        else:
             lacking = [(group.lacking(q), q.get("protocol")) for q in plan["quantities"]]
-            wanted = [
-                eval_command(runs, name) for runs, name in lacking if runs and (group.comparable or name)
-            ]
-            yield from ((label, command) for command in dict.fromkeys(wanted))
+            wanted = [eval_command(runs, name) for runs, name in lacking if runs]
+            # Published records have no checkpoint: who has none makes one.
+            published = group.first.folder.parents[1].name == "results"
+            train = [shown.command(experiment, {}, len(group.runs))] * published
+            yield from ((label, " && ".join([*train, command])) for command in dict.fromkeys(wanted))
 
 
 def _remarks(
@@ -240,28 +273,28 @@ def _protocols_told(protocols: Sequence[Protocol[str]], every: bool) -> Iterable
 
 
 def _record(plan: Plan, line: Line, group: SeedGroup | None) -> dict[str, object]:
-    """One line of the CSV: raw numbers, empty where there is none."""
+    """One line of the CSV: raw numbers, NaN where there is none."""
     row: dict[str, object] = {"net": line["label"], "run": group.first.name if group else ""}
     for quantity in plan["quantities"]:
         key = quantity["name"].replace(" ", "_")
         measured = group.values(quantity) if group else []
         if "value" in quantity:
             value, mean = _published(plan, line, quantity)
-            row[f"{key}_paper"] = "" if value is None or value.std == math.inf else value.value
+            row[f"{key}_paper"] = NONE if value is None or value.std == math.inf else value.value
             if "mean" in quantity:
-                row[f"{key}_paper_mean"] = mean.value if mean else ""
-                row[f"{key}_paper_std"] = mean.std if mean else ""
-        row[f"{key}_ours"] = round(statistics.fmean(measured), 4) if measured else ""
-        row[f"{key}_ours_std"] = round(statistics.stdev(measured), 4) if len(measured) > 1 else ""
+                row[f"{key}_paper_mean"] = mean.value if mean else NONE
+                row[f"{key}_paper_std"] = mean.std if mean and mean.std is not None else NONE
+        row[f"{key}_ours"] = round(statistics.fmean(measured), 4) if measured else NONE
+        row[f"{key}_ours_std"] = round(statistics.stdev(measured), 4) if len(measured) > 1 else NONE
         row[f"{key}_measured_on"] = group.set_of(quantity) if group and measured else ""
         if "protocol" in quantity:
             row[f"{key}_protocol"] = quantity["protocol"]
     headline = group.measured(_headline(plan, group)) if group else []
     row["n"] = len(headline)
     row["seeds"] = " ".join(str(run.seed) for run, _ in headline)
-    row["best_run"] = min((value for _, value in headline), default="")
+    row["best_run"] = min((value for _, value in headline), default=NONE)
     if plan.get("best"):
-        row["best_sample"] = group.best_sample if group and group.best_sample is not None else ""
-    row["iterations"] = group.first.result["iterations"] if group else ""
+        row["best_sample"] = group.best_sample if group and group.best_sample is not None else NONE
+    row["iterations"] = group.first.result["iterations"] if group else NONE
     row["departures"] = "; ".join(group.caveats(plan["quantities"])) if group else ""
     return row

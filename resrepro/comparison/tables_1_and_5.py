@@ -9,14 +9,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from resrepro.comparison.groups import about_images, not_said_yet, runs_of
-from resrepro.comparison.table import DASH, Notes, Row, Table, train_command
+from resrepro.comparison.groups import about_images, not_said_yet, runs_of, spell_data
+from resrepro.comparison.table import DASH, NONE, Notes, Row, Table, train_command
 from resrepro.paper import published
 from resrepro.records import FINISHED, Run
 from resrepro.records.evaluations import Ensemble
 from resrepro.spec import IMAGENET_DEPTHS, catalogue
 from resrepro.spec.architecture import Architecture, Layer, Part, architectures
-from resrepro.spec.recipe import FAMILIES
 
 TITLE = "Table 1. Architectures for ImageNet"
 UNIT = 1e9  # the paper gives FLOPs in 10^9
@@ -132,7 +131,8 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
 
     `plan` is its entry in layouts.toml.
     """
-    reasons = [(ensemble, _why_left_out(ensemble)) for ensemble in ensembles]
+    dataset = plan["members"][0].partition("-")[0]
+    reasons = [(ensemble, _why_left_out(ensemble, dataset)) for ensemble in ensembles]
     ours = [ensemble for ensemble, reason in reasons if not reason]
     left_out = [f"the ensemble of {_spell_members(one)} ({reason})" for one, reason in reasons if reason]
     left_out += unused(plan["members"], runs)
@@ -154,8 +154,10 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
             rows.append(Row(cells, notes.number(_caveats(ensemble))))
             records.append(_ensemble_record(label, None, ensemble))
     return Table(
-        name="table5",
-        title=plan["title"],
+        name=plan["name"],
+        title=plan["title"].format(
+            data=spell_data(*((ours[0].data.notices, ours[0].data.classes) if ours else ()))
+        ),
         columns=ENSEMBLE_COLUMNS,
         rows=tuple(rows),
         notes=tuple(notes),
@@ -165,9 +167,9 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
     )
 
 
-def _why_left_out(ensemble: Ensemble) -> str:
-    """Why an ensemble has no place in the table of ensembles; empty if it has one."""
-    if FAMILIES.get(ensemble.data.name) != "imagenet" or SET not in ensemble.errors:
+def _why_left_out(ensemble: Ensemble, dataset: str) -> str:
+    """Why an ensemble has no place in the table of ensembles on a dataset; empty if it has one."""
+    if ensemble.data.name != dataset or SET not in ensemble.errors:
         return f"measured on {ensemble.data.name}"
     partial = [member for member in ensemble.members if member.status not in FINISHED]
     return (
@@ -201,17 +203,17 @@ def _caveats(ensemble: Ensemble) -> list[str]:
 
 
 def _ensemble_record(label: str, paper: float | None, ensemble: Ensemble | None) -> dict[str, object]:
-    """One line of the CSV: raw numbers, empty where there is none."""
+    """One line of the CSV: raw numbers, NaN where there is none."""
     errors = ensemble.errors[SET] if ensemble else {}
     return {
         "ensemble": label,
         "members": _spell_members(ensemble) if ensemble else "",
-        "n": len(ensemble.members) if ensemble else "",
+        "n": len(ensemble.members) if ensemble else NONE,
         "protocol": ensemble.protocol if ensemble else "",
         "bn_stats": ensemble.bn_stats if ensemble else "",
-        "top-5_error_paper_test": "" if paper is None else paper,
-        "top-5_error_ours_val": errors.get("top5_err", ""),
-        "top-1_error_ours_val": errors.get("top1_err", ""),
+        "top-5_error_paper_test": NONE if paper is None else paper,
+        "top-5_error_ours_val": errors.get("top5_err", NONE),
+        "top-1_error_ours_val": errors.get("top1_err", NONE),
         "departures": "; ".join(_caveats(ensemble)) if ensemble else "",
     }
 

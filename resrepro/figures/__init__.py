@@ -4,7 +4,9 @@ from run records.
 `compare` and `plot` are the public calls; `build_table` and `draw_figure` take records already read.
 """
 
+import base64
 import contextlib
+import html
 import io
 import re
 import warnings
@@ -69,6 +71,16 @@ class Drawing:
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...]
+
+
+class Paths(list[Path]):
+    """The files of a figure; a notebook shows the picture."""
+
+    def _repr_html_(self) -> str:
+        pictures = [path for path in self if path.suffix == ".png" and path.exists()]
+        texts = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
+        shown = [f'<img style="max-width:100%" src="data:image/png;base64,{text}">' for text in texts]
+        return "".join(shown) or html.escape(", ".join(map(str, self)))
 
 
 def tables() -> tuple[str, ...]:
@@ -213,7 +225,7 @@ def plot(
     style = Style(palette, caption, width, tuple(formats))
     check_figure(exhibit, style)
     found = _warned(runs, settings).runs
-    return list(draw_figure(exhibit, found, Path(figures), paper=paper, style=style).paths)
+    return Paths(draw_figure(exhibit, found, Path(figures), paper=paper, style=style).paths)
 
 
 def _warned(runs: str | Path | Sequence[str | Path], settings: Mapping[str, Value] | None) -> Collection:

@@ -9,10 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resrepro.comparison.groups import RULE, SET_NAMES, SeedGroup, about_images, iterations_of, protocols_of
+from resrepro.comparison.groups import (
+    RULE,
+    SET_NAMES,
+    SeedGroup,
+    about_images,
+    data_told,
+    iterations_of,
+    protocols_of,
+)
 from resrepro.comparison.tables import TRAINING_ERROR
 from resrepro.errors import RecordError, UsageError
 from resrepro.paper import curves as paper_curves
+from resrepro.paper import with_twins
 from resrepro.records import Run
 from resrepro.spec import IMAGENET_CLASSES, catalogue, command_for, net_label
 from resrepro.spec.recipe import FAMILIES, read_toml
@@ -139,8 +148,7 @@ def read_layout(name: str) -> Mapping[str, Any]:
 
 def exhibits() -> Mapping[str, Layout]:
     """The figures of error curves and their layouts."""
-    layouts: Mapping[str, Layout] = read_layout("figures")["exhibits"]
-    return layouts
+    return with_twins(read_layout("figures")["exhibits"])
 
 
 def palette_named(name: str, figures: str = "figures") -> Mapping[str, Any]:
@@ -159,6 +167,7 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
     layout, colours = exhibits()[exhibit], palette_named(palette)
     groups, notes = choose(layout, runs)
     first = first_of(groups) if groups else None
+    layout = {**layout, "title": layout["title"].format(data=data_told(first))}
     scale = iterations_of(first) / paper_iterations(layout) if first else 1.0
     panels = []
     for panel in layout["panels"]:
@@ -250,7 +259,7 @@ def mean_curve(group: SeedGroup, kind: str) -> Curve | None:
 
 def _paper_curves(exhibit: str, layout: Layout, panel: Layout, scale: float) -> Iterator[Curve]:
     """The paper's curves of a panel, on a schedule that is longer than its own by a factor."""
-    frame = paper_curves(exhibit).sort_values("x")
+    frame = paper_curves(layout.get("of", exhibit)).sort_values("x")
     frame = frame[frame["panel"] == panel["name"]]
     for depth, kind in itertools.product(panel.get("depths", ()), panel["kinds"]):
         net = frame["series"] == net_label(depth, panel["plain"])

@@ -4,13 +4,14 @@ Which runs are drawn is decided as for the figures of errors (`figures.curves`).
 """
 
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
-from resrepro.comparison.table import DASH, Row, Table
+from resrepro.comparison.table import DASH, NONE, Row, Table
 from resrepro.errors import RecordError
 from resrepro.figures import curves, drawing
 from resrepro.figures.curves import Curve, Groups
@@ -279,19 +280,20 @@ def _command(depth: int, plain: bool, groups: Groups) -> str:
     if groups:
         shown, seeds = Protocol(groups), min(len(group.runs) for group in groups.values())
         spec, train = shown.spec_for(experiment.name, {}), shown.command(experiment.name, {}, seeds)
-    folders = " ".join(f"runs/{spec.name}/seed{seed}" for seed in range(seeds))
+    top = shown.first.runs_folder.as_posix() if groups else "runs"
+    folders = shlex.join(f"{top}/{spec.name}/seed{seed}" for seed in range(seeds))
     return f"{train} && resrepro eval {folders} --responses"
 
 
 def _record(label: str, ours: Sequence[Responses]) -> dict[str, object]:
-    """One net as raw numbers, empty where there is none."""
+    """One net as raw numbers, NaN where there is none."""
     row: dict[str, object] = {"net": label}
     for key, of in STD.values():
         row[f"{key}_paper"] = published()[EXHIBIT, label, key].value
-        row[f"{key}_ours"] = round(statistics.fmean(of(each.std) for each in ours), 6) if ours else ""
+        row[f"{key}_ours"] = round(statistics.fmean(of(each.std) for each in ours), 6) if ours else NONE
     for when, ratio_of in zip(("start", "end"), _ratios(ours), strict=True):
-        row[f"gradient_ratio_{when}"] = float(f"{ratio_of:.6g}") if ours else ""
+        row[f"gradient_ratio_{when}"] = float(f"{ratio_of:.6g}") if ours else NONE
     row["n"] = len(ours)
     row["set"] = ours[0].part if ours else ""
-    row["images"] = ours[0].images if ours else ""
+    row["images"] = ours[0].images if ours else NONE
     return row

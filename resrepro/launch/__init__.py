@@ -102,12 +102,12 @@ def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
 def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
     """The experiments of an exhibit: those of which the catalogue says so, or that its facts list."""
     listed, own = _facts()[name].get("experiments"), _facts()[name]["dataset"]
-    source = "imagenet" if dataset == "folder" else dataset
+    source, exhibit = ("imagenet", name) if dataset == "folder" else (dataset, shown)
     wanted = {each.replace(own, source, 1) for each in listed or ()}
     chosen = [
         each.name
         for each in catalogue.experiments().values()
-        if each.dataset == source and (each.name in wanted if listed else shown in each.exhibits)
+        if each.dataset == source and (each.name in wanted if listed else exhibit in each.exhibits)
     ]
     return tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in chosen)
 

@@ -2,6 +2,8 @@
 (`curves.csv`), and which rows form which exhibit (`layouts.toml`).
 """
 
+import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,9 +57,26 @@ def curves(exhibit: str) -> "pd.DataFrame":
     return frame.assign(x=pd.to_numeric(frame["x"]), value=pd.to_numeric(frame["value"]))
 
 
+@cache
 def layouts() -> Mapping[str, Mapping[str, Any]]:
     """For each exhibit that `compare` knows: its title, quantities and rows."""
-    return read_toml("layouts.toml", "resrepro.paper")
+    return with_twins(read_toml("layouts.toml", "resrepro.paper"))
+
+
+def with_twins(layouts: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Some exhibits' layouts, and of those on ImageNet also their twins' on a folder of images.
+
+    A twin is `of` the paper's exhibit, whose numbers stand in it; its title has a place for `data`.
+    """
+    twins = {}
+    for name, layout in layouts.items():
+        title, found = re.subn(
+            r"\.( Training on)? ImageNet( validation)?:", " on {data} instead of ImageNet:", layout["title"]
+        )
+        if found:
+            own = json.loads(json.dumps(layout).replace('"imagenet', '"folder'))
+            twins[f"{name}-folder"] = {**own, "title": title, "of": name}
+    return {**layouts, **twins}
 
 
 def layout(exhibit: str) -> Mapping[str, Any]:

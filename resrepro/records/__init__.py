@@ -63,6 +63,12 @@ class Run:
         return spell(own[key]) if own.get(key) is not None else ""
 
     @property
+    def runs_folder(self) -> Path:
+        """The runs folder that a command names for it: none of published runs, no path of this machine."""
+        top = self.folder.parent.parent
+        return Path("runs") if top.is_absolute() or top.name == "results" else top
+
+    @property
     def experiment(self) -> str:
         """The catalogue experiment that the run belongs to or derives from."""
         return str(self.spec["experiment"])
