@@ -62,7 +62,7 @@ class DatasetInfo:
         return {
             "name": self.name,
             "images": dict(self.sizes),
-            **({} if self.classes is None else {"classes": self.num_classes}),
+            **({} if self.classes is None else {"classes": self.num_classes, "class_names": self.classes}),
             "sha256": dict(self.checksums),
             "notices": list(self.notices),
         }

@@ -281,6 +281,8 @@ def departures(spec: Spec) -> list[str]:
         value = getattr(spec.recipe, key)
         reference = (named if key.startswith("warmup") else paper).settings[key]
         expected = getattr(rescaled, key) if key in FOLLOW else reference.value
+        if key == "eval_every" and value and not expected:
+            expected = rescaled.dense_sampling
         if value != expected:
             silent = " (the paper does not say)" if reference.mark == "assumed" else ""
             plain = f"{key} {spell(value)} instead of {spell(expected)}{silent}"

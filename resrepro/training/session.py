@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from resrepro.data.classes import told
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, RecordError, UsageError
@@ -189,6 +190,8 @@ class Session:
             say(f"The earlier run is kept in {writer.aside}.")
         for sentence in feed.about.notices:
             say(f"Note: {sentence}.")
+        if spec.dataset == "folder":
+            say(f"Classes in order: {told(feed.about.classes or ())}.")
         if sentence := self.split.describe(spec.recipe):
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
