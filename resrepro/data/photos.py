@@ -237,6 +237,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_scaled(image))
+    if "A" in image.getbands() or "transparency" in image.info:
+        ranges = np.ptp(np.asarray(image.convert("RGBA")), axis=(0, 1))
+        if ranges[3] and not ranges[:3].any():
+            raise BadImage("one colour, its picture is in the transparency alone")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

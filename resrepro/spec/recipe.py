@@ -62,6 +62,11 @@ class Recipe:
         """Iterations between samples as the family's figure has them, 32 at least."""
         return min(self.SAMPLE_CAP, math.ceil(self.iterations / 32))
 
+    @property
+    def densely_by_hand(self) -> bool:
+        """Whether it is sampled so although samples an epoch apart are the default."""
+        return self.eval_every == self.dense_sampling and self.shortened_to(self.iterations).eval_every == 0
+
     def sampled_every(self, images: int) -> int:
         """Iterations between samples of a run on so many images: `eval_every`, or an epoch at least."""
         return self.eval_every or max(self.dense_sampling, math.ceil(images / self.batch_size))

@@ -144,6 +144,8 @@ class Session:
             if has_checkpoint(self.folder):
                 return False
             raise
+        if self.spec.recipe.densely_by_hand and run.digest != self.spec.digest:
+            return False  # it was sampled less densely than is asked for; going on says so
         if run.status == "diverged":
             raise Diverged(f"{self.folder} diverged earlier and is kept: start it anew with --fresh.")
         if run.finished:
