@@ -346,6 +346,10 @@ def test_tiny_imagenet_is_read_as_it_is_shipped(tmp_path: Path) -> None:
     train, val = scan_both(tmp_path)
     assert names_of(train) == ["n1/images/a.JPEG", "n2/images/a.JPEG"]
     assert (names_of(val), val.labels.tolist()) == (["images/val_1.JPEG", "images/val_0.JPEG"], [0, 1])
+    with (tmp_path / "val/val_annotations.txt").open("a") as file:
+        file.write("val_0.JPEG\tn1\t0\t32\t44\t62\n")
+    assert "is not the official list" in refusal(tmp_path)
+    (tmp_path / "val/val_annotations.txt").write_text("\ufeffval_0.JPEG n2\nval_1.JPEG n1\n")
     made(tmp_path, "val/images/val_2.JPEG")
     assert "has no label of val/images/val_2.JPEG" in refusal(tmp_path)
 

@@ -147,7 +147,8 @@ def _listed_labels(root: Path, top: Path) -> tuple[Path, Mapping[str, str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _labels(path: Path) -> Mapping[str, str]:
@@ -159,8 +160,11 @@ def _labels(path: Path) -> Mapping[str, str]:
             synsets = _synsets(path.with_name(META)) if path.name == TRUTH else {}
             names = [synsets[line.strip()] if synsets else line for line in lines]
             lines = [f"{NUMBERED.format(number)} {name}" for number, name in enumerate(names, 1)]
-        pairs = [line.split()[:2] for line in lines]
-        return {Path(image).stem: one_form(name) for image, name in pairs}
+        fields = (line.split("\t" if "\t" in line else None)[:2] for line in lines)
+        pairs = {(Path(image).stem, one_form(name)) for image, name in fields}
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("an image of two classes")
+        return dict(pairs)
     except (KeyError, ValueError):
         raise DataError(f"{path} is not the official list of labels: get it again.") from None
 

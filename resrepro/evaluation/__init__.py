@@ -205,13 +205,14 @@ def _photos(
     numbered = photos.labelled_by(*_classes(net, name, photos))
     views = PhotoViews(numbered, protocol, net.recipe.image_size, loading, group)
     notices: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = (
+        f"the net's outputs stand for the classes in this order: {told(numbered.classes)}",
+    )
+    if net.classes is None:
+        remarks += warn_of_text(numbered.classes)
     text = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
     if name != "imagenet":
         notices = (f"the folder {photos.root.resolve().name} has {text}",)
-        remarks = (f"the net's outputs stand for the classes in this order: {told(numbered.classes)}",)
-        if net.classes is None:
-            remarks += warn_of_text(numbered.classes)
     elif len(photos) != IMAGENET_IMAGES["val"] or photos.classes != imagenet_classes():
         notices = (f"the images are not ImageNet's 50,000: {text}",)
 

@@ -192,8 +192,8 @@ class Session:
             say(f"The earlier run is kept in {writer.aside}.")
         for sentence in feed.about.notices:
             say(f"Note: {sentence}.")
-        if spec.dataset == "folder":
-            say(f"Classes in order: {told(feed.about.classes or ())}.")
+        if feed.about.classes:
+            say(f"Classes in order: {told(feed.about.classes)}.")
         if sentence := self.split.describe(spec.recipe):
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
