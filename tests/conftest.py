@@ -140,7 +140,7 @@ def write_run(
     recipe = spec.recipe
     points = [Point(*point) for point in curve or ()]
     if curve is None:
-        points = falling_curve(recipe.iterations, recipe.eval_every, seed)
+        points = falling_curve(recipe.iterations, recipe.eval_every or recipe.dense_sampling, seed)
     done = points[-1].iteration if points else 0
     if status is None:
         exact = catalogue.find(experiment).spec().recipe.iterations

@@ -3,14 +3,17 @@
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import RECORD_BYTES, ROOT, SMALL_TEST_SET, FakeCifar
+from PIL import Image
 from sklearn.datasets import load_digits as bundled_digits
 
 from resrepro.data import Dataset, cifar10, load_dataset
@@ -238,6 +241,72 @@ def test_the_real_training_images_have_the_official_checksum_and_the_test_images
     # Of the test images at hand twenty are not exact.
     assert dataset.notices == ("the test images are not exactly the official ones (checksum differs)",)
     assert np.bincount(dataset.train.labels).tolist() == [5_000] * 10
+
+
+# --- archives and PNG files -------------------------------------------------------------------------
+
+
+def packed(archive: Path, layout: Path) -> Path:
+    """The files of a layout as the official archive has them; returns its folder."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w:gz", compresslevel=1) as members:
+        members.add(layout, layout.name)
+    return archive.parent
+
+
+def test_an_archive_is_read_and_nothing_is_left_beside_it(
+    fake_cifar: FakeCifar, loaded: Dataset, tmp_path: Path
+) -> None:
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    folder = packed(archive, fake_cifar.layout)
+    for place in (folder, archive):
+        assert load_dataset("cifar10", folder=place).info == loaded.info
+    assert list(folder.iterdir()) == [archive]
+    whole = archive.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"<html>"):
+        archive.write_bytes(content)
+        with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz is damaged or cut short"):
+            load_dataset("cifar10", folder=folder)
+
+
+def test_a_pickle_in_an_archive_is_unpickled_only_if_it_is_official(
+    python_layout: Path, vouched: dict[str, str], loaded: Dataset, tmp_path: Path
+) -> None:
+    layout = python_layout / "cifar-10-batches-py"
+    folder = packed(tmp_path / "cifar-10-python.tar.gz", layout)
+    assert load_dataset("cifar10", folder=folder).info == loaded.info
+    vouched["data_batch_2"] = "another"
+    with pytest.raises(DataError, match=r"tar\.gz/data_batch_2 is damaged: its MD5"):
+        load_dataset("cifar10", folder=folder)
+
+
+def test_png_files_in_class_folders_are_read_each_class_in_turn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 3), ("test", 2)):
+        for name in cifar10.CLASSES:
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in range(count):
+                image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+                image.save(tmp_path / part / name / f"{k}.png")
+    dataset = load_dataset("cifar10", folder=tmp_path)
+    assert dataset.train.labels.tolist() == [*range(10)] * 3
+    with Image.open(tmp_path / "train/automobile/2.png") as image:
+        assert np.array_equal(dataset.train.pixels[21], np.asarray(image).transpose(2, 0, 1))
+    assert dataset.notices == (f"{cifar10.PNG}: 30 to train on and 20 to test",)
+    with pytest.raises(DataError, match="takes 50,000 training images, not 30"):
+        load_dataset("cifar10", "45k5k", tmp_path)
+    Image.new("RGB", (33, 32)).save(tmp_path / "test/cat/3.png")
+    with pytest.raises(DataError, match=r"cat/3\.png has 33x32 pixels"):
+        load_dataset("cifar10", folder=tmp_path)
+    (tmp_path / "test/cat/3.png").write_text("no image")
+    with pytest.raises(DataError, match=r"cat/3\.png is no readable image \(not an image\)"):
+        load_dataset("cifar10", folder=tmp_path)
+    shutil.move(tmp_path / "test/cat", tmp_path / "cat")
+    with pytest.raises(DataError, match="test has no folder cat"):
+        load_dataset("cifar10", folder=tmp_path)
+    shutil.move(tmp_path / "cat", tmp_path / "test/lynx")
+    with pytest.raises(DataError, match="test has the class 'lynx', which CIFAR-10 lacks"):
+        load_dataset("cifar10", folder=tmp_path)
 
 
 # --- digits and the common parts --------------------------------------------------------------------

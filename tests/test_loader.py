@@ -89,8 +89,7 @@ def test_bad_images_are_counted_once_and_named_when_too_many() -> None:
         bad.add({"val/b/3.jpg": "missing"})
     assert str(trouble.value) == (
         "3 files are no readable images: val/a/1.jpg (truncated), val/a/2.txt (not an image), "
-        "val/b/3.jpg (missing). Remove or replace them, or allow them with --max-bad-images 3 "
-        "(they are then left out)."
+        "val/b/3.jpg (missing). Mend or convert them, or leave them out with --max-bad-images 3."
     )
 
 

@@ -42,6 +42,9 @@ def test_the_record_says_what_was_trained_on_and_how_it_departs(run: Path) -> No
     data = record.env["data"]
     assert (data["images"], data["classes"]) == ({"train": 80, "val": 40}, 4)
     assert set(data["sha256"]) == {"train", "val"}
+    assert data["class_names"] == list(PHOTO_CLASSES)
+    assert 0 < record.result["waited_for_images"] < 1
+    assert list(record.top1_errors("val")) == [3]  # an epoch has ten iterations
     told = " | ".join([*record.result["departures"], *record.result["notices"]])
     for part in (
         "a folder of other images instead of ImageNet",
@@ -141,6 +144,14 @@ def test_foreign_weights_of_imagenet_take_the_packaged_class_indices(
     assert (found.top1_err, found.top5_err) == pytest.approx((200 / 3, 100 / 3))
     with pytest.raises(DataError, match=r"'cat'.*ImageNet lacks"):
         evaluate(tmp_path / "theirs.pt", dataset="imagenet", data=photographs, **options)
+    told: list[str] = []
+    small = dict(build_net("imagenet", 18, num_classes=3, shortcut="B").state_dict())
+    torch.save(small, tmp_path / "three.pt")
+    for number, place in ((1, 0), (2, 4), (10, 5)):
+        shutil.copytree(tmp_path / "val" / imagenet_classes()[place], tmp_path / "x" / "val" / str(number))
+    evaluate(tmp_path / "three.pt", dataset="folder", data=tmp_path / "x", say=told.append, **options)
+    assert "Note: the net's outputs stand for the classes in this order: 1, 2, 10." in told
+    assert any("(1, 10, 2), as torchvision's ImageFolder does" in sentence for sentence in told)
     with pytest.raises(UsageError, match="1000 outputs, and val 4 classes"):
         evaluate(tmp_path / "theirs.pt", dataset="folder", data=photographs, **options)
 

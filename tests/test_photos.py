@@ -8,13 +8,17 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 from conftest import PHOTO_KINDS, TURNED, blotches, write_photo
 from PIL import Image, ImageOps
+from scipy.io import savemat
 from torchvision import transforms
 
+from resrepro.data.classes import ordered, warn_of_text
+from resrepro.data.classes import told as told_order
 from resrepro.data.photos import (
     LONGEST,
     BadImage,
@@ -32,6 +36,8 @@ from resrepro.data.photos import (
     ten_crops,
 )
 from resrepro.errors import DataError
+
+TIFF_OF_ANOTHER_KIND = "a TIFF, damaged or of a kind that is not read"
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -89,6 +95,62 @@ def test_one_bit_becomes_0_and_255_and_sixteen_are_scaled_to_eight(tmp_path: Pat
     stored = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
     Image.fromarray(stored).save(tmp_path / "a.png")
     assert np.array_equal(rgb(tmp_path / "a.png")[..., 1], stored // 257)
+
+
+RAMP = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+
+
+def tiff(pixels: bytes, bits: int, white_is_zero: bool, kind: int) -> bytes:
+    """A grey TIFF of 16 x 16 pixels; `kind` is 1 for unsigned, 2 for signed integers, 3 for floats."""
+    tags = {256: 16, 257: 16, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: 16}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {279: len(pixels)}).items()]
+    entries.append(struct.pack("<HHII", 339, 4, 1, kind))
+    start = struct.pack("<I", 8 + len(pixels))
+    return b"II*\0" + start + pixels + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(RAMP.tobytes(), 32, False, 3),
+        tiff((1 - RAMP).tobytes(), 32, True, 3),
+        tiff((RAMP * 65535).astype("<u2").tobytes(), 16, False, 1),
+        tiff((65535 - RAMP * 65535).round().astype("<u2").tobytes(), 16, True, 1),
+        b"P5 16 16 65535\n" + (RAMP * 65535).astype(">u2").tobytes(),
+        b"P5 16 16 4095\n" + (RAMP * 4095).astype(">u2").tobytes(),
+    ],
+    ids=["floats", "floats, white is 0", "16 bits", "16 bits, white is 0", "pgm", "12-bit pgm"],
+)
+def test_what_has_a_range_is_scaled_by_it(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(content)
+    assert np.abs(rgb(tmp_path / "a.tif")[..., 0] - 255 * RAMP).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (tiff((255 * RAMP).tobytes(), 32, False, 3), "floats beyond 0..1"),
+        (tiff((2 * RAMP - 1).tobytes(), 32, False, 3), "floats beyond 0..1"),
+        (tiff((RAMP + np.nan).tobytes(), 32, False, 3), "floats beyond 0..1"),
+        (tiff((255 * RAMP).astype("<i4").tobytes(), 32, False, 2), "32-bit or signed integers"),
+        (tiff((255 * RAMP).astype("<u4").tobytes(), 32, False, 1), "32-bit or signed integers"),
+        (tiff((255 * RAMP).astype("<i2").tobytes(), 16, False, 2), "32-bit or signed integers"),
+        (tiff(RAMP.astype("<f2").tobytes(), 16, False, 3), TIFF_OF_ANOTHER_KIND),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_nothing_tells_the_white_of_is_refused(content: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(content)
+    assert reason(tmp_path / "a.tif").startswith(why)
+
+
+def test_a_picture_in_the_transparency_alone_is_refused(tmp_path: Path) -> None:
+    alpha = np.zeros((20, 20, 4), np.uint8)
+    Image.fromarray(alpha).save(tmp_path / "black.png")
+    assert not rgb(tmp_path / "black.png").any()
+    alpha[5:, :, 3] = 255
+    Image.fromarray(alpha).save(tmp_path / "a.png")
+    assert "transparency alone" in reason(tmp_path / "a.png")
 
 
 def test_inks_are_subtracted_from_white(tmp_path: Path) -> None:
@@ -173,7 +235,7 @@ def test_damage_of_any_sort_is_no_other_error(form: str, tmp_path: Path) -> None
             reasons.add(str(trouble))
     assert readable < 40
     plain = {reason for reason in reasons if not reason.endswith("pixels, too long a strip")}
-    assert plain <= {"damaged", "truncated", "not an image", "too many pixels"}
+    assert plain <= {"damaged", "truncated", "not an image", "too many pixels", TIFF_OF_ANOTHER_KIND}
 
 
 @pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
@@ -238,6 +300,108 @@ def test_classes_and_files_come_in_order_of_their_names(tmp_path: Path) -> None:
     assert names_of(photos) == ["B/1.png", "a/m/deep/3.jpg", "a/z.jpg", "b/10.jpg", "b/2.jpg"]
     assert photos.labels.tolist() == [0, 1, 1, 2, 2]
     assert (len(photos), photos.name(3), photos.path(3)) == (5, "val/b/10.jpg", tmp_path / "val/b/10.jpg")
+
+
+def test_classes_that_are_all_numbers_are_counted_as_numbers(tmp_path: Path) -> None:
+    made(tmp_path, *(f"train/{k}/1" for k in range(12)), *(f"val/{k}/1" for k in (10, 9, 2, 1, 0)))
+    both = scan_both(tmp_path)
+    assert both.train.classes == tuple(map(str, range(12)))
+    assert both.val.labels.tolist() == [0, 1, 2, 9, 10]
+    assert told_order(both.train.classes) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    assert told_order(map(str, range(30))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, .., 29"
+    assert told_order(["a\x1b[2J", "b"]) == "'a\\x1b[2J', b"
+    assert ordered(["1", "-1", "01", "0.5"], tmp_path) == ["-1", "0.5", "01", "1"]
+    assert ordered(["1a", "10", "9"], tmp_path) == ["10", "1a", "9"]
+    (warning,) = warn_of_text(both.train.classes)
+    assert "(0, 1, 10, 11, 2, 3," in warning
+    assert warn_of_text(("a", "b")) == ()
+    (tmp_path / "class_order.txt").write_text("\n".join(sorted(map(str, range(12)))))
+    assert scan(tmp_path, "train").classes[:4] == ("0", "1", "10", "11")
+    assert scan(tmp_path, "val").classes == ("0", "1", "10", "2", "9")
+    (tmp_path / "class_order.txt").write_text("0\n1\n")
+    with pytest.raises(DataError, match=r"class_order\.txt lacks the class '10'"):
+        scan(tmp_path, "train")
+
+
+@pytest.mark.parametrize(("train", "val"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_class_names_are_compared_in_one_form_of_unicode(train: str, val: str, tmp_path: Path) -> None:
+    made(tmp_path, f"train/{normalize(train, 'Grün')}/1", "train/rot/1", f"val/{normalize(val, 'Grün')}/1")
+    both = scan_both(tmp_path)
+    assert (both.train.classes, both.val.labels.tolist()) == (("Grün", "rot"), [0])
+    assert both.val.path(0).exists()
+    assert both.val.labelled_by([normalize("NFD", "Grün"), "rot"], "").labels.tolist() == [0]
+    made(tmp_path, f"val/{normalize(train, 'Grün')}/2")
+    with pytest.raises(DataError, match="two folders of the class 'Grün'"):
+        scan(tmp_path, "val")
+
+
+def test_tiny_imagenet_is_read_as_it_is_shipped(tmp_path: Path) -> None:
+    made(tmp_path, "val/images/val_0.JPEG", "val/images/val_1.JPEG", "val/val_annotations.txt")
+    made(
+        tmp_path, *(f"train/{c}/{file}" for c in ("n1", "n2") for file in ("images/a.JPEG", f"{c}_boxes.txt"))
+    )
+    (tmp_path / "val/val_annotations.txt").write_text(
+        "val_0.JPEG\tn2\t0\t32\t44\t62\nval_1.JPEG\tn1\t5\t5\t6\t6\n"
+    )
+    train, val = scan_both(tmp_path)
+    assert names_of(train) == ["n1/images/a.JPEG", "n2/images/a.JPEG"]
+    assert (names_of(val), val.labels.tolist()) == (["images/val_1.JPEG", "images/val_0.JPEG"], [0, 1])
+    with (tmp_path / "val/val_annotations.txt").open("a") as file:
+        file.write("val_0.JPEG\tn1\t0\t32\t44\t62\n")
+    assert "is not the official list" in refusal(tmp_path)
+    (tmp_path / "val/val_annotations.txt").write_text("\ufeffval_0.JPEG n2\nval_1.JPEG n1\n")
+    made(tmp_path, "val/images/val_2.JPEG")
+    assert "has no label of val/images/val_2.JPEG" in refusal(tmp_path)
+
+
+def flat(top: Path) -> Path:
+    """A val of three images of the classes n2, n1, n2, without folders."""
+    images = (f"val/ILSVRC2012_val_{number:08}.JPEG" for number in (1, 2, 3))
+    return made(top, "train/n1/1.JPEG", "train/n2/1.JPEG", *images)
+
+
+KAGGLE = "ImageId,PredictionString\n" + "".join(
+    f"ILSVRC2012_val_{number:08},{synset} 85 1 499 272 {synset} 1 2 3 4 \n"
+    for number, synset in ((3, "n2"), (1, "n2"), (2, "n1"), (4, "n1"))
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        ("LOC_val_solution.csv", KAGGLE),
+        ("val/LOC_val_solution.csv", KAGGLE),
+        ("../LOC_val_solution.csv", KAGGLE),
+        ("imagenet_2012_validation_synset_labels.txt", "n2\nn1\nn2\n"),
+        ("ILSVRC2012_validation_ground_truth.txt", "490\n361\n490\n"),
+        ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", "490\r\n361\r\n490\r\n"),
+    ],
+)
+def test_a_flat_val_is_labelled_by_the_official_lists(tmp_path: Path, place: str, content: str) -> None:
+    root = flat(tmp_path / "data")
+    path = root / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    if "ground_truth" in place:
+        assert re.search(r"which meta\.mat explains: put it into .*too", refusal(root))
+        (path.parent / "meta.mat").write_bytes(b"no matrix")
+        assert "meta.mat is damaged" in refusal(root)
+        kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)]
+        savemat(path.parent / "meta.mat", {"synsets": np.array([(490, "n2", 0), (361, "n1", 0)], kinds)})
+    val = scan_both(root).val
+    assert {path[-7:-5]: label for path, label in zip(names_of(val), val.labels.tolist(), strict=True)} == {
+        "01": 1, "02": 0, "03": 1,
+    }  # fmt: skip
+    path.write_text(content.replace("n2", "n2,").replace("490", "x") if "csv" not in place else "a,\n")
+    if "synset" not in place:
+        assert "is not the official list of labels" in refusal(root)
+
+
+def test_a_flat_val_without_a_list_is_told_which_to_put_there(tmp_path: Path) -> None:
+    told = refusal(flat(tmp_path))
+    assert re.search(r"LOC_val_solution\.csv .*meta\.mat.* into .*or sort the images into val/<class>/", told)
+    made(tmp_path / "x", "train/a/1.png", "train/b/1.png", "val/images/1.png")
+    assert "has images but no class folders" in refusal(tmp_path / "x")
 
 
 def test_hidden_files_pipes_and_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from resrepro.spec import (
     catalogue,
     check_depth,
     check_shortcut,
+    command_for,
     default_shortcut,
     digest_of,
     net_label,
@@ -145,15 +146,31 @@ def test_the_papers_scales_keep_their_ratio_to_the_crop() -> None:
 @pytest.mark.parametrize(
     ("iterations", "every", "drops"),
     [
-        (600_000, 5000, (150_000, 300_000)), (159_968, 4999, (39_992, 79_984)),
-        (600, 19, (150, 300)), (10, 1, (3, 5)),
+        (600_000, 5000, (150_000, 300_000)), (160_000, 5000, (40_000, 80_000)),
+        (159_968, 0, (39_992, 79_984)), (600, 0, (150, 300)), (10, 0, (3, 5)),
     ],
 )  # fmt: skip
-def test_a_shortened_imagenet_run_is_sampled_32_times_and_drops_at_one_quarter_and_one_half(
+def test_a_shortened_imagenet_run_is_sampled_by_epochs_and_drops_at_one_quarter_and_one_half(
     iterations: int, every: int, drops: tuple[int, int]
 ) -> None:
     recipe = RESNET50.spec().recipe.shortened_to(iterations)
     assert (recipe.eval_every, recipe.lr_drops) == (every, drops)
+
+
+def test_samples_of_a_short_run_on_photographs_lie_an_epoch_apart_unless_set_by_hand() -> None:
+    folder = catalogue.find("folder-resnet18")
+    trial = catalogue.derive(folder, iterations=12, batch_size=64)
+    assert trial.recipe.sampled_every(13_394) == 210  # an epoch: at the end alone
+    assert catalogue.derive(folder, iterations=6400, batch_size=64).recipe.sampled_every(1000) == 200
+    by_hand = catalogue.derive(folder, iterations=12, batch_size=64, eval_every=1)
+    assert by_hand.recipe.sampled_every(13_394) == 1
+    # as committed records have it: under the same name, told in the command, no departure
+    assert (by_hand.name, by_hand.digest == trial.digest) == (trial.name, False)
+    assert "--eval-every 1 " in command_for(by_hand)
+    assert catalogue.departures(by_hand) == catalogue.departures(trial)
+    rarely = catalogue.departures(catalogue.derive(folder, iterations=6400, eval_every=500))
+    assert "sampled every 500 iterations; as densely as the paper's curves: every 200" in rarely
+    assert RESNET20.spec().recipe.sampled_every(50_000) == 1000
 
 
 def test_a_recipe_read_back_from_json_is_the_same_and_of_its_own_kind() -> None:

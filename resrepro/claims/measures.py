@@ -14,6 +14,7 @@ from resrepro.comparison.table import eval_command, run_folders, spell_mean
 from resrepro.paper import Number, curves, layouts, published
 from resrepro.records import Run
 from resrepro.spec.architecture import Architecture, architectures, vgg19
+from resrepro.spec.recipe import recipe_from_json
 
 X_UNIT = 10_000  # iterations per unit of the paper's x axes
 At = TypeVar("At", int, float)
@@ -89,6 +90,10 @@ def _setting(run: Run, key: str) -> int:
     return int(run.spec["recipe"][key])
 
 
+def _sampled_every(run: Run) -> int:
+    return recipe_from_json(run.spec["recipe"]).sampled_every(run.env["data"]["images"]["train"])
+
+
 def _one_held_out(run: Run) -> float:
     """One image of the held-out set, in percent."""
     return 100 / int(run.env["data"]["images"][run.headline_split])
@@ -96,7 +101,7 @@ def _one_held_out(run: Run) -> float:
 
 def _one_trained_on(run: Run) -> float:
     """One image of those that a recorded training error is the mean of, in percent."""
-    since_the_last = _setting(run, "eval_every") * _setting(run, "batch_size")
+    since_the_last = _sampled_every(run) * _setting(run, "batch_size")
     return 100 / min(int(run.env["data"]["images"]["train"]), since_the_last)
 
 
@@ -153,7 +158,7 @@ def _time_to(title: str, level: float, *, training: bool = False, epochs: bool =
         title,
         lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run) if curve(run) else None,
         digits=2 if epochs else 0,
-        resolution=lambda run: _setting(run, "eval_every") / unit(run),
+        resolution=lambda run: _sampled_every(run) / unit(run),
         never=lambda run: time_of(run) is None,
         sampled=True,
         level=(level, training),

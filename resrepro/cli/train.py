@@ -57,7 +57,7 @@ def train(
     bn_stats: Annotated[str | None, recipe_option(STATISTICS)] = None,
     stride_3x3: Annotated[bool, recipe_option(STRIDE, "--stride-3x3")] = False,
     precision: Annotated[str | None, recipe_option("float32, tf32, bf16 or fp16.")] = None,
-    eval_every: Annotated[int | None, recipe_option("Iterations between samples.")] = None,
+    eval_every: Annotated[int | None, recipe_option("Iterations between samples; 0: an epoch.")] = None,
     settings: cli.SettingsOption = None,
     data: cli.DataOption = None,
     device: cli.DeviceOption = "auto",

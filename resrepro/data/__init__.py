@@ -62,7 +62,7 @@ class DatasetInfo:
         return {
             "name": self.name,
             "images": dict(self.sizes),
-            **({} if self.classes is None else {"classes": self.num_classes}),
+            **({} if self.classes is None else {"classes": self.num_classes, "class_names": self.classes}),
             "sha256": dict(self.checksums),
             "notices": list(self.notices),
         }
@@ -120,8 +120,9 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
     Args:
         name: "cifar10" or "digits".
         split: "all" training images, or "45k5k" (CIFAR-10: the last 5,000 validate; Section 4.2).
-        folder: where CIFAR-10 lies, in the official python or binary layout. By default the folder
-            named by RESREPRO_DATA, else `./data`, to which it is downloaded if missing.
+        folder: where CIFAR-10 lies, in the official python or binary layout, as an official archive or as
+            `train/<class>/*.png` and `test/<class>/*.png`. By default the folder named by RESREPRO_DATA, else
+            `./data`, to which it is downloaded if missing.
 
     Raises:
         DataError: if files are missing, damaged or truncated; the file is named.
@@ -175,7 +176,7 @@ def data_folder(folder: str | Path | None) -> Path:
 
 def _named(folder: str | Path | None, layout: str) -> Path | None:
     named = folder or os.environ.get(DATA_VARIABLE)
-    if named and not Path(named).is_dir():
+    if named and not Path(named).exists():
         source = "--data" if folder else DATA_VARIABLE
         raise DataError(
             f"the data folder {named} ({source}) does not exist: name the folder that holds {layout}."

@@ -1,4 +1,4 @@
-"""CIFAR-10 in its official python and binary layouts, verified before it is believed.
+"""CIFAR-10 in its official python and binary layouts, unpacked or not, or as PNG files in class folders.
 
 Pickled batches are unpickled only after their official MD5 matched. The training images are compared with
 the SHA-256 of the official ones, a binary test file with its official SHA-1.
@@ -6,6 +6,9 @@ the SHA-256 of the official ones, a binary test file with its official SHA-1.
 
 import hashlib
 import pickle
+import tarfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,38 +31,37 @@ OFFICIAL_TEST_SHA1 = "67eb016db431130d61cd03c7ad570b013799c88c"  # of the binary
 RECORD = 1 + 3 * 32 * 32  # bytes per image of the binary layout: the label, then R, G, B planes
 PER_FILE = 10_000
 LARGEST_PICKLE = 64 * 2**20  # bytes; the official batches have 31 million, any other size another MD5
-VALIDATION = 5_000  # of the 45k/5k split, Section 4.2
+TRAINING, VALIDATION = 50_000, 5_000  # of the 45k/5k split, Section 4.2
+ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PNG = "the images are PNG files in class folders, not the official files"
+Content = Mapping[str, bytes] | None  # of the files of an archive; None where they lie in a folder
 
 
 def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False) -> Dataset:
-    """Read CIFAR-10 from `folder` (or the layout folder itself), downloading it there if allowed.
+    """Read CIFAR-10 from `folder` (or the layout or archive itself), downloading it there if allowed.
 
     Raises:
         DataError: if it is missing and may not or cannot be downloaded, or a file is damaged.
     """
-    layout = _find(folder)
-    if may_download and (layout is None or not _whole(layout)):
+    source = _find(folder)
+    if may_download and (source is None or (source.is_dir() and not _whole(source))):
         _download(folder)
-        layout = _find(folder)
-    if layout is None:
+        source = _find(folder)
+    if source is None:
         raise DataError(
-            f"no CIFAR-10 in {folder}: expected a folder cifar-10-batches-py or cifar-10-batches-bin there."
+            f"no CIFAR-10 in {folder}: expected a folder cifar-10-batches-py or cifar-10-batches-bin there, "
+            f"{' or '.join(ARCHIVES)}, or PNG files in train/<class>/ and test/<class>/."
         )
-    binary = any(path.exists() for path in _files(layout, ".bin"))
-    read = _read_binary if binary else _read_pickle
-    *batches, test = (read(path) for path in _files(layout, ".bin" if binary else ""))
-    train = Images(
-        np.concatenate([batch.pixels for batch in batches]),
-        np.concatenate([batch.labels for batch in batches]),
-    )
+    official = source.is_file() or not (source / "train").is_dir()
+    train, test = _read(source) if official else (_read_folder(source, part) for part in ("train", "test"))
     checksums = {"train": train.sha256(), "test": test.sha256()}
-    notices = []
-    if checksums["train"] != OFFICIAL_TRAIN_SHA256:
-        notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
-    if len(test) < PER_FILE:
-        notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
-    elif _sha1(test) != OFFICIAL_TEST_SHA1:
-        notices.append("the test images are not exactly the official ones (checksum differs)")
+    if official:
+        notices = _notices(test, checksums["train"])
+    else:
+        notices = [f"{PNG}: {len(train):,} to train on and {len(test):,} to test"]
+        if split == "45k5k" and len(train) != TRAINING:
+            raise DataError(f"the 45k/5k split takes {TRAINING:,} training images, not {len(train):,}.")
     held_out = {"test": test}
     if split == "45k5k":
         held_out = {"val": train.part(len(train) - VALIDATION), "test": test}
@@ -72,11 +74,13 @@ def _files(layout: Path, suffix: str) -> list[Path]:
 
 
 def _find(folder: Path) -> Path | None:
-    """The folder that holds the batches: `folder` itself or one of the official names below it."""
+    """What holds the images: `folder` itself or what has one of the official names below it."""
     for layout in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
         if any(path.exists() for path in _files(layout, "") + _files(layout, ".bin")):
             return layout
-    return None
+    archives = (folder, *(folder / name for name in ARCHIVES))
+    folders = [folder] if all((folder / part).is_dir() for part in ("train", "test")) else []
+    return next((path for path in (*(path for path in archives if path.is_file()), *folders)), None)
 
 
 def _whole(layout: Path) -> bool:
@@ -97,42 +101,105 @@ def _download(folder: Path) -> None:
         ) from None
 
 
-def _bytes_of(path: Path, most: int) -> bytes:
+def _notices(test: Images, train_checksum: str) -> list[str]:
+    """What must be said of images in an official layout."""
+    notices = []
+    if train_checksum != OFFICIAL_TRAIN_SHA256:
+        notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
+    if len(test) < PER_FILE:
+        notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
+    elif _sha1(test) != OFFICIAL_TEST_SHA1:
+        notices.append("the test images are not exactly the official ones (checksum differs)")
+    return notices
+
+
+def _read(source: Path) -> tuple[Images, Images]:
+    """Training and test images of a folder in an official layout, or of an archive of one."""
+    content = _unpacked(source) if source.is_file() else None
+    names = {path.name for path in source.iterdir()} if content is None else content.keys()
+    binary = any(path.name in names for path in _files(source, ".bin"))
+    read = _read_binary if binary else _read_pickle
+    *batches, test = (read(path, content) for path in _files(source, ".bin" if binary else ""))
+    pixels, labels = zip(*((batch.pixels, batch.labels) for batch in batches), strict=True)
+    return Images(np.concatenate(pixels), np.concatenate(labels)), test
+
+
+def _unpacked(archive: Path) -> dict[str, bytes]:
+    """The batches in an archive by file name; nothing is written to the disk."""
+    found: dict[str, bytes] = {}
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+        with tarfile.open(archive, "r|*") as members:
+            for member in members:
+                name = Path(member.name).name
+                wanted = name.removesuffix(".bin") in OFFICIAL_MD5 and member.size <= LARGEST_PICKLE
+                if wanted and (file := members.extractfile(member)):
+                    found[name] = file.read()
+    except (tarfile.TarError, EOFError, zlib.error, OSError):
+        raise DataError(f"{archive} is damaged or cut short: download it again.") from None
+    return found
+
+
+def _read_folder(root: Path, split: str) -> Images:
+    """PNG files in class folders, the first of each class, then the second of each, and so on.
+
+    The last 5,000 of 50,000 so have 500 of each class, as the validation images should.
+    """
+    from resrepro.data.photos import BadImage, planes, read_image, scan
+
+    photos = scan(root, split).labelled_by(CLASSES, "CIFAR-10")
+    counts = np.bincount(photos.labels, minlength=len(CLASSES))
+    if not counts.all():
+        raise DataError(f"{root / split} has no folder {CLASSES[counts.argmin()]}: CIFAR-10 has ten classes.")
+    order = np.lexsort((photos.labels, np.concatenate([np.arange(count) for count in counts])))
+    pixels = np.empty((len(photos), 3, 32, 32), np.uint8)
+    for place, index in enumerate(order):
+        try:
+            image = read_image(photos.path(index)).image
+        except BadImage as reason:
+            raise DataError(f"{photos.path(index)} is no readable image ({reason}).") from None
+        if image.size != (32, 32):
+            size = f"{image.width}x{image.height}"
+            raise DataError(f"{photos.path(index)} has {size} pixels, and CIFAR-10's images have 32x32.")
+        pixels[place] = planes(image)
+    return Images(pixels, photos.labels[order])
+
+
+def _bytes_of(path: Path, most: int, content: Content) -> bytes:
+    try:
+        found = path.read_bytes() if content is None else content[path.name]
+    except (FileNotFoundError, KeyError):
         raise DataError(f"CIFAR-10 is incomplete: {path} is missing.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    if len(content) > most:
+    if len(found) > most:
         raise DataError(
-            f"{path} is damaged: {len(content):,} bytes instead of {most:,} or fewer. "
+            f"{path} is damaged: {len(found):,} bytes instead of {most:,} or fewer. "
             "Copy or download it again."
         )
-    return content
+    return found
 
 
-def _read_pickle(path: Path) -> Images:
+def _read_pickle(path: Path, content: Content) -> Images:
     """The images of a pickled batch: pixels (N, 3072) and labels, under bytes."""
-    content = _bytes_of(path, LARGEST_PICKLE)
+    stored = _bytes_of(path, LARGEST_PICKLE, content)
     # The checksum comes first: unpickling bytes that nobody vouches for can run code.
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != OFFICIAL_MD5[path.name]:
-        raise DataError(f"{path} is damaged: its MD5 is not the official one. Delete it and get it again.")
-    batch = pickle.loads(content, encoding="bytes")
+    if hashlib.md5(stored, usedforsecurity=False).hexdigest() != OFFICIAL_MD5[path.name]:
+        raise DataError(f"{path} is damaged: its MD5 is not the official one. Move it away and get it again.")
+    batch = pickle.loads(stored, encoding="bytes")
     pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
     return Images(pixels, np.asarray(batch[b"labels"], np.int64))
 
 
-def _read_binary(path: Path) -> Images:
+def _read_binary(path: Path, content: Content) -> Images:
     """The images of a file of records; of the test file, the first ones will do."""
-    content = _bytes_of(path, PER_FILE * RECORD)
-    count, rest = divmod(len(content), RECORD)
+    stored = _bytes_of(path, PER_FILE * RECORD, content)
+    count, rest = divmod(len(stored), RECORD)
     if rest or (count != PER_FILE and (path.stem != "test_batch" or not count)):
         raise DataError(
-            f"{path} is damaged or truncated: {len(content):,} bytes instead of {PER_FILE * RECORD:,}. "
+            f"{path} is damaged or truncated: {len(stored):,} bytes instead of {PER_FILE * RECORD:,}. "
             "Copy or download it again."
         )
-    records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
+    records = np.frombuffer(stored, np.uint8).reshape(count, RECORD)
     if records[:, 0].max() > 9:
         raise DataError(f"{path} is damaged: it holds a label above 9. Copy or download it again.")
     return Images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))

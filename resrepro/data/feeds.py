@@ -4,7 +4,9 @@ There are two kinds: images held in memory on the device (CIFAR-10, digits), and
 files as they are needed (ImageNet, any folder of classes).
 """
 
+import contextlib
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +35,7 @@ class Feed(ABC):
     about: DatasetInfo
     normalisation: Normalisation
     protocol: Protocol
+    waited: float | None = None  # seconds that whoever took the batches waited for images to be read
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
@@ -189,10 +192,19 @@ class PhotoFeed(Feed):
         lighting = Lighting(recipe, statistics.components, statistics.variances)
         self._reader = CropReader(train, recipe, lighting, seed, group)
         self._views = PhotoViews(val, self.protocol, recipe.image_size, loading, group)
+        self.waited = 0.0
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
         """This process's share of updates start..stop-1, read ahead."""
-        return photo_batches(self._reader, range(start, stop), self.normalisation, self.loading, self.group)
+        wanted = range(start, stop)
+        with contextlib.closing(
+            photo_batches(self._reader, wanted, self.normalisation, self.loading, self.group)
+        ) as batches:
+            for _ in wanted:
+                begun = time.perf_counter()
+                batch = next(batches)
+                self.waited = (self.waited or 0) + time.perf_counter() - begun
+                yield batch
 
     def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Slots:
         """A place for one batch after the other."""

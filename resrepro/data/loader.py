@@ -80,8 +80,8 @@ class BadImages:
         self.reasons |= more
         if len(self.reasons) > self.most:
             raise DataError(
-                f"{self.describe()}. Remove or replace them, or allow them with "
-                f"--max-bad-images {len(self.reasons)} (they are then left out)."
+                f"{self.describe()}. Mend or convert them, or leave them out with "
+                f"--max-bad-images {len(self.reasons)}."
             )
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""Photographs in the usual layout, `train/<class>/*` and `val/<class>/*`: listed, decoded, scaled and cut.
+"""Photographs, `train/<class>/*` and `val/<class>/*` or as published: listed, decoded, scaled and cut.
 
 All pixels here are uint8; crops are (3, S, S), as a net wants them (Section 3.4). Links are followed, out of
 the folder too: data sets are often put together of links, and what one leads to must be an image.
@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from resrepro.data.classes import by_class, one_form, ordered
 from resrepro.errors import DataError
 from resrepro.spec import IMAGENET_IMAGES
 from resrepro.spec.catalogue import Protocol
@@ -41,7 +42,7 @@ class Photos:
     Attributes:
         root: the folder of the splits.
         split: the folder in it that holds the classes.
-        classes: what the labels count.
+        classes: what the labels count, in Unicode's form NFC.
         paths: below the split, `<class>/<file>` as bytes, (N,): one array, which all workers share.
         labels: (N,).
         stamp: SHA-256 (hex) of the names, sizes and times of change of all files.
@@ -80,12 +81,12 @@ class Photos:
         Raises:
             DataError: if a class is not among them; it is named.
         """
-        number = {name: index for index, name in enumerate(classes)}
+        number = {one_form(name): index for index, name in enumerate(classes)}
         for name in self.classes:
             if name not in number:
                 raise DataError(
-                    f"{self.split} has the class {name!r}, which {whose} lacks: "
-                    "remove its folder, or name the data that belong together."
+                    f"{self.split} has the class {name!r}, which {whose} lacks: name the data that belong "
+                    f"together, or move what is of other classes out of {self.split}."
                 )
         own = np.array([number[name] for name in self.classes], np.int64)
         return replace(self, classes=tuple(classes), labels=own[self.labels])
@@ -115,12 +116,13 @@ def scan_both(root: Path) -> PhotoSet:
 
 
 def scan(root: Path, split: str) -> Photos:
-    """List the images of one split, classes and files in order of their names.
+    """List the images of one split: classes in their order, or a flat `val` as its list labels it.
 
-    Hidden files are passed over; all else counts as an image until it is opened, a link to nothing too.
+    Hidden files and Tiny-ImageNet's boxes are passed over; all else counts as an image until it is opened, a
+    link to nothing too.
 
     Raises:
-        DataError: if the split is missing, has no classes, or a class is empty.
+        DataError: if the split is missing, has no classes, a class is empty, or an image has no label.
     """
     top = root / split
     try:
@@ -129,39 +131,20 @@ def scan(root: Path, split: str) -> Photos:
                 f"{root} has no folder {split!r}: expected {split}/<class>/<image> there, "
                 "with one folder per class."
             )
-        folders = (entry for entry in os.scandir(top) if entry.is_dir())
-        classes = sorted(entry.name for entry in folders if not entry.name.startswith("."))
-        listed = [list(_files(top / name, name)) for name in classes]
+        listed = by_class(root, split)
+        classes = ordered(listed, root)
     except OSError as error:
         raise DataError(f"{error.filename or top} cannot be read: {error.strerror}.") from None
     if not classes:
         raise DataError(f"{top} has no classes: expected one folder per class there.")
-    if [] in listed:
-        name = classes[listed.index([])]
-        raise DataError(f"the class {name!r} in {top} is empty: put images there or remove its folder.")
-    files = [file for group in listed for file in group]
+    files = [file for name in classes for file in listed[name]]
     stamp = hashlib.sha256()
     for path, about in files:
         stamp.update(b"%s %s\n" % (path, about))
-    labels = np.repeat(np.arange(len(classes)), [len(group) for group in listed])
+    labels = np.repeat(np.arange(len(classes)), [len(listed[name]) for name in classes])
     return Photos(
         root, split, tuple(classes), np.array([path for path, _ in files]), labels, stamp.hexdigest()
     )
-
-
-def _files(folder: Path, below: str) -> Iterator[tuple[bytes, bytes]]:
-    """Relative path of each file below a class folder, in order; and its size and time of change."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        name = f"{below}/{entry.name}"
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _files(folder / entry.name, name)
-        elif entry.is_file():
-            about = entry.stat()
-            yield os.fsencode(name), b"%d %d" % (about.st_size, about.st_mtime_ns)
-        elif entry.is_symlink() and not Path(entry.path).exists():
-            yield os.fsencode(name), b""
 
 
 def checksum(photos: Photos, digests: Sequence[str]) -> str:
@@ -236,21 +219,42 @@ def _decoded(content: bytes) -> Image.Image:
                 return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage("too many pixels") from None
-    except MemoryError:
+    except (MemoryError, BadImage):
         raise
     except UnidentifiedImageError:
-        raise BadImage("not an image") from None
+        tiff = content.startswith((b"II*\0", b"MM\0*"))  # of floats in colour, say
+        raise BadImage("a TIFF, damaged or of a kind that is not read" if tiff else "not an image") from None
     except Exception as error:  # decoders of damaged files raise almost anything
         cut_short = "truncated" in str(error).lower() or isinstance(error, EOFError)
         raise BadImage("truncated" if cut_short else "damaged") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: grey repeated, palettes looked up, alpha dropped, 16-bit grey scaled down."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, np.int64)
-        image = Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8))
+    """Any mode as RGB: grey repeated, palettes looked up, alpha dropped, others scaled by their range.
+
+    Raises:
+        BadImage: if nothing tells what is white in it.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_scaled(image))
+    if "A" in image.getbands() or "transparency" in image.info:
+        ranges = np.ptp(np.asarray(image.convert("RGBA")), axis=(0, 1))
+        if ranges[3] and not ranges[:3].any():
+            raise BadImage("one colour, its picture is in the transparency alone")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Pixels:
+    """Grey of floats from 0 to 1, or of 16 bits or fewer, as 0 to 255."""
+    grey, tags = np.asarray(image, np.float64), getattr(image, "tag_v2", {})  # TIFF's
+    if image.mode == "I" and tags:
+        raise BadImage("32-bit or signed integers, of which nothing tells what is white")
+    white = 1 if image.mode == "F" else 2 ** tags.get(258, (16,))[0] - 1  # bits per sample
+    if not (grey.min() >= 0 and grey.max() <= white):
+        raise BadImage("floats beyond 0..1, of which nothing tells what is white")
+    if tags.get(262) == 0:  # white is zero, which Pillow minds in 8 bits alone
+        grey = white - grey
+    return (np.rint if image.mode == "F" else np.floor)(grey * 255 / white).astype(np.uint8)
 
 
 # --- scaling and cutting ----------------------------------------------------------------------------------

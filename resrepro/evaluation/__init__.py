@@ -12,6 +12,7 @@ import torch
 
 from resrepro.data import data_folder, load_dataset
 from resrepro.data.augment import on_device
+from resrepro.data.classes import told, warn_of_text
 from resrepro.data.feeds import memory_views, open_feed
 from resrepro.data.loader import Loading, PhotoViews, Views
 from resrepro.data.photos import Photos, imagenet_classes, scan
@@ -80,7 +81,7 @@ def evaluate(
         held_out = _photos(first, view, name, data, chosen, loading)
     else:
         held_out = _memory(first, name, data, split, chosen)
-    _announce(nets, view, name, held_out.notices, say)
+    _announce(nets, view, name, held_out.notices + held_out.remarks, say)
     use_precision(first.precision_on(chosen), chosen)
     with (
         telling_memory("these views of the net: try --device cpu, or a GPU with more"),
@@ -159,12 +160,14 @@ class HeldOut:
         sets: for each set what gives this process's share of its views.
         notices: sentences that must stand beside every number.
         describe: what the record keeps; to be called when all views have been read.
+        remarks: sentences for the screen alone.
     """
 
     name: str
     sets: Mapping[str, Callable[[], Iterator[Views]]]
     notices: tuple[str, ...]
     describe: Callable[[], dict[str, Any]]
+    remarks: tuple[str, ...] = ()
 
 
 def _memory(
@@ -202,6 +205,11 @@ def _photos(
     numbered = photos.labelled_by(*_classes(net, name, photos))
     views = PhotoViews(numbered, protocol, net.recipe.image_size, loading, group)
     notices: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = (
+        f"the net's outputs stand for the classes in this order: {told(numbered.classes)}",
+    )
+    if net.classes is None:
+        remarks += warn_of_text(numbered.classes)
     text = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
     if name != "imagenet":
         notices = (f"the folder {photos.root.resolve().name} has {text}",)
@@ -212,10 +220,11 @@ def _photos(
         readable, checksum = views.gather()
         return {
             "name": name, "images": {"val": len(readable)}, "classes": net.num_classes,
-            "sha256": {"val": checksum}, "notices": [*notices, *views.bad.notices()],
+            "class_names": numbered.classes, "sha256": {"val": checksum},
+            "notices": [*notices, *views.bad.notices()],
         }  # fmt: skip
 
-    return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe)
+    return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, remarks)
 
 
 def _classes(net: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:

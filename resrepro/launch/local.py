@@ -73,7 +73,7 @@ def disk_mib(spec: Spec) -> float:
     net = architectures().get(spec.experiment.replace(spec.dataset, own, 1))
     # Of a depth 6n+2 that the paper lacks parameters grow with n.
     near = architectures()["cifar10-resnet20"].parameters * (spec.depth - 2) / 18
-    samples = math.ceil(spec.recipe.iterations / spec.recipe.eval_every)
+    samples = math.ceil(spec.recipe.iterations / spec.recipe.sampled_every(1))  # or fewer
     return (CHECKPOINT_BYTES * (net.parameters if net else near) + 2 * samples * ROW_BYTES) / 2**20
 
 

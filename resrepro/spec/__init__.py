@@ -129,6 +129,8 @@ def command_for(spec: Spec, seed: int = 0) -> str:
             words.append(option)
         else:
             words.append(f"{option} {spell(value)}" if key in OPTIONS else f"--set {key}={spell(value)}")
+    if spec.recipe.densely_by_hand:
+        words.append(f"--eval-every {spec.recipe.eval_every}")
     if FAMILIES[spec.dataset] == "imagenet":
         words.append("--data DIR")
     return " ".join(words + ([f"--seed {seed}"] if seed else []))

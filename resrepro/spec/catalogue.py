@@ -224,6 +224,8 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
     changes: list[tuple[str, Value]] = [("shortcut", option)] if option and option != base.shortcut else []
     for key in ordered_settings(recipe):
         reference = rescaled if key in FOLLOW else base.recipe
+        if key == "eval_every" and recipe.densely_by_hand:
+            continue  # what earlier versions did by default, under the same names
         if getattr(recipe, key) != getattr(reference, key):
             changes.append((key, getattr(recipe, key)))
     return replace(base, shortcut=option, recipe=recipe, changes=tuple(changes))
@@ -281,6 +283,8 @@ def departures(spec: Spec) -> list[str]:
         value = getattr(spec.recipe, key)
         reference = (named if key.startswith("warmup") else paper).settings[key]
         expected = getattr(rescaled, key) if key in FOLLOW else reference.value
+        if key == "eval_every" and not (value and expected):
+            expected = rescaled.dense_sampling if value else 0
         if value != expected:
             silent = " (the paper does not say)" if reference.mark == "assumed" else ""
             plain = f"{key} {spell(value)} instead of {spell(expected)}{silent}"

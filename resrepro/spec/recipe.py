@@ -54,8 +54,22 @@ class Recipe:
     def shortened_to(self, iterations: int) -> Self:
         """The same schedule in other iterations: drops keep their place; at least 32 samples, if it can."""
         drops = tuple(math.ceil(drop * iterations / self.iterations) for drop in self.lr_drops)
-        every = min(self.SAMPLE_CAP, math.ceil(iterations / 32))
-        return replace(self, iterations=iterations, lr_drops=drops, eval_every=every)
+        short = replace(self, iterations=iterations, lr_drops=drops)
+        return replace(short, eval_every=short.dense_sampling)
+
+    @property
+    def dense_sampling(self) -> int:
+        """Iterations between samples as the family's figure has them, 32 at least."""
+        return min(self.SAMPLE_CAP, math.ceil(self.iterations / 32))
+
+    @property
+    def densely_by_hand(self) -> bool:
+        """Whether it is sampled so although samples an epoch apart are the default."""
+        return self.eval_every == self.dense_sampling and self.shortened_to(self.iterations).eval_every == 0
+
+    def sampled_every(self, images: int) -> int:
+        """Iterations between samples of a run on so many images: `eval_every`, or an epoch at least."""
+        return self.eval_every or max(self.dense_sampling, math.ceil(images / self.batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +96,12 @@ class ImageNetRecipe(Recipe):
     stride_3x3: bool
     bn_stats: str
 
-    SAMPLE_CAP: ClassVar[int] = 5000
+    SAMPLE_CAP: ClassVar[int] = 5000  # an epoch of ImageNet
+
+    def shortened_to(self, iterations: int) -> Self:
+        """As of any recipe; but samples, which take long, are an epoch apart (0) where they were denser."""
+        short = super().shortened_to(iterations)
+        return replace(short, eval_every=short.eval_every if short.eval_every == self.SAMPLE_CAP else 0)
 
     def resized_to(self, image_size: int) -> Self:
         """The same views for another crop: the range of the shorter side keeps its ratio to it."""

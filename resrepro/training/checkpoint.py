@@ -179,7 +179,8 @@ def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
         "warmup_switch": run.warmup_switch, "plateau": None if run.plateau is None else run.plateau.state(),
         "shares": shares, "best": run.best,
         "last": {name: list(vars(errors).values()) for name, errors in run.last.items()},
-        "seconds": run.seconds(), "env": run.writer.env, "curve": run.writer.curve.decode(),
+        "seconds": run.seconds(), "waited": run.feed.waited, "env": run.writer.env,
+        "curve": run.writer.curve.decode(),
     }  # fmt: skip
 
 
@@ -216,6 +217,7 @@ def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
         run.best = state["best"]
         run.last = {name: Errors(*values) for name, values in state["last"].items()}
         run.seconds_before = state["seconds"]
+        run.feed.waited = state.get("waited", run.feed.waited)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise RecordError(
             f"the checkpoint in {run.writer.folder} does not fit its run ({type(error).__name__}): "

@@ -41,6 +41,7 @@ from resrepro.training.updates import (
 )
 
 LOOK_FOR_DIVERGENCE = 100  # updates; each look waits for the device
+TOLD_WAITING = 0.05  # of a run's time, from which on waiting for images is told
 AGREE_EVERY = 10  # updates after which several processes hear of each other's signals
 
 
@@ -85,6 +86,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
         self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)  # updates that overflowed
         self.headline = feed.about.held_out[0]
+        self.sample_every = self.recipe.sampled_every(feed.about.sizes["train"])
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
         self.updates = self.updates_by(target.engine)
         self.done = self.sampled = 0
@@ -134,7 +136,7 @@ class Trainer:
 
     def next_event(self) -> int:
         """The update after which there is a sample, a look, a checkpoint, an agreement, a drop or the end."""
-        steps = [self.recipe.eval_every, LOOK_FOR_DIVERGENCE]
+        steps = [self.sample_every, LOOK_FOR_DIVERGENCE]
         steps += [self.recipe.warmup_window] if self.warming_up else []
         steps += [self.interval.iterations] if self.interval.iterations else []
         steps += [AGREE_EVERY] if world_size() > 1 else []
@@ -191,6 +193,8 @@ class Trainer:
             self.save()
         exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
+        if (waited := self.waited_share()) > TOLD_WAITING:
+            self.watcher.say(f"{waited:.0%} of the time went by waiting for images: see --workers.")
         on_first(lambda: self.writer.result(self.result(status)))
 
     def rate_of(self, update: int) -> float:
@@ -223,7 +227,7 @@ class Trainer:
             Diverged: if a loss is not finite.
             Interrupted: if a signal cut the measurement short; it is made anew by the next session.
         """
-        wanted = self.done % self.recipe.eval_every == 0 or self.done == self.recipe.iterations
+        wanted = self.done % self.sample_every == 0 or self.done == self.recipe.iterations
         if not wanted and self.done % LOOK_FOR_DIVERGENCE == 0:
             self.stop_if_diverged(self.since_sample.read_all())
         if not wanted or self.sampled == self.done:
@@ -286,6 +290,10 @@ class Trainer:
         """Wall time of all sessions of this run, evaluation included."""
         return self.seconds_before + time.perf_counter() - self.session_start
 
+    def waited_share(self) -> float:
+        """The part of that time in which the loop waited for photographs to be read."""
+        return (self.feed.waited or 0) / max(self.seconds(), 1e-9)
+
     def result(self, status: str) -> dict[str, Any]:
         """The content of result.json."""
         departures = catalogue.departures(self.spec)
@@ -303,7 +311,9 @@ class Trainer:
             "warmup_switch": self.warmup_switch,
             **({} if self.plateau is None else {"lr_drops": self.plateau.drops}),
             **({"skipped_updates": self.skipped.item()} if self.recipe.precision == "fp16" else {}),
-            "seconds": round(self.seconds(), 1), "departures": departures,
+            "seconds": round(self.seconds(), 1),
+            **({} if self.feed.waited is None else {"waited_for_images": round(self.waited_share(), 3)}),
+            "departures": departures,
             "notices": list(self.feed.about.notices),
         }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from resrepro.data.classes import told
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, RecordError, UsageError
@@ -143,6 +144,8 @@ class Session:
             if has_checkpoint(self.folder):
                 return False
             raise
+        if self.spec.recipe.densely_by_hand and run.digest != self.spec.digest:
+            return False  # it was sampled less densely than is asked for; going on says so
         if run.status == "diverged":
             raise Diverged(f"{self.folder} diverged earlier and is kept: start it anew with --fresh.")
         if run.finished:
@@ -193,6 +196,8 @@ class Session:
             say(f"The earlier run is kept in {writer.aside}.")
         for sentence in feed.about.notices:
             say(f"Note: {sentence}.")
+        if feed.about.classes:
+            say(f"Classes in order: {told(feed.about.classes)}.")
         if sentence := self.split.describe(spec.recipe):
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
