@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from resrepro.training.measure import Errors, Member, bn_stats_of, measure_error
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
 
 Say = Callable[[str], None]
+TRIAL = 1000  # images on which both places of option A's zeros are tried
+ZEROS_DIFFER = 1.0  # points of error beyond which the better place is taken
 
 
 @told_as_lost()
@@ -71,17 +74,29 @@ def evaluate(
     join(chosen)
     say = say if is_first() else lambda text: None
     targets = [target] if isinstance(target, str | Path) else target
-    nets = [read_net(each, dataset, third_party, Path(runs)) for each in targets]
+    theirs = third_party or ThirdPartyCheckpoint()
+    read = partial(read_net, dataset=dataset, runs=Path(runs), data=data, split=split)
+    nets = [read(each, third_party=theirs) for each in targets]
     _check_together(nets)
     first, name = nets[0], dataset or nets[0].spec.dataset
     view = protocol_for(protocol or first.recipe.test_view, first.family)
     statistics = bn_stats or bn_stats_of(first.recipe)
-    if first.family == "imagenet":
-        held_out = _photos(first, view, name, data, chosen, loading)
-    else:
-        held_out = _memory(first, name, data, split, chosen)
-    _announce(nets, view, name, held_out.notices, say)
+
+    def look() -> HeldOut:
+        if first.family == "imagenet":
+            return _photos(first, view, name, data, chosen, loading)
+        return _memory(first, name, data, split, chosen)
+
+    held_out = look()
     use_precision(first.precision_on(chosen), chosen)
+    if theirs.option_a_zeros is None:
+        symmetric = replace(theirs, option_a_zeros="symmetric")
+        for place, net in enumerate(nets):
+            if net.seed is None and net.spec.shortcut == "A":
+                twin = read(targets[place], third_party=symmetric)
+                with threads_used(threads):
+                    nets[place] = _better_zeros(net, twin, look, view, chosen, say)
+    _announce(nets, view, name, held_out.notices, say)
     with (
         telling_memory("these views of the net: try --device cpu, or a GPU with more"),
         threads_used(threads),
@@ -122,8 +137,48 @@ def _announce(nets: Sequence[LoadedNet], view: Protocol, name: str, notices: Seq
         say(f"Note: {notice}.")
     for net in nets:
         say(f"{net.name} is evaluated as {net.label} on {name}, {view.title}.")
+        if key := net.facts.get("weights"):
+            say(f"Its weights are those under {key!r}.")
         if matched := net.facts.get("matched_by"):
             say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
+        if others := net.facts.get("left_out"):
+            say(f"Left out, since they are of no layer: {', '.join(others)}.")
+
+
+def _better_zeros(
+    net: LoadedNet,
+    twin: LoadedNet,
+    look: Callable[[], "HeldOut"],
+    view: Protocol,
+    device: torch.device,
+    say: Say,
+) -> LoadedNet:
+    """The net or its twin with option A's zeros on both sides, whichever a trial shows to be meant."""
+    errors = []
+    for each in (net, twin):
+        views = next(iter(look().sets.values()))()
+        trial = _first(views, TRIAL // world_size())
+        errors.append(measure_errors([each.member(device)], trial, view.crops == "dense", device))
+    trailing, symmetric = (each.top1_err for each in errors)
+    if abs(trailing - symmetric) <= ZEROS_DIFFER:
+        return net
+    better, place = (net, "trailing") if trailing < symmetric else (twin, "symmetric")
+    say(
+        f"Option A's zeros are taken to be {place}: on {errors[0].count:,} images {net.name} has "
+        f"{trailing:.2f} % top-1 error with trailing and {symmetric:.2f} % with symmetric ones "
+        "(--zeros chooses)."
+    )
+    return better
+
+
+def _first(views: Iterator[Views], most: int) -> Iterator[Views]:
+    """Views until there are `most` images."""
+    seen = 0
+    for group in views:
+        yield group
+        seen += len(group.labels)
+        if seen >= most:
+            return
 
 
 def _member(
@@ -205,6 +260,8 @@ def _photos(
     text = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
     if name != "imagenet":
         notices = (f"the folder {photos.root.resolve().name} has {text}",)
+        if net.seed is None:
+            notices += _order_of_numbers(photos.classes)
     elif len(photos) != IMAGENET_IMAGES["val"] or photos.classes != imagenet_classes():
         notices = (f"the images are not ImageNet's 50,000: {text}",)
 
@@ -216,6 +273,17 @@ def _photos(
         }  # fmt: skip
 
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe)
+
+
+def _order_of_numbers(classes: Sequence[str]) -> tuple[str, ...]:
+    """What to tell of classes that are numbers, where text would order them otherwise."""
+    if not all(name.isdecimal() for name in classes) or sorted(classes) == sorted(classes, key=int):
+        return ()
+    ours, text = (", ".join(order[:4]) for order in (list(classes), sorted(classes)))
+    return (
+        f"the net's outputs are taken for the classes in the order {ours}, ..: if it was trained in that of "
+        f"text, {text}, .., as torchvision's ImageFolder has it, put a letter before each folder's name",
+    )
 
 
 def _classes(net: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
