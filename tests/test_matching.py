@@ -47,6 +47,7 @@ NUMBERS = (
     *((r"^conv1", "0"), (r"^bn1", "1"), (r"^fc", "7"), (r"stages\.", "features.1")),
     *((r"conv1", "0.0"), (r"bn1", "0.1"), (r"conv2", "0.3"), (r"bn2", "0.4"), (r"shortcut", "1")),
 )
+KERAS = ((r"conv(\d)\.", r"conv2d_\1."), (r"bn(\d)", r"batch_normalization_\1"))
 UNDERSCORES = ((r"stages\.(\d)\.(\d)\.", r"stage\1_unit\2_"), (r"running", "moving"), (r"\.", "_"))
 LETTERS = ((r"\.(conv|bn)1", r".\1_a"), (r"\.(conv|bn)2", r".\1_b"), (r"^conv1", "conv_1_3x3"))
 
@@ -84,7 +85,7 @@ def test_names_of_others_find_their_places(rules: Any, arrange: Callable[[State]
     assert all(torch.equal(weights[key], ours[key]) for key in ours)
 
 
-@pytest.mark.parametrize("rules", [NUMBERS, UNDERSCORES, LETTERS])
+@pytest.mark.parametrize("rules", [NUMBERS, UNDERSCORES, LETTERS, KERAS])
 def test_other_ways_to_name_them_are_matched_in_the_files_order(rules: Any) -> None:
     ours = state()
     weights, _, _ = match(ours, renamed(ours, *rules), "misfit")

@@ -44,6 +44,11 @@ def test_weights_and_what_people_keep_beside_them_are_read(
         assert str(found[key]) == str(BESIDE[key])
 
 
+def test_a_pair_of_a_state_dict_and_something_else_is_read(tmp_path: Path) -> None:
+    torch.save(({"w": torch.ones(2)}, 3), tmp_path / "pair.pt")
+    assert torch.equal(load_checkpoint(tmp_path / "pair.pt")["0"]["w"], torch.ones(2))
+
+
 class Trap:
     """Unpickling this makes a folder."""
 

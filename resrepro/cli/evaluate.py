@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from resrepro import cli
 from resrepro.cli import argument, option
-from resrepro.errors import DataError, RecordError, UsageError
+from resrepro.errors import DataError, RecordError, ResreproError, UsageError
 from resrepro.spec import check_shortcut
 from resrepro.training import is_first
 
@@ -98,15 +98,17 @@ def each_in_turn(
     groups: list[list[Path]], measure: Callable[[list[Path]], None], say: Callable[[str], None]
 ) -> None:
     """Measure all, whatever fails, and then raise what says which failed; of one alone its own error."""
-    failed = []
+    failed: dict[str, ResreproError] = {}
     for group in groups:
         try:
             measure(group)
         except (UsageError, DataError, RecordError) as error:
             if len(groups) == 1:
                 raise
-            failed.append(str(group[0]))
+            failed[str(group[0])] = error
             say(f"{group[0]} is left out: {error}")
+    if len(failed) == len(groups) and all(isinstance(error, UsageError) for error in failed.values()):
+        raise next(iter(failed.values()))
     if failed:
         what = "runs" if all(Path(name).is_dir() for name in failed) else "checkpoints"
         names = ", ".join(failed)

@@ -87,22 +87,18 @@ def evaluate(
             return _photos(first, view, name, data, chosen, loading)
         return _memory(first, name, data, split, chosen)
 
-    held_out = look()
+    held_out, dense = look(), view.crops == "dense"
     use_precision(first.precision_on(chosen), chosen)
-    if theirs.option_a_zeros is None:
-        symmetric = replace(theirs, option_a_zeros="symmetric")
-        for place, net in enumerate(nets):
-            if net.seed is None and net.spec.shortcut == "A":
-                twin = read(targets[place], third_party=symmetric)
-                with threads_used(threads):
-                    nets[place] = _better_zeros(net, twin, look, view, chosen, say)
-    _announce(nets, view, name, held_out.notices, say)
     with (
         telling_memory("these views of the net: try --device cpu, or a GPU with more"),
         threads_used(threads),
     ):
+        if theirs.option_a_zeros is None:
+            twin = partial(read, third_party=replace(theirs, option_a_zeros="symmetric"))
+            zeros = partial(_better_zeros, twin, look, dense, chosen, say)
+            nets = [zeros(net) for net in nets]
+        _announce(nets, view, name, held_out.notices, say)
         members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
-        dense = view.crops == "dense"
         if dense:
             forget_shapes_soon()
         errors = {
@@ -146,19 +142,18 @@ def _announce(nets: Sequence[LoadedNet], view: Protocol, name: str, notices: Seq
 
 
 def _better_zeros(
-    net: LoadedNet,
-    twin: LoadedNet,
-    look: Callable[[], "HeldOut"],
-    view: Protocol,
-    device: torch.device,
-    say: Say,
-) -> LoadedNet:
-    """The net or its twin with option A's zeros on both sides, whichever a trial shows to be meant."""
+    twin_of: Callable[[Path], LoadedNet], look: Callable[[], "HeldOut"], dense: bool, device: torch.device,
+    say: Say, net: LoadedNet,
+) -> LoadedNet:  # fmt: skip
+    """Of another's net with option A it or its twin with zeros on both sides, as a trial shows."""
+    if net.seed is not None or net.spec.shortcut != "A":
+        return net
+    twin = twin_of(net.path)
     errors = []
     for each in (net, twin):
         views = next(iter(look().sets.values()))()
         trial = _first(views, TRIAL // world_size())
-        errors.append(measure_errors([each.member(device)], trial, view.crops == "dense", device))
+        errors.append(measure_errors([each.member(device)], trial, dense, device))
     trailing, symmetric = (each.top1_err for each in errors)
     if abs(trailing - symmetric) <= ZEROS_DIFFER:
         return net

@@ -23,7 +23,7 @@ PART = re.compile(  # the last part of a tensor's name
     r"(?P<running_mean>(?:running|moving)_mean)|(?P<running_var>(?:running|moving)_var(?:iance)?))$"
 )
 SHORTCUT = re.compile(r"downsample|shortcut|skip|conv_?proj", re.IGNORECASE)
-KIND = re.compile(r"conv(olution)?|batch_?norm|bn|norm(alization)?", re.IGNORECASE)
+KIND = re.compile(r"(conv(olution)?|batch_?norm(alization)?|bn|norm(alization)?)(2d)?", re.IGNORECASE)
 BESIDE = re.compile(r"loss|criterion|metric|acc", re.IGNORECASE)  # of training: their weights are no layers'
 DEEPEST = 8  # levels at which sets of weights are looked for
 
@@ -203,7 +203,8 @@ def _in_order(modules: Mapping[str, Module]) -> list[str]:
         block = re.split(rf"[^.]*(?:{SHORTCUT.pattern})", key, flags=re.IGNORECASE)[0]
         if block:
             keys.remove(key)
-            keys.insert(max(place for place, other in enumerate(keys) if other.startswith(block)) + 1, key)
+            places = [place for place, other in enumerate(keys) if other.startswith(block)]
+            keys.insert(max(places, default=-1) + 1, key)
     return keys + [key for key in modules if key not in keys]
 
 
@@ -250,7 +251,9 @@ def _alike(convolution: str, norm: str) -> bool:
     steps = [key.rpartition(".")[2] for key in (convolution, norm)]
     if any(step.isdigit() for step in steps):
         return True
-    return all(a == b for a, b in zip(*(re.findall(r"\d+", step) for step in steps), strict=False))
+    return all(
+        a == b for a, b in zip(*(re.findall(r"\d+", KIND.sub("", step)) for step in steps), strict=False)
+    )
 
 
 def _contradiction(misfit: str, pairs: Sequence[tuple[str, str]], place: int, hint: str) -> RecordError:

@@ -123,7 +123,8 @@ def mean_of(
         numbers = in_range(mean, 0)
         return torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) * 255, list(numbers)
     if str(mean) != PER_PIXEL:
-        return _read_mean(Path(mean)), Path(mean).name
+        image = _read_mean(Path(mean))
+        return image, f"{Path(mean).name}, sha256 {hashlib.sha256(image.numpy().data).hexdigest()[:8]}"
     if FAMILIES[dataset] == "imagenet":
         raise UsageError(
             "--mean per_pixel is of CIFAR-10 and the digits: for photographs name the mean image's .npy file."

@@ -65,6 +65,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
     except MemoryError:
         raise RecordError(f"this machine's memory does not hold {path}.") from None
+    if isinstance(content, list | tuple):  # (state dict, epoch)
+        content = {str(place): each for place, each in enumerate(content)}
     if not isinstance(content, dict):
         raise RecordError(f"{path} holds no state dict but a {type(content).__name__}.")
     if content.get("format") == FORMAT and not sealed:
