@@ -60,7 +60,7 @@ def evaluate(
     """
     check_shortcut(plain, shortcut)
     is_named = mean is not None and (mean == "per_pixel" or mean.endswith(".npy"))
-    mean_and_std = mean if is_named else parse_channels(mean, "--mean"), parse_channels(std, "--std")
+    images = mean if is_named else parse_channels(mean, "--mean"), parse_channels(std, "--std")
     if ensemble and len(targets) < 2:
         raise UsageError("an ensemble takes two checkpoints or more: name them all, or leave --ensemble out.")
 
@@ -72,23 +72,21 @@ def evaluate(
     from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
     console = Console(highlight=False, quiet=not is_first())
-    third_party = ThirdPartyCheckpoint(
-        depth, plain, shortcut, *mean_and_std, zeros, stride_3x3, image_size, weights
-    )
+    other = ThirdPartyCheckpoint(depth, plain, shortcut, *images, zeros, stride_3x3, image_size, weights)
     say = partial(console.print, markup=False, soft_wrap=not console.is_terminal)
     options: dict[str, Any] = {
         "data": data, "device": device, "threads": threads, "say": say,
         "loading": Loading(workers, max_bad_images or 0),
     }  # fmt: skip
     view: dict[str, Any] = {"protocol": protocol, "bn_stats": bn_stats, "dataset": dataset, "split": split}
-    if responses and (ensemble or third_party != ThirdPartyCheckpoint() or any(view.values())):
+    if responses and (ensemble or other != ThirdPartyCheckpoint() or any(view.values())):
         raise UsageError("--responses are of finished runs: leave protocols and other people's nets out.")
 
     def measure(group: list[Path]) -> None:
         if responses:
             console.print(responses_table(measure_responses(group[0], **options)))
         else:
-            errors = measure_and_record(group, runs=runs, third_party=third_party, **view, **options)
+            errors = measure_and_record(group, runs=runs, third_party=other, **view, **options)
             console.print(errors_table(errors))
 
     each_in_turn([targets] if ensemble else [[target] for target in targets], measure, say)

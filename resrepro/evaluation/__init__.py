@@ -81,22 +81,12 @@ def evaluate(
     first, name = nets[0], dataset or nets[0].spec.dataset
     view = protocol_for(protocol or first.recipe.test_view, first.family)
     statistics = bn_stats or bn_stats_of(first.recipe)
-
-    def look() -> HeldOut:
-        if first.family == "imagenet":
-            return _photos(first, view, name, data, chosen, loading)
-        return _memory(first, name, data, split, chosen)
-
+    look = partial(_held_out, first, view, name, data, split, chosen, loading)
     held_out, dense = look(), view.crops == "dense"
     use_precision(first.precision_on(chosen), chosen)
-    with (
-        telling_memory("these views of the net: try --device cpu, or a GPU with more"),
-        threads_used(threads),
-    ):
-        if theirs.option_a_zeros is None:
-            twin = partial(read, third_party=replace(theirs, option_a_zeros="symmetric"))
-            zeros = partial(_better_zeros, twin, look, dense, chosen, say)
-            nets = [zeros(net) for net in nets]
+    memory = telling_memory("these views of the net: try --device cpu, or a GPU with more")
+    with memory, threads_used(threads):
+        nets = [_better_zeros(net, theirs, read, look, dense, chosen, say) for net in nets]
         _announce(nets, view, name, held_out.notices, say)
         members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
         if dense:
@@ -142,13 +132,13 @@ def _announce(nets: Sequence[LoadedNet], view: Protocol, name: str, notices: Seq
 
 
 def _better_zeros(
-    twin_of: Callable[[Path], LoadedNet], look: Callable[[], "HeldOut"], dense: bool, device: torch.device,
-    say: Say, net: LoadedNet,
+    net: LoadedNet, theirs: ThirdPartyCheckpoint, read: Callable[..., LoadedNet],
+    look: Callable[[], "HeldOut"], dense: bool, device: torch.device, say: Say,
 ) -> LoadedNet:  # fmt: skip
     """Of another's net with option A it or its twin with zeros on both sides, as a trial shows."""
-    if net.seed is not None or net.spec.shortcut != "A":
+    if net.seed is not None or net.spec.shortcut != "A" or theirs.option_a_zeros is not None:
         return net
-    twin = twin_of(net.path)
+    twin = read(net.path, third_party=replace(theirs, option_a_zeros="symmetric"))
     errors = []
     for each in (net, twin):
         views = next(iter(look().sets.values()))()
@@ -215,6 +205,15 @@ class HeldOut:
     sets: Mapping[str, Callable[[], Iterator[Views]]]
     notices: tuple[str, ...]
     describe: Callable[[], dict[str, Any]]
+
+
+def _held_out(
+    net: LoadedNet, view: Protocol, name: str, data: str | Path | None, split: str | None,
+    device: torch.device, loading: Loading,
+) -> HeldOut:  # fmt: skip
+    if net.family == "imagenet":
+        return _photos(net, view, name, data, device, loading)
+    return _memory(net, name, data, split, device)
 
 
 def _memory(
