@@ -60,6 +60,11 @@ def alphabetical(tensors: State) -> State:
     return dict(sorted(tensors.items()))
 
 
+def renamed_afterwards(tensors: State) -> State:
+    """Alphabetical by other names."""
+    return dict(sorted(tensors.items(), key=lambda item: (item[0].partition(".")[0][::-1], item[0])))
+
+
 def shortcuts_first(tensors: State) -> State:
     """Each block's shortcut before its convolutions, the classifier before all."""
     block = re.compile(r"(.*(?:stages|layer|res)\.?\d\.(?:layers\.)?\d)\.")
@@ -76,7 +81,7 @@ def shortcuts_first(tensors: State) -> State:
     )
 
 
-@pytest.mark.parametrize("arrange", [as_it_is, alphabetical, shortcuts_first])
+@pytest.mark.parametrize("arrange", [as_it_is, alphabetical, renamed_afterwards, shortcuts_first])
 @pytest.mark.parametrize("rules", [TORCHVISION, AKAMASTER, DETECTRON, HUGGING_FACE])
 def test_names_of_others_find_their_places(rules: Any, arrange: Callable[[State], State]) -> None:
     ours = state()

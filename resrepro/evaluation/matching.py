@@ -189,11 +189,12 @@ def _is_beside(key: str, layers: Iterable[str]) -> bool:
 def _in_order(modules: Mapping[str, Module]) -> list[str]:
     """Modules in the order of our nets: each shortcut at the end of its block, the classifier at the end.
 
-    An alphabetical file, as `.safetensors` are, has no order of its own; it gets that of its names' numbers.
+    A file that was alphabetical (as `.safetensors` are: each bias before its weight) has no order of its own
+    and gets that of the numbers in its names.
     """
-    names = [name for module in modules.values() for name, _ in module.values()]
+    names = [[name for name, _ in module.values()] for module in modules.values()]
     keys = [key for key in modules if _kind(modules[key]) != "linear"]
-    if names == sorted(names):
+    if all(each == sorted(each) for each in names):
         stem = [
             key for key, each in modules.items() if "weight" in each and each["weight"][1].shape[1:2] == (3,)
         ]
