@@ -20,6 +20,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import evaluate
 from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
 from resrepro.evaluation.sources import ThirdPartyCheckpoint
+from resrepro.evaluation.weights import mean_of
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
 from resrepro.records.evaluations import count_layers, read_responses
@@ -95,6 +96,54 @@ def test_a_foreign_checkpoint_needs_its_net_and_its_normalisation(tmp_path):
         evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 0, 1)))
     with pytest.raises(UsageError, match=r"scaled to 0\.\.1"):
         evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(124, 1, 1), std=(1, 1, 1)))
+
+
+def measured(file: Path, **third_party: Any) -> float:
+    theirs = ThirdPartyCheckpoint(8, std=(1, 1, 1), **third_party)
+    return evaluate(file, dataset="digits", third_party=theirs, runs=file.parent, threads=1)["test"].loss
+
+
+def test_where_the_place_of_zeros_is_not_told_the_better_is_taken_and_both_are_told(tmp_path):
+    file, told = tmp_path / "theirs.pt", []
+    torch.save(build_net("digits", 8, generator=torch.Generator().manual_seed(10)).state_dict(), file)
+    options = {"dataset": "digits", "runs": tmp_path, "threads": 1, "say": told.append}
+    errors = {}
+    for zeros in ("trailing", "symmetric", None):
+        theirs = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1), option_a_zeros=zeros)
+        errors[zeros] = evaluate(file, third_party=theirs, **options)["test"].top1_err
+    assert errors["symmetric"] < errors["trailing"] - 1
+    assert errors[None] == errors["symmetric"]
+    (sentence,) = (each for each in told if each.startswith("Option A's zeros"))
+    assert all(f"{errors[zeros]:.2f} %" in sentence for zeros in ("trailing", "symmetric"))
+    assert "taken to be symmetric: on 359 images" in sentence
+
+
+def test_a_mean_image_is_that_of_the_training_images_or_of_a_file(tmp_path, fake_cifar):
+    file = tmp_path / "theirs.pt"
+    net = build_net("digits", 8, plain=True, generator=torch.Generator().manual_seed(3))
+    torch.save(net.state_dict(), file)
+    digits = load_dataset("digits")
+    mean = digits.train.pixels.mean(0, dtype=np.float64)
+    np.save(tmp_path / "mean.npy", mean)
+    np.save(tmp_path / "last.npy", mean.transpose(1, 2, 0)[None] / 255)
+    with torch.no_grad():
+        logits = net.eval()(torch.from_numpy((digits.held_out["test"].pixels - mean) / 255).float())
+    wanted = float(F.cross_entropy(logits, torch.from_numpy(digits.held_out["test"].labels)))
+    for given in ("per_pixel", str(tmp_path / "mean.npy"), tmp_path / "last.npy"):
+        assert measured(file, plain=True, mean=given) == pytest.approx(wanted, rel=1e-5)
+    found, named = mean_of("per_pixel", "cifar10", fake_cifar.folder, "45k5k")
+    pixels = load_dataset("cifar10", "45k5k", fake_cifar.folder).train.pixels
+    assert len(pixels) == 45_000
+    assert torch.equal(found, torch.from_numpy(pixels.mean(0, dtype=np.float64)).float())
+    assert named == "per_pixel, cifar10-45k5k"
+    np.save(tmp_path / "object.npy", np.array([{}]))
+    (tmp_path / "text.npy").write_text("0.5")
+    np.save(tmp_path / "other.npy", np.ones((5, 5)))
+    for name, told in (("object", "no array"), ("text", "no array"), ("other", "no mean"), ("x", "no file")):
+        with pytest.raises(RecordError, match=told):
+            mean_of(tmp_path / f"{name}.npy", "digits", None, None)
+    with pytest.raises(UsageError, match="for photographs"):
+        mean_of("per_pixel", "folder", None, None)
 
 
 def test_a_run_with_a_word_about_its_net_or_on_images_of_another_size_is_refused(run, fake_cifar):
@@ -335,3 +384,15 @@ def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
     row = next(line for line in out.splitlines() if line.startswith("std"))
     assert row.split()[1:3] == [f"{std[0]:.3g}", f"{std[-1]:.3g}"]
     assert f"({std.index(min(std)) + 1})" in row
+
+
+def test_of_several_files_all_are_measured_and_then_it_is_said_which_failed(tmp_path):
+    for name in ("a.pt", "c.pt"):
+        torch.save(build_net("digits", 8).state_dict(), tmp_path / name)
+    (tmp_path / "b.pt").write_text("x")
+    words = "--dataset digits --depth 8 --mean 0,0,0 --std 1,1,1 --zeros trailing --threads 1 --runs"
+    files = [tmp_path / f"{name}.pt" for name in "abc"]
+    code, out, told = call("eval", *files, words, tmp_path)
+    assert (code, out.count("is evaluated as")) == (1, 2)
+    assert f"{files[1]} is left out: {files[1]} is not a PyTorch checkpoint" in " ".join(out.split())
+    assert told == f"error: 1 of 3 checkpoints were left out, for the reasons above: {files[1]}."

@@ -1,6 +1,7 @@
 """`resrepro eval`: error rates, or responses of the layers."""
 
 import statistics
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from resrepro import cli
 from resrepro.cli import argument, option
 from resrepro.comparison.screen import Grid
-from resrepro.errors import UsageError
+from resrepro.errors import DataError, RecordError, ResreproError, UsageError
 from resrepro.spec import check_shortcut
 from resrepro.training import is_first
 
@@ -22,8 +23,9 @@ PROTOCOL = "Photographs: center (default), ten_crop, multi_scale; CIFAR-10: sing
 STATISTICS = "running, or precise: plain averages over training batches. (default: the run's own)"
 RESPONSES = "Measure each 3x3 layer's response and gradient instead (Figure 7)."
 DATASET = "cifar10, digits, imagenet or folder. (default: the run's own)"
-MEAN = "Channel mean it was trained with, pixels in 0..1."
-ZEROS = "Place of option A's zeros: trailing or symmetric. (default: trailing)"
+MEAN = "Mean it was trained with: of each channel, pixels in 0..1; that of the training images; or a file."
+ZEROS = "Place of option A's zeros: trailing or symmetric. (default: both are tried on 1,000 images)"
+WEIGHTS = "Which set of weights, where the file has several, such as model_ema."
 
 
 @cli.app.command("eval", rich_help_panel="Run")
@@ -38,10 +40,11 @@ def evaluate(
     depth: Annotated[int | None, theirs("Its depth.")] = None,
     plain: Annotated[bool, theirs("It is plain.", "--plain")] = False,
     shortcut: Annotated[str | None, theirs("Its shortcut option. (default: the paper's)")] = None,
-    mean: Annotated[str | None, theirs(MEAN, metavar="R,G,B")] = None,
+    mean: Annotated[str | None, theirs(MEAN, metavar="R,G,B|per_pixel|FILE.npy")] = None,
     std: Annotated[str | None, theirs("Its channel std.", metavar="R,G,B")] = None,
     zeros: Annotated[str | None, theirs(ZEROS)] = None,
     stride_3x3: Annotated[bool, theirs("Its bottlenecks stride on the 3x3.", "--stride-3x3")] = False,
+    weights: Annotated[str | None, theirs(WEIGHTS, metavar="KEY")] = None,
     image_size: Annotated[int | None, theirs("Side of the crops it was trained on. (default: 224)")] = None,
     data: cli.DataOption = None,
     device: cli.DeviceOption = "auto",
@@ -55,7 +58,8 @@ def evaluate(
     With --responses measure the layers of finished runs.
     """
     check_shortcut(plain, shortcut)
-    mean_and_std = parse_channels(mean, "--mean"), parse_channels(std, "--std")
+    is_named = mean is not None and (mean == "per_pixel" or mean.endswith(".npy"))
+    images = mean if is_named else parse_channels(mean, "--mean"), parse_channels(std, "--std")
     if ensemble and len(targets) < 2:
         raise UsageError("an ensemble takes two checkpoints or more: name them all, or leave --ensemble out.")
 
@@ -67,22 +71,47 @@ def evaluate(
     from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
     console = Console(highlight=False, quiet=not is_first())
-    third_party = ThirdPartyCheckpoint(depth, plain, shortcut, *mean_and_std, zeros, stride_3x3, image_size)
+    other = ThirdPartyCheckpoint(depth, plain, shortcut, *images, zeros, stride_3x3, image_size, weights)
     say = partial(console.print, markup=False, soft_wrap=not console.is_terminal)
     options: dict[str, Any] = {
         "data": data, "device": device, "threads": threads, "say": say,
         "loading": Loading(workers, max_bad_images or 0),
     }  # fmt: skip
     view: dict[str, Any] = {"protocol": protocol, "bn_stats": bn_stats, "dataset": dataset, "split": split}
-    if not responses:
-        for group in [targets] if ensemble else [[target] for target in targets]:
-            errors = measure_and_record(group, runs=runs, third_party=third_party, **view, **options)
-            console.print(errors_table(errors))
-    elif ensemble or third_party != ThirdPartyCheckpoint() or any(view.values()):
+    if responses and (ensemble or other != ThirdPartyCheckpoint() or any(view.values())):
         raise UsageError("--responses are of finished runs: leave protocols and other people's nets out.")
-    else:
-        for run in targets:
-            console.print(responses_table(measure_responses(run, **options)))
+
+    def measure(group: list[Path]) -> None:
+        if responses:
+            console.print(responses_table(measure_responses(group[0], **options)))
+        else:
+            errors = measure_and_record(group, runs=runs, third_party=other, **view, **options)
+            console.print(errors_table(errors))
+
+    each_in_turn([targets] if ensemble else [[target] for target in targets], measure, say)
+
+
+def each_in_turn(
+    groups: list[list[Path]], measure: Callable[[list[Path]], None], say: Callable[[str], None]
+) -> None:
+    """Measure all, whatever fails, and then raise what says which failed; of one alone its own error."""
+    failed: dict[str, ResreproError] = {}
+    for group in groups:
+        try:
+            measure(group)
+        except (UsageError, DataError, RecordError) as error:
+            if len(groups) == 1:
+                raise
+            failed[str(group[0])] = error
+            say(f"{group[0]} is left out: {error}")
+    if len(failed) == len(groups) and all(isinstance(error, UsageError) for error in failed.values()):
+        raise next(iter(failed.values()))
+    if failed:
+        what = "runs" if all(Path(name).is_dir() for name in failed) else "checkpoints"
+        names = ", ".join(failed)
+        raise RecordError(
+            f"{len(failed)} of {len(groups)} {what} were left out, for the reasons above: {names}."
+        )
 
 
 def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -97,7 +126,8 @@ def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:
         red, green, blue = (float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(
-            f"{option} takes three numbers, one per channel, such as 0.49,0.48,0.45, not {text!r}."
+            f"{option} takes three numbers, one per channel, such as 0.49,0.48,0.45"
+            f"{', or per_pixel, or a .npy file' * (option == '--mean')}, not {text!r}."
         ) from None
     return red, green, blue
 

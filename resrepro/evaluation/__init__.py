@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from resrepro.training.measure import Errors, Member, bn_stats_of, measure_error
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
 
 Say = Callable[[str], None]
+TRIAL = 1000  # images on which both places of option A's zeros are tried
+ZEROS_DIFFER = 1.0  # points of error beyond which the better place is taken
 
 
 @told_as_lost()
@@ -72,23 +75,21 @@ def evaluate(
     join(chosen)
     say = say if is_first() else lambda text: None
     targets = [target] if isinstance(target, str | Path) else target
-    nets = [read_net(each, dataset, third_party, Path(runs)) for each in targets]
+    theirs = third_party or ThirdPartyCheckpoint()
+    read = partial(read_net, dataset=dataset, runs=Path(runs), data=data, split=split)
+    nets = [read(each, third_party=theirs) for each in targets]
     _check_together(nets)
     first, name = nets[0], dataset or nets[0].spec.dataset
     view = protocol_for(protocol or first.recipe.test_view, first.family)
     statistics = bn_stats or bn_stats_of(first.recipe)
-    if first.family == "imagenet":
-        held_out = _photos(first, view, name, data, chosen, loading)
-    else:
-        held_out = _memory(first, name, data, split, chosen)
-    _announce(nets, view, name, held_out.notices + held_out.remarks, say)
+    look = partial(_held_out, first, view, name, data, split, chosen, loading)
+    held_out, dense = look(), view.crops == "dense"
     use_precision(first.precision_on(chosen), chosen)
-    with (
-        telling_memory("these views of the net: try --device cpu, or a GPU with more"),
-        threads_used(threads),
-    ):
+    memory = telling_memory("these views of the net: try --device cpu, or a GPU with more")
+    with memory, threads_used(threads):
+        nets = [_better_zeros(net, theirs, read, look, dense, chosen, say) for net in nets]
+        _announce(nets, view, name, held_out.notices + held_out.remarks, say)
         members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
-        dense = view.crops == "dense"
         if dense:
             forget_shapes_soon()
         errors = {
@@ -123,8 +124,47 @@ def _announce(nets: Sequence[LoadedNet], view: Protocol, name: str, notices: Seq
         say(f"Note: {notice}.")
     for net in nets:
         say(f"{net.name} is evaluated as {net.label} on {name}, {view.title}.")
+        if key := net.facts.get("weights"):
+            say(f"Its weights are those under {key!r}.")
         if matched := net.facts.get("matched_by"):
             say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
+        if others := net.facts.get("left_out"):
+            say(f"Left out, since they are of no layer: {', '.join(others)}.")
+
+
+def _better_zeros(
+    net: LoadedNet, theirs: ThirdPartyCheckpoint, read: Callable[..., LoadedNet],
+    look: Callable[[], "HeldOut"], dense: bool, device: torch.device, say: Say,
+) -> LoadedNet:  # fmt: skip
+    """Of another's net with option A it or its twin with zeros on both sides, as a trial shows."""
+    if net.seed is not None or net.spec.shortcut != "A" or theirs.option_a_zeros is not None:
+        return net
+    twin = read(net.path, third_party=replace(theirs, option_a_zeros="symmetric"))
+    errors = []
+    for each in (net, twin):
+        views = next(iter(look().sets.values()))()
+        trial = _first(views, TRIAL // world_size())
+        errors.append(measure_errors([each.member(device)], trial, dense, device))
+    trailing, symmetric = (each.top1_err for each in errors)
+    if abs(trailing - symmetric) <= ZEROS_DIFFER:
+        return net
+    better, place = (net, "trailing") if trailing < symmetric else (twin, "symmetric")
+    say(
+        f"Option A's zeros are taken to be {place}: on {errors[0].count:,} images {net.name} has "
+        f"{trailing:.2f} % top-1 error with trailing and {symmetric:.2f} % with symmetric ones "
+        "(--zeros chooses)."
+    )
+    return better
+
+
+def _first(views: Iterator[Views], most: int) -> Iterator[Views]:
+    """Views until there are `most` images."""
+    seen = 0
+    for group in views:
+        yield group
+        seen += len(group.labels)
+        if seen >= most:
+            return
 
 
 def _member(
@@ -168,6 +208,15 @@ class HeldOut:
     notices: tuple[str, ...]
     describe: Callable[[], dict[str, Any]]
     remarks: tuple[str, ...] = ()
+
+
+def _held_out(
+    net: LoadedNet, view: Protocol, name: str, data: str | Path | None, split: str | None,
+    device: torch.device, loading: Loading,
+) -> HeldOut:  # fmt: skip
+    if net.family == "imagenet":
+        return _photos(net, view, name, data, device, loading)
+    return _memory(net, name, data, split, device)
 
 
 def _memory(

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from resrepro.data.augment import Normalisation, laid_out, memory_format
 from resrepro.data.photos import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.weights import UNUSED, fill, find_state_dict, read_weights
+from resrepro.evaluation.matching import UNUSED, choose
+from resrepro.evaluation.weights import Matched, fill, fitted, in_range, is_safetensors, mean_of, read_weights
 from resrepro.nets import Net
 from resrepro.nets.layers import folded
 from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, SPEC, WEIGHTS, read_json
 from resrepro.spec import Spec, catalogue, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
-from resrepro.training.checkpoint import Damaged, load_checkpoint
+from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import arithmetic
 from resrepro.training.measure import Member, window_of
+from resrepro.training.pickles import Damaged
 
 LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
 LARGEST_SIDE = 8192  # pixels of a scaled image's shorter side; ten times those of the paper
@@ -34,17 +36,20 @@ USUAL = {  # the normalisation that most public checkpoints of a family were tra
 class ThirdPartyCheckpoint:
     """How to understand a checkpoint that is not ours: the net, and the normalisation it expects.
 
-    `mean` and `std` are per channel, on pixels scaled to 0..1.
+    `mean` and `std` are per channel, on pixels scaled to 0..1; `mean` may also be "per_pixel", the mean image
+    of the training set, or the `.npy` file of one. `weights` is the key of a set, where the file has several.
+    Where `option_a_zeros` is None, both places are tried.
     """
 
     depth: int | None = None
     plain: bool = False
     shortcut: str | None = None
-    mean: Sequence[float] | None = None
+    mean: Sequence[float] | str | Path | None = None
     std: Sequence[float] | None = None
     option_a_zeros: str | None = None
     stride_3x3: bool = False
     image_size: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +137,12 @@ class LoadedNet:
 
 def read_net(
     target: str | Path, dataset: str | None = None, third_party: ThirdPartyCheckpoint | None = None,
-    runs: Path = Path("runs"),
+    runs: Path = Path("runs"), data: str | Path | None = None, split: str | None = None,
 ) -> LoadedNet:  # fmt: skip
     """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file.
 
     It is to be measured on `dataset`; evaluations of others' checkpoints are kept in `<runs>/foreign/`.
+    A mean per pixel is that of the training images in `data`, of a `split`.
 
     Raises:
         UsageError: if another's checkpoint comes without net or normalisation, or ours with them.
@@ -146,13 +152,13 @@ def read_net(
     path = _file_of(path) if path.is_dir() else path
     third_party = third_party or ThirdPartyCheckpoint()
     try:
-        content = read_weights(path) if path.suffix == ".safetensors" else load_checkpoint(path)
+        content = read_weights(path) if is_safetensors(path) else load_checkpoint(path)
     except Damaged as damaged:
         before = path.with_name(PREVIOUS)
         hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""
         raise RecordError(f"{damaged}{hint}") from None
     if not {"digest", "spec", "net", "iteration"} <= content.keys():
-        return _theirs(path, content, dataset or "cifar10", third_party, runs)
+        return _theirs(path, content, dataset or "cifar10", third_party, runs, data, split)
     if third_party != ThirdPartyCheckpoint():
         raise UsageError(
             f"{path} is a run of ours and says itself what net it is: leave the net's options out."
@@ -186,7 +192,7 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet
         _require(bool(torch.isfinite(mean).all()), "a mean image")
         _require(classes is None or (type(classes) is list and len(classes) == num_classes), "classes")
         _require(all(type(text) is str for text in [*(classes or []), *trained_on.values()]), "texts")
-        net, _ = fill(spec, num_classes, weights, str(path))
+        net = fill(spec, num_classes, fitted(spec, num_classes, weights, str(path)), str(path))
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
     if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
@@ -219,47 +225,53 @@ def _spec_of(content: dict[str, Any]) -> Spec:
 
 
 def _theirs(
-    path: Path, content: dict[str, Any], dataset: str, third_party: ThirdPartyCheckpoint, runs: Path
-) -> LoadedNet:
+    path: Path, content: Any, dataset: str, third_party: ThirdPartyCheckpoint, runs: Path,
+    data: str | Path | None, split: str | None,
+) -> LoadedNet:  # fmt: skip
     if third_party.depth is None:
         raise UsageError(f"{path} is not a run of ours: name its net with --depth and --plain or --shortcut.")
-    mean, std = third_party.mean, third_party.std
-    if mean is None or std is None:
-        raise UsageError(
-            f"{path} is not a run of ours: give the channel mean and std that its net was trained with, "
-            f"e.g. {USUAL[FAMILIES.get(dataset, 'cifar')]}."
-        )
-    numbers = (*mean, *std)
-    if (len(mean), len(std)) != (3, 3) or not all(0 <= number <= 1 for number in numbers) or min(std) == 0:
-        raise UsageError(
-            "--mean and --std take three numbers each, of pixels scaled to 0..1, every --std above 0: "
-            "divide those of 0..255 by 255."
-        )
     experiment = catalogue.experiment_for(dataset, third_party.depth, third_party.plain, third_party.shortcut)
+    if third_party.mean is None or third_party.std is None:
+        raise UsageError(
+            f"{path} is not a run of ours: give the mean and channel std that its net was trained with, "
+            f"e.g. {USUAL[experiment.family]}."
+        )
+    std = in_range(third_party.std)
+    mean, named_mean = mean_of(third_party.mean, dataset, data, split)
     spec = catalogue.derive(
         experiment, third_party.shortcut, option_a_zeros=third_party.option_a_zeros,
         stride_3x3=third_party.stride_3x3 or None, image_size=third_party.image_size,
     )  # fmt: skip
-    tensors = find_state_dict(content, str(path))
-    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
-    num_classes = 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
     label, recipe = _label_of(spec), spec.recipe
-    net, matched_by = fill(
-        spec, num_classes, tensors, str(path), label, " Check --depth, --plain and --shortcut."
-    )
+    side = getattr(recipe, "image_size", None)
+    if side is not None and mean.shape[1:] not in ((1, 1), (side, side)):
+        raise UsageError(f"--mean {named_mean} is not of the crops' {side}x{side} pixels (--image-size).")
+
+    def classes_of(tensors: Mapping[str, Tensor]) -> int:
+        matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
+        return 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
+
+    def fit(tensors: Mapping[str, Tensor]) -> Matched:
+        hint = " Check --depth, --plain and --shortcut."
+        return fitted(spec, classes_of(tensors), tensors, str(path), label, hint)
+
+    key, tensors = choose(content, str(path), third_party.weights, fit)
+    num_classes, found = classes_of(tensors), fit(tensors)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {
         "checkpoint": path.name, "sha256": sha256, "net": label,
         "option_a_zeros": recipe.option_a_zeros if spec.shortcut == "A" else None,
-        "mean": list(mean), "std": list(std), "image_size": getattr(recipe, "image_size", None),
-        "matched_by": matched_by,
+        "mean": named_mean, "std": list(std), "image_size": side, "matched_by": found.by,
+        **({"weights": key} if key else {}), **({"left_out": found.left_out} if found.left_out else {}),
     }  # fmt: skip
-    per_channel = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) * 255 for values in (mean, std))
+    per_channel = torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1) * 255
     named = dataset == "imagenet" and num_classes == len(imagenet_classes())
+    net = fill(spec, num_classes, found, str(path))
     return LoadedNet(
-        net, Normalisation(recipe, *per_channel), spec, label, path, num_classes,
-        imagenet_classes() if named else None, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
+        net, Normalisation(recipe, mean, per_channel), spec, label, path, num_classes,
+        imagenet_classes() if named else None, facts,
+        runs / "foreign" / f"{path.stem}-{sha256[:8]}",
     )  # fmt: skip
 
 

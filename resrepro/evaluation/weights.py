@@ -1,4 +1,4 @@
-"""Weights in files: the state dicts of other people, and what we publish of a run.
+"""Weights in files: those of a state dict on our nets, and what we publish of a run.
 
 `weights.safetensors` beside a published record holds the net's tensors in float32 under `net.<name>`, the
 mean image as `mean`, and what else a checkpoint says of its run as JSON in the file's metadata, sealed
@@ -7,54 +7,51 @@ together with the tensors.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from resrepro.errors import RecordError
+from resrepro.data import load_dataset
+from resrepro.errors import RecordError, UsageError
+from resrepro.evaluation.matching import match
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import norms_of
 from resrepro.records import Run
 from resrepro.records.reading import CHECKPOINT, WEIGHTS
 from resrepro.records.storage import SEAL, write_out
 from resrepro.spec import Spec
+from resrepro.spec.recipe import FAMILIES
 from resrepro.training.checkpoint import load_checkpoint
+from resrepro.training.pickles import HEAD, sign_of
 
-WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
-UNUSED = "num_batches_tracked"  # BN's step counter: not a weight, absent from old checkpoints
+PER_PIXEL = "per_pixel"  # the mean image of the training set
 HEADER = "resrepro"  # the one key of the metadata, so that equal weights give equal files
 FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration")
 
 
-def find_state_dict(content: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: bare, or under `state_dict`, `model` or the like; `module.` dropped.
+@dataclass(frozen=True)
+class Matched:
+    """Weights under the names of a net, "name" or "order" that told which is which, and what was left out."""
 
-    Raises:
-        RecordError: if there is no state dict in it.
-    """
-    wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    tensors = {
-        key.removeprefix("module."): value
-        for key, value in wrapped.items()
-        if isinstance(key, str) and isinstance(value, Tensor) and not key.endswith(UNUSED)
-    }
-    if not tensors:
-        raise RecordError(f"{name} holds no state dict (looked at the top and under {', '.join(WRAPPERS)}).")
-    return tensors
+    weights: dict[str, Tensor]
+    by: str
+    left_out: list[str]
 
 
-def fill(
+def fitted(
     spec: Spec, num_classes: int, tensors: Mapping[str, Tensor], name: str, label: str = "", hint: str = ""
-) -> tuple[Net, Literal["name", "order"]]:
-    """The net of a specification with the weights of a file, and how these were matched to it.
+) -> Matched:
+    """The weights of a file for the net of a specification, of which no memory is taken.
 
-    It is made only when they are known to fill it, so no file asks for more memory than it brings. `tensors`
-    come without BN's step counters; `name` of the file, `label` of the net and `hint` are for messages.
+    `tensors` come without BN's step counters; `name` of the file, `label` of the net and `hint` are for
+    messages.
 
     Raises:
         RecordError: naming the first tensor that does not fit, or is no finite number in float32.
@@ -64,41 +61,27 @@ def fill(
         raise RecordError(
             f"{name} does not fit a net of {spec.depth} layers: it has weights for {layers} at most."
         )
-    with torch.device("meta"):  # without memory for its weights
+    with torch.device("meta"):
         outline = net_of(spec, num_classes).state_dict()
-    weights, matched_by = match(outline, tensors, f"{name} does not fit {label or spec.label}", hint)
-    check_finite(tensors, name)
+    found = Matched(*match(outline, tensors, f"{name} does not fit {label or spec.label}", hint))
+    check_finite({key: each for key, each in tensors.items() if key not in found.left_out}, name)
+    return found
+
+
+def fill(spec: Spec, num_classes: int, found: Matched, name: str) -> Net:
+    """The net with weights that are known to fill it, so no file asks for more memory than it brings.
+
+    Raises:
+        RecordError: if a BN layer has negative variances.
+    """
     net = net_of(spec, num_classes)
-    net.load_state_dict(weights, strict=False)
+    net.load_state_dict(found.weights, strict=False)
     if any(norm.running_var is not None and bool((norm.running_var < 0).any()) for norm in norms_of(net)):
         raise RecordError(
             f"{name} has negative variances in a BN layer, so its errors would mean nothing: "
             "take another checkpoint."
         )
-    return net, matched_by
-
-
-def match(
-    outline: Mapping[str, Tensor], tensors: Mapping[str, Tensor], misfit: str, hint: str = ""
-) -> tuple[dict[str, Tensor], Literal["name", "order"]]:
-    """The tensors under the net's own names: matched by name if all names agree, else by order and shape.
-
-    Raises:
-        RecordError: naming the first tensor that does not fit, after the words `misfit`.
-    """
-    ours = {key: value.shape for key, value in outline.items() if not key.endswith(UNUSED)}
-    by_name = tensors.keys() == ours.keys()
-    theirs = [(key, tensors[key]) for key in ours] if by_name else list(tensors.items())
-    for (key, shape), (their_key, value) in zip(ours.items(), theirs, strict=False):
-        if shape != value.shape:
-            raise RecordError(
-                f"{misfit}: its {their_key} has shape {tuple(value.shape)} "
-                f"where {key} has {tuple(shape)}.{hint}"
-            )
-    if len(theirs) != len(ours):
-        raise RecordError(f"{misfit}: it has {len(theirs)} tensors instead of {len(ours)}.{hint}")
-    weights = {key: value for key, (_, value) in zip(ours, theirs, strict=True)}
-    return weights, "name" if by_name else "order"
+    return net
 
 
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
@@ -112,6 +95,64 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
                 f"{name} has NaN or infinite numbers in {key}, so its errors would mean nothing: "
                 "take another checkpoint."
             )
+
+
+# --- the mean that is subtracted -----------------------------------------------
+
+
+def in_range(numbers: Sequence[float], least: float = 1e-6) -> tuple[float, ...]:
+    """Three numbers of `--mean` or `--std`, checked (UsageError)."""
+    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):
+        raise UsageError(
+            "--mean and --std take three numbers each, of pixels scaled to 0..1, every --std above 0: "
+            "divide those of 0..255 by 255."
+        )
+    return tuple(numbers)
+
+
+def mean_of(
+    mean: Sequence[float] | str | Path, dataset: str, data: str | Path | None, split: str | None
+) -> tuple[Tensor, Any]:
+    """The mean to subtract, (3, 1, 1) or (3, H, W) in 0..255, and what the record calls it.
+
+    Raises:
+        UsageError: if it is out of range, or of photographs per pixel.
+        RecordError: if its file is no mean image.
+    """
+    if not isinstance(mean, str | Path):
+        numbers = in_range(mean, 0)
+        return torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) * 255, list(numbers)
+    if str(mean) != PER_PIXEL:
+        image = _read_mean(Path(mean))
+        return image, f"{Path(mean).name}, sha256 {hashlib.sha256(image.numpy().data).hexdigest()[:8]}"
+    if FAMILIES[dataset] == "imagenet":
+        raise UsageError(
+            "--mean per_pixel is of CIFAR-10 and the digits: for photographs name the mean image's .npy file."
+        )
+    pixels = load_dataset(dataset, split or "all", data).train.pixels
+    named = f"{PER_PIXEL}, {dataset}-{split or 'all'}"
+    return torch.from_numpy(pixels.mean(axis=0, dtype=np.float64)).float(), named
+
+
+def _read_mean(path: Path) -> Tensor:
+    """A mean image (3, H, W), 0..255, of a `.npy` file of 0..1 or 0..255, channels first or last."""
+    try:
+        image = np.load(path, allow_pickle=False).astype(np.float32)
+    except FileNotFoundError:
+        raise RecordError(
+            f"there is no file {path} (--mean takes R,G,B, per_pixel or a .npy file)."
+        ) from None
+    except (OSError, ValueError, TypeError, EOFError, AttributeError):
+        raise RecordError(f"{path} is no array of numbers of numpy (.npy), or is damaged.") from None
+    if image.shape == (3 * 32 * 32,):  # as CIFAR-10 stores its images
+        image = image.reshape(3, 32, 32)
+    image = image[0] if image.ndim == 4 and len(image) == 1 else image
+    image = image.reshape(3, 1, 1) if image.shape == (3,) else image
+    if image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
+        image = image.transpose(2, 0, 1)
+    if image.ndim != 3 or len(image) != 3 or not (image.min() >= 0 and image.max() <= 255):
+        raise RecordError(f"{path} is no mean image: expected (3, height, width), numbers of 0..1 or 0..255.")
+    return torch.from_numpy(np.ascontiguousarray(image * (255 if image.max() <= 1 else 1)))
 
 
 # --- what we publish of a run --------------------------------------------------
@@ -141,6 +182,15 @@ def write_weights(run: Run, folder: Path) -> Path | None:
         raise RecordError(f"{path} holds other weights already: move it away first, nothing is overwritten.")
     write_out(path, weights)
     return path
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as `.safetensors` files do, or is called one and is none that we know better."""
+    if not path.is_file():
+        return path.suffix == ".safetensors"
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    return head[8:9] == b"{" or (path.suffix == ".safetensors" and sign_of(head) is None)
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -1,18 +1,14 @@
 """Checkpoints: all that the rest of a run depends on, and the record so far, which is restored with it.
 
-A checkpoint is a file of `torch.save` with a line behind it, the SHA-256 of all that comes before. Also of
-files of strangers `torch.load(weights_only=True)` builds tensors, plain values and numpy scalars alone.
+A checkpoint is a file of `torch.save` with a line behind it, the SHA-256 of all that comes before.
 """
 
 import hashlib
 import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,30 +19,17 @@ from resrepro.spec import Spec
 from resrepro.training import rank, world_size
 from resrepro.training.engine import choose_device
 from resrepro.training.measure import Errors
+from resrepro.training.pickles import Damaged, read_pickled
 
 if TYPE_CHECKING:
     from resrepro.training.loop import Trainer
 
-# Other people's checkpoints keep numpy scalars ("best_acc") beside the weights.
-NUMPY_SCALARS = [
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
-]
 LARGEST_FILE = 4 * 2**30  # bytes; a ResNet-152 with all that Adam keeps of it has 0.72 GB
 MARK = b"\nsha256 "
 TRAILER_BYTES = len(MARK) + 64 + 1  # the mark, the checksum in hex, the end of the line
 DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved
 
-# How torch's weights-only reader words its refusal of a pickled object.
-REFUSALS = (
-    "GLOBAL ", "Unsupported class", "Trying to call reduce", "Trying to instantiate", "Can only build",
-)  # fmt: skip
 Shares = list[list[tuple[Tensor, int]]]  # of each process: its sums since the last sample, and since a look
-
-
-class Damaged(RecordError):
-    """A checkpoint that is not what `save_checkpoint` once wrote."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -75,13 +58,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path} is a pipe or device, not a file: name a checkpoint.")
     try:
         sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
-        content = _read(path)
+        content = read_pickled(path)
     except FileNotFoundError:
         raise _missing(path) from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
     except MemoryError:
         raise RecordError(f"this machine's memory does not hold {path}.") from None
+    if isinstance(content, list | tuple):  # (state dict, epoch)
+        content = {str(place): each for place, each in enumerate(content)}
     if not isinstance(content, dict):
         raise RecordError(f"{path} holds no state dict but a {type(content).__name__}.")
     if content.get("format") == FORMAT and not sealed:
@@ -137,22 +122,6 @@ def _verify(path: Path) -> bool:
     if digest.hexdigest().encode() != trailer[len(MARK) : -1]:
         raise Damaged(f"{path} is damaged: its checksum does not match its content.")
     return True
-
-
-def _read(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickle protocols and TorchScript archives
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # on bytes that are damaged PyTorch raises whatever comes of them
-        if isinstance(error, pickle.UnpicklingError) and any(sign in str(error) for sign in REFUSALS):
-            raise Damaged(
-                f"{path} holds a pickled object that is no tensor, so it is not opened: "
-                "save the state dict alone (`torch.save(net.state_dict(), ...)`)."
-            ) from None
-        raise Damaged(f"{path} is not a PyTorch checkpoint, or is damaged.") from None
 
 
 def _missing(path: Path) -> RecordError:
