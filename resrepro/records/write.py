@@ -75,11 +75,11 @@ class RunWriter:
             if recorded is None or seal_of(recorded) != seal_of(content):
                 write_json(self.folder / name, content)
                 restored.append(name)
-        rows = b""
+        path, rows = self.folder / METRICS, b""
         with suppress(RecordError):
-            rows = read_bytes(self.folder / METRICS)
-        if rows != self.curve:
-            write_whole(self.folder / METRICS, self.curve)
+            rows = read_bytes(path)
+        if rows != self.curve or path.stat().st_size != len(rows):
+            write_whole(path, self.curve)
         return restored + ([] if rows.startswith(self.curve) else [METRICS])
 
     def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
