@@ -486,10 +486,10 @@ def no_checkpoint(path: Path) -> Identity:
 
 
 def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Path, make_run: MakeRun) -> None:
-    folder = make_run(tmp_path / "runs", "cifar10-resnet20", curve=[(64_000, 1.0, 8.5)])
+    folder = make_run(tmp_path / "runs", split="45k5k", curve=[(64_000, 1.0, 8.5)])
     write_layers(folder)
     write_eval(folder, "single", 8.5, 0.5)
-    write_ensemble(tmp_path / "runs", [folder], 8.0, 0.4)
+    write_ensemble(tmp_path / "runs", [folder, folder], 8.0, 0.4)
     published = publish(read_run(folder), tmp_path / "results")
     texts = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".csv")]
     assert len(texts) == 13
@@ -497,7 +497,7 @@ def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Pat
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert (found := collect([tmp_path / "runs"])).broken == ()
     assert found.runs[0].responses is not None
-    assert [*found.runs[0].curve["top1_err"], len(found.ensembles)] == [1.0, 8.5, 1]
+    assert [*found.runs[0].curve["top1_err"], len(found.ensembles)] == [1.0, 8.5, 8.5, 1]
     assert not any(
         troubles for *_, troubles in verify([tmp_path / "runs", tmp_path / "results"], no_checkpoint)
     )
