@@ -1,6 +1,6 @@
 """`python -m resrepro` is the same as the command `resrepro`."""
 
-from resrepro.cli import app
+from resrepro.cli import main
 
 if __name__ == "__main__":
-    app(prog_name="resrepro")
+    main()

@@ -1,5 +1,7 @@
 """The command line as people type it: exit codes, sentences, files; mostly in-process, sometimes whole."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -280,6 +282,43 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_way_to_go_on():
     code, _, error = call("train --dataset digits --depth 8 --eval-every 1")
     assert (code, "The same command goes on from here" in error) == (130, True)
     assert (metrics.parent / "checkpoint.pt").exists()
+
+
+class Ended(io.StringIO):
+    """A stdout that cannot be written."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (errno.EPIPE, 0, {"train": "The reader of the output has ended: the command goes on unseen.\n"}),
+        (errno.ENOSPC, 1, {}),
+        (errno.EIO, 1, {}),
+    ],
+)
+def test_a_stdout_that_ends_stops_no_work_and_keeps_no_file_from_being_written(
+    number, code, told, monkeypatch, capsys
+):
+    write_run(Path("runs"), curve=[(64000, 1.0, 8.5)])
+    usual = "" if code == 0 else f"error: stdout cannot be written: {os.strerror(number)}.\n"
+    for words in ("train digits-resnet8 --seeds 0-1 --iterations 1", "compare table6", "status", "list"):
+        monkeypatch.setattr(sys, "stdout", Ended(number))
+        with pytest.raises(SystemExit) as end:
+            app(words.split())
+        found = capsys.readouterr()
+        assert (end.value.code, found.out, found.err) == (code, "", told.get(words.split()[0], usual))
+    assert sorted(map(str, Path("tables").iterdir())) == [
+        f"tables/table6.{kind}" for kind in ("csv", "md", "tex")
+    ]
+    assert len(list(Path("runs").glob("digits-resnet8+iterations=1/seed*"))) == 2
 
 
 def test_every_option_of_every_command_is_explained():

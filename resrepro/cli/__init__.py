@@ -1,8 +1,11 @@
 """The command line: Typer options in, one call of the API, rich output. No logic of its own."""
 
+import errno
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +24,56 @@ ORDER = (
 )  # fmt: skip
 
 
+class Screen:
+    """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal.
+
+    What is written after that is dropped, and the work goes on; `lost` is told of the first error, once.
+    """
+
+    def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
+        self.stream, self.lost = stream, lost
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Show a text; returns its length."""
+        self._attempt(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Show what is waiting."""
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, call: Callable[..., object], *text: str) -> None:
+        try:
+            call(*text)
+        except OSError as error:
+            with suppress(OSError, ValueError):  # where it is no file; what waits in it is dropped as well
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+            if self.error is None:
+                self.error = error
+                self.lost(error)
+
+
+@contextmanager
+def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
+    """While active, neither stdout, whose end is told to `lost`, nor stderr ends the process."""
+    before = sys.stdout, sys.stderr
+    out = Screen(sys.stdout, lost)
+    if sys.stdout is not None:  # it was closed before the start
+        sys.stdout = out
+    if sys.stderr is not None:
+        sys.stderr = Screen(sys.stderr, lambda error: None)
+    try:
+        yield out
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 class Commands(TyperGroup):
     """Commands whose expected errors become one sentence on stderr and an exit code."""
 
@@ -29,7 +82,27 @@ class Commands(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption."""
+        """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption.
+
+        A stdout that cannot be written is a failure, one whose reader has ended is none.
+        """
+
+        def lost(error: OSError) -> None:
+            works = (
+                getattr(self.get_command(ctx, ctx.invoked_subcommand or ""), "rich_help_panel", "") == "Run"
+            )
+            if error.errno != errno.EPIPE:
+                print(f"error: stdout cannot be written: {sentence_on(error)}", file=sys.stderr)
+            elif works:
+                print("The reader of the output has ended: the command goes on unseen.", file=sys.stderr)
+
+        with screens(lost) as out:
+            result = self._invoke(ctx)
+        if out.error and out.error.errno != errno.EPIPE:
+            raise typer.Exit(1)
+        return result
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except ResreproError as error:
@@ -41,9 +114,6 @@ class Commands(TyperGroup):
             code = error.exit_code
         except KeyboardInterrupt:
             lead, sentence, code = "error: ", "interrupted.", 130
-        except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output has gone: nothing left to say
-            raise SystemExit(1) from None
         except OSError as error:
             lead, sentence, code = "error: ", sentence_on(error), 1
         from rich.console import Console
@@ -86,6 +156,9 @@ def _options(
 
 def main() -> None:
     """Entry point of the `resrepro` command."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stream: no file may take its number
+        pass
+    os.close(spare)
     app(prog_name="resrepro")
 
 

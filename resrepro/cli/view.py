@@ -6,7 +6,6 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,7 @@ WORDS = {"train": "training error", "val": "validation error", "test": "test err
 
 def print_event(event: Event) -> None:
     """Tell the process that reads our output."""
-    with suppress(BrokenPipeError):
-        print(json.dumps(event), flush=True)
+    print(json.dumps(event), flush=True)
 
 
 class EventView(Watcher):

@@ -28,7 +28,7 @@ from resrepro.spec.recipe import FAMILIES, CifarRecipe
 
 COMMAND = (sys.executable, "-m", "resrepro")
 EVENTS = "RESREPRO_EVENTS"  # to a command that is to tell its events: the process that hears them
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PAUSE = 0.25  # seconds between looks at signals, and between drawings of the table
 ON_GPU = 2  # small nets side by side on one GPU, which neither of them fills
 BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (measured, rounded up)
@@ -269,7 +269,8 @@ class RunPool:
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
         """While active the first signal goes to all runs; a second Ctrl-C, or an error, ends them at once."""
-        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # by nohup
+        before = {number: signal.signal(number, self._pass_on) for number in heard}
         try:
             yield
         finally:
