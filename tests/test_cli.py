@@ -20,7 +20,7 @@ from conftest import write_run
 
 from resrepro.cli import app, changed_settings, parse_seeds
 from resrepro.cli.evaluate import parse_channels
-from resrepro.errors import UsageError
+from resrepro.errors import Diverged, PeerLost, UsageError
 from resrepro.launch.local import Outcome
 from resrepro.nets import build_net
 
@@ -222,6 +222,35 @@ def test_runs_that_fail_are_told_once_more_at_the_end(made_up):
     assert "Failed: digits-resnet8, seed 1: the disk is full. error: 1 of 2 runs could not be done" in error
     made_up |= {("digits-resnet8", seed): Outcome(2, "no such GPU.") for seed in (0, 1)}
     assert sentence(*call(words)) == (2, "no such GPU.")
+
+
+@pytest.mark.parametrize(
+    ("error", "begun"), [(Diverged("no longer finite."), 3), (UsageError("no."), 3), (PeerLost("gone."), 1)]
+)
+def test_a_list_of_runs_in_one_process_goes_on_after_a_failure_that_all_processes_meet(
+    error, begun, monkeypatch, capsys
+):
+    folder, seeds = write_run(Path("runs")), []
+
+    def train(experiment, seed, **options):
+        seeds.append(seed)
+        if seed == 0:
+            raise error
+        return folder
+
+    monkeypatch.setattr("resrepro.training.session.train", train)
+    monkeypatch.setattr("resrepro.cli.train.world_size", lambda: 2)
+    code, _, stderr = call("train digits-resnet8 --seeds 0-2")
+    assert (code, seeds) == (1, [*range(begun)])
+    assert ("Failed: digits-resnet8, seed 0: " in stderr) == (begun == 3)
+    assert f"{error}" in stderr
+
+
+def test_runs_that_need_no_cifar10_are_trained_where_it_is_missing(made_up):
+    made_up["cifar10-resnet20", 0] = Outcome(1, "nowhere (--data) does not exist.")
+    code, _, stderr = call("train cifar10-resnet20 digits-resnet20 --data nowhere --set pad=0")
+    assert (code, "1 of 2 runs could not be done" in stderr) == (1, True)
+    assert len(list(Path("runs").glob("digits*/seed0"))) == 1
 
 
 def test_a_diverged_run_exits_with_1_and_keeps_its_record():

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
-from resrepro.errors import UsageError
+from resrepro.errors import DataError, Diverged, ResreproError, UsageError
 from resrepro.spec import Spec, check_shortcut, in_folder
 from resrepro.spec.catalogue import derive, experiment_for, find
 from resrepro.spec.recipe import FAMILIES, Value
@@ -138,11 +139,11 @@ def _seeds(seed: int | None, seeds: str | None) -> list[int]:
 
 
 def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -> None:
-    """Train in this process: one run, or several in turn under torchrun.
+    """Train in this process: one run, or several in turn under torchrun; one that fails stops no other.
 
     `listener` is the process that is to hear the events, if there is one.
     """
-    from resrepro.cli.view import EventView, RunsView, print_event
+    from resrepro.cli.view import EventView, RunsView, print_event, raise_failures
     from resrepro.data.loader import Loading
     from resrepro.launch.local import Job, Outcome
     from resrepro.training.engine import keep_memory
@@ -152,15 +153,30 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
     options["compiling"] = options.pop("compile")
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}
-    shows = is_first() and listener is None
+    shows, failed = is_first() and listener is None, dict[str, str]()
     with RunsView(list(each), Console(highlight=False, quiet=not shows)) as view:
         for job, spec in each.items():
             hear, parent = (partial(view.hear, job), None) if shows else (print_event, int(listener or 0))
             watcher = EventView(hear, parent)
-            folder = train_one(spec.experiment, job.seed, watcher=watcher, **options)
+            try:
+                folder = train_one(spec.experiment, job.seed, watcher=watcher, **options)
+            except ResreproError as error:
+                if len(each) == 1 or not met_by_all(error):
+                    raise
+                failed[str(job)] = str(error)
+                view.end(job, Outcome(error.exit_code, str(error)))
+                continue
             if is_first():
                 watcher.tell("finish", folder=str(folder))
                 view.end(job, Outcome(0))
+    if failed and not is_first():
+        raise typer.Exit(1)
+    raise_failures(failed, f" of {len(each)} runs")
+
+
+def met_by_all(error: ResreproError) -> bool:
+    """Whether all processes of a run have met an error, so that they can go on to the next run together."""
+    return isinstance(error, UsageError | Diverged) or "told" in vars(error)  # by `parallel.on_first`
 
 
 def _train_at_once(
@@ -173,7 +189,9 @@ def _train_at_once(
 
     specs = [spec for spec, _ in wanted]
     count = choose_jobs(jobs, specs, options["device"], options["micro_batch"])
-    prepare_images(specs, options["data"])
+    alone = all(spec.dataset == "cifar10" for spec in specs)
+    with nullcontext() if alone else suppress(DataError):  # of each run, where others need no CIFAR-10
+        prepare_images(specs, options["data"])
     each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
     way_on = " without --fresh" if options["fresh"] else ""
     failed = train_all(RunPool(each, count, threads_each(count)), RunsView(each), way_on)
