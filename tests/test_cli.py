@@ -20,8 +20,9 @@ from conftest import write_run
 
 from resrepro.cli import app, changed_settings, parse_seeds
 from resrepro.cli.evaluate import parse_channels
+from resrepro.cli.view import RunsView
 from resrepro.errors import Diverged, PeerLost, UsageError
-from resrepro.launch.local import Outcome
+from resrepro.launch.local import Job, Outcome
 from resrepro.nets import build_net
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
@@ -181,6 +182,25 @@ def test_a_run_of_the_paper_points_to_its_exhibit(made_up):
     made_up["digits-plain20", 0] = Outcome(1, "no.")
     code, told, _ = call("train digits-plain20 digits-plain56 --set pad=0")
     assert (code, "Next: resrepro compare demo" in told) == (1, True)
+
+
+@pytest.mark.parametrize("given", ["--runs ~/x", "--runs=~/x"])
+def test_the_home_folder_is_understood_in_every_path(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "x", curve=[(64000, 1.0, 8.5)])
+    code, told, _ = call("compare table6", given, "--tables=~/tables")
+    assert (code, "8.50 (1)" in told, len(list((tmp_path / "tables").iterdir()))) == (0, True, 3)
+    assert not list(Path().iterdir())
+    monkeypatch.setenv("RESREPRO_DATA", "~/nowhere")
+    assert sentence(*call("train --depth 20"))[1].startswith("the data folder ~/nowhere (RESREPRO_DATA)")
+    (tmp_path / "nowhere").mkdir()
+    assert f"{tmp_path}/nowhere" in sentence(*call("train --depth 20"))[1]
+
+
+def test_what_to_type_next_can_be_pasted_where_a_folder_has_a_space(capsys):
+    folder = write_run(Path("my runs"), "digits-resnet8")
+    RunsView([Job("digits-resnet8", 0, ())]).finish(folder)
+    assert "Next: resrepro eval 'my runs/digits-resnet8/seed0'" in capsys.readouterr().out
 
 
 def test_training_a_finished_run_again_says_so_and_changes_nothing(trained):

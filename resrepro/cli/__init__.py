@@ -74,12 +74,24 @@ def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
         sys.stdout, sys.stderr = before
 
 
+HOME = re.compile(r"^(--[\w-]+=)?(~.*)", re.DOTALL)  # a word, or an option with its value, that begins with ~
+
+
+def _expand(word: re.Match[str]) -> str:
+    return (word[1] or "") + os.path.expanduser(word[2])  # noqa: PTH111 (a name that is no user's stays)
+
+
 class Commands(TyperGroup):
     """Commands whose expected errors become one sentence on stderr and an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands, those that people type most first."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
+        words = sys.argv[1:] if args is None else args
+        return super().main([HOME.sub(_expand, word) for word in words], *rest, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption.

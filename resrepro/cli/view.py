@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -128,13 +129,13 @@ class RunsView:
         lines = [f"{label}, seed {run.seed}: {', '.join(told)} (last iteration)."]
         if self.onward:
             lines += [f"  departs from the paper: {departure}" for departure in run.result["departures"]]
-            experiment = find(run.experiment)
+            experiment, words = find(run.experiment), shlex.quote(str(folder))
             if experiment.family == "imagenet":
-                way_on = f"resrepro eval {folder} --protocol ten_crop --data DIR"
+                way_on = f"resrepro eval {words} --protocol ten_crop --data DIR"
             elif experiment.exhibits:
                 way_on = in_folder(f"resrepro compare {experiment.exhibits[-1]}", folder.parent.parent)
             else:
-                way_on = f"resrepro eval {folder}"
+                way_on = f"resrepro eval {words}"
             lines += [f"Record: {folder}", f"Next: {way_on}"]
         for line in lines:  # whole, so that it can be copied
             self.console.print(line, markup=False, soft_wrap=True)

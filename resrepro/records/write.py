@@ -216,9 +216,7 @@ def cpu_model() -> str:
 
 def cache_folder() -> Path:
     """Where what can be made anew is kept between runs: `resrepro` in XDG_CACHE_HOME, else in ~/.cache."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "resrepro"
     try:
-        return Path.home() / ".cache" / "resrepro"
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resrepro"
     except RuntimeError:  # a user without a home: nothing can be kept
         return Path(os.devnull)
