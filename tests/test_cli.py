@@ -18,12 +18,13 @@ import typer
 from commands import call
 from conftest import write_run
 
-from resrepro.cli import app, changed_settings, parse_seeds
+from resrepro.cli import app, changed_settings, parse_depths, parse_seeds
 from resrepro.cli.evaluate import parse_channels
 from resrepro.cli.view import RunsView
 from resrepro.errors import Diverged, PeerLost, UsageError
 from resrepro.launch.local import Job, Outcome
 from resrepro.nets import build_net
+from resrepro.spec.recipe import parse, whole_number
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -53,7 +54,20 @@ def sentence(code, stdout, stderr):
         ("train --depth 20 --set iterations=5 --iterations 6", 2, "iterations is given twice"),
         ("train --depth 20 --seed 1 --seeds 0-4", 2, "give one of the two"),
         ("train --depth 20 --seeds 4-1", 2, "a range goes up"),
-        ("train --depth 20 --seeds 3", 2, "--seed takes one seed and --seeds several"),
+        ("train --depth 20 --seeds 0", 2, "--seeds takes how many, or which: 5, 0-4 or 0,3"),
+        ("train --depth 20,x", 2, "such as 20 or 20,56, not 'x'"),
+        (
+            "train --depth 20 --resume",
+            2,
+            "the same command goes on with a run that was stopped: leave --resume",
+        ),
+        ("reproduce table6 --continue", 2, "leave --continue out"),
+        ("train --depth 20 --lr 0.05", 2, "a setting of the recipe: --set lr=0.05"),
+        ("train --depth 20 --weight-decay=1e-3 --plain", 2, "--set weight_decay=1e-3"),
+        ("reproduce table6 --momentum --plain", 2, "--set momentum=.."),
+        ("train --depth 20 --epochs 2", 2, "--iterations 781: 50,000 images, 128 at a time."),
+        ("train --depth 20 --epochs 1 --split 45k5k --batch-size 100", 2, "--iterations 450: 45,000"),
+        ("train resnet18 --dataset folder --epochs 1", 2, "an epoch is as many as your images, over 256."),
         ("train --depth 20 --seeds 0-99999999999999999999", 2, "at most 10,000 seeds"),
         ("train --depth 20 --fast --precision bf16", 2, "leave one of the two out"),
         ("train --depth 20 --compile always", 2, "auto, on or off, not 'always'"),
@@ -377,10 +391,48 @@ def test_every_option_of_every_command_is_explained():
             assert getattr(parameter, "help", "") or parameter.name == "help", (command.name, parameter.name)
 
 
+@pytest.mark.usefixtures("made_up")
+def test_depths_in_a_list_and_names_of_nets_are_what_they_say():
+    assert call("train --depth 8,14 plain-8 ResNet-20 --dataset digits --iterations 1e0 --seeds 2")[0] == 0
+    nets = ("plain8", "resnet14", "resnet20", "resnet8")
+    assert sorted(map(str, Path("runs").glob("*/seed*"))) == [
+        f"runs/digits-{net}+iterations=1/seed{seed}" for net in nets for seed in (0, 1)
+    ]
+    code, told, _ = call("reproduce figure6 --without resnet1202 --without plain-110 --dry-run")
+    assert (code, "1202" in told, "plain110" in told, "plain56" in told) == (0, False, False, True)
+
+
+@pytest.mark.parametrize("number", ["64000", "64e3", "64E3", "64k", "64_000", "64,000", "0.064e6", "64.0e3"])
+def test_a_whole_number_is_understood_however_it_is_written(number):
+    assert whole_number(number) == 64000 == parse("iterations", number)
+    assert call("train --depth 20 --dry-run --iterations", number)[0] == 0
+    for wrong in ("64e-1", "1e3.5", "nan", "1,00", "", "64.5", "1e99"):
+        with pytest.raises(ValueError, match=r"^$|invalid literal"):
+            whole_number(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        ("compare 6", "table6"),
+        ("compare fig1", "figure1"),
+        ("compare Table_6", "table6"),
+        ("compare fig 1", "figure1"),
+        ("plot fig6 --paper", "figure6"),
+        ("plot figure-6 --paper", "figure6"),
+        ("plot 3", "figure3"),
+    ],
+)
+def test_exhibits_are_understood_however_they_are_written(words, written):
+    code, told, _ = call(words)
+    assert (code, f"{written}." in told) == (0, True)
+
+
 def test_small_notations():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3,0-1,3") == [3, 0, 1]
-    assert (parse_seeds("3", many=True), parse_seeds("0,3", many=True)) == ([0, 1, 2], [0, 3])
+    assert (parse_seeds("5"), parse_seeds("0,3")) == ([0, 1, 2, 3, 4], [0, 3])
+    assert parse_depths(["20, 32", "56"]) == [20, 32, 56]
     assert changed_settings(["lr=0.05", "flip=off", "lr_drops=10,20"], fast=False) == {
         "lr": 0.05, "flip": False, "lr_drops": (10, 20),
     }  # fmt: skip

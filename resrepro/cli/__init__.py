@@ -4,8 +4,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +12,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from resrepro.cli.screen import screens
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
-from resrepro.spec.recipe import Value, parse
+from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
 
 # The order in `--help`.
@@ -22,56 +22,6 @@ ORDER = (
     "reproduce", "train", "status", "eval", "compare", "plot", "claims", "report", "demo",
     "bench", "list", "publish",
 )  # fmt: skip
-
-
-class Screen:
-    """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal.
-
-    What is written after that is dropped, and the work goes on; `lost` is told of the first error, once.
-    """
-
-    def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
-        self.stream, self.lost = stream, lost
-        self.error: OSError | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        """Show a text; returns its length."""
-        self._attempt(self.stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Show what is waiting."""
-        self._attempt(self.stream.flush)
-
-    def _attempt(self, call: Callable[..., object], *text: str) -> None:
-        try:
-            call(*text)
-        except OSError as error:
-            with suppress(OSError, ValueError):  # where it is no file; what waits in it is dropped as well
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.stream.fileno())
-                os.close(nowhere)
-            if self.error is None:
-                self.error = error
-                self.lost(error)
-
-
-@contextmanager
-def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
-    """While active, neither stdout, whose end is told to `lost`, nor stderr ends the process."""
-    before = sys.stdout, sys.stderr
-    out = Screen(sys.stdout, lost)
-    if sys.stdout is not None:  # it was closed before the start
-        sys.stdout = out
-    if sys.stderr is not None:
-        sys.stderr = Screen(sys.stderr, lambda error: None)
-    try:
-        yield out
-    finally:
-        sys.stdout, sys.stderr = before
 
 
 HOME = re.compile(r"^(--[\w-]+=)?(~.*)", re.DOTALL)  # a word, or an option with its value, that begins with ~
@@ -84,14 +34,16 @@ def _expand(word: re.Match[str]) -> str:
 class Commands(TyperGroup):
     """Commands whose expected errors become one sentence on stderr and an exit code."""
 
+    words: Sequence[str] = ()  # that were typed
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands, those that people type most first."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Run the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
-        words = sys.argv[1:] if args is None else args
-        return super().main([HOME.sub(_expand, word) for word in words], *rest, **options)
+        self.words = [HOME.sub(_expand, word) for word in (sys.argv[1:] if args is None else args)]
+        return super().main(self.words, *rest, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption.
@@ -128,12 +80,28 @@ class Commands(TyperGroup):
             lead, sentence, code = "error: ", "interrupted.", 130
         except OSError as error:
             lead, sentence, code = "error: ", sentence_on(error), 1
+        except Exception as error:  # among others Typer's own
+            if not (answer := self._answer(getattr(error, "option_name", ""))):
+                raise
+            lead, sentence, code = "error: ", answer, UsageError.exit_code
         from rich.console import Console
         from rich.text import Text
 
         console = Console(stderr=True, highlight=False)
         console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
         raise typer.Exit(code)
+
+    def _answer(self, option: str) -> str:
+        """How we spell what other tools call so; empty where there is nothing of the kind."""
+        key = option.removeprefix("--").replace("-", "_")
+        key = {"wd": "weight_decay", "learning_rate": "lr", "bs": "batch_size"}.get(key, key)
+        if key in ("resume", "continue"):
+            return f"the same command goes on with a run that was stopped: leave {option} out."
+        if key not in setting_rules():
+            return ""
+        given = re.search(rf"^{re.escape(option)}(?:=|\n)(.*)$", "\n".join(self.words), re.MULTILINE)
+        value = given[1] if given and not given[1].startswith("--") else ".."
+        return f"{option} is a setting of the recipe: --set {key}={value}"
 
 
 app = typer.Typer(
@@ -184,7 +152,16 @@ def option(text: str, *names: str, panel: str | None = None, metavar: str | None
 
 def argument(text: str, metavar: str) -> Any:
     """What a command is about, whose help names its default itself, if it has one."""
-    return typer.Argument(metavar=metavar, help=text, show_default=False)
+    names = _name_exhibits if metavar.startswith("EXHIBIT") else None
+    return typer.Argument(metavar=metavar, help=text, show_default=False, callback=names)
+
+
+def _name_exhibits(ctx: typer.Context, words: list[str] | None) -> list[str] | None:
+    """`fig6`, `figure-6`, `Table 6` and `6` -> as exhibits are called; a number alone is a figure to plot."""
+    usual, text = "figure" if ctx.info_name == "plot" else "table", " ".join(words or ()).lower()
+    pattern = r"(?<!\S)(?:(tab)(?:le)?|(fig)(?:ure)?)?\.?[\s_-]*(\d)"
+    kinds = re.sub(pattern, lambda m: ("table" if m[1] else "figure" if m[2] else usual) + m[3], text)
+    return kinds.split()
 
 
 def folder_option(text: str, name: str) -> Any:
@@ -192,13 +169,29 @@ def folder_option(text: str, name: str) -> Any:
     return typer.Option(name, metavar="DIR", help=text)
 
 
-recipe_option = partial(option, panel="Recipe (the paper's by default)")
+def whole_option(text: str) -> Any:
+    """An option of the recipe that takes a whole number, also as 64e3 or 64k."""
+    return typer.Option(
+        help=text, rich_help_panel=RECIPE, show_default=False, parser=_whole, metavar="INTEGER"
+    )
+
+
+def _whole(text: str) -> int:
+    try:
+        return whole_number(text)
+    except (ValueError, ArithmeticError):
+        raise typer.BadParameter(f"a whole number is wanted, such as 64000 or 64e3, not {text!r}.") from None
+
+
+RECIPE = "Recipe (the paper's by default)"
+recipe_option = partial(option, panel=RECIPE)
 photo_option = partial(option, panel="Reading photographs")
 
 IMAGES = (
     "Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of photographs: "
     "train/<class>/* and val/<class>/*"
 )
+DEPTH = "Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated."
 SLURM = "Any long option of sbatch (partition, time, cpus-per-task, gpus, mem, ..); may be repeated."
 SET = "Any setting that `resrepro list EXPERIMENT` shows; may be repeated."
 FAST = "bf16 arithmetic where the hardware has it (fp16 on older GPUs); told beside every number."
@@ -217,7 +210,8 @@ FastOption = Annotated[bool, option(FAST, "--fast", panel="Speed")]
 JobsOption = Annotated[int | None, option(JOBS, "--jobs")]
 WorkersOption = Annotated[int | None, photo_option(WORKERS)]
 MaxBadOption = Annotated[int | None, photo_option(BAD, "--max-bad-images")]
-IterationsOption = Annotated[int | None, recipe_option("Shorter (or longer) schedule of the same shape.")]
+DepthOption = Annotated[list[str] | None, option(DEPTH, "--depth", metavar="20,56")]
+IterationsOption = Annotated[int | None, whole_option("Shorter (or longer) schedule of the same shape.")]
 SplitOption = Annotated[str | None, recipe_option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
 SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
 LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]
@@ -265,17 +259,25 @@ def precision_of_fast(device: str, launcher: str) -> str:
     return fast_precision(choose_device(device))
 
 
-def parse_seeds(text: str, *, many: bool = False) -> list[int]:
-    """`0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; both may be mixed. With `many`, `3` -> [0, 1, 2].
+def parse_depths(texts: Iterable[str] | None) -> list[int]:
+    """`["20,32", "56"]` -> [20, 32, 56]; raises a UsageError for what is no whole number."""
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    if wrong := [part for part in parts if not part.isdecimal()]:
+        raise UsageError(f"--depth takes numbers of layers, such as 20 or 20,56, not {wrong[0]!r}.")
+    return list(map(int, parts))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`5`, which is how many, and `0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; ranges too may be listed.
 
     Raises:
         UsageError: if it is neither, or a range is none.
     """
     seeds: list[int] = []
-    for part in [f"0-{int(text) - 1}"] if many and text.isdecimal() else text.split(","):
+    for part in [f"0-{int(text) - 1}"] if text.strip().isdecimal() else text.split(","):
         ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if ends is None:
-            raise UsageError(f"--seeds takes 0-4 or 0,1,2{', or how many' * many}, not {text!r}.")
+            raise UsageError(f"--seeds takes how many, or which: 5, 0-4 or 0,3; not {text!r}.")
         low, high = int(ends[1]), int(ends[2] or ends[1])
         if not low <= high < low + MOST_SEEDS:
             raise UsageError(f"--seeds {text}: a range goes up, and has at most {MOST_SEEDS:,} seeds.")

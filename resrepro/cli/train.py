@@ -13,7 +13,7 @@ from rich.console import Console
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
 from resrepro.errors import DataError, Diverged, ResreproError, UsageError
-from resrepro.spec import Spec, check_shortcut, in_folder
+from resrepro.spec import IMAGENET_IMAGES, Spec, catalogue, check_shortcut, in_folder
 from resrepro.spec.catalogue import derive, experiment_for, find
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import is_first, world_size
@@ -26,8 +26,8 @@ Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
 COMPILE = "Compile what a step computes: auto does so on a CPU with a C compiler, on also on a GPU."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
+SEVERAL = "So many seeds, or these, one run each."
 NAMES = "Names as in `resrepro list`."
-DEPTH = "Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated."
 DATASET = "cifar10, digits, imagenet, or folder: photographs of your own."
 SIDE = "Photographs: side of a crop instead of 224; scales in proportion."
 GROUP = "Images that share BN statistics; 0: the whole batch."
@@ -44,21 +44,22 @@ FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and
 @cli.app.command(rich_help_panel="Run")
 def train(
     experiments: Annotated[list[str] | None, argument(NAMES, "EXPERIMENT...")] = None,
-    depth: Annotated[list[int] | None, option(DEPTH, "--depth")] = None,
+    depth: cli.DepthOption = None,
     plain: Annotated[bool, option("Without shortcuts.", "--plain")] = False,
     shortcut: Annotated[str | None, option("Shortcut option A, B or C. (default: the paper's)")] = None,
     dataset: Annotated[str, typer.Option(help=DATASET)] = "cifar10",
     seed: Annotated[int | None, option("Seed. (default: 0)")] = None,
-    seeds: Annotated[str | None, option("Several seeds, one run each.", metavar="0-4")] = None,
+    seeds: Annotated[str | None, option(SEVERAL, metavar="N|0-4")] = None,
     iterations: cli.IterationsOption = None,
-    batch_size: Annotated[int | None, recipe_option("Images per batch.")] = None,
+    epochs: Annotated[float | None, typer.Option(hidden=True, help="Answered with --iterations.")] = None,
+    batch_size: Annotated[int | None, cli.whole_option("Images per batch.")] = None,
     split: cli.SplitOption = None,
     image_size: Annotated[int | None, recipe_option(SIDE)] = None,
     bn_group: Annotated[int | None, recipe_option(GROUP)] = None,
     bn_stats: Annotated[str | None, recipe_option(STATISTICS)] = None,
     stride_3x3: Annotated[bool, recipe_option(STRIDE, "--stride-3x3")] = False,
     precision: Annotated[str | None, recipe_option("float32, tf32, bf16 or fp16.")] = None,
-    eval_every: Annotated[int | None, recipe_option("Iterations between samples.")] = None,
+    eval_every: Annotated[int | None, cli.whole_option("Iterations between samples.")] = None,
     settings: cli.SettingsOption = None,
     data: cli.DataOption = None,
     device: cli.DeviceOption = "auto",
@@ -91,7 +92,9 @@ def train(
     slurm_options = cli.parse_slurm(slurm, launcher)
     if fast and (dry_run or launcher == "slurm"):
         changed["precision"], fast = cli.precision_of_fast(device, launcher), False
-    specs = _specs(experiments or [], dataset, depth or [], plain, shortcut, changed)
+    specs = _specs(experiments or [], dataset, cli.parse_depths(depth), plain, shortcut, changed)
+    if epochs is not None:
+        raise UsageError(_iterations_of(epochs, specs))
     wanted = [(spec, number) for spec in specs for number in _seeds(seed, seeds)]
     options: dict[str, Any] = {
         "shortcut": shortcut, "data": data, "runs": runs, "device": device, "threads": threads, "fast": fast,
@@ -114,11 +117,12 @@ def _specs(
     changed: Mapping[str, Value],
 ) -> list[Spec]:  # fmt: skip
     """What was asked for, by names of experiments or depths of nets, each once."""
-    if names and (plain or dataset != "cifar10"):
+    bare = all(catalogue.full_name(name) != catalogue.full_name(name, "") for name in names)
+    if names and (plain or (dataset != "cifar10" and not bare)):
         raise UsageError(
             "an experiment's name already says dataset and kind: leave --plain and --dataset out."
         )
-    chosen = [find(name) for name in names]
+    chosen = [find(catalogue.full_name(name, dataset)) for name in names]
     chosen += [experiment_for(dataset, depth, plain, shortcut) for depth in depths]
     if not chosen:
         depth = 18 if FAMILIES.get(dataset) == "imagenet" else 20
@@ -133,9 +137,27 @@ def _seeds(seed: int | None, seeds: str | None) -> list[int]:
     """The seeds that were asked for; 0 by default."""
     if seeds is None:
         return [seed or 0]
-    if seed is not None or seeds.strip().isdecimal():  # which `reproduce` takes for how many
+    if seed is not None:
         raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
     return cli.parse_seeds(seeds)
+
+
+def _iterations_of(epochs: float, specs: Sequence[Spec]) -> str:
+    """How --iterations says a number of epochs, of the images that a data set has."""
+    recipe, own = specs[0].recipe, specs[0].dataset
+    split = getattr(recipe, "split", "all")
+    images = {
+        "cifar10": 45_000 if split == "45k5k" else 50_000,
+        "digits": 1_438,
+        "imagenet": IMAGENET_IMAGES["train"],
+    }
+    if own not in images:
+        return (
+            f"--epochs is told as --iterations: an epoch is as many as your images, over {recipe.batch_size}."
+        )
+    count = max(1, round(epochs * images[own] / recipe.batch_size))
+    length = f"{images[own]:,} images, {recipe.batch_size} at a time"
+    return f"--epochs {epochs:g} is told as --iterations {count}: {length}."
 
 
 def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -> None:

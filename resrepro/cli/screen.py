@@ -1,0 +1,57 @@
+"""stdout and stderr, which may end before the work does."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+class Screen:
+    """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal.
+
+    What is written after that is dropped, and the work goes on; `lost` is told of the first error, once.
+    """
+
+    def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
+        self.stream, self.lost = stream, lost
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Show a text; returns its length."""
+        self._attempt(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Show what is waiting."""
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, call: Callable[..., object], *text: str) -> None:
+        try:
+            call(*text)
+        except OSError as error:
+            with suppress(OSError, ValueError):  # where it is no file; what waits in it is dropped as well
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+            if self.error is None:
+                self.error = error
+                self.lost(error)
+
+
+@contextmanager
+def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
+    """While active, neither stdout, whose end is told to `lost`, nor stderr ends the process."""
+    before = sys.stdout, sys.stderr
+    out = Screen(sys.stdout, lost)
+    if sys.stdout is not None:  # it was closed before the start
+        sys.stdout = out
+    if sys.stderr is not None:
+        sys.stderr = Screen(sys.stderr, lambda error: None)
+    try:
+        yield out
+    finally:
+        sys.stdout, sys.stderr = before
