@@ -178,7 +178,7 @@ def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
 
 def table_of(plan: "Plan", device: str | None) -> Table:
     """Runs of one net that are in one state share a line; for a terminal of 80 columns."""
-    from resrepro.launch.local import disk_mib, duration, seconds_of
+    from resrepro.launch.local import disk_mib, seconds_of, span
     from resrepro.records.collection import collect
 
     seen = collect([plan.runs]).runs if device else ()
@@ -193,7 +193,7 @@ def table_of(plan: "Plan", device: str | None) -> Table:
         groups.setdefault((step.spec.experiment, _state(step)), []).append(step)
     for (name, state), steps in groups.items():
         first = steps[0]
-        time = duration(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
+        time = span(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
         disk = f"{disk_mib(first.spec):,.1f}" if first.to_train else ""
         seeds = ", ".join(str(step.seed) for step in steps)
         grid.add_row(name, seeds, f"[{PLANNED[first.state]}]{state}[/]", time, disk)

@@ -44,9 +44,11 @@ Event = Mapping[str, Any]
 # --- what runs take ------------------------------------------------------------------------------------
 
 
-def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> float | None:
-    """What a run takes from iteration `done` on, by the fastest run of this net and mode on this machine;
-    None where none is recorded.
+def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple[float, float] | None:
+    """What a run takes from iteration `done` on, at least and at most; None where none such is recorded.
+
+    By the runs of this net and mode on this machine: at the speed of the fastest stretch between two samples,
+    and at that of the fastest run with all that it measured.
     """
 
     def net_and_mode(spec: Mapping[str, Any]) -> tuple[object, ...]:
@@ -54,16 +56,19 @@ def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> float
         sizes = recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
         return spec["dataset"], spec["depth"], spec["plain"], spec["shortcut"], *sizes
 
-    here, wanted = cpu_model(), net_and_mode(spec.to_json())
+    here = cpu_model(), device_kind(device), net_and_mode(spec.to_json())
     seen = [
-        run.result["seconds"] / run.result["iteration"]
+        run
         for run in runs
         if run.result["iteration"]
-        and run.env.get("cpu") == here
-        and device in ("auto", run.env.get("device"))
-        and net_and_mode(run.spec) == wanted
+        and (run.env.get("cpu"), run.env.get("device"), net_and_mode(run.spec)) == here
     ]
-    return (spec.recipe.iterations - done) * min(seen) if seen else None
+    if not seen:
+        return None
+    ahead, batch = spec.recipe.iterations - done, spec.recipe.batch_size
+    whole = min(run.result["seconds"] / run.result["iteration"] for run in seen)
+    steps = [batch / speed for run in seen for speed in run.curve["images_per_s"] if speed > 0]  # NaN is not
+    return ahead * min([whole, *steps]), ahead * whole
 
 
 def disk_mib(spec: Spec) -> float:
@@ -76,10 +81,18 @@ def disk_mib(spec: Spec) -> float:
     return (CHECKPOINT_BYTES * (net.parameters if net else near) + 2 * samples * ROW_BYTES) / 2**20
 
 
-def duration(seconds: float | None) -> str:
-    """A duration with two figures or so: `45 s`, `12 min`, `5.3 h`, `3.1 days`."""
+def span(seconds: tuple[float, float] | None) -> str:
+    """Two durations as one: `45 s`, `40-50 min`, `50 min - 2.1 h`; `unknown` of None."""
     if seconds is None:
         return "unknown"
+    (low, unit), (high, other) = (duration(each).split(" ") for each in seconds)
+    if unit != other:
+        return f"{low} {unit} - {high} {other}"
+    return f"{high} {unit}" if low == high else f"{low}-{high} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """A duration with two figures or so: `45 s`, `12 min`, `5.3 h`, `3.1 days`."""
     for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60)):
         if seconds < most:
             return f"{seconds / size:.0f} {unit}"
