@@ -217,6 +217,49 @@ def test_what_to_type_next_can_be_pasted_where_a_folder_has_a_space(capsys):
     assert "Next: resrepro eval 'my runs/digits-resnet8/seed0'" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("made_up")
+def test_a_finished_run_is_three_lines_and_departures_are_told_once():
+    code, told, _ = call("train digits-resnet8 digits-plain20 --seeds 2 --set pad=0 --iterations 9 --jobs 1")
+    assert (code, len(told.splitlines())) == (0, 4 * 3 + 1)
+    assert told.startswith(
+        "Departs from the paper: dataset digits instead of CIFAR-10; 9 iterations instead of"
+    )
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_command_is_quiet_or_speaks_json():
+    words = "train digits-resnet8 --iterations 1 --seeds"
+    assert call(words, 2, "--quiet") == (0, "", "")
+    code, told, error = call(words, 3, "--json")
+    each = json.loads(told)
+    assert (code, error, [run["seed"] for run in each]) == (0, "", [0, 1, 2])
+    assert each[0]["top1_err"].keys() == {"train", "test"}
+    assert each[0]["record"] == "runs/digits-resnet8+iterations=1/seed0"
+    each = json.loads(call("status --json")[1])
+    assert {(run["state"], run["iteration"], run["iterations"]) for run in each} == {("finished", 1, 1)}
+    assert call("status -q") == (0, "", "")
+    assert json.loads(call("train --depth 20 --dry-run --json")[1])[0]["state"] == "start"
+    code, told, error = call("train --depth 21 --json")
+    assert (code, json.loads(told), "nearest is 20" in error) == (2, [], True)
+
+
+def test_what_eval_measures_is_json_too(trained):
+    code, told, _ = call("eval", trained[0], "--json")
+    (found,) = json.loads(told)
+    recorded = json.loads((trained[0] / "result.json").read_text())["last"]["test"]["top1_err"]
+    assert (code, found["targets"]) == (0, [str(trained[0])])
+    assert found["test"]["top1_err"] == pytest.approx(recorded, abs=1e-4)
+
+
+def test_a_shell_completes_commands(monkeypatch, capfd):
+    monkeypatch.setenv("_RESREPRO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "resrepro tr")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        app([], prog_name="resrepro")
+    assert capfd.readouterr().out == "train\n"
+
+
 def test_training_a_finished_run_again_says_so_and_changes_nothing(trained):
     folder, words, _ = trained
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from resrepro.cli.screen import screens
+from resrepro.cli.screen import screens, silence, want_json
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
@@ -108,7 +108,6 @@ app = typer.Typer(
     cls=Commands,
     name="resrepro",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -213,6 +212,10 @@ MaxBadOption = Annotated[int | None, photo_option(BAD, "--max-bad-images")]
 DepthOption = Annotated[list[str] | None, option(DEPTH, "--depth", metavar="20,56")]
 IterationsOption = Annotated[int | None, whole_option("Shorter (or longer) schedule of the same shape.")]
 SplitOption = Annotated[str | None, recipe_option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show nothing but errors.", callback=silence)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.", callback=want_json)]
 SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
 LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]
 SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar="KEY=VALUE")]

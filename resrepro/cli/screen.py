@@ -1,8 +1,9 @@
-"""stdout and stderr, which may end before the work does."""
+"""stdout and stderr, which may end before the work does; stdout is also silenced, or given JSON alone."""
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,14 +17,21 @@ class Screen:
     def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
         self.stream, self.lost = stream, lost
         self.error: OSError | None = None
+        self.silent = False
+        self.told: list[Mapping[str, object]] | None = None  # for --json
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         """Show a text; returns its length."""
-        self._attempt(self.stream.write, text)
+        if not self.silent:
+            self._attempt(self.stream.write, text)
         return len(text)
+
+    def isatty(self) -> bool:
+        """Whether somebody looks on."""
+        return not self.silent and bool(self.stream.isatty())
 
     def flush(self) -> None:
         """Show what is waiting."""
@@ -54,4 +62,27 @@ def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
     try:
         yield out
     finally:
+        if out.told is not None and before[0] is not None:
+            out.silent = False
+            print(json.dumps(out.told, indent=2, ensure_ascii=False), file=out, flush=True)
         sys.stdout, sys.stderr = before
+
+
+def silence(wanted: bool) -> bool:
+    """Show nothing on stdout, if that is wanted."""
+    if wanted and isinstance(sys.stdout, Screen):
+        sys.stdout.silent = True
+    return wanted
+
+
+def want_json(wanted: bool) -> bool:
+    """Show on stdout what `tell` is given, as a JSON list at the end, and nothing else, if that is wanted."""
+    if silence(wanted) and isinstance(sys.stdout, Screen):
+        sys.stdout.told = []
+    return wanted
+
+
+def tell(**content: object) -> None:
+    """Add an object to what --json shows."""
+    if isinstance(sys.stdout, Screen) and sys.stdout.told is not None:
+        sys.stdout.told.append(content)

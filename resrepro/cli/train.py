@@ -12,6 +12,7 @@ from rich.console import Console
 
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
+from resrepro.cli.screen import tell
 from resrepro.errors import DataError, Diverged, ResreproError, UsageError
 from resrepro.spec import IMAGENET_IMAGES, Spec, catalogue, check_shortcut, in_folder
 from resrepro.spec.catalogue import derive, experiment_for, find
@@ -77,6 +78,8 @@ def train(
     break_lock: Annotated[bool, option(LOCK, "--break-lock")] = False,
     fresh: FreshOption = False,
     dry_run: Annotated[bool, option("Only tell what time and disk the runs will take.", "--dry-run")] = False,
+    quiet: cli.QuietOption = False,
+    as_json: cli.JsonOption = False,
 ) -> None:
     """Train nets as the paper did; the same command continues an interrupted run.
 
@@ -239,9 +242,10 @@ def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", ru
     """Print the job of each run, whether it was in the queue already, and how to look after them."""
     for queued, number, before in submitted:
         there = "" if before is None else "waiting" if before.state == "PENDING" else "running"
-        typer.echo(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
+        print(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
+        tell(run=queued.run, seed=queued.seed, job=number, there=there)
     if submitted:
-        typer.echo(f"Next: {in_folder('resrepro status', runs)}")
+        print(f"Next: {in_folder('resrepro status', runs)}")
 
 
 def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
@@ -252,6 +256,8 @@ def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
     steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
         steps = [Step(step.spec, step.seed, step.folder, "start") for step in steps]
+    for step in steps:
+        tell(record=str(step.folder), seed=step.seed, state=step.state, iteration=step.done)
     show_plan(Plan(options["runs"], tuple(steps)), options["device"], Console(highlight=False))
 
 
@@ -272,4 +278,4 @@ def publish(
         write_weights(run, copy)
     copies += [publish_ensemble(record, results) for record in records if record.is_file()]
     for copy in copies:
-        typer.echo(f"Published to {copy}")
+        print(f"Published to {copy}")

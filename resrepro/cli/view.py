@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from resrepro.cli.screen import tell
 from resrepro.errors import Interrupted, ResreproError
 from resrepro.launch.local import Event, Job, Outcome, RunPool
 from resrepro.records import read_run
@@ -73,12 +74,13 @@ class RunsView:
     """Shows of every run under way its iteration, images/s, training loss, errors and the time left.
 
     Without a terminal each sample is a line. `onward`: whether a run that ends is told with its record and
-    what to type next.
+    what to type next, and with the departures that no run before it had.
     """
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None, *, onward: bool = True) -> None:
         self.console, self.onward = console or Console(highlight=False), onward
         self.states = dict.fromkeys(jobs, "waiting")
+        self.departures = set[str]()  # that were told
         self.rows: dict[Job, dict[str, Any]] = {job: {} for job in jobs}  # the newest of each event
         self.live = Live(
             console=self.console, get_renderable=self.picture, refresh_per_second=4, transient=True,
@@ -127,8 +129,13 @@ class RunsView:
         label = net_label(depth, run.spec["plain"], None if usual else shortcut)
         told = (f"{WORDS[key]} {value['top1_err']:.2f} %" for key, value in run.result["last"].items())
         lines = [f"{label}, seed {run.seed}: {', '.join(told)} (last iteration)."]
+        errors = {key: value["top1_err"] for key, value in run.result["last"].items()}
+        departures = run.result["departures"]
+        tell(record=str(folder), seed=run.seed, status=run.status, top1_err=errors, departures=departures)
         if self.onward:
-            lines += [f"  departs from the paper: {departure}" for departure in run.result["departures"]]
+            new = [each for each in departures if each not in self.departures]
+            self.departures.update(new)
+            lines[:0] = [f"Departs from the paper: {'; '.join(new)}."] if new else []
             experiment, words = find(run.experiment), shlex.quote(str(folder))
             if experiment.family == "imagenet":
                 way_on = f"resrepro eval {words} --protocol ten_crop --data DIR"
