@@ -62,6 +62,7 @@ def sentence(code, stdout, stderr):
             "the same command goes on with a run that was stopped: leave --resume",
         ),
         ("reproduce table6 --continue", 2, "leave --continue out"),
+        ("reproduce table6 --epochs 2", 2, "told as --iterations: an epoch of CIFAR-10 is 391 of them"),
         ("train --depth 20 --lr 0.05", 2, "a setting of the recipe: --set lr=0.05"),
         ("train --depth 20 --weight-decay=1e-3 --plain", 2, "--set weight_decay=1e-3"),
         ("reproduce table6 --momentum --plain", 2, "--set momentum=.."),

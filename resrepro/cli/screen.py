@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from resrepro.training import is_first
+
 
 class Screen:
     """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal.
@@ -62,7 +64,7 @@ def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
     try:
         yield out
     finally:
-        if out.told is not None and before[0] is not None:
+        if out.told is not None and before[0] is not None and is_first():
             out.silent = False
             print(json.dumps(out.told, indent=2, ensure_ascii=False), file=out, flush=True)
         sys.stdout, sys.stderr = before
