@@ -9,17 +9,17 @@ RESULTS := --runs results
 demo: .venv/installed  ## the main job, offline, on embedded data
 	$(BIN)/resrepro demo
 
-test: .venv/installed  ## the default test suite
+test: .venv/developing  ## the default test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-slow: .venv/installed  ## the long tests, minutes in all
+slow: .venv/developing  ## the long tests, minutes in all
 	$(BIN)/python -m pytest -m slow
 
-test-browser: .venv/installed  ## the report in headless Chromium, which is installed from Debian's packages
+test-browser: .venv/developing  ## the report in headless Chromium, which is installed from Debian's packages
 	{ command -v chromium && command -v chromedriver; } || { apt-get update && apt-get install -y chromium chromium-driver; }
 	$(BIN)/python -m pytest -m browser
 
-test-cluster: .venv/installed  ## through a real Slurm of one node, from Debian's packages; as root
+test-cluster: .venv/developing  ## through a real Slurm of one node, from Debian's packages; as root
 	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v munged; } >/dev/null || { \
 	    apt-get update --quiet && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install --quiet --yes --no-install-recommends slurm-wlm munge; }
@@ -27,11 +27,11 @@ test-cluster: .venv/installed  ## through a real Slurm of one node, from Debian'
 
 check: lint types  ## what CI runs before the tests
 
-lint: .venv/installed
+lint: .venv/developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed
+types: .venv/developing
 	$(BIN)/mypy
 
 tables: .venv/installed  ## regenerate tables/ from the committed records
@@ -49,11 +49,18 @@ figures: .venv/installed  ## regenerate figures/ from the committed records
 report: .venv/installed  ## regenerate docs/report.html from the committed records
 	$(BIN)/resrepro report $(RESULTS) --out docs/report.html
 
-# The stamp is made last, so that an interrupted installation starts again.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The stamps are made last, so that an interrupted installation starts again.
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+# What only development takes: the tests, lint, types.
+.venv/developing: .venv/installed requirements-dev.lock
+	$(PIP) -r requirements-dev.lock
 	touch $@
 
 clean:

@@ -213,11 +213,20 @@ def test_an_experiment_of_an_impossible_depth_is_refused(names: tuple[str, ...],
             catalogue.find(name)
 
 
+def test_a_net_is_found_by_its_name_alone_and_as_the_paper_spells_it() -> None:
+    spelled = {
+        "resnet56": "cifar10-resnet56",
+        "Plain-20": "cifar10-plain20",
+        "imagenet-resnet-34-B": "imagenet-resnet34-b",
+    }
+    assert {text: catalogue.find(text).name for text in spelled} == spelled
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet20", "mnist-resnet20", "cifar10-vgg16", "cifar10-resnet", "", "imagenet-resnet34-d",
-        "imagenet-plain34-b", "imagenet-resnet34-B", "imagenet-resnet34-",
+        "vgg16", "mnist-resnet20", "cifar10-vgg16", "cifar10-resnet", "", "imagenet-resnet34-d",
+        "imagenet-plain34-b", "imagenet-resnet34-",
         *("cifar10-resnet20-b", "imagenet-resnet34-a", "imagenet-resnet50-c", "folder-resnet18-b"),
         *("cifar10-resnet020", "imagenet-resnet34\n"),
     ],

@@ -1,5 +1,7 @@
 """The command line as people type it: exit codes, sentences, files; mostly in-process, sometimes whole."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -16,11 +18,13 @@ import typer
 from commands import call
 from conftest import write_run
 
-from resrepro.cli import app, changed_settings, parse_seeds
+from resrepro.cli import app, changed_settings, parse_depths, parse_seeds
 from resrepro.cli.evaluate import parse_channels
-from resrepro.errors import UsageError
-from resrepro.launch.local import Outcome
+from resrepro.cli.view import RunsView
+from resrepro.errors import Diverged, PeerLost, UsageError
+from resrepro.launch.local import Job, Outcome
 from resrepro.nets import build_net
+from resrepro.spec.recipe import parse, whole_number
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -50,7 +54,21 @@ def sentence(code, stdout, stderr):
         ("train --depth 20 --set iterations=5 --iterations 6", 2, "iterations is given twice"),
         ("train --depth 20 --seed 1 --seeds 0-4", 2, "give one of the two"),
         ("train --depth 20 --seeds 4-1", 2, "a range goes up"),
-        ("train --depth 20 --seeds 3", 2, "--seed takes one seed and --seeds several"),
+        ("train --depth 20 --seeds 0", 2, "--seeds takes how many, or which: 5, 0-4 or 0,3"),
+        ("train --depth 20,x", 2, "such as 20 or 20,56, not 'x'"),
+        (
+            "train --depth 20 --resume",
+            2,
+            "the same command goes on with a run that was stopped: leave --resume",
+        ),
+        ("reproduce table6 --continue", 2, "leave --continue out"),
+        ("reproduce table6 --epochs 2", 2, "told as --iterations: an epoch of CIFAR-10 is 391 of them"),
+        ("train --depth 20 --lr 0.05", 2, "a setting of the recipe: --set lr=0.05"),
+        ("train --depth 20 --weight-decay=1e-3 --plain", 2, "--set weight_decay=1e-3"),
+        ("reproduce table6 --momentum --plain", 2, "--set momentum=.."),
+        ("train --depth 20 --epochs 2", 2, "--iterations 781: 50,000 images, 128 at a time."),
+        ("train --depth 20 --epochs 1 --split 45k5k --batch-size 100", 2, "--iterations 450: 45,000"),
+        ("train resnet18 --dataset folder --epochs 1", 2, "an epoch is as many as your images, over 256."),
         ("train --depth 20 --seeds 0-99999999999999999999", 2, "at most 10,000 seeds"),
         ("train --depth 20 --fast --precision bf16", 2, "leave one of the two out"),
         ("train --depth 20 --engine always", 2, "auto, eager, kernels or graph, not 'always'"),
@@ -181,6 +199,68 @@ def test_a_run_of_the_paper_points_to_its_exhibit(made_up):
     assert (code, "Next: resrepro compare demo" in told) == (1, True)
 
 
+@pytest.mark.parametrize("given", ["--runs ~/x", "--runs=~/x"])
+def test_the_home_folder_is_understood_in_every_path(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "x", curve=[(64000, 1.0, 8.5)])
+    code, told, _ = call("compare table6", given, "--tables=~/tables")
+    assert (code, "8.50 (1)" in told, len(list((tmp_path / "tables").iterdir()))) == (0, True, 3)
+    assert not list(Path().iterdir())
+    monkeypatch.setenv("RESREPRO_DATA", "~/nowhere")
+    assert sentence(*call("train --depth 20"))[1].startswith("the data folder ~/nowhere (RESREPRO_DATA)")
+    (tmp_path / "nowhere").mkdir()
+    assert f"{tmp_path}/nowhere" in sentence(*call("train --depth 20"))[1]
+
+
+def test_what_to_type_next_can_be_pasted_where_a_folder_has_a_space(capsys):
+    folder = write_run(Path("my runs"), "digits-resnet8")
+    RunsView([Job("digits-resnet8", 0, ())]).finish(folder)
+    assert "Next: resrepro eval 'my runs/digits-resnet8/seed0'" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_finished_run_is_three_lines_and_departures_are_told_once():
+    code, told, _ = call("train digits-resnet8 digits-plain20 --seeds 2 --set pad=0 --iterations 9 --jobs 1")
+    assert (code, len(told.splitlines())) == (0, 4 * 3 + 1)
+    assert told.startswith(
+        "Departs from the paper: dataset digits instead of CIFAR-10; 9 iterations instead of"
+    )
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_command_is_quiet_or_speaks_json():
+    words = "train digits-resnet8 --iterations 1 --seeds"
+    assert call(words, 2, "--quiet") == (0, "", "")
+    code, told, error = call(words, 3, "--json")
+    each = json.loads(told)
+    assert (code, error, [run["seed"] for run in each]) == (0, "", [0, 1, 2])
+    assert each[0]["top1_err"].keys() == {"train", "test"}
+    assert each[0]["record"] == "runs/digits-resnet8+iterations=1/seed0"
+    each = json.loads(call("status --json")[1])
+    assert {(run["state"], run["iteration"], run["iterations"]) for run in each} == {("finished", 1, 1)}
+    assert call("status -q") == (0, "", "")
+    assert json.loads(call("train --depth 20 --dry-run --json")[1])[0]["state"] == "start"
+    code, told, error = call("train --depth 21 --json")
+    assert (code, json.loads(told), "nearest is 20" in error) == (2, [], True)
+
+
+def test_what_eval_measures_is_json_too(trained):
+    code, told, _ = call("eval", trained[0], "--json")
+    (found,) = json.loads(told)
+    recorded = json.loads((trained[0] / "result.json").read_text())["last"]["test"]["top1_err"]
+    assert (code, found["targets"]) == (0, [str(trained[0])])
+    assert found["test"]["top1_err"] == pytest.approx(recorded, abs=1e-4)
+
+
+def test_a_shell_completes_commands(monkeypatch, capfd):
+    monkeypatch.setenv("_RESREPRO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "resrepro tr")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        app([], prog_name="resrepro")
+    assert capfd.readouterr().out == "train\n"
+
+
 def test_training_a_finished_run_again_says_so_and_changes_nothing(trained):
     folder, words, _ = trained
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -220,6 +300,35 @@ def test_runs_that_fail_are_told_once_more_at_the_end(made_up):
     assert "Failed: digits-resnet8, seed 1: the disk is full. error: 1 of 2 runs could not be done" in error
     made_up |= {("digits-resnet8", seed): Outcome(2, "no such GPU.") for seed in (0, 1)}
     assert sentence(*call(words)) == (2, "no such GPU.")
+
+
+@pytest.mark.parametrize(
+    ("error", "begun"), [(Diverged("no longer finite."), 3), (UsageError("no."), 3), (PeerLost("gone."), 1)]
+)
+def test_a_list_of_runs_in_one_process_goes_on_after_a_failure_that_all_processes_meet(
+    error, begun, monkeypatch, capsys
+):
+    folder, seeds = write_run(Path("runs")), []
+
+    def train(experiment, seed, **options):
+        seeds.append(seed)
+        if seed == 0:
+            raise error
+        return folder
+
+    monkeypatch.setattr("resrepro.training.session.train", train)
+    monkeypatch.setattr("resrepro.cli.train.world_size", lambda: 2)
+    code, _, stderr = call("train digits-resnet8 --seeds 0-2")
+    assert (code, seeds) == (1, [*range(begun)])
+    assert ("Failed: digits-resnet8, seed 0: " in stderr) == (begun == 3)
+    assert f"{error}" in stderr
+
+
+def test_runs_that_need_no_cifar10_are_trained_where_it_is_missing(made_up):
+    made_up["cifar10-resnet20", 0] = Outcome(1, "nowhere (--data) does not exist.")
+    code, _, stderr = call("train cifar10-resnet20 digits-resnet20 --data nowhere --set pad=0")
+    assert (code, "1 of 2 runs could not be done" in stderr) == (1, True)
+    assert len(list(Path("runs").glob("digits*/seed0"))) == 1
 
 
 def test_a_diverged_run_exits_with_1_and_keeps_its_record():
@@ -282,6 +391,43 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_way_to_go_on():
     assert (metrics.parent / "checkpoint.pt").exists()
 
 
+class Ended(io.StringIO):
+    """A stdout that cannot be written."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (errno.EPIPE, 0, {"train": "The reader of the output has ended: the command goes on unseen.\n"}),
+        (errno.ENOSPC, 1, {}),
+        (errno.EIO, 1, {}),
+    ],
+)
+def test_a_stdout_that_ends_stops_no_work_and_keeps_no_file_from_being_written(
+    number, code, told, monkeypatch, capsys
+):
+    write_run(Path("runs"), curve=[(64000, 1.0, 8.5)])
+    usual = "" if code == 0 else f"error: stdout cannot be written: {os.strerror(number)}.\n"
+    for words in ("train digits-resnet8 --seeds 0-1 --iterations 1", "compare table6", "status", "list"):
+        monkeypatch.setattr(sys, "stdout", Ended(number))
+        with pytest.raises(SystemExit) as end:
+            app(words.split())
+        found = capsys.readouterr()
+        assert (end.value.code, found.out, found.err) == (code, "", told.get(words.split()[0], usual))
+    assert sorted(map(str, Path("tables").iterdir())) == [
+        f"tables/table6.{kind}" for kind in ("csv", "md", "tex")
+    ]
+    assert len(list(Path("runs").glob("digits-resnet8+iterations=1/seed*"))) == 2
+
+
 def test_every_option_of_every_command_is_explained():
     for command in typer.main.get_command(app).commands.values():
         assert command.help, command.name
@@ -289,10 +435,48 @@ def test_every_option_of_every_command_is_explained():
             assert getattr(parameter, "help", "") or parameter.name == "help", (command.name, parameter.name)
 
 
+@pytest.mark.usefixtures("made_up")
+def test_depths_in_a_list_and_names_of_nets_are_what_they_say():
+    assert call("train --depth 8,14 plain-8 ResNet-20 --dataset digits --iterations 1e0 --seeds 2")[0] == 0
+    nets = ("plain8", "resnet14", "resnet20", "resnet8")
+    assert sorted(map(str, Path("runs").glob("*/seed*"))) == [
+        f"runs/digits-{net}+iterations=1/seed{seed}" for net in nets for seed in (0, 1)
+    ]
+    code, told, _ = call("reproduce figure6 --without resnet1202 --without plain-110 --dry-run")
+    assert (code, "1202" in told, "plain110" in told, "plain56" in told) == (0, False, False, True)
+
+
+@pytest.mark.parametrize("number", ["64000", "64e3", "64E3", "64k", "64_000", "64,000", "0.064e6", "64.0e3"])
+def test_a_whole_number_is_understood_however_it_is_written(number):
+    assert whole_number(number) == 64000 == parse("iterations", number)
+    assert call("train --depth 20 --dry-run --iterations", number)[0] == 0
+    for wrong in ("64e-1", "1e3.5", "nan", "1,00", "", "64.5", "1e99"):
+        with pytest.raises(ValueError, match=r"^$|invalid literal"):
+            whole_number(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        ("compare 6", "table6"),
+        ("compare fig1", "figure1"),
+        ("compare Table_6", "table6"),
+        ("compare fig 1", "figure1"),
+        ("plot fig6 --paper", "figure6"),
+        ("plot figure-6 --paper", "figure6"),
+        ("plot 3", "figure3"),
+    ],
+)
+def test_exhibits_are_understood_however_they_are_written(words, written):
+    code, told, _ = call(words)
+    assert (code, f"{written}." in told) == (0, True)
+
+
 def test_small_notations():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3,0-1,3") == [3, 0, 1]
-    assert (parse_seeds("3", many=True), parse_seeds("0,3", many=True)) == ([0, 1, 2], [0, 3])
+    assert (parse_seeds("5"), parse_seeds("0,3")) == ([0, 1, 2, 3, 4], [0, 3])
+    assert parse_depths(["20, 32", "56"]) == [20, 32, 56]
     assert changed_settings(["lr=0.05", "flip=off", "lr_drops=10,20"], fast=False) == {
         "lr": 0.05, "flip": False, "lr_drops": (10, 20),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from conftest import rewrite, write_ensemble, write_eval, write_run
 from resrepro.errors import UsageError
 from resrepro.figures import figures, tables
 from resrepro.launch import choose_exhibits, data_folder_of, exhibit_names, local, make_plan, option_words
-from resrepro.launch.local import disk_mib, duration, seconds_of
+from resrepro.launch.local import disk_mib, duration, seconds_of, span
 from resrepro.records.collection import collect
 from resrepro.spec import catalogue
 
@@ -244,6 +244,9 @@ def test_a_plan_names_the_claims_of_its_exhibits_in_order(tmp_path):
     assert plan_of(tmp_path, "figure7", "figure1", "table1").claims == (1, 10, 11, 20, 22, 25, 26)
 
 
+STEP = 0.128  # seconds: 128 images at the 1,000 images/s of made-up runs
+
+
 # --- costs ---------------------------------------------------------------------------------------------
 
 
@@ -257,15 +260,26 @@ def test_the_fastest_run_of_a_net_and_mode_on_this_machine_tells_its_time(make_r
     slow = make_run(tmp_path, "cifar10-resnet20", 1)
     rewrite(slow / "result.json", lambda result: result.update(seconds=1e6))
     runs, net = collect([tmp_path]).runs, spec("cifar10-resnet20")
-    assert seconds_of(net, 0, runs, "auto") == pytest.approx(32_000)
-    assert seconds_of(spec("cifar10-resnet20", iterations=100), 60, runs, "cpu") == pytest.approx(20)
+    assert seconds_of(net, 0, runs, "cpu") == pytest.approx((STEP * 64_000, 32_000))
+    short = spec("cifar10-resnet20", iterations=100)
+    assert seconds_of(short, 60, runs, "auto") == pytest.approx((STEP * 40, 20))
     for other in ({"batch_size": 64}, {"precision": "bf16"}):
-        assert seconds_of(spec("cifar10-resnet20", **other), 0, runs, "auto") is None
-    assert seconds_of(spec("cifar10-resnet32"), 0, runs, "auto") is None
-    assert seconds_of(net, 0, runs, "cpu:0") == pytest.approx(32_000)
+        assert seconds_of(spec("cifar10-resnet20", **other), 0, runs, "cpu") is None
+    assert seconds_of(spec("cifar10-resnet32"), 0, runs, "cpu") is None
+    assert seconds_of(net, 0, runs, "cpu:0") == pytest.approx((STEP * 64_000, 32_000))
     assert seconds_of(net, 0, runs, "cuda:1") is None
     monkeypatch.setattr(local, "cpu_model", lambda: "another CPU")
-    assert seconds_of(net, 0, runs, "auto") is None
+    assert seconds_of(net, 0, runs, "cpu") is None
+
+
+def test_a_slow_trial_seen_later_changes_no_time(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "cpu_model", lambda: "a made-up CPU")
+    make_run(tmp_path, "cifar10-resnet20", curve=[(1000, 50.0, 50.0)])
+    before = seconds_of(spec("cifar10-resnet20"), 0, collect([tmp_path]).runs, "cpu")
+    for seed in (1, 2):
+        slow = make_run(tmp_path, "cifar10-resnet20", seed, curve=[(4, 50.0, 50.0)])
+        rewrite(slow / "result.json", lambda result: result.update(seconds=60))
+    assert seconds_of(spec("cifar10-resnet20"), 0, collect([tmp_path]).runs, "cpu") == before
 
 
 def test_the_disk_is_that_of_two_checkpoints_with_momentum():
@@ -275,9 +289,14 @@ def test_the_disk_is_that_of_two_checkpoints_with_momentum():
 
 
 def test_durations_have_two_figures_or_so():
-    assert [duration(each) for each in (None, 45.2, 720, 19_000, 270_000)] == [
-        "unknown", "45 s", "12 min", "5.3 h", "3.1 days",
-    ]  # fmt: skip
+    assert [duration(each) for each in (45.2, 720, 19_000, 270_000)] == [
+        "45 s",
+        "12 min",
+        "5.3 h",
+        "3.1 days",
+    ]
+    ranges = (None, (45.2, 45.3), (40, 45), (80, 720), (7200, 19_000))
+    assert [span(each) for each in ranges] == ["unknown", "45 s", "40-45 s", "80 s - 12 min", "2.0-5.3 h"]
 
 
 # --- commands ------------------------------------------------------------------------------------------

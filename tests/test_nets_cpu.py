@@ -15,6 +15,7 @@ from resrepro.nets import Net, build_net, cpu
 from resrepro.nets.cpu import (
     KernelNet,
     NoCompiler,
+    _compiler,
     can_convolve,
     can_normalise,
     convolve,
@@ -322,9 +323,9 @@ def test_they_are_compiled_once_and_found_again(monkeypatch: pytest.MonkeyPatch)
     assert load_kernels().key == KERNELS.key
     assert path.stat().st_mtime_ns == made
     assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
-    key = cpu._key("cc", {})
+    key = cpu._key(["cc"], {})
     monkeypatch.setattr(cpu, "FLAGS", (*cpu.FLAGS, "-DOTHER"))
-    assert cpu._key("cc", {}) != key
+    assert cpu._key(["cc"], {}) != key
 
 
 @pytest.mark.parametrize(
@@ -348,3 +349,23 @@ def test_a_compiler_that_is_missing_or_broken_is_told(
         (tmp_path / "broken").chmod(0o755)
     with pytest.raises(NoCompiler, match=words):
         load_kernels()
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("env gcc", ["env", "gcc"]),
+        ("", None),
+        (" ", None),
+        ("'", "CC=' is no command"),
+        ("nobody -O2", r"no C compiler \(nobody\)"),
+    ],
+)
+def test_the_compilers_command_may_have_arguments(given, found, monkeypatch):
+    monkeypatch.setenv("CC", given)
+    monkeypatch.setattr("shutil.which", lambda name: name if name in ("env", "cc") else None)
+    if isinstance(found, str):
+        with pytest.raises(NoCompiler, match=found):
+            _compiler()
+    else:
+        assert _compiler() == (found or ["cc"])

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import rewrite
+from conftest import rewrite, write_ensemble, write_eval, write_layers
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records import read_run
-from resrepro.records.collection import Collection, collect, load_runs
+from resrepro.records.collection import Collection, Identity, collect, load_runs, publish, verify
 from resrepro.records.reading import METRICS_COLUMNS, describe_curve, read_curve, read_json
 from resrepro.records.storage import write_json
 from resrepro.records.write import HEADER, RunWriter, open_run, set_aside
@@ -479,3 +479,37 @@ def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path: P
     aside = writer.folder.with_name("seed0.aside1")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     assert not list(writer.folder.iterdir())
+
+
+def no_checkpoint(path: Path) -> Identity:
+    raise AssertionError(path)
+
+
+def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path / "runs", split="45k5k", curve=[(64_000, 1.0, 8.5)])
+    write_layers(folder)
+    write_eval(folder, "single", 8.5, 0.5)
+    write_ensemble(tmp_path / "runs", [folder, folder], 8.0, 0.4)
+    published = publish(read_run(folder), tmp_path / "results")
+    texts = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".csv")]
+    assert len(texts) == 13
+    for path in texts:
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert (found := collect([tmp_path / "runs"])).broken == ()
+    assert found.runs[0].responses is not None
+    assert [*found.runs[0].curve["top1_err"], len(found.ensembles)] == [1.0, 8.5, 8.5, 1]
+    assert not any(
+        troubles for *_, troubles in verify([tmp_path / "runs", tmp_path / "results"], no_checkpoint)
+    )
+    assert publish(read_run(folder), tmp_path / "results") == published
+    assert not any(b"\r" in path.read_bytes() for path in published.rglob("*.*"))
+
+
+def test_going_on_ends_the_lines_of_a_curve_as_it_writes_them(tmp_path: Path) -> None:
+    writer = begun(tmp_path)
+    writer.append(ROWS[:2])
+    (tmp_path / "metrics.csv").write_bytes(writer.curve.replace(b"\n", b"\r\n"))
+    again = RunWriter(tmp_path)
+    assert again.go_on(SPEC, 0, {"format": 2}, writer.curve, {"status": "partial"}) == []
+    again.append(ROWS[2:])
+    assert (tmp_path / "metrics.csv").read_bytes() == again.curve

@@ -98,7 +98,7 @@ def test_a_settings_text_becomes_a_value_of_its_type(key: str, text: str, value:
 @pytest.mark.parametrize(
     ("key", "text", "wanted"),
     [
-        ("iterations", "1e3", "a whole number"), ("iterations", "", "a whole number"),
+        ("iterations", "1e-3", "a whole number"), ("iterations", "", "a whole number"),
         ("lr", "fast", "a number"), ("flip", "1", "on or off"), ("lr_drops", "1.5", "whole numbers"),
         ("scale", "256-480", "whole numbers"),
     ],

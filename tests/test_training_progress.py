@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from resrepro.errors import UsageError
+from resrepro.launch import local
 from resrepro.training import progress
 from resrepro.training.measure import Errors
 from resrepro.training.progress import (
@@ -146,3 +147,16 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
     thread.start()
     thread.join()
     assert seen == [(before, 0)]
+
+
+def test_what_stops_a_run_stops_several_and_a_hang_up_that_nohup_ignores_does_not() -> None:
+    assert set(local.SIGNALS) == set(SIGNALS)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        pool = local.RunPool([], 1)
+        pool.running = {}
+        with pool._passing_signals_on():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,5 +1,6 @@
 """Checking records: each kind of damage is named, nothing is changed, what train restores is whole again."""
 
+import json
 import os
 import shutil
 import signal
@@ -64,13 +65,13 @@ def copy_of(runs: Path, to: Path) -> Path:
 
 
 def check(*paths: Path) -> list[str]:
-    """The lines that `status --check` prints, without the path that each begins with."""
+    """What `status --check` says of each record that is not the only, whole one, without its path."""
     code, out, err = call("status", "--check", *map(str, paths))
     assert err == ""
-    *lines, count = [line for line in out.splitlines() if not line.startswith("The command")]
+    lines = [line for line in out.splitlines() if not line.startswith("The command")]
     assert code == ("broken: " in out)
-    assert count.endswith(" broken.")
-    return [line.partition(": ")[2] for line in lines]
+    assert ", 0 broken." in lines[-1] or "whole (" in lines[-1] or lines.pop().endswith(" broken.")
+    return [line.partition(": ")[2] or line for line in lines]
 
 
 def cut(path: Path) -> None:
@@ -102,7 +103,9 @@ def test_an_interrupted_run_is_whole(stopped: Path) -> None:
     assert check(stopped) == ["whole (partial, 4 of 6 iterations)"]
 
 
-def test_all_records_below_a_folder_take_a_line_each(make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_all_records_below_a_folder_that_are_whole_take_one_line(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
     pair = [make_run(tmp_path, "imagenet-resnet18", seed) for seed in (0, 1)]
     write_ensemble(tmp_path, pair, 25.0, 8.0)
     (pair[0].with_name("seed0.aside1")).mkdir()
@@ -111,10 +114,12 @@ def test_all_records_below_a_folder_take_a_line_each(make_run: Callable[..., Pat
     rewrite(theirs, lambda content: [content.pop("digest"), content.update(checkpoint="x.pth")])
     (tmp_path / "foreign" / "x").mkdir(parents=True)
     theirs.replace(tmp_path / "foreign" / "x" / "center.json")
-    assert check(tmp_path, pair[0]) == [
-        *["whole (complete, 600,000 of 600,000 iterations, no checkpoint)"] * 2,
-        "whole (ensemble, multi_scale on imagenet)",
-        "whole (evaluation, center on imagenet)",
+    assert check(tmp_path, pair[0]) == ["4 whole, 0 broken."]
+    told = json.loads(call("status", "--check", tmp_path, "--json")[1])
+    assert [each["holds"] for each in told] == [
+        *["complete, 600,000 of 600,000 iterations, no checkpoint"] * 2,
+        "ensemble, multi_scale on imagenet",
+        "evaluation, center on imagenet",
     ]
 
 

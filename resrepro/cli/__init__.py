@@ -1,5 +1,7 @@
 """The command line: Typer options in, one call of the API, rich output. No logic of its own."""
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,8 +12,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from resrepro.cli.screen import screens, silence, want_json
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
-from resrepro.spec.recipe import Value, parse
+from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
 
 # The order in `--help`.
@@ -21,15 +24,49 @@ ORDER = (
 )  # fmt: skip
 
 
+HOME = re.compile(r"^(--[\w-]+=)?(~.*)", re.DOTALL)  # a word, or an option with its value, that begins with ~
+
+
+def _expand(word: re.Match[str]) -> str:
+    return (word[1] or "") + os.path.expanduser(word[2])  # noqa: PTH111 (a name that is no user's stays)
+
+
 class Commands(TyperGroup):
     """Commands whose expected errors become one sentence on stderr and an exit code."""
+
+    words: Sequence[str] = ()  # that were typed
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands, those that people type most first."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
+        self.words = [HOME.sub(_expand, word) for word in (sys.argv[1:] if args is None else args)]
+        return super().main(self.words, *rest, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption."""
+        """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption.
+
+        A stdout that cannot be written is a failure, one whose reader has ended is none.
+        """
+
+        def lost(error: OSError) -> None:
+            works = (
+                getattr(self.get_command(ctx, ctx.invoked_subcommand or ""), "rich_help_panel", "") == "Run"
+            )
+            if error.errno != errno.EPIPE:
+                print(f"error: stdout cannot be written: {sentence_on(error)}", file=sys.stderr)
+            elif works:
+                print("The reader of the output has ended: the command goes on unseen.", file=sys.stderr)
+
+        with screens(lost) as out:
+            result = self._invoke(ctx)
+        if out.error and out.error.errno != errno.EPIPE:
+            raise typer.Exit(1)
+        return result
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except ResreproError as error:
@@ -41,13 +78,12 @@ class Commands(TyperGroup):
             code = error.exit_code
         except KeyboardInterrupt:
             lead, sentence, code = "error: ", "interrupted.", 130
-        except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output has gone: nothing left to say
-            raise SystemExit(1) from None
         except OSError as error:
-            from resrepro.comparison.screen import trouble
-
-            lead, sentence, code = "error: ", trouble(error) or sentence_on(error), 1
+            lead, sentence, code = "error: ", sentence_on(error), 1
+        except Exception as error:  # among others Typer's own
+            if not (answer := self._answer(getattr(error, "option_name", ""))):
+                raise
+            lead, sentence, code = "error: ", answer, UsageError.exit_code
         from rich.console import Console
         from rich.text import Text
 
@@ -55,12 +91,27 @@ class Commands(TyperGroup):
         console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
         raise typer.Exit(code)
 
+    def _answer(self, option: str) -> str:
+        """How we spell what other tools call so; empty where there is nothing of the kind."""
+        key = option.removeprefix("--").replace("-", "_")
+        key = {"wd": "weight_decay", "learning_rate": "lr", "bs": "batch_size"}.get(key, key)
+        if key in ("resume", "continue"):
+            return f"the same command goes on with a run that was stopped: leave {option} out."
+        if key in ("epoch", "epochs"):
+            return (
+                f"{option} is told as --iterations: an epoch of CIFAR-10 is 391 of them, of ImageNet 5,005."
+            )
+        if key not in setting_rules():
+            return ""
+        given = re.search(rf"^{re.escape(option)}(?:=|\n)(.*)$", "\n".join(self.words), re.MULTILINE)
+        value = given[1] if given and not given[1].startswith("--") else ".."
+        return f"{option} is a setting of the recipe: --set {key}={value}"
+
 
 app = typer.Typer(
     cls=Commands,
     name="resrepro",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -88,15 +139,13 @@ def _options(
 
 def main() -> None:
     """Entry point of the `resrepro` command."""
-    from resrepro.comparison.screen import prepare, trouble
+    from resrepro.comparison.screen import prepare
 
     prepare()
-    try:
-        app(prog_name="resrepro")
-    except OSError as error:  # of `--help`, or of the error's own sentence
-        if told := trouble(error):
-            print(f"error: {told}", file=sys.stderr)
-        raise SystemExit(1) from None
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stream: no file may take its number
+        pass
+    os.close(spare)
+    app(prog_name="resrepro")
 
 
 # --- options that several commands share ---------------------------------------------------------------
@@ -109,7 +158,16 @@ def option(text: str, *names: str, panel: str | None = None, metavar: str | None
 
 def argument(text: str, metavar: str) -> Any:
     """What a command is about, whose help names its default itself, if it has one."""
-    return typer.Argument(metavar=metavar, help=text, show_default=False)
+    names = _name_exhibits if metavar.startswith("EXHIBIT") else None
+    return typer.Argument(metavar=metavar, help=text, show_default=False, callback=names)
+
+
+def _name_exhibits(ctx: typer.Context, words: list[str] | None) -> list[str] | None:
+    """`fig6`, `figure-6`, `Table 6` and `6` -> as exhibits are called; a number alone is a figure to plot."""
+    usual, text = "figure" if ctx.info_name == "plot" else "table", " ".join(words or ()).lower()
+    pattern = r"(?<!\S)(?:(tab)(?:le)?|(fig)(?:ure)?)?\.?[\s_-]*(\d)"
+    kinds = re.sub(pattern, lambda m: ("table" if m[1] else "figure" if m[2] else usual) + m[3], text)
+    return kinds.split()
 
 
 def folder_option(text: str, name: str) -> Any:
@@ -117,13 +175,29 @@ def folder_option(text: str, name: str) -> Any:
     return typer.Option(name, metavar="DIR", help=text)
 
 
-recipe_option = partial(option, panel="Recipe (the paper's by default)")
+def whole_option(text: str) -> Any:
+    """An option of the recipe that takes a whole number, also as 64e3 or 64k."""
+    return typer.Option(
+        help=text, rich_help_panel=RECIPE, show_default=False, parser=_whole, metavar="INTEGER"
+    )
+
+
+def _whole(text: str) -> int:
+    try:
+        return whole_number(text)
+    except (ValueError, ArithmeticError):
+        raise typer.BadParameter(f"a whole number is wanted, such as 64000 or 64e3, not {text!r}.") from None
+
+
+RECIPE = "Recipe (the paper's by default)"
+recipe_option = partial(option, panel=RECIPE)
 photo_option = partial(option, panel="Reading photographs")
 
 IMAGES = (
     "Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of photographs: "
     "train/<class>/* and val/<class>/*"
 )
+DEPTH = "Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated."
 SLURM = "Any long option of sbatch (partition, time, cpus-per-task, gpus, mem, ..); may be repeated."
 SET = "Any setting that `resrepro list EXPERIMENT` shows; may be repeated."
 FAST = "bf16 arithmetic where the hardware has it (fp16 on older GPUs); told beside every number."
@@ -142,8 +216,13 @@ FastOption = Annotated[bool, option(FAST, "--fast", panel="Speed")]
 JobsOption = Annotated[int | None, option(JOBS, "--jobs")]
 WorkersOption = Annotated[int | None, photo_option(WORKERS)]
 MaxBadOption = Annotated[int | None, photo_option(BAD, "--max-bad-images")]
-IterationsOption = Annotated[int | None, recipe_option("Shorter (or longer) schedule of the same shape.")]
+DepthOption = Annotated[list[str] | None, option(DEPTH, "--depth", metavar="20,56")]
+IterationsOption = Annotated[int | None, whole_option("Shorter (or longer) schedule of the same shape.")]
 SplitOption = Annotated[str | None, recipe_option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show nothing but errors.", callback=silence)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.", callback=want_json)]
 SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
 LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]
 SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar="KEY=VALUE")]
@@ -190,17 +269,25 @@ def precision_of_fast(device: str, launcher: str) -> str:
     return fast_precision(choose_device(device))
 
 
-def parse_seeds(text: str, *, many: bool = False) -> list[int]:
-    """`0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; both may be mixed. With `many`, `3` -> [0, 1, 2].
+def parse_depths(texts: Iterable[str] | None) -> list[int]:
+    """`["20,32", "56"]` -> [20, 32, 56]; raises a UsageError for what is no whole number."""
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    if wrong := [part for part in parts if not part.isdecimal()]:
+        raise UsageError(f"--depth takes numbers of layers, such as 20 or 20,56, not {wrong[0]!r}.")
+    return list(map(int, parts))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`5`, which is how many, and `0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; ranges too may be listed.
 
     Raises:
         UsageError: if it is neither, or a range is none.
     """
     seeds: list[int] = []
-    for part in [f"0-{int(text) - 1}"] if many and text.isdecimal() else text.split(","):
+    for part in [f"0-{int(text) - 1}"] if text.strip().isdecimal() else text.split(","):
         ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if ends is None:
-            raise UsageError(f"--seeds takes 0-4 or 0,1,2{', or how many' * many}, not {text!r}.")
+            raise UsageError(f"--seeds takes how many, or which: 5, 0-4 or 0,3; not {text!r}.")
         low, high = int(ends[1]), int(ends[2] or ends[1])
         if not low <= high < low + MOST_SEEDS:
             raise UsageError(f"--seeds {text}: a range goes up, and has at most {MOST_SEEDS:,} seeds.")

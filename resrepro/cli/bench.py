@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from resrepro.cli import DeviceOption, ThreadsOption, app, option
+from resrepro.cli import DepthOption, DeviceOption, ThreadsOption, app, option, parse_depths
 from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
 from resrepro.spec import check_depth, net_label
@@ -32,9 +32,7 @@ MODES = "Of usual, usual-fast, default, fast, eager, eager-fast, .. (default: by
 
 @app.command(rich_help_panel="Run")
 def bench(
-    depth: Annotated[
-        list[int] | None, option("Weighted layers, 6n+2; may be repeated. (default: 20, 56, 110)", "--depth")
-    ] = None,
+    depth: DepthOption = None,
     batch_size: Annotated[int, typer.Option(min=2, max=50_000, help="Images per batch.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
     seconds: Annotated[
@@ -46,7 +44,7 @@ def bench(
     csv_file: Annotated[Path | None, option("Write the numbers.", "--csv", metavar="FILE")] = None,
 ) -> None:  # fmt: skip
     """Measure the usual PyTorch loop and ours on this machine, turn by turn, on made-up images."""
-    depths = dict.fromkeys(depth or DEPTHS)
+    depths = dict.fromkeys(parse_depths(depth) or DEPTHS)
     for one in depths:
         check_depth(one)
     if world_size() > 1:

@@ -2,12 +2,14 @@
 
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from resrepro import cli
 from resrepro.cli import argument, option
+from resrepro.cli.screen import tell
 from resrepro.comparison.screen import Grid
 from resrepro.errors import DataError, RecordError, ResreproError, UsageError
 from resrepro.spec import check_shortcut
@@ -52,6 +54,8 @@ def evaluate(
     workers: cli.WorkersOption = None,
     max_bad_images: cli.MaxBadOption = None,
     runs: cli.RunsOption = Path("runs"),
+    quiet: cli.QuietOption = False,
+    as_json: cli.JsonOption = False,
 ) -> None:
     """Measure top-1 and top-5 error of runs or checkpoints under a test protocol, and record it.
 
@@ -60,14 +64,16 @@ def evaluate(
     check_shortcut(plain, shortcut)
     is_named = mean is not None and (mean == "per_pixel" or mean.endswith(".npy"))
     images = mean if is_named else parse_channels(mean, "--mean"), parse_channels(std, "--std")
+    measure_and_record = partial(_told, lambda *given, **named: measure_errors(*given, **named))
+    measure_responses = partial(_told, lambda *given, **named: measure_layers(*given, **named))
     if ensemble and len(targets) < 2:
         raise UsageError("an ensemble takes two checkpoints or more: name them all, or leave --ensemble out.")
 
     from rich.console import Console
 
     from resrepro.data.loader import Loading
-    from resrepro.evaluation import evaluate as measure_and_record
-    from resrepro.evaluation.responses import measure_responses
+    from resrepro.evaluation import evaluate as measure_errors
+    from resrepro.evaluation.responses import measure_responses as measure_layers
     from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
     console = Console(highlight=False, quiet=not is_first())
@@ -112,6 +118,15 @@ def each_in_turn(
         raise RecordError(
             f"{len(failed)} of {len(groups)} {what} were left out, for the reasons above: {names}."
         )
+
+
+def _told(measure: Callable[..., Any], of: Any, **options: Any) -> Any:
+    """What is measured of a target, or of several as one, told to --json too."""
+    found = measure(of, **options)
+    each = found.items() if isinstance(found, dict) else [("responses", found)]
+    targets = [str(target) for target in (of if isinstance(of, list) else [of])]
+    tell(targets=targets, **{name: asdict(figures) for name, figures in each})
+    return found
 
 
 def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:

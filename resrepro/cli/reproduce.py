@@ -210,7 +210,7 @@ def reproduce(
     changed = cli.changed_settings(settings, fast, iterations=iterations, split=split)
     if fast:
         changed["precision"] = cli.precision_of_fast(device, launcher)
-    which = None if seeds is None else cli.parse_seeds(seeds, many=True)
+    which = None if seeds is None else cli.parse_seeds(seeds)
     reproduction = Reproduction(
         choose_exhibits(exhibits, dataset), runs, {"device": device, "threads": threads}, which,
         without or (), changed, data or (), jobs,

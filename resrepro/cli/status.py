@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +10,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from resrepro.cli import RunsOption, app
+from resrepro.cli import JsonOption, QuietOption, RunsOption, app
+from resrepro.cli.screen import tell
 from resrepro.comparison.screen import Grid
-from resrepro.errors import UsageError
+from resrepro.errors import RecordError, UsageError
 from resrepro.spec.recipe import spell
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def status(
     check: Annotated[
         bool, typer.Option("--check", help="Check records and checkpoints: seals, checksums, nets.")
     ] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Show how far every run is, here and in the cluster's queue, or what of their records is broken."""
     if records and not check:
@@ -48,6 +52,9 @@ def status(
         _check(records or [runs])
         return
     rows, notices = look(runs)
+    for name, seed, state, _, _, where in rows:
+        folder = runs / name / seed.replace(" ", "")
+        tell(record=str(folder), state=state, where=where, **_numbers_of(folder))
     console = Console(highlight=False, soft_wrap=True)
     _show(rows, console)
     states = Counter(row[2] for row in rows)
@@ -56,11 +63,11 @@ def status(
     if states["interrupted"] or states["failed"]:
         console.print("The command that started a run goes on with it.")
     for notice in notices:
-        console.print(f"Note: {notice}", markup=False)
+        Console(stderr=as_json, highlight=False, soft_wrap=True).print(f"Note: {notice}", markup=False)
 
 
 def _check(paths: Sequence[Path]) -> None:
-    """One line for each record that is whole, one for each thing that is broken; exits with 1 if any is."""
+    """One line for all records that are whole, one for each thing that is broken; exits with 1 if any is."""
     from resrepro.records.collection import Identity, verify
 
     def read_checkpoint(path: Path) -> Identity:
@@ -69,14 +76,18 @@ def _check(paths: Sequence[Path]) -> None:
         net = read_net(path)
         return Identity(net.spec.digest, net.seed, net.iteration)
 
-    whole = broken = 0
-    for path, summary, troubles in verify(paths, read_checkpoint):
-        whole, broken = whole + (not troubles), broken + bool(troubles)
-        for text in [f"broken: {trouble}" for trouble in troubles] or [f"whole ({summary})"]:
-            typer.echo(f"{path}: {text.replace(f'{path}/', '')}")
-    typer.echo(f"{whole} whole, {broken} broken.")
+    checked = list(verify(paths, read_checkpoint))
+    for path, summary, troubles in checked:
+        tell(record=str(path), whole=not troubles, holds=summary, broken=troubles)
+        for trouble in troubles:
+            print(f"{path}: broken: {trouble.replace(f'{path}/', '')}")
+    broken = sum(bool(troubles) for *_, troubles in checked)
+    if len(checked) == 1 and not broken:
+        print(f"{path}: whole ({summary})")
+        return
+    print(f"{len(checked) - broken} whole, {broken} broken.")
     if broken:
-        typer.echo("The command that started a run restores of it what its checkpoint holds.")
+        print("The command that started a run restores of it what its checkpoint holds.")
         raise typer.Exit(1)
 
 
@@ -133,6 +144,17 @@ def _progress_of(run: "Run | None") -> tuple[str, str]:
     return f"{run.result['iteration']:,}/{run.result['iterations']:,}", told
 
 
+def _numbers_of(folder: Path) -> dict[str, object]:
+    """How far a run is and its errors, as --json has them; nothing of a run without a whole record."""
+    from resrepro.records import read_run
+
+    with suppress(RecordError):
+        result = read_run(folder).result
+        errors = {part: figures["top1_err"] for part, figures in result["last"].items()}
+        return {key: result[key] for key in ("iteration", "iterations")} | {"top1_err": errors}
+    return {}
+
+
 def _show(rows: Sequence[Row], console: Console) -> None:
     """The runs, those of one name below it, in columns that are as wide in all of them."""
     widths = [max((len(row[k]) for row in rows), default=0) for k in range(6)]
@@ -181,7 +203,7 @@ def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
 
 def table_of(plan: "Plan", device: str | None) -> Grid:
     """Runs of one net that are in one state share a line."""
-    from resrepro.launch.local import disk_mib, duration, seconds_of
+    from resrepro.launch.local import disk_mib, seconds_of, span
     from resrepro.records.collection import collect
 
     seen = collect([plan.runs]).runs if device else ()
@@ -191,7 +213,7 @@ def table_of(plan: "Plan", device: str | None) -> Grid:
         groups.setdefault((step.spec.experiment, _state(step)), []).append(step)
     for (name, state), steps in groups.items():
         first = steps[0]
-        time = duration(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
+        time = span(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
         disk = f"{disk_mib(first.spec):,.1f}" if first.to_train else ""
         seeds = ", ".join(str(step.seed) for step in steps)
         grid.add(name, seeds, Text(state, PLANNED[first.state]), time, disk)

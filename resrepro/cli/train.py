@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,9 @@ from rich.console import Console
 
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
-from resrepro.errors import UsageError
-from resrepro.spec import Spec, check_shortcut, in_folder
+from resrepro.cli.screen import tell
+from resrepro.errors import DataError, Diverged, ResreproError, UsageError
+from resrepro.spec import IMAGENET_IMAGES, Spec, catalogue, check_shortcut, in_folder
 from resrepro.spec.catalogue import derive, experiment_for, find
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import is_first, world_size
@@ -25,8 +27,8 @@ Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
 ENGINE = "How updates are computed: graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
+SEVERAL = "So many seeds, or these, one run each."
 NAMES = "Names as in `resrepro list`."
-DEPTH = "Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated."
 DATASET = "cifar10, digits, imagenet, or folder: photographs of your own."
 SIDE = "Photographs: side of a crop instead of 224; scales in proportion."
 GROUP = "Images that share BN statistics; 0: the whole batch."
@@ -43,21 +45,22 @@ FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and
 @cli.app.command(rich_help_panel="Run")
 def train(
     experiments: Annotated[list[str] | None, argument(NAMES, "EXPERIMENT...")] = None,
-    depth: Annotated[list[int] | None, option(DEPTH, "--depth")] = None,
+    depth: cli.DepthOption = None,
     plain: Annotated[bool, option("Without shortcuts.", "--plain")] = False,
     shortcut: Annotated[str | None, option("Shortcut option A, B or C. (default: the paper's)")] = None,
     dataset: Annotated[str, typer.Option(help=DATASET)] = "cifar10",
     seed: Annotated[int | None, option("Seed. (default: 0)")] = None,
-    seeds: Annotated[str | None, option("Several seeds, one run each.", metavar="0-4")] = None,
+    seeds: Annotated[str | None, option(SEVERAL, metavar="N|0-4")] = None,
     iterations: cli.IterationsOption = None,
-    batch_size: Annotated[int | None, recipe_option("Images per batch.")] = None,
+    epochs: Annotated[float | None, typer.Option(hidden=True, help="Answered with --iterations.")] = None,
+    batch_size: Annotated[int | None, cli.whole_option("Images per batch.")] = None,
     split: cli.SplitOption = None,
     image_size: Annotated[int | None, recipe_option(SIDE)] = None,
     bn_group: Annotated[int | None, recipe_option(GROUP)] = None,
     bn_stats: Annotated[str | None, recipe_option(STATISTICS)] = None,
     stride_3x3: Annotated[bool, recipe_option(STRIDE, "--stride-3x3")] = False,
     precision: Annotated[str | None, recipe_option("float32, tf32, bf16 or fp16.")] = None,
-    eval_every: Annotated[int | None, recipe_option("Iterations between samples; 0: an epoch.")] = None,
+    eval_every: Annotated[int | None, cli.whole_option("Iterations between samples; 0: an epoch.")] = None,
     settings: cli.SettingsOption = None,
     data: cli.DataOption = None,
     device: cli.DeviceOption = "auto",
@@ -75,6 +78,8 @@ def train(
     break_lock: Annotated[bool, option(LOCK, "--break-lock")] = False,
     fresh: FreshOption = False,
     dry_run: Annotated[bool, option("Only tell what time and disk the runs will take.", "--dry-run")] = False,
+    quiet: cli.QuietOption = False,
+    as_json: cli.JsonOption = False,
 ) -> None:
     """Train nets as the paper did; the same command continues an interrupted run.
 
@@ -90,7 +95,9 @@ def train(
     slurm_options = cli.parse_slurm(slurm, launcher)
     if fast and (dry_run or launcher == "slurm"):
         changed["precision"], fast = cli.precision_of_fast(device, launcher), False
-    specs = _specs(experiments or [], dataset, depth or [], plain, shortcut, changed)
+    specs = _specs(experiments or [], dataset, cli.parse_depths(depth), plain, shortcut, changed)
+    if epochs is not None:
+        raise UsageError(_iterations_of(epochs, specs))
     wanted = [(spec, number) for spec in specs for number in _seeds(seed, seeds)]
     options: dict[str, Any] = {
         "shortcut": shortcut, "data": data, "runs": runs, "device": device, "threads": threads, "fast": fast,
@@ -113,11 +120,12 @@ def _specs(
     changed: Mapping[str, Value],
 ) -> list[Spec]:  # fmt: skip
     """What was asked for, by names of experiments or depths of nets, each once."""
-    if names and (plain or dataset != "cifar10"):
+    bare = all(catalogue.full_name(name) != catalogue.full_name(name, "") for name in names)
+    if names and (plain or (dataset != "cifar10" and not bare)):
         raise UsageError(
             "an experiment's name already says dataset and kind: leave --plain and --dataset out."
         )
-    chosen = [find(name) for name in names]
+    chosen = [find(catalogue.full_name(name, dataset)) for name in names]
     chosen += [experiment_for(dataset, depth, plain, shortcut) for depth in depths]
     if not chosen:
         depth = 18 if FAMILIES.get(dataset) == "imagenet" else 20
@@ -132,17 +140,35 @@ def _seeds(seed: int | None, seeds: str | None) -> list[int]:
     """The seeds that were asked for; 0 by default."""
     if seeds is None:
         return [seed or 0]
-    if seed is not None or seeds.strip().isdecimal():  # which `reproduce` takes for how many
+    if seed is not None:
         raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
     return cli.parse_seeds(seeds)
 
 
+def _iterations_of(epochs: float, specs: Sequence[Spec]) -> str:
+    """How --iterations says a number of epochs, of the images that a data set has."""
+    recipe, own = specs[0].recipe, specs[0].dataset
+    split = getattr(recipe, "split", "all")
+    images = {
+        "cifar10": 45_000 if split == "45k5k" else 50_000,
+        "digits": 1_438,
+        "imagenet": IMAGENET_IMAGES["train"],
+    }
+    if own not in images:
+        return (
+            f"--epochs is told as --iterations: an epoch is as many as your images, over {recipe.batch_size}."
+        )
+    count = max(1, round(epochs * images[own] / recipe.batch_size))
+    length = f"{images[own]:,} images, {recipe.batch_size} at a time"
+    return f"--epochs {epochs:g} is told as --iterations {count}: {length}."
+
+
 def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -> None:
-    """Train in this process: one run, or several in turn under torchrun.
+    """Train in this process: one run, or several in turn under torchrun; one that fails stops no other.
 
     `listener` is the process that is to hear the events, if there is one.
     """
-    from resrepro.cli.view import EventView, RunsView, print_event
+    from resrepro.cli.view import EventView, RunsView, print_event, raise_failures
     from resrepro.data.loader import Loading
     from resrepro.launch.local import Job, Outcome
     from resrepro.training.engine import choose_device, keep_memory
@@ -152,15 +178,30 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
         keep_memory()
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}
-    shows = is_first() and listener is None
+    shows, failed = is_first() and listener is None, dict[str, str]()
     with RunsView(list(each), Console(highlight=False, quiet=not shows)) as view:
         for job, spec in each.items():
             hear, parent = (partial(view.hear, job), None) if shows else (print_event, int(listener or 0))
             watcher = EventView(hear, parent)
-            folder = train_one(spec.experiment, job.seed, watcher=watcher, **options)
+            try:
+                folder = train_one(spec.experiment, job.seed, watcher=watcher, **options)
+            except ResreproError as error:
+                if len(each) == 1 or not met_by_all(error):
+                    raise
+                failed[str(job)] = str(error)
+                view.end(job, Outcome(error.exit_code, str(error)))
+                continue
             if is_first():
                 watcher.tell("finish", folder=str(folder))
                 view.end(job, Outcome(0))
+    if failed and not is_first():
+        raise typer.Exit(1)
+    raise_failures(failed, f" of {len(each)} runs")
+
+
+def met_by_all(error: ResreproError) -> bool:
+    """Whether all processes of a run have met an error, so that they can go on to the next run together."""
+    return isinstance(error, UsageError | Diverged) or "told" in vars(error)  # by `parallel.on_first`
 
 
 def _train_at_once(
@@ -173,7 +214,9 @@ def _train_at_once(
 
     specs = [spec for spec, _ in wanted]
     places = choose_places(jobs, specs, options["device"], options["micro_batch"])
-    prepare_images(specs, options["data"])
+    alone = all(spec.dataset == "cifar10" for spec in specs)
+    with nullcontext() if alone else suppress(DataError):  # of each run, where others need no CIFAR-10
+        prepare_images(specs, options["data"])
     each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
     way_on = " without --fresh" if options["fresh"] else ""
     failed = train_all(RunPool(each, places, threads_each(len(places))), RunsView(each), way_on)
@@ -199,9 +242,10 @@ def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", ru
     """Print the job of each run, whether it was in the queue already, and how to look after them."""
     for queued, number, before in submitted:
         there = "" if before is None else "waiting" if before.state == "PENDING" else "running"
-        typer.echo(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
+        print(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
+        tell(run=queued.run, seed=queued.seed, job=number, there=there)
     if submitted:
-        typer.echo(f"Next: {in_folder('resrepro status', runs)}")
+        print(f"Next: {in_folder('resrepro status', runs)}")
 
 
 def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
@@ -212,6 +256,8 @@ def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
     steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
         steps = [Step(step.spec, step.seed, step.folder, "start") for step in steps]
+    for step in steps:
+        tell(record=str(step.folder), seed=step.seed, state=step.state, iteration=step.done)
     show_plan(Plan(options["runs"], tuple(steps)), options["device"], Console(highlight=False))
 
 
@@ -232,4 +278,4 @@ def publish(
         write_weights(run, copy)
     copies += [publish_ensemble(record, results) for record in records if record.is_file()]
     for copy in copies:
-        typer.echo(f"Published to {copy}")
+        print(f"Published to {copy}")

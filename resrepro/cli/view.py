@@ -2,11 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from resrepro.cli.screen import tell
 from resrepro.comparison.screen import Grid
 from resrepro.errors import Interrupted, ResreproError
 from resrepro.launch.local import Event, Job, Outcome, RunPool
@@ -31,8 +32,7 @@ WORDS = {"train": "training error", "val": "validation error", "test": "test err
 
 def print_event(event: Event) -> None:
     """Tell the process that reads our output."""
-    with suppress(BrokenPipeError):
-        print(json.dumps(event), flush=True)
+    print(json.dumps(event), flush=True)
 
 
 class EventView(Watcher):
@@ -74,12 +74,13 @@ class RunsView:
     """Shows of every run under way its iteration, images/s, training loss, errors and the time left.
 
     Without a terminal each sample is a line. `onward`: whether a run that ends is told with its record and
-    what to type next.
+    what to type next, and with the departures that no run before it had.
     """
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None, *, onward: bool = True) -> None:
         self.console, self.onward = console or Console(highlight=False), onward
         self.states = dict.fromkeys(jobs, "waiting")
+        self.departures = set[str]()  # that were told
         self.rows: dict[Job, dict[str, Any]] = {job: {} for job in jobs}  # the newest of each event
         self.live = Live(
             console=self.console, get_renderable=self.picture, refresh_per_second=4, transient=True,
@@ -128,15 +129,20 @@ class RunsView:
         label = net_label(depth, run.spec["plain"], None if usual else shortcut)
         told = (f"{WORDS[key]} {value['top1_err']:.2f} %" for key, value in run.result["last"].items())
         lines = [f"{label}, seed {run.seed}: {', '.join(told)} (last iteration)."]
+        errors = {key: value["top1_err"] for key, value in run.result["last"].items()}
+        departures = run.result["departures"]
+        tell(record=str(folder), seed=run.seed, status=run.status, top1_err=errors, departures=departures)
         if self.onward:
-            lines += [f"  departs from the paper: {departure}" for departure in run.result["departures"]]
-            experiment = find(run.experiment)
+            new = [each for each in departures if each not in self.departures]
+            self.departures.update(new)
+            lines[:0] = [f"Departs from the paper: {'; '.join(new)}."] if new else []
+            experiment, words = find(run.experiment), shlex.quote(str(folder))
             if experiment.family == "imagenet":
-                way_on = f"resrepro eval {folder} --protocol ten_crop --data DIR"
+                way_on = f"resrepro eval {words} --protocol ten_crop --data DIR"
             elif experiment.exhibits:
                 way_on = in_folder(f"resrepro compare {experiment.exhibits[-1]}", folder.parent.parent)
             else:
-                way_on = f"resrepro eval {folder}"
+                way_on = f"resrepro eval {words}"
             lines += [f"Record: {folder}", f"Next: {way_on}"]
         for line in lines:  # whole, so that it can be copied
             self.console.print(line, markup=False, soft_wrap=True)

@@ -57,19 +57,6 @@ def prepare() -> None:
             del os.environ[name]
 
 
-def trouble(error: OSError) -> str:
-    """One sentence if it is standard output that cannot be written, else nothing; it is then let go."""
-    if error.filename is not None or not sys.stdout:
-        return ""
-    try:
-        sys.stdout.flush()
-        os.write(1, b"\n")  # what did not fit its buffer is gone, and so is the error
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return f"cannot write to standard output, the screen: {error.strerror} (files were written before)."
-    return ""
-
-
 @dataclass
 class Grid:
     """Rows below headings; where they do not fit a terminal, a block for each row.

@@ -176,9 +176,10 @@ def data_folder(folder: str | Path | None) -> Path:
 
 def _named(folder: str | Path | None, layout: str) -> Path | None:
     named = folder or os.environ.get(DATA_VARIABLE)
-    if named and not Path(named).exists():
+    place = Path(os.path.expanduser(named)) if named else None  # noqa: PTH111 (a name that is no user's stays)
+    if place and not place.exists():
         source = "--data" if folder else DATA_VARIABLE
         raise DataError(
             f"the data folder {named} ({source}) does not exist: name the folder that holds {layout}."
         )
-    return Path(named) if named else None
+    return place

@@ -214,10 +214,14 @@ def make_plan(
         UsageError: if a setting does not fit, or an experiment to leave out is none of theirs.
     """
     wanted = dict.fromkeys(name for exhibit in exhibits for name in exhibit.experiments)
-    if strange := [name for name in without if name not in wanted]:
+    datasets = {str(exhibit.dataset) for exhibit in exhibits}
+    left = {
+        name: {catalogue.full_name(name, dataset) for dataset in datasets} & wanted.keys() for name in without
+    }
+    if strange := [name for name in without if not left[name]]:
         raise UsageError(f"{strange[0]} is no part of what is asked for: that is {', '.join(wanted)}.")
     steps: dict[str, list[Step]] = {}
-    for experiment in (catalogue.find(name) for name in wanted if name not in without):
+    for experiment in (catalogue.find(name) for name in wanted if name not in set().union(*left.values())):
         spec = catalogue.derive(experiment, None, **(settings or {}))
         own = experiment.seeds if seeds is None else seeds
         steps[experiment.name] = [step_of(runs, spec, seed) for seed in own]

@@ -30,7 +30,7 @@ from resrepro.spec.recipe import FAMILIES, CifarRecipe
 
 COMMAND = (sys.executable, "-m", "resrepro")
 EVENTS = "RESREPRO_EVENTS"  # to a command that is to tell its events: the process that hears them
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PAUSE = 0.25  # seconds between looks at signals, and between drawings of the table
 ON_GPU = 6  # runs side by side on one GPU under MPS; without it they gain nothing (measured on one H200)
 BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (measured, rounded up)
@@ -45,9 +45,11 @@ Event = Mapping[str, Any]
 # --- what runs take ------------------------------------------------------------------------------------
 
 
-def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> float | None:
-    """What a run takes from iteration `done` on, by the fastest run of this net and mode on this machine;
-    None where none is recorded.
+def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple[float, float] | None:
+    """What a run takes from iteration `done` on, at least and at most; None where none such is recorded.
+
+    By the runs of this net and mode on this machine: at the speed of the fastest stretch between two samples,
+    and at that of the fastest run with all that it measured.
     """
 
     def net_and_mode(spec: Mapping[str, Any]) -> tuple[object, ...]:
@@ -55,16 +57,19 @@ def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> float
         sizes = recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
         return spec["dataset"], spec["depth"], spec["plain"], spec["shortcut"], *sizes
 
-    here, wanted = cpu_model(), net_and_mode(spec.to_json())
+    here = cpu_model(), device_kind(device), net_and_mode(spec.to_json())
     seen = [
-        run.result["seconds"] / run.result["iteration"]
+        run
         for run in runs
         if run.result["iteration"]
-        and run.env.get("cpu") == here
-        and device.partition(":")[0] in ("auto", run.env.get("device"))
-        and net_and_mode(run.spec) == wanted
+        and (run.env.get("cpu"), run.env.get("device"), net_and_mode(run.spec)) == here
     ]
-    return (spec.recipe.iterations - done) * min(seen) if seen else None
+    if not seen:
+        return None
+    ahead, batch = spec.recipe.iterations - done, spec.recipe.batch_size
+    whole = min(run.result["seconds"] / run.result["iteration"] for run in seen)
+    steps = [batch / speed for run in seen for speed in run.curve["images_per_s"] if speed > 0]  # NaN is not
+    return ahead * min([whole, *steps]), ahead * whole
 
 
 def disk_mib(spec: Spec) -> float:
@@ -77,10 +82,18 @@ def disk_mib(spec: Spec) -> float:
     return (CHECKPOINT_BYTES * (net.parameters if net else near) + 2 * samples * ROW_BYTES) / 2**20
 
 
-def duration(seconds: float | None) -> str:
-    """A duration with two figures or so: `45 s`, `12 min`, `5.3 h`, `3.1 days`."""
+def span(seconds: tuple[float, float] | None) -> str:
+    """Two durations as one: `45 s`, `40-50 min`, `50 min - 2.1 h`; `unknown` of None."""
     if seconds is None:
         return "unknown"
+    (low, unit), (high, other) = (duration(each).split(" ") for each in seconds)
+    if unit != other:
+        return f"{low} {unit} - {high} {other}"
+    return f"{high} {unit}" if low == high else f"{low}-{high} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """A duration with two figures or so: `45 s`, `12 min`, `5.3 h`, `3.1 days`."""
     for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60)):
         if seconds < most:
             return f"{seconds / size:.0f} {unit}"
@@ -283,7 +296,8 @@ class RunPool:
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
         """While active the first signal goes to all runs; a second Ctrl-C, or an error, ends them at once."""
-        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # by nohup
+        before = {number: signal.signal(number, self._pass_on) for number in heard}
         try:
             yield
         finally:

@@ -121,7 +121,7 @@ def submit(
         from submitit.core.utils import FailedJobError, FailedSubmissionError
     except ModuleNotFoundError:
         raise UsageError(
-            "--launcher slurm needs submitit, which is not installed: pip install 'resrepro[cluster]'."
+            "--launcher slurm needs submitit, which is not installed: pip install submitit."
         ) from None
     own = {} if threads is None else {"cpus_per_task": str(threads)}
     parameters = DEFAULTS | own | {key.replace("-", "_"): value for key, value in options.items()}

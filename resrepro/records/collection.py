@@ -20,6 +20,7 @@ from resrepro.records.reading import (
     RESPONSES,
     SPEC,
     WEIGHTS,
+    read_bytes,
 )
 from resrepro.records.storage import write_out
 from resrepro.spec.recipe import parse, spell
@@ -172,7 +173,7 @@ def publish(run: Run, results: Path) -> Path:
     target = results / run.name / f"seed{run.seed}"
     measured = [*run.folder.glob(RESPONSES), *sorted((run.folder / EVALS).glob("*.json"))]
     sources = [*(run.folder / name for name in RECORD_FILES), *measured]
-    _copy({target / source.relative_to(run.folder): source.read_bytes() for source in sources})
+    _copy({target / source.relative_to(run.folder): read_bytes(source) for source in sources})
     return target
 
 
@@ -180,14 +181,14 @@ def publish_ensemble(path: Path, results: Path) -> Path:
     """Copy the record of an ensemble to `results/ensembles/`; returns the copy (errors as of `publish`)."""
     read_measured(path, ensemble_from)
     target = results / ENSEMBLES / path.name
-    _copy({target: path.read_bytes()})
+    _copy({target: read_bytes(path)})
     return target
 
 
 def _copy(copies: Mapping[Path, bytes]) -> None:
     """Write files that are not there yet; where one of them has other content (RecordError), none."""
     for path, content in copies.items():
-        if path.exists() and path.read_bytes() != content:
+        if path.exists() and read_bytes(path) != content:
             raise RecordError(
                 f"{path} holds another record already: move it away first, nothing is overwritten."
             )

@@ -5,6 +5,7 @@ net, and a checksum; below it stands a plain table, one row per 3x3 layer.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,7 @@ def read_responses(folder: Path) -> Responses | None:
     if found != expected:
         raise RecordError(
             f"{path} was not measured on the trained net of this run: "
-            f"`resrepro eval {folder} --responses` measures it anew."
+            f"`resrepro eval {shlex.quote(str(folder))} --responses` measures it anew."
         )
     return responses
 

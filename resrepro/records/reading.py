@@ -60,13 +60,14 @@ def need(content: Mapping[str, Any], *keys: str) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file of a record.
+    """The content of a text file of a record, its lines ended by LF alone: git and editors may turn them into
+    Windows' CRLF, and checksums are of what was written.
 
     Raises:
         RecordError: if it is missing or unreadable.
     """
     try:
-        return path.read_bytes()
+        return path.read_bytes().replace(b"\r\n", b"\n")
     except FileNotFoundError:
         raise RecordError(f"{path} is missing.") from None
     except OSError as error:

@@ -75,11 +75,11 @@ class RunWriter:
             if recorded is None or seal_of(recorded) != seal_of(content):
                 write_json(self.folder / name, content)
                 restored.append(name)
-        rows = b""
+        path, rows = self.folder / METRICS, b""
         with suppress(RecordError):
-            rows = read_bytes(self.folder / METRICS)
-        if rows != self.curve:
-            write_whole(self.folder / METRICS, self.curve)
+            rows = read_bytes(path)
+        if rows != self.curve or path.stat().st_size != len(rows):
+            write_whole(path, self.curve)
         return restored + ([] if rows.startswith(self.curve) else [METRICS])
 
     def add_session(self, iteration: int, env: Mapping[str, Any]) -> None:
@@ -216,9 +216,7 @@ def cpu_model() -> str:
 
 def cache_folder() -> Path:
     """Where what can be made anew is kept between runs: `resrepro` in XDG_CACHE_HOME, else in ~/.cache."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "resrepro"
     try:
-        return Path.home() / ".cache" / "resrepro"
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resrepro"
     except RuntimeError:  # a user without a home: nothing can be kept
         return Path(os.devnull)

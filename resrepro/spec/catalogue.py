@@ -153,8 +153,15 @@ def protocol_for(name: str, family: str) -> Protocol:
     return protocols()[name]
 
 
+def full_name(name: str, dataset: str = "cifar10") -> str:
+    """`resnet56`, `ResNet-56` or `cifar10-resnet-56` -> `cifar10-resnet56`; other names as they are."""
+    parts = re.fullmatch(r"(?:([a-z0-9]+)-)?(plain|resnet)[-_ ]?(\d+(?:-[abc])?)", name.lower())
+    return f"{parts[1] or dataset}-{parts[2]}{parts[3]}" if parts else name
+
+
 def find(name: str) -> Experiment:
     """The experiment of that name, also of a net that the catalogue does not list; UsageError if none is."""
+    name = full_name(name)
     if name in experiments():
         return experiments()[name]
     parts = re.fullmatch(r"([a-z0-9]+)-(plain|resnet)([0-9]+)(?:-([abc]))?", name)

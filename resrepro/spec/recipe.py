@@ -4,9 +4,11 @@
 """
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from functools import cache
 from importlib import resources
 from typing import Any, ClassVar, Literal, Self
@@ -192,6 +194,19 @@ def spell(value: Value | None) -> str:
     return str(value)
 
 
+def whole_number(text: str) -> int:
+    """`64000`, `64,000`, `64_000`, `64e3` or `64k` -> 64000 (ValueError if it is none)."""
+    grouped = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip().lower())
+    exact = (
+        Decimal(re.sub("k$", "e3", grouped))
+        if re.fullmatch(r"-?[\d_.]+(e[+]?\d|k)", grouped)
+        else int(grouped)
+    )
+    if exact != int(exact):
+        raise ValueError
+    return int(exact)
+
+
 def _type_of(key: str) -> Any:
     if key not in SETTING_TYPES:
         raise UsageError(f"no setting {key!r}: `resrepro list EXPERIMENT` lists the settings.")
@@ -207,9 +222,9 @@ def parse(key: str, text: str) -> Value:
         if kind is str:
             return text.strip()
         if kind not in (int, float):
-            return tuple(int(part) for part in text.split(",") if part.strip())
-        return kind(text)  # type: ignore[no-any-return]
-    except (KeyError, ValueError):
+            return tuple(whole_number(part) for part in text.split(",") if part.strip())
+        return whole_number(text) if kind is int else kind(text)
+    except (KeyError, ValueError, ArithmeticError):
         form = {bool: "on or off", int: "a whole number", float: "a number"}.get(kind, "a,b,.. whole numbers")
         raise UsageError(f"{key} takes {form}, not {text!r}.") from None
 

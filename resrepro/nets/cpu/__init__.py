@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -62,10 +63,7 @@ def load_kernels() -> Kernels:
     Raises:
         NoCompiler: if there is no compiler, or what it makes does not load.
     """
-    names = [os.environ["CC"]] if os.environ.get("CC") else COMPILERS
-    compiler = next(filter(None, map(shutil.which, names)), None)
-    if compiler is None:
-        raise NoCompiler(f"no C compiler ({', '.join(names)}) is installed here")
+    compiler = _compiler()
     folder = resources.files(__package__)
     sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
     key = _key(compiler, sources)
@@ -75,7 +73,22 @@ def load_kernels() -> Kernels:
     return Kernels(_load(path), key)
 
 
-def _key(compiler: str, sources: dict[str, str]) -> str:
+def _compiler() -> list[str]:
+    """The words of a compiler's command: CC, which may have arguments (`ccache gcc`), or one of COMPILERS."""
+    given = os.environ.get("CC", "").strip()
+    try:
+        commands = [[given] if shutil.which(given) else shlex.split(given)] if given else []
+    except ValueError:
+        raise NoCompiler(f"CC={given} is no command") from None
+    commands = commands or [[name] for name in COMPILERS]
+    for name, *arguments in commands:
+        if path := shutil.which(name):
+            return [path, *arguments]
+    names = ", ".join(command[0] for command in commands)
+    raise NoCompiler(f"no C compiler ({names}) is installed here")
+
+
+def _key(compiler: list[str], sources: dict[str, str]) -> str:
     """What the result depends on: code, flags, compiler and the processor that -march=native means."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -83,12 +96,12 @@ def _key(compiler: str, sources: dict[str, str]) -> str:
         lines = [platform.processor()]
     kinds = "model name", "flags", "Features", "CPU part"
     processor = "\n".join(dict.fromkeys(line for line in lines if line.startswith(kinds))) or "\n".join(lines)
-    version = _run([compiler, "--version"])
-    parts = [*sources.values(), *FLAGS, compiler, version, platform.machine(), processor]
+    version = _run([*compiler, "--version"])
+    parts = [*sources.values(), *FLAGS, *compiler, version, platform.machine(), processor]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, sources: dict[str, str], path: Path) -> None:
+def _compile(compiler: list[str], sources: dict[str, str], path: Path) -> None:
     """Compile beside the destination, then move: other processes see all of it or nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -96,7 +109,7 @@ def _compile(compiler: str, sources: dict[str, str], path: Path) -> None:
             for name, text in sources.items():
                 Path(work, name).write_text(text, encoding="utf-8")
             code = [str(Path(work, name)) for name in sources if name.endswith(".c")]
-            _run([compiler, *FLAGS, "-o", str(Path(work, path.name)), *code, "-lm"])
+            _run([*compiler, *FLAGS, "-o", str(Path(work, path.name)), *code, "-lm"])
             Path(work, path.name).replace(path)
     except OSError as error:
         raise NoCompiler(f"{path.parent} cannot be written ({error.strerror or error})") from None
