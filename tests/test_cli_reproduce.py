@@ -31,7 +31,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(monkeypatch):
     assert (code, error) == (0, "")
     lines = [" ".join(line.split()) for line in told.splitlines()]
     assert "digits-plain20 0 done" in lines
-    assert "digits-plain20 1, 2 to start 2 min 4.1" in lines
+    assert "digits-plain20 1, 2 to start 31 s - 2 min 4.1" in lines
     assert any(line.startswith("digits-plain56 0, 1, 2 to start unknown") for line in lines)
     assert "6 runs: 1 done, 5 to start; 47 MiB." in lines
     assert "Shown at the end: figure1-digits; verdicts on claims 1." in lines

@@ -143,5 +143,5 @@ def test_files_are_written_before_a_full_screen_is_told(tmp_path):
             [sys.executable, "-m", "resrepro", *words], stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert (done.returncode, len(list(tmp_path.iterdir()))) == (1, 6)
-    assert done.stderr.startswith(b"error: cannot write to standard output")
+    assert done.stderr.startswith(b"error: stdout cannot be written: ")
     assert done.stderr.count(b"\n") == 1

@@ -4,7 +4,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,10 +41,10 @@ class Commands(TyperGroup):
         """The commands, those that people type most first."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Run the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
-        self.words = [HOME.sub(_expand, word) for word in (sys.argv[1:] if args is None else args)]
-        return super().main(self.words, *rest, **options)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
+        self.words = [HOME.sub(_expand, word) for word in args]
+        return super().parse_args(ctx, list(self.words))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption.
@@ -52,23 +53,24 @@ class Commands(TyperGroup):
         """
 
         def lost(error: OSError) -> None:
-            works = (
-                getattr(self.get_command(ctx, ctx.invoked_subcommand or ""), "rich_help_panel", "") == "Run"
-            )
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
             if error.errno != errno.EPIPE:
                 print(f"error: stdout cannot be written: {sentence_on(error)}", file=sys.stderr)
-            elif works:
+            elif getattr(command, "rich_help_panel", "") == "Run":
                 print("The reader of the output has ended: the command goes on unseen.", file=sys.stderr)
 
-        with screens(lost) as out:
-            result = self._invoke(ctx)
+        with screens(lost) as out, self._in_sentences():
+            result = super().invoke(ctx)
         if out.error and out.error.errno != errno.EPIPE:
             raise typer.Exit(1)
         return result
 
-    def _invoke(self, ctx: Any) -> Any:
+    @contextmanager
+    def _in_sentences(self) -> Iterator[None]:
+        """While active, an expected error ends the command with a sentence on stderr and an exit code."""
         try:
-            return super().invoke(ctx)
+            yield
+            return
         except ResreproError as error:
             alike = isinstance(error, UsageError | Interrupted | Diverged) and local_rank() > 0
             if error.told or alike:  # the first process, or the first of this machine, says it
