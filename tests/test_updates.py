@@ -21,7 +21,7 @@ from resrepro.errors import Diverged, Interrupted
 from resrepro.records.write import Onlooker
 from resrepro.spec import catalogue
 from resrepro.training.checkpoint import load_checkpoint
-from resrepro.training.engine import EAGER, GRAPH
+from resrepro.training.engine import EAGER, GRAPH, use_precision
 from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import split_batch
 from resrepro.training.progress import Interrupts, Sample, Watcher
@@ -41,6 +41,7 @@ NETS: dict[str, dict[str, Any]] = {
     "neither crop nor flip": {"pad": 0, "flip": False},
     "nesterov": {"momentum_form": "nesterov"},
     "bf16": {"precision": "bf16"},
+    "tf32": {"precision": "tf32"},
     "warm-up": {"warmup_lr": 0.01, "warmup_window": 3, "warmup_until_err": 95.0},
 }
 
@@ -66,6 +67,7 @@ def trained(
 ) -> tuple[dict[str, Tensor], list[Any]]:  # fmt: skip
     """The state of a net after a short run, and what was sampled on the way."""
     spec = catalogue.derive(catalogue.find(experiment), shortcut, **SHORT | settings)
+    use_precision(spec.recipe.precision, torch.device(device))
     feed = MemoryFeed(spec.recipe, digits(), torch.device(device), seed=0)
     target = Target(torch.device(device), split_batch(spec.recipe.batch_size, 1, micro), engine)
     return run(Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Curve()))
@@ -85,8 +87,15 @@ def same_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    ("net", "device"),
+    [
+        pytest.param(net, device, marks=[pytest.mark.gpu] * (device == "cuda"))
+        for net in NETS
+        for device in ("cpu", "cuda")
+        if (net, device) != ("tf32", "cpu")
+    ],
+)
 @pytest.mark.usefixtures("same_algorithms")
 def test_replayed_updates_are_those_of_the_plain_loop(net: str, device: str) -> None:
     """Order, crops, flips, rates, sums, warm-up: stretches of 1 to 4 updates, of two rates in one sample."""
@@ -115,12 +124,19 @@ def photographs(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("net", "device"),
+    [
+        ("resnet18", "cpu"),
+        pytest.param("plain34", "cuda", marks=pytest.mark.gpu),
+        pytest.param("resnet50", "cuda", marks=pytest.mark.gpu),
+    ],
+)
 @pytest.mark.usefixtures("same_algorithms")
-def test_photographs_and_a_plateau(tmp_path: Path, device: str) -> None:
+def test_photographs_and_a_plateau(tmp_path: Path, net: str, device: str) -> None:
     settings = {"iterations": 6, "eval_every": 1, "batch_size": 4, "image_size": 32, "bn_group": 4}
     plateau = {"lr_policy": "plateau", "plateau_patience": 2, "plateau_gain": 100.0}
-    spec = catalogue.derive(catalogue.find("folder-resnet18"), None, **settings, **plateau)
+    spec = catalogue.derive(catalogue.find(f"folder-{net}"), None, **settings, **plateau)
     data, both = photographs(tmp_path), []
     for engine in (EAGER, GRAPH):
         feed = open_feed(spec, data, torch.device(device), 0, Loading(workers=0))
