@@ -48,10 +48,11 @@ def build_report(
     """The report as one HTML page, with verdicts in the order of the claims. Equal records give equal text.
 
     `exhibits` are shown in this order; by default all but the demo, whose nets stand in Figure 6 on digits,
-    and without runs on a folder of images also without the exhibits of such.
+    and of a folder of images, where there are such runs, Table 2 and Figure 4.
     """
-    left_out = ["demo"] if any(run.spec["dataset"] == "folder" for run in found.runs) else ["demo", "folder"]
-    every = [name for name in all_exhibits() if name.rpartition("-")[2] not in left_out]
+    folder = any(run.spec["dataset"] == "folder" for run in found.runs)
+    own = ("table2-folder", "figure4-folder") if folder else ()
+    every = [name for name in all_exhibits() if name in own or not name.endswith(("demo", "-folder"))]
     names = every if exhibits is None else exhibits
     shown = [section(name, found) for name in names]
     style, scripts = "\n".join(map(_file, STYLES)), [_file(name) for name in SCRIPTS]
