@@ -140,8 +140,7 @@ def measure_speeds(
     """
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
-        executors = [ProcessPoolExecutor(1, context, follow_parent) for _ in loops]
-        processes = [stack.enter_context(each) for each in executors]
+        processes = [stack.enter_context(ProcessPoolExecutor(1, context, follow_parent)) for _ in loops]
         for process in processes:  # they import PyTorch side by side, and warm up one after the other
             process.submit(os.getpid)
         for loop, process in zip(loops, processes, strict=True):
