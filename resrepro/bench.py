@@ -39,21 +39,8 @@ from resrepro.errors import ResreproError, UsageError
 from resrepro.machine import cores
 from resrepro.records.write import Onlooker, describe_environment
 from resrepro.spec import catalogue, net_label
-from resrepro.training.engine import (
-    AUTO,
-    EAGER,
-    ENGINES,
-    arithmetic,
-    choose_device,
-    choose_engine,
-    describe_device,
-    fast_precision,
-    fastest_engine,
-    keep_memory,
-    telling_memory,
-    threads_used,
-    use_precision,
-)
+from resrepro.training import engine as engines
+from resrepro.training.engine import AUTO, EAGER, ENGINES
 from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Target, Trainer
 from resrepro.training.parallel import BatchSplit, join
 from resrepro.training.progress import Watcher
@@ -101,18 +88,16 @@ class Speed:
 
 def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
     """The modes, the seconds of a turn, and the usual loop's numbers of workers on a device."""
-    chosen = choose_device(device)
+    chosen = engines.choose_device(device)
     if chosen.type != "cuda":
         return ",".join(MODES[:3]), 3.0, USUAL_WORKERS
-    engine = fastest_engine(chosen, ENDLESS)
-    narrow = fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
+    engine = engines.fastest_engine(chosen, ENDLESS)
+    narrow = engines.fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
     modes = (*USUALS, EAGER + FAST, engine, engine + FAST) if narrow else (USUAL, EAGER, engine)
     return ",".join(modes), 1.0, (min(MOST_ON_GPU, cores()),)
 
 
-def loops_of(
-    modes: str, depth: int, batch_size: int, usual_workers: Sequence[int] = USUAL_WORKERS
-) -> list[Loop]:
+def loops_of(modes: str, depth: int, batch_size: int, workers: Sequence[int] = USUAL_WORKERS) -> list[Loop]:
     """`usual,fast` -> the loops of a net, the usual one once for each number of workers.
 
     Raises:
@@ -122,9 +107,9 @@ def loops_of(
     if len(set(names)) < len(names) or not set(names) <= set(MODES):
         raise UsageError(f"--modes takes modes, each once, of {', '.join(MODES)}, not {modes!r}.")
     return [
-        Loop(mode, depth, batch_size, workers)
+        Loop(mode, depth, batch_size, count)
         for mode in names
-        for workers in (usual_workers if mode in USUALS else (None,))
+        for count in (workers if mode in USUALS else (None,))
     ]
 
 
@@ -211,25 +196,25 @@ def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, obje
         UsageError: if the arithmetic or the engine that the mode names cannot be had here.
     """
     global ready
-    device = choose_device(device_name)
+    device = engines.choose_device(device_name)
     join(device)
-    precision = fast_precision(device) if (fast := loop.mode.endswith("fast")) else "float32"
+    precision = engines.fast_precision(device) if (fast := loop.mode.endswith("fast")) else "float32"
     if fast and precision == "float32":
         raise UsageError(f"this machine has no bf16 arithmetic: leave the mode {loop.mode} out of --modes.")
     hint = f"{loop.label} beside the others: try a smaller --batch-size, or fewer --modes"
-    with threads_used(threads), telling_memory(hint):
+    with engines.threads_used(threads), engines.telling_memory(hint):
         updates = (usual_updates if loop.mode in USUALS else our_updates)(loop, device, precision)
         for _ in range(WARM_STEPS):
             next(updates)
         ready = loop, updates, device, threads
         take_turn(1.0)
-        return describe_device(device, loop.batch_size)
+        return engines.describe_device(device, loop.batch_size)
 
 
 def take_turn(seconds: float) -> float:
     """Make updates of this process's loop for so long, at least one; images per second."""
     loop, updates, device, threads = ready
-    with threads_used(threads):
+    with engines.threads_used(threads):
         count, start = 0, time.perf_counter()
         while not count or time.perf_counter() - start < seconds:
             next(updates)
@@ -254,12 +239,12 @@ def our_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[No
     """One update of the real trainer at each step, in stretches between two looks for divergence."""
     asked = loop.mode.removesuffix(FAST)
     choice = asked if asked in ENGINES else AUTO
-    engine = choose_engine(choice, device, precision, ENDLESS, None, lambda text: None)
+    engine = engines.choose_engine(choice, device, precision, ENDLESS, None, lambda text: None)
     experiment = catalogue.experiment_for("cifar10", loop.depth, plain=False)
     spec = catalogue.derive(experiment, batch_size=loop.batch_size, precision=precision)
     if device.type == "cpu":
-        keep_memory()
-    use_precision(precision, device)
+        engines.keep_memory()
+    engines.use_precision(precision, device)
     data = Dataset("made up", 10, made_up_images(TRAINING_IMAGES), {"test": made_up_images(1)}, {})
     feed = MemoryFeed(spec.recipe, data, device, seed=0)  # type: ignore[arg-type]
     target = Target(device, BatchSplit(loop.batch_size, loop.batch_size), engine)
@@ -335,7 +320,7 @@ def usual_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[
         for batch, labels in loader:
             batch = batch.to(device, non_blocking=True, memory_format=layout)
             labels = labels.to(device, non_blocking=True)
-            with arithmetic(precision, device):
+            with engines.arithmetic(precision, device):
                 loss = criterion(net(batch), labels)
             optimizer.zero_grad()
             scaler.scale(loss).backward()

@@ -77,13 +77,13 @@ def test_the_usual_loop_makes_updates(precision, layout, monkeypatch):
 
 
 def test_on_an_nvidia_gpu_there_are_other_modes_and_shorter_turns(monkeypatch):
-    monkeypatch.setattr(bench, "choose_device", torch.device)
+    monkeypatch.setattr(bench.engines, "choose_device", torch.device)
     monkeypatch.setattr(bench, "cores", lambda: 6)
     for precision, modes in (
         ("bf16", "usual,usual-fast,eager-fast,graph,graph-fast"),
         ("fp16", "usual,eager,graph"),
     ):
-        monkeypatch.setattr(bench, "fast_precision", lambda device, own=precision: own)
+        monkeypatch.setattr(bench.engines, "fast_precision", lambda device, own=precision: own)
         assert bench.defaults_on("cuda:1") == (modes, 1.0, (6,))
     assert bench.defaults_on("cpu") == ("usual,default,fast", 3.0, (0, 2))
 
@@ -105,7 +105,7 @@ def test_our_loop_is_the_real_trainer_on_the_papers_recipe(mode, precision, choi
 
     monkeypatch.setattr(bench, "TRAINING_IMAGES", 16)
     monkeypatch.setattr(bench, "Trainer", Noted)
-    monkeypatch.setattr(bench, "choose_engine", lambda choice, *rest: asked.append(choice) or "eager")
+    monkeypatch.setattr(bench.engines, "choose_engine", lambda choice, *rest: asked.append(choice) or "eager")
     updates = bench.our_updates(Loop(mode, 8, batch_size=16), CPU, precision)
     next(updates)
     next(updates)

@@ -78,10 +78,7 @@ def split_batch(batch_size: int, processes: int, micro_batch: int | None = None)
 def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
     """The images that share BN statistics when a batch is split so; 0 for the whole batch.
 
-    Args:
-        recipe: the recipe as asked for.
-        split: how its batch is split.
-        given: whether `bn_group` was asked for, so that another will not do.
+    If `bn_group` was asked for (`given`), another will not do.
 
     Raises:
         UsageError: if what was asked for cannot be had.
@@ -169,12 +166,11 @@ def in_parallel(net: nn.Module, device: torch.device) -> nn.Module:
     """The net as one whose gradients are averaged over all processes; itself where there is one."""
     if world_size() == 1:
         return net
-    devices = [device] if device.type == "cuda" else None
     # BN's running averages are averaged after each update, not copied from the first process.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    copying: dict[str, Any] = {option: False}
-    return DistributedDataParallel(net, device_ids=devices, **copying)
+    options: dict[str, Any] = {option: False, "device_ids": [device] if device.type == "cuda" else None}
+    return DistributedDataParallel(net, **options)
 
 
 def exchanging(model: nn.Module, last: bool) -> AbstractContextManager[object]:

@@ -138,13 +138,7 @@ def descend(optimizer: SGD, scaler: torch.amp.GradScaler, skipped: Tensor) -> No
 
 
 class Updates:
-    """The updates of a run, called from Python.
-
-    Args:
-        step: makes one from images and labels.
-        feed: gives these.
-        optimizer: takes the learning rate.
-    """
+    """The updates of a run, called from Python: `step` makes one from images and labels."""
 
     def __init__(self, step: Step, feed: Feed, optimizer: SGD) -> None:
         self.step, self.feed, self.optimizer = step, feed, optimizer
@@ -165,9 +159,7 @@ class Updates:
 class RecordedUpdates(Updates):
     """The updates of a run as replays of one, which is recorded when the first of a session is due.
 
-    Args:
-        step, feed, optimizer: as above.
-        changed: the tensors that a step writes, besides those of the optimizer.
+    `changed` are the tensors that a step writes, besides those of the optimizer.
     """
 
     def __init__(self, step: Step, feed: Feed, optimizer: SGD, changed: Sequence[Tensor]) -> None:
