@@ -226,11 +226,7 @@ def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
 
 
 def load_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any] | None, str]:
-    """The state that a run goes on from (None if it has none yet), and a notice if it is not the newest.
-
-    Raises:
-        RecordError: if it is damaged, or of another run.
-    """
+    """As `load_newest` (None if there is none yet), of this run and no other."""
     state, notice = load_newest(folder) or (None, "")
     if state is not None and (state.get("digest"), state.get("seed")) != (spec.digest, seed):
         raise RecordError(f"the checkpoint in {folder} is of another run: start anew with --fresh.")
@@ -238,11 +234,7 @@ def load_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any] | No
 
 
 def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
-    """Take up the state of a checkpoint.
-
-    Raises:
-        RecordError: if it does not fit the run.
-    """
+    """Take up the state of a checkpoint that fits the run."""
     try:
         run.net.load_state_dict(state["net"])
         run.optimizer.load_state_dict(state["optimizer"])

@@ -148,11 +148,7 @@ def describe_device(device: torch.device, micro_batch: int) -> dict[str, object]
 
 @contextlib.contextmanager
 def telling_memory(what: str) -> Iterator[None]:
-    """Tell that the memory is full in a sentence: what it does not hold, and the way out.
-
-    Raises:
-        ResreproError: then.
-    """
+    """Tell by a ResreproError that the memory is full: what it does not hold, and the way out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -174,11 +170,7 @@ def forget_shapes_soon() -> None:
 
 @contextlib.contextmanager
 def threads_used(count: int | None) -> Iterator[None]:
-    """While active, use `count` CPU threads; by default one per core that this process may run on.
-
-    Raises:
-        UsageError: if the count is not positive.
-    """
+    """While active, use `count` CPU threads; by default one per core that this process may run on."""
     before = torch.get_num_threads()
     if count is not None and count < 1:
         raise UsageError(f"--threads must be at least 1, not {count}.")
@@ -203,11 +195,7 @@ def fast_precision(device: torch.device) -> str:
 
 
 def use_precision(precision: str, device: torch.device) -> None:
-    """Make float32 mean float32: TF32 only when the recipe asks for it.
-
-    Raises:
-        UsageError: if TF32 is asked for where there is none.
-    """
+    """Make float32 mean float32: TF32 only when the recipe asks for it, of a GPU."""
     allowed = precision == "tf32"
     if allowed and device.type != "cuda":
         raise UsageError(f"tf32 is an arithmetic of NVIDIA GPUs, not of {device.type}: use float32.")
@@ -220,20 +208,6 @@ def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractConte
     if precision in NARROW:
         return torch.autocast(device.type, NARROW[precision])
     return contextlib.nullcontext()
-
-
-def fast_settings(device: torch.device, given: object, say: Callable[[str], None]) -> dict[str, str]:
-    """The settings that `--fast` stands for on a device; told if that has nothing faster than float32.
-
-    Raises:
-        UsageError: if a precision is given besides.
-    """
-    if given is not None:
-        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
-    precision = fast_precision(device)
-    if precision == "float32":
-        say("Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default.")
-    return {"precision": precision}
 
 
 def keep_memory() -> None:

@@ -88,11 +88,7 @@ class Trainer:
         self.images_before_mark = 0
 
     def run(self, interrupts: Interrupts) -> None:
-        """Make the missing updates in stretches, each up to the next event, then close the record.
-
-        Raises:
-            Diverged, Interrupted: see the events.
-        """
+        """Make the missing updates in stretches, each up to the next event, then close the record."""
         last = self.recipe.iterations
         self.watcher.begin(self.spec.name, self.seed, self.done, last, self.recipe.batch_size)
         self.session_start = self.mark = time.perf_counter()
@@ -142,9 +138,7 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One update (Section 3.4) on this process's share of a batch, in one pass or several.
 
-        Args:
-            images: (n, 3, H, W) float32, normalised.
-            labels: (n,) int64.
+        The images (n, 3, H, W) are float32 and normalised, the labels (n,) int64.
         """
         micro = self.target.split.micro
         passes = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
@@ -220,11 +214,7 @@ class Trainer:
         self.mark, self.images_before_mark = time.perf_counter(), 0
 
     def sample(self, speed: float, errors: dict[str, Errors]) -> None:
-        """Record the training error since the last sample and the errors on the held-out sets.
-
-        Raises:
-            Diverged: if a loss is not finite.
-        """
+        """Record the training error since the last sample and the errors on the held-out sets."""
         lr = self.rate_of(self.done - 1)
         self.since_sample.reset()
         self.last, self.sampled = errors, self.done
@@ -239,11 +229,7 @@ class Trainer:
         self.watcher.sample(Sample(self.done, lr, self.last, speed))
 
     def stop_if_diverged(self, *measured: Errors) -> None:
-        """Close the record if a loss is not finite.
-
-        Raises:
-            Diverged: then.
-        """
+        """Close the record and raise Diverged if a loss is not finite."""
         if all(math.isfinite(errors.loss) for errors in measured):
             return
         parallel.on_first(lambda: self.writer.result(self.result("diverged")))
@@ -310,11 +296,7 @@ class Trainer:
         self.interval.written(time.perf_counter() - start)
 
     def stop(self, signal_number: int) -> None:
-        """Checkpoint and leave because of a signal.
-
-        Raises:
-            Interrupted: always.
-        """
+        """Checkpoint, and leave by raising Interrupted because of a signal."""
         self.save()
         raise Interrupted(
             f"Stopped at iteration {self.done:,} of {self.recipe.iterations:,}, checkpoint written. "

@@ -118,11 +118,7 @@ def plan(
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes of the run, if there are any; GPUs talk over NCCL, all else goes over gloo.
-
-    Raises:
-        PeerLost: if they do not come.
-    """
+    """Meet the other processes of the run, if there are any; GPUs talk over NCCL, all else goes over gloo."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what memory is pinned for
     if world_size() == 1 or distributed.is_initialized():
@@ -143,11 +139,7 @@ def _leave() -> None:
 
 @contextmanager
 def told_as_lost() -> Iterator[None]:
-    """Tell an error of the connection between the processes as one sentence; let others pass.
-
-    Raises:
-        PeerLost: instead of the RuntimeError by which PyTorch reports it.
-    """
+    """Raise PeerLost instead of the RuntimeError by which PyTorch reports a lost connection."""
     try:
         yield
     except RuntimeError as error:

@@ -28,24 +28,13 @@ from resrepro.training.progress import CheckpointInterval, Interrupts, Watcher
 
 
 def train(
-    experiment: str,
-    seed: int = 0,
-    *,
-    shortcut: str | None = None,
-    data: str | Path | None = None,
-    runs: str | Path = "runs",
-    device: str = "auto",
-    threads: int | None = None,
-    fast: bool = False,
-    engine: str = "auto",
-    micro_batch: int | None = None,
-    loading: Loading | None = None,
-    fresh: bool = False,
-    checkpoint_every: str | None = None,
-    break_lock: bool = False,
-    watcher: Watcher | None = None,
+    experiment: str, seed: int = 0, *,
+    shortcut: str | None = None, data: str | Path | None = None, runs: str | Path = "runs",
+    device: str = "auto", threads: int | None = None, fast: bool = False, engine: str = "auto",
+    micro_batch: int | None = None, loading: Loading | None = None, fresh: bool = False,
+    checkpoint_every: str | None = None, break_lock: bool = False, watcher: Watcher | None = None,
     **settings: Value | None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Train one experiment, such as "cifar10-plain56", with one seed, or go on where it was interrupted.
 
     Args:
@@ -70,11 +59,19 @@ def train(
         UsageError, DataError, RecordError: for what is asked, the data, the record and its lock.
         Diverged, Interrupted, PeerLost: the run was stopped; its record is kept.
     """
+    if seed < 0:
+        raise UsageError(f"a seed is a whole number from 0, not {seed}.")
     chosen, interval = engines.choose_device(device), CheckpointInterval.parse(checkpoint_every)
     watcher = (watcher if is_first() else None) or Watcher()
     join(chosen)
+    if fast and settings.get("precision") is not None:
+        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
     if fast:
-        settings |= engines.fast_settings(chosen, settings.get("precision"), watcher.say)
+        settings["precision"] = engines.fast_precision(chosen)
+        if settings["precision"] == "float32":
+            watcher.say(
+                "Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default."
+            )
     with told_as_lost(), Interrupts() as interrupts, engines.threads_used(threads):
         spec, split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
         folder = run_folder(Path(runs), spec, seed)
@@ -100,10 +97,6 @@ class Session:
     loading: Loading | None
     fresh: bool
     watcher: Watcher
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"a seed is a whole number from 0, not {self.seed}.")
 
     def feed(self, device: torch.device) -> Feed:
         """The data of the run."""

@@ -107,8 +107,7 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str)
         if old == lr or momentum_form != "caffe":
             continue
         for parameter in group["params"]:
-            if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
-                buffer.mul_(old / lr)
+            optimizer.state[parameter]["momentum_buffer"].mul_(old / lr)
 
 
 def differentiate(loss: Tensor, net: nn.Module, *, first: bool) -> None:
