@@ -262,15 +262,12 @@ def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
 ROUNDING = {
     "cpu": "CPU", "gpu": "GPU", "engine": "engine", "threads": "CPU threads",
     "processes": "number of processes", "micro_batch": "images per pass", "kernels": "compiled kernels",
+    "torch": "torch",
 }  # fmt: skip
 
 
 def frozen_device(name: str, chosen: torch.device, begun: str) -> torch.device:
-    """The device that a run goes on on: the kind it began on. `chosen` is what `name` stands for here.
-
-    Raises:
-        UsageError: if it is not there, or another one was asked for.
-    """
+    """The device that a run goes on on: the kind it began on. `chosen` is what `name` stands for here."""
     if chosen.type == begun:
         return chosen
     if name == "auto" and world_size() == 1:
@@ -283,10 +280,9 @@ def frozen_device(name: str, chosen: torch.device, begun: str) -> torch.device:
 
 def differences(env: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of the machine differs from the first start and may change the rounding, in words."""
-    pairs = {words: (env.get(key), now.get(key)) for key, words in ROUNDING.items()}
-    pairs["torch"] = (env.get("versions", {}).get("torch"), now.get("versions", {}).get("torch"))
+    env, now = ({**each, **each.get("versions", {})} for each in (env, now))
     return [
-        f"{words} ({before} at the start, now {here})"
-        for words, (before, here) in pairs.items()
-        if before != here
+        f"{words} ({env.get(key)} at the start, now {now.get(key)})"
+        for key, words in ROUNDING.items()
+        if env.get(key) != now.get(key)
     ]

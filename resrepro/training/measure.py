@@ -86,7 +86,7 @@ class Member:
 
 
 def window_of(recipe: Recipe) -> int:
-    """The side of the last feature map at the training size; ImageNet nets reduce images 32 times."""
+    """The side of the last feature map at the training size."""
     return -(-recipe.image_size // 32) if isinstance(recipe, ImageNetRecipe) else 8
 
 

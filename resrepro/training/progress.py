@@ -134,7 +134,7 @@ class Interrupts:
 
 SHARE = 0.01  # of the run's time that checkpoints may take by default
 LEAST_SECONDS = 20.0  # between two of them by default: less is never worth a write
-PART = re.compile(r"(\d+)(?:(s|m|min|h)?)")
+PART = re.compile(r"(\d+)(s|m|min|h)?")
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
