@@ -154,8 +154,7 @@ def can_convolve(x: Tensor, weight: Tensor) -> bool:
 
 def convolve(library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
     """x (N, C_in, H, W) and filters (C, C_in, 3, 3), padding 1 -> (N, C, H, W) of x's type, by float32."""
-    convolved: Tensor = _Convolve.apply(library, x, weight)
-    return convolved
+    return _Convolve.apply(library, x, weight)  # type: ignore[no-any-return]
 
 
 class _Convolve(torch.autograd.Function):
@@ -238,8 +237,7 @@ def can_normalise(x: Tensor) -> bool:
 
 def normalise(library: ctypes.CDLL, norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> Twice:
     """`relu(norm(x) + shortcut)` in training; x and shortcut are (N, C, H, W) of one type."""
-    both: Twice = _Normalise.apply(library, norm, x, shortcut, norm.weight, norm.bias)
-    return both
+    return _Normalise.apply(library, norm, x, shortcut, norm.weight, norm.bias)  # type: ignore[no-any-return]
 
 
 class _Normalise(torch.autograd.Function):
@@ -300,8 +298,7 @@ class KernelNet(nn.Module):
             x = same = self.net.pool(x)
         for shortcut, pairs in self.blocks:
             x, same = self._block(shortcut, pairs, x, same)
-        logits: Tensor = self.net.fc(x.mean(dim=(2, 3)))
-        return logits
+        return self.net.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
     def _block(self, shortcut: nn.Module | None, pairs: list[Pair], x: Tensor, same: Tensor) -> Twice:
         if isinstance(shortcut, ProjectionShortcut):
