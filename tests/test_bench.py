@@ -11,8 +11,15 @@ from commands import call
 from rich.console import Console
 
 from resrepro import bench
-from resrepro.bench import Loop, Speed, compare_with_usual, loops_of, made_up_images
-from resrepro.bench.usual import UsualImages, usual_net
+from resrepro.bench import (
+    Loop,
+    Speed,
+    UsualImages,
+    compare_with_usual,
+    loops_of,
+    made_up_images,
+    usual_net,
+)
 from resrepro.cli.bench import speed_table, to_csv
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import build_net
@@ -50,17 +57,17 @@ def test_the_usual_pipeline_gives_augmented_normalised_images():
     assert abs(float(torch.stack(shown).mean())) < 1.0
 
 
-@pytest.mark.parametrize(("mode", "layout"), [("usual", False), ("usual-fast", True)])
-def test_the_usual_loop_makes_updates(mode, layout, monkeypatch):
+@pytest.mark.parametrize(("precision", "layout"), [("float32", False), ("bf16", True)])
+def test_the_usual_loop_makes_updates(precision, layout, monkeypatch):
     monkeypatch.setattr(bench, "TRAINING_IMAGES", 8)
-    monkeypatch.setattr(bench, "fast_precision", lambda device: "bf16")
     nets, seen = [], []
     monkeypatch.setattr(bench, "usual_net", lambda *net: nets.append(usual_net(*net)) or nets[0])
-    step = bench.usual_step(Loop(mode, 8, batch_size=8, workers=0), CPU)
+    updates = bench.usual_updates(Loop("usual", 8, batch_size=8, workers=0), CPU, precision)
+    next(updates)
     nets[0].conv1.register_forward_hook(lambda module, maps, output: seen.append((maps[0], output)))
     before = {name: value.clone() for name, value in nets[0].state_dict().items()}
-    for _ in range(3):
-        step()
+    for _ in range(2):
+        next(updates)
     after = nets[0].state_dict()
     assert after["bn1.num_batches_tracked"] == 3
     assert not any(torch.equal(before[name], after[name]) for name in after if "conv" in name)
@@ -70,26 +77,26 @@ def test_the_usual_loop_makes_updates(mode, layout, monkeypatch):
 
 
 def test_on_an_nvidia_gpu_there_are_other_modes_and_shorter_turns(monkeypatch):
-    monkeypatch.setattr(bench, "choose_device", torch.device)
+    monkeypatch.setattr(bench.engines, "choose_device", torch.device)
     monkeypatch.setattr(bench, "cores", lambda: 6)
     for precision, modes in (
         ("bf16", "usual,usual-fast,eager-fast,graph,graph-fast"),
         ("fp16", "usual,eager,graph"),
     ):
-        monkeypatch.setattr(bench, "fast_precision", lambda device, own=precision: own)
+        monkeypatch.setattr(bench.engines, "fast_precision", lambda device, own=precision: own)
         assert bench.defaults_on("cuda:1") == (modes, 1.0, (6,))
     assert bench.defaults_on("cpu") == ("usual,default,fast", 3.0, (0, 2))
 
 
-@pytest.mark.parametrize(("mode", "choice"), [("eager", "eager"), ("graph-fast", "graph"), ("fast", "auto")])
-def test_a_mode_may_name_the_engine(mode, choice, monkeypatch):
-    monkeypatch.setattr(bench, "choose_engine", lambda choice, *rest: choice)
-    assert bench.engine_of(Loop(mode, 8), CPU, "float32") == choice
-
-
-@pytest.mark.parametrize(("mode", "precision"), [("default", "float32"), ("fast", "bf16")])
-def test_our_loop_is_the_real_trainer_on_the_papers_recipe(mode, precision, monkeypatch):
-    trainers = []
+@pytest.mark.parametrize(
+    ("mode", "precision", "choice"),
+    [
+        ("default", "float32", "auto"), ("fast", "bf16", "auto"), ("eager", "float32", "eager"),
+        ("graph-fast", "bf16", "graph"),
+    ],
+)  # fmt: skip
+def test_our_loop_is_the_real_trainer_on_the_papers_recipe(mode, precision, choice, monkeypatch):
+    trainers, asked = [], []
 
     class Noted(Trainer):
         def __init__(self, *arguments):
@@ -98,14 +105,14 @@ def test_our_loop_is_the_real_trainer_on_the_papers_recipe(mode, precision, monk
 
     monkeypatch.setattr(bench, "TRAINING_IMAGES", 16)
     monkeypatch.setattr(bench, "Trainer", Noted)
-    monkeypatch.setattr(bench, "fast_precision", lambda device: "bf16")
-    step = bench.our_step(Loop(mode, 8, batch_size=16), CPU)
-    step()
-    step()
+    monkeypatch.setattr(bench.engines, "choose_engine", lambda choice, *rest: asked.append(choice) or "eager")
+    updates = bench.our_updates(Loop(mode, 8, batch_size=16), CPU, precision)
+    next(updates)
+    next(updates)
     [trainer] = trainers
     recipe = trainer.spec.recipe
     assert (recipe.precision, recipe.batch_size, recipe.lr) == (precision, 16, 0.1)
-    assert (trainer.since_sample.count, trainer.net.training) == (32, True)
+    assert (trainer.since_sample.count, trainer.net.training, asked) == (32, True, [choice])
 
 
 # --- turns ------------------------------------------------------------------------------------------

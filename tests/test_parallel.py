@@ -25,7 +25,7 @@ from resrepro.nets.layers import running_statistics
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.recipe import Recipe
-from resrepro.training import session
+from resrepro.training import engine, session
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import (
     BatchSplit,
@@ -432,7 +432,7 @@ def test_a_named_gpu_is_made_the_default_one_before_anything_is_computed(
     def made_default(device: torch.device) -> None:
         raise UsageError(f"first {device}")
 
-    for module in (session, evaluation, responses, bench):
+    for module in (engine, evaluation, responses):
         monkeypatch.setattr(module, "choose_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", made_default)
     with pytest.raises(UsageError, match="first cuda:1"):

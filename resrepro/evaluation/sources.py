@@ -19,10 +19,9 @@ from resrepro.nets.layers import folded
 from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, SPEC, WEIGHTS, read_json
 from resrepro.spec import Spec, catalogue, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
-from resrepro.training.checkpoint import load_checkpoint
+from resrepro.training.checkpoint import Damaged, load_checkpoint
 from resrepro.training.engine import arithmetic
 from resrepro.training.measure import Member, window_of
-from resrepro.training.pickles import Damaged
 
 LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
 LARGEST_SIDE = 8192  # pixels of a scaled image's shorter side; ten times those of the paper

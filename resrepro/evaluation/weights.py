@@ -28,8 +28,7 @@ from resrepro.records.reading import CHECKPOINT, WEIGHTS
 from resrepro.records.storage import SEAL, write_out
 from resrepro.spec import Spec
 from resrepro.spec.recipe import FAMILIES
-from resrepro.training.checkpoint import load_checkpoint
-from resrepro.training.pickles import HEAD, sign_of
+from resrepro.training.checkpoint import HEAD, load_checkpoint, sign_of
 
 PER_PIXEL = "per_pixel"  # the mean image of the training set
 HEADER = "resrepro"  # the one key of the metadata, so that equal weights give equal files

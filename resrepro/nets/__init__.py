@@ -100,13 +100,12 @@ class Net(nn.Module):
 
     def trunk(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> features of the last stage, 1/4 (CIFAR) or 1/32 (ImageNet) as large."""
-        features: Tensor = self.stages(self.pool(relu(self.bn1(self.conv1(images)))))
-        return features
+        return self.stages(self.pool(relu(self.bn1(self.conv1(images)))))  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> logits (N, num_classes)."""
-        logits: Tensor = self.fc(self.trunk(images).mean(dim=(2, 3)))  # global average pooling
-        return logits
+        pooled = self.trunk(images).mean(dim=(2, 3))  # global average pooling
+        return self.fc(pooled)  # type: ignore[no-any-return]
 
     def dense(self, images: Tensor, window: int) -> Tensor:
         """The fully convolutional net of Section 3.4: logits (N, num_classes, h, w) at each place.
@@ -130,32 +129,13 @@ def make_shortcut(
     return nn.Identity() if same else ZeroPadShortcut(in_channels, channels, stride, zeros)
 
 
-def initialise(net: nn.Module, fan_mode: str, generator: torch.Generator | None = None) -> None:
-    """He initialisation [13] of every convolution and fully connected layer; biases zero, BN identity."""
-    mode: Literal["fan_in", "fan_out"] = "fan_in" if fan_mode == "fan_in" else "fan_out"
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
 def build_net(
-    dataset: str,
-    depth: int,
-    plain: bool = False,
-    shortcut: str | None = None,
-    num_classes: int | None = None,
-    *,
-    option_a_zeros: str = "trailing",
-    stride_3x3: bool = False,
-    init: str = "fan_in",
-    bn_group: int = 0,
-    bn_batch: int = 0,
-    bn_momentum: float = 0.1,
-    bn_eps: float = 1e-5,
+    dataset: str, depth: int, plain: bool = False, shortcut: str | None = None,
+    num_classes: int | None = None, *,
+    option_a_zeros: str = "trailing", stride_3x3: bool = False, init: str = "fan_in",
+    bn_group: int = 0, bn_batch: int = 0, bn_momentum: float = 0.1, bn_eps: float = 1e-5,
     generator: torch.Generator | None = None,
-) -> Net:
+) -> Net:  # fmt: skip
     """Build a net of the paper, He-initialised.
 
     Args:
@@ -189,7 +169,11 @@ def build_net(
     )
     classes = num_classes or (1000 if FAMILIES[dataset] == "imagenet" else 10)
     net = Net(layout, option, classes, option_a_zeros, batch_norm, stride_3x3)
-    initialise(net, init, generator)
+    mode: Literal["fan_in", "fan_out"] = "fan_in" if init == "fan_in" else "fan_out"
+    for module in net.modules():  # [13]; biases are zero, BN is the identity
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
+    nn.init.zeros_(net.fc.bias)
     return net
 
 

@@ -64,8 +64,7 @@ class ZeroPadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C + extra, ceil(H / stride), ceil(W / stride))."""
-        padded: Tensor = _ZeroPad.apply(x, self.stride, self.place, self.channels)
-        return padded
+        return _ZeroPad.apply(x, self.stride, self.place, self.channels)  # type: ignore[no-any-return]
 
 
 class _ZeroPad(torch.autograd.Function):

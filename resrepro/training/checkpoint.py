@@ -1,14 +1,21 @@
 """Checkpoints: all that the rest of a run depends on, and the record so far, which is restored with it.
 
-A checkpoint is a file of `torch.save` with a line behind it, the SHA-256 of all that comes before.
+A checkpoint is a file of `torch.save` with a line behind it, the SHA-256 of all that comes before. Of it, and
+of the files of others, nothing is executed: tensors, plain values and what is in HARMLESS are built.
 """
 
+import argparse
+import datetime
 import hashlib
 import os
+import re
+import types
+import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +26,6 @@ from resrepro.spec import Spec
 from resrepro.training import rank, world_size
 from resrepro.training.engine import choose_device
 from resrepro.training.measure import Errors
-from resrepro.training.pickles import Damaged, read_pickled
 
 if TYPE_CHECKING:
     from resrepro.training.loop import Trainer
@@ -29,7 +35,46 @@ MARK = b"\nsha256 "
 TRAILER_BYTES = len(MARK) + 64 + 1  # the mark, the checksum in hex, the end of the line
 DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved
 
+NUMPY_FUNCTIONS = (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
+# What other people keep beside the weights (options, "best_acc", paths), under the names in their files; none
+# of it does more than hold values.
+HARMLESS: list[Any] = [
+    argparse.Namespace, types.SimpleNamespace, list, dict, tuple, frozenset, str, int, float, bool,
+    datetime.datetime, datetime.date, datetime.timedelta,
+    (lambda *_: {}, "collections.defaultdict"),  # which torch's reader builds but does not fill
+    np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdUSMO"},
+    *(
+        (getattr(getattr(np._core, module), name), f"numpy.{core}.{module}.{name}")  # type: ignore[attr-defined]
+        for module, name in NUMPY_FUNCTIONS
+        for core in ("_core", "core")
+    ),
+    *(
+        (PureWindowsPath if "Windows" in name else PurePosixPath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    ),
+]  # fmt: skip
+# How torch's weights-only reader words its refusal of a pickled object.
+REFUSAL = r"GLOBAL ([\w.]+)|Unsupported class|Trying to (call reduce|instantiate)|Can only build"
+REASONS = {  # what else it says of files that are whole
+    "TorchScript": "is a TorchScript archive: save `torch.jit.load(...).state_dict()` with torch.save",
+    "Unsupported operand 149": "is written in a pickle protocol that PyTorch's safe reader does not know: "
+    "save it anew by `torch.save` without `pickle_protocol`",
+}
+HEAD = 64  # bytes of a file that tell what it is
+SIGNS = (  # how files begin that are often taken for checkpoints, and what to do about them
+    (rb"$", "is empty: download or copy it again"),
+    (rb"version https", "is a pointer of Git LFS, not the file it stands for: fetch that, `git lfs pull`"),
+    (rb"(\xef\xbb\xbf)?\s*<", "is a web page (HTML or XML), not the file it tells of: download that itself"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ", "is compressed: unpack it, and name the file within"),
+    (rb"\x89HDF", "is an HDF5 file, of Keras or the like: save its weights from PyTorch, or as .safetensors"),
+)
+
 Shares = list[list[tuple[Tensor, int]]]  # of each process: its sums since the last sample, and since a look
+
+
+class Damaged(RecordError):
+    """A checkpoint that is not what once was written."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -58,7 +103,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path} is a pipe or device, not a file: name a checkpoint.")
     try:
         sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
-        content = read_pickled(path)
+        content = _read_pickled(path)
     except FileNotFoundError:
         raise _missing(path) from None
     except OSError as error:
@@ -124,6 +169,33 @@ def _verify(path: Path) -> bool:
     return True
 
 
+def _read_pickled(path: Path) -> Any:
+    """What a file of `torch.save` holds, on the CPU."""
+    try:
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickle protocols and TorchScript archives
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # on bytes that are damaged PyTorch raises whatever comes of them
+        trouble = str(error)
+    if refused := re.search(REFUSAL, trouble):
+        which = f" ({refused[1]})" if refused[1] else ""
+        raise Damaged(
+            f"{path} holds a pickled object that is no tensor{which}, so it is not opened: "
+            "save the state dict alone (`torch.save(net.state_dict(), ...)`)."
+        )
+    with path.open("rb") as file:
+        what = sign_of(file.read(HEAD))
+    what = what or next((words for sign, words in REASONS.items() if sign in trouble), None)
+    raise Damaged(f"{path} {what or 'is not a PyTorch checkpoint, or is damaged'}.")
+
+
+def sign_of(head: bytes) -> str | None:
+    """What a file is that begins so, with a way out, if it is often taken for a checkpoint."""
+    return next((words for sign, words in SIGNS if re.match(sign, head)), None)
+
+
 def _missing(path: Path) -> RecordError:
     seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
     hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
@@ -154,11 +226,7 @@ def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
 
 
 def load_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any] | None, str]:
-    """The state that a run goes on from (None if it has none yet), and a notice if it is not the newest.
-
-    Raises:
-        RecordError: if it is damaged, or of another run.
-    """
+    """As `load_newest` (None if there is none yet), of this run and no other."""
     state, notice = load_newest(folder) or (None, "")
     if state is not None and (state.get("digest"), state.get("seed")) != (spec.digest, seed):
         raise RecordError(f"the checkpoint in {folder} is of another run: start anew with --fresh.")
@@ -166,11 +234,7 @@ def load_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any] | No
 
 
 def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
-    """Take up the state of a checkpoint.
-
-    Raises:
-        RecordError: if it does not fit the run.
-    """
+    """Take up the state of a checkpoint that fits the run."""
     try:
         run.net.load_state_dict(state["net"])
         run.optimizer.load_state_dict(state["optimizer"])
@@ -198,15 +262,12 @@ def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
 ROUNDING = {
     "cpu": "CPU", "gpu": "GPU", "engine": "engine", "threads": "CPU threads",
     "processes": "number of processes", "micro_batch": "images per pass", "kernels": "compiled kernels",
+    "torch": "torch",
 }  # fmt: skip
 
 
 def frozen_device(name: str, chosen: torch.device, begun: str) -> torch.device:
-    """The device that a run goes on on: the kind it began on. `chosen` is what `name` stands for here.
-
-    Raises:
-        UsageError: if it is not there, or another one was asked for.
-    """
+    """The device that a run goes on on: the kind it began on. `chosen` is what `name` stands for here."""
     if chosen.type == begun:
         return chosen
     if name == "auto" and world_size() == 1:
@@ -219,10 +280,9 @@ def frozen_device(name: str, chosen: torch.device, begun: str) -> torch.device:
 
 def differences(env: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of the machine differs from the first start and may change the rounding, in words."""
-    pairs = {words: (env.get(key), now.get(key)) for key, words in ROUNDING.items()}
-    pairs["torch"] = (env.get("versions", {}).get("torch"), now.get("versions", {}).get("torch"))
+    env, now = ({**each, **each.get("versions", {})} for each in (env, now))
     return [
-        f"{words} ({before} at the start, now {here})"
-        for words, (before, here) in pairs.items()
-        if before != here
+        f"{words} ({env.get(key)} at the start, now {now.get(key)})"
+        for key, words in ROUNDING.items()
+        if env.get(key) != now.get(key)
     ]

@@ -16,7 +16,6 @@ from resrepro.errors import ResreproError, UsageError
 from resrepro.machine import cores
 from resrepro.nets import Net
 from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
-from resrepro.spec.recipe import Recipe
 from resrepro.training import local_rank, local_world_size, world_size
 
 AUTO = "auto"
@@ -28,21 +27,16 @@ FEWEST = 50  # updates for which compiling the kernels, a second or two, is assu
 
 
 def choose_engine(
-    choice: str,
-    device: torch.device,
-    precision: str,
-    updates: int,
-    begun: str | None,
+    choice: str, device: torch.device, precision: str, updates: int, begun: str | None,
     say: Callable[[str], None],
-) -> str:
+) -> str:  # fmt: skip
     """The engine of a run: the one it began with, else the one that `--engine` names, else the fastest.
 
     Args:
         choice: an engine; "auto" takes graphs on an NVIDIA GPU, the kernels on a CPU for FEWEST updates and
             more, and eager where these cannot be had.
-        device: where the run computes.
-        precision: its arithmetic.
-        updates: how many the run has ahead.
+        device, precision: where and with what arithmetic the run computes.
+        updates: how many it has ahead.
         begun: the engine of a run that goes on.
         say: told why "auto" does not take what is made for the device.
 
@@ -96,17 +90,8 @@ def _trouble(engine: str, device: torch.device, precision: str) -> str:
     return ""
 
 
-def describe_engine(engine: str) -> dict[str, object]:
-    """What a record says of an engine: other code of the kernels may round differently."""
-    return {"engine": engine, "kernels": load_kernels().key if engine == KERNELS else None}
-
-
 def accelerate(net: Net, engine: str) -> nn.Module:
-    """What training passes go through: the net itself, or what computes the same with its parameters.
-
-    Raises:
-        NoCompiler: if the kernels cannot be compiled here.
-    """
+    """What training passes go through: the net itself, or what computes the same with its parameters."""
     return KernelNet(net, load_kernels()) if engine == KERNELS else net
 
 
@@ -118,8 +103,20 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         UsageError: if the device is not there.
     """
-    if world_size() > 1:
-        name = _own_gpu(name)
+    if world_size() > 1:  # every process raises the same error
+        if name not in ("auto", "cpu", "cuda"):
+            raise UsageError(
+                f"--device {name}: under torchrun each process takes its own: cpu, cuda or auto."
+            )
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if name == "cpu" or (name == "auto" and not count):
+            return torch.device("cpu")
+        if local_world_size() > count:
+            raise UsageError(
+                f"{local_world_size()} processes on a machine with {count} GPUs: start one per GPU "
+                "(--nproc-per-node), or use --device cpu."
+            )
+        name = f"cuda:{local_rank()}"
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -138,21 +135,6 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def _own_gpu(name: str) -> str:
-    """The name of this process's own GPU; every process raises the same error."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {name}: under torchrun each process takes its own: cpu, cuda or auto.")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and not count):
-        return "cpu"
-    if local_world_size() > count:
-        raise UsageError(
-            f"{local_world_size()} processes on a machine with {count} GPUs: start one per GPU "
-            "(--nproc-per-node), or use --device cpu."
-        )
-    return f"cuda:{local_rank()}"
-
-
 def describe_device(device: torch.device, micro_batch: int) -> dict[str, object]:
     """What a record says of where a run computes: `micro_batch` images in a pass."""
     return {
@@ -166,11 +148,7 @@ def describe_device(device: torch.device, micro_batch: int) -> dict[str, object]
 
 @contextlib.contextmanager
 def telling_memory(what: str) -> Iterator[None]:
-    """Tell that the memory is full in a sentence: what it does not hold, and the way out.
-
-    Raises:
-        ResreproError: then.
-    """
+    """Tell by a ResreproError that the memory is full: what it does not hold, and the way out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -192,11 +170,7 @@ def forget_shapes_soon() -> None:
 
 @contextlib.contextmanager
 def threads_used(count: int | None) -> Iterator[None]:
-    """While active, use `count` CPU threads; by default one per core that this process may run on.
-
-    Raises:
-        UsageError: if the count is not positive.
-    """
+    """While active, use `count` CPU threads; by default one per core that this process may run on."""
     before = torch.get_num_threads()
     if count is not None and count < 1:
         raise UsageError(f"--threads must be at least 1, not {count}.")
@@ -211,24 +185,17 @@ def fast_precision(device: torch.device) -> str:
     """The arithmetic of `--fast`: bf16 where the hardware has it, fp16 on older NVIDIA GPUs, else float32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if device.type == "cpu" and _cpu_has_bf16():
-        return "bf16"
-    return "float32"
-
-
-def _cpu_has_bf16() -> bool:
+    if device.type != "cpu":
+        return "float32"
     if hasattr(torch.cpu, "get_capabilities"):
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return bool(torch.cpu._is_avx512_bf16_supported())
+        narrow = any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16")))
+    else:  # of older versions of PyTorch
+        narrow = torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if narrow else "float32"
 
 
 def use_precision(precision: str, device: torch.device) -> None:
-    """Make float32 mean float32: TF32 only when the recipe asks for it.
-
-    Raises:
-        UsageError: if TF32 is asked for where there is none.
-    """
+    """Make float32 mean float32: TF32 only when the recipe asks for it, of a GPU."""
     allowed = precision == "tf32"
     if allowed and device.type != "cuda":
         raise UsageError(f"tf32 is an arithmetic of NVIDIA GPUs, not of {device.type}: use float32.")
@@ -243,34 +210,13 @@ def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractConte
     return contextlib.nullcontext()
 
 
-def mode_of(recipe: Recipe) -> str:
-    """ "default" or "fast", as the record and the tables call it; it follows from the arithmetic."""
-    return "fast" if recipe.precision in NARROW else "default"
-
-
-def fast_settings(device: torch.device, given: object, say: Callable[[str], None]) -> dict[str, str]:
-    """The settings that `--fast` stands for on a device; told if that has nothing faster than float32.
-
-    Raises:
-        UsageError: if a precision is given besides.
-    """
-    if given is not None:
-        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
-    precision = fast_precision(device)
-    if precision == "float32":
-        say("Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default.")
-    return {"precision": precision}
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-
-
 def keep_memory() -> None:
     """Let this process keep what it has allocated, for the rest of its life; only glibc can.
 
     The maps of an update then lie where those of the last one lay: a tenth less time, without new pages.
     """
     if platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
+        library.mallopt(m_mmap_max, 0)
+        library.mallopt(m_trim_threshold, -1)

@@ -16,29 +16,11 @@ from resrepro.nets import Net, net_of
 from resrepro.records.write import RunWriter
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
-from resrepro.training import world_size
+from resrepro.training import parallel, updates, world_size
 from resrepro.training.checkpoint import save_checkpoint, state_of
 from resrepro.training.engine import EAGER, GRAPH, accelerate, arithmetic
 from resrepro.training.measure import Errors, ErrorSums, measure_held_out
-from resrepro.training.parallel import (
-    BatchSplit,
-    agreed,
-    average_statistics,
-    collected,
-    exchanging,
-    in_parallel,
-    on_first,
-)
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
-from resrepro.training.updates import (
-    Plateau,
-    RecordedUpdates,
-    Updates,
-    descend,
-    differentiate,
-    learning_rate,
-    make_optimizer,
-)
 
 LOOK_FOR_DIVERGENCE = 100  # updates; each look waits for the device
 TOLD_WAITING = 0.05  # of a run's time, from which on waiting for images is told
@@ -59,7 +41,7 @@ class Target:
     """Where and how a run computes: a device, this process's share of each batch, an engine."""
 
     device: torch.device
-    split: BatchSplit
+    split: parallel.BatchSplit
     engine: str = EAGER
 
 
@@ -80,23 +62,25 @@ class Trainer:
         self.target, self.device, self.writer, self.watcher = target, target.device, writer, watcher
         net = initial_net(spec, seed, feed.about.num_classes, target.split.local)
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
-        self.model = in_parallel(accelerate(self.net, target.engine), self.device)
-        self.optimizer = make_optimizer(self.net, self.recipe)
+        self.model = parallel.in_parallel(accelerate(self.net, target.engine), self.device)
+        self.optimizer = updates.make_optimizer(self.net, self.recipe)
         # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
         self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)  # updates that overflowed
         self.headline = feed.about.held_out[0]
         self.sample_every = self.recipe.sampled_every(feed.about.sizes["train"])
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
-        self.updates = self.updates_by(target.engine)
+        self.updates = updates.Updates(self.step, feed, self.optimizer)
+        if target.engine == GRAPH:
+            changed = [*net.parameters(), *net.buffers(), *(part.sums for part in self.sums)]
+            self.updates = updates.RecordedUpdates(self.step, feed, self.optimizer, changed)
         self.done = self.sampled = 0
         self.saved: tuple[int, int] | None = None
         self.interval = CheckpointInterval()
         self.way_on = "The same command goes on from here."
         self.warmup_switch: int | None = None
-        self.plateau: Plateau | None = None
-        if isinstance(self.recipe, ImageNetRecipe) and self.recipe.lr_policy == "plateau":
-            self.plateau = Plateau(self.recipe)
+        adaptive = isinstance(self.recipe, ImageNetRecipe) and self.recipe.lr_policy == "plateau"
+        self.plateau = updates.Plateau(self.recipe) if adaptive else None  # type: ignore[arg-type]
         self.last: dict[str, Errors] = {}
         self.best: dict[str, Any] | None = None
         self.seconds_before = 0.0  # spent by earlier sessions of this run
@@ -104,11 +88,7 @@ class Trainer:
         self.images_before_mark = 0
 
     def run(self, interrupts: Interrupts) -> None:
-        """Make the missing updates in stretches, each up to the next event, then close the record.
-
-        Raises:
-            Diverged, Interrupted: see the events.
-        """
+        """Make the missing updates in stretches, each up to the next event, then close the record."""
         last = self.recipe.iterations
         self.watcher.begin(self.spec.name, self.seed, self.done, last, self.recipe.batch_size)
         self.session_start = self.mark = time.perf_counter()
@@ -128,7 +108,7 @@ class Trainer:
                             break
                     self.meet_event(interrupts)
             self.finish()
-            (signal_number,) = agreed(interrupts.received)
+            (signal_number,) = parallel.agreed(interrupts.received)
             if signal_number:  # the run is whole, but nothing may follow it
                 raise Interrupted(f"{self.writer.folder} is finished; stopped there.", signal_number)
         finally:
@@ -147,7 +127,7 @@ class Trainer:
         """Do what is due between two stretches: look, sample, stop because of a signal, checkpoint."""
         self.look_at_warmup_if_due()
         self.sample_if_due(interrupts)
-        signal_number, due = agreed(interrupts.received, self.interval.due(self.done))
+        signal_number, due = parallel.agreed(interrupts.received, self.interval.due(self.done))
         if self.done == self.recipe.iterations:
             return
         if signal_number:
@@ -158,34 +138,25 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One update (Section 3.4) on this process's share of a batch, in one pass or several.
 
-        Args:
-            images: (n, 3, H, W) float32, normalised.
-            labels: (n,) int64.
+        The images (n, 3, H, W) are float32 and normalised, the labels (n,) int64.
         """
         micro = self.target.split.micro
         passes = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
         for number, (part, truth) in enumerate(passes, 1):
-            with exchanging(self.model, number == len(passes)):
+            with parallel.exchanging(self.model, number == len(passes)):
                 with arithmetic(self.recipe.precision, self.device):
                     logits = self.model(part)
                     loss = F.cross_entropy(logits.float(), truth)
-                differentiate(self.scaler.scale(loss / len(passes)), self.net, first=number == 1)
+                updates.differentiate(self.scaler.scale(loss / len(passes)), self.net, first=number == 1)
             for sums in self.sums:
                 sums.add(loss.detach(), logits.detach(), truth)
-        descend(self.optimizer, self.scaler, self.skipped)
-        average_statistics(self.net)
+        updates.descend(self.optimizer, self.scaler, self.skipped)
+        parallel.average_statistics(self.net)
 
     @property
     def sums(self) -> list[ErrorSums]:
         """What the errors of an update are added to."""
         return [self.since_sample, self.since_look] if self.recipe.warmup_lr else [self.since_sample]
-
-    def updates_by(self, engine: str) -> Updates:
-        """The updates of this run, replayed or called."""
-        if engine != GRAPH:
-            return Updates(self.step, self.feed, self.optimizer)
-        changed = [*self.net.parameters(), *self.net.buffers(), *(part.sums for part in self.sums)]
-        return RecordedUpdates(self.step, self.feed, self.optimizer, changed)
 
     def finish(self) -> None:
         """Close the record."""
@@ -195,12 +166,12 @@ class Trainer:
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
         if (waited := self.waited_share()) > TOLD_WAITING:
             self.watcher.say(f"{waited:.0%} of the time went by waiting for images: see --workers.")
-        on_first(lambda: self.writer.result(self.result(status)))
+        parallel.on_first(lambda: self.writer.result(self.result(status)))
 
     def rate_of(self, update: int) -> float:
         """The learning rate that update number `update` (from 0) is made at."""
         drops = None if self.plateau is None else self.plateau.drops
-        return learning_rate(self.recipe, update, self.warmup_switch, drops)
+        return updates.learning_rate(self.recipe, update, self.warmup_switch, drops)
 
     @property
     def warming_up(self) -> bool:
@@ -236,40 +207,32 @@ class Trainer:
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
         held_out = measure_held_out(self.feed, self.net, self.device, lambda: bool(interrupts.received))
-        (signal_number,) = agreed(interrupts.received)
+        (signal_number,) = parallel.agreed(interrupts.received)
         if signal_number:
             self.stop(signal_number)
         self.sample(speed, {"train": train} | held_out)
         self.mark, self.images_before_mark = time.perf_counter(), 0
 
     def sample(self, speed: float, errors: dict[str, Errors]) -> None:
-        """Record the training error since the last sample and the errors on the held-out sets.
-
-        Raises:
-            Diverged: if a loss is not finite.
-        """
+        """Record the training error since the last sample and the errors on the held-out sets."""
         lr = self.rate_of(self.done - 1)
         self.since_sample.reset()
         self.last, self.sampled = errors, self.done
-        on_first(lambda: self.append_rows(lr, speed))
+        parallel.on_first(lambda: self.append_rows(lr, speed))
         self.stop_if_diverged(*self.last.values())
         headline = self.last[self.headline]
         if self.best is None or headline.top1_err < self.best["top1_err"]:
             self.best = {"iteration": self.done, "top1_err": round(headline.top1_err, 4)}
         if self.plateau is not None and self.plateau.see(self.done, headline.top1_err):
             self.watcher.say(f"The error has come to a plateau by iteration {self.done:,}: the rate drops.")
-        on_first(lambda: self.writer.result(self.result("partial")))
+        parallel.on_first(lambda: self.writer.result(self.result("partial")))
         self.watcher.sample(Sample(self.done, lr, self.last, speed))
 
     def stop_if_diverged(self, *measured: Errors) -> None:
-        """Close the record if a loss is not finite.
-
-        Raises:
-            Diverged: then.
-        """
+        """Close the record and raise Diverged if a loss is not finite."""
         if all(math.isfinite(errors.loss) for errors in measured):
             return
-        on_first(lambda: self.writer.result(self.result("diverged")))
+        parallel.on_first(lambda: self.writer.result(self.result("diverged")))
         raise Diverged(
             f"the loss is no longer finite by iteration {self.done}: the run is stopped and "
             f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
@@ -320,7 +283,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
         start = time.perf_counter()
-        shares = collected(
+        shares = parallel.collected(
             [(part.sums[:3].cpu(), part.count) for part in (self.since_sample, self.since_look)]
         )
 
@@ -328,16 +291,12 @@ class Trainer:
             save_checkpoint(self.writer.checkpoint, state_of(self, shares))
             self.writer.result(self.result("partial"))
 
-        on_first(write)
+        parallel.on_first(write)
         self.saved = self.done, self.sampled
         self.interval.written(time.perf_counter() - start)
 
     def stop(self, signal_number: int) -> None:
-        """Checkpoint and leave because of a signal.
-
-        Raises:
-            Interrupted: always.
-        """
+        """Checkpoint, and leave by raising Interrupted because of a signal."""
         self.save()
         raise Interrupted(
             f"Stopped at iteration {self.done:,} of {self.recipe.iterations:,}, checkpoint written. "

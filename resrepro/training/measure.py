@@ -86,7 +86,7 @@ class Member:
 
 
 def window_of(recipe: Recipe) -> int:
-    """The side of the last feature map at the training size; ImageNet nets reduce images 32 times."""
+    """The side of the last feature map at the training size."""
     return -(-recipe.image_size // 32) if isinstance(recipe, ImageNetRecipe) else 8
 
 
@@ -96,12 +96,9 @@ def bn_stats_of(recipe: Recipe) -> str:
 
 
 def measure_errors(
-    members: Sequence[Member],
-    views: Iterable[Views],
-    dense: bool,
-    device: torch.device,
+    members: Sequence[Member], views: Iterable[Views], dense: bool, device: torch.device,
     stop: Callable[[], bool] = lambda: False,
-) -> Errors:
+) -> Errors:  # fmt: skip
     """Loss and errors over all images of all processes, by copies of the nets in evaluation mode.
 
     The members' scores (softmax) are averaged; the loss is that of the average. Once `stop()` holds the
@@ -183,11 +180,9 @@ def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
 
 
 def with_precise_statistics(
-    net: Net,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    recipe: Recipe,
+    net: Net, batches: Iterable[tuple[Tensor, Tensor]], recipe: Recipe,
     stop: Callable[[], bool] = lambda: False,
-) -> Net:
+) -> Net:  # fmt: skip
     """A copy whose BN uses plain averages over `Feed.first_batches`, as the authors' README describes.
 
     Each pass holds one BN group, so that the result does not depend on how many images a process has.

@@ -78,10 +78,7 @@ def split_batch(batch_size: int, processes: int, micro_batch: int | None = None)
 def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
     """The images that share BN statistics when a batch is split so; 0 for the whole batch.
 
-    Args:
-        recipe: the recipe as asked for.
-        split: how its batch is split.
-        given: whether `bn_group` was asked for, so that another will not do.
+    If `bn_group` was asked for (`given`), another will not do.
 
     Raises:
         UsageError: if what was asked for cannot be had.
@@ -121,11 +118,7 @@ def plan(
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes of the run, if there are any; GPUs talk over NCCL, all else goes over gloo.
-
-    Raises:
-        PeerLost: if they do not come.
-    """
+    """Meet the other processes of the run, if there are any; GPUs talk over NCCL, all else goes over gloo."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what memory is pinned for
     if world_size() == 1 or distributed.is_initialized():
@@ -146,11 +139,7 @@ def _leave() -> None:
 
 @contextmanager
 def told_as_lost() -> Iterator[None]:
-    """Tell an error of the connection between the processes as one sentence; let others pass.
-
-    Raises:
-        PeerLost: instead of the RuntimeError by which PyTorch reports it.
-    """
+    """Raise PeerLost instead of the RuntimeError by which PyTorch reports a lost connection."""
     try:
         yield
     except RuntimeError as error:
@@ -169,12 +158,11 @@ def in_parallel(net: nn.Module, device: torch.device) -> nn.Module:
     """The net as one whose gradients are averaged over all processes; itself where there is one."""
     if world_size() == 1:
         return net
-    devices = [device] if device.type == "cuda" else None
     # BN's running averages are averaged after each update, not copied from the first process.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    copying: dict[str, Any] = {option: False}
-    return DistributedDataParallel(net, device_ids=devices, **copying)
+    options: dict[str, Any] = {option: False, "device_ids": [device] if device.type == "cuda" else None}
+    return DistributedDataParallel(net, **options)
 
 
 def exchanging(model: nn.Module, last: bool) -> AbstractContextManager[object]:

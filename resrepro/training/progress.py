@@ -85,17 +85,13 @@ def clock(seconds: float) -> str:
 
 def sample_line(sample: Sample, pace: Pace) -> str:
     """A sample as a line of its own, with speed and time left where they are known."""
-    line = f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} {errors_line(sample)}"
+    line = f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} loss {sample.errors['train'].loss:.4f}"
+    for name, error in sample.errors.items():
+        line += f"  {name} {error.top1_err:.2f} %"
     if math.isnan(sample.images_per_s):
         return line
     left = clock(pace.seconds_left(sample.iteration))
     return f"{line}  {sample.images_per_s:,.0f} images/s  {left} left"
-
-
-def errors_line(sample: Sample) -> str:
-    """`loss 0.1234  train 1.20 %  test 9.30 %`."""
-    parts = [f"{name} {error.top1_err:.2f} %" for name, error in sample.errors.items()]
-    return "  ".join([f"loss {sample.errors['train'].loss:.4f}", *parts])
 
 
 # Ctrl-C; what a scheduler or a closed terminal sends; what Slurm's --signal may be told to send.
@@ -138,7 +134,7 @@ class Interrupts:
 
 SHARE = 0.01  # of the run's time that checkpoints may take by default
 LEAST_SECONDS = 20.0  # between two of them by default: less is never worth a write
-PART = re.compile(r"(\d+)(?:(s|m|min|h)?)")
+PART = re.compile(r"(\d+)(s|m|min|h)?")
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 

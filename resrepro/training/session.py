@@ -12,49 +12,29 @@ from resrepro.data.classes import told
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, RecordError, UsageError
+from resrepro.nets.cpu import load_kernels
 from resrepro.records import read_run
 from resrepro.records.locking import locked
 from resrepro.records.reading import ENV, RESULT, read_json
 from resrepro.records.write import Onlooker, describe_environment, has_checkpoint, open_run, run_folder
 from resrepro.spec import Spec, command_for
 from resrepro.spec.recipe import FAMILIES, Value
+from resrepro.training import engine as engines
 from resrepro.training import is_first
 from resrepro.training.checkpoint import differences, frozen_device, load_state, restore
-from resrepro.training.engine import (
-    choose_device,
-    choose_engine,
-    describe_device,
-    describe_engine,
-    fast_settings,
-    mode_of,
-    telling_memory,
-    threads_used,
-    use_precision,
-)
 from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
 from resrepro.training.progress import CheckpointInterval, Interrupts, Watcher
 
 
 def train(
-    experiment: str,
-    seed: int = 0,
-    *,
-    shortcut: str | None = None,
-    data: str | Path | None = None,
-    runs: str | Path = "runs",
-    device: str = "auto",
-    threads: int | None = None,
-    fast: bool = False,
-    engine: str = "auto",
-    micro_batch: int | None = None,
-    loading: Loading | None = None,
-    fresh: bool = False,
-    checkpoint_every: str | None = None,
-    break_lock: bool = False,
-    watcher: Watcher | None = None,
+    experiment: str, seed: int = 0, *,
+    shortcut: str | None = None, data: str | Path | None = None, runs: str | Path = "runs",
+    device: str = "auto", threads: int | None = None, fast: bool = False, engine: str = "auto",
+    micro_batch: int | None = None, loading: Loading | None = None, fresh: bool = False,
+    checkpoint_every: str | None = None, break_lock: bool = False, watcher: Watcher | None = None,
     **settings: Value | None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Train one experiment, such as "cifar10-plain56", with one seed, or go on where it was interrupted.
 
     Args:
@@ -79,18 +59,26 @@ def train(
         UsageError, DataError, RecordError: for what is asked, the data, the record and its lock.
         Diverged, Interrupted, PeerLost: the run was stopped; its record is kept.
     """
-    chosen, interval = choose_device(device), CheckpointInterval.parse(checkpoint_every)
+    if seed < 0:
+        raise UsageError(f"a seed is a whole number from 0, not {seed}.")
+    chosen, interval = engines.choose_device(device), CheckpointInterval.parse(checkpoint_every)
     watcher = (watcher if is_first() else None) or Watcher()
     join(chosen)
+    if fast and settings.get("precision") is not None:
+        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
     if fast:
-        settings |= fast_settings(chosen, settings.get("precision"), watcher.say)
-    with told_as_lost(), Interrupts() as interrupts, threads_used(threads):
+        settings["precision"] = engines.fast_precision(chosen)
+        if settings["precision"] == "float32":
+            watcher.say(
+                "Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default."
+            )
+    with told_as_lost(), Interrupts() as interrupts, engines.threads_used(threads):
         spec, split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
         folder = run_folder(Path(runs), spec, seed)
         session = Session(spec, seed, folder, split, data, loading, fresh, watcher)
         if session.is_over(chosen):
             return folder
-        with session.alone(break_lock), telling_memory(split.memory_hint()):
+        with session.alone(break_lock), engines.telling_memory(split.memory_hint()):
             trainer = session.open(device, chosen, engine)
             trainer.interval = interval
             trainer.run(interrupts)
@@ -109,10 +97,6 @@ class Session:
     loading: Loading | None
     fresh: bool
     watcher: Watcher
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"a seed is a whole number from 0, not {self.seed}.")
 
     def feed(self, device: torch.device) -> Feed:
         """The data of the run."""
@@ -166,12 +150,15 @@ class Session:
     def alone(self, break_lock: bool) -> Iterator[None]:
         """While active, no other process trains this run; the first process of a run holds its lock."""
         missing = [parent for parent in self.folder.parents if not parent.exists()]
-        with ExitStack() as stack:
-            for parent in reversed(missing if is_first() else []):  # of a run that is refused nothing remains
-                stack.callback(_remove_if_empty, parent)
-            lock = locked(self.folder, break_lock=break_lock, say=self.watcher.say)
-            on_first(lambda: stack.enter_context(lock))
-            yield
+        lock = locked(self.folder, break_lock=break_lock, say=self.watcher.say)
+        try:
+            with ExitStack() as stack:
+                on_first(lambda: stack.enter_context(lock))
+                yield
+        finally:
+            for parent in missing if is_first() else []:  # of a run that is refused nothing remains
+                with suppress(OSError):
+                    parent.rmdir()
 
     def open(self, device_name: str, chosen: torch.device, engine: str) -> Trainer:
         """The trainer of the run, its record begun or brought to the state of its checkpoint."""
@@ -183,8 +170,8 @@ class Session:
         device = frozen_device(device_name, chosen, env.get("device", chosen.type))
         ahead = spec.recipe.iterations - (state["iteration"] if state else 0)
         precision, begun = spec.recipe.precision, env.get("engine")
-        name = on_first(lambda: choose_engine(engine, device, precision, ahead, begun, say))
-        use_precision(precision, device)
+        name = on_first(lambda: engines.choose_engine(engine, device, precision, ahead, begun, say))
+        engines.use_precision(precision, device)
         feed = self.feed(device)
         if spec.recipe.batch_size > feed.about.sizes["train"]:
             raise UsageError(
@@ -202,8 +189,8 @@ class Session:
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
         trainer = Trainer(spec, self.seed, feed, Target(device, self.split, name), writer, self.watcher)
-        now = describe_environment() | describe_device(device, self.split.micro)
-        now |= describe_engine(name)
+        now = describe_environment() | engines.describe_device(device, self.split.micro)
+        now |= {"engine": name, "kernels": load_kernels().key if name == engines.KERNELS else None}
         if state:
             self.go_on(trainer, state, notice, now)
         else:
@@ -214,7 +201,8 @@ class Session:
         """Begin the record of a run, and write its first checkpoint."""
         if self.fresh:
             trainer.way_on = "The same command without --fresh goes on from here."
-        about = {"mode": mode_of(self.spec.recipe), "data": trainer.feed.about.describe()}
+        mode = "fast" if self.spec.recipe.precision in engines.NARROW else "default"
+        about = {"mode": mode, "data": trainer.feed.about.describe()}
         env = {**now, **about, "command": command_for(self.spec, self.seed)}
         on_first(lambda: trainer.writer.begin(self.spec, self.seed, env))
         on_first(lambda: trainer.writer.result(trainer.result("partial")))
@@ -234,8 +222,3 @@ class Session:
             say(f"Note: not the machine of the first start, so rounding may differ: {'; '.join(other)}.")
         on_first(lambda: writer.add_session(trainer.done, now))
         say(f"Going on from iteration {trainer.done:,} of {trainer.recipe.iterations:,}.")
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()

@@ -107,8 +107,7 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str)
         if old == lr or momentum_form != "caffe":
             continue
         for parameter in group["params"]:
-            if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
-                buffer.mul_(old / lr)
+            optimizer.state[parameter]["momentum_buffer"].mul_(old / lr)
 
 
 def differentiate(loss: Tensor, net: nn.Module, *, first: bool) -> None:
@@ -138,13 +137,7 @@ def descend(optimizer: SGD, scaler: torch.amp.GradScaler, skipped: Tensor) -> No
 
 
 class Updates:
-    """The updates of a run, called from Python.
-
-    Args:
-        step: makes one from images and labels.
-        feed: gives these.
-        optimizer: takes the learning rate.
-    """
+    """The updates of a run, called from Python: `step` makes one from images and labels."""
 
     def __init__(self, step: Step, feed: Feed, optimizer: SGD) -> None:
         self.step, self.feed, self.optimizer = step, feed, optimizer
@@ -165,9 +158,7 @@ class Updates:
 class RecordedUpdates(Updates):
     """The updates of a run as replays of one, which is recorded when the first of a session is due.
 
-    Args:
-        step, feed, optimizer: as above.
-        changed: the tensors that a step writes, besides those of the optimizer.
+    `changed` are the tensors that a step writes, besides those of the optimizer.
     """
 
     def __init__(self, step: Step, feed: Feed, optimizer: SGD, changed: Sequence[Tensor]) -> None:

@@ -8,11 +8,9 @@ import ctypes
 import hashlib
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import tempfile
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,28 +62,31 @@ def load_kernels() -> Kernels:
         NoCompiler: if there is no compiler, or what it makes does not load.
     """
     compiler = _compiler()
-    folder = resources.files(__package__)
-    sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
+    sources = {name: Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES}
     key = _key(compiler, sources)
     path = cache_folder() / "kernels" / f"{key}.so"
     if not path.exists():
-        _compile(compiler, sources, path)
-    return Kernels(_load(path), key)
+        _compile(compiler, path)
+    maps = {f"{name}_{kind}": (f"{types} i", None) for name, types in MAPS.items() for kind in TYPES.values()}
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (arguments, result) in (OTHERS | maps).items():
+            kernel = getattr(library, name)
+            kernel.argtypes = [LETTERS[letter] for letter in arguments.replace(" ", "")]
+            kernel.restype = result
+    except (OSError, AttributeError) as error:
+        raise NoCompiler(f"the compiled kernels do not load ({error})") from None
+    return Kernels(library, key)
 
 
 def _compiler() -> list[str]:
     """The words of a compiler's command: CC, which may have arguments (`ccache gcc`), or one of COMPILERS."""
-    given = os.environ.get("CC", "").strip()
-    try:
-        commands = [[given] if shutil.which(given) else shlex.split(given)] if given else []
-    except ValueError:
-        raise NoCompiler(f"CC={given} is no command") from None
-    commands = commands or [[name] for name in COMPILERS]
-    for name, *arguments in commands:
+    given = os.environ.get("CC", "").split()
+    names, arguments = given[:1] or COMPILERS, given[1:]
+    for name in names:
         if path := shutil.which(name):
             return [path, *arguments]
-    names = ", ".join(command[0] for command in commands)
-    raise NoCompiler(f"no C compiler ({names}) is installed here")
+    raise NoCompiler(f"no C compiler ({', '.join(names)}) is installed here")
 
 
 def _key(compiler: list[str], sources: dict[str, str]) -> str:
@@ -101,16 +102,15 @@ def _key(compiler: list[str], sources: dict[str, str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(compiler: list[str], sources: dict[str, str], path: Path) -> None:
+def _compile(compiler: list[str], path: Path) -> None:
     """Compile beside the destination, then move: other processes see all of it or nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            for name, text in sources.items():
-                Path(work, name).write_text(text, encoding="utf-8")
-            code = [str(Path(work, name)) for name in sources if name.endswith(".c")]
-            _run([*compiler, *FLAGS, "-o", str(Path(work, path.name)), *code, "-lm"])
-            Path(work, path.name).replace(path)
+            made = Path(work, path.name)
+            code = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".c")]
+            _run([*compiler, *FLAGS, "-o", str(made), *code, "-lm"])
+            made.replace(path)
     except OSError as error:
         raise NoCompiler(f"{path.parent} cannot be written ({error.strerror or error})") from None
 
@@ -119,28 +119,13 @@ def _run(command: list[str]) -> str:
     """What a command prints; if it fails, the first line of its complaint is told."""
     name = Path(command[0]).name
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoCompiler(f"the compiler {name} does not run ({type(error).__name__})") from None
     if done.returncode:
         complaint = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
         raise NoCompiler(f"the compiler {name} failed ({complaint.strip()[:120]})")
     return done.stdout
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    maps = {f"{name}_{kind}": (f"{types} i", None) for name, types in MAPS.items() for kind in TYPES.values()}
-    try:
-        library = ctypes.CDLL(str(path))
-        for name, (arguments, result) in (OTHERS | maps).items():
-            kernel = getattr(library, name)
-            kernel.argtypes = [LETTERS[letter] for letter in arguments.replace(" ", "")]
-            kernel.restype = result
-    except (OSError, AttributeError) as error:
-        raise NoCompiler(f"the compiled kernels do not load ({error})") from None
-    return library
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -169,8 +154,7 @@ def can_convolve(x: Tensor, weight: Tensor) -> bool:
 
 def convolve(library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
     """x (N, C_in, H, W) and filters (C, C_in, 3, 3), padding 1 -> (N, C, H, W) of x's type, by float32."""
-    convolved: Tensor = _Convolve.apply(library, x, weight)
-    return convolved
+    return _Convolve.apply(library, x, weight)  # type: ignore[no-any-return]
 
 
 class _Convolve(torch.autograd.Function):
@@ -253,8 +237,7 @@ def can_normalise(x: Tensor) -> bool:
 
 def normalise(library: ctypes.CDLL, norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> Twice:
     """`relu(norm(x) + shortcut)` in training; x and shortcut are (N, C, H, W) of one type."""
-    both: Twice = _Normalise.apply(library, norm, x, shortcut, norm.weight, norm.bias)
-    return both
+    return _Normalise.apply(library, norm, x, shortcut, norm.weight, norm.bias)  # type: ignore[no-any-return]
 
 
 class _Normalise(torch.autograd.Function):
@@ -315,8 +298,7 @@ class KernelNet(nn.Module):
             x = same = self.net.pool(x)
         for shortcut, pairs in self.blocks:
             x, same = self._block(shortcut, pairs, x, same)
-        logits: Tensor = self.net.fc(x.mean(dim=(2, 3)))
-        return logits
+        return self.net.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
     def _block(self, shortcut: nn.Module | None, pairs: list[Pair], x: Tensor, same: Tensor) -> Twice:
         if isinstance(shortcut, ProjectionShortcut):

@@ -14,45 +14,36 @@ import signal
 import statistics
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import CIFAR10
+from torchvision.models.resnet import BasicBlock
 
-from resrepro.bench.usual import usual_net, usual_updates
 from resrepro.data import Dataset, Images
 from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import ResreproError, UsageError
 from resrepro.machine import cores
 from resrepro.records.write import Onlooker, describe_environment
 from resrepro.spec import catalogue, net_label
-from resrepro.training.engine import (
-    AUTO,
-    EAGER,
-    ENGINES,
-    choose_device,
-    choose_engine,
-    describe_device,
-    fast_precision,
-    fastest_engine,
-    keep_memory,
-    telling_memory,
-    threads_used,
-    use_precision,
-)
+from resrepro.training import engine as engines
+from resrepro.training.engine import AUTO, EAGER, ENGINES
 from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Target, Trainer
 from resrepro.training.parallel import BatchSplit, join
 from resrepro.training.progress import Watcher
-
-Step = Callable[[], None]
 
 FAST = "-fast"  # the end of a mode in the arithmetic of --fast
 USUAL, USUAL_FAST = USUALS = ("usual", f"usual{FAST}")
@@ -61,6 +52,8 @@ USUAL_WORKERS = (0, 2)  # of the usual loop's DataLoader: both are measured, the
 MOST_ON_GPU = 8  # workers beside a GPU, where more are always better
 TRAINING_IMAGES = 50_000  # as many as CIFAR-10 has
 ENDLESS, WARM_STEPS = 10**9, 4
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10, as everybody writes them
+READ_LOSS_EVERY = 100  # steps of the usual loop
 SETTLE = 0.3  # seconds in which workers fill up what was taken, and threads stop to wait for more work
 
 
@@ -95,18 +88,16 @@ class Speed:
 
 def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
     """The modes, the seconds of a turn, and the usual loop's numbers of workers on a device."""
-    chosen = choose_device(device)
+    chosen = engines.choose_device(device)
     if chosen.type != "cuda":
         return ",".join(MODES[:3]), 3.0, USUAL_WORKERS
-    engine = fastest_engine(chosen, ENDLESS)
-    narrow = fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
+    engine = engines.fastest_engine(chosen, ENDLESS)
+    narrow = engines.fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
     modes = (*USUALS, EAGER + FAST, engine, engine + FAST) if narrow else (USUAL, EAGER, engine)
     return ",".join(modes), 1.0, (min(MOST_ON_GPU, cores()),)
 
 
-def loops_of(
-    modes: str, depth: int, batch_size: int, usual_workers: Sequence[int] = USUAL_WORKERS
-) -> list[Loop]:
+def loops_of(modes: str, depth: int, batch_size: int, workers: Sequence[int] = USUAL_WORKERS) -> list[Loop]:
     """`usual,fast` -> the loops of a net, the usual one once for each number of workers.
 
     Raises:
@@ -116,9 +107,9 @@ def loops_of(
     if len(set(names)) < len(names) or not set(names) <= set(MODES):
         raise UsageError(f"--modes takes modes, each once, of {', '.join(MODES)}, not {modes!r}.")
     return [
-        Loop(mode, depth, batch_size, workers)
+        Loop(mode, depth, batch_size, count)
         for mode in names
-        for workers in (usual_workers if mode in USUALS else (None,))
+        for count in (workers if mode in USUALS else (None,))
     ]
 
 
@@ -134,8 +125,7 @@ def measure_speeds(
     """
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
-        executors = [ProcessPoolExecutor(1, context, follow_parent) for _ in loops]
-        processes = [stack.enter_context(each) for each in executors]
+        processes = [stack.enter_context(ProcessPoolExecutor(1, context, follow_parent)) for _ in loops]
         for process in processes:  # they import PyTorch side by side, and warm up one after the other
             process.submit(os.getpid)
         for loop, process in zip(loops, processes, strict=True):
@@ -183,7 +173,7 @@ def compare_with_usual(loops: Sequence[Loop], reached: Sequence[Sequence[float]]
 
 # --- in the process of a loop --------------------------------------------------------------------------
 
-turn: Callable[[float], float]  # of this process: trains for so many seconds; images per second
+ready: tuple[Loop, Iterator[None], torch.device, int | None]  # what this process trains, where, its threads
 
 
 def follow_parent() -> None:
@@ -200,98 +190,66 @@ def follow_parent() -> None:
 
 
 def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, object]:
-    """Build a loop and warm it up; on what it computes."""
-    global turn
-    device = choose_device(device_name)
+    """Build a loop and warm it up; on what it computes.
+
+    Raises:
+        UsageError: if the arithmetic or the engine that the mode names cannot be had here.
+    """
+    global ready
+    device = engines.choose_device(device_name)
     join(device)
+    precision = engines.fast_precision(device) if (fast := loop.mode.endswith("fast")) else "float32"
+    if fast and precision == "float32":
+        raise UsageError(f"this machine has no bf16 arithmetic: leave the mode {loop.mode} out of --modes.")
     hint = f"{loop.label} beside the others: try a smaller --batch-size, or fewer --modes"
-    with threads_used(threads), telling_memory(hint):
-        step = usual_step(loop, device) if loop.mode in USUALS else our_step(loop, device)
+    with engines.threads_used(threads), engines.telling_memory(hint):
+        updates = (usual_updates if loop.mode in USUALS else our_updates)(loop, device, precision)
         for _ in range(WARM_STEPS):
-            step()
-        train_for(1.0, step, device)
-        computing_on = describe_device(device, loop.batch_size)
-
-    def take(seconds: float) -> float:
-        with threads_used(threads):
-            steps, elapsed = train_for(seconds, step, device)
-        return steps * loop.batch_size / elapsed
-
-    turn = take
-    return computing_on
+            next(updates)
+        ready = loop, updates, device, threads
+        take_turn(1.0)
+        return engines.describe_device(device, loop.batch_size)
 
 
 def take_turn(seconds: float) -> float:
-    """Let the loop of this process train for so long; images per second."""
-    return turn(seconds)
-
-
-def train_for(seconds: float, step: Step, device: torch.device) -> tuple[int, float]:
-    """Make steps for so long, at least one; how many, and the seconds until the device had finished them."""
-    count, start = 0, time.perf_counter()
-    while not count or time.perf_counter() - start < seconds:
-        step()
-        count += 1
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    elapsed = time.perf_counter() - start
+    """Make updates of this process's loop for so long, at least one; images per second."""
+    loop, updates, device, threads = ready
+    with engines.threads_used(threads):
+        count, start = 0, time.perf_counter()
+        while not count or time.perf_counter() - start < seconds:
+            next(updates)
+            count += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+        elapsed = time.perf_counter() - start
     time.sleep(SETTLE)
-    return count, elapsed
+    return count * loop.batch_size / elapsed
 
 
-def precision_of(loop: Loop, device: torch.device) -> str:
-    """The arithmetic of a loop.
-
-    Raises:
-        UsageError: if the mode is a fast one, and the device has nothing faster than float32.
-    """
-    if not loop.mode.endswith("fast"):
-        return "float32"
-    precision = fast_precision(device)
-    if precision == "float32":
-        raise UsageError(f"this machine has no bf16 arithmetic: leave the mode {loop.mode} out of --modes.")
-    return precision
+def made_up_images(count: int) -> Images:
+    """Random pixels (count, 3, 32, 32) and labels in the form of CIFAR-10's."""
+    source = np.random.default_rng(0)
+    pixels = source.integers(0, 256, (count, 3, 32, 32), np.uint8)
+    return Images(pixels, source.integers(0, 10, count, np.int64))
 
 
-def engine_of(loop: Loop, device: torch.device, precision: str) -> str:
-    """The engine of a loop of ours: that in its mode, else what `train` takes by itself.
-
-    Raises:
-        UsageError: if it cannot be had here.
-    """
+def our_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[None]:
+    """One update of the real trainer at each step, in stretches between two looks for divergence."""
     asked = loop.mode.removesuffix(FAST)
     choice = asked if asked in ENGINES else AUTO
-    return choose_engine(choice, device, precision, ENDLESS, None, lambda text: None)
-
-
-def usual_step(loop: Loop, device: torch.device) -> Step:
-    """One update of the usual loop."""
-    net, images = usual_net(loop.depth), made_up_images(TRAINING_IMAGES)
-    precision = precision_of(loop, device)
-    return partial(next, usual_updates(net, images, loop.batch_size, loop.workers or 0, precision, device))
-
-
-def our_step(loop: Loop, device: torch.device) -> Step:
-    """One update of the real trainer, its batch included."""
-    precision = precision_of(loop, device)
-    engine = engine_of(loop, device, precision)
+    engine = engines.choose_engine(choice, device, precision, ENDLESS, None, lambda text: None)
     experiment = catalogue.experiment_for("cifar10", loop.depth, plain=False)
     spec = catalogue.derive(experiment, batch_size=loop.batch_size, precision=precision)
     if device.type == "cpu":
-        keep_memory()
-    use_precision(precision, device)
+        engines.keep_memory()
+    engines.use_precision(precision, device)
     data = Dataset("made up", 10, made_up_images(TRAINING_IMAGES), {"test": made_up_images(1)}, {})
     feed = MemoryFeed(spec.recipe, data, device, seed=0)  # type: ignore[arg-type]
     target = Target(device, BatchSplit(loop.batch_size, loop.batch_size), engine)
     trainer = Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Watcher())
     trainer.net.train()
-    return partial(next, endless_updates(trainer))
-
-
-def endless_updates(trainer: Trainer) -> Iterator[None]:
-    """An update at each step, in stretches between two looks for divergence, as a run makes them."""
     with trainer.updates.of(0, ENDLESS):
         for start in range(0, ENDLESS, LOOK_FOR_DIVERGENCE):
             for update in trainer.updates.stretch(start, start + LOOK_FOR_DIVERGENCE, trainer.recipe.lr):
@@ -300,8 +258,75 @@ def endless_updates(trainer: Trainer) -> Iterator[None]:
             trainer.since_sample.read()
 
 
-def made_up_images(count: int) -> Images:
-    """Random pixels (count, 3, 32, 32) and labels in the form of CIFAR-10's."""
-    source = np.random.default_rng(0)
-    pixels = source.integers(0, 256, (count, 3, 32, 32), np.uint8)
-    return Images(pixels, source.integers(0, 10, count, np.int64))
+# --- the loop that everybody writes; nothing in it is slowed down on purpose ---------------------------
+
+
+class OptionA(nn.Module):
+    """A shortcut into a stage of twice the width and half the side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 2C, H / 2, W / 2)."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
+
+
+def usual_net(depth: int) -> nn.Module:
+    """The residual net of Section 4.2, of torchvision's blocks, with the names of `resrepro.nets`."""
+    stages, channels = [], 16
+    for width in (16, 32, 64):
+        first = BasicBlock(channels, width, width // channels, OptionA() if width > channels else None)
+        stages.append(nn.Sequential(first, *(BasicBlock(width, width) for _ in range((depth - 2) // 6 - 1))))
+        channels = width
+    net = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(16), relu=nn.ReLU(),
+            stages=nn.Sequential(*stages), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
+            fc=nn.Linear(64, 10),
+        )
+    )  # fmt: skip
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    return net
+
+
+class UsualImages(CIFAR10):  # type: ignore[misc]
+    """torchvision's CIFAR-10, of other images: turned into PIL images and transformed one at a time."""
+
+    def __init__(self, images: Images) -> None:
+        self.data, self.targets = images.pixels.transpose(0, 2, 3, 1).copy(), images.labels.tolist()
+        crop, flip = transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()
+        tensor, normalise = transforms.ToTensor(), transforms.Normalize(MEAN, STD)
+        self.transform, self.target_transform = transforms.Compose([crop, flip, tensor, normalise]), None
+
+
+def usual_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[None]:
+    """One update at each step, eager; cuDNN may try algorithms and take TF32.
+
+    In float32 the maps are NCHW; in bf16 or fp16, under autocast, they are channels-last.
+    """
+    workers = loop.workers or 0
+    torch.backends.cudnn.benchmark = True
+    layout = torch.contiguous_format if precision == "float32" else torch.channels_last
+    net = usual_net(loop.depth).to(device).to(memory_format=layout).train()
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    loader: DataLoader[Any] = DataLoader(
+        UsualImages(made_up_images(TRAINING_IMAGES)), loop.batch_size, shuffle=True, num_workers=workers,
+        drop_last=True, pin_memory=device.type == "cuda", persistent_workers=workers > 0,
+    )  # fmt: skip
+    steps = 0
+    while True:
+        for batch, labels in loader:
+            batch = batch.to(device, non_blocking=True, memory_format=layout)
+            labels = labels.to(device, non_blocking=True)
+            with engines.arithmetic(precision, device):
+                loss = criterion(net(batch), labels)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            steps += 1
+            if steps % READ_LOSS_EVERY == 0:
+                loss.item()
+            yield
