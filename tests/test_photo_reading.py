@@ -43,7 +43,7 @@ def photo_views(
 
 def expected(path: Path, protocol: str) -> list[np.ndarray]:
     """The views of one image by torchvision, one array (V, 3, h, w) per scale."""
-    image = read_image(path).image
+    image = read_image(path)[0]
     large = [transforms.Resize(side)(image) for side in SIDES[protocol]]
     if protocol == "multi_scale":
         return [planes(each)[None] for each in large]
@@ -283,7 +283,7 @@ def test_a_batch_holds_the_crops_of_its_images(photographs: Path) -> None:
     reader = reader_of(photographs)
     batch, draws = reader[11], CropParams.draw(0, 11, 8)
     for place, index in enumerate(reader.sampler.indices(11).tolist()):
-        image = read_image(reader.photos.path(index)).image
+        image = read_image(reader.photos.path(index))[0]
         assert np.array_equal(batch.crops[place], slow_crop(image, reader.recipe, draws.views[place]))
         assert batch.labels[place] == reader.photos.labels[index]
     assert torch.equal(batch.shifts, reader.lighting.shifts(draws.colours))

@@ -106,10 +106,6 @@ class ProcessGroup:
         own = count // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
-    def strided(self, count: int) -> range:
-        """Every so many of `count` items, so that together the processes have each once."""
-        return range(self.rank, count, self.size)
-
 
 ALONE = ProcessGroup()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
 from resrepro.data.augment import Augmentation, Lighting, Normalisation, TrainingBatches, mean_over, on_device
-from resrepro.data.loader import CropReader, Loading, PhotoViews, Views, photo_batches
+from resrepro.data.loader import BadImages, CropReader, Loading, PhotoViews, Views, photo_batches
 from resrepro.data.photos import PhotoSet, notices_of, scan_both
 from resrepro.data.statistics import statistics_of
 from resrepro.spec import Spec
@@ -177,7 +177,7 @@ class PhotoFeed(Feed):
         self.recipe, self.device, self.loading, self.group = recipe, device, loading, group
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         statistics = statistics_of(photos, recipe.image_size, loading, say, group)
-        bad = group.on_first(lambda: statistics.bad_images(loading.max_bad_images))
+        bad = group.on_first(lambda: BadImages(loading.max_bad_images, statistics.bad))
         train, val = (part.without(bad.reasons) for part in photos)
         self.about = DatasetInfo(
             name=spec.dataset,

@@ -71,12 +71,12 @@ class BadImages:
     most: int
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def add(self, more: dict[str, str]) -> None:
-        """Take note of bad files, path to reason.
+    def __post_init__(self) -> None:
+        """Check their number (DataError, which names the first)."""
+        self.add({})
 
-        Raises:
-            DataError: if there are now more than may be; the first are named.
-        """
+    def add(self, more: dict[str, str]) -> None:
+        """Take note of bad files, path to reason, and check their number."""
         self.reasons |= more
         if len(self.reasons) > self.most:
             raise DataError(
@@ -181,7 +181,7 @@ class CropReader:
         crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         for place, (index, choice) in enumerate(zip(indices, params.views[self.share], strict=True)):
             try:
-                image = read_image(self.photos.path(index)).image
+                image, _ = read_image(self.photos.path(index))
             except BadImage as reason:
                 bad = f"{self.photos.name(index)} ({reason})"
                 break
@@ -201,14 +201,14 @@ def photo_batches(
     """
     device = normalisation.mean.device
     batches = read_ahead(reader.__getitem__, iterations, loading, device, group)
-    for crops, labels, shifts in sent_ahead(map(_whole, batches), device):
+
+    def whole(batch: CropBatch) -> Sequence[Tensor]:
+        if batch.bad:
+            raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
+        return batch[:3]
+
+    for crops, labels, shifts in sent_ahead(map(whole, batches), device):
         yield laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
-
-
-def _whole(batch: CropBatch) -> Sequence[Tensor]:
-    if batch.bad:
-        raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
-    return batch[:3]
 
 
 def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[Sequence[Tensor]]:
@@ -251,20 +251,17 @@ class Views:
     labels: Tensor
 
 
-class ViewChunk(NamedTuple):
-    """Some images, grouped by size, as arrays: tensors would cost a worker a file descriptor each.
+Groups = list[tuple[list[Pixels], list[int]]]
 
-    `groups` has the scales and labels of each; `digests` the content digest of each readable file by its
-    index, `bad` the other files and why.
+
+def read_views(
+    photos: Photos, protocol: Protocol, image_size: int, number: int
+) -> tuple[Groups, dict[int, str], dict[str, str]]:
+    """The views of chunk `number` of the images: scales and labels of each group of one size.
+
+    As arrays, since tensors would cost a worker a file descriptor each. Then the content digest of each
+    readable file by its index, and the other files and why.
     """
-
-    groups: list[tuple[list[Pixels], list[int]]]
-    digests: dict[int, str]
-    bad: dict[str, str]
-
-
-def read_views(photos: Photos, protocol: Protocol, image_size: int, number: int) -> ViewChunk:
-    """The views of chunk `number` of the images."""
     chunk = CHUNKS[protocol.crops]
     digests, bad = {}, {}
     groups: dict[tuple[tuple[int, ...], ...], tuple[list[list[Pixels]], list[int]]] = {}
@@ -282,7 +279,7 @@ def read_views(photos: Photos, protocol: Protocol, image_size: int, number: int)
         ([np.stack(scale) for scale in zip(*images, strict=True)], labels)
         for images, labels in groups.values()
     ]
-    return ViewChunk(stacked, digests, bad)
+    return stacked, digests, bad
 
 
 class PhotoViews:
@@ -298,7 +295,7 @@ class PhotoViews:
         group: ProcessGroup = ALONE,
     ) -> None:  # fmt: skip
         self.photos, self.loading, self.group = photos, loading, group
-        self.chunks = group.strided(-(-len(photos) // CHUNKS[protocol.crops]))
+        self.chunks = range(group.rank, -(-len(photos) // CHUNKS[protocol.crops]), group.size)
         self.give = partial(read_views, photos, protocol, image_size)
         self.digests: dict[int, str] = {}
         self.bad = BadImages(loading.max_bad_images)
@@ -309,10 +306,10 @@ class PhotoViews:
         Raises:
             DataError: if too many files are no readable images, or a worker dies.
         """
-        for chunk in read_ahead(self.give, self.chunks, self.loading, device, self.group):
-            self.digests |= chunk.digests
-            self.bad.add(chunk.bad)
-            for scales, labels in chunk.groups:
+        for groups, digests, bad in read_ahead(self.give, self.chunks, self.loading, device, self.group):
+            self.digests |= digests
+            self.bad.add(bad)
+            for scales, labels in groups:
                 yield Views([torch.from_numpy(scale) for scale in scales], torch.tensor(labels))
 
     def gather(self) -> tuple[Photos, str]:
@@ -325,7 +322,6 @@ class PhotoViews:
         for digests, names in self.group.all_gather((self.digests, self.bad.reasons)):
             self.digests |= digests
             bad |= names
-        self.bad = BadImages(self.bad.most)
-        self.bad.add(dict(sorted(bad.items())))
+        self.bad = BadImages(self.bad.most, dict(sorted(bad.items())))
         readable = self.photos.without(bad)
         return readable, checksum(readable, [self.digests[index] for index in sorted(self.digests)])

@@ -184,15 +184,10 @@ class BadImage(Exception):
     """A file that is no readable image; says why."""
 
 
-class Photo(NamedTuple):
-    """An image in RGB and the SHA-256 (hex) of its file."""
+def read_image(path: Path) -> tuple[Image.Image, str]:
+    """An image file in RGB, and the SHA-256 (hex) of its content.
 
-    image: Image.Image
-    digest: str
-
-
-def read_image(path: Path) -> Photo:
-    """Open an image file and make it RGB; EXIF rotation is ignored, as ImageNet's usual loaders do.
+    EXIF rotation is ignored, as ImageNet's usual loaders do.
 
     Raises:
         BadImage: if it cannot be read, is no image, cut short, or too large or long to be one.
@@ -203,20 +198,13 @@ def read_image(path: Path) -> Photo:
         raise BadImage("missing") from None
     except OSError as error:
         raise BadImage(f"{UNREADABLE}: {error.strerror}") from None
-    image = _decoded(content)
-    if max(image.size) > LONGEST * min(image.size):
-        raise BadImage(f"{image.width}x{image.height} pixels, too long a strip")
-    return Photo(image, hashlib.sha256(content).hexdigest())
-
-
-def _decoded(content: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF entries, of which ImageNet has some
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                image.load()
-                return to_rgb(image)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as stored:
+                stored.load()
+                image = _to_rgb(stored)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage("too many pixels") from None
     except (MemoryError, BadImage):
@@ -227,34 +215,32 @@ def _decoded(content: bytes) -> Image.Image:
     except Exception as error:  # decoders of damaged files raise almost anything
         cut_short = "truncated" in str(error).lower() or isinstance(error, EOFError)
         raise BadImage("truncated" if cut_short else "damaged") from None
+    if max(image.size) > LONGEST * min(image.size):
+        raise BadImage(f"{image.width}x{image.height} pixels, too long a strip")
+    return image, hashlib.sha256(content).hexdigest()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB: grey repeated, palettes looked up, alpha dropped, others scaled by their range.
 
-    Raises:
-        BadImage: if nothing tells what is white in it.
+    Those are floats from 0 to 1, and grey of 16 bits or fewer; of others nothing tells what is white.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_scaled(image))
+        grey, tags = np.asarray(image, np.float64), getattr(image, "tag_v2", {})  # TIFF's
+        if image.mode == "I" and tags:
+            raise BadImage("32-bit or signed integers, of which nothing tells what is white")
+        white = 1 if image.mode == "F" else 2 ** tags.get(258, (16,))[0] - 1  # bits per sample
+        if not (grey.min() >= 0 and grey.max() <= white):
+            raise BadImage("floats beyond 0..1, of which nothing tells what is white")
+        if tags.get(262) == 0:  # white is zero, which Pillow minds in 8 bits alone
+            grey = white - grey
+        to_whole = np.rint if image.mode == "F" else np.floor
+        image = Image.fromarray(to_whole(grey * 255 / white).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         ranges = np.ptp(np.asarray(image.convert("RGBA")), axis=(0, 1))
         if ranges[3] and not ranges[:3].any():
             raise BadImage("one colour, its picture is in the transparency alone")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _scaled(image: Image.Image) -> Pixels:
-    """Grey of floats from 0 to 1, or of 16 bits or fewer, as 0 to 255."""
-    grey, tags = np.asarray(image, np.float64), getattr(image, "tag_v2", {})  # TIFF's
-    if image.mode == "I" and tags:
-        raise BadImage("32-bit or signed integers, of which nothing tells what is white")
-    white = 1 if image.mode == "F" else 2 ** tags.get(258, (16,))[0] - 1  # bits per sample
-    if not (grey.min() >= 0 and grey.max() <= white):
-        raise BadImage("floats beyond 0..1, of which nothing tells what is white")
-    if tags.get(262) == 0:  # white is zero, which Pillow minds in 8 bits alone
-        grey = white - grey
-    return (np.rint if image.mode == "F" else np.floor)(grey * 255 / white).astype(np.uint8)
 
 
 # --- scaling and cutting ----------------------------------------------------------------------------------

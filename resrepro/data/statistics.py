@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.loader import BadImages, Loading, PhotoViews
+from resrepro.data.loader import Loading, PhotoViews
 from resrepro.data.photos import UNREADABLE, PhotoSet
 from resrepro.errors import RecordError
 from resrepro.records.storage import write_out
@@ -44,16 +44,6 @@ class Statistics:
     variances: Array
     bad: dict[str, str]
     checksums: dict[str, str]
-
-    def bad_images(self, most: int) -> BadImages:
-        """The unreadable files of both splits.
-
-        Raises:
-            DataError: if there are more than `most`.
-        """
-        bad = BadImages(most)
-        bad.add(self.bad)
-        return bad
 
 
 def statistics_of(
