@@ -423,7 +423,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
     both = scan_both(tmp_path)
     assert names_of(both.val) == ["a/1.jpg", f"a/{odd}"]
     assert both.val.path(1).read_bytes() == b"x"
-    assert len(both.fingerprint()) == len(checksum(both.val, ["1", "2"])) == 64
+    assert len(both.val.stamp) == len(checksum(both.val, ["1", "2"])) == 64
 
 
 # --- what is refused --------------------------------------------------------------------------------

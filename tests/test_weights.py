@@ -71,7 +71,7 @@ def test_a_state_dict_is_found_wherever_people_put_it(wrap: Callable[..., Any], 
 
 
 def test_names_count_for_more_than_order_but_other_names_are_matched_by_it() -> None:
-    renamed = {f"layer{i}": value for i, value in enumerate(weights().values()) if value.ndim}
+    renamed = {f"x{key}": value for key, value in weights().items()}
     for content, by in ((renamed, "order"), (dict(reversed(weights().items())), "name")):
         net, matched_by = filled(content)
         assert matched_by == by

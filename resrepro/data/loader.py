@@ -36,15 +36,10 @@ CHUNKS = {"center": 32, "ten": 10, "dense": 4}
 
 @dataclass(frozen=True)
 class Loading:
-    """How image files are read.
+    """How image files are read."""
 
-    Attributes:
-        workers: processes that decode ahead; by default as many as the machine has to spare, 0 for none.
-        max_bad_images: files that may be no readable image; one more stops the run.
-    """
-
-    workers: int | None = None
-    max_bad_images: int = 0
+    workers: int | None = None  # processes that decode ahead, 0 for none; by default all that can be spared
+    max_bad_images: int = 0  # files that may be no readable image; one more stops the run
 
     def __post_init__(self) -> None:
         """Check the numbers (UsageError)."""
@@ -239,16 +234,10 @@ def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Ite
 
 @dataclass
 class Views:
-    """Some images of a split as a protocol shows them.
+    """Some images of a split, of equal sizes, as a protocol shows them."""
 
-    Attributes:
-        scales: one tensor per scale: (n, V, 3, S, S) crops, or (n, 1, 3, h, w) whole images, uint8; all
-            images here have the same sizes.
-        labels: (n,) int64.
-    """
-
-    scales: list[Tensor]
-    labels: Tensor
+    scales: list[Tensor]  # for each scale (n, V, 3, S, S) crops, or (n, 1, 3, h, w) whole images, uint8
+    labels: Tensor  # (n,) int64
 
 
 Groups = list[tuple[list[Pixels], list[int]]]
@@ -283,12 +272,7 @@ def read_views(
 
 
 class PhotoViews:
-    """This process's share of a split under a protocol; remembers what was read.
-
-    Attributes:
-        digests: content digest of each readable file by its index.
-        bad: the files that are no readable images.
-    """
+    """This process's share of a split under a protocol; remembers what was read."""
 
     def __init__(
         self, photos: Photos, protocol: Protocol, image_size: int, loading: Loading,
@@ -297,7 +281,7 @@ class PhotoViews:
         self.photos, self.loading, self.group = photos, loading, group
         self.chunks = range(group.rank, -(-len(photos) // CHUNKS[protocol.crops]), group.size)
         self.give = partial(read_views, photos, protocol, image_size)
-        self.digests: dict[int, str] = {}
+        self.digests: dict[int, str] = {}  # of the content of each readable file, by its index
         self.bad = BadImages(loading.max_bad_images)
 
     def read(self, device: torch.device | None) -> Iterator[Views]:

@@ -37,23 +37,14 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Photos:
-    """The images of one split, not yet read.
+    """The images of one split, not yet read."""
 
-    Attributes:
-        root: the folder of the splits.
-        split: the folder in it that holds the classes.
-        classes: what the labels count, in Unicode's form NFC.
-        paths: below the split, `<class>/<file>` as bytes, (N,): one array, which all workers share.
-        labels: (N,).
-        stamp: SHA-256 (hex) of the names, sizes and times of change of all files.
-    """
-
-    root: Path
-    split: str
-    classes: tuple[str, ...]
-    paths: npt.NDArray[np.bytes_]
-    labels: npt.NDArray[np.int64]
-    stamp: str
+    root: Path  # the folder of the splits
+    split: str  # the folder in it that holds the classes
+    classes: tuple[str, ...]  # what the labels count, in Unicode's form NFC
+    paths: npt.NDArray[np.bytes_]  # below the split, `<class>/<file>`, (N,): one array, which workers share
+    labels: npt.NDArray[np.int64]  # (N,)
+    stamp: str  # SHA-256 (hex) of the names, sizes and times of change of all files
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -97,10 +88,6 @@ class PhotoSet(NamedTuple):
 
     train: Photos
     val: Photos
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of both stamps: it tells whether a cached pass still holds."""
-        return hashlib.sha256(f"{self.train.stamp} {self.val.stamp}".encode()).hexdigest()
 
 
 def scan_both(root: Path) -> PhotoSet:

@@ -8,7 +8,6 @@ together with the tensors.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.matching import match
+from resrepro.evaluation.matching import Matched, match
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import norms_of
 from resrepro.records import Run
@@ -34,15 +33,6 @@ from resrepro.training.pickles import HEAD, sign_of
 PER_PIXEL = "per_pixel"  # the mean image of the training set
 HEADER = "resrepro"  # the one key of the metadata, so that equal weights give equal files
 FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration")
-
-
-@dataclass(frozen=True)
-class Matched:
-    """Weights under the names of a net, "name" or "order" that told which is which, and what was left out."""
-
-    weights: dict[str, Tensor]
-    by: str
-    left_out: list[str]
 
 
 def fitted(
@@ -63,7 +53,7 @@ def fitted(
         )
     with torch.device("meta"):
         outline = net_of(spec, num_classes).state_dict()
-    found = Matched(*match(outline, tensors, f"{name} does not fit {label or spec.label}", hint))
+    found = match(outline, tensors, f"{name} does not fit {label or spec.label}", hint)
     check_finite({key: each for key, each in tensors.items() if key not in found.left_out}, name)
     return found
 
@@ -144,10 +134,6 @@ def _read_mean(path: Path) -> Tensor:
         ) from None
     except (OSError, ValueError, TypeError, EOFError, AttributeError):
         raise RecordError(f"{path} is no array of numbers of numpy (.npy), or is damaged.") from None
-    if image.shape == (3 * 32 * 32,):  # as CIFAR-10 stores its images
-        image = image.reshape(3, 32, 32)
-    image = image[0] if image.ndim == 4 and len(image) == 1 else image
-    image = image.reshape(3, 1, 1) if image.shape == (3,) else image
     if image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or len(image) != 3 or not (image.min() >= 0 and image.max() <= 255):
