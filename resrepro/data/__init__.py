@@ -157,12 +157,7 @@ def load_digits() -> Dataset:
 
 
 def data_folder(folder: str | Path | None) -> Path:
-    """The folder of photographs: the one given, else that named by RESREPRO_DATA.
-
-    Raises:
-        DataError: if there is none.
-        UsageError: if none is named.
-    """
+    """The folder of photographs: the one given, else that named by RESREPRO_DATA (UsageError if none is)."""
     layout = "train/<class>/<image> and val/<class>/<image>"
     found = _named(folder, layout)
     if found is None:

@@ -40,13 +40,20 @@ PNG = "the images are PNG files in class folders, not the official files"
 def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False) -> Dataset:
     """Read CIFAR-10 from `folder` (or the layout or archive itself), downloading it there if allowed.
 
-    Raises:
-        DataError: if it is missing and may not or cannot be downloaded, or a file is damaged.
+    DataError if it is missing and may not or cannot be downloaded, or a file is damaged.
     """
     source = _find(folder)
     present = {path.name for path in source.glob("*")} if source else set()
     if may_download and not (source and source.is_file()) and not present.issuperset(_batches(present)):
-        _download(folder)
+        from torchvision.datasets import CIFAR10  # shows progress and checks the archive's MD5
+
+        try:
+            CIFAR10(str(folder), download=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"CIFAR-10 is not in {folder} and could not be downloaded ({error}): "
+                "fetch it on a machine with network and name its folder with --data."
+            ) from None
         source = _find(folder)
     if source is None:
         raise DataError(
@@ -84,19 +91,6 @@ def _batches(present: Collection[str]) -> list[str]:
     """The files of a layout, training batches first; of the binary one if any of it is present."""
     suffix = ".bin" if any(f"{name}.bin" in present for name in OFFICIAL_MD5) else ""
     return [f"{name}{suffix}" for name in OFFICIAL_MD5]
-
-
-def _download(folder: Path) -> None:
-    """Fetch the official archive through torchvision, which shows progress and checks its MD5."""
-    from torchvision.datasets import CIFAR10
-
-    try:
-        CIFAR10(str(folder), download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"CIFAR-10 is not in {folder} and could not be downloaded ({error}): "
-            "fetch it on a machine with network and name its folder with --data."
-        ) from None
 
 
 def _notices(test: Images, train_checksum: str) -> list[str]:

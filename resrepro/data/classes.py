@@ -24,11 +24,7 @@ def one_form(name: str) -> str:
 
 
 def ordered(names: Collection[str], root: Path) -> list[str]:
-    """The order of classes: that of `class_order.txt`, else of numbers where all are some, else of text.
-
-    Raises:
-        DataError: if that file lacks a class.
-    """
+    """The order of classes: that of `class_order.txt`, else of numbers where all are some, else of text."""
     try:
         given = [one_form(name.strip()) for name in _lines(root / ORDER)]
     except FileNotFoundError:
@@ -59,9 +55,7 @@ def warn_of_text(classes: Sequence[str]) -> tuple[str, ...]:
 def by_class(root: Path, split: str) -> dict[str, list[File]]:
     """The files of each class of a split: of its folder, or of a flat `val` as the list beside it says.
 
-    Raises:
-        DataError: if a class is empty or there twice, or an image has no label.
-        OSError: if a folder cannot be listed.
+    DataError if a class is empty or there twice or an image has no label, OSError if a folder is not listed.
     """
     top = root / split
     entries = [entry for entry in os.scandir(top) if not entry.name.startswith(".")]

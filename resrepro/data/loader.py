@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.augment import CropParams, EpochSampler, Lighting, Normalisation, laid_out
+from resrepro.data.augment import EpochSampler, Lighting, Normalisation, crop_choices, laid_out
 from resrepro.data.photos import BadImage, Photos, Pixels, checksum, read_image, training_crop, views_of
 from resrepro.errors import DataError, UsageError
 from resrepro.machine import cores
@@ -101,10 +101,8 @@ def read_ahead(
 ) -> Iterator[T]:  # fmt: skip
     """What `give` returns for each item, in order, called by workers while `device` computes.
 
-    For a GPU tensors come in pinned memory, from which they are copied without waiting.
-
-    Raises:
-        DataError: if a worker dies.
+    For a GPU tensors come in pinned memory, from which they are copied without waiting. DataError if a worker
+    dies.
     """
     workers = min(loading.workers_beside(device, group.local_size), len(items))
     pinned = device is not None and device.type == "cuda"
@@ -171,10 +169,10 @@ class CropReader:
 
     def __getitem__(self, iteration: int) -> CropBatch:
         indices = self.sampler.indices(iteration)[self.share].tolist()
-        params = CropParams.draw(self.seed, iteration, self.recipe.batch_size)
+        choices, colours = crop_choices(self.seed, iteration, self.recipe.batch_size)
         size, bad = self.recipe.image_size, ""
         crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
-        for place, (index, choice) in enumerate(zip(indices, params.views[self.share], strict=True)):
+        for place, (index, choice) in enumerate(zip(indices, choices[self.share], strict=True)):
             try:
                 image, _ = read_image(self.photos.path(index))
             except BadImage as reason:
@@ -182,7 +180,7 @@ class CropReader:
                 break
             crops[place] = torch.from_numpy(np.ascontiguousarray(training_crop(image, self.recipe, choice)))
         labels = torch.from_numpy(self.photos.labels[indices])
-        return CropBatch(crops, labels, self.lighting.shifts(params.colours[self.share]), bad)
+        return CropBatch(crops, labels, self.lighting.shifts(colours[self.share]), bad)
 
 
 def photo_batches(
@@ -191,8 +189,7 @@ def photo_batches(
 ) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Images (n, 3, S, S) float32 and labels (n,) of some updates, on the normalisation's device, read ahead.
 
-    Raises:
-        DataError: if a file that could be read before can be no longer, or a worker dies.
+    DataError if a file that could be read before can be no longer, or a worker dies.
     """
     device = normalisation.mean.device
     batches = read_ahead(reader.__getitem__, iterations, loading, device, group)
@@ -287,8 +284,7 @@ class PhotoViews:
     def read(self, device: torch.device | None) -> Iterator[Views]:
         """Groups of images of equal size, while `device` computes.
 
-        Raises:
-            DataError: if too many files are no readable images, or a worker dies.
+        DataError if too many files are no readable images, or a worker dies.
         """
         for groups, digests, bad in read_ahead(self.give, self.chunks, self.loading, device, self.group):
             self.digests |= digests
@@ -299,8 +295,7 @@ class PhotoViews:
     def gather(self) -> tuple[Photos, str]:
         """The readable images of the split and their checksum, once all processes have read their shares.
 
-        Raises:
-            DataError: if too many files of all shares together are no readable images.
+        DataError if too many files of all shares together are no readable images.
         """
         bad: dict[str, str] = {}
         for digests, names in self.group.all_gather((self.digests, self.bad.reasons)):

@@ -67,11 +67,7 @@ class Photos:
         return replace(self, paths=self.paths[kept], labels=self.labels[kept])
 
     def labelled_by(self, classes: Sequence[str], whose: str) -> "Photos":
-        """The same images with labels that count the given classes.
-
-        Raises:
-            DataError: if a class is not among them; it is named.
-        """
+        """The same images with labels that count the given classes (DataError if one is not among them)."""
         number = {one_form(name): index for index, name in enumerate(classes)}
         for name in self.classes:
             if name not in number:
@@ -93,8 +89,7 @@ class PhotoSet(NamedTuple):
 def scan_both(root: Path) -> PhotoSet:
     """The training and validation images of a folder.
 
-    Raises:
-        DataError: if a split is missing or empty, or `val` has a class that `train` lacks.
+    DataError if a split is missing or empty, or `val` has a class that `train` lacks.
     """
     train, val = scan(root, "train"), scan(root, "val")
     if len(train.classes) < 2:
@@ -106,10 +101,7 @@ def scan(root: Path, split: str) -> Photos:
     """List the images of one split: classes in their order, or a flat `val` as its list labels it.
 
     Hidden files and Tiny-ImageNet's boxes are passed over; all else counts as an image until it is opened, a
-    link to nothing too.
-
-    Raises:
-        DataError: if the split is missing, has no classes, a class is empty, or an image has no label.
+    link to nothing too. DataError if the split is missing, a class is empty, or an image has no label.
     """
     top = root / split
     try:
@@ -174,10 +166,8 @@ class BadImage(Exception):
 def read_image(path: Path) -> tuple[Image.Image, str]:
     """An image file in RGB, and the SHA-256 (hex) of its content.
 
-    EXIF rotation is ignored, as ImageNet's usual loaders do.
-
-    Raises:
-        BadImage: if it cannot be read, is no image, cut short, or too large or long to be one.
+    EXIF rotation is ignored, as ImageNet's usual loaders do. BadImage if it cannot be read, is no image, cut
+    short, or too large or long to be one.
     """
     try:
         content = path.read_bytes()
@@ -280,7 +270,7 @@ def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pi
 
 
 def training_crop(image: Image.Image, recipe: ImageNetRecipe, choice: Sequence[float]) -> Pixels:
-    """A crop of the scaled image or its flip, (3, S, S), by a row of `CropParams.views`.
+    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`.
 
     The shorter side is uniform on the whole numbers of the recipe's range, the place on all that the crop
     fits in; half of the crops are flipped.

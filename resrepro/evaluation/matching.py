@@ -84,9 +84,8 @@ def choose(
 ) -> tuple[str, dict[str, Tensor]]:
     """The set of weights to take, with its key: the one wanted, else the only one that passes the check.
 
-    Raises:
-        UsageError: if there is none of that name, or several fit and differ.
-        RecordError: if there is none at all, or what `check` raises of the largest if none passes.
+    UsageError if there is none of that name, or several fit and differ; RecordError if there is none at all,
+    and what `check` raises of the largest if none passes.
     """
     sets = sets_of(content)
     if wanted is not None:
@@ -127,10 +126,8 @@ def match(
 ) -> Matched:
     """The tensors under the net's own names, which `outline` has.
 
-    A convolution's bias becomes part of the running mean of its BN, which is exact.
-
-    Raises:
-        RecordError: naming the first tensor that does not fit, or both orders, after the words `misfit`.
+    A convolution's bias becomes part of the running mean of its BN, which is exact. RecordErrors name the
+    first tensor that does not fit, or both orders, after the words `misfit`.
     """
     ours, _ = _modules({key: value for key, value in outline.items() if not key.endswith(UNUSED)})
     theirs, others = _modules(tensors)

@@ -103,11 +103,7 @@ class LoadedNet:
         return Member(net, normalisation, self.precision_on(device), window_of(self.recipe))
 
     def check_images(self, checksums: Mapping[str, str], part: str, otherwise: str = "") -> None:
-        """Check that the images at hand are those trained on, and a set of them that of the run, if known.
-
-        Raises:
-            RecordError: if a checksum differs.
-        """
+        """Check (RecordError) that the images at hand are those trained on, and a set that of the run."""
         sets = {"train"} | ({part} & self.trained_on.keys())
         if any(checksums.get(name) != self.trained_on.get(name) for name in sets):
             raise RecordError(
@@ -143,7 +139,13 @@ def read_net(
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
     """
     path = Path(target)
-    path = _file_of(path) if path.is_dir() else path
+    if path.is_dir():
+        found = [path / name for name in (CHECKPOINT, WEIGHTS) if (path / name).exists()]
+        if not found and (seeds := sorted(path.glob("seed*"))):
+            raise UsageError(f"{path} holds the seeds of a run: name one of them, such as {seeds[0]}.")
+        if not found:
+            raise UsageError(f"{path} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
+        path = found[0]
     third_party = third_party or ThirdPartyCheckpoint()
     try:
         content = read_weights(path) if is_safetensors(path) else load_checkpoint(path)
@@ -160,22 +162,18 @@ def read_net(
     return _ours(path, content, dataset)
 
 
-def _file_of(folder: Path) -> Path:
-    """The file of a run's folder that holds its net: the checkpoint, else the published weights."""
-    for name in (CHECKPOINT, WEIGHTS):
-        if (folder / name).exists():
-            return folder / name
-    if seeds := sorted(folder.glob("seed*")):
-        raise UsageError(f"{folder} holds the seeds of a run: name one of them, such as {seeds[0]}.")
-    raise UsageError(f"{folder} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
-
-
 # --- checkpoints of ours --------------------------------------------------------------------------------
 
 
 def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet:
     try:
-        spec, mean = _spec_of(content["spec"]), content["mean"]
+        stored, mean = content["spec"], content["mean"]
+        recipe = recipe_from_json(stored["recipe"])
+        spec = catalogue.derive(catalogue.find(stored["experiment"]), stored["shortcut"], **vars(recipe))
+        if spec.to_json() != stored:
+            raise ValueError("the spec is none that this version makes")
+        if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
+            raise ValueError("a batch or an image that no memory holds")
         num_classes, iteration, seed = (content[key] for key in ("num_classes", "iteration", "seed"))
         classes, trained_on = content.get("classes"), dict(content["data"])
         weights = {key: tensor for key, tensor in content["net"].items() if not key.endswith(UNUSED)}
@@ -201,17 +199,6 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet
         None if classes is None else tuple(classes), {"digest": spec.digest, "iteration": iteration},
         path.parent / EVALS, iteration, seed, trained_on,
     )  # fmt: skip
-
-
-def _spec_of(content: dict[str, Any]) -> Spec:
-    """The spec of a checkpoint, with the name that its changes give it."""
-    recipe = recipe_from_json(content["recipe"])
-    spec = catalogue.derive(catalogue.find(content["experiment"]), content["shortcut"], **vars(recipe))
-    if spec.to_json() != content:
-        raise ValueError("the spec is none that this version makes")
-    if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
-        raise ValueError("a batch or an image that no memory holds")
-    return spec
 
 
 # --- other people's -------------------------------------------------------------------------------------

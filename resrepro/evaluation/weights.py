@@ -41,10 +41,7 @@ def fitted(
     """The weights of a file for the net of a specification, of which no memory is taken.
 
     `tensors` come without BN's step counters; `name` of the file, `label` of the net and `hint` are for
-    messages.
-
-    Raises:
-        RecordError: naming the first tensor that does not fit, or is no finite number in float32.
+    messages. RecordErrors name the first tensor that does not fit, or is no finite number in float32.
     """
     layers = len({tensor.data_ptr() for tensor in tensors.values() if tensor.ndim >= 2})
     if layers < spec.depth:  # told apart by their memory
@@ -59,11 +56,7 @@ def fitted(
 
 
 def fill(spec: Spec, num_classes: int, found: Matched, name: str) -> Net:
-    """The net with weights that are known to fill it, so no file asks for more memory than it brings.
-
-    Raises:
-        RecordError: if a BN layer has negative variances.
-    """
+    """The net with weights that are known to fill it, so no file asks for more memory than it brings."""
     net = net_of(spec, num_classes)
     net.load_state_dict(found.weights, strict=False)
     if any(norm.running_var is not None and bool((norm.running_var < 0).any()) for norm in norms_of(net)):
@@ -105,9 +98,7 @@ def mean_of(
 ) -> tuple[Tensor, Any]:
     """The mean to subtract, (3, 1, 1) or (3, H, W) in 0..255, and what the record calls it.
 
-    Raises:
-        UsageError: if it is out of range, or of photographs per pixel.
-        RecordError: if its file is no mean image.
+    UsageError if it is out of range, or of photographs per pixel; RecordError if its file is no mean image.
     """
     if not isinstance(mean, str | Path):
         numbers = in_range(mean, 0)
@@ -147,10 +138,8 @@ def _read_mean(path: Path) -> Tensor:
 def write_weights(run: Run, folder: Path) -> Path | None:
     """Write the weights of a finished run of full length beside its published record.
 
-    None if the run is shortened, or its checkpoint is not at hand.
-
-    Raises:
-        RecordError: if the checkpoint is damaged or not of the last iteration, or other weights lie there.
+    None if the run is shortened, or its checkpoint is not at hand. RecordError if that is damaged or not of
+    the last iteration, or other weights lie there.
     """
     checkpoint, path = run.folder / CHECKPOINT, folder / WEIGHTS
     if run.status != "complete" or not checkpoint.exists():
@@ -182,8 +171,7 @@ def is_safetensors(path: Path) -> bool:
 def read_weights(path: Path) -> dict[str, Any]:
     """What a `.safetensors` file holds: of ours the entries of a checkpoint, of others their tensors.
 
-    Raises:
-        RecordError: if it cannot be read, is no such file, or does not match its seal.
+    RecordError if it cannot be read, is no such file, or does not match its seal.
     """
     try:
         tensors: dict[str, Any] = dict(load_file(path))
