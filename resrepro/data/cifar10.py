@@ -62,9 +62,16 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
         )
     official = source.is_file() or not (source / "train").is_dir()
     train, test = _read(source) if official else (_read_folder(source, part) for part in ("train", "test"))
-    checksums = {"train": train.sha256(), "test": test.sha256()}
+    checksums, notices = {"train": train.sha256(), "test": test.sha256()}, list[str]()
     if official:
-        notices = _notices(test, checksums["train"])
+        if checksums["train"] != OFFICIAL_TRAIN_SHA256:
+            notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
+        if len(test) < PER_FILE:
+            notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
+        else:
+            records = np.column_stack([test.labels.astype(np.uint8), test.pixels.reshape(PER_FILE, -1)])
+            if hashlib.sha1(records.tobytes(), usedforsecurity=False).hexdigest() != OFFICIAL_TEST_SHA1:
+                notices.append("the test images are not exactly the official ones (checksum differs)")
     else:
         notices = [f"{PNG}: {len(train):,} to train on and {len(test):,} to test"]
         if split == "45k5k" and len(train) != TRAINING:
@@ -91,20 +98,6 @@ def _batches(present: Collection[str]) -> list[str]:
     """The files of a layout, training batches first; of the binary one if any of it is present."""
     suffix = ".bin" if any(f"{name}.bin" in present for name in OFFICIAL_MD5) else ""
     return [f"{name}{suffix}" for name in OFFICIAL_MD5]
-
-
-def _notices(test: Images, train_checksum: str) -> list[str]:
-    """What must be said of images in an official layout."""
-    notices = []
-    if train_checksum != OFFICIAL_TRAIN_SHA256:
-        notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
-    if len(test) < PER_FILE:
-        notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
-    else:
-        records = np.column_stack([test.labels.astype(np.uint8), test.pixels.reshape(PER_FILE, -1)])
-        if hashlib.sha1(records.tobytes(), usedforsecurity=False).hexdigest() != OFFICIAL_TEST_SHA1:
-            notices.append("the test images are not exactly the official ones (checksum differs)")
-    return notices
 
 
 def _read(source: Path) -> tuple[Images, Images]:

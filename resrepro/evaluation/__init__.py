@@ -151,9 +151,7 @@ def _better_zeros(
             if seen >= TRIAL // world_size():
                 return
 
-    errors = []
-    for each in (net, twin):
-        errors.append(measure_errors([each.member(device)], trial(), dense, device))
+    errors = [measure_errors([each.member(device)], trial(), dense, device) for each in (net, twin)]
     trailing, symmetric = (each.top1_err for each in errors)
     if abs(trailing - symmetric) <= ZEROS_DIFFER:
         return net
@@ -233,7 +231,20 @@ def _photos(
     assert isinstance(net.recipe, ImageNetRecipe)
     group = process_group()
     photos: Photos = group.on_first(lambda: scan(data_folder(data), "val"))
-    numbered = photos.labelled_by(*_classes(net, name, photos))
+    classes, whose = photos.classes, "val"
+    if net.classes is not None:
+        classes, whose = net.classes, "ImageNet" if net.seed is None else "the run's training set"
+    elif name == "imagenet":
+        raise UsageError(
+            f"{net.path} has {net.num_classes} outputs, and ImageNet 1,000 classes: "
+            "for other photographs say --dataset folder."
+        )
+    elif net.num_classes != len(classes):
+        raise UsageError(
+            f"{net.path} has {net.num_classes} outputs, and val {len(classes)} classes: "
+            "name the photographs that it was trained for."
+        )
+    numbered = photos.labelled_by(classes, whose)
     views = PhotoViews(numbered, protocol, net.recipe.image_size, loading, group)
     notices: tuple[str, ...] = ()
     remarks: tuple[str, ...] = (
@@ -256,23 +267,6 @@ def _photos(
         }  # fmt: skip
 
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, remarks)
-
-
-def _classes(net: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
-    """The names that the net's outputs stand for, and who says so."""
-    if net.classes is not None:
-        return net.classes, "ImageNet" if net.seed is None else "the run's training set"
-    if name == "imagenet":
-        raise UsageError(
-            f"{net.path} has {net.num_classes} outputs, and ImageNet 1,000 classes: "
-            "for other photographs say --dataset folder."
-        )
-    if net.num_classes != len(photos.classes):
-        raise UsageError(
-            f"{net.path} has {net.num_classes} outputs, and val {len(photos.classes)} classes: "
-            "name the photographs that it was trained for."
-        )
-    return photos.classes, "val"
 
 
 # --- the record -------------------------------------------------------------------------------------------

@@ -51,7 +51,17 @@ def fitted(
     with torch.device("meta"):
         outline = net_of(spec, num_classes).state_dict()
     found = match(outline, tensors, f"{name} does not fit {label or spec.label}", hint)
-    check_finite({key: each for key, each in tensors.items() if key not in found.left_out}, name)
+    for key, tensor in tensors.items():
+        if key in found.left_out:
+            continue
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise RecordError(f"{name} has numbers of kind {kind} in {key}, where weights belong.")
+        if not torch.isfinite(tensor.float()).all():
+            raise RecordError(
+                f"{name} has NaN or infinite numbers in {key}, so its errors would mean nothing: "
+                "take another checkpoint."
+            )
     return found
 
 
@@ -65,19 +75,6 @@ def fill(spec: Spec, num_classes: int, found: Matched, name: str) -> Net:
             "take another checkpoint."
         )
     return net
-
-
-def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Refuse (RecordError) weights that are no finite numbers in float32, naming the first tensor."""
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise RecordError(f"{name} has numbers of kind {kind} in {key}, where weights belong.")
-        if not torch.isfinite(tensor.float()).all():
-            raise RecordError(
-                f"{name} has NaN or infinite numbers in {key}, so its errors would mean nothing: "
-                "take another checkpoint."
-            )
 
 
 # --- the mean that is subtracted -----------------------------------------------
@@ -98,25 +95,22 @@ def mean_of(
 ) -> tuple[Tensor, Any]:
     """The mean to subtract, (3, 1, 1) or (3, H, W) in 0..255, and what the record calls it.
 
+    A `.npy` file has a mean image of 0..1 or 0..255, channels first or last.
     UsageError if it is out of range, or of photographs per pixel; RecordError if its file is no mean image.
     """
     if not isinstance(mean, str | Path):
         numbers = in_range(mean, 0)
         return torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) * 255, list(numbers)
-    if str(mean) != PER_PIXEL:
-        image = _read_mean(Path(mean))
-        return image, f"{Path(mean).name}, sha256 {hashlib.sha256(image.numpy().data).hexdigest()[:8]}"
-    if FAMILIES[dataset] == "imagenet":
-        raise UsageError(
-            "--mean per_pixel is of CIFAR-10 and the digits: for photographs name the mean image's .npy file."
-        )
-    pixels = load_dataset(dataset, split or "all", data).train.pixels
-    named = f"{PER_PIXEL}, {dataset}-{split or 'all'}"
-    return torch.from_numpy(pixels.mean(axis=0, dtype=np.float64)).float(), named
-
-
-def _read_mean(path: Path) -> Tensor:
-    """A mean image (3, H, W), 0..255, of a `.npy` file of 0..1 or 0..255, channels first or last."""
+    if str(mean) == PER_PIXEL:
+        if FAMILIES[dataset] == "imagenet":
+            raise UsageError(
+                "--mean per_pixel is of CIFAR-10 and the digits: for photographs name the mean image's .npy "
+                "file."
+            )
+        pixels = load_dataset(dataset, split or "all", data).train.pixels
+        image = pixels.mean(axis=0, dtype=np.float64)
+        return torch.from_numpy(image).float(), f"{PER_PIXEL}, {dataset}-{split or 'all'}"
+    path = Path(mean)
     try:
         image = np.load(path, allow_pickle=False).astype(np.float32)
     except FileNotFoundError:
@@ -129,7 +123,8 @@ def _read_mean(path: Path) -> Tensor:
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or len(image) != 3 or not (image.min() >= 0 and image.max() <= 255):
         raise RecordError(f"{path} is no mean image: expected (3, height, width), numbers of 0..1 or 0..255.")
-    return torch.from_numpy(np.ascontiguousarray(image * (255 if image.max() <= 1 else 1)))
+    image = np.ascontiguousarray(image * (255 if image.max() <= 1 else 1))
+    return torch.from_numpy(image), f"{path.name}, sha256 {hashlib.sha256(image.data).hexdigest()[:8]}"
 
 
 # --- what we publish of a run --------------------------------------------------
