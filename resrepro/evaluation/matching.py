@@ -132,7 +132,10 @@ def match(
     ours, _ = _modules({key: value for key, value in outline.items() if not key.endswith(UNUSED)})
     theirs, others = _modules(tensors)
     for key in others:
-        if not _is_beside(key, theirs):
+        # What may be left out is of no layer, but of a metric, a loss or a normalisation beside the net.
+        top = key.partition(".")[0]
+        inside = "." in key and any(layer == top or layer.startswith(f"{top}.") for layer in theirs)
+        if inside or (PART.fullmatch(key) and not BESIDE.search(top)):
             raise RecordError(f"{misfit}: {key} is no part of it, and may not be left out.{hint}")
     by_name = ours.keys() <= theirs.keys()
     pairs = list(zip(ours, ours if by_name else _in_order(theirs), strict=False))
@@ -179,13 +182,6 @@ def _kind(module: Module) -> str:
         return "norm"
     dimensions = module["weight"][1].ndim if "weight" in module else 0
     return {4: "convolution", 2: "linear"}.get(dimensions, "other")
-
-
-def _is_beside(key: str, layers: Iterable[str]) -> bool:
-    """Whether a tensor is of no layer, but of a metric, a loss or a normalisation beside the net."""
-    top = key.partition(".")[0]
-    inside = "." in key and any(layer == top or layer.startswith(f"{top}.") for layer in layers)
-    return not inside and (not PART.fullmatch(key) or BESIDE.search(top) is not None)
 
 
 def _in_order(modules: Mapping[str, Module]) -> list[str]:
