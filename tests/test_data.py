@@ -92,7 +92,7 @@ def test_the_45k5k_split_validates_on_the_last_5000_and_keeps_the_test_set(
         ("data_batch_1", lambda whole: b"", r"data_batch_1\.bin is damaged or truncated: 0 bytes"),
         ("data_batch_5", lambda whole: whole[:-RECORD_BYTES], r"5\.bin .*instead of 30,730,000"),
         ("data_batch_4", lambda whole: whole[:-1], r"4\.bin .*instead of 30,730,000"),
-        ("data_batch_4", lambda whole: whole + bytes(1), r"4\.bin is damaged: 30,730,001 bytes"),
+        ("data_batch_4", lambda whole: whole + bytes(1), r"4\.bin is damaged or truncated: 30,730,001 bytes"),
         ("test_batch", lambda whole: b"", r"test_batch\.bin is damaged or truncated"),
         ("test_batch", lambda whole: whole[:-73], r"test_batch\.bin is damaged or truncated"),
         ("test_batch", lambda whole: b"\n" + whole[1:], r"test_batch\.bin .* holds a label above 9"),

@@ -125,7 +125,7 @@ def test_a_mean_image_is_that_of_the_training_images_or_of_a_file(tmp_path, fake
     digits = load_dataset("digits")
     mean = digits.train.pixels.mean(0, dtype=np.float64)
     np.save(tmp_path / "mean.npy", mean)
-    np.save(tmp_path / "last.npy", mean.transpose(1, 2, 0)[None] / 255)
+    np.save(tmp_path / "last.npy", mean.transpose(1, 2, 0) / 255)
     with torch.no_grad():
         logits = net.eval()(torch.from_numpy((digits.held_out["test"].pixels - mean) / 255).float())
     wanted = float(F.cross_entropy(logits, torch.from_numpy(digits.held_out["test"].labels)))

@@ -17,9 +17,9 @@ from resrepro.data import ALONE, ProcessGroup, loader
 from resrepro.data.augment import (
     PUBLISHED_COMPONENTS,
     PUBLISHED_VARIANCES,
-    CropParams,
     Lighting,
     Normalisation,
+    crop_choices,
 )
 from resrepro.data.loader import CropBatch, CropReader, Loading, PhotoViews, Views, photo_batches
 from resrepro.data.photos import Photos, planes, read_image, scan, scan_both, training_crop
@@ -43,7 +43,7 @@ def photo_views(
 
 def expected(path: Path, protocol: str) -> list[np.ndarray]:
     """The views of one image by torchvision, one array (V, 3, h, w) per scale."""
-    image = read_image(path).image
+    image = read_image(path)[0]
     large = [transforms.Resize(side)(image) for side in SIDES[protocol]]
     if protocol == "multi_scale":
         return [planes(each)[None] for each in large]
@@ -231,7 +231,7 @@ def test_all_sides_places_and_flips_are_equally_likely() -> None:
     image = Image.fromarray(np.stack([across, down, down], axis=2).astype(np.uint8))
     recipe = recipe_with(scale=(35, 35))
     found: Counter = Counter()
-    for choice in np.concatenate([CropParams.draw(7, iteration, 256).views for iteration in range(24)]):
+    for choice in np.concatenate([crop_choices(7, iteration, 256)[0] for iteration in range(24)]):
         crop = training_crop(image, recipe, choice).astype(int)
         flipped = crop[0, 0, 0] > crop[0, 0, 1]
         found[crop[0].min(), crop[1].min(), flipped] += 1
@@ -240,8 +240,8 @@ def test_all_sides_places_and_flips_are_equally_likely() -> None:
 
 
 def test_draws_of_images_iterations_and_seeds_are_independent() -> None:
-    batches = [CropParams.draw(seed, iteration, 256) for seed in range(3) for iteration in range(3)]
-    views = np.stack([np.concatenate([each.views, each.colours], axis=1) for each in batches])
+    batches = [crop_choices(seed, iteration, 256) for seed in range(3) for iteration in range(3)]
+    views = np.stack([np.concatenate(each, axis=1) for each in batches])
     assert len(np.unique(views)) == views.size
     columns = views.transpose(2, 0, 1).reshape(7, -1)
     assert np.abs(np.corrcoef(columns) - np.eye(7)).max() < 4.5 / np.sqrt(columns.shape[1])
@@ -272,7 +272,7 @@ def test_shifts_have_the_covariance_of_the_closed_form(colour: str, strength: fl
 
 @pytest.mark.parametrize("settings", [{"colour": "none"}, {"colour_std": 0.0}])
 def test_without_the_augmentation_nothing_is_shifted(settings: dict[str, object]) -> None:
-    shifts = Lighting(recipe_with(**settings), *made_up_axes()).shifts(CropParams.draw(0, 0, 64).colours)
+    shifts = Lighting(recipe_with(**settings), *made_up_axes()).shifts(crop_choices(0, 0, 64)[1])
     assert torch.equal(shifts, torch.zeros(64, 3, 1, 1))
 
 
@@ -281,12 +281,12 @@ def test_without_the_augmentation_nothing_is_shifted(settings: dict[str, object]
 
 def test_a_batch_holds_the_crops_of_its_images(photographs: Path) -> None:
     reader = reader_of(photographs)
-    batch, draws = reader[11], CropParams.draw(0, 11, 8)
+    batch, (choices, colours) = reader[11], crop_choices(0, 11, 8)
     for place, index in enumerate(reader.sampler.indices(11).tolist()):
-        image = read_image(reader.photos.path(index)).image
-        assert np.array_equal(batch.crops[place], slow_crop(image, reader.recipe, draws.views[place]))
+        image = read_image(reader.photos.path(index))[0]
+        assert np.array_equal(batch.crops[place], slow_crop(image, reader.recipe, choices[place]))
         assert batch.labels[place] == reader.photos.labels[index]
-    assert torch.equal(batch.shifts, reader.lighting.shifts(draws.colours))
+    assert torch.equal(batch.shifts, reader.lighting.shifts(colours))
     assert (batch.crops.dtype, batch.labels.dtype, batch.bad) == (torch.uint8, torch.int64, "")
 
 

@@ -11,7 +11,7 @@ import pytest
 from torchvision import transforms
 
 from resrepro.data import loader
-from resrepro.data.loader import Loading
+from resrepro.data.loader import BadImages, Loading
 from resrepro.data.photos import planes, read_image, scan_both
 from resrepro.data.statistics import Statistics, principal_axes, statistics_of
 
@@ -65,7 +65,7 @@ def crops(photographs: Path) -> np.ndarray:
     """Centre crops of all training images by torchvision, (80, 3, 32, 32); 37 is to 32 as 256 to 224."""
     view = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(SIZE)])
     files = sorted(path for path in (photographs / "train").rglob("*") if path.is_file())
-    return np.stack([planes(view(read_image(path).image)) for path in files]).astype(float)
+    return np.stack([planes(view(read_image(path)[0])) for path in files]).astype(float)
 
 
 def test_the_mean_image_is_that_of_the_centre_crops(photographs: Path, crops: np.ndarray) -> None:
@@ -112,7 +112,7 @@ def test_bad_files_are_left_out_and_told(copy: Path) -> None:
     bad = spoil(copy)
     found = found_in(copy)
     assert found.bad == bad
-    told = found.bad_images(most=4)
+    told = BadImages(4, found.bad)
     (notice,) = told.notices()
     assert notice.startswith("4 files are no readable images: train/cat/00-rgb.jpg (not an image), ")
     for name in bad:
@@ -120,7 +120,7 @@ def test_bad_files_are_left_out_and_told(copy: Path) -> None:
     clean = found_in(copy)
     assert clean.checksums == found.checksums
     assert np.array_equal(clean.mean, found.mean)
-    assert clean.bad_images(most=0).notices() == ()
+    assert clean.bad == {}
 
 
 def test_workers_find_what_none_find(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

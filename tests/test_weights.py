@@ -20,7 +20,6 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.matching import UNUSED, choose, match
 from resrepro.evaluation.sources import ThirdPartyCheckpoint, load_net, read_net
 from resrepro.evaluation.weights import (
-    check_finite,
     fill,
     fitted,
     read_weights,
@@ -71,7 +70,7 @@ def test_a_state_dict_is_found_wherever_people_put_it(wrap: Callable[..., Any], 
 
 
 def test_names_count_for_more_than_order_but_other_names_are_matched_by_it() -> None:
-    renamed = {f"layer{i}": value for i, value in enumerate(weights().values()) if value.ndim}
+    renamed = {f"x{key}": value for key, value in weights().items()}
     for content, by in ((renamed, "order"), (dict(reversed(weights().items())), "name")):
         net, matched_by = filled(content)
         assert matched_by == by
@@ -123,18 +122,18 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (torch.tensor([float("nan")]), "NaN or infinite numbers in w"),
-        (torch.tensor([-float("inf")]), "NaN or infinite numbers in w"),
+        (torch.tensor([float("nan")]), "NaN or infinite numbers in fc.bias"),
+        (torch.tensor([-float("inf")]), "NaN or infinite numbers in fc.bias"),
         (torch.tensor([4e38], dtype=torch.float64), "infinite"),
-        (torch.tensor([3]), "kind int64 in w"),
+        (torch.tensor([3]), "kind int64 in fc.bias"),
     ],
 )
 def test_numbers_that_are_none_in_float32_are_named_with_their_tensor(
     values: torch.Tensor, told: str
 ) -> None:
-    check_finite({"w": torch.tensor([3e38], dtype=torch.float64)}, "x.pt")
+    filled(weights() | {"fc.bias": torch.full((10,), 3e38, dtype=torch.float64)})
     with pytest.raises(RecordError, match=told):
-        check_finite({"w": values}, "x.pt")
+        filled(weights() | {"fc.bias": values.expand(10)})
 
 
 # --- ours ------------------------------------------------------------------------------------------

@@ -106,10 +106,6 @@ class ProcessGroup:
         own = count // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
-    def strided(self, count: int) -> range:
-        """Every so many of `count` items, so that together the processes have each once."""
-        return range(self.rank, count, self.size)
-
 
 ALONE = ProcessGroup()
 
@@ -161,12 +157,7 @@ def load_digits() -> Dataset:
 
 
 def data_folder(folder: str | Path | None) -> Path:
-    """The folder of photographs: the one given, else that named by RESREPRO_DATA.
-
-    Raises:
-        DataError: if there is none.
-        UsageError: if none is named.
-    """
+    """The folder of photographs: the one given, else that named by RESREPRO_DATA (UsageError if none is)."""
     layout = "train/<class>/<image> and val/<class>/<image>"
     found = _named(folder, layout)
     if found is None:

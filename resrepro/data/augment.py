@@ -4,7 +4,6 @@ Images in memory stay on the training device as uint8; each batch is drawn, augm
 a whole (Section 4.2). A resumed run therefore sees the same batches, whatever the number of processes.
 """
 
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from resrepro.data import ALONE, Images, ProcessGroup
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
+Floats = npt.NDArray[np.float64]
 ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of one seed
 
 # The components that later implementations use, computed once on ImageNet by fb.resnet.torch; pixels 0..1.
@@ -78,7 +78,7 @@ def laid_out(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=memory_format(images.device))
 
 
-def mean_over(mean: str, image: npt.NDArray[np.float64]) -> Tensor:
+def mean_over(mean: str, image: Floats) -> Tensor:
     """The mean that a recipe subtracts, from the mean image (3, H, W): per pixel, per channel, or none."""
     if mean == "per_channel":
         image = image.mean(axis=(1, 2), keepdims=True)
@@ -193,21 +193,13 @@ def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
     return pixels.to(device), torch.from_numpy(np.ascontiguousarray(images.labels)).to(device)
 
 
-@dataclass(frozen=True)
-class CropParams:
-    """The random choices for a batch of N photographs (Section 3.4).
+def crop_choices(seed: int, iteration: int, count: int) -> tuple[Floats, Floats]:
+    """The random choices for the N photographs of an update (Section 3.4): of views, and of colours.
 
-    `views` (N, 4) in [0, 1): shorter side, place across and down, flip; `colours` (N, 3): standard normal.
+    The first (N, 4) in [0, 1): shorter side, place across and down, flip; the others (N, 3), standard normal.
     """
-
-    views: npt.NDArray[np.float64]
-    colours: npt.NDArray[np.float64]
-
-    @classmethod
-    def draw(cls, seed: int, iteration: int, count: int) -> "CropParams":
-        """The choices for the photographs of one update."""
-        source = np.random.default_rng(stream_seed(seed, AUGMENTATION, iteration))
-        return cls(source.random((count, 4)), source.standard_normal((count, 3)))
+    source = np.random.default_rng(stream_seed(seed, AUGMENTATION, iteration))
+    return source.random((count, 4)), source.standard_normal((count, 3))
 
 
 class Lighting:
@@ -223,6 +215,6 @@ class Lighting:
         strength = 0.0 if recipe.colour == "none" else recipe.colour_std
         self.axes = 255 * strength * np.array(components) * np.array(variances)
 
-    def shifts(self, colours: npt.NDArray[np.float64]) -> Tensor:
+    def shifts(self, colours: Floats) -> Tensor:
         """Standard normal numbers (N, 3) -> shifts of R, G and B on the scale 0 to 255, (N, 3, 1, 1)."""
         return torch.as_tensor(colours @ self.axes.T, dtype=torch.float32)[:, :, None, None]

@@ -8,7 +8,7 @@ import hashlib
 import pickle
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +30,30 @@ OFFICIAL_MD5 = {
 OFFICIAL_TEST_SHA1 = "67eb016db431130d61cd03c7ad570b013799c88c"  # of the binary layout's test file
 RECORD = 1 + 3 * 32 * 32  # bytes per image of the binary layout: the label, then R, G, B planes
 PER_FILE = 10_000
-LARGEST_PICKLE = 64 * 2**20  # bytes; the official batches have 31 million, any other size another MD5
+LARGEST = 64 * 2**20  # bytes of a file in an archive; the official batches have 31 million
 TRAINING, VALIDATION = 50_000, 5_000  # of the 45k/5k split, Section 4.2
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PNG = "the images are PNG files in class folders, not the official files"
-Content = Mapping[str, bytes] | None  # of the files of an archive; None where they lie in a folder
 
 
 def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False) -> Dataset:
     """Read CIFAR-10 from `folder` (or the layout or archive itself), downloading it there if allowed.
 
-    Raises:
-        DataError: if it is missing and may not or cannot be downloaded, or a file is damaged.
+    DataError if it is missing and may not or cannot be downloaded, or a file is damaged.
     """
     source = _find(folder)
-    if may_download and (source is None or (source.is_dir() and not _whole(source))):
-        _download(folder)
+    present = {path.name for path in source.glob("*")} if source else set()
+    if may_download and not (source and source.is_file()) and not present.issuperset(_batches(present)):
+        from torchvision.datasets import CIFAR10  # shows progress and checks the archive's MD5
+
+        try:
+            CIFAR10(str(folder), download=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"CIFAR-10 is not in {folder} and could not be downloaded ({error}): "
+                "fetch it on a machine with network and name its folder with --data."
+            ) from None
         source = _find(folder)
     if source is None:
         raise DataError(
@@ -55,9 +62,16 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
         )
     official = source.is_file() or not (source / "train").is_dir()
     train, test = _read(source) if official else (_read_folder(source, part) for part in ("train", "test"))
-    checksums = {"train": train.sha256(), "test": test.sha256()}
+    checksums, notices = {"train": train.sha256(), "test": test.sha256()}, list[str]()
     if official:
-        notices = _notices(test, checksums["train"])
+        if checksums["train"] != OFFICIAL_TRAIN_SHA256:
+            notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
+        if len(test) < PER_FILE:
+            notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
+        else:
+            records = np.column_stack([test.labels.astype(np.uint8), test.pixels.reshape(PER_FILE, -1)])
+            if hashlib.sha1(records.tobytes(), usedforsecurity=False).hexdigest() != OFFICIAL_TEST_SHA1:
+                notices.append("the test images are not exactly the official ones (checksum differs)")
     else:
         notices = [f"{PNG}: {len(train):,} to train on and {len(test):,} to test"]
         if split == "45k5k" and len(train) != TRAINING:
@@ -69,57 +83,40 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
     return Dataset("cifar10", 10, train, held_out, checksums, tuple(notices))
 
 
-def _files(layout: Path, suffix: str) -> list[Path]:
-    return [layout / f"{name}{suffix}" for name in OFFICIAL_MD5]
-
-
 def _find(folder: Path) -> Path | None:
     """What holds the images: `folder` itself or what has one of the official names below it."""
     for layout in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
-        if any(path.exists() for path in _files(layout, "") + _files(layout, ".bin")):
+        if any(path.name.removesuffix(".bin") in OFFICIAL_MD5 for path in layout.glob("*")):
             return layout
-    archives = (folder, *(folder / name for name in ARCHIVES))
-    folders = [folder] if all((folder / part).is_dir() for part in ("train", "test")) else []
-    return next((path for path in (*(path for path in archives if path.is_file()), *folders)), None)
+    for archive in (folder, *(folder / name for name in ARCHIVES)):
+        if archive.is_file():
+            return archive
+    return folder if all((folder / part).is_dir() for part in ("train", "test")) else None
 
 
-def _whole(layout: Path) -> bool:
-    """Whether all files of one of the two layouts are there."""
-    return any(all(path.exists() for path in _files(layout, suffix)) for suffix in ("", ".bin"))
-
-
-def _download(folder: Path) -> None:
-    """Fetch the official archive through torchvision, which shows progress and checks its MD5."""
-    from torchvision.datasets import CIFAR10
-
-    try:
-        CIFAR10(str(folder), download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"CIFAR-10 is not in {folder} and could not be downloaded ({error}): "
-            "fetch it on a machine with network and name its folder with --data."
-        ) from None
-
-
-def _notices(test: Images, train_checksum: str) -> list[str]:
-    """What must be said of images in an official layout."""
-    notices = []
-    if train_checksum != OFFICIAL_TRAIN_SHA256:
-        notices.append("the training images are not those of the official CIFAR-10 (checksum differs)")
-    if len(test) < PER_FILE:
-        notices.append(f"the test set holds only the first {len(test):,} of the 10,000 test images")
-    elif _sha1(test) != OFFICIAL_TEST_SHA1:
-        notices.append("the test images are not exactly the official ones (checksum differs)")
-    return notices
+def _batches(present: Collection[str]) -> list[str]:
+    """The files of a layout, training batches first; of the binary one if any of it is present."""
+    suffix = ".bin" if any(f"{name}.bin" in present for name in OFFICIAL_MD5) else ""
+    return [f"{name}{suffix}" for name in OFFICIAL_MD5]
 
 
 def _read(source: Path) -> tuple[Images, Images]:
     """Training and test images of a folder in an official layout, or of an archive of one."""
-    content = _unpacked(source) if source.is_file() else None
-    names = {path.name for path in source.iterdir()} if content is None else content.keys()
-    binary = any(path.name in names for path in _files(source, ".bin"))
-    read = _read_binary if binary else _read_pickle
-    *batches, test = (read(path, content) for path in _files(source, ".bin" if binary else ""))
+    if source.is_file():
+        found = _unpacked(source)
+    else:
+        found = {}
+        for path in source.iterdir():
+            if path.name.removesuffix(".bin") in OFFICIAL_MD5:
+                try:
+                    found[path.name] = path.read_bytes()
+                except OSError as error:
+                    raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    names = _batches(found)
+    for name in names:
+        if name not in found:
+            raise DataError(f"CIFAR-10 is incomplete: {source / name} is missing.")
+    *batches, test = (_images(source / name, found[name]) for name in names)
     pixels, labels = zip(*((batch.pixels, batch.labels) for batch in batches), strict=True)
     return Images(np.concatenate(pixels), np.concatenate(labels)), test
 
@@ -131,7 +128,7 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
         with tarfile.open(archive, "r|*") as members:
             for member in members:
                 name = Path(member.name).name
-                wanted = name.removesuffix(".bin") in OFFICIAL_MD5 and member.size <= LARGEST_PICKLE
+                wanted = name.removesuffix(".bin") in OFFICIAL_MD5 and member.size <= LARGEST
                 if wanted and (file := members.extractfile(member)):
                     found[name] = file.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError):
@@ -154,7 +151,7 @@ def _read_folder(root: Path, split: str) -> Images:
     pixels = np.empty((len(photos), 3, 32, 32), np.uint8)
     for place, index in enumerate(order):
         try:
-            image = read_image(photos.path(index)).image
+            image, _ = read_image(photos.path(index))
         except BadImage as reason:
             raise DataError(f"{photos.path(index)} is no readable image ({reason}).") from None
         if image.size != (32, 32):
@@ -164,37 +161,19 @@ def _read_folder(root: Path, split: str) -> Images:
     return Images(pixels, photos.labels[order])
 
 
-def _bytes_of(path: Path, most: int, content: Content) -> bytes:
-    try:
-        found = path.read_bytes() if content is None else content[path.name]
-    except (FileNotFoundError, KeyError):
-        raise DataError(f"CIFAR-10 is incomplete: {path} is missing.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    if len(found) > most:
-        raise DataError(
-            f"{path} is damaged: {len(found):,} bytes instead of {most:,} or fewer. "
-            "Copy or download it again."
-        )
-    return found
-
-
-def _read_pickle(path: Path, content: Content) -> Images:
-    """The images of a pickled batch: pixels (N, 3072) and labels, under bytes."""
-    stored = _bytes_of(path, LARGEST_PICKLE, content)
-    # The checksum comes first: unpickling bytes that nobody vouches for can run code.
-    if hashlib.md5(stored, usedforsecurity=False).hexdigest() != OFFICIAL_MD5[path.name]:
-        raise DataError(f"{path} is damaged: its MD5 is not the official one. Move it away and get it again.")
-    batch = pickle.loads(stored, encoding="bytes")
-    pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-    return Images(pixels, np.asarray(batch[b"labels"], np.int64))
-
-
-def _read_binary(path: Path, content: Content) -> Images:
-    """The images of a file of records; of the test file, the first ones will do."""
-    stored = _bytes_of(path, PER_FILE * RECORD, content)
+def _images(path: Path, stored: bytes) -> Images:
+    """The images of a batch, pickled or of records; of the test file of records, the first ones will do."""
+    if path.suffix != ".bin":
+        # The checksum comes first: unpickling bytes that nobody vouches for can run code.
+        if hashlib.md5(stored, usedforsecurity=False).hexdigest() != OFFICIAL_MD5[path.name]:
+            raise DataError(
+                f"{path} is damaged: its MD5 is not the official one. Move it away and get it again."
+            )
+        batch = pickle.loads(stored, encoding="bytes")
+        pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+        return Images(pixels, np.asarray(batch[b"labels"], np.int64))
     count, rest = divmod(len(stored), RECORD)
-    if rest or (count != PER_FILE and (path.stem != "test_batch" or not count)):
+    if rest or not 0 < count <= PER_FILE or (count < PER_FILE and path.stem != "test_batch"):
         raise DataError(
             f"{path} is damaged or truncated: {len(stored):,} bytes instead of {PER_FILE * RECORD:,}. "
             "Copy or download it again."
@@ -203,9 +182,3 @@ def _read_binary(path: Path, content: Content) -> Images:
     if records[:, 0].max() > 9:
         raise DataError(f"{path} is damaged: it holds a label above 9. Copy or download it again.")
     return Images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
-
-
-def _sha1(images: Images) -> str:
-    """That of the images as a binary file."""
-    records = np.column_stack([images.labels.astype(np.uint8), images.pixels.reshape(len(images), -1)])
-    return hashlib.sha1(records.tobytes(), usedforsecurity=False).hexdigest()

@@ -11,10 +11,7 @@ from resrepro.errors import DataError
 
 ORDER = "class_order.txt"
 ANNOTATIONS, SOLUTION = "val_annotations.txt", "LOC_val_solution.csv"  # Tiny-ImageNet's, and Kaggle's
-TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"  # of ImageNet's development kit
-SYNSETS = "imagenet_2012_validation_synset_labels.txt"  # the same with WordNet ids
-LISTS = (ANNOTATIONS, SOLUTION, TRUTH, SYNSETS)
-KIT = Path("ILSVRC2012_devkit_t12", "data")
+SYNSETS = "imagenet_2012_validation_synset_labels.txt"  # WordNet ids of ImageNet's images in order
 NUMBERED = "ILSVRC2012_val_{:08}"  # images of ImageNet's val, counted from 1
 SUFFIXES = {".jpeg", ".jpg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}  # in a flat folder
 File = tuple[bytes, bytes]  # path below the split; size and time of change
@@ -27,11 +24,7 @@ def one_form(name: str) -> str:
 
 
 def ordered(names: Collection[str], root: Path) -> list[str]:
-    """The order of classes: that of `class_order.txt`, else of numbers where all are some, else of text.
-
-    Raises:
-        DataError: if that file lacks a class.
-    """
+    """The order of classes: that of `class_order.txt`, else of numbers where all are some, else of text."""
     try:
         given = [one_form(name.strip()) for name in _lines(root / ORDER)]
     except FileNotFoundError:
@@ -62,56 +55,30 @@ def warn_of_text(classes: Sequence[str]) -> tuple[str, ...]:
 def by_class(root: Path, split: str) -> dict[str, list[File]]:
     """The files of each class of a split: of its folder, or of a flat `val` as the list beside it says.
 
-    Raises:
-        DataError: if a class is empty or there twice, or an image has no label.
-        OSError: if a folder cannot be listed.
+    DataError if a class is empty or there twice or an image has no label, OSError if a folder is not listed.
     """
     top = root / split
     entries = [entry for entry in os.scandir(top) if not entry.name.startswith(".")]
     folders = sorted(entry.name for entry in entries if entry.is_dir())
-    if split == "val" and _is_flat(root, folders, [entry.name for entry in entries]):
-        return _listed(root, top, folders)
-    return _by_folder(top, folders)
-
-
-def _is_flat(root: Path, folders: Sequence[str], files: Sequence[str]) -> bool:
-    """Whether `val` has images but no class folders, as ImageNet's and Tiny-ImageNet's have none."""
-    if folders == ["images"]:
-        return not (root / "train" / "images").is_dir()
-    return not folders and any(_has_suffix(name) for name in files)
-
-
-def _has_suffix(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
-
-
-def _listed(root: Path, top: Path, folders: Sequence[str]) -> dict[str, list[File]]:
-    """The images of a flat folder by the class that the list beside it gives them."""
-    source, labels = _listed_labels(root, top)
-    found = _files(top / folders[0], folders[0]) if folders else _files(top)
-    listed: dict[str, list[File]] = {}
-    for path, about in found:
-        name = Path(os.fsdecode(path))
-        if name.stem in labels:
-            listed.setdefault(labels[name.stem], []).append((path, about))
-        elif _has_suffix(name.name):
-            raise DataError(f"{source} has no label of {top.name}/{name}: name images and list of one set.")
-    return listed
-
-
-def _by_folder(top: Path, folders: Sequence[str]) -> dict[str, list[File]]:
-    """The images of each class folder."""
-    listed: dict[str, list[File]] = {}
+    # Tiny-ImageNet has all images in one folder, ImageNet in none.
+    in_one = folders == ["images"] and not (root / "train" / "images").is_dir()
+    if split == "val" and (in_one or (not folders and any(_is_image(entry.name) for entry in entries))):
+        return _listed(root, top, list(_files(top / "images", "images") if in_one else _files(top)))
+    found: dict[str, list[File]] = {}
     for folder in folders:
         name = one_form(folder)
-        if name in listed:
+        if name in found:
             raise DataError(f"{top} has two folders of the class {name!r}, spelled in two forms of Unicode.")
-        listed[name] = list(_files(top / folder, folder))
-        if not listed[name]:
+        found[name] = list(_files(top / folder, folder))
+        if not found[name]:
             raise DataError(
                 f"the class {name!r} in {top} is empty: put images there, or move its folder elsewhere."
             )
-    return listed
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _files(folder: Path, below: str = "") -> Iterator[File]:
@@ -129,21 +96,25 @@ def _files(folder: Path, below: str = "") -> Iterator[File]:
             yield os.fsencode(name), b""
 
 
-def _listed_labels(root: Path, top: Path) -> tuple[Path, Mapping[str, str]]:
-    """The official list beside a flat folder `top`, and the class of each image by its name without ending.
-
-    Raises:
-        DataError: if there is none, or it cannot be understood.
-    """
+def _listed(root: Path, top: Path, files: Iterable[File]) -> dict[str, list[File]]:
+    """The images of a flat folder `top` by the class that the official list beside it gives them."""
     above = [root, *root.resolve().parents[:3]]  # Kaggle's list lies three folders up
-    for folder in (top, *above, *(place / KIT for place in above)):
-        for name in LISTS:
-            if (path := folder / name).is_file():
-                return path, _labels(path)
-    raise DataError(
-        f"{top} has images but no class folders: put {SOLUTION} (Kaggle's), or {TRUTH} and {META} (the "
-        f"development kit's), into {root}, or sort the images into {top.name}/<class>/."
-    )
+    lists = (folder / name for folder in (top, *above) for name in (ANNOTATIONS, SOLUTION, SYNSETS))
+    source = next((path for path in lists if path.is_file()), None)
+    if source is None:
+        raise DataError(
+            f"{top} has images but no class folders: put {SOLUTION} (Kaggle's) or {SYNSETS} into {root}, or "
+            f"sort the images into {top.name}/<class>/."
+        )
+    labels = _labels(source)
+    found: dict[str, list[File]] = {}
+    for path, about in files:
+        name = Path(os.fsdecode(path))
+        if name.stem in labels:
+            found.setdefault(labels[name.stem], []).append((path, about))
+        elif _is_image(name.name):
+            raise DataError(f"{source} has no label of {top.name}/{name}: name images and list of one set.")
+    return found
 
 
 def _lines(path: Path) -> list[str]:
@@ -152,31 +123,17 @@ def _lines(path: Path) -> list[str]:
 
 
 def _labels(path: Path) -> Mapping[str, str]:
+    """The class of each image by its name without ending, of an official list."""
     lines = _lines(path)
+    if path.name == SOLUTION:
+        lines = [line.replace(",", " ", 1) for line in lines if not line.startswith("ImageId,")]
+    elif path.name == SYNSETS:
+        lines = [f"{NUMBERED.format(number)} {name}" for number, name in enumerate(lines, 1)]
     try:
-        if path.name == SOLUTION:
-            lines = [line.replace(",", " ", 1) for line in lines if not line.startswith("ImageId,")]
-        elif path.name != ANNOTATIONS:
-            synsets = _synsets(path.with_name(META)) if path.name == TRUTH else {}
-            names = [synsets[line.strip()] if synsets else line for line in lines]
-            lines = [f"{NUMBERED.format(number)} {name}" for number, name in enumerate(names, 1)]
         fields = (line.split("\t" if "\t" in line else None)[:2] for line in lines)
         pairs = {(Path(image).stem, one_form(name)) for image, name in fields}
         if len(dict(pairs)) < len(pairs):
             raise ValueError("an image of two classes")
-        return dict(pairs)
-    except (KeyError, ValueError):
+    except ValueError:
         raise DataError(f"{path} is not the official list of labels: get it again.") from None
-
-
-def _synsets(path: Path) -> Mapping[str, str]:
-    """The WordNet id of each number of the development kit."""
-    from scipy.io import loadmat
-
-    if not path.is_file():
-        raise DataError(f"{TRUTH} has numbers, which {META} explains: put it into {path.parent} too.")
-    try:
-        table = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
-        return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in table}
-    except Exception:  # of a damaged file the reader raises almost anything
-        raise DataError(f"{path} is damaged: get it again from ImageNet's development kit.") from None
+    return dict(pairs)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
 from resrepro.data.augment import Augmentation, Lighting, Normalisation, TrainingBatches, mean_over, on_device
-from resrepro.data.loader import CropReader, Loading, PhotoViews, Views, photo_batches
+from resrepro.data.loader import BadImages, CropReader, Loading, PhotoViews, Views, photo_batches
 from resrepro.data.photos import PhotoSet, notices_of, scan_both
 from resrepro.data.statistics import statistics_of
 from resrepro.spec import Spec
@@ -44,9 +44,9 @@ class Feed(ABC):
         n is the batch size, or this process's share of it.
         """
 
-    @abstractmethod
     def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> "Slots":
         """Where a recorded update finds its batch; `batches` are those of the updates to come."""
+        return Slots(batches)
 
     @abstractmethod
     def views(self, name: str) -> Iterator[Views]:
@@ -63,21 +63,29 @@ class Feed(ABC):
         return min(PRECISE_BATCHES, epoch)
 
 
-class Slots(ABC):
+class Slots:
     """Tensors on the device that do not move, in which a recorded update finds what it needs.
 
-    `changed` are those that `batch` writes to.
+    Here one batch, into which the next is copied when it is due. `changed` are those that `batch` writes to.
     """
 
     changed: Sequence[Tensor] = ()
 
-    @abstractmethod
+    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        self.coming, self.place = batches, list[Tensor]()
+
     def fill(self, start: int, stop: int) -> Iterator[None]:
         """At each step what `batch` needs for the next of updates start..stop-1 is in place."""
+        for batch in itertools.islice(self.coming, stop - start):
+            self.place = self.place or [torch.empty_like(part) for part in batch]
+            for slot, part in zip(self.place, batch, strict=True):
+                slot.copy_(part)
+            yield
 
-    @abstractmethod
     def batch(self) -> tuple[Tensor, Tensor]:
         """Images and labels of the next update; work of the device alone."""
+        images, labels = self.place
+        return images, labels
 
 
 class MemorySlots(Slots):
@@ -109,26 +117,6 @@ class MemorySlots(Slots):
         self.row += 1
         offsets, coins = (draws.pop(0) if drawn else None for drawn in self.drawn)
         return self.batches.made(indices, (offsets, coins))
-
-
-class PhotoSlots(Slots):
-    """One batch, into which the next is copied when it is due."""
-
-    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-        self.batches, self.place = batches, list[Tensor]()
-
-    def fill(self, start: int, stop: int) -> Iterator[None]:
-        """Take batch after batch."""
-        for batch in itertools.islice(self.batches, stop - start):
-            self.place = self.place or [torch.empty_like(part) for part in batch]
-            for slot, part in zip(self.place, batch, strict=True):
-                slot.copy_(part)
-            yield
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """What was copied last."""
-        images, labels = self.place
-        return images, labels
 
 
 class MemoryFeed(Feed):
@@ -177,7 +165,7 @@ class PhotoFeed(Feed):
         self.recipe, self.device, self.loading, self.group = recipe, device, loading, group
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         statistics = statistics_of(photos, recipe.image_size, loading, say, group)
-        bad = group.on_first(lambda: statistics.bad_images(loading.max_bad_images))
+        bad = group.on_first(lambda: BadImages(loading.max_bad_images, statistics.bad))
         train, val = (part.without(bad.reasons) for part in photos)
         self.about = DatasetInfo(
             name=spec.dataset,
@@ -205,10 +193,6 @@ class PhotoFeed(Feed):
                 batch = next(batches)
                 self.waited = (self.waited or 0) + time.perf_counter() - begun
                 yield batch
-
-    def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Slots:
-        """A place for one batch after the other."""
-        return PhotoSlots(batches)
 
     def views(self, name: str) -> Iterator[Views]:
         """The recipe's view of `val`, read anew each time."""

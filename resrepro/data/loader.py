@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.augment import CropParams, EpochSampler, Lighting, Normalisation, laid_out
+from resrepro.data.augment import EpochSampler, Lighting, Normalisation, crop_choices, laid_out
 from resrepro.data.photos import BadImage, Photos, Pixels, checksum, read_image, training_crop, views_of
 from resrepro.errors import DataError, UsageError
 from resrepro.machine import cores
@@ -36,15 +36,10 @@ CHUNKS = {"center": 32, "ten": 10, "dense": 4}
 
 @dataclass(frozen=True)
 class Loading:
-    """How image files are read.
+    """How image files are read."""
 
-    Attributes:
-        workers: processes that decode ahead; by default as many as the machine has to spare, 0 for none.
-        max_bad_images: files that may be no readable image; one more stops the run.
-    """
-
-    workers: int | None = None
-    max_bad_images: int = 0
+    workers: int | None = None  # processes that decode ahead, 0 for none; by default all that can be spared
+    max_bad_images: int = 0  # files that may be no readable image; one more stops the run
 
     def __post_init__(self) -> None:
         """Check the numbers (UsageError)."""
@@ -71,12 +66,12 @@ class BadImages:
     most: int
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def add(self, more: dict[str, str]) -> None:
-        """Take note of bad files, path to reason.
+    def __post_init__(self) -> None:
+        """Check their number (DataError, which names the first)."""
+        self.add({})
 
-        Raises:
-            DataError: if there are now more than may be; the first are named.
-        """
+    def add(self, more: dict[str, str]) -> None:
+        """Take note of bad files, path to reason, and check their number."""
         self.reasons |= more
         if len(self.reasons) > self.most:
             raise DataError(
@@ -106,10 +101,8 @@ def read_ahead(
 ) -> Iterator[T]:  # fmt: skip
     """What `give` returns for each item, in order, called by workers while `device` computes.
 
-    For a GPU tensors come in pinned memory, from which they are copied without waiting.
-
-    Raises:
-        DataError: if a worker dies.
+    For a GPU tensors come in pinned memory, from which they are copied without waiting. DataError if a worker
+    dies.
     """
     workers = min(loading.workers_beside(device, group.local_size), len(items))
     pinned = device is not None and device.type == "cuda"
@@ -176,18 +169,18 @@ class CropReader:
 
     def __getitem__(self, iteration: int) -> CropBatch:
         indices = self.sampler.indices(iteration)[self.share].tolist()
-        params = CropParams.draw(self.seed, iteration, self.recipe.batch_size)
+        choices, colours = crop_choices(self.seed, iteration, self.recipe.batch_size)
         size, bad = self.recipe.image_size, ""
         crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
-        for place, (index, choice) in enumerate(zip(indices, params.views[self.share], strict=True)):
+        for place, (index, choice) in enumerate(zip(indices, choices[self.share], strict=True)):
             try:
-                image = read_image(self.photos.path(index)).image
+                image, _ = read_image(self.photos.path(index))
             except BadImage as reason:
                 bad = f"{self.photos.name(index)} ({reason})"
                 break
             crops[place] = torch.from_numpy(np.ascontiguousarray(training_crop(image, self.recipe, choice)))
         labels = torch.from_numpy(self.photos.labels[indices])
-        return CropBatch(crops, labels, self.lighting.shifts(params.colours[self.share]), bad)
+        return CropBatch(crops, labels, self.lighting.shifts(colours[self.share]), bad)
 
 
 def photo_batches(
@@ -196,19 +189,18 @@ def photo_batches(
 ) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Images (n, 3, S, S) float32 and labels (n,) of some updates, on the normalisation's device, read ahead.
 
-    Raises:
-        DataError: if a file that could be read before can be no longer, or a worker dies.
+    DataError if a file that could be read before can be no longer, or a worker dies.
     """
     device = normalisation.mean.device
     batches = read_ahead(reader.__getitem__, iterations, loading, device, group)
-    for crops, labels, shifts in sent_ahead(map(_whole, batches), device):
+
+    def whole(batch: CropBatch) -> Sequence[Tensor]:
+        if batch.bad:
+            raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
+        return batch[:3]
+
+    for crops, labels, shifts in sent_ahead(map(whole, batches), device):
         yield laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
-
-
-def _whole(batch: CropBatch) -> Sequence[Tensor]:
-    if batch.bad:
-        raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
-    return batch[:3]
 
 
 def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[Sequence[Tensor]]:
@@ -239,32 +231,23 @@ def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Ite
 
 @dataclass
 class Views:
-    """Some images of a split as a protocol shows them.
+    """Some images of a split, of equal sizes, as a protocol shows them."""
 
-    Attributes:
-        scales: one tensor per scale: (n, V, 3, S, S) crops, or (n, 1, 3, h, w) whole images, uint8; all
-            images here have the same sizes.
-        labels: (n,) int64.
+    scales: list[Tensor]  # for each scale (n, V, 3, S, S) crops, or (n, 1, 3, h, w) whole images, uint8
+    labels: Tensor  # (n,) int64
+
+
+Groups = list[tuple[list[Pixels], list[int]]]
+
+
+def read_views(
+    photos: Photos, protocol: Protocol, image_size: int, number: int
+) -> tuple[Groups, dict[int, str], dict[str, str]]:
+    """The views of chunk `number` of the images: scales and labels of each group of one size.
+
+    As arrays, since tensors would cost a worker a file descriptor each. Then the content digest of each
+    readable file by its index, and the other files and why.
     """
-
-    scales: list[Tensor]
-    labels: Tensor
-
-
-class ViewChunk(NamedTuple):
-    """Some images, grouped by size, as arrays: tensors would cost a worker a file descriptor each.
-
-    `groups` has the scales and labels of each; `digests` the content digest of each readable file by its
-    index, `bad` the other files and why.
-    """
-
-    groups: list[tuple[list[Pixels], list[int]]]
-    digests: dict[int, str]
-    bad: dict[str, str]
-
-
-def read_views(photos: Photos, protocol: Protocol, image_size: int, number: int) -> ViewChunk:
-    """The views of chunk `number` of the images."""
     chunk = CHUNKS[protocol.crops]
     digests, bad = {}, {}
     groups: dict[tuple[tuple[int, ...], ...], tuple[list[list[Pixels]], list[int]]] = {}
@@ -282,50 +265,42 @@ def read_views(photos: Photos, protocol: Protocol, image_size: int, number: int)
         ([np.stack(scale) for scale in zip(*images, strict=True)], labels)
         for images, labels in groups.values()
     ]
-    return ViewChunk(stacked, digests, bad)
+    return stacked, digests, bad
 
 
 class PhotoViews:
-    """This process's share of a split under a protocol; remembers what was read.
-
-    Attributes:
-        digests: content digest of each readable file by its index.
-        bad: the files that are no readable images.
-    """
+    """This process's share of a split under a protocol; remembers what was read."""
 
     def __init__(
         self, photos: Photos, protocol: Protocol, image_size: int, loading: Loading,
         group: ProcessGroup = ALONE,
     ) -> None:  # fmt: skip
         self.photos, self.loading, self.group = photos, loading, group
-        self.chunks = group.strided(-(-len(photos) // CHUNKS[protocol.crops]))
+        self.chunks = range(group.rank, -(-len(photos) // CHUNKS[protocol.crops]), group.size)
         self.give = partial(read_views, photos, protocol, image_size)
-        self.digests: dict[int, str] = {}
+        self.digests: dict[int, str] = {}  # of the content of each readable file, by its index
         self.bad = BadImages(loading.max_bad_images)
 
     def read(self, device: torch.device | None) -> Iterator[Views]:
         """Groups of images of equal size, while `device` computes.
 
-        Raises:
-            DataError: if too many files are no readable images, or a worker dies.
+        DataError if too many files are no readable images, or a worker dies.
         """
-        for chunk in read_ahead(self.give, self.chunks, self.loading, device, self.group):
-            self.digests |= chunk.digests
-            self.bad.add(chunk.bad)
-            for scales, labels in chunk.groups:
+        for groups, digests, bad in read_ahead(self.give, self.chunks, self.loading, device, self.group):
+            self.digests |= digests
+            self.bad.add(bad)
+            for scales, labels in groups:
                 yield Views([torch.from_numpy(scale) for scale in scales], torch.tensor(labels))
 
     def gather(self) -> tuple[Photos, str]:
         """The readable images of the split and their checksum, once all processes have read their shares.
 
-        Raises:
-            DataError: if too many files of all shares together are no readable images.
+        DataError if too many files of all shares together are no readable images.
         """
         bad: dict[str, str] = {}
         for digests, names in self.group.all_gather((self.digests, self.bad.reasons)):
             self.digests |= digests
             bad |= names
-        self.bad = BadImages(self.bad.most)
-        self.bad.add(dict(sorted(bad.items())))
+        self.bad = BadImages(self.bad.most, dict(sorted(bad.items())))
         readable = self.photos.without(bad)
         return readable, checksum(readable, [self.digests[index] for index in sorted(self.digests)])

@@ -37,23 +37,14 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Photos:
-    """The images of one split, not yet read.
+    """The images of one split, not yet read."""
 
-    Attributes:
-        root: the folder of the splits.
-        split: the folder in it that holds the classes.
-        classes: what the labels count, in Unicode's form NFC.
-        paths: below the split, `<class>/<file>` as bytes, (N,): one array, which all workers share.
-        labels: (N,).
-        stamp: SHA-256 (hex) of the names, sizes and times of change of all files.
-    """
-
-    root: Path
-    split: str
-    classes: tuple[str, ...]
-    paths: npt.NDArray[np.bytes_]
-    labels: npt.NDArray[np.int64]
-    stamp: str
+    root: Path  # the folder of the splits
+    split: str  # the folder in it that holds the classes
+    classes: tuple[str, ...]  # what the labels count, in Unicode's form NFC
+    paths: npt.NDArray[np.bytes_]  # below the split, `<class>/<file>`, (N,): one array, which workers share
+    labels: npt.NDArray[np.int64]  # (N,)
+    stamp: str  # SHA-256 (hex) of the names, sizes and times of change of all files
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,11 +67,7 @@ class Photos:
         return replace(self, paths=self.paths[kept], labels=self.labels[kept])
 
     def labelled_by(self, classes: Sequence[str], whose: str) -> "Photos":
-        """The same images with labels that count the given classes.
-
-        Raises:
-            DataError: if a class is not among them; it is named.
-        """
+        """The same images with labels that count the given classes (DataError if one is not among them)."""
         number = {one_form(name): index for index, name in enumerate(classes)}
         for name in self.classes:
             if name not in number:
@@ -98,16 +85,11 @@ class PhotoSet(NamedTuple):
     train: Photos
     val: Photos
 
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of both stamps: it tells whether a cached pass still holds."""
-        return hashlib.sha256(f"{self.train.stamp} {self.val.stamp}".encode()).hexdigest()
-
 
 def scan_both(root: Path) -> PhotoSet:
     """The training and validation images of a folder.
 
-    Raises:
-        DataError: if a split is missing or empty, or `val` has a class that `train` lacks.
+    DataError if a split is missing or empty, or `val` has a class that `train` lacks.
     """
     train, val = scan(root, "train"), scan(root, "val")
     if len(train.classes) < 2:
@@ -119,10 +101,7 @@ def scan(root: Path, split: str) -> Photos:
     """List the images of one split: classes in their order, or a flat `val` as its list labels it.
 
     Hidden files and Tiny-ImageNet's boxes are passed over; all else counts as an image until it is opened, a
-    link to nothing too.
-
-    Raises:
-        DataError: if the split is missing, has no classes, a class is empty, or an image has no label.
+    link to nothing too. DataError if the split is missing, a class is empty, or an image has no label.
     """
     top = root / split
     try:
@@ -184,18 +163,11 @@ class BadImage(Exception):
     """A file that is no readable image; says why."""
 
 
-class Photo(NamedTuple):
-    """An image in RGB and the SHA-256 (hex) of its file."""
+def read_image(path: Path) -> tuple[Image.Image, str]:
+    """An image file in RGB, and the SHA-256 (hex) of its content.
 
-    image: Image.Image
-    digest: str
-
-
-def read_image(path: Path) -> Photo:
-    """Open an image file and make it RGB; EXIF rotation is ignored, as ImageNet's usual loaders do.
-
-    Raises:
-        BadImage: if it cannot be read, is no image, cut short, or too large or long to be one.
+    EXIF rotation is ignored, as ImageNet's usual loaders do. BadImage if it cannot be read, is no image, cut
+    short, or too large or long to be one.
     """
     try:
         content = path.read_bytes()
@@ -203,20 +175,13 @@ def read_image(path: Path) -> Photo:
         raise BadImage("missing") from None
     except OSError as error:
         raise BadImage(f"{UNREADABLE}: {error.strerror}") from None
-    image = _decoded(content)
-    if max(image.size) > LONGEST * min(image.size):
-        raise BadImage(f"{image.width}x{image.height} pixels, too long a strip")
-    return Photo(image, hashlib.sha256(content).hexdigest())
-
-
-def _decoded(content: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF entries, of which ImageNet has some
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                image.load()
-                return to_rgb(image)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as stored:
+                stored.load()
+                image = _to_rgb(stored)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage("too many pixels") from None
     except (MemoryError, BadImage):
@@ -227,34 +192,32 @@ def _decoded(content: bytes) -> Image.Image:
     except Exception as error:  # decoders of damaged files raise almost anything
         cut_short = "truncated" in str(error).lower() or isinstance(error, EOFError)
         raise BadImage("truncated" if cut_short else "damaged") from None
+    if max(image.size) > LONGEST * min(image.size):
+        raise BadImage(f"{image.width}x{image.height} pixels, too long a strip")
+    return image, hashlib.sha256(content).hexdigest()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB: grey repeated, palettes looked up, alpha dropped, others scaled by their range.
 
-    Raises:
-        BadImage: if nothing tells what is white in it.
+    Those are floats from 0 to 1, and grey of 16 bits or fewer; of others nothing tells what is white.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_scaled(image))
+        grey, tags = np.asarray(image, np.float64), getattr(image, "tag_v2", {})  # TIFF's
+        if image.mode == "I" and tags:
+            raise BadImage("32-bit or signed integers, of which nothing tells what is white")
+        white = 1 if image.mode == "F" else 2 ** tags.get(258, (16,))[0] - 1  # bits per sample
+        if not (grey.min() >= 0 and grey.max() <= white):
+            raise BadImage("floats beyond 0..1, of which nothing tells what is white")
+        if tags.get(262) == 0:  # white is zero, which Pillow minds in 8 bits alone
+            grey = white - grey
+        to_whole = np.rint if image.mode == "F" else np.floor
+        image = Image.fromarray(to_whole(grey * 255 / white).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         ranges = np.ptp(np.asarray(image.convert("RGBA")), axis=(0, 1))
         if ranges[3] and not ranges[:3].any():
             raise BadImage("one colour, its picture is in the transparency alone")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _scaled(image: Image.Image) -> Pixels:
-    """Grey of floats from 0 to 1, or of 16 bits or fewer, as 0 to 255."""
-    grey, tags = np.asarray(image, np.float64), getattr(image, "tag_v2", {})  # TIFF's
-    if image.mode == "I" and tags:
-        raise BadImage("32-bit or signed integers, of which nothing tells what is white")
-    white = 1 if image.mode == "F" else 2 ** tags.get(258, (16,))[0] - 1  # bits per sample
-    if not (grey.min() >= 0 and grey.max() <= white):
-        raise BadImage("floats beyond 0..1, of which nothing tells what is white")
-    if tags.get(262) == 0:  # white is zero, which Pillow minds in 8 bits alone
-        grey = white - grey
-    return (np.rint if image.mode == "F" else np.floor)(grey * 255 / white).astype(np.uint8)
 
 
 # --- scaling and cutting ----------------------------------------------------------------------------------
@@ -307,7 +270,7 @@ def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pi
 
 
 def training_crop(image: Image.Image, recipe: ImageNetRecipe, choice: Sequence[float]) -> Pixels:
-    """A crop of the scaled image or its flip, (3, S, S), by a row of `CropParams.views`.
+    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`.
 
     The shorter side is uniform on the whole numbers of the recipe's range, the place on all that the crop
     fits in; half of the crops are flipped.

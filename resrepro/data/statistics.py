@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.loader import BadImages, Loading, PhotoViews
+from resrepro.data.loader import Loading, PhotoViews
 from resrepro.data.photos import UNREADABLE, PhotoSet
 from resrepro.errors import RecordError
 from resrepro.records.storage import write_out
@@ -29,31 +29,13 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one pass over both splits tells.
+    """What one pass over both splits tells."""
 
-    Attributes:
-        mean: mean training image, (3, S, S), pixels 0 to 255.
-        components: principal axes of RGB as columns, (3, 3).
-        variances: their eigenvalues for pixels in 0 to 1, (3,).
-        bad: the files that are no readable images, `<split>/<class>/<file>`, and why.
-        checksums: by split, SHA-256 over names and contents of the readable ones.
-    """
-
-    mean: Array
-    components: Array
-    variances: Array
-    bad: dict[str, str]
-    checksums: dict[str, str]
-
-    def bad_images(self, most: int) -> BadImages:
-        """The unreadable files of both splits.
-
-        Raises:
-            DataError: if there are more than `most`.
-        """
-        bad = BadImages(most)
-        bad.add(self.bad)
-        return bad
+    mean: Array  # training image, (3, S, S), pixels 0 to 255
+    components: Array  # principal axes of RGB as columns, (3, 3)
+    variances: Array  # their eigenvalues for pixels in 0 to 1, (3,)
+    bad: dict[str, str]  # the files that are no readable images, `<split>/<class>/<file>`, and why
+    checksums: dict[str, str]  # by split, SHA-256 over names and contents of the readable ones
 
 
 def statistics_of(
@@ -64,8 +46,9 @@ def statistics_of(
 
     They are kept in the user's cache under the fingerprint of the files, unless the disk had a fault.
     """
-    name: str = group.on_first(lambda: f"{photos.fingerprint()[:32]}-{image_size}.json")
-    path = cache_folder() / name
+    stamps = f"{photos.train.stamp} {photos.val.stamp}"
+    stamp: str = group.on_first(lambda: hashlib.sha256(stamps.encode()).hexdigest())
+    path = cache_folder() / f"{stamp[:32]}-{image_size}.json"
     statistics: Statistics | None = group.on_first(lambda: _read(path))
     if statistics is None:
         count = len(photos.train) + len(photos.val)

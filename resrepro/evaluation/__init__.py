@@ -82,7 +82,9 @@ def evaluate(
     first, name = nets[0], dataset or nets[0].spec.dataset
     view = protocol_for(protocol or first.recipe.test_view, first.family)
     statistics = bn_stats or bn_stats_of(first.recipe)
-    look = partial(_held_out, first, view, name, data, split, chosen, loading)
+    look = partial(_memory, first, name, data, split, chosen)
+    if first.family == "imagenet":
+        look = partial(_photos, first, view, name, data, chosen, loading)
     held_out, dense = look(), view.crops == "dense"
     use_precision(first.precision_on(chosen), chosen)
     memory = telling_memory("these views of the net: try --device cpu, or a GPU with more")
@@ -140,11 +142,16 @@ def _better_zeros(
     if net.seed is not None or net.spec.shortcut != "A" or theirs.option_a_zeros is not None:
         return net
     twin = read(net.path, third_party=replace(theirs, option_a_zeros="symmetric"))
-    errors = []
-    for each in (net, twin):
-        views = next(iter(look().sets.values()))()
-        trial = _first(views, TRIAL // world_size())
-        errors.append(measure_errors([each.member(device)], trial, dense, device))
+
+    def trial() -> Iterator[Views]:
+        seen = 0
+        for views in next(iter(look().sets.values()))():
+            yield views
+            seen += len(views.labels)
+            if seen >= TRIAL // world_size():
+                return
+
+    errors = [measure_errors([each.member(device)], trial(), dense, device) for each in (net, twin)]
     trailing, symmetric = (each.top1_err for each in errors)
     if abs(trailing - symmetric) <= ZEROS_DIFFER:
         return net
@@ -155,16 +162,6 @@ def _better_zeros(
         "(--zeros chooses)."
     )
     return better
-
-
-def _first(views: Iterator[Views], most: int) -> Iterator[Views]:
-    """Views until there are `most` images."""
-    seen = 0
-    for group in views:
-        yield group
-        seen += len(group.labels)
-        if seen >= most:
-            return
 
 
 def _member(
@@ -193,30 +190,13 @@ def _member(
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Some sets of images under a protocol.
+    """Some sets of images under a protocol."""
 
-    Attributes:
-        name: of the dataset, with its split where it has one, for file names.
-        sets: for each set what gives this process's share of its views.
-        notices: sentences that must stand beside every number.
-        describe: what the record keeps; to be called when all views have been read.
-        remarks: sentences for the screen alone.
-    """
-
-    name: str
-    sets: Mapping[str, Callable[[], Iterator[Views]]]
-    notices: tuple[str, ...]
-    describe: Callable[[], dict[str, Any]]
-    remarks: tuple[str, ...] = ()
-
-
-def _held_out(
-    net: LoadedNet, view: Protocol, name: str, data: str | Path | None, split: str | None,
-    device: torch.device, loading: Loading,
-) -> HeldOut:  # fmt: skip
-    if net.family == "imagenet":
-        return _photos(net, view, name, data, device, loading)
-    return _memory(net, name, data, split, device)
+    name: str  # of the dataset, with its split where it has one, for file names
+    sets: Mapping[str, Callable[[], Iterator[Views]]]  # what gives this process's share of the views of each
+    notices: tuple[str, ...]  # sentences that must stand beside every number
+    describe: Callable[[], dict[str, Any]]  # what the record keeps; to be called when all views were read
+    remarks: tuple[str, ...] = ()  # sentences for the screen alone
 
 
 def _memory(
@@ -251,7 +231,20 @@ def _photos(
     assert isinstance(net.recipe, ImageNetRecipe)
     group = process_group()
     photos: Photos = group.on_first(lambda: scan(data_folder(data), "val"))
-    numbered = photos.labelled_by(*_classes(net, name, photos))
+    classes, whose = photos.classes, "val"
+    if net.classes is not None:
+        classes, whose = net.classes, "ImageNet" if net.seed is None else "the run's training set"
+    elif name == "imagenet":
+        raise UsageError(
+            f"{net.path} has {net.num_classes} outputs, and ImageNet 1,000 classes: "
+            "for other photographs say --dataset folder."
+        )
+    elif net.num_classes != len(classes):
+        raise UsageError(
+            f"{net.path} has {net.num_classes} outputs, and val {len(classes)} classes: "
+            "name the photographs that it was trained for."
+        )
+    numbered = photos.labelled_by(classes, whose)
     views = PhotoViews(numbered, protocol, net.recipe.image_size, loading, group)
     notices: tuple[str, ...] = ()
     remarks: tuple[str, ...] = (
@@ -274,23 +267,6 @@ def _photos(
         }  # fmt: skip
 
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, remarks)
-
-
-def _classes(net: LoadedNet, name: str, photos: Photos) -> tuple[tuple[str, ...], str]:
-    """The names that the net's outputs stand for, and who says so."""
-    if net.classes is not None:
-        return net.classes, "ImageNet" if net.seed is None else "the run's training set"
-    if name == "imagenet":
-        raise UsageError(
-            f"{net.path} has {net.num_classes} outputs, and ImageNet 1,000 classes: "
-            "for other photographs say --dataset folder."
-        )
-    if net.num_classes != len(photos.classes):
-        raise UsageError(
-            f"{net.path} has {net.num_classes} outputs, and val {len(photos.classes)} classes: "
-            "name the photographs that it was trained for."
-        )
-    return photos.classes, "val"
 
 
 # --- the record -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ BESIDE = re.compile(r"loss|criterion|metric|acc", re.IGNORECASE)  # of training:
 DEEPEST = 8  # levels at which sets of weights are looked for
 
 Module = dict[str, tuple[str, Tensor]]  # names and tensors by the groups of PART
+
+
+class Matched(NamedTuple):
+    """Weights under the names of a net, "name" or "order" that told which is which, and what was left out."""
+
+    weights: dict[str, Tensor]
+    by: str
+    left_out: list[str]
 
 
 def sets_of(content: Any) -> dict[str, dict[str, Tensor]]:
@@ -76,9 +84,8 @@ def choose(
 ) -> tuple[str, dict[str, Tensor]]:
     """The set of weights to take, with its key: the one wanted, else the only one that passes the check.
 
-    Raises:
-        UsageError: if there is none of that name, or several fit and differ.
-        RecordError: if there is none at all, or what `check` raises of the largest if none passes.
+    UsageError if there is none of that name, or several fit and differ; RecordError if there is none at all,
+    and what `check` raises of the largest if none passes.
     """
     sets = sets_of(content)
     if wanted is not None:
@@ -96,7 +103,10 @@ def choose(
     if not fitting:
         check(max(sets.values(), key=len))
     key, first = next(iter(fitting.items()))
-    if not all(_same(first, other) for other in fitting.values()):
+    if not all(
+        first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
+        for other in fitting.values()
+    ):
         raise UsageError(
             f"{name} holds several sets of weights that fit, {_listed(fitting)}: choose one with --weights, "
             f"such as --weights {shlex.quote(list(fitting)[-1])}."
@@ -108,31 +118,24 @@ def _listed(keys: Iterable[str]) -> str:
     return ", ".join(key or "'' (the file's top)" for key in keys)
 
 
-def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
 # --- one set on our net -----------------------------------------------------------------------------------
 
 
 def match(
     outline: Mapping[str, Tensor], tensors: Mapping[str, Tensor], misfit: str, hint: str = ""
-) -> tuple[dict[str, Tensor], Literal["name", "order"], list[str]]:
-    """The tensors under the net's own names, how they were matched, and the names of those left out.
+) -> Matched:
+    """The tensors under the net's own names, which `outline` has.
 
-    A convolution's bias becomes part of the running mean of its BN, which is exact.
-
-    Raises:
-        RecordError: naming the first tensor that does not fit, or both orders, after the words `misfit`.
+    A convolution's bias becomes part of the running mean of its BN, which is exact. RecordErrors name the
+    first tensor that does not fit, or both orders, after the words `misfit`.
     """
     ours, _ = _modules({key: value for key, value in outline.items() if not key.endswith(UNUSED)})
     theirs, others = _modules(tensors)
-    nameless = not theirs
-    if nameless:
-        ours = {key: {"": (key, each)} for module in ours.values() for key, each in module.values()}
-        theirs, others = {key: {"": (key, value)} for key, value in tensors.items()}, []
     for key in others:
-        if not _is_beside(key, theirs):
+        # What may be left out is of no layer, but of a metric, a loss or a normalisation beside the net.
+        top = key.partition(".")[0]
+        inside = "." in key and any(layer == top or layer.startswith(f"{top}.") for layer in theirs)
+        if inside or (PART.fullmatch(key) and not BESIDE.search(top)):
             raise RecordError(f"{misfit}: {key} is no part of it, and may not be left out.{hint}")
     by_name = ours.keys() <= theirs.keys()
     pairs = list(zip(ours, ours if by_name else _in_order(theirs), strict=False))
@@ -152,11 +155,14 @@ def match(
             weights[name] = value
     if len(theirs) != len(ours):
         raise RecordError(f"{misfit}: it has {len(theirs)} layers and BN instead of {len(ours)}.{hint}")
-    wrong = None if by_name or nameless else _wrong_place(pairs)
+    wrong = None if by_name else _wrong_place(pairs)
     if wrong is not None:
         raise _contradiction(misfit, pairs, wrong, hint)
-    _fold_biases([(norm, theirs[convolution]) for (_, convolution), (norm, _) in pairwise(pairs)], weights)
-    return weights, "name" if by_name else "order", others
+    for (_, convolution), (norm, _) in pairwise(pairs):
+        module, mean = theirs[convolution], f"{norm}.running_mean"
+        if _kind(module) == "convolution" and "bias" in module and mean in weights:
+            weights[mean] = (weights[mean].double() - module["bias"][1].double()).float()
+    return Matched(weights, "name" if by_name else "order", others)
 
 
 def _modules(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Module], list[str]]:
@@ -167,9 +173,8 @@ def _modules(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Module], list[str
         part = found.lastgroup if found else ""
         groups.setdefault(found["module"] or "" if found else name, {})[part or ""] = (name, tensor)
     layers = {key: module for key, module in groups.items() if _kind(module) != "other"}
-    return layers, [
-        name for key, module in groups.items() if key not in layers for name, _ in module.values()
-    ]
+    rest = [module for key, module in groups.items() if key not in layers]
+    return layers, [name for module in rest for name, _ in module.values()]
 
 
 def _kind(module: Module) -> str:
@@ -177,13 +182,6 @@ def _kind(module: Module) -> str:
         return "norm"
     dimensions = module["weight"][1].ndim if "weight" in module else 0
     return {4: "convolution", 2: "linear"}.get(dimensions, "other")
-
-
-def _is_beside(key: str, layers: Iterable[str]) -> bool:
-    """Whether a tensor is of no layer, but of a metric, a loss or a normalisation beside the net."""
-    top = key.partition(".")[0]
-    inside = "." in key and any(layer == top or layer.startswith(f"{top}.") for layer in layers)
-    return not inside and (not PART.fullmatch(key) or BESIDE.search(top) is not None)
 
 
 def _in_order(modules: Mapping[str, Module]) -> list[str]:
@@ -263,12 +261,3 @@ def _contradiction(misfit: str, pairs: Sequence[tuple[str, str]], place: int, hi
         f"{misfit}: its layers are {', '.join(theirs)} where those of the net are {', '.join(ours)}, "
         f"so it is another net, or which tensor is which is not known.{hint}"
     )
-
-
-def _fold_biases(pairs: Iterable[tuple[str, Module]], weights: dict[str, Tensor]) -> None:
-    """Take the bias of each convolution from the running mean of the BN that follows it."""
-    for norm, convolution in pairs:
-        mean = f"{norm}.running_mean"
-        if _kind(convolution) == "convolution" and "bias" in convolution and mean in weights:
-            bias = convolution["bias"][1]
-            weights[mean] = (weights[mean].double() - bias.double()).float()

@@ -6,7 +6,7 @@ whatever arithmetic the net was trained in, and nothing of the run changes but i
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,11 +53,8 @@ def measure_responses(
             f"{run.result['iterations']:,}: responses are those of a trained net, so finish the run first."
         )
     loaded = read_net(folder)
-    if (loaded.spec.digest, loaded.seed, loaded.iteration) != (
-        run.digest,
-        run.seed,
-        loaded.recipe.iterations,
-    ):
+    end = (run.digest, run.seed, loaded.recipe.iterations)
+    if (loaded.spec.digest, loaded.seed, loaded.iteration) != end:
         raise RecordError(
             f"the checkpoint in {folder} is not that of the end of this run: "
             f"`resrepro status --check {folder}` tells what is whole."
@@ -121,14 +118,12 @@ def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
     with torch.inference_mode(), _watched(layers, note):
         for batch in images:
             net.trunk(batch)
-    return {name: _together(each) for name, each in parts.items()}
-
-
-def _together(parts: Sequence[tuple[float, ...]]) -> float:
-    """Standard deviation of all parts from count, variance and mean of each; no large squares cancel."""
-    counts, variances, means = np.array(parts).T
-    gaps = means - np.average(means, weights=counts)
-    return float(np.sqrt(np.average(variances + gaps**2, weights=counts)))
+    found = {}
+    for name, each in parts.items():  # gaps between means, so that no large squares cancel
+        counts, variances, means = np.array(each).T
+        gaps = means - np.average(means, weights=counts)
+        found[name] = float(np.sqrt(np.average(variances + gaps**2, weights=counts)))
+    return found
 
 
 def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) -> dict[str, float]:

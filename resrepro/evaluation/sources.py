@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from resrepro.data.augment import Normalisation, laid_out, memory_format
 from resrepro.data.photos import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.matching import UNUSED, choose
-from resrepro.evaluation.weights import Matched, fill, fitted, in_range, is_safetensors, mean_of, read_weights
+from resrepro.evaluation.matching import UNUSED, Matched, choose
+from resrepro.evaluation.weights import fill, fitted, in_range, is_safetensors, mean_of, read_weights
 from resrepro.nets import Net
 from resrepro.nets.layers import folded
 from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, SPEC, WEIGHTS, read_json
@@ -55,14 +55,8 @@ class ThirdPartyCheckpoint:
 class LoadedNet:
     """A net ready to be measured.
 
-    Attributes:
-        classes: the names that its outputs stand for; None for CIFAR-10 and digits, and where another's
-            checkpoint does not say.
-        facts: what its evaluation records of it.
-        record: the folder in which its evaluations lie.
-        iteration: updates made, None if not known.
-        seed: that of its run, None if it is not ours.
-        trained_on: checksums of the data of its run.
+    `classes` are the names that its outputs stand for; None for CIFAR-10 and digits, and where another's
+    checkpoint does not say.
     """
 
     net: Net
@@ -72,11 +66,11 @@ class LoadedNet:
     path: Path
     num_classes: int
     classes: tuple[str, ...] | None
-    facts: dict[str, Any]
-    record: Path
-    iteration: int | None = None
-    seed: int | None = None
-    trained_on: Mapping[str, str] = field(default_factory=dict)
+    facts: dict[str, Any]  # what its evaluation records of it
+    record: Path  # the folder in which its evaluations lie
+    iteration: int | None = None  # updates made, None if not known
+    seed: int | None = None  # that of its run, None if it is not ours
+    trained_on: Mapping[str, str] = field(default_factory=dict)  # checksums of the data of its run
 
     @property
     def name(self) -> str:
@@ -108,11 +102,7 @@ class LoadedNet:
         return Member(net, normalisation, self.precision_on(device), window_of(self.recipe))
 
     def check_images(self, checksums: Mapping[str, str], part: str, otherwise: str = "") -> None:
-        """Check that the images at hand are those trained on, and a set of them that of the run, if known.
-
-        Raises:
-            RecordError: if a checksum differs.
-        """
+        """Check (RecordError) that the images at hand are those trained on, and a set that of the run."""
         sets = {"train"} | ({part} & self.trained_on.keys())
         if any(checksums.get(name) != self.trained_on.get(name) for name in sets):
             raise RecordError(
@@ -148,7 +138,13 @@ def read_net(
         RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
     """
     path = Path(target)
-    path = _file_of(path) if path.is_dir() else path
+    if path.is_dir():
+        found = [path / name for name in (CHECKPOINT, WEIGHTS) if (path / name).exists()]
+        if not found and (seeds := sorted(path.glob("seed*"))):
+            raise UsageError(f"{path} holds the seeds of a run: name one of them, such as {seeds[0]}.")
+        if not found:
+            raise UsageError(f"{path} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
+        path = found[0]
     third_party = third_party or ThirdPartyCheckpoint()
     try:
         content = read_weights(path) if is_safetensors(path) else load_checkpoint(path)
@@ -165,32 +161,32 @@ def read_net(
     return _ours(path, content, dataset)
 
 
-def _file_of(folder: Path) -> Path:
-    """The file of a run's folder that holds its net: the checkpoint, else the published weights."""
-    for name in (CHECKPOINT, WEIGHTS):
-        if (folder / name).exists():
-            return folder / name
-    if seeds := sorted(folder.glob("seed*")):
-        raise UsageError(f"{folder} holds the seeds of a run: name one of them, such as {seeds[0]}.")
-    raise UsageError(f"{folder} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
-
-
 # --- checkpoints of ours --------------------------------------------------------------------------------
 
 
 def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet:
     try:
-        spec, mean = _spec_of(content["spec"]), content["mean"]
+        stored, mean = content["spec"], content["mean"]
+        recipe = recipe_from_json(stored["recipe"])
+        spec = catalogue.derive(catalogue.find(stored["experiment"]), stored["shortcut"], **vars(recipe))
+        if spec.to_json() != stored:
+            raise ValueError("the spec is none that this version makes")
+        if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
+            raise ValueError("a batch or an image that no memory holds")
         num_classes, iteration, seed = (content[key] for key in ("num_classes", "iteration", "seed"))
         classes, trained_on = content.get("classes"), dict(content["data"])
         weights = {key: tensor for key, tensor in content["net"].items() if not key.endswith(UNUSED)}
-        _require(all(type(number) is int for number in (num_classes, iteration, seed)), "counts")
-        _require(min(num_classes - 1, iteration, seed) >= 0, "counts")
-        _require(all(isinstance(tensor, Tensor) for tensor in (mean, *weights.values())), "tensors")
-        _require(mean.ndim == 3 and len(mean) == 3 and mean.is_floating_point(), "a mean image")
-        _require(bool(torch.isfinite(mean).all()), "a mean image")
-        _require(classes is None or (type(classes) is list and len(classes) == num_classes), "classes")
-        _require(all(type(text) is str for text in [*(classes or []), *trained_on.values()]), "texts")
+        whole = (
+            all(type(number) is int for number in (num_classes, iteration, seed))
+            and min(num_classes - 1, iteration, seed) >= 0
+            and all(isinstance(tensor, Tensor) for tensor in (mean, *weights.values()))
+            and (mean.ndim == 3 and len(mean) == 3 and mean.is_floating_point())
+            and bool(torch.isfinite(mean).all())
+            and (classes is None or (type(classes) is list and len(classes) == num_classes))
+            and all(type(text) is str for text in [*(classes or []), *trained_on.values()])
+        )
+        if not whole:
+            raise TypeError("parts of another kind")
         net = fill(spec, num_classes, fitted(spec, num_classes, weights, str(path)), str(path))
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
@@ -202,22 +198,6 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet
         None if classes is None else tuple(classes), {"digest": spec.digest, "iteration": iteration},
         path.parent / EVALS, iteration, seed, trained_on,
     )  # fmt: skip
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise TypeError(f"no {what}")
-
-
-def _spec_of(content: dict[str, Any]) -> Spec:
-    """The spec of a checkpoint, with the name that its changes give it."""
-    recipe = recipe_from_json(content["recipe"])
-    spec = catalogue.derive(catalogue.find(content["experiment"]), content["shortcut"], **vars(recipe))
-    if spec.to_json() != content:
-        raise ValueError("the spec is none that this version makes")
-    if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
-        raise ValueError("a batch or an image that no memory holds")
-    return spec
 
 
 # --- other people's -------------------------------------------------------------------------------------
@@ -241,7 +221,11 @@ def _theirs(
         experiment, third_party.shortcut, option_a_zeros=third_party.option_a_zeros,
         stride_3x3=third_party.stride_3x3 or None, image_size=third_party.image_size,
     )  # fmt: skip
-    label, recipe = _label_of(spec), spec.recipe
+    recipe = spec.recipe
+    zeros = f", {recipe.option_a_zeros} zeros" if spec.shortcut == "A" else ""
+    option = f" (option {spec.shortcut}{zeros})" if spec.shortcut else ""
+    later = ", stride on the 3x3" if isinstance(recipe, ImageNetRecipe) and recipe.stride_3x3 else ""
+    label = net_label(spec.depth, spec.plain) + option + later
     side = getattr(recipe, "image_size", None)
     if side is not None and mean.shape[1:] not in ((1, 1), (side, side)):
         raise UsageError(f"--mean {named_mean} is not of the crops' {side}x{side} pixels (--image-size).")
@@ -272,13 +256,6 @@ def _theirs(
         imagenet_classes() if named else None, facts,
         runs / "foreign" / f"{path.stem}-{sha256[:8]}",
     )  # fmt: skip
-
-
-def _label_of(spec: Spec) -> str:
-    zeros = f", {spec.recipe.option_a_zeros} zeros" if spec.shortcut == "A" else ""
-    option = f" (option {spec.shortcut}{zeros})" if spec.shortcut else ""
-    later = isinstance(spec.recipe, ImageNetRecipe) and spec.recipe.stride_3x3
-    return net_label(spec.depth, spec.plain) + option + (", stride on the 3x3" if later else "")
 
 
 # --- for those who want the net alone ---------------------------------------------------------------------

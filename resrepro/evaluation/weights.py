@@ -8,7 +8,6 @@ together with the tensors.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.matching import match
+from resrepro.evaluation.matching import Matched, match
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import norms_of
 from resrepro.records import Run
@@ -35,25 +34,13 @@ HEADER = "resrepro"  # the one key of the metadata, so that equal weights give e
 FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration")
 
 
-@dataclass(frozen=True)
-class Matched:
-    """Weights under the names of a net, "name" or "order" that told which is which, and what was left out."""
-
-    weights: dict[str, Tensor]
-    by: str
-    left_out: list[str]
-
-
 def fitted(
     spec: Spec, num_classes: int, tensors: Mapping[str, Tensor], name: str, label: str = "", hint: str = ""
 ) -> Matched:
     """The weights of a file for the net of a specification, of which no memory is taken.
 
     `tensors` come without BN's step counters; `name` of the file, `label` of the net and `hint` are for
-    messages.
-
-    Raises:
-        RecordError: naming the first tensor that does not fit, or is no finite number in float32.
+    messages. RecordErrors name the first tensor that does not fit, or is no finite number in float32.
     """
     layers = len({tensor.data_ptr() for tensor in tensors.values() if tensor.ndim >= 2})
     if layers < spec.depth:  # told apart by their memory
@@ -62,30 +49,10 @@ def fitted(
         )
     with torch.device("meta"):
         outline = net_of(spec, num_classes).state_dict()
-    found = Matched(*match(outline, tensors, f"{name} does not fit {label or spec.label}", hint))
-    check_finite({key: each for key, each in tensors.items() if key not in found.left_out}, name)
-    return found
-
-
-def fill(spec: Spec, num_classes: int, found: Matched, name: str) -> Net:
-    """The net with weights that are known to fill it, so no file asks for more memory than it brings.
-
-    Raises:
-        RecordError: if a BN layer has negative variances.
-    """
-    net = net_of(spec, num_classes)
-    net.load_state_dict(found.weights, strict=False)
-    if any(norm.running_var is not None and bool((norm.running_var < 0).any()) for norm in norms_of(net)):
-        raise RecordError(
-            f"{name} has negative variances in a BN layer, so its errors would mean nothing: "
-            "take another checkpoint."
-        )
-    return net
-
-
-def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Refuse (RecordError) weights that are no finite numbers in float32, naming the first tensor."""
+    found = match(outline, tensors, f"{name} does not fit {label or spec.label}", hint)
     for key, tensor in tensors.items():
+        if key in found.left_out:
+            continue
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise RecordError(f"{name} has numbers of kind {kind} in {key}, where weights belong.")
@@ -94,6 +61,19 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
                 f"{name} has NaN or infinite numbers in {key}, so its errors would mean nothing: "
                 "take another checkpoint."
             )
+    return found
+
+
+def fill(spec: Spec, num_classes: int, found: Matched, name: str) -> Net:
+    """The net with weights that are known to fill it, so no file asks for more memory than it brings."""
+    net = net_of(spec, num_classes)
+    net.load_state_dict(found.weights, strict=False)
+    if any(norm.running_var is not None and bool((norm.running_var < 0).any()) for norm in norms_of(net)):
+        raise RecordError(
+            f"{name} has negative variances in a BN layer, so its errors would mean nothing: "
+            "take another checkpoint."
+        )
+    return net
 
 
 # --- the mean that is subtracted -----------------------------------------------
@@ -114,27 +94,22 @@ def mean_of(
 ) -> tuple[Tensor, Any]:
     """The mean to subtract, (3, 1, 1) or (3, H, W) in 0..255, and what the record calls it.
 
-    Raises:
-        UsageError: if it is out of range, or of photographs per pixel.
-        RecordError: if its file is no mean image.
+    A `.npy` file has a mean image of 0..1 or 0..255, channels first or last.
+    UsageError if it is out of range, or of photographs per pixel; RecordError if its file is no mean image.
     """
     if not isinstance(mean, str | Path):
         numbers = in_range(mean, 0)
         return torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) * 255, list(numbers)
-    if str(mean) != PER_PIXEL:
-        image = _read_mean(Path(mean))
-        return image, f"{Path(mean).name}, sha256 {hashlib.sha256(image.numpy().data).hexdigest()[:8]}"
-    if FAMILIES[dataset] == "imagenet":
-        raise UsageError(
-            "--mean per_pixel is of CIFAR-10 and the digits: for photographs name the mean image's .npy file."
-        )
-    pixels = load_dataset(dataset, split or "all", data).train.pixels
-    named = f"{PER_PIXEL}, {dataset}-{split or 'all'}"
-    return torch.from_numpy(pixels.mean(axis=0, dtype=np.float64)).float(), named
-
-
-def _read_mean(path: Path) -> Tensor:
-    """A mean image (3, H, W), 0..255, of a `.npy` file of 0..1 or 0..255, channels first or last."""
+    if str(mean) == PER_PIXEL:
+        if FAMILIES[dataset] == "imagenet":
+            raise UsageError(
+                "--mean per_pixel is of CIFAR-10 and the digits: for photographs name the mean image's .npy "
+                "file."
+            )
+        pixels = load_dataset(dataset, split or "all", data).train.pixels
+        image = pixels.mean(axis=0, dtype=np.float64)
+        return torch.from_numpy(image).float(), f"{PER_PIXEL}, {dataset}-{split or 'all'}"
+    path = Path(mean)
     try:
         image = np.load(path, allow_pickle=False).astype(np.float32)
     except FileNotFoundError:
@@ -143,15 +118,12 @@ def _read_mean(path: Path) -> Tensor:
         ) from None
     except (OSError, ValueError, TypeError, EOFError, AttributeError):
         raise RecordError(f"{path} is no array of numbers of numpy (.npy), or is damaged.") from None
-    if image.shape == (3 * 32 * 32,):  # as CIFAR-10 stores its images
-        image = image.reshape(3, 32, 32)
-    image = image[0] if image.ndim == 4 and len(image) == 1 else image
-    image = image.reshape(3, 1, 1) if image.shape == (3,) else image
     if image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or len(image) != 3 or not (image.min() >= 0 and image.max() <= 255):
         raise RecordError(f"{path} is no mean image: expected (3, height, width), numbers of 0..1 or 0..255.")
-    return torch.from_numpy(np.ascontiguousarray(image * (255 if image.max() <= 1 else 1)))
+    image = np.ascontiguousarray(image * (255 if image.max() <= 1 else 1))
+    return torch.from_numpy(image), f"{path.name}, sha256 {hashlib.sha256(image.data).hexdigest()[:8]}"
 
 
 # --- what we publish of a run --------------------------------------------------
@@ -160,10 +132,8 @@ def _read_mean(path: Path) -> Tensor:
 def write_weights(run: Run, folder: Path) -> Path | None:
     """Write the weights of a finished run of full length beside its published record.
 
-    None if the run is shortened, or its checkpoint is not at hand.
-
-    Raises:
-        RecordError: if the checkpoint is damaged or not of the last iteration, or other weights lie there.
+    None if the run is shortened, or its checkpoint is not at hand. RecordError if that is damaged or not of
+    the last iteration, or other weights lie there.
     """
     checkpoint, path = run.folder / CHECKPOINT, folder / WEIGHTS
     if run.status != "complete" or not checkpoint.exists():
@@ -195,8 +165,7 @@ def is_safetensors(path: Path) -> bool:
 def read_weights(path: Path) -> dict[str, Any]:
     """What a `.safetensors` file holds: of ours the entries of a checkpoint, of others their tensors.
 
-    Raises:
-        RecordError: if it cannot be read, is no such file, or does not match its seal.
+    RecordError if it cannot be read, is no such file, or does not match its seal.
     """
     try:
         tensors: dict[str, Any] = dict(load_file(path))
