@@ -20,7 +20,7 @@ from resrepro.cli.view import EventView, RunsView, train_all
 from resrepro.errors import Interrupted, UsageError
 from resrepro.launch import local
 from resrepro.launch.local import Job, Outcome, RunPool, choose_places, device_kind, run_command, threads_each
-from resrepro.records.locking import locked
+from resrepro.records.storage import locked
 from resrepro.spec import catalogue
 from resrepro.training.measure import Errors
 from resrepro.training.progress import Sample

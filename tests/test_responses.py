@@ -17,7 +17,7 @@ from resrepro.records import read_run
 from resrepro.records.collection import collect, publish
 from resrepro.records.evaluations import read_responses, write_responses
 from resrepro.records.reading import describe_curve
-from resrepro.records.storage import sealed
+from resrepro.records.storage import SEAL, seal_of
 
 TRIED = settings(
     deadline=None, derandomize=True, database=None, max_examples=12,
@@ -80,7 +80,7 @@ def forge(run: Path, rows: Callable[[str], str]) -> None:
     first, _, below = path.read_text().partition("\n")
     changed = rows(below).encode("utf-8", "surrogateescape")
     content = json.loads(first.removeprefix("# ")) | {"rows": describe_curve(changed)}
-    path.write_bytes(b"# " + json.dumps(sealed(content)).encode() + b"\n" + changed)
+    path.write_bytes(b"# " + json.dumps({**content, SEAL: seal_of(content)}).encode() + b"\n" + changed)
 
 
 @pytest.mark.parametrize(

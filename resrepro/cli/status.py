@@ -124,7 +124,7 @@ def look(runs: Path) -> tuple[list[Row], list[str]]:
 
 def _state_of(run: "Run | None", job: "QueuedJob | None", folder: Path) -> tuple[str, str]:
     """One of STYLES, and in whose hands a run is: its job's or its process's."""
-    from resrepro.records.locking import holder_of
+    from resrepro.records.storage import holder_of
 
     over = "finished" if run and run.finished else "diverged" if run and run.status == "diverged" else ""
     if job is not None:  # of a run that is over something may be measured

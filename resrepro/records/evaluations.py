@@ -25,7 +25,7 @@ from resrepro.records.reading import (
     read_table,
     require,
 )
-from resrepro.records.storage import sealed, write_whole
+from resrepro.records.storage import SEAL, seal_of, write_whole
 from resrepro.spec import digest_of
 from resrepro.spec.architecture import parts_of
 
@@ -173,7 +173,8 @@ def write_responses(folder: Path, responses: Responses) -> Path:
     about = {key: getattr(responses, key) for key in ABOUT}
     head = {"format": FORMAT, **TOLD, "set": responses.part, **about, "rows": describe_curve(rows)}
     path = folder / RESPONSES
-    write_whole(path, LEAD + json.dumps(sealed(head), allow_nan=False).encode() + b"\n" + rows)
+    first = json.dumps({**head, SEAL: seal_of(head)}, allow_nan=False)
+    write_whole(path, LEAD + first.encode() + b"\n" + rows)
     return path
 
 
