@@ -40,7 +40,7 @@ def test_numbers_come_back_to_eight_digits(run: Path, figures: list[tuple[float,
     assert found.gradient_norm_start == pytest.approx(start, rel=1e-7)
     assert found.gradient_norm_end == pytest.approx(end, rel=1e-7)
     write_responses(run, found)
-    assert read_responses(run) == found == read_run(run).responses
+    assert read_responses(read_run(run)) == found == read_run(run).responses
 
 
 def test_any_reader_of_tables_reads_it(run: Path) -> None:
@@ -52,7 +52,7 @@ def test_any_reader_of_tables_reads_it(run: Path) -> None:
 
 
 def test_a_run_that_was_not_measured_has_none(run: Path) -> None:
-    assert read_responses(run) is None
+    assert read_responses(read_run(run)) is None
     assert read_run(run).responses is None
 
 
@@ -65,7 +65,7 @@ def test_what_was_measured_on_another_net_is_no_number_of_this_run(run: Path, ot
     found = write_layers(run)
     write_responses(run, dataclasses.replace(found, **columns | {"layers": found.layers[:count]} | other))
     with pytest.raises(RecordError, match=rf"not measured on the trained net.*eval {run} --responses`"):
-        read_responses(run)
+        read_responses(read_run(run))
     whole = collect([run.parent.parent])
     assert whole.runs[0].responses is None
     assert "not measured on the trained net" in whole.broken[0]
@@ -100,7 +100,7 @@ def test_rows_that_are_none_are_refused_however_well_sealed(
     write_layers(run)
     forge(run, rows)
     with pytest.raises(RecordError, match=told):
-        read_responses(run)
+        read_responses(read_run(run))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_rows_that_are_none_are_refused_however_well_sealed(
 def test_a_file_of_something_else_is_refused(run: Path, content: bytes) -> None:
     (run / "responses.csv").write_bytes(content)
     with pytest.raises(RecordError, match=r"responses\.csv is broken"):
-        read_responses(run)
+        read_responses(read_run(run))
 
 
 # --- where records go -------------------------------------------------------------------------------
@@ -118,4 +118,4 @@ def test_a_file_of_something_else_is_refused(run: Path, content: bytes) -> None:
 
 def test_published_records_carry_it(run: Path, tmp_path: Path) -> None:
     found = write_layers(run)
-    assert read_responses(publish(read_run(run), tmp_path / "results")) == found
+    assert read_run(publish(read_run(run), tmp_path / "results")).responses == found

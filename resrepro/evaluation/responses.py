@@ -70,7 +70,7 @@ def measure_responses(
     with threads_used(threads), telling_memory("a training batch of this net: try --device cpu"):
         responses = _measure(loaded, run, feed, chosen)
     say(f"Recorded in {write_responses(folder, responses)}.")
-    return read_responses(folder) or responses
+    return read_responses(run) or responses
 
 
 def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> Responses:

@@ -13,11 +13,11 @@ from resrepro.records.evaluations import Ensemble, Evaluation, Responses, evalua
 from resrepro.records.reading import (
     ENV,
     EVALS,
+    MEASURED,
     METRICS,
     RESULT,
     SPEC,
     Curve,
-    check_run,
     naming,
     need,
     read_curve,
@@ -29,6 +29,8 @@ from resrepro.spec.catalogue import find
 from resrepro.spec.recipe import FAMILIES, spell
 
 FINISHED = ("complete", "shortened")
+STATUSES = (*FINISHED, "partial", "diverged")
+NEEDED = ("status", "iteration", "iterations", "headline", "last", "best", "seconds", "departures", "notices")
 CIFAR10_TEST = 10_000  # images of its whole test set
 Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 
@@ -215,15 +217,35 @@ def read_run(folder: Path) -> Run:
         need(spec, "experiment", "dataset", "depth", "plain", "shortcut", "recipe")
         require(head["digest"] == digest_of(spec), "its digest does not match its content")
         run = Run(folder, str(head["name"]), int(head["seed"]), spec, env, result)
-    check_run(run)
+    _check(run)
     _ = run.curve
     evaluations, broken = read_all(folder / EVALS, evaluation_from)
     responses = None
     try:
-        responses = read_responses(folder)
+        responses = read_responses(run)
     except RecordError as error:
         broken.append(str(error))
     return replace(run, evaluations=tuple(evaluations), responses=responses, broken=tuple(broken))
+
+
+def _check(run: Run) -> None:
+    """Check that the three JSON files of a record have what readers need, and belong to each other."""
+    with naming(run.folder / SPEC):
+        need(run.spec["recipe"], "iterations", "batch_size")
+        require(run.spec["dataset"] in FAMILIES, f"no dataset {run.spec['dataset']!r}")
+    with naming(run.folder / RESULT):
+        need(run.result, *NEEDED)
+        stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
+        require(stated == (run.digest, run.seed), "it is the result of another run")
+        require(run.status in STATUSES, f"no status {run.status!r}")
+        for figures in run.result["last"].values():
+            need(figures, *MEASURED)
+        headline = run.last(run.headline_split)
+        require(not run.finished or headline is not None, "a finished run without a headline error")
+    with naming(run.folder / ENV):
+        need(run.env["data"]["images"], "train", run.headline_split)
+        need(run.env["data"], "sha256", *(["classes"] if run.family == "imagenet" else []))
+        need(run.env, "mode")
 
 
 def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple[list[Measured], list[str]]:

@@ -32,8 +32,6 @@ FOREIGN = "foreign"  # in a folder of runs: evaluations of other people's checkp
 DEFAULT_FOLDERS = ("runs",)  # one's own runs; published ones are named
 RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
 OTHER_SETTINGS = ("dataset", "depth", "plain", "shortcut", "experiment", "mode", "seed")  # not of a recipe
-
-
 COLUMNS = (
     "name", "experiment", "dataset", "depth", "plain", "shortcut", "seed", "status", "iterations",
     "headline", "top1_err", "best_err", "train_err", "seconds", "departures", "folder",
@@ -55,7 +53,8 @@ class Collection:
         if len(self.folders) < 2:
             return ()
         counts = Counter(run.folder.parents[1] for run in self.runs)
-        told = " and ".join(f"{counts[top]:,} of {_folder_name(top)}" for top in self.folders)
+        named = {top: top.name if top.is_absolute() else top.as_posix() for top in self.folders}
+        told = " and ".join(f"{counts[top]:,} of {name}" for top, name in named.items())
         return (f"Runs read: {told}.",)
 
     def having(self, settings: Mapping[str, str]) -> "Collection":
@@ -70,11 +69,6 @@ class Collection:
             asked = ", ".join(f"{key}={text}" for key, text in wanted.items())
             raise UsageError(f"no run has {asked}; there are {there or 'no runs at all'}.")
         return replace(self, runs=kept)
-
-
-def _folder_name(folder: Path) -> str:
-    """A folder as tables name it, without the path of this machine."""
-    return folder.name if folder.is_absolute() else folder.as_posix()
 
 
 def collect(folders: Iterable[Path]) -> Collection:
@@ -133,7 +127,6 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     (the set measured on), top1_err, best_err, train_err (percent), seconds, departures, folder.
     A broken record gives a `UserWarning` and no row; a broken evaluation only the warning.
     """
-
     import pandas as pd
 
     collection = collect([Path(folder) for folder in folders or DEFAULT_FOLDERS])
@@ -142,15 +135,13 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     rows = [
         {
             **run.spec,
+            **run.result,
             "name": run.name,
             "seed": run.seed,
-            "status": run.status,
             "iterations": run.result["iteration"],
-            "headline": run.headline_split,
             "top1_err": run.last(run.headline_split),
             "best_err": run.best,
             "train_err": run.last("train"),
-            "seconds": run.result["seconds"],
             "departures": "; ".join(run.result["departures"]),
             "folder": str(run.folder),
         }
@@ -207,13 +198,10 @@ class Identity(NamedTuple):
     iteration: int | None
 
 
-ReadCheckpoint = Callable[[Path], Identity]
-"""Loads a checkpoint and its net; raises a ResreproError if that cannot be done."""
+ReadCheckpoint = Callable[[Path], Identity]  # of a net that it loads, else a ResreproError
 
 
-def verify(
-    paths: Sequence[Path], read_checkpoint: ReadCheckpoint
-) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
+def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[tuple[Path, str, list[str]]]:
     """Check runs (folders of runs, or of one), and JSON files that `eval` wrote, one after the other.
 
     Yields:
@@ -225,13 +213,11 @@ def verify(
     """
     for place in dict.fromkeys(place for path in paths for place in _places_at(path)):
         try:
-            if place.is_dir():
-                summary, troubles = _check_run(place, read_checkpoint)
-            else:
-                summary, troubles = _check_measured(place), []
+            is_run = place.is_dir()
+            found = _check_run(place, read_checkpoint) if is_run else (_check_measured(place), [])
         except RecordError as error:
-            summary, troubles = "", [str(error)]
-        yield place, summary, tuple(troubles)
+            found = "", [str(error)]
+        yield place, *found
 
 
 def _places_at(path: Path) -> list[Path]:

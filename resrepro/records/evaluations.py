@@ -16,17 +16,14 @@ from resrepro.records.reading import (
     FORMAT,
     MEASURED,
     RESPONSES,
-    SPEC,
     describe_curve,
     naming,
     parse_json,
     read_bytes,
-    read_json,
     read_table,
     require,
 )
 from resrepro.records.storage import SEAL, seal_of, write_whole
-from resrepro.spec import digest_of
 from resrepro.spec.architecture import parts_of
 
 if TYPE_CHECKING:
@@ -93,7 +90,7 @@ class Ensemble:
 
 
 def evaluation_from(content: Mapping[str, Any]) -> Evaluation:
-    """An evaluation from its JSON object (MALFORMED if it is none); older records lack `bn_stats`."""
+    """An evaluation from its JSON object (or what `naming` catches); older records lack `bn_stats`."""
     return Evaluation(
         content["protocol"],
         content.get("bn_stats", "running"),
@@ -104,7 +101,7 @@ def evaluation_from(content: Mapping[str, Any]) -> Evaluation:
 
 
 def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
-    """An ensemble from its JSON object (MALFORMED if it is none)."""
+    """An ensemble from its JSON object (or what `naming` catches)."""
     members = tuple(
         Member(
             **{key: one[key] for key in ("name", "label", "seed", "digest", "iteration", "status")},
@@ -119,8 +116,8 @@ def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
 def _data_and_errors(content: Mapping[str, Any]) -> tuple[Data, dict[str, dict[str, float]]]:
     """The errors by set, and the data, which has to say of each how many images were measured."""
     about = content["data"]
-    notices = tuple(about.get("notices", ()))
-    data = Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)
+    told = about.get("classes"), tuple(about.get("notices", ()))
+    data = Data(about["name"], about["images"], about["sha256"], *told)
     errors = {
         part: {metric: float(figures[metric]) for metric in MEASURED}
         for part, figures in content["errors"].items()
@@ -160,11 +157,7 @@ class Responses:
 
 
 def write_responses(folder: Path, responses: Responses) -> Path:
-    """Write `responses.csv` into a run's folder, in one step; returns its path.
-
-    Raises:
-        RecordError: if the disk refuses.
-    """
+    """Write `responses.csv` into a run's folder, in one step; returns its path (RecordError if refused)."""
     lines = [",".join(COLUMNS)]
     columns = responses.std, responses.gradient_norm_start, responses.gradient_norm_end
     for index, (layer, *figures) in enumerate(zip(responses.layers, *columns, strict=True), 1):
@@ -178,14 +171,13 @@ def write_responses(folder: Path, responses: Responses) -> Path:
     return path
 
 
-def read_responses(folder: Path) -> Responses | None:
+def read_responses(run: "Run") -> Responses | None:
     """What `responses.csv` of a run's folder says; None if there is no such file.
 
     Raises:
-        RecordError: if it is broken, or was not measured on the trained net of this run; or if the run's
-            spec.json is missing or broken.
+        RecordError: if it is broken, or was not measured on the trained net of this run.
     """
-    path = folder / RESPONSES
+    path = run.folder / RESPONSES
     if not path.exists():
         return None
     first, _, rows = read_bytes(path).partition(b"\n")
@@ -198,17 +190,11 @@ def read_responses(folder: Path) -> Responses | None:
         about = {key: head[key] for key in ABOUT}
         responses = Responses(layers, std, start, end, head["set"], **about)
     found = responses.digest, responses.seed, responses.iteration, len(responses.layers)
-    content = read_json(folder / SPEC)
-    with naming(folder / SPEC):
-        spec = content["spec"]
-        expected = (
-            digest_of(spec), content["seed"], spec["recipe"]["iterations"],
-            count_layers(spec["dataset"], spec["depth"]),
-        )  # fmt: skip
-    if found != expected:
+    layers_of_net = count_layers(run.spec["dataset"], run.spec["depth"])
+    if found != (run.digest, run.seed, run.spec["recipe"]["iterations"], layers_of_net):
         raise RecordError(
             f"{path} was not measured on the trained net of this run: "
-            f"`resrepro eval {shlex.quote(str(folder))} --responses` measures it anew."
+            f"`resrepro eval {shlex.quote(str(run.folder))} --responses` measures it anew."
         )
     return responses
 

@@ -5,14 +5,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resrepro.errors import RecordError
 from resrepro.records.storage import SEAL, seal_of
-from resrepro.spec.recipe import FAMILIES
-
-if TYPE_CHECKING:
-    from resrepro.records import Run
 
 SPEC, ENV, METRICS, RESULT = "spec.json", "env.json", "metrics.csv", "result.json"
 RESPONSES = "responses.csv"  # of a run whose layers were measured
@@ -26,24 +22,17 @@ METRICS_COLUMNS = (
     "iteration", "epoch", "split", "loss", "top1_err", "top5_err", "lr", "images_per_s", "wall_s",
 )  # fmt: skip
 MEASURED = ("top1_err", "top5_err")
-STATUSES = ("complete", "shortened", "partial", "diverged")
-NEEDED = ("status", "iteration", "iterations", "headline", "last", "best", "seconds", "departures", "notices")
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 Curve = dict[str, list[Any]]  # columns of metrics.csv by name
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn whatever a reader trips over into one sentence on the file.
-
-    Raises:
-        RecordError: in place of an error that is MALFORMED.
-    """
+    """Turn whatever a reader trips over into one sentence on the file, a RecordError."""
     try:
         yield
     except KeyError as error:
         raise RecordError(f"{path} is broken: it lacks {error.args[0]}.") from None
-    except MALFORMED as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{path} is broken: {error}.") from None
 
 
@@ -60,11 +49,8 @@ def need(content: Mapping[str, Any], *keys: str) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a text file of a record, its lines ended by LF alone: git and editors may turn them into
-    Windows' CRLF, and checksums are of what was written.
-
-    Raises:
-        RecordError: if it is missing or unreadable.
+    """The content of a text file of a record (RecordError if it is missing or unreadable), its lines ended by
+    LF alone: git and editors may turn them into Windows' CRLF, and checksums are of what was written.
     """
     try:
         return path.read_bytes().replace(b"\r\n", b"\n")
@@ -75,12 +61,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON record from a file, without its checksum.
-
-    Raises:
-        RecordError: if it is missing, unreadable, no JSON object, of a later format or does not match its
-            checksum.
-    """
+    """A JSON record from a file, without its checksum (RecordError if it is missing or broken)."""
     text = read_bytes(path)
     with naming(path):
         return parse_json(text)
@@ -134,27 +115,3 @@ def read_table(rows: bytes, columns: Sequence[str]) -> list[tuple[str, ...]]:
     for row in table:
         require(len(row) == len(columns), f"a row has {len(row)} values instead of {len(columns)}")
     return list(zip(*table, strict=True)) if table else [()] * len(columns)
-
-
-def check_run(run: "Run") -> None:
-    """Check that the three JSON files of a record have what readers need, and belong to each other.
-
-    Raises:
-        RecordError: if something is missing; the file is named.
-    """
-    with naming(run.folder / SPEC):
-        need(run.spec["recipe"], "iterations", "batch_size")
-        require(run.spec["dataset"] in FAMILIES, f"no dataset {run.spec['dataset']!r}")
-    with naming(run.folder / RESULT):
-        need(run.result, *NEEDED)
-        stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
-        require(stated == (run.digest, run.seed), "it is the result of another run")
-        require(run.status in STATUSES, f"no status {run.status!r}")
-        for figures in run.result["last"].values():
-            need(figures, *MEASURED)
-        headline = run.last(run.headline_split)
-        require(not run.finished or headline is not None, "a finished run without a headline error")
-    with naming(run.folder / ENV):
-        need(run.env["data"]["images"], "train", run.headline_split)
-        need(run.env["data"], "sha256", *(["classes"] if run.family == "imagenet" else []))
-        need(run.env, "mode")
