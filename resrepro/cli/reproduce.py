@@ -118,7 +118,7 @@ class Reproduction:
 
         for measurement in self.plan().to_measure:
             with console.status(f"measuring {measurement}"):
-                outcome, _ = run_command(self.measure_words(measurement))
+                outcome = run_command(self.measure_words(measurement))
             if outcome.code:
                 self.failures[str(measurement)] = outcome.sentence
             elif str(measurement) in map(str, self.plan().to_measure):

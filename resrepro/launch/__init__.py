@@ -28,9 +28,6 @@ SMALL, PHOTOS = "cifar", "imagenet"  # families of nets, in the order in which t
 State = Literal["done", "resume", "start", "blocked"]
 
 
-# --- exhibits ------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Exhibit:
     """A table or figure of the paper, or its stand-in on other images, and what it is made of."""
@@ -110,9 +107,6 @@ def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
         if each.dataset == source and (each.name in wanted if listed else exhibit in each.exhibits)
     ]
     return tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in chosen)
-
-
-# --- plans ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -275,9 +269,6 @@ def _measurements(
             for ensemble in ensembles
         )
         yield Measurement(ENSEMBLE_PROTOCOL, members, done)
-
-
-# --- commands ------------------------------------------------------------------------------------------
 
 
 def option_words(settings: Mapping[str, Value | None], **options: object) -> list[str]:

@@ -42,9 +42,6 @@ CHECKPOINT_BYTES = 2 * 4 * 2  # of a parameter: float32 and its momentum, the ne
 Event = Mapping[str, Any]
 
 
-# --- what runs take ------------------------------------------------------------------------------------
-
-
 def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple[float, float] | None:
     """What a run takes from iteration `done` on, at least and at most; None where none such is recorded.
 
@@ -52,18 +49,14 @@ def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple
     and at that of the fastest run with all that it measured.
     """
 
-    def net_and_mode(spec: Mapping[str, Any]) -> tuple[object, ...]:
-        recipe = spec["recipe"]
-        sizes = recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
-        return spec["dataset"], spec["depth"], spec["plain"], spec["shortcut"], *sizes
+    def compared(cpu: str | None, kind: str | None, spec: Mapping[str, Any]) -> list[object]:
+        own = {**spec["recipe"], **spec}
+        net = "dataset", "depth", "plain", "shortcut", "batch_size", "image_size", "precision"
+        return [cpu, kind, *(own.get(key) for key in net)]
 
-    here = cpu_model(), device_kind(device), net_and_mode(spec.to_json())
-    seen = [
-        run
-        for run in runs
-        if run.result["iteration"]
-        and (run.env.get("cpu"), run.env.get("device"), net_and_mode(run.spec)) == here
-    ]
+    here = compared(cpu_model(), device_kind(device), spec.to_json())
+    alike = (run for run in runs if compared(run.env.get("cpu"), run.env.get("device"), run.spec) == here)
+    seen = [run for run in alike if run.result["iteration"]]
     if not seen:
         return None
     ahead, batch = spec.recipe.iterations - done, spec.recipe.batch_size
@@ -100,9 +93,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-# --- how many at once ----------------------------------------------------------------------------------
-
-
 def device_kind(device: str) -> str:
     """`cpu`, `cuda` or `mps`; of `auto` that of the fastest one here, as far as it shows without PyTorch."""
     if device != "auto":
@@ -118,13 +108,8 @@ def choose_places(
 
     On a CPU as many as there are cores and memory; on each NVIDIA GPU one, or where MPS is running as many as
     its memory holds, at most ON_GPU. One at a time on other GPUs, and of nets on photographs, whose workers
-    keep the cores busy, one on each GPU.
-
-    Returns:
-        The GPU of each run, as CUDA_VISIBLE_DEVICES is to name it; "" leaves that as it is.
-
-    Raises:
-        UsageError: if `jobs` is less than 1.
+    keep the cores busy, one on each GPU. Returns the GPU of each run, as CUDA_VISIBLE_DEVICES is to name it;
+    "" leaves that as it is. UsageError if `jobs` is less than 1.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {jobs}.")
@@ -168,9 +153,6 @@ def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
         load_dataset("cifar10", split, data)
 
 
-# --- commands and what is heard of them ----------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Job:
     """A run to train: experiment and seed, and the words after `resrepro` that do it."""
@@ -199,9 +181,8 @@ class Command:
     """
 
     def __init__(
-        self, words: Sequence[str], tell: Callable[[Event | Outcome], None], threads: int | None = None,
-        gpu: str = "",
-    ) -> None:  # fmt: skip
+        self, words: Sequence[str], tell: Callable[[Event | Outcome], None], threads: int | None, gpu: str
+    ) -> None:
         self.stderr: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # What a run computes with by default; one that goes on keeps the number that it began with.
         share = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -315,16 +296,10 @@ class RunPool:
                 command.process.send_signal(number)
 
 
-def run_command(words: Sequence[str], threads: int | None = None) -> tuple[Outcome, list[Event]]:
-    """Run a command of ours to its end; its outcome, and the events that it told.
-
-    Raises:
-        Interrupted: after a signal, which is passed on to it.
-    """
-    events: list[Event] = []
-    pool = RunPool([Job("", 0, tuple(words))], [""], threads)
-    pool.hear = lambda job, event: events.append(event)
+def run_command(words: Sequence[str]) -> Outcome:
+    """Run a command of ours to its end (Interrupted after a signal, which is passed on to it)."""
+    pool = RunPool([Job("", 0, tuple(words))], [""])
     pool.run()
     if pool.received:
         raise Interrupted("Stopped: the same command goes on.", pool.received)
-    return pool.outcomes[pool.jobs[0]], events
+    return pool.outcomes[pool.jobs[0]]

@@ -65,11 +65,10 @@ class QueuedRun:
 
 
 def _run_command(words: Sequence[str]) -> None:
-    """Run a command of ours and pass signals on to it.
+    """Run a command of ours and pass signals on to it; SystemExit if it failed or was stopped.
 
-    Raises:
-        SystemExit: if it failed or was stopped; where it is to go on, by submitit's handler, which requeues
-            the job: in a partition with a grace time a job that ends early on SIGTERM would have failed.
+    Where it is to go on submitit's handler ends the process and requeues the job: in a partition with a grace
+    time a job that ends early on SIGTERM would have failed.
     """
     threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     process = subprocess.Popen([*COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": threads})
@@ -84,7 +83,7 @@ def _run_command(words: Sequence[str]) -> None:
     for number, handler in before.items():
         signal.signal(number, handler)
     if code and received and _still_runs(os.environ["SLURM_JOB_ID"]):
-        signal.raise_signal(signal.SIGUSR2)  # submitit's handler, which ends the process
+        signal.raise_signal(signal.SIGUSR2)
     if code:
         raise SystemExit(1)
 
@@ -100,16 +99,11 @@ def _still_runs(job: str) -> bool:
 def submit(
     wanted: Sequence[QueuedRun], runs: Path, options: Mapping[str, str], threads: int | None
 ) -> "list[tuple[QueuedRun, str, QueuedJob | None]]":
-    """Hand runs to the queue, a job each; those that wait or run there already are left.
+    """Hand runs of a runs folder, which every node must see, to the queue, a job each; those that wait or run
+    there already are left. Returns of each run the id of its job, and what the queue said if it was there.
 
-    Args:
-        wanted: the runs.
-        runs: the runs folder, which every node must see; their words are made for it.
-        options: options of sbatch by their long names; an empty value makes one a switch.
-        threads: CPU cores of a job where the options do not say it.
-
-    Returns:
-        Of each run the id of its job, and what the queue said of it if it was there already.
+    `options` are those of sbatch by their long names, an empty value makes one a switch; `threads` are the
+    CPU cores of a job where the options do not say it.
 
     Raises:
         UsageError: if submitit or Slurm is missing.
@@ -165,10 +159,8 @@ class QueuedJob:
 
 
 def jobs_of(runs: Path) -> dict[Place, QueuedJob]:
-    """The jobs in the queue that were submitted from a runs folder, by their run; without any none is asked.
-
-    Raises:
-        QueueError: if there may be some and the queue cannot be asked.
+    """The jobs in the queue that were submitted from a runs folder, by their run; without any none is asked
+    (QueueError if there may be some and the queue cannot be asked).
     """
     top = runs.absolute() / FOLDER
     jobs = _squeue(f"--user={getpass.getuser()}") if top.exists() else []
@@ -181,11 +173,7 @@ def place_of(folder: Path) -> Place:
 
 
 def _squeue(which: str) -> list[QueuedJob]:
-    """What squeue says of some jobs that it knows.
-
-    Raises:
-        QueueError: if squeue is missing, fails, or says what cannot be read.
-    """
+    """What squeue says of some jobs that it knows (QueueError if that cannot be had or read)."""
     words = ["squeue", "--noheader", which, f"--format={FIELDS}"]
     try:
         answer = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)

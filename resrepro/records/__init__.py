@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +61,7 @@ class Run:
     def setting(self, key: str) -> str:
         """A setting of its recipe or one of OTHER_SETTINGS, as one types it; empty where it has none."""
         own = {**self.spec["recipe"], **self.spec, "mode": self.env["mode"], "seed": self.seed}
-        return spell(own[key]) if own.get(key) is not None else ""
+        return "" if own.get(key) is None else spell(own[key])
 
     @property
     def runs_folder(self) -> Path:
@@ -76,19 +75,17 @@ class Run:
         return str(self.spec["experiment"])
 
     @cached_property
-    def exact(self) -> bool:
-        """Whether the run's specification is the catalogue experiment's, unchanged."""
-        with suppress(UsageError):  # an experiment that this version does not know
-            return self.digest == find(self.experiment).spec().digest
-        return False
-
-    @property
     def paper_exact(self) -> bool:
         """Whether its numbers may stand in the paper's own cell: unchanged specification, complete official
         data, default mode, no departure. (The digits, which depart from the paper, have cells of their own.)
         """
         told = self.result["notices"] or (self.result["departures"] and self.spec["dataset"] != "digits")
-        return self.exact and not told and self.env["mode"] == "default"
+        if told or self.env["mode"] != "default":
+            return False
+        try:
+            return self.digest == find(self.experiment).spec().digest
+        except UsageError:  # an experiment that this version does not know
+            return False
 
     @property
     def status(self) -> str:
@@ -254,14 +251,8 @@ def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple
     broken: list[str] = []
     for path in sorted(folder.glob("[!.]*.json")):
         try:
-            found.append(read_measured(path, parse))
+            with naming(path):
+                found.append(parse(read_json(path)))
         except RecordError as error:
             broken.append(str(error))
     return found, broken
-
-
-def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Measured:
-    """An evaluation or ensemble from its file (RecordError if it is missing or broken)."""
-    content = read_json(path)
-    with naming(path):
-        return parse(content)

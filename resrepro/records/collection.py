@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from resrepro.errors import RecordError, ResreproError, UsageError
-from resrepro.records import Run, read_all, read_measured, read_run
-from resrepro.records.evaluations import Ensemble, Evaluation, ensemble_from, evaluation_from
+from resrepro.records import Run, read_all, read_run
+from resrepro.records.evaluations import Ensemble, ensemble_from, evaluation_from
 from resrepro.records.reading import (
     CHECKPOINT,
     ENSEMBLES,
@@ -20,7 +20,9 @@ from resrepro.records.reading import (
     RESPONSES,
     SPEC,
     WEIGHTS,
+    naming,
     read_bytes,
+    read_json,
 )
 from resrepro.records.storage import write_out
 from resrepro.spec.recipe import parse, spell
@@ -150,9 +152,6 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-# --- publishing ---
-
-
 def publish(run: Run, results: Path) -> Path:
     """Copy a finished record, without its checkpoint, to `results/<name>/seed<k>/`; returns that folder.
 
@@ -170,7 +169,8 @@ def publish(run: Run, results: Path) -> Path:
 
 def publish_ensemble(path: Path, results: Path) -> Path:
     """Copy the record of an ensemble to `results/ensembles/`; returns the copy (errors as of `publish`)."""
-    read_measured(path, ensemble_from)
+    with naming(path):
+        ensemble_from(read_json(path))
     target = results / ENSEMBLES / path.name
     _copy({target: read_bytes(path)})
     return target
@@ -185,9 +185,6 @@ def _copy(copies: Mapping[Path, bytes]) -> None:
             )
     for path, content in copies.items():
         write_out(path, content)
-
-
-# --- verifying ---
 
 
 class Identity(NamedTuple):
@@ -265,12 +262,10 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
 
 def _check_measured(path: Path) -> str:
     """What an evaluation or an ensemble is of (RecordError if it is broken)."""
-
-    def parse(content: dict[str, Any]) -> Evaluation | Ensemble:
+    with naming(path):
+        content = read_json(path)
         if all("digest" in net for net in content.get("members", [{}])):
-            return ensemble_from(content)
-        return evaluation_from({"digest": "", "iteration": 0, **content})  # other people's have neither
-
-    measured = read_measured(path, parse)
-    kind = "ensemble" if isinstance(measured, Ensemble) else "evaluation"
-    return f"{kind}, {measured.protocol} on {measured.data.name}"
+            ensemble = ensemble_from(content)
+            return f"ensemble, {ensemble.protocol} on {ensemble.data.name}"
+        other = evaluation_from({"digest": "", "iteration": 0, **content})  # other people's have neither
+        return f"evaluation, {other.protocol} on {other.data.name}"

@@ -91,13 +91,8 @@ class Ensemble:
 
 def evaluation_from(content: Mapping[str, Any]) -> Evaluation:
     """An evaluation from its JSON object (or what `naming` catches); older records lack `bn_stats`."""
-    return Evaluation(
-        content["protocol"],
-        content.get("bn_stats", "running"),
-        content["digest"],
-        content["iteration"],
-        *_data_and_errors(content),
-    )
+    how = content["protocol"], content.get("bn_stats", "running")
+    return Evaluation(*how, content["digest"], content["iteration"], *_data_and_errors(content))
 
 
 def ensemble_from(content: Mapping[str, Any]) -> Ensemble:

@@ -88,13 +88,10 @@ def describe_curve(rows: bytes) -> dict[str, Any]:
 
 
 def read_curve(path: Path, vouched: Mapping[str, Any] | None = None) -> Curve:
-    """The columns of metrics.csv; `vouched` is what result.json says of it.
+    """The columns of metrics.csv (RecordError if it is broken); `vouched` is what result.json says of it.
 
     Only what was there when result.json was written counts: a run that is going on, or was killed, may
     have written more.
-
-    Raises:
-        RecordError: if the file is not the one that result.json tells of, or cannot be read as a table.
     """
     rows = read_bytes(path)
     with naming(path):

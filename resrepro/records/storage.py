@@ -87,21 +87,13 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file by this content; its folder must be there.
-
-    Raises:
-        RecordError: if the disk refuses; the file is then as it was.
-    """
+    """Replace a file by this content; its folder must be there (RecordError if the disk refuses)."""
     with replacing(path) as sink:
         sink.write(content)
 
 
 def write_out(path: Path, content: bytes) -> None:
-    """The same in a folder that is made if it is missing, for tables, figures and copies.
-
-    Raises:
-        RecordError: if the disk refuses.
-    """
+    """The same in a folder that is made if it is missing, for tables, figures and copies."""
     try:
         make_folder(path.parent)
     except OSError as error:
@@ -156,11 +148,7 @@ def not_written(path: Path, error: OSError) -> RecordError:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON record, sealed with its checksum.
-
-    Raises:
-        RecordError: if the disk refuses.
-    """
+    """Replace a JSON record, sealed with its checksum (RecordError if the disk refuses)."""
     write_whole(path, json_bytes(content))
 
 
@@ -173,9 +161,6 @@ def seal_of(content: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a record's entries, however they are ordered and spaced."""
     rest = {key: value for key, value in content.items() if key != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-# --- locks ---
 
 
 @dataclass(frozen=True)
