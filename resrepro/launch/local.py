@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -243,49 +243,41 @@ class RunPool:
     received: int = 0  # the signal that stopped it
 
     def run(self) -> None:
-        """Train all, or until a signal comes: it is passed on, and the runs stop after their update."""
-        waiting, self.running = list(self.jobs), dict[Job, Command]()
-        self.free, self.taken = set(range(len(self.places))), dict[Job, int]()
+        """Train all, or until a signal comes: the first is passed on, and the runs stop after their update; a
+        second Ctrl-C, or an error, ends them at once.
+        """
+        waiting, self.running, self.taken = list(self.jobs), dict[Job, Command](), dict[Job, int]()
         self.told: queue.Queue[tuple[Job, Event | Outcome]] = queue.Queue()
-        with self._passing_signals_on():
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # by nohup
+        before = {number: signal.signal(number, self._pass_on) for number in heard}
+        try:
             while self.running or (waiting and not self.received):
-                while waiting and self.free and not self.received:
+                while waiting and len(self.taken) < len(self.places) and not self.received:
                     self._start(waiting.pop(0))
                 with suppress(queue.Empty):
                     self._take(*self.told.get(timeout=PAUSE))
                 self.look()
+        finally:
+            for command in self.running.values():
+                command.end()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _start(self, job: Job) -> None:
-        self.taken[job] = place = min(self.free)
-        self.free.remove(place)
-        self.running[job] = Command(
-            job.words, lambda told: self.told.put((job, told)), self.threads, self.places[place]
-        )
+        self.taken[job] = min(set(range(len(self.places))) - set(self.taken.values()))
+        gpu = self.places[self.taken[job]]
+        self.running[job] = Command(job.words, lambda told: self.told.put((job, told)), self.threads, gpu)
         self.hear(job, {"event": "start"})
 
     def _take(self, job: Job, told: Event | Outcome) -> None:
         if not isinstance(told, Outcome):
             self.hear(job, told)
             return
-        del self.running[job]
-        self.free.add(self.taken.pop(job))
+        del self.running[job], self.taken[job]
         if self.received and told.code == -self.received:  # it had no hand free yet to write a checkpoint
             told = Outcome(128 + self.received, "Stopped before it began.")
         self.outcomes[job] = told
         self.end(job, told)
-
-    @contextmanager
-    def _passing_signals_on(self) -> Iterator[None]:
-        """While active the first signal goes to all runs; a second Ctrl-C, or an error, ends them at once."""
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # by nohup
-        before = {number: signal.signal(number, self._pass_on) for number in heard}
-        try:
-            yield
-        finally:
-            for command in self.running.values():
-                command.end()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:

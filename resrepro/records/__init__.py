@@ -38,8 +38,6 @@ Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 class TestError:
     """A top-1 error (percent) on a whole test set; `evaluation` where it was measured after training."""
 
-    __test__ = False  # of pytest
-
     top1_err: float
     evaluation: Evaluation | None = None
 
@@ -127,8 +125,7 @@ class Run:
     @property
     def classes(self) -> int | None:
         """How many classes the images have; CIFAR's records do not say (None)."""
-        classes: int | None = self.env["data"].get("classes")
-        return classes
+        return self.env["data"].get("classes")  # type: ignore[no-any-return]
 
     def last(self, split: str, metric: str = "top1_err") -> float | None:
         """A figure of the last iteration, None if that set was not measured."""

@@ -145,11 +145,10 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
     folder = run_folder(runs, spec, seed)
     aside = None
     try:
-        if fresh and folder.exists():
+        curve = folder / METRICS  # without a checkpoint they cannot be continued, but are somebody's hours
+        lost = not has_checkpoint(folder) and curve.exists() and curve.stat().st_size > len(HEADER)
+        if lost or (fresh and folder.exists()):
             aside = set_aside(folder)
-        curve = folder / METRICS
-        if not has_checkpoint(folder) and curve.exists() and curve.stat().st_size > len(HEADER):
-            aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
         make_folder(folder)
     except OSError as error:
         raise RecordError(
