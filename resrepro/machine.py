@@ -63,11 +63,6 @@ def _numbers(folder: Path, *names: str) -> list[int]:
     return [int(word) for name in names for word in (folder / name).read_text().split()]
 
 
-def hides_gpus() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES names none."""
-    return _named() == []
-
-
 def gpus() -> dict[str, int | None]:
     """The NVIDIA GPUs, or parts of one, that this process may use, as CUDA_VISIBLE_DEVICES calls them.
 
@@ -79,7 +74,7 @@ def gpus() -> dict[str, int | None]:
         told = subprocess.run(QUERY, capture_output=True, text=True, timeout=30, check=False).stdout
     rows = [row for row in csv.reader(told.splitlines(), skipinitialspace=True) if len(row) == 4]
     free = {uuid: int(mib) * 2**20 if mib.isdecimal() else None for _, uuid, _, mib in rows}
-    named = _named()
+    named = named_gpus()
     if named is None:
         return free
     uuids = {index: uuid for index, uuid, _, _ in rows}
@@ -92,7 +87,7 @@ def gpus() -> dict[str, int | None]:
     return found
 
 
-def _named() -> list[str] | None:
+def named_gpus() -> list[str] | None:
     """What CUDA_VISIBLE_DEVICES names; None where it is not set."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:

@@ -54,10 +54,8 @@ def exhibit_names() -> tuple[str, ...]:
 
 
 def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[Exhibit, ...]:
-    """The exhibits of these names, or "all" of the paper, on another dataset if one is given.
-
-    Raises:
-        UsageError: if a name or the dataset is unknown, or the dataset has no such exhibit.
+    """The exhibits of these names, or "all" of the paper, on another dataset if one is given (UsageError if a
+    name or the dataset is unknown, or the dataset has no such exhibit).
     """
     if dataset is not None and dataset not in FAMILIES:
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(FAMILIES)}.")
@@ -202,20 +200,19 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """What is done and what is missing of some exhibits in a runs folder, which need not exist.
 
-    `seeds` are those of every net (default: the paper's), `settings` of the recipe are changed.
-
-    Raises:
-        UsageError: if a setting does not fit, or an experiment to leave out is none of theirs.
+    `seeds` are those of every net (default: the paper's), `settings` of the recipe are changed. UsageError if
+    one does not fit, or an experiment to leave out is none of theirs.
     """
     wanted = dict.fromkeys(name for exhibit in exhibits for name in exhibit.experiments)
     datasets = {str(exhibit.dataset) for exhibit in exhibits}
-    left = {
-        name: {catalogue.full_name(name, dataset) for dataset in datasets} & wanted.keys() for name in without
-    }
-    if strange := [name for name in without if not left[name]]:
-        raise UsageError(f"{strange[0]} is no part of what is asked for: that is {', '.join(wanted)}.")
+    left: set[str] = set()
+    for name in without:
+        named = {catalogue.full_name(name, dataset) for dataset in datasets} & wanted.keys()
+        if not named:
+            raise UsageError(f"{name} is no part of what is asked for: that is {', '.join(wanted)}.")
+        left |= named
     steps: dict[str, list[Step]] = {}
-    for experiment in (catalogue.find(name) for name in wanted if name not in set().union(*left.values())):
+    for experiment in (catalogue.find(name) for name in wanted if name not in left):
         spec = catalogue.derive(experiment, None, **(settings or {}))
         own = experiment.seeds if seeds is None else seeds
         steps[experiment.name] = [step_of(runs, spec, seed) for seed in own]

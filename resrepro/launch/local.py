@@ -21,7 +21,7 @@ from types import FrameType
 from typing import IO, Any
 
 from resrepro.errors import Interrupted, UsageError
-from resrepro.machine import cores, free_memory, gpus, gpus_are_shared, hides_gpus
+from resrepro.machine import cores, free_memory, gpus, gpus_are_shared, named_gpus
 from resrepro.records import Run
 from resrepro.records.write import cpu_model
 from resrepro.spec import Spec
@@ -97,7 +97,7 @@ def device_kind(device: str) -> str:
     """`cpu`, `cuda` or `mps`; of `auto` that of the fastest one here, as far as it shows without PyTorch."""
     if device != "auto":
         return device.partition(":")[0]
-    gpu = not hides_gpus() and any(Path(driver).exists() for driver in GPU_DRIVERS)
+    gpu = named_gpus() != [] and any(Path(driver).exists() for driver in GPU_DRIVERS)
     return "cuda" if gpu else "mps" if sys.platform == "darwin" else "cpu"
 
 

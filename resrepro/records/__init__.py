@@ -200,10 +200,8 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The record in one run folder, with evaluations and responses; what of these is broken is in `broken`.
-
-    Raises:
-        RecordError: if a file is missing or broken; the file is named.
+    """The record in one run folder (RecordError on the file that is missing or broken), with evaluations and
+    responses; what of these is broken is in `broken`.
     """
     head, env, result = (read_json(folder / name) for name in (SPEC, ENV, RESULT))
     with naming(folder / SPEC):

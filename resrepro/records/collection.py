@@ -74,13 +74,11 @@ class Collection:
 
 
 def collect(folders: Iterable[Path]) -> Collection:
-    """All runs and ensembles below some runs folders, in a fixed order; folders set aside are passed over.
+    """All runs and ensembles below some runs folders (RecordError if one is a file), in a fixed order;
+    folders set aside are passed over.
 
     A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
     is finished, else the first.
-
-    Raises:
-        RecordError: if something that is no folder was given.
     """
     tops = list(folders)
     copies: dict[tuple[object, ...], list[Run]] = {}
@@ -153,10 +151,8 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
 
 
 def publish(run: Run, results: Path) -> Path:
-    """Copy a finished record, without its checkpoint, to `results/<name>/seed<k>/`; returns that folder.
-
-    Raises:
-        RecordError: if the run is unfinished, or another record lies there already.
+    """Copy a finished record, without its checkpoint, to `results/<name>/seed<k>/`; returns that folder
+    (RecordError if the run is unfinished, or another record lies there already).
     """
     if not run.finished:
         raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
@@ -199,14 +195,11 @@ ReadCheckpoint = Callable[[Path], Identity]  # of a net that it loads, else a Re
 
 
 def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[tuple[Path, str, list[str]]]:
-    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote, one after the other.
+    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote, one after the other
+    (RecordError if there is nothing to check at one of the places).
 
-    Yields:
-        The run's folder or the file, what it holds in a few words (empty if it is broken), and a sentence on
-        each thing that is broken or missing.
-
-    Raises:
-        RecordError: if there is nothing to check at one of the places.
+    Yields the run's folder or the file, what it holds in a few words (empty if it is broken), and a sentence
+    on each thing that is broken or missing.
     """
     for place in dict.fromkeys(place for path in paths for place in _places_at(path)):
         try:

@@ -60,10 +60,8 @@ class Sink:
 def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
     """Write a file beside its place, force it to disk, then move it there in one step.
 
-    The file that was there stays as `keep`, if that is given. After an error it is where it was.
-
-    Raises:
-        RecordError: if the disk refuses.
+    The file that was there stays as `keep`, if that is given. After an error it is where it was; where the
+    disk refuses that is a RecordError.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     sink: Sink | None = None
@@ -102,11 +100,8 @@ def write_out(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, content: bytes, size: int) -> None:
-    """Append to a file of `size` bytes and force it to disk.
-
-    Raises:
-        RecordError: if the file has another size, or the disk refuses; the file is then as long as before,
-            where that can be had.
+    """Append to a file of `size` bytes and force it to disk. RecordError if it has another size, or the disk
+    refuses; it is then as long as before, where that can be had.
     """
     try:
         with path.open("r+b") as file:
