@@ -23,7 +23,7 @@ from resrepro.evaluation.sources import ThirdPartyCheckpoint
 from resrepro.evaluation.weights import mean_of
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
-from resrepro.records.evaluations import count_layers, read_responses
+from resrepro.records.reading import count_layers, read_responses
 from resrepro.training.checkpoint import save_checkpoint
 from resrepro.training.session import train
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from resrepro.errors import RecordError
 from resrepro.records import read_run
 from resrepro.records.collection import collect, publish
-from resrepro.records.evaluations import read_responses, write_responses
-from resrepro.records.reading import describe_curve
+from resrepro.records.reading import describe_curve, read_responses, write_responses
 from resrepro.records.storage import SEAL, seal_of
 
 TRIED = settings(

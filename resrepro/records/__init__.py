@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records.evaluations import Ensemble, Evaluation, Responses, evaluation_from, read_responses
 from resrepro.records.reading import (
     ENV,
     EVALS,
@@ -17,10 +16,15 @@ from resrepro.records.reading import (
     RESULT,
     SPEC,
     Curve,
+    Ensemble,
+    Evaluation,
+    Responses,
+    evaluation_from,
     naming,
     need,
     read_curve,
     read_json,
+    read_responses,
     require,
 )
 from resrepro.spec import digest_of

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from resrepro.errors import RecordError, ResreproError, UsageError
 from resrepro.records import Run, read_all, read_run
-from resrepro.records.evaluations import Ensemble, ensemble_from, evaluation_from
 from resrepro.records.reading import (
     CHECKPOINT,
     ENSEMBLES,
@@ -20,6 +19,9 @@ from resrepro.records.reading import (
     RESPONSES,
     SPEC,
     WEIGHTS,
+    Ensemble,
+    ensemble_from,
+    evaluation_from,
     naming,
     read_bytes,
     read_json,
