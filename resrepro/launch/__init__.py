@@ -6,7 +6,7 @@ however it ended, it holds what is missing. `local` and `slurm` run the commands
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -116,7 +116,7 @@ class Step:
     state: State
     done: int = 0  # iterations made, 0 if that is not known
     why: str = ""  # what is in the way of a blocked run, or to be said of the record of one to resume
-    run: Run | None = None  # its record, where there is a whole one
+    run: Run | None = field(default=None, compare=False)  # its record, where there is a whole one
 
     def __str__(self) -> str:
         return f"{self.spec.name}, seed {self.seed}"
@@ -185,12 +185,9 @@ class Plan:
         """The records of the runs of this plan that are whole, and the ensembles of them alone."""
         runs = tuple(step.run for step in self.steps if step.run is not None)
         known = {(run.name, run.seed, run.digest) for run in runs}
-        ensembles = (
-            each
-            for each in read_ensembles(self.runs)[0]
-            if known >= {(member.name, member.seed, member.digest) for member in each.members}
-        )
-        return Collection(runs, (), tuple(ensembles))
+        there = read_ensembles(self.runs)[0]
+        own = (one for one in there if known >= {(net.name, net.seed, net.digest) for net in one.members})
+        return Collection(runs, (), tuple(own))
 
 
 def make_plan(
@@ -215,13 +212,10 @@ def make_plan(
         spec = catalogue.derive(experiment, None, **(settings or {}))
         own = experiment.seeds if seeds is None else seeds
         steps[experiment.name] = [step_of(runs, spec, seed) for seed in own]
-    ensembles = read_ensembles(runs)[0] if any(exhibit.ensemble for exhibit in exhibits) else ()
-    measurements: dict[tuple[str, tuple[Path, ...]], Measurement] = {}
-    for exhibit in exhibits:
-        for each in _measurements(exhibit, steps, ensembles):
-            measurements.setdefault((each.what, tuple(step.folder for step in each.steps)), each)
+    ensembles = read_ensembles(runs)[0]
+    measured = dict.fromkeys(one for exhibit in exhibits for one in _measurements(exhibit, steps, ensembles))
     every = tuple(step for group in steps.values() for step in group)
-    return Plan(runs, every, tuple(exhibits), tuple(measurements.values()))
+    return Plan(runs, every, tuple(exhibits), tuple(measured))
 
 
 def step_of(runs: Path, spec: Spec, seed: int) -> Step:
@@ -259,11 +253,8 @@ def _measurements(
     members = tuple(group[0] for group in groups if group and group[0].state != "blocked")
     if exhibit.ensemble and len(members) > 1:
         wanted = {(step.spec.name, step.seed, step.spec.digest, step.done) for step in members}
-        done = any(
-            ensemble.protocol == ENSEMBLE_PROTOCOL
-            and wanted == {(one.name, one.seed, one.digest, one.iteration) for one in ensemble.members}
-            for ensemble in ensembles
-        )
+        nets = [one.members for one in ensembles if one.protocol == ENSEMBLE_PROTOCOL]
+        done = any(wanted == {(one.name, one.seed, one.digest, one.iteration) for one in own} for own in nets)
         yield Measurement(ENSEMBLE_PROTOCOL, members, done)
 
 

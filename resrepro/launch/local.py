@@ -155,14 +155,14 @@ def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train: experiment and seed, and the words after `resrepro` that do it."""
+    """A run to train: what it is called, its seed, and the words after `resrepro` that do it."""
 
-    experiment: str
+    run: str
     seed: int
     words: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.experiment}, seed {self.seed}"
+        return f"{self.run}, seed {self.seed}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from resrepro.errors import ResreproError, UsageError
-from resrepro.launch.local import COMMAND
+from resrepro.launch.local import COMMAND, Job
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -36,16 +36,10 @@ class QueueError(ResreproError):
 
 
 @dataclass(frozen=True)
-class QueuedRun:
-    """A run as submitit keeps it and calls it on a node: the words that train it, and those that measure."""
+class QueuedRun(Job):
+    """A run as submitit keeps it and calls it on a node: to be trained, then measured by commands."""
 
-    run: str
-    seed: int
-    words: Sequence[str]
     measures: tuple[Sequence[str], ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.run}, seed {self.seed}"
 
     def __call__(self) -> None:
         """Run the commands; SystemExit if one fails, or was stopped.
