@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from resrepro.cli import JsonOption, QuietOption, RunsOption, app
+from resrepro.cli import JsonOption, QuietOption, RunsOption, app, argument, option
 from resrepro.cli.screen import tell
 from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
@@ -25,25 +25,19 @@ STYLES = {
     "diverged": "red", "finished": "dim",
 }  # fmt: skip
 PLANNED = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
+RECORDS = "With --check: runs, folders of runs, or files that eval wrote. (default: those of --runs)"
+CHECK = "Check records and checkpoints: seals, checksums, nets."
 Row = tuple[str, str, str, str, str, str]  # a run's name, seed, state, iterations, errors, and where it is
 
 
 @app.command(rich_help_panel="Read")
 def status(
-    records: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="RUN...", show_default=False,
-            help="With --check: runs, folders of runs, or files that eval wrote. (default: those of --runs)",
-        ),
-    ] = None,
+    records: Annotated[list[Path] | None, argument(RECORDS, "RUN...")] = None,
     runs: RunsOption = Path("runs"),
-    check: Annotated[
-        bool, typer.Option("--check", help="Check records and checkpoints: seals, checksums, nets.")
-    ] = False,
+    check: Annotated[bool, option(CHECK, "--check")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show how far every run is, here and in the cluster's queue, or what of their records is broken."""
     if records and not check:
         raise UsageError("runs are named for --check; --runs DIR names the folder to show.")
@@ -110,8 +104,7 @@ def _look(runs: Path) -> tuple[list[Row], list[str]]:
         state, where = _state_of(run, queue.get((name, seed)), folder)
         if state == "failed" and (name, seed) in submitted:
             where = f"log in {runs / FOLDER / name / f'seed{seed}'}"
-        numbers: dict[str, object] = {}
-        done = errors = ""
+        done, errors, numbers = "", "", dict[str, object]()
         if run is not None:
             iteration, iterations = (run.result[key] for key in ("iteration", "iterations"))
             done = f"{iteration:,}/{iterations:,}"

@@ -28,7 +28,6 @@ TIME_LIMITS = 100  # that a run may reach, one after the other, before it is no 
 DEFAULTS = {"time": "4:00:00", "cpus_per_task": "2", "requeue": "", "job_name": "resrepro"}
 PATIENCE = 60  # seconds for squeue, which waits for the queue's own daemon
 FIELDS = "%i|%T|%M|%R|%o"  # job, state, time used, why it waits or where it is, its script
-Place = tuple[str, int]  # name and seed of a run
 
 
 class QueueError(ResreproError):
@@ -97,12 +96,8 @@ def submit(
     there already are left. Returns of each run the id of its job, and what the queue said if it was there.
 
     `options` are those of sbatch by their long names, an empty value makes one a switch; `threads` are the
-    CPU cores of a job where the options do not say it.
-
-    Raises:
-        UsageError: if submitit or Slurm is missing.
-        QueueError: if the queue cannot be asked what is there already.
-        ResreproError: if sbatch refuses a job.
+    CPU cores of a job where the options do not say it. UsageError if submitit or Slurm is missing, QueueError
+    if the queue cannot be asked what is there already, ResreproError if sbatch refuses a job.
     """
     try:
         from submitit import SlurmExecutor
@@ -152,7 +147,7 @@ class QueuedJob:
         return f"job {self.id}: {self.where if self.state == 'PENDING' else self.state.lower()}"
 
 
-def jobs_of(runs: Path) -> dict[Place, QueuedJob]:
+def jobs_of(runs: Path) -> dict[tuple[str, int], QueuedJob]:
     """The jobs in the queue that were submitted from a runs folder, by their run; without any none is asked
     (QueueError if there may be some and the queue cannot be asked).
     """
@@ -161,8 +156,8 @@ def jobs_of(runs: Path) -> dict[Place, QueuedJob]:
     return {place_of(job.script.parent): job for job in jobs if job.script.is_relative_to(top)}
 
 
-def place_of(folder: Path) -> Place:
-    """The run of a folder `<run>/seed<k>`."""
+def place_of(folder: Path) -> tuple[str, int]:
+    """Name and seed of the run of a folder `<run>/seed<k>`."""
     return folder.parent.name, int(folder.name.removeprefix("seed"))
 
 

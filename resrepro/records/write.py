@@ -135,12 +135,9 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
-    """The folder of a run, made if missing; with `fresh` an existing one is set aside first, and so is one
-    that holds curves but no checkpoint to go on from.
-
-    Raises:
-        UsageError: if the folder holds a run of another specification.
-        RecordError: if the folder cannot be made or written.
+    """The folder of a run, made if missing (RecordError if it cannot be); with `fresh` an existing one is set
+    aside first, and so is one that holds curves but no checkpoint to go on from. UsageError if it holds a run
+    of another specification.
     """
     folder = run_folder(runs, spec, seed)
     aside = None
