@@ -63,15 +63,13 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
         if name not in (*_facts(), ALL):
             raise UsageError(f"no exhibit {name!r} to reproduce: there are {', '.join(_facts())} and {ALL}.")
         of_the_paper = [each for each, facts in _facts().items() if "extra" not in facts]
-        for each in of_the_paper if name == ALL else [name]:
-            exhibit = _exhibit(each, dataset)
-            if exhibit is not None:
-                chosen[exhibit.name] = exhibit
-            elif name != ALL:
-                others = " or ".join(other for other in FAMILIES if _exhibit(each, other) is not None)
-                raise UsageError(
-                    f"{each} is an exhibit of {others}, not of {dataset}: give another --dataset, or none."
-                )
+        found = [_exhibit(each, dataset) for each in (of_the_paper if name == ALL else [name])]
+        if not any(found):
+            others = " or ".join(other for other in FAMILIES if _exhibit(name, other))
+            raise UsageError(
+                f"{name} is an exhibit of {others}, not of {dataset}: give another --dataset, or none."
+            )
+        chosen |= {exhibit.name: exhibit for exhibit in found if exhibit}
     return tuple(chosen.values())
 
 

@@ -24,6 +24,7 @@ SEAL = "checksum"  # key of a JSON record: SHA-256 (hex) of all its other entrie
 PART = ".part"  # ending of a file that is still being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+NOTE = ".lock.json"
 PATIENCE = 0.2  # seconds for a holder of a lock that is just leaving
 
 
@@ -182,7 +183,7 @@ def locked(
     """
     from filelock import FileLock, Timeout  # slow to load
 
-    lock, note = FileLock(folder.with_name(f".{folder.name}.lock")), _note_of(folder)
+    lock, note = FileLock(folder.with_name(f".{folder.name}.lock")), folder.with_name(f".{folder.name}{NOTE}")
     me = Holder(os.getpid(), socket.gethostname(), f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
     try:
         make_folder(folder.parent)
@@ -222,7 +223,7 @@ def locked(
 
 def holder_of(folder: Path) -> Holder | None:
     """Who trains a run, as its note says; None if nobody does. Of another host the note is believed."""
-    holder = _read_note(_note_of(folder))
+    holder = _read_note(folder.with_name(f".{folder.name}{NOTE}"))
     if holder is not None and holder.host == socket.gethostname():
         try:
             os.kill(holder.pid, 0)
@@ -231,10 +232,6 @@ def holder_of(folder: Path) -> Holder | None:
         except PermissionError:
             pass  # somebody else's, but there
     return holder
-
-
-def _note_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.lock.json")
 
 
 def _read_note(path: Path) -> Holder | None:
