@@ -64,7 +64,7 @@ def _check(paths: Sequence[Path]) -> None:
         from resrepro.evaluation.sources import read_net  # imports torch
 
         net = read_net(path)
-        return Identity(net.spec.digest, net.seed, net.iteration)
+        return net.spec.digest, net.seed, net.iteration
 
     checked = list(verify(paths, read_checkpoint))
     for path, summary, troubles in checked:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from resrepro.errors import RecordError, ResreproError, UsageError
 from resrepro.records import Run, read_all, read_run
@@ -185,15 +185,8 @@ def _copy(copies: Mapping[Path, bytes]) -> None:
         write_out(path, content)
 
 
-class Identity(NamedTuple):
-    """Which run a checkpoint is of, and how many updates of it were made."""
-
-    digest: str
-    seed: int | None
-    iteration: int | None
-
-
-ReadCheckpoint = Callable[[Path], Identity]  # of a net that it loads, else a ResreproError
+Identity = tuple[str, int | None, int | None]  # of a trained net: digest, seed, and updates that were made
+ReadCheckpoint = Callable[[Path], Identity]  # loads the net, else a ResreproError
 
 
 def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[tuple[Path, str, list[str]]]:
@@ -246,11 +239,11 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
         troubles.append(f"{folder / EVALS} holds an evaluation of another run.")
     if CHECKPOINT not in there and (PREVIOUS in there or not run.finished):
         troubles.append(f"{folder / CHECKPOINT} is missing.")
-    for name, net in nets.items():
-        if (net.digest, net.seed) != (run.digest, run.seed):
+    for name, (digest, seed, iteration) in nets.items():
+        if (digest, seed) != (run.digest, run.seed):
             troubles.append(f"{folder / name} is of another run than {SPEC}: specification or seed differs.")
-        elif name == CHECKPOINT and run.finished and net.iteration != end:
-            troubles.append(f"{folder / name} is of iteration {net.iteration:,}, not of the last, {end:,}.")
+        elif name == CHECKPOINT and run.finished and iteration != end:
+            troubles.append(f"{folder / name} is of iteration {iteration:,}, not of the last, {end:,}.")
     done = f"{run.status}, {end:,} of {whole:,} iterations"
     return done if there else f"{done}, no checkpoint", troubles
 
