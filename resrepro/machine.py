@@ -18,9 +18,7 @@ MEMORY_FILES = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 QUERY = ("nvidia-smi", "--query-gpu=index,uuid,memory.total,memory.free", "--format=csv,noheader,nounits")
-GPU_NAME = re.compile(
-    r"\d+|(GPU|MIG)-\S+"
-)  # in CUDA_VISIBLE_DEVICES; whatever follows another word is hidden
+GPU_NAME = re.compile(r"\d+|(GPU|MIG)-\S+")  # in CUDA_VISIBLE_DEVICES; what follows another word is hidden
 
 
 def cores() -> int:
@@ -65,11 +63,6 @@ def _numbers(folder: Path, *names: str) -> list[int]:
     return [int(word) for name in names for word in (folder / name).read_text().split()]
 
 
-def hides_gpus() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES names none."""
-    return _named() == []
-
-
 def gpus() -> dict[str, int | None]:
     """The NVIDIA GPUs, or parts of one, that this process may use, as CUDA_VISIBLE_DEVICES calls them.
 
@@ -78,24 +71,23 @@ def gpus() -> dict[str, int | None]:
     """
     told = ""
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(QUERY, capture_output=True, text=True, timeout=30, check=False)
-        told = done.stdout
+        told = subprocess.run(QUERY, capture_output=True, text=True, timeout=30, check=False).stdout
     rows = [row for row in csv.reader(told.splitlines(), skipinitialspace=True) if len(row) == 4]
     free = {uuid: int(mib) * 2**20 if mib.isdecimal() else None for _, uuid, _, mib in rows}
-    named = _named()
+    named = named_gpus()
     if named is None:
         return free
     uuids = {index: uuid for index, uuid, _, _ in rows}
+    found: dict[str, int | None] = {}
+    for name in named:
+        known = [uuid for uuid in free if uuid.startswith(uuids.get(name, name))]  # it may be shortened
+        if rows and not known and not name.startswith("MIG-"):
+            break
+        found[name] = free[known[0]] if known else None
+    return found
 
-    def known(name: str) -> list[int | None]:
-        """What is free of the GPUs that a name may mean: a UUID may be shortened."""
-        return [size for uuid, size in free.items() if uuid.startswith(uuids.get(name, name))]
 
-    there = takewhile(lambda name: not rows or name.startswith("MIG-") or known(name), named)
-    return {name: next(iter(known(name)), None) for name in there}
-
-
-def _named() -> list[str] | None:
+def named_gpus() -> list[str] | None:
     """What CUDA_VISIBLE_DEVICES names; None where it is not set."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:

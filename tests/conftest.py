@@ -256,7 +256,7 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
     By default each layer's std is another and lies between 1 and 2; `changed` replaces fields.
     """
     from resrepro.records import read_run
-    from resrepro.records.evaluations import Responses, count_layers, read_responses, write_responses
+    from resrepro.records.reading import Responses, count_layers, write_responses
 
     run = read_run(folder)
     count = len(std) if std else count_layers(run.spec["dataset"], run.spec["depth"])
@@ -274,7 +274,7 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
         "iteration": run.spec["recipe"]["iterations"],
     }
     write_responses(folder, Responses(**told | changed))
-    return read_responses(folder)
+    return read_run(folder).responses
 
 
 def write_ensemble(

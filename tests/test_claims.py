@@ -20,7 +20,7 @@ from resrepro.cli import app
 from resrepro.comparison.statistics import estimate
 from resrepro.comparison.table import to_csv, to_latex, to_markdown
 from resrepro.records.collection import collect
-from resrepro.records.evaluations import Responses
+from resrepro.records.reading import Responses
 from resrepro.spec.architecture import architectures
 
 COMMANDS = typer.main.get_command(app).commands

@@ -23,7 +23,7 @@ from resrepro.evaluation.sources import ThirdPartyCheckpoint
 from resrepro.evaluation.weights import mean_of
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
-from resrepro.records.evaluations import count_layers, read_responses
+from resrepro.records.reading import count_layers, read_responses
 from resrepro.training.checkpoint import save_checkpoint
 from resrepro.training.session import train
 
@@ -303,7 +303,7 @@ def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_c
     _, responses = forward(wide, images, plain=False, training=False)
     assert found.std == pytest.approx([float(each.std(correction=0)) for each in responses], rel=1e-4)
     assert (found.part, found.images, found.batch, found.iteration) == ("test", 359, 128, 12)
-    assert read_responses(run) == found == read_run(run).responses
+    assert read_responses(read_run(run)) == found == read_run(run).responses
     after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert {name for name in after if after[name] != before.get(name)} == {"responses.csv"}
 
@@ -380,7 +380,7 @@ def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
     assert code == 0
     assert "ResNet-8 after 12 of 12 iterations, test set, 359 images." in out
     assert f"Recorded in {run / 'responses.csv'}." in out
-    std = read_responses(run).std
+    std = read_responses(read_run(run)).std
     row = next(line for line in out.splitlines() if line.startswith("std"))
     assert row.split()[1:3] == [f"{std[0]:.3g}", f"{std[-1]:.3g}"]
     assert f"({std.index(min(std)) + 1})" in row

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from resrepro.errors import RecordError
-from resrepro.records.locking import Holder, holder_of, locked
+from resrepro.records.storage import Holder, holder_of, locked
 
 HOLD = """
 import os, sys
 from pathlib import Path
-from resrepro.records.locking import locked
+from resrepro.records.storage import locked
 with locked(Path(sys.argv[1])):
     {inside}
     print("held", flush=True)

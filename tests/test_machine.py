@@ -117,7 +117,7 @@ def test_the_gpus_that_may_be_used_and_what_is_free_of_them(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.gpus() == {gpu: mib and mib * 2**20 for gpu, mib in free.items()}
-    assert machine.hides_gpus() == (visible == "")
+    assert (machine.named_gpus() == []) == (visible == "")
 
 
 def test_mps_is_running_where_its_daemon_lives_or_answers(

@@ -30,7 +30,7 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path, make_run: MakeRun)
     folder = make_run(tmp_path, "cifar10-plain56", 2, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
     run = read_run(folder)
     assert (run.name, run.experiment, run.seed) == ("cifar10-plain56", "cifar10-plain56", 2)
-    assert (run.status, run.finished, run.exact, run.headline_split) == ("complete", True, True, "test")
+    assert (run.status, run.finished, run.paper_exact, run.headline_split) == ("complete", True, True, "test")
     assert (run.last("test"), run.last("train"), run.last("val"), run.best) == (13.25, 5.5, None, 13.25)
     assert run.spec == catalogue.find("cifar10-plain56").spec().to_json()
 

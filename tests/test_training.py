@@ -163,7 +163,7 @@ def test_the_net_has_learned_and_its_last_errors_are_those_of_its_checkpoint(
 
 def test_the_record_can_be_read_and_says_what_was_trained_on(finished: tuple[Path, Recorder]) -> None:
     run = read_run(finished[0])
-    assert (run.seed, run.finished, run.exact, run.experiment) == (3, True, False, "digits-resnet8")
+    assert (run.seed, run.finished, run.paper_exact, run.experiment) == (3, True, False, "digits-resnet8")
     digits = load_dataset("digits")
     assert run.env["data"]["sha256"] == {
         "train": digits.train.sha256(),

@@ -153,10 +153,10 @@ def test_what_stops_a_run_stops_several_and_a_hang_up_that_nohup_ignores_does_no
     assert set(local.SIGNALS) == set(SIGNALS)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        pool = local.RunPool([], 1)
-        pool.running = {}
-        with pool._passing_signals_on():
-            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        handlers = []
+        pool = local.RunPool([local.Job("x", 0, ("--version",))], [""])
+        pool.look = lambda: handlers.append([signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGTERM)])
+        pool.run()
+        assert handlers[0] == [signal.SIG_IGN, pool._pass_on]
     finally:
         signal.signal(signal.SIGHUP, before)

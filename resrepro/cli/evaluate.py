@@ -16,7 +16,7 @@ from resrepro.spec import check_shortcut
 from resrepro.training import is_first
 
 if TYPE_CHECKING:
-    from resrepro.records.evaluations import Responses
+    from resrepro.records.reading import Responses
     from resrepro.training.measure import Errors
 
 theirs = partial(option, panel="Other people's checkpoints")

@@ -14,7 +14,7 @@ from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
 from resrepro.cli.train import FreshOption, tell_jobs
 from resrepro.errors import DataError, ResreproError, UsageError
-from resrepro.records.evaluations import OTHER_IMAGES
+from resrepro.records.reading import OTHER_IMAGES
 from resrepro.training import world_size
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Reproduction:
 
         for measurement in self.plan().to_measure:
             with console.status(f"measuring {measurement}"):
-                outcome, _ = run_command(self.measure_words(measurement))
+                outcome = run_command(self.measure_words(measurement))
             if outcome.code:
                 self.failures[str(measurement)] = outcome.sentence
             elif str(measurement) in map(str, self.plan().to_measure):

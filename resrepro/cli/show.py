@@ -134,7 +134,7 @@ def write_exhibit(
     """
     from resrepro import figures as known
     from resrepro.comparison.table import to_rich, write_table
-    from resrepro.records.evaluations import LAYER_RESPONSES, is_measured
+    from resrepro.records.reading import LAYER_RESPONSES, is_measured
 
     own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
     responses = LAYER_RESPONSES in exhibit.measures

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from resrepro.cli import JsonOption, QuietOption, RunsOption, app
+from resrepro.cli import JsonOption, QuietOption, RunsOption, app, argument, option
 from resrepro.cli.screen import tell
 from resrepro.comparison.screen import Grid
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import UsageError
 from resrepro.spec.recipe import spell
 
 if TYPE_CHECKING:
@@ -26,35 +25,26 @@ STYLES = {
     "diverged": "red", "finished": "dim",
 }  # fmt: skip
 PLANNED = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
+RECORDS = "With --check: runs, folders of runs, or files that eval wrote. (default: those of --runs)"
+CHECK = "Check records and checkpoints: seals, checksums, nets."
 Row = tuple[str, str, str, str, str, str]  # a run's name, seed, state, iterations, errors, and where it is
 
 
 @app.command(rich_help_panel="Read")
 def status(
-    records: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="RUN...", show_default=False,
-            help="With --check: runs, folders of runs, or files that eval wrote. (default: those of --runs)",
-        ),
-    ] = None,
+    records: Annotated[list[Path] | None, argument(RECORDS, "RUN...")] = None,
     runs: RunsOption = Path("runs"),
-    check: Annotated[
-        bool, typer.Option("--check", help="Check records and checkpoints: seals, checksums, nets.")
-    ] = False,
+    check: Annotated[bool, option(CHECK, "--check")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show how far every run is, here and in the cluster's queue, or what of their records is broken."""
     if records and not check:
         raise UsageError("runs are named for --check; --runs DIR names the folder to show.")
     if check:
         _check(records or [runs])
         return
-    rows, notices = look(runs)
-    for name, seed, state, _, _, where in rows:
-        folder = runs / name / seed.replace(" ", "")
-        tell(record=str(folder), state=state, where=where, **_numbers_of(folder))
+    rows, notices = _look(runs)
     console = Console(highlight=False, soft_wrap=True)
     _show(rows, console)
     states = Counter(row[2] for row in rows)
@@ -74,7 +64,7 @@ def _check(paths: Sequence[Path]) -> None:
         from resrepro.evaluation.sources import read_net  # imports torch
 
         net = read_net(path)
-        return Identity(net.spec.digest, net.seed, net.iteration)
+        return net.spec.digest, net.seed, net.iteration
 
     checked = list(verify(paths, read_checkpoint))
     for path, summary, troubles in checked:
@@ -91,12 +81,9 @@ def _check(paths: Sequence[Path]) -> None:
         raise typer.Exit(1)
 
 
-def look(runs: Path) -> tuple[list[Row], list[str]]:
+def _look(runs: Path) -> tuple[list[Row], list[str]]:
     """Every run below a runs folder and every one submitted from it, by name and seed, and a sentence on
-    each file that is broken and on a queue that does not answer.
-
-    Raises:
-        RecordError: if the folder is a file.
+    each file that is broken and on a queue that does not answer. Tells of each run.
     """
     from resrepro.launch.slurm import FOLDER, QueueError, jobs_of, place_of
     from resrepro.records.collection import collect
@@ -113,18 +100,27 @@ def look(runs: Path) -> tuple[list[Row], list[str]]:
         notices.append(f"Only what lies in {runs} is shown: {error}")
     rows = []
     for name, seed in sorted({*records, *submitted, *locked, *queue}):
-        run = records.get((name, seed))
-        state, where = _state_of(run, queue.get((name, seed)), runs / name / f"seed{seed}")
+        run, folder = records.get((name, seed)), runs / name / f"seed{seed}"
+        state, where = _state_of(run, queue.get((name, seed)), folder)
         if state == "failed" and (name, seed) in submitted:
             where = f"log in {runs / FOLDER / name / f'seed{seed}'}"
+        done, errors, numbers = "", "", dict[str, object]()
+        if run is not None:
+            iteration, iterations = (run.result[key] for key in ("iteration", "iterations"))
+            done = f"{iteration:,}/{iterations:,}"
+            measured = {part: figures["top1_err"] for part, figures in run.result["last"].items()}
+            last = (measured.get(part) for part in ("train", run.headline_split))
+            errors = " ".join(f"{error:.2f} %" for error in last if error is not None)
+            numbers = {"iteration": iteration, "iterations": iterations, "top1_err": measured}
         if run or where:  # a lock that was left behind is nothing
-            rows.append((name, f"seed {seed}", state, *_progress_of(run), where))
+            tell(record=str(folder), state=state, where=where, **numbers)
+            rows.append((name, f"seed {seed}", state, done, errors, where))
     return rows, notices
 
 
 def _state_of(run: "Run | None", job: "QueuedJob | None", folder: Path) -> tuple[str, str]:
     """One of STYLES, and in whose hands a run is: its job's or its process's."""
-    from resrepro.records.locking import holder_of
+    from resrepro.records.storage import holder_of
 
     over = "finished" if run and run.finished else "diverged" if run and run.status == "diverged" else ""
     if job is not None:  # of a run that is over something may be measured
@@ -133,26 +129,6 @@ def _state_of(run: "Run | None", job: "QueuedJob | None", folder: Path) -> tuple
     if holder is not None:
         return "running" if run else "starting", f"process {holder.pid} on {holder.host}"
     return over or ("interrupted" if run else "failed"), ""
-
-
-def _progress_of(run: "Run | None") -> tuple[str, str]:
-    """Iterations, and the errors last measured: training, then test or validation."""
-    if run is None:
-        return "", ""
-    errors = [run.last(part) for part in ("train", run.headline_split)]
-    told = " ".join(f"{error:.2f} %" for error in errors if error is not None)
-    return f"{run.result['iteration']:,}/{run.result['iterations']:,}", told
-
-
-def _numbers_of(folder: Path) -> dict[str, object]:
-    """How far a run is and its errors, as --json has them; nothing of a run without a whole record."""
-    from resrepro.records import read_run
-
-    with suppress(RecordError):
-        result = read_run(folder).result
-        errors = {part: figures["top1_err"] for part, figures in result["last"].items()}
-        return {key: result[key] for key in ("iteration", "iterations")} | {"top1_err": errors}
-    return {}
 
 
 def _show(rows: Sequence[Row], console: Console) -> None:
@@ -166,9 +142,8 @@ def _show(rows: Sequence[Row], console: Console) -> None:
         line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
         line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
         if len(line) > console.width:
-            line = Text(
-                "\n    ".join(filter(None, (f"  {seed} {state}", done, errors, where))), STYLES[state]
-            )
+            parts = filter(None, (f"  {seed} {state}", done, errors, where))
+            line = Text("\n    ".join(parts), STYLES[state])
         console.print(line)
     if any(row[4] for row in rows):
         console.print("Errors: training, then test or validation, as last measured.")
@@ -178,20 +153,26 @@ def _count(runs: int) -> str:
     return f"{runs} run{'s' * (runs != 1)}"
 
 
-# --- what is missing, and what it takes ----------------------------------------------------------------
-
-
 def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
     """Print a line for each net and state, what is measured after, and the disk that all of it takes.
 
     No time is told where `device` is None, since the runs are trained elsewhere.
     """
     if plan.steps:
-        console.print(table_of(plan, device))
+        console.print(_table_of(plan, device))
     lines = [f"{step}: {step.why}" for step in plan.steps if step.why]
     if changes := dict.fromkeys(change for step in plan.steps for change in step.spec.changes):
         lines.append(f"Settings: {', '.join(f'{key}={spell(value)}' for key, value in changes)}.")
-    lines += [*_measuring(plan), _totals(plan)]
+    alone = [each for each in plan.measurements if len(each.steps) == 1]
+    measured = []  # `ten_crop of 5 runs (2 done)`
+    for what in dict.fromkeys(each.what for each in alone):
+        dones = [each.done for each in alone if each.what == what]
+        measured.append(f"{what} of {_count(len(dones))}" + (f" ({sum(dones)} done)" if any(dones) else ""))
+    together = (each for each in plan.measurements if len(each.steps) > 1)
+    measured += [f"{each}{' (done)' if each.done else ''}" for each in together]
+    if measured:
+        lines.append(f"Then measured: {', '.join(measured)}.")
+    lines.append(_totals(plan))
     shown, claims = (", ".join(exhibit.stem for exhibit in plan.exhibits), ", ".join(map(str, plan.claims)))
     if shown:
         lines.append(
@@ -201,7 +182,7 @@ def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
         console.print(line, markup=False)
 
 
-def table_of(plan: "Plan", device: str | None) -> Grid:
+def _table_of(plan: "Plan", device: str | None) -> Grid:
     """Runs of one net that are in one state share a line."""
     from resrepro.launch.local import disk_mib, seconds_of, span
     from resrepro.records.collection import collect
@@ -210,7 +191,9 @@ def table_of(plan: "Plan", device: str | None) -> Grid:
     grid = Grid(("run", "seeds", "state", "time each", "MiB each"), left=3)
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in plan.steps:
-        groups.setdefault((step.spec.experiment, _state(step)), []).append(step)
+        at = f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else ""
+        state = {"resume": f"to resume{at}", "start": "to start"}.get(step.state, step.state)
+        groups.setdefault((step.spec.experiment, state), []).append(step)
     for (name, state), steps in groups.items():
         first = steps[0]
         time = span(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
@@ -218,24 +201,6 @@ def table_of(plan: "Plan", device: str | None) -> Grid:
         seeds = ", ".join(str(step.seed) for step in steps)
         grid.add(name, seeds, Text(state, PLANNED[first.state]), time, disk)
     return grid
-
-
-def _state(step: "Step") -> str:
-    """`done`, `to resume at 120 of 240`, `to start` or `blocked`."""
-    if step.state == "resume":
-        return "to resume" + (f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else "")
-    return "to start" if step.state == "start" else step.state
-
-
-def _measuring(plan: "Plan") -> list[str]:
-    """`Then measured: ten_crop of 5 runs (2 done).`, if anything is."""
-    told = []
-    for what in dict.fromkeys(each.what for each in plan.measurements):
-        own = [each for each in plan.measurements if each.what == what and len(each.steps) == 1]
-        done = sum(each.done for each in own)
-        told += [f"{what} of {_count(len(own))}" + (f" ({done} done)" if done else "")] if own else []
-    told += [f"{each}{' (done)' if each.done else ''}" for each in plan.measurements if len(each.steps) > 1]
-    return [f"Then measured: {', '.join(told)}."] if told else []
 
 
 def _totals(plan: "Plan") -> str:

@@ -157,7 +157,7 @@ class RunsView:
                 loss = f"{row['loss']:.4f}" if "loss" in row else ""
                 training_and_headline = " ".join(f"{error:.2f}" for error in row.get("errors", ())[:2])
                 left = row.get("left", "")
-                table.add(job.experiment, str(job.seed), done, speed, loss, training_and_headline, left)
+                table.add(job.run, str(job.seed), done, speed, loss, training_and_headline, left)
         states = Counter(self.states.values())
         told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
         return Group(table, Text(f"{len(self.rows)} runs: {told}" if len(self.rows) > 1 else "", "dim"))

@@ -34,7 +34,7 @@ from resrepro.comparison.table import (
 from resrepro.comparison.tables_1_and_5 import table_5, unused
 from resrepro.paper import Number, layout, published
 from resrepro.records import Run
-from resrepro.records.evaluations import Ensemble
+from resrepro.records.reading import Ensemble
 from resrepro.spec import catalogue
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"

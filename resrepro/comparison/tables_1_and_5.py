@@ -13,7 +13,7 @@ from resrepro.comparison.groups import about_images, not_said_yet, runs_of, spel
 from resrepro.comparison.table import DASH, NONE, Notes, Row, Table, train_command
 from resrepro.paper import published
 from resrepro.records import FINISHED, Run
-from resrepro.records.evaluations import Ensemble
+from resrepro.records.reading import Ensemble
 from resrepro.spec import IMAGENET_DEPTHS, catalogue
 from resrepro.spec.architecture import Architecture, Layer, Part, architectures
 

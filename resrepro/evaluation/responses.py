@@ -23,7 +23,7 @@ from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
 from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
 from resrepro.records import Run, read_run
-from resrepro.records.evaluations import Responses, read_responses, write_responses
+from resrepro.records.reading import Responses, read_responses, write_responses
 from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
 from resrepro.training.measure import bn_stats_of, in_passes, with_precise_statistics
@@ -67,7 +67,7 @@ def measure_responses(
     with threads_used(threads), telling_memory("a training batch of this net: try --device cpu"):
         responses = _measure(loaded, run, feed, chosen)
     say(f"Recorded in {write_responses(folder, responses)}.")
-    return read_responses(folder) or responses
+    return read_responses(run) or responses
 
 
 def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> Responses:

@@ -18,7 +18,7 @@ from resrepro.figures.curves import Curve, Groups
 from resrepro.paper import curves as paper_curves
 from resrepro.paper import published
 from resrepro.records import Run
-from resrepro.records.evaluations import Responses
+from resrepro.records.reading import Responses
 from resrepro.spec import catalogue, command_for, net_label
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ however it ended, it holds what is missing. `local` and `slurm` run the commands
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -16,8 +16,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.paper import layouts
 from resrepro.records import Run, read_run
 from resrepro.records.collection import Collection, read_ensembles
-from resrepro.records.evaluations import LAYER_RESPONSES, Ensemble, is_measured
-from resrepro.records.reading import RESULT
+from resrepro.records.reading import LAYER_RESPONSES, RESULT, Ensemble, is_measured
 from resrepro.records.write import has_checkpoint, run_folder
 from resrepro.spec import Spec, catalogue, command_for, in_folder
 from resrepro.spec.recipe import FAMILIES, Value, spell
@@ -26,9 +25,6 @@ ALL = "all"
 ENSEMBLE_PROTOCOL = "multi_scale"  # of the paper's ensembles (Table 5)
 SMALL, PHOTOS = "cifar", "imagenet"  # families of nets, in the order in which they are trained
 State = Literal["done", "resume", "start", "blocked"]
-
-
-# --- exhibits ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,8 @@ def exhibit_names() -> tuple[str, ...]:
 
 
 def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[Exhibit, ...]:
-    """The exhibits of these names, or "all" of the paper, on another dataset if one is given.
-
-    Raises:
-        UsageError: if a name or the dataset is unknown, or the dataset has no such exhibit.
+    """The exhibits of these names, or "all" of the paper, on another dataset if one is given (UsageError if a
+    name or the dataset is unknown, or the dataset has no such exhibit).
     """
     if dataset is not None and dataset not in FAMILIES:
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(FAMILIES)}.")
@@ -69,15 +63,13 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
         if name not in (*_facts(), ALL):
             raise UsageError(f"no exhibit {name!r} to reproduce: there are {', '.join(_facts())} and {ALL}.")
         of_the_paper = [each for each, facts in _facts().items() if "extra" not in facts]
-        for each in of_the_paper if name == ALL else [name]:
-            exhibit = _exhibit(each, dataset)
-            if exhibit is not None:
-                chosen[exhibit.name] = exhibit
-            elif name != ALL:
-                others = " or ".join(other for other in FAMILIES if _exhibit(each, other) is not None)
-                raise UsageError(
-                    f"{each} is an exhibit of {others}, not of {dataset}: give another --dataset, or none."
-                )
+        found = [_exhibit(each, dataset) for each in (of_the_paper if name == ALL else [name])]
+        if not any(found):
+            others = " or ".join(other for other in FAMILIES if _exhibit(name, other))
+            raise UsageError(
+                f"{name} is an exhibit of {others}, not of {dataset}: give another --dataset, or none."
+            )
+        chosen |= {exhibit.name: exhibit for exhibit in found if exhibit}
     return tuple(chosen.values())
 
 
@@ -112,9 +104,6 @@ def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
     return tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in chosen)
 
 
-# --- plans ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Step:
     """One run of a plan."""
@@ -125,7 +114,7 @@ class Step:
     state: State
     done: int = 0  # iterations made, 0 if that is not known
     why: str = ""  # what is in the way of a blocked run, or to be said of the record of one to resume
-    run: Run | None = None  # its record, where there is a whole one
+    run: Run | None = field(default=None, compare=False)  # its record, where there is a whole one
 
     def __str__(self) -> str:
         return f"{self.spec.name}, seed {self.seed}"
@@ -194,12 +183,9 @@ class Plan:
         """The records of the runs of this plan that are whole, and the ensembles of them alone."""
         runs = tuple(step.run for step in self.steps if step.run is not None)
         known = {(run.name, run.seed, run.digest) for run in runs}
-        ensembles = (
-            each
-            for each in read_ensembles(self.runs)[0]
-            if known >= {(member.name, member.seed, member.digest) for member in each.members}
-        )
-        return Collection(runs, (), tuple(ensembles))
+        there = read_ensembles(self.runs)[0]
+        own = (one for one in there if known >= {(net.name, net.seed, net.digest) for net in one.members})
+        return Collection(runs, (), tuple(own))
 
 
 def make_plan(
@@ -208,30 +194,26 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """What is done and what is missing of some exhibits in a runs folder, which need not exist.
 
-    `seeds` are those of every net (default: the paper's), `settings` of the recipe are changed.
-
-    Raises:
-        UsageError: if a setting does not fit, or an experiment to leave out is none of theirs.
+    `seeds` are those of every net (default: the paper's), `settings` of the recipe are changed. UsageError if
+    one does not fit, or an experiment to leave out is none of theirs.
     """
     wanted = dict.fromkeys(name for exhibit in exhibits for name in exhibit.experiments)
     datasets = {str(exhibit.dataset) for exhibit in exhibits}
-    left = {
-        name: {catalogue.full_name(name, dataset) for dataset in datasets} & wanted.keys() for name in without
-    }
-    if strange := [name for name in without if not left[name]]:
-        raise UsageError(f"{strange[0]} is no part of what is asked for: that is {', '.join(wanted)}.")
+    left: set[str] = set()
+    for name in without:
+        named = {catalogue.full_name(name, dataset) for dataset in datasets} & wanted.keys()
+        if not named:
+            raise UsageError(f"{name} is no part of what is asked for: that is {', '.join(wanted)}.")
+        left |= named
     steps: dict[str, list[Step]] = {}
-    for experiment in (catalogue.find(name) for name in wanted if name not in set().union(*left.values())):
+    for experiment in (catalogue.find(name) for name in wanted if name not in left):
         spec = catalogue.derive(experiment, None, **(settings or {}))
         own = experiment.seeds if seeds is None else seeds
         steps[experiment.name] = [step_of(runs, spec, seed) for seed in own]
-    ensembles = read_ensembles(runs)[0] if any(exhibit.ensemble for exhibit in exhibits) else ()
-    measurements: dict[tuple[str, tuple[Path, ...]], Measurement] = {}
-    for exhibit in exhibits:
-        for each in _measurements(exhibit, steps, ensembles):
-            measurements.setdefault((each.what, tuple(step.folder for step in each.steps)), each)
+    ensembles = read_ensembles(runs)[0]
+    measured = dict.fromkeys(one for exhibit in exhibits for one in _measurements(exhibit, steps, ensembles))
     every = tuple(step for group in steps.values() for step in group)
-    return Plan(runs, every, tuple(exhibits), tuple(measurements.values()))
+    return Plan(runs, every, tuple(exhibits), tuple(measured))
 
 
 def step_of(runs: Path, spec: Spec, seed: int) -> Step:
@@ -269,15 +251,9 @@ def _measurements(
     members = tuple(group[0] for group in groups if group and group[0].state != "blocked")
     if exhibit.ensemble and len(members) > 1:
         wanted = {(step.spec.name, step.seed, step.spec.digest, step.done) for step in members}
-        done = any(
-            ensemble.protocol == ENSEMBLE_PROTOCOL
-            and wanted == {(one.name, one.seed, one.digest, one.iteration) for one in ensemble.members}
-            for ensemble in ensembles
-        )
+        nets = [one.members for one in ensembles if one.protocol == ENSEMBLE_PROTOCOL]
+        done = any(wanted == {(one.name, one.seed, one.digest, one.iteration) for one in own} for own in nets)
         yield Measurement(ENSEMBLE_PROTOCOL, members, done)
-
-
-# --- commands ------------------------------------------------------------------------------------------
 
 
 def option_words(settings: Mapping[str, Value | None], **options: object) -> list[str]:

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from types import FrameType
 from typing import IO, Any
 
 from resrepro.errors import Interrupted, UsageError
-from resrepro.machine import cores, free_memory, gpus, gpus_are_shared, hides_gpus
+from resrepro.machine import cores, free_memory, gpus, gpus_are_shared, named_gpus
 from resrepro.records import Run
 from resrepro.records.write import cpu_model
 from resrepro.spec import Spec
@@ -42,9 +42,6 @@ CHECKPOINT_BYTES = 2 * 4 * 2  # of a parameter: float32 and its momentum, the ne
 Event = Mapping[str, Any]
 
 
-# --- what runs take ------------------------------------------------------------------------------------
-
-
 def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple[float, float] | None:
     """What a run takes from iteration `done` on, at least and at most; None where none such is recorded.
 
@@ -52,18 +49,14 @@ def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple
     and at that of the fastest run with all that it measured.
     """
 
-    def net_and_mode(spec: Mapping[str, Any]) -> tuple[object, ...]:
-        recipe = spec["recipe"]
-        sizes = recipe["batch_size"], recipe.get("image_size"), recipe["precision"]
-        return spec["dataset"], spec["depth"], spec["plain"], spec["shortcut"], *sizes
+    def compared(cpu: str | None, kind: str | None, spec: Mapping[str, Any]) -> list[object]:
+        own = {**spec["recipe"], **spec}
+        net = "dataset", "depth", "plain", "shortcut", "batch_size", "image_size", "precision"
+        return [cpu, kind, *(own.get(key) for key in net)]
 
-    here = cpu_model(), device_kind(device), net_and_mode(spec.to_json())
-    seen = [
-        run
-        for run in runs
-        if run.result["iteration"]
-        and (run.env.get("cpu"), run.env.get("device"), net_and_mode(run.spec)) == here
-    ]
+    here = compared(cpu_model(), device_kind(device), spec.to_json())
+    alike = (run for run in runs if compared(run.env.get("cpu"), run.env.get("device"), run.spec) == here)
+    seen = [run for run in alike if run.result["iteration"]]
     if not seen:
         return None
     ahead, batch = spec.recipe.iterations - done, spec.recipe.batch_size
@@ -100,14 +93,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-# --- how many at once ----------------------------------------------------------------------------------
-
-
 def device_kind(device: str) -> str:
     """`cpu`, `cuda` or `mps`; of `auto` that of the fastest one here, as far as it shows without PyTorch."""
     if device != "auto":
         return device.partition(":")[0]
-    gpu = not hides_gpus() and any(Path(driver).exists() for driver in GPU_DRIVERS)
+    gpu = named_gpus() != [] and any(Path(driver).exists() for driver in GPU_DRIVERS)
     return "cuda" if gpu else "mps" if sys.platform == "darwin" else "cpu"
 
 
@@ -118,13 +108,8 @@ def choose_places(
 
     On a CPU as many as there are cores and memory; on each NVIDIA GPU one, or where MPS is running as many as
     its memory holds, at most ON_GPU. One at a time on other GPUs, and of nets on photographs, whose workers
-    keep the cores busy, one on each GPU.
-
-    Returns:
-        The GPU of each run, as CUDA_VISIBLE_DEVICES is to name it; "" leaves that as it is.
-
-    Raises:
-        UsageError: if `jobs` is less than 1.
+    keep the cores busy, one on each GPU. Returns the GPU of each run, as CUDA_VISIBLE_DEVICES is to name it;
+    "" leaves that as it is. UsageError if `jobs` is less than 1.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {jobs}.")
@@ -168,19 +153,16 @@ def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
         load_dataset("cifar10", split, data)
 
 
-# --- commands and what is heard of them ----------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Job:
-    """A run to train: experiment and seed, and the words after `resrepro` that do it."""
+    """A run to train: what it is called, its seed, and the words after `resrepro` that do it."""
 
-    experiment: str
+    run: str
     seed: int
     words: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.experiment}, seed {self.seed}"
+        return f"{self.run}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -199,9 +181,8 @@ class Command:
     """
 
     def __init__(
-        self, words: Sequence[str], tell: Callable[[Event | Outcome], None], threads: int | None = None,
-        gpu: str = "",
-    ) -> None:  # fmt: skip
+        self, words: Sequence[str], tell: Callable[[Event | Outcome], None], threads: int | None, gpu: str
+    ) -> None:
         self.stderr: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # What a run computes with by default; one that goes on keeps the number that it began with.
         share = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -262,49 +243,41 @@ class RunPool:
     received: int = 0  # the signal that stopped it
 
     def run(self) -> None:
-        """Train all, or until a signal comes: it is passed on, and the runs stop after their update."""
-        waiting, self.running = list(self.jobs), dict[Job, Command]()
-        self.free, self.taken = set(range(len(self.places))), dict[Job, int]()
+        """Train all, or until a signal comes: the first is passed on, and the runs stop after their update; a
+        second Ctrl-C, or an error, ends them at once.
+        """
+        waiting, self.running, self.taken = list(self.jobs), dict[Job, Command](), dict[Job, int]()
         self.told: queue.Queue[tuple[Job, Event | Outcome]] = queue.Queue()
-        with self._passing_signals_on():
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # by nohup
+        before = {number: signal.signal(number, self._pass_on) for number in heard}
+        try:
             while self.running or (waiting and not self.received):
-                while waiting and self.free and not self.received:
+                while waiting and len(self.taken) < len(self.places) and not self.received:
                     self._start(waiting.pop(0))
                 with suppress(queue.Empty):
                     self._take(*self.told.get(timeout=PAUSE))
                 self.look()
+        finally:
+            for command in self.running.values():
+                command.end()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _start(self, job: Job) -> None:
-        self.taken[job] = place = min(self.free)
-        self.free.remove(place)
-        self.running[job] = Command(
-            job.words, lambda told: self.told.put((job, told)), self.threads, self.places[place]
-        )
+        self.taken[job] = min(set(range(len(self.places))) - set(self.taken.values()))
+        gpu = self.places[self.taken[job]]
+        self.running[job] = Command(job.words, lambda told: self.told.put((job, told)), self.threads, gpu)
         self.hear(job, {"event": "start"})
 
     def _take(self, job: Job, told: Event | Outcome) -> None:
         if not isinstance(told, Outcome):
             self.hear(job, told)
             return
-        del self.running[job]
-        self.free.add(self.taken.pop(job))
+        del self.running[job], self.taken[job]
         if self.received and told.code == -self.received:  # it had no hand free yet to write a checkpoint
             told = Outcome(128 + self.received, "Stopped before it began.")
         self.outcomes[job] = told
         self.end(job, told)
-
-    @contextmanager
-    def _passing_signals_on(self) -> Iterator[None]:
-        """While active the first signal goes to all runs; a second Ctrl-C, or an error, ends them at once."""
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # by nohup
-        before = {number: signal.signal(number, self._pass_on) for number in heard}
-        try:
-            yield
-        finally:
-            for command in self.running.values():
-                command.end()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -315,16 +288,10 @@ class RunPool:
                 command.process.send_signal(number)
 
 
-def run_command(words: Sequence[str], threads: int | None = None) -> tuple[Outcome, list[Event]]:
-    """Run a command of ours to its end; its outcome, and the events that it told.
-
-    Raises:
-        Interrupted: after a signal, which is passed on to it.
-    """
-    events: list[Event] = []
-    pool = RunPool([Job("", 0, tuple(words))], [""], threads)
-    pool.hear = lambda job, event: events.append(event)
+def run_command(words: Sequence[str]) -> Outcome:
+    """Run a command of ours to its end (Interrupted after a signal, which is passed on to it)."""
+    pool = RunPool([Job("", 0, tuple(words))], [""])
     pool.run()
     if pool.received:
         raise Interrupted("Stopped: the same command goes on.", pool.received)
-    return pool.outcomes[pool.jobs[0]], events
+    return pool.outcomes[pool.jobs[0]]

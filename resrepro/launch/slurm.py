@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from resrepro.errors import ResreproError, UsageError
-from resrepro.launch.local import COMMAND
+from resrepro.launch.local import COMMAND, Job
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -28,7 +28,6 @@ TIME_LIMITS = 100  # that a run may reach, one after the other, before it is no 
 DEFAULTS = {"time": "4:00:00", "cpus_per_task": "2", "requeue": "", "job_name": "resrepro"}
 PATIENCE = 60  # seconds for squeue, which waits for the queue's own daemon
 FIELDS = "%i|%T|%M|%R|%o"  # job, state, time used, why it waits or where it is, its script
-Place = tuple[str, int]  # name and seed of a run
 
 
 class QueueError(ResreproError):
@@ -36,16 +35,10 @@ class QueueError(ResreproError):
 
 
 @dataclass(frozen=True)
-class QueuedRun:
-    """A run as submitit keeps it and calls it on a node: the words that train it, and those that measure."""
+class QueuedRun(Job):
+    """A run as submitit keeps it and calls it on a node: to be trained, then measured by commands."""
 
-    run: str
-    seed: int
-    words: Sequence[str]
     measures: tuple[Sequence[str], ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.run}, seed {self.seed}"
 
     def __call__(self) -> None:
         """Run the commands; SystemExit if one fails, or was stopped.
@@ -65,11 +58,10 @@ class QueuedRun:
 
 
 def _run_command(words: Sequence[str]) -> None:
-    """Run a command of ours and pass signals on to it.
+    """Run a command of ours and pass signals on to it; SystemExit if it failed or was stopped.
 
-    Raises:
-        SystemExit: if it failed or was stopped; where it is to go on, by submitit's handler, which requeues
-            the job: in a partition with a grace time a job that ends early on SIGTERM would have failed.
+    Where it is to go on submitit's handler ends the process and requeues the job: in a partition with a grace
+    time a job that ends early on SIGTERM would have failed.
     """
     threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     process = subprocess.Popen([*COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": threads})
@@ -84,7 +76,7 @@ def _run_command(words: Sequence[str]) -> None:
     for number, handler in before.items():
         signal.signal(number, handler)
     if code and received and _still_runs(os.environ["SLURM_JOB_ID"]):
-        signal.raise_signal(signal.SIGUSR2)  # submitit's handler, which ends the process
+        signal.raise_signal(signal.SIGUSR2)
     if code:
         raise SystemExit(1)
 
@@ -100,21 +92,12 @@ def _still_runs(job: str) -> bool:
 def submit(
     wanted: Sequence[QueuedRun], runs: Path, options: Mapping[str, str], threads: int | None
 ) -> "list[tuple[QueuedRun, str, QueuedJob | None]]":
-    """Hand runs to the queue, a job each; those that wait or run there already are left.
+    """Hand runs of a runs folder, which every node must see, to the queue, a job each; those that wait or run
+    there already are left. Returns of each run the id of its job, and what the queue said if it was there.
 
-    Args:
-        wanted: the runs.
-        runs: the runs folder, which every node must see; their words are made for it.
-        options: options of sbatch by their long names; an empty value makes one a switch.
-        threads: CPU cores of a job where the options do not say it.
-
-    Returns:
-        Of each run the id of its job, and what the queue said of it if it was there already.
-
-    Raises:
-        UsageError: if submitit or Slurm is missing.
-        QueueError: if the queue cannot be asked what is there already.
-        ResreproError: if sbatch refuses a job.
+    `options` are those of sbatch by their long names, an empty value makes one a switch; `threads` are the
+    CPU cores of a job where the options do not say it. UsageError if submitit or Slurm is missing, QueueError
+    if the queue cannot be asked what is there already, ResreproError if sbatch refuses a job.
     """
     try:
         from submitit import SlurmExecutor
@@ -164,28 +147,22 @@ class QueuedJob:
         return f"job {self.id}: {self.where if self.state == 'PENDING' else self.state.lower()}"
 
 
-def jobs_of(runs: Path) -> dict[Place, QueuedJob]:
-    """The jobs in the queue that were submitted from a runs folder, by their run; without any none is asked.
-
-    Raises:
-        QueueError: if there may be some and the queue cannot be asked.
+def jobs_of(runs: Path) -> dict[tuple[str, int], QueuedJob]:
+    """The jobs in the queue that were submitted from a runs folder, by their run; without any none is asked
+    (QueueError if there may be some and the queue cannot be asked).
     """
     top = runs.absolute() / FOLDER
     jobs = _squeue(f"--user={getpass.getuser()}") if top.exists() else []
     return {place_of(job.script.parent): job for job in jobs if job.script.is_relative_to(top)}
 
 
-def place_of(folder: Path) -> Place:
-    """The run of a folder `<run>/seed<k>`."""
+def place_of(folder: Path) -> tuple[str, int]:
+    """Name and seed of the run of a folder `<run>/seed<k>`."""
     return folder.parent.name, int(folder.name.removeprefix("seed"))
 
 
 def _squeue(which: str) -> list[QueuedJob]:
-    """What squeue says of some jobs that it knows.
-
-    Raises:
-        QueueError: if squeue is missing, fails, or says what cannot be read.
-    """
+    """What squeue says of some jobs that it knows (QueueError if that cannot be had or read)."""
     words = ["squeue", "--noheader", which, f"--format={FIELDS}"]
     try:
         answer = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)

@@ -2,26 +2,29 @@
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records.evaluations import Ensemble, Evaluation, Responses, evaluation_from, read_responses
 from resrepro.records.reading import (
     ENV,
     EVALS,
+    MEASURED,
     METRICS,
     RESULT,
     SPEC,
     Curve,
-    check_run,
+    Ensemble,
+    Evaluation,
+    Responses,
+    evaluation_from,
     naming,
     need,
     read_curve,
     read_json,
+    read_responses,
     require,
 )
 from resrepro.spec import digest_of
@@ -29,6 +32,8 @@ from resrepro.spec.catalogue import find
 from resrepro.spec.recipe import FAMILIES, spell
 
 FINISHED = ("complete", "shortened")
+STATUSES = (*FINISHED, "partial", "diverged")
+NEEDED = ("status", "iteration", "iterations", "headline", "last", "best", "seconds", "departures", "notices")
 CIFAR10_TEST = 10_000  # images of its whole test set
 Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 
@@ -36,8 +41,6 @@ Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 @dataclass(frozen=True)
 class TestError:
     """A top-1 error (percent) on a whole test set; `evaluation` where it was measured after training."""
-
-    __test__ = False  # of pytest
 
     top1_err: float
     evaluation: Evaluation | None = None
@@ -60,7 +63,7 @@ class Run:
     def setting(self, key: str) -> str:
         """A setting of its recipe or one of OTHER_SETTINGS, as one types it; empty where it has none."""
         own = {**self.spec["recipe"], **self.spec, "mode": self.env["mode"], "seed": self.seed}
-        return spell(own[key]) if own.get(key) is not None else ""
+        return "" if own.get(key) is None else spell(own[key])
 
     @property
     def runs_folder(self) -> Path:
@@ -74,19 +77,17 @@ class Run:
         return str(self.spec["experiment"])
 
     @cached_property
-    def exact(self) -> bool:
-        """Whether the run's specification is the catalogue experiment's, unchanged."""
-        with suppress(UsageError):  # an experiment that this version does not know
-            return self.digest == find(self.experiment).spec().digest
-        return False
-
-    @property
     def paper_exact(self) -> bool:
         """Whether its numbers may stand in the paper's own cell: unchanged specification, complete official
         data, default mode, no departure. (The digits, which depart from the paper, have cells of their own.)
         """
         told = self.result["notices"] or (self.result["departures"] and self.spec["dataset"] != "digits")
-        return self.exact and not told and self.env["mode"] == "default"
+        if told or self.env["mode"] != "default":
+            return False
+        try:
+            return self.digest == find(self.experiment).spec().digest
+        except UsageError:  # an experiment that this version does not know
+            return False
 
     @property
     def status(self) -> str:
@@ -128,8 +129,7 @@ class Run:
     @property
     def classes(self) -> int | None:
         """How many classes the images have; CIFAR's records do not say (None)."""
-        classes: int | None = self.env["data"].get("classes")
-        return classes
+        return self.env["data"].get("classes")  # type: ignore[no-any-return]
 
     def last(self, split: str, metric: str = "top1_err") -> float | None:
         """A figure of the last iteration, None if that set was not measured."""
@@ -204,10 +204,8 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The record in one run folder, with evaluations and responses; what of these is broken is in `broken`.
-
-    Raises:
-        RecordError: if a file is missing or broken; the file is named.
+    """The record in one run folder (RecordError on the file that is missing or broken), with evaluations and
+    responses; what of these is broken is in `broken`.
     """
     head, env, result = (read_json(folder / name) for name in (SPEC, ENV, RESULT))
     with naming(folder / SPEC):
@@ -215,15 +213,35 @@ def read_run(folder: Path) -> Run:
         need(spec, "experiment", "dataset", "depth", "plain", "shortcut", "recipe")
         require(head["digest"] == digest_of(spec), "its digest does not match its content")
         run = Run(folder, str(head["name"]), int(head["seed"]), spec, env, result)
-    check_run(run)
+    _check(run)
     _ = run.curve
     evaluations, broken = read_all(folder / EVALS, evaluation_from)
     responses = None
     try:
-        responses = read_responses(folder)
+        responses = read_responses(run)
     except RecordError as error:
         broken.append(str(error))
     return replace(run, evaluations=tuple(evaluations), responses=responses, broken=tuple(broken))
+
+
+def _check(run: Run) -> None:
+    """Check that the three JSON files of a record have what readers need, and belong to each other."""
+    with naming(run.folder / SPEC):
+        need(run.spec["recipe"], "iterations", "batch_size")
+        require(run.spec["dataset"] in FAMILIES, f"no dataset {run.spec['dataset']!r}")
+    with naming(run.folder / RESULT):
+        need(run.result, *NEEDED)
+        stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
+        require(stated == (run.digest, run.seed), "it is the result of another run")
+        require(run.status in STATUSES, f"no status {run.status!r}")
+        for figures in run.result["last"].values():
+            need(figures, *MEASURED)
+        headline = run.last(run.headline_split)
+        require(not run.finished or headline is not None, "a finished run without a headline error")
+    with naming(run.folder / ENV):
+        need(run.env["data"]["images"], "train", run.headline_split)
+        need(run.env["data"], "sha256", *(["classes"] if run.family == "imagenet" else []))
+        need(run.env, "mode")
 
 
 def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple[list[Measured], list[str]]:
@@ -232,14 +250,8 @@ def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple
     broken: list[str] = []
     for path in sorted(folder.glob("[!.]*.json")):
         try:
-            found.append(read_measured(path, parse))
+            with naming(path):
+                found.append(parse(read_json(path)))
         except RecordError as error:
             broken.append(str(error))
     return found, broken
-
-
-def read_measured(path: Path, parse: Callable[[dict[str, Any]], Measured]) -> Measured:
-    """An evaluation or ensemble from its file (RecordError if it is missing or broken)."""
-    content = read_json(path)
-    with naming(path):
-        return parse(content)

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from resrepro.errors import RecordError, ResreproError, UsageError
-from resrepro.records import Run, read_all, read_measured, read_run
-from resrepro.records.evaluations import Ensemble, Evaluation, ensemble_from, evaluation_from
+from resrepro.records import Run, read_all, read_run
 from resrepro.records.reading import (
     CHECKPOINT,
     ENSEMBLES,
@@ -20,7 +19,12 @@ from resrepro.records.reading import (
     RESPONSES,
     SPEC,
     WEIGHTS,
+    Ensemble,
+    ensemble_from,
+    evaluation_from,
+    naming,
     read_bytes,
+    read_json,
 )
 from resrepro.records.storage import write_out
 from resrepro.spec.recipe import parse, spell
@@ -32,8 +36,6 @@ FOREIGN = "foreign"  # in a folder of runs: evaluations of other people's checkp
 DEFAULT_FOLDERS = ("runs",)  # one's own runs; published ones are named
 RUN_FOLDER = re.compile(r"seed\d+")  # folders set aside are called seed0.aside1
 OTHER_SETTINGS = ("dataset", "depth", "plain", "shortcut", "experiment", "mode", "seed")  # not of a recipe
-
-
 COLUMNS = (
     "name", "experiment", "dataset", "depth", "plain", "shortcut", "seed", "status", "iterations",
     "headline", "top1_err", "best_err", "train_err", "seconds", "departures", "folder",
@@ -55,7 +57,8 @@ class Collection:
         if len(self.folders) < 2:
             return ()
         counts = Counter(run.folder.parents[1] for run in self.runs)
-        told = " and ".join(f"{counts[top]:,} of {_folder_name(top)}" for top in self.folders)
+        named = {top: top.name if top.is_absolute() else top.as_posix() for top in self.folders}
+        told = " and ".join(f"{counts[top]:,} of {name}" for top, name in named.items())
         return (f"Runs read: {told}.",)
 
     def having(self, settings: Mapping[str, str]) -> "Collection":
@@ -72,19 +75,12 @@ class Collection:
         return replace(self, runs=kept)
 
 
-def _folder_name(folder: Path) -> str:
-    """A folder as tables name it, without the path of this machine."""
-    return folder.name if folder.is_absolute() else folder.as_posix()
-
-
 def collect(folders: Iterable[Path]) -> Collection:
-    """All runs and ensembles below some runs folders, in a fixed order; folders set aside are passed over.
+    """All runs and ensembles below some runs folders (RecordError if one is a file), in a fixed order;
+    folders set aside are passed over.
 
     A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
     is finished, else the first.
-
-    Raises:
-        RecordError: if something that is no folder was given.
     """
     tops = list(folders)
     copies: dict[tuple[object, ...], list[Run]] = {}
@@ -133,7 +129,6 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     (the set measured on), top1_err, best_err, train_err (percent), seconds, departures, folder.
     A broken record gives a `UserWarning` and no row; a broken evaluation only the warning.
     """
-
     import pandas as pd
 
     collection = collect([Path(folder) for folder in folders or DEFAULT_FOLDERS])
@@ -142,15 +137,13 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     rows = [
         {
             **run.spec,
+            **run.result,
             "name": run.name,
             "seed": run.seed,
-            "status": run.status,
             "iterations": run.result["iteration"],
-            "headline": run.headline_split,
             "top1_err": run.last(run.headline_split),
             "best_err": run.best,
             "train_err": run.last("train"),
-            "seconds": run.result["seconds"],
             "departures": "; ".join(run.result["departures"]),
             "folder": str(run.folder),
         }
@@ -159,14 +152,9 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-# --- publishing ---
-
-
 def publish(run: Run, results: Path) -> Path:
-    """Copy a finished record, without its checkpoint, to `results/<name>/seed<k>/`; returns that folder.
-
-    Raises:
-        RecordError: if the run is unfinished, or another record lies there already.
+    """Copy a finished record, without its checkpoint, to `results/<name>/seed<k>/`; returns that folder
+    (RecordError if the run is unfinished, or another record lies there already).
     """
     if not run.finished:
         raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
@@ -179,7 +167,8 @@ def publish(run: Run, results: Path) -> Path:
 
 def publish_ensemble(path: Path, results: Path) -> Path:
     """Copy the record of an ensemble to `results/ensembles/`; returns the copy (errors as of `publish`)."""
-    read_measured(path, ensemble_from)
+    with naming(path):
+        ensemble_from(read_json(path))
     target = results / ENSEMBLES / path.name
     _copy({target: read_bytes(path)})
     return target
@@ -196,42 +185,24 @@ def _copy(copies: Mapping[Path, bytes]) -> None:
         write_out(path, content)
 
 
-# --- verifying ---
+Identity = tuple[str, int | None, int | None]  # of a trained net: digest, seed, and updates that were made
+ReadCheckpoint = Callable[[Path], Identity]  # loads the net, else a ResreproError
 
 
-class Identity(NamedTuple):
-    """Which run a checkpoint is of, and how many updates of it were made."""
+def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[tuple[Path, str, list[str]]]:
+    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote, one after the other
+    (RecordError if there is nothing to check at one of the places).
 
-    digest: str
-    seed: int | None
-    iteration: int | None
-
-
-ReadCheckpoint = Callable[[Path], Identity]
-"""Loads a checkpoint and its net; raises a ResreproError if that cannot be done."""
-
-
-def verify(
-    paths: Sequence[Path], read_checkpoint: ReadCheckpoint
-) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
-    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote, one after the other.
-
-    Yields:
-        The run's folder or the file, what it holds in a few words (empty if it is broken), and a sentence on
-        each thing that is broken or missing.
-
-    Raises:
-        RecordError: if there is nothing to check at one of the places.
+    Yields the run's folder or the file, what it holds in a few words (empty if it is broken), and a sentence
+    on each thing that is broken or missing.
     """
     for place in dict.fromkeys(place for path in paths for place in _places_at(path)):
         try:
-            if place.is_dir():
-                summary, troubles = _check_run(place, read_checkpoint)
-            else:
-                summary, troubles = _check_measured(place), []
+            is_run = place.is_dir()
+            found = _check_run(place, read_checkpoint) if is_run else (_check_measured(place), [])
         except RecordError as error:
-            summary, troubles = "", [str(error)]
-        yield place, summary, tuple(troubles)
+            found = "", [str(error)]
+        yield place, *found
 
 
 def _places_at(path: Path) -> list[Path]:
@@ -268,23 +239,21 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
         troubles.append(f"{folder / EVALS} holds an evaluation of another run.")
     if CHECKPOINT not in there and (PREVIOUS in there or not run.finished):
         troubles.append(f"{folder / CHECKPOINT} is missing.")
-    for name, net in nets.items():
-        if (net.digest, net.seed) != (run.digest, run.seed):
+    for name, (digest, seed, iteration) in nets.items():
+        if (digest, seed) != (run.digest, run.seed):
             troubles.append(f"{folder / name} is of another run than {SPEC}: specification or seed differs.")
-        elif name == CHECKPOINT and run.finished and net.iteration != end:
-            troubles.append(f"{folder / name} is of iteration {net.iteration:,}, not of the last, {end:,}.")
+        elif name == CHECKPOINT and run.finished and iteration != end:
+            troubles.append(f"{folder / name} is of iteration {iteration:,}, not of the last, {end:,}.")
     done = f"{run.status}, {end:,} of {whole:,} iterations"
     return done if there else f"{done}, no checkpoint", troubles
 
 
 def _check_measured(path: Path) -> str:
     """What an evaluation or an ensemble is of (RecordError if it is broken)."""
-
-    def parse(content: dict[str, Any]) -> Evaluation | Ensemble:
+    with naming(path):
+        content = read_json(path)
         if all("digest" in net for net in content.get("members", [{}])):
-            return ensemble_from(content)
-        return evaluation_from({"digest": "", "iteration": 0, **content})  # other people's have neither
-
-    measured = read_measured(path, parse)
-    kind = "ensemble" if isinstance(measured, Ensemble) else "evaluation"
-    return f"{kind}, {measured.protocol} on {measured.data.name}"
+            ensemble = ensemble_from(content)
+            return f"ensemble, {ensemble.protocol} on {ensemble.data.name}"
+        other = evaluation_from({"digest": "", "iteration": 0, **content})  # other people's have neither
+        return f"evaluation, {other.protocol} on {other.data.name}"

@@ -1,14 +1,20 @@
-"""Files that survive a crash: replaced whole or appended to, forced to disk, sealed with a checksum.
+"""Files that survive a crash, forced to disk and sealed with a checksum; locks of run folders.
 
 Whoever reads such a file sees the old content or the new, at every moment and after every crash.
+
+`runs/<name>/.seed<k>.lock` is held by `filelock`; the system drops it when the holder dies. The note beside
+it, `.seed<k>.lock.json`, names the holder: for people, and for other hosts, which may not see the lock.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +24,8 @@ SEAL = "checksum"  # key of a JSON record: SHA-256 (hex) of all its other entrie
 PART = ".part"  # ending of a file that is still being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+NOTE = ".lock.json"
+PATIENCE = 0.2  # seconds for a holder of a lock that is just leaving
 
 
 class Sink:
@@ -49,14 +57,12 @@ class Sink:
         return self._digest.hexdigest()
 
 
-@contextlib.contextmanager
+@contextmanager
 def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
     """Write a file beside its place, force it to disk, then move it there in one step.
 
-    The file that was there stays as `keep`, if that is given. After an error it is where it was.
-
-    Raises:
-        RecordError: if the disk refuses.
+    The file that was there stays as `keep`, if that is given. After an error it is where it was; where the
+    disk refuses that is a RecordError.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     sink: Sink | None = None
@@ -71,7 +77,7 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
         beside.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             beside.unlink()
         trouble = error if isinstance(error, OSError) else sink and sink.error
         if trouble:
@@ -80,21 +86,13 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Sink]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file by this content; its folder must be there.
-
-    Raises:
-        RecordError: if the disk refuses; the file is then as it was.
-    """
+    """Replace a file by this content; its folder must be there (RecordError if the disk refuses)."""
     with replacing(path) as sink:
         sink.write(content)
 
 
 def write_out(path: Path, content: bytes) -> None:
-    """The same in a folder that is made if it is missing, for tables, figures and copies.
-
-    Raises:
-        RecordError: if the disk refuses.
-    """
+    """The same in a folder that is made if it is missing, for tables, figures and copies."""
     try:
         make_folder(path.parent)
     except OSError as error:
@@ -103,11 +101,8 @@ def write_out(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, content: bytes, size: int) -> None:
-    """Append to a file of `size` bytes and force it to disk.
-
-    Raises:
-        RecordError: if the file has another size, or the disk refuses; the file is then as long as before,
-            where that can be had.
+    """Append to a file of `size` bytes and force it to disk. RecordError if it has another size, or the disk
+    refuses; it is then as long as before, where that can be had.
     """
     try:
         with path.open("r+b") as file:
@@ -117,7 +112,7 @@ def append(path: Path, content: bytes, size: int) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.truncate(path, size)
         raise not_written(path, error) from None
 
@@ -132,7 +127,7 @@ def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on the disk, where the file system can."""
     folder = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems refuse, having done it already
+        with suppress(OSError):  # some network file systems refuse, having done it already
             os.fsync(folder)
     finally:
         os.close(folder)
@@ -149,25 +144,99 @@ def not_written(path: Path, error: OSError) -> RecordError:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON record, sealed with its checksum.
-
-    Raises:
-        RecordError: if the disk refuses.
-    """
+    """Replace a JSON record, sealed with its checksum (RecordError if the disk refuses)."""
     write_whole(path, json_bytes(content))
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """A JSON record as it lies on the disk, sealed with its checksum; NaN and infinity are ValueErrors."""
-    return (json.dumps(sealed(content), indent=2, allow_nan=False) + "\n").encode()
-
-
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its checksum as the last entry."""
-    return {**content, SEAL: seal_of(content)}
+    return (json.dumps({**content, SEAL: seal_of(content)}, indent=2, allow_nan=False) + "\n").encode()
 
 
 def seal_of(content: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a record's entries, however they are ordered and spaced."""
     rest = {key: value for key, value in content.items() if key != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock."""
+
+    pid: int
+    host: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since} UTC"
+
+
+@contextmanager
+def locked(
+    folder: Path, *, break_lock: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
+    """Hold the lock of a run folder; `say` is told when it was taken over from another process.
+
+    Raises:
+        RecordError: if another process holds it, or may hold it on another host and `break_lock` does not say
+            that it has ended, or if the lock cannot be written.
+    """
+    from filelock import FileLock, Timeout  # slow to load
+
+    lock, note = FileLock(folder.with_name(f".{folder.name}.lock")), folder.with_name(f".{folder.name}{NOTE}")
+    me = Holder(os.getpid(), socket.gethostname(), f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
+    try:
+        make_folder(folder.parent)
+        with suppress(Timeout):
+            lock.acquire(timeout=PATIENCE)
+        before = _read_note(note)  # by one who has not given it back
+        is_far = before is not None and before.host != me.host
+        if is_far and break_lock and not lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.acquire(timeout=PATIENCE)
+        if not lock.is_locked or (is_far and not break_lock):
+            lock.release()
+            raise RecordError(
+                f"{folder} is locked by {before}, which cannot be looked for from {me.host}: "
+                "wait for it, or if it is sure to have ended take the lock with --break-lock."
+                if is_far
+                else f"{folder} is being trained by {before or 'another process'}: wait for it or stop it."
+            )
+        note.write_text(json.dumps(asdict(me)), encoding="utf-8")
+    except OSError as error:
+        raise RecordError(
+            f"cannot write to the runs folder {folder.parent.parent}: {error.strerror or error}. "
+            "Choose another with --runs."
+        ) from None
+    try:
+        if before is not None:
+            say(f"The lock of {before} was taken over.")
+        yield
+    finally:
+        if os.getpid() == me.pid:  # a forked process never held it
+            with suppress(OSError):  # what is left behind is taken over by the next
+                if _read_note(note) == me:
+                    note.unlink()
+                    Path(lock.lock_file).unlink()
+            lock.release()
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Who trains a run, as its note says; None if nobody does. Of another host the note is believed."""
+    holder = _read_note(folder.with_name(f".{folder.name}{NOTE}"))
+    if holder is not None and holder.host == socket.gethostname():
+        try:
+            os.kill(holder.pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass  # somebody else's, but there
+    return holder
+
+
+def _read_note(path: Path) -> Holder | None:
+    """The holder that a note names; None if it is missing or torn."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads(path.read_bytes())
+        return Holder(int(content["pid"]), str(content["host"]), str(content["since"]))
+    return None

@@ -44,7 +44,7 @@ class RunWriter:
         self.aside = aside  # where an earlier record was moved, if there was one
         self.env: dict[str, Any] = {}  # the content of env.json
         self.curve = HEADER  # the content of metrics.csv
-        self._of: dict[str, Any] = {}  # what binds the result to its run
+        self._of: dict[str, Any] = {}  # what binds the result to its run: digest and seed
 
     @property
     def checkpoint(self) -> Path:
@@ -113,9 +113,8 @@ class Onlooker(RunWriter):
 
 def describe_spec(spec: Spec, seed: int) -> dict[str, Any]:
     """The content of spec.json."""
-    return {
-        "format": FORMAT, "name": spec.name, "digest": spec.digest, "seed": seed, "spec": spec.to_json(),
-    }  # fmt: skip
+    named = {"format": FORMAT, "name": spec.name, "digest": spec.digest, "seed": seed}
+    return {**named, "spec": spec.to_json()}
 
 
 def _whole(path: Path) -> dict[str, Any] | None:
@@ -136,21 +135,17 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
-    """The folder of a run, made if missing; with `fresh` an existing one is set aside first, and so is one
-    that holds curves but no checkpoint to go on from.
-
-    Raises:
-        UsageError: if the folder holds a run of another specification.
-        RecordError: if the folder cannot be made or written.
+    """The folder of a run, made if missing (RecordError if it cannot be); with `fresh` an existing one is set
+    aside first, and so is one that holds curves but no checkpoint to go on from. UsageError if it holds a run
+    of another specification.
     """
     folder = run_folder(runs, spec, seed)
     aside = None
     try:
-        if fresh and folder.exists():
+        curve = folder / METRICS  # without a checkpoint they cannot be continued, but are somebody's hours
+        lost = not has_checkpoint(folder) and curve.exists() and curve.stat().st_size > len(HEADER)
+        if lost or (fresh and folder.exists()):
             aside = set_aside(folder)
-        curve = folder / METRICS
-        if not has_checkpoint(folder) and curve.exists() and curve.stat().st_size > len(HEADER):
-            aside = set_aside(folder)  # its curves cannot be continued, but they are somebody's hours
         make_folder(folder)
     except OSError as error:
         raise RecordError(
@@ -177,32 +172,26 @@ def describe_environment() -> dict[str, Any]:
         versions[package] = None
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    commit, modified = source_commit()
-    return {
-        "format": FORMAT,
-        "versions": versions,
-        "commit": commit,
-        "modified": modified,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
-def source_commit() -> tuple[str | None, bool | None]:
-    """The git commit that this package is checked out at, and whether it was changed since; None without."""
     here = Path(__file__).parents[1]  # the package
+    commit, modified = None, None  # outside a git checkout
 
     def git(*words: str) -> str:
         call = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
         return call.stdout.strip()
 
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
         git("ls-files", "--error-unmatch", "__init__.py")
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
+        commit, modified = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
+    return {
+        "format": FORMAT,
+        "versions": versions,
+        "commit": commit,
+        "modified": modified,  # since that commit
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "started": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
 
 
 def cpu_model() -> str:

@@ -14,8 +14,8 @@ from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, RecordError, UsageError
 from resrepro.nets.cpu import load_kernels
 from resrepro.records import read_run
-from resrepro.records.locking import locked
 from resrepro.records.reading import ENV, RESULT, read_json
+from resrepro.records.storage import locked
 from resrepro.records.write import Onlooker, describe_environment, has_checkpoint, open_run, run_folder
 from resrepro.spec import Spec, command_for
 from resrepro.spec.recipe import FAMILIES, Value
