@@ -12,7 +12,7 @@ from resrepro import cli
 from resrepro.cli import argument, option
 from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
-from resrepro.cli.train import FreshOption, tell_jobs
+from resrepro.cli.train import FreshOption, submit_runs
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.records.evaluations import OTHER_IMAGES
 from resrepro.training import world_size
@@ -130,7 +130,6 @@ class Reproduction:
         A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
         """
         from resrepro.launch.local import prepare_images
-        from resrepro.launch.slurm import QueuedRun, submit
 
         plan, runs = self.plan(), []
         for step in plan.steps:
@@ -138,9 +137,9 @@ class Reproduction:
             if step.to_train or (step.state == "done" and own):
                 prepare_images([step.spec], self.data_of(step))
                 measures = tuple(self.measure_words(each) for each in own)
-                runs.append(QueuedRun(step.spec.name, step.seed, self.train_words(step), measures))
+                runs.append((step.spec.name, step.seed, self.train_words(step), measures))
         if runs:
-            tell_jobs(submit(runs, self.runs, slurm, self.options["threads"]), self.runs)
+            submit_runs(runs, self.runs, slurm, self.options["threads"])
             console.print("The same command shows what is there when they have ended.", markup=False)
         for each in plan.to_measure:
             if len(each.steps) > 1:

@@ -52,6 +52,11 @@ class Screen:
                 self.lost(error)
 
 
+def print_json(content: object) -> None:
+    """Print JSON as --json does."""
+    print(json.dumps(content, indent=2, ensure_ascii=False), flush=True)
+
+
 @contextmanager
 def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
     """While active, neither stdout, whose end is told to `lost`, nor stderr ends the process."""
@@ -66,7 +71,7 @@ def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
     finally:
         if out.told is not None and before[0] is not None and is_first():
             out.silent = False
-            print(json.dumps(out.told, indent=2, ensure_ascii=False), file=out, flush=True)
+            print_json(out.told)
         sys.stdout, sys.stderr = before
 
 

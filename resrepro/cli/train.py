@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,9 +18,6 @@ from resrepro.spec import IMAGENET_IMAGES, Spec, catalogue, check_shortcut, in_f
 from resrepro.spec.catalogue import derive, experiment_for, find
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import is_first, world_size
-
-if TYPE_CHECKING:
-    from resrepro.launch.slurm import QueuedJob, QueuedRun
 
 Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 
@@ -37,7 +34,7 @@ PASS = "Images per pass; gradients of several passes are accumulated. (default: 
 LOCK = "Take over a run whose process on another machine has ended."
 
 EngineOption = Annotated[
-    str, typer.Option("--engine", metavar="auto|eager|kernels|graph", rich_help_panel="Speed", help=ENGINE)
+    str, typer.Option(metavar="auto|eager|kernels|graph", rich_help_panel="Speed", help=ENGINE)
 ]
 FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and start anew.", "--fresh")]
 
@@ -85,7 +82,7 @@ def train(
 
     Example: resrepro train --depth 56 --plain
     """
-    from resrepro.launch import local, option_words
+    from resrepro.launch import local, option_words, train_words
 
     changed = cli.changed_settings(
         settings, fast, iterations=iterations, batch_size=batch_size, split=split, image_size=image_size,
@@ -97,8 +94,11 @@ def train(
         changed["precision"], fast = cli.precision_of_fast(device, launcher), False
     specs = _specs(experiments or [], dataset, cli.parse_depths(depth), plain, shortcut, changed)
     if epochs is not None:
-        raise UsageError(_iterations_of(epochs, specs))
-    wanted = [(spec, number) for spec in specs for number in _seeds(seed, seeds)]
+        raise UsageError(_iterations_of(epochs, specs[0]))
+    if seed is not None and seeds is not None:
+        raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
+    numbers = [seed or 0] if seeds is None else cli.parse_seeds(seeds)
+    wanted = [(spec, number) for spec in specs for number in numbers]
     options: dict[str, Any] = {
         "shortcut": shortcut, "data": data, "runs": runs, "device": device, "threads": threads, "fast": fast,
         "micro_batch": micro_batch, "checkpoint_every": checkpoint_every, "break_lock": break_lock,
@@ -108,7 +108,9 @@ def train(
     if dry_run:
         _forecast(wanted, options)
     elif launcher == "slurm":
-        _submit(wanted, options, slurm_options, words)
+        local.prepare_images(specs, data)  # downloaded once, not by every job
+        queued = [(spec.name, number, train_words(spec, number, words)) for spec, number in wanted]
+        submit_runs(queued, runs, slurm_options, threads)
     elif len(wanted) > 1 and world_size() == 1:
         _train_at_once(wanted, jobs, options, words)
     else:
@@ -136,31 +138,19 @@ def _specs(
     return list(dict.fromkeys(derive(each, shortcut, **changed) for each in chosen))
 
 
-def _seeds(seed: int | None, seeds: str | None) -> list[int]:
-    """The seeds that were asked for; 0 by default."""
-    if seeds is None:
-        return [seed or 0]
-    if seed is not None:
-        raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
-    return cli.parse_seeds(seeds)
-
-
-def _iterations_of(epochs: float, specs: Sequence[Spec]) -> str:
+def _iterations_of(epochs: float, spec: Spec) -> str:
     """How --iterations says a number of epochs, of the images that a data set has."""
-    recipe, own = specs[0].recipe, specs[0].dataset
-    split = getattr(recipe, "split", "all")
+    batch, split = spec.recipe.batch_size, getattr(spec.recipe, "split", "all")
     images = {
         "cifar10": 45_000 if split == "45k5k" else 50_000,
         "digits": 1_438,
         "imagenet": IMAGENET_IMAGES["train"],
     }
-    if own not in images:
-        return (
-            f"--epochs is told as --iterations: an epoch is as many as your images, over {recipe.batch_size}."
-        )
-    count = max(1, round(epochs * images[own] / recipe.batch_size))
-    length = f"{images[own]:,} images, {recipe.batch_size} at a time"
-    return f"--epochs {epochs:g} is told as --iterations {count}: {length}."
+    if spec.dataset not in images:
+        return f"--epochs is told as --iterations: an epoch is as many as your images, over {batch}."
+    own = images[spec.dataset]
+    count = max(1, round(epochs * own / batch))
+    return f"--epochs {epochs:g} is told as --iterations {count}: {own:,} images, {batch} at a time."
 
 
 def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -> None:
@@ -168,7 +158,7 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
 
     `listener` is the process that is to hear the events, if there is one.
     """
-    from resrepro.cli.view import EventView, RunsView, print_event, raise_failures
+    from resrepro.cli.view import EventView, RunsView, raise_failures
     from resrepro.data.loader import Loading
     from resrepro.launch.local import Job, Outcome
     from resrepro.training.engine import choose_device, keep_memory
@@ -179,14 +169,16 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}
     shows, failed = is_first() and listener is None, dict[str, str]()
-    with RunsView(list(each), Console(highlight=False, quiet=not shows)) as view:
+    view = RunsView(list(each), Console(highlight=False, quiet=not shows))
+    with view.live:
         for job, spec in each.items():
-            hear, parent = (partial(view.hear, job), None) if shows else (print_event, int(listener or 0))
-            watcher = EventView(hear, parent)
+            watcher = EventView(partial(view.hear, job)) if shows else EventView(parent=int(listener or 0))
             try:
                 folder = train_one(spec.experiment, job.seed, watcher=watcher, **options)
             except ResreproError as error:
-                if len(each) == 1 or not met_by_all(error):
+                # All processes of a run have met the first two, and what `parallel.on_first` has told.
+                met_by_all = isinstance(error, UsageError | Diverged) or "told" in vars(error)
+                if len(each) == 1 or not met_by_all:
                     raise
                 failed[str(job)] = str(error)
                 view.end(job, Outcome(error.exit_code, str(error)))
@@ -197,11 +189,6 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
     if failed and not is_first():
         raise typer.Exit(1)
     raise_failures(failed, f" of {len(each)} runs")
-
-
-def met_by_all(error: ResreproError) -> bool:
-    """Whether all processes of a run have met an error, so that they can go on to the next run together."""
-    return isinstance(error, UsageError | Diverged) or "told" in vars(error)  # by `parallel.on_first`
 
 
 def _train_at_once(
@@ -225,27 +212,17 @@ def _train_at_once(
     raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(each)} runs")
 
 
-def _submit(
-    wanted: Wanted, options: Mapping[str, Any], slurm: Mapping[str, str], words: Sequence[str]
+def submit_runs(
+    wanted: Sequence[tuple[Any, ...]], runs: Path, slurm: Mapping[str, str], threads: int | None
 ) -> None:
-    """Hand the runs to the cluster's queue."""
-    from resrepro.launch import train_words
-    from resrepro.launch.local import prepare_images
+    """Hand runs, each as the fields of a QueuedRun, to the cluster's queue; prints the job of each."""
     from resrepro.launch.slurm import QueuedRun, submit
 
-    prepare_images([spec for spec, _ in wanted], options["data"])  # downloaded once, not by every job
-    queued = [QueuedRun(spec.name, seed, train_words(spec, seed, words)) for spec, seed in wanted]
-    tell_jobs(submit(queued, options["runs"], slurm, options["threads"]), options["runs"])
-
-
-def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", runs: Path) -> None:
-    """Print the job of each run, whether it was in the queue already, and how to look after them."""
-    for queued, number, before in submitted:
+    for queued, number, before in submit([QueuedRun(*each) for each in wanted], runs, slurm, threads):
         there = "" if before is None else "waiting" if before.state == "PENDING" else "running"
         print(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
         tell(run=queued.run, seed=queued.seed, job=number, there=there)
-    if submitted:
-        print(f"Next: {in_folder('resrepro status', runs)}")
+    print(f"Next: {in_folder('resrepro status', runs)}")
 
 
 def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
