@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from resrepro.cli.screen import screens, silence, want_json
@@ -25,17 +27,10 @@ ORDER = (
 )  # fmt: skip
 
 
-HOME = re.compile(r"^(--[\w-]+=)?(~.*)", re.DOTALL)  # a word, or an option with its value, that begins with ~
-
-
-def _expand(word: re.Match[str]) -> str:
-    return (word[1] or "") + os.path.expanduser(word[2])  # noqa: PTH111 (a name that is no user's stays)
-
-
 class Commands(TyperGroup):
     """Commands whose expected errors become one sentence on stderr and an exit code."""
 
-    words: Sequence[str] = ()  # that were typed
+    words: list[str]  # that were typed
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands, those that people type most first."""
@@ -43,7 +38,10 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
-        self.words = [HOME.sub(_expand, word) for word in args]
+        self.words = []
+        for word in args:
+            option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+            self.words.append(option + equals + os.path.expanduser(value))  # noqa: PTH111 (~nobody stays)
         return super().parse_args(ctx, list(self.words))
 
     def invoke(self, ctx: Any) -> Any:
@@ -86,9 +84,6 @@ class Commands(TyperGroup):
             if not (answer := self._answer(getattr(error, "option_name", ""))):
                 raise
             lead, sentence, code = "error: ", answer, UsageError.exit_code
-        from rich.console import Console
-        from rich.text import Text
-
         console = Console(stderr=True, highlight=False)
         console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
         raise typer.Exit(code)
@@ -172,9 +167,7 @@ def _name_exhibits(ctx: typer.Context, words: list[str] | None) -> list[str] | N
     return kinds.split()
 
 
-def folder_option(text: str, name: str) -> Any:
-    """A folder, with its default in the help."""
-    return typer.Option(name, metavar="DIR", help=text)
+folder_option = partial(typer.Option, metavar="DIR")
 
 
 def whole_option(text: str) -> Any:
@@ -209,9 +202,9 @@ LAUNCHER = "Train here, or submit the runs to a Slurm cluster's queue."
 JOBS = "Runs at once, each with --threads, or its share of the cores. (default: by cores, memory, GPU)"
 
 DataOption = Annotated[Path | None, option(f"{IMAGES}.", "--data", metavar="DIR")]
-RunsOption = Annotated[Path, folder_option("Folder of run records.", "--runs")]
-TablesOption = Annotated[Path, folder_option("Where the tables are written.", "--tables")]
-FiguresOption = Annotated[Path, folder_option("Where the figures are written.", "--figures")]
+RunsOption = Annotated[Path, folder_option(help="Folder of run records.")]
+TablesOption = Annotated[Path, folder_option(help="Where the tables are written.")]
+FiguresOption = Annotated[Path, folder_option(help="Where the figures are written.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 ThreadsOption = Annotated[int | None, option("CPU threads. (default: one per core)", "--threads")]
 FastOption = Annotated[bool, option(FAST, "--fast", panel="Speed")]
@@ -232,8 +225,6 @@ SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar
 
 # --- their small notations -----------------------------------------------------------------------------
 
-MOST_SEEDS = 10_000
-
 
 def parse_pairs(pairs: Iterable[str] | None, option: str, example: str) -> dict[str, str]:
     """`["lr=0.05", "flip=off"]` -> `{"lr": "0.05", "flip": "off"}`; raises a UsageError for anything else."""
@@ -247,11 +238,7 @@ def parse_pairs(pairs: Iterable[str] | None, option: str, example: str) -> dict[
 
 
 def changed_settings(pairs: list[str] | None, fast: bool, **named: Value | None) -> dict[str, Value]:
-    """The settings of the recipe that `--set` and options of their own change, each given once.
-
-    Raises:
-        UsageError: if one is given twice, or is no setting.
-    """
+    """The settings that `--set` and options of their own change; a UsageError if one is given twice."""
     own = {key: value for key, value in named.items() if value is not None}
     texts = parse_pairs(pairs, "--set", "key=value")
     extra = {key: parse(key, text) for key, text in texts.items()}
@@ -280,19 +267,15 @@ def parse_depths(texts: Iterable[str] | None) -> list[int]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`5`, which is how many, and `0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; ranges too may be listed.
-
-    Raises:
-        UsageError: if it is neither, or a range is none.
-    """
+    """`5`, which is how many, and `0-4` -> [0, 1, 2, 3, 4]; `0,3,7-8` -> [0, 3, 7, 8]; else a UsageError."""
     seeds: list[int] = []
     for part in [f"0-{int(text) - 1}"] if text.strip().isdecimal() else text.split(","):
         ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if ends is None:
             raise UsageError(f"--seeds takes how many, or which: 5, 0-4 or 0,3; not {text!r}.")
         low, high = int(ends[1]), int(ends[2] or ends[1])
-        if not low <= high < low + MOST_SEEDS:
-            raise UsageError(f"--seeds {text}: a range goes up, and has at most {MOST_SEEDS:,} seeds.")
+        if not low <= high < low + 10_000:
+            raise UsageError(f"--seeds {text}: a range goes up, and has at most 10,000 seeds.")
         seeds += range(low, high + 1)
     return list(dict.fromkeys(seeds))
 
@@ -300,8 +283,7 @@ def parse_seeds(text: str) -> list[int]:
 def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
     """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}`.
 
-    Raises:
-        UsageError: if one is not key=value, nothing is submitted, or there is no such launcher.
+    Raises a UsageError if one is not key=value, nothing is submitted, or there is no such launcher.
     """
     if launcher not in ("local", "slurm"):
         raise UsageError(f"--launcher takes local or slurm, not {launcher!r}.")

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.console import Console
+
 from resrepro import cli
 from resrepro.cli import argument, option
 from resrepro.cli.screen import tell
@@ -66,8 +68,6 @@ def evaluate(
     images = mean if is_named else parse_channels(mean, "--mean"), parse_channels(std, "--std")
     if ensemble and len(targets) < 2:
         raise UsageError("an ensemble takes two checkpoints or more: name them all, or leave --ensemble out.")
-
-    from rich.console import Console
 
     from resrepro import evaluation
     from resrepro.data.loader import Loading

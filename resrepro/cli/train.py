@@ -12,9 +12,10 @@ from rich.console import Console
 
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
-from resrepro.cli.screen import tell
+from resrepro.cli.screen import raise_failures, tell
 from resrepro.errors import DataError, Diverged, ResreproError, UsageError
-from resrepro.spec import IMAGENET_IMAGES, Spec, catalogue, check_shortcut, in_folder
+from resrepro.launch import Plan, Step, option_words, step_of, train_words
+from resrepro.spec import Spec, catalogue, check_shortcut, in_folder
 from resrepro.spec.catalogue import derive, experiment_for, find
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import is_first, world_size
@@ -24,8 +25,6 @@ Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
 ENGINE = "How updates are computed: graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
-SEVERAL = "So many seeds, or these, one run each."
-NAMES = "Names as in `resrepro list`."
 DATASET = "cifar10, digits, imagenet, or folder: photographs of your own."
 SIDE = "Photographs: side of a crop instead of 224; scales in proportion."
 GROUP = "Images that share BN statistics; 0: the whole batch."
@@ -41,15 +40,16 @@ FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and
 
 @cli.app.command(rich_help_panel="Run")
 def train(
-    experiments: Annotated[list[str] | None, argument(NAMES, "EXPERIMENT...")] = None,
+    experiments: Annotated[
+        list[str] | None, argument("Names as in `resrepro list`.", "EXPERIMENT...")
+    ] = None,
     depth: cli.DepthOption = None,
     plain: Annotated[bool, option("Without shortcuts.", "--plain")] = False,
     shortcut: Annotated[str | None, option("Shortcut option A, B or C. (default: the paper's)")] = None,
     dataset: Annotated[str, typer.Option(help=DATASET)] = "cifar10",
     seed: Annotated[int | None, option("Seed. (default: 0)")] = None,
-    seeds: Annotated[str | None, option(SEVERAL, metavar="N|0-4")] = None,
+    seeds: Annotated[str | None, option("So many seeds, or these, one run each.", metavar="N|0-4")] = None,
     iterations: cli.IterationsOption = None,
-    epochs: Annotated[float | None, typer.Option(hidden=True, help="Answered with --iterations.")] = None,
     batch_size: Annotated[int | None, cli.whole_option("Images per batch.")] = None,
     split: cli.SplitOption = None,
     image_size: Annotated[int | None, recipe_option(SIDE)] = None,
@@ -82,7 +82,7 @@ def train(
 
     Example: resrepro train --depth 56 --plain
     """
-    from resrepro.launch import local, option_words, train_words
+    from resrepro.launch import local
 
     changed = cli.changed_settings(
         settings, fast, iterations=iterations, batch_size=batch_size, split=split, image_size=image_size,
@@ -93,8 +93,6 @@ def train(
     if fast and (dry_run or launcher == "slurm"):
         changed["precision"], fast = cli.precision_of_fast(device, launcher), False
     specs = _specs(experiments or [], dataset, cli.parse_depths(depth), plain, shortcut, changed)
-    if epochs is not None:
-        raise UsageError(_iterations_of(epochs, specs[0]))
     if seed is not None and seeds is not None:
         raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
     numbers = [seed or 0] if seeds is None else cli.parse_seeds(seeds)
@@ -138,27 +136,12 @@ def _specs(
     return list(dict.fromkeys(derive(each, shortcut, **changed) for each in chosen))
 
 
-def _iterations_of(epochs: float, spec: Spec) -> str:
-    """How --iterations says a number of epochs, of the images that a data set has."""
-    batch, split = spec.recipe.batch_size, getattr(spec.recipe, "split", "all")
-    images = {
-        "cifar10": 45_000 if split == "45k5k" else 50_000,
-        "digits": 1_438,
-        "imagenet": IMAGENET_IMAGES["train"],
-    }
-    if spec.dataset not in images:
-        return f"--epochs is told as --iterations: an epoch is as many as your images, over {batch}."
-    own = images[spec.dataset]
-    count = max(1, round(epochs * own / batch))
-    return f"--epochs {epochs:g} is told as --iterations {count}: {own:,} images, {batch} at a time."
-
-
 def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -> None:
     """Train in this process: one run, or several in turn under torchrun; one that fails stops no other.
 
     `listener` is the process that is to hear the events, if there is one.
     """
-    from resrepro.cli.view import EventView, RunsView, raise_failures
+    from resrepro.cli.view import EventView, RunsView
     from resrepro.data.loader import Loading
     from resrepro.launch.local import Job, Outcome
     from resrepro.training.engine import choose_device, keep_memory
@@ -195,8 +178,7 @@ def _train_at_once(
     wanted: Wanted, jobs: int | None, options: Mapping[str, Any], words: Sequence[str]
 ) -> None:
     """Train several runs, as many at once as there is room for, each by a command of its own."""
-    from resrepro.cli.view import RunsView, raise_failures, train_all
-    from resrepro.launch import train_words
+    from resrepro.cli.view import RunsView, train_all
     from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, threads_each
 
     specs = [spec for spec, _ in wanted]
@@ -228,7 +210,6 @@ def submit_runs(
 def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
     """Show what the runs will take, less what is done already; nothing is written."""
     from resrepro.cli.status import show_plan
-    from resrepro.launch import Plan, Step, step_of
 
     steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
@@ -241,7 +222,7 @@ def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
 @cli.app.command(rich_help_panel="Run")
 def publish(
     records: Annotated[list[Path], argument("Run folders, finished, or files of runs/ensembles.", "RUN...")],
-    results: Annotated[Path, cli.folder_option("Where to.", "--results")] = Path("results"),
+    results: Annotated[Path, cli.folder_option(help="Where to.")] = Path("results"),
 ) -> None:
     """Copy finished records to a folder that one commits, of full-length runs with their weights."""
     from resrepro.evaluation.weights import write_weights

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from resrepro.cli.screen import tell
 from resrepro.comparison.screen import Grid
-from resrepro.errors import Interrupted, ResreproError
+from resrepro.errors import Interrupted
 from resrepro.launch.local import Event, Job, Outcome, RunPool
 from resrepro.records import read_run
 from resrepro.spec import default_shortcut, in_folder, net_label
@@ -168,14 +168,3 @@ def train_all(pool: RunPool, view: RunsView, way_on: str = "") -> dict[Job, Outc
         told = f"of {len(pool.jobs)} runs {view.count().replace('waiting', 'not begun')}"
         raise Interrupted(f"Stopped ({told}): the same command{way_on} goes on.", pool.received)
     return {job: outcome for job, outcome in pool.outcomes.items() if outcome.code}
-
-
-def raise_failures(failed: Mapping[str, str], of: str = "") -> None:
-    """Name what could not be done, each with its reason; raises a ResreproError if there is anything."""
-    if not failed:
-        return
-    console = Console(stderr=True, highlight=False)
-    console.print("Failed:")
-    for name, why in failed.items():
-        console.print(f"  {name}: {why}", markup=False, soft_wrap=not console.is_terminal)
-    raise ResreproError(f"{len(failed)}{of} could not be done; the same command tries again.")
