@@ -16,6 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from resrepro.cli.screen import screens, silence, want_json
+from resrepro.comparison.screen import prepare
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
@@ -136,8 +137,6 @@ def _options(
 
 def main() -> None:
     """Entry point of the `resrepro` command."""
-    from resrepro.comparison.screen import prepare
-
     prepare()
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stream: no file may take its number
         pass

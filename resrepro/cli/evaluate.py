@@ -1,7 +1,6 @@
 """`resrepro eval`: error rates, or responses of the layers."""
 
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -82,28 +81,17 @@ def evaluate(
     view: dict[str, Any] = {"protocol": protocol, "bn_stats": bn_stats, "dataset": dataset, "split": split}
     if responses and (ensemble or other != ThirdPartyCheckpoint() or any(view.values())):
         raise UsageError("--responses are of finished runs: leave protocols and other people's nets out.")
-
-    def measure(group: list[Path]) -> None:
-        if responses:
-            layers = measure_responses(group[0], **options)
-            found, shown = {"responses": asdict(layers)}, responses_table(layers)
-        else:
-            errors = evaluation.evaluate(group, runs=runs, third_party=other, **view, **options)
-            found, shown = {name: asdict(each) for name, each in errors.items()}, errors_table(errors)
-        tell(targets=list(map(str, group)), **found)
-        console.print(shown)
-
-    each_in_turn([targets] if ensemble else [[target] for target in targets], measure, say)
-
-
-def each_in_turn(
-    groups: list[list[Path]], measure: Callable[[list[Path]], None], say: Callable[[str], None]
-) -> None:
-    """Measure all, whatever fails, and then raise what says which failed; of one alone its own error."""
-    failed: dict[str, ResreproError] = {}
+    groups, failed = [targets] if ensemble else [[one] for one in targets], dict[str, ResreproError]()
     for group in groups:
         try:
-            measure(group)
+            if responses:
+                layers = measure_responses(group[0], **options)
+                found, shown = {"responses": asdict(layers)}, responses_table(layers)
+            else:
+                errors = evaluation.evaluate(group, runs=runs, third_party=other, **view, **options)
+                found, shown = {name: asdict(each) for name, each in errors.items()}, errors_table(errors)
+            tell(targets=list(map(str, group)), **found)
+            console.print(shown)
         except (UsageError, DataError, RecordError) as error:
             if len(groups) == 1:
                 raise

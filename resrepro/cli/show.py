@@ -170,12 +170,12 @@ def claims(
     wanted = {find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
     verdicts = judge(found.runs)
-    told = wanted or {verdict.claim.number for verdict in verdicts}
-    shown = [verdict for verdict in verdicts if verdict.claim.number in told]
+    shown = [verdict for verdict in verdicts if not wanted or verdict.claim.number in wanted]
     paths = write_table(table(verdicts, found.sources), tables)
     if json:
         content = to_json(table(verdicts, found.sources))
-        return print_json(content | {"rows": [row for row in content["rows"] if row["claim"] in told]})
+        rows = [row for row in content["rows"] if not wanted or row["claim"] in wanted]
+        return print_json(content | {"rows": rows})
     console = Console(highlight=False)
     if wanted:
         console.print(to_rich(shown, detailed=True))

@@ -25,6 +25,7 @@ Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
 ENGINE = "How updates are computed: graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
+NAMES = "Names as in `resrepro list`."
 DATASET = "cifar10, digits, imagenet, or folder: photographs of your own."
 SIDE = "Photographs: side of a crop instead of 224; scales in proportion."
 GROUP = "Images that share BN statistics; 0: the whole batch."
@@ -32,17 +33,12 @@ STATISTICS = "Photographs, BN at test: running, or precise (plain averages over 
 PASS = "Images per pass; gradients of several passes are accumulated. (default: all)"
 LOCK = "Take over a run whose process on another machine has ended."
 
-EngineOption = Annotated[
-    str, typer.Option(metavar="auto|eager|kernels|graph", rich_help_panel="Speed", help=ENGINE)
-]
 FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and start anew.", "--fresh")]
 
 
 @cli.app.command(rich_help_panel="Run")
 def train(
-    experiments: Annotated[
-        list[str] | None, argument("Names as in `resrepro list`.", "EXPERIMENT...")
-    ] = None,
+    experiments: Annotated[list[str] | None, argument(NAMES, "EXPERIMENT...")] = None,
     depth: cli.DepthOption = None,
     plain: Annotated[bool, option("Without shortcuts.", "--plain")] = False,
     shortcut: Annotated[str | None, option("Shortcut option A, B or C. (default: the paper's)")] = None,
@@ -63,7 +59,9 @@ def train(
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fast: cli.FastOption = False,
-    engine: EngineOption = "auto",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|eager|kernels|graph", rich_help_panel="Speed", help=ENGINE)
+    ] = "auto",
     jobs: cli.JobsOption = None,
     micro_batch: Annotated[int | None, option(PASS)] = None,
     workers: cli.WorkersOption = None,
@@ -82,8 +80,6 @@ def train(
 
     Example: resrepro train --depth 56 --plain
     """
-    from resrepro.launch import local
-
     changed = cli.changed_settings(
         settings, fast, iterations=iterations, batch_size=batch_size, split=split, image_size=image_size,
         bn_group=bn_group, bn_stats=bn_stats, stride_3x3=stride_3x3 or None, precision=precision,
@@ -102,17 +98,19 @@ def train(
         "micro_batch": micro_batch, "checkpoint_every": checkpoint_every, "break_lock": break_lock,
         "fresh": fresh, "engine": engine, "workers": workers, "max_bad_images": max_bad_images,
     }  # fmt: skip
-    words, listener = option_words(changed, **options), os.environ.get(local.EVENTS)
+    words = option_words(changed, **options)
     if dry_run:
         _forecast(wanted, options)
     elif launcher == "slurm":
-        local.prepare_images(specs, data)  # downloaded once, not by every job
+        from resrepro.launch.local import prepare_images
+
+        prepare_images(specs, data)  # downloaded once, not by every job
         queued = [(spec.name, number, train_words(spec, number, words)) for spec, number in wanted]
         submit_runs(queued, runs, slurm_options, threads)
     elif len(wanted) > 1 and world_size() == 1:
         _train_at_once(wanted, jobs, options, words)
     else:
-        _train_here(wanted, options | changed, listener)
+        _train_here(wanted, options | changed)
 
 
 def _specs(
@@ -136,14 +134,11 @@ def _specs(
     return list(dict.fromkeys(derive(each, shortcut, **changed) for each in chosen))
 
 
-def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -> None:
-    """Train in this process: one run, or several in turn under torchrun; one that fails stops no other.
-
-    `listener` is the process that is to hear the events, if there is one.
-    """
+def _train_here(wanted: Wanted, options: dict[str, Any]) -> None:
+    """Train in this process: one run, or several in turn under torchrun; one that fails stops no other."""
     from resrepro.cli.view import EventView, RunsView
     from resrepro.data.loader import Loading
-    from resrepro.launch.local import Job, Outcome
+    from resrepro.launch.local import EVENTS, Job, Outcome
     from resrepro.training.engine import choose_device, keep_memory
     from resrepro.training.session import train as train_one
 
@@ -151,7 +146,8 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
         keep_memory()
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}
-    shows, failed = is_first() and listener is None, dict[str, str]()
+    listener, failed = os.environ.get(EVENTS), dict[str, str]()
+    shows = is_first() and listener is None
     view = RunsView(list(each), Console(highlight=False, quiet=not shows))
     with view.live:
         for job, spec in each.items():
@@ -226,14 +222,12 @@ def publish(
 ) -> None:
     """Copy finished records to a folder that one commits, of full-length runs with their weights."""
     from resrepro.evaluation.weights import write_weights
-    from resrepro.records import read_run
-    from resrepro.records.collection import publish as publish_run
-    from resrepro.records.collection import publish_ensemble
+    from resrepro.records import collection, read_run
 
     runs = [read_run(record) for record in records if not record.is_file()]
-    copies = [publish_run(run, results) for run in runs]
+    copies = [collection.publish(run, results) for run in runs]
     for run, copy in zip(runs, copies, strict=True):
         write_weights(run, copy)
-    copies += [publish_ensemble(record, results) for record in records if record.is_file()]
+    copies += [collection.publish_ensemble(record, results) for record in records if record.is_file()]
     for copy in copies:
         print(f"Published to {copy}")
