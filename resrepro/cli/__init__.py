@@ -4,8 +4,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +20,9 @@ from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, se
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
 
-# The order in `--help`.
 ORDER = (
-    "reproduce", "train", "status", "eval", "compare", "plot", "claims", "report", "demo",
-    "bench", "list", "publish",
-)  # fmt: skip
+    "reproduce, train, status, eval, compare, plot, claims, report, demo, bench, list, publish"  # in --help
+)
 
 
 class Commands(TyperGroup):
@@ -58,36 +55,29 @@ class Commands(TyperGroup):
             elif getattr(command, "rich_help_panel", "") == "Run":
                 print("The reader of the output has ended: the command goes on unseen.", file=sys.stderr)
 
-        with screens(lost) as out, self._in_sentences():
-            result = super().invoke(ctx)
+        with screens(lost) as out:
+            try:
+                result = super().invoke(ctx)
+            except ResreproError as error:
+                alike = isinstance(error, UsageError | Interrupted | Diverged) and local_rank() > 0
+                if not error.told and not alike:  # the first process, or the first of this machine, says it
+                    sentence = f"{error}" if is_first() else f"process {rank()}: {error}"
+                    _say_error(sentence, "" if isinstance(error, Interrupted) else "error: ")
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                _say_error("interrupted.")
+                raise typer.Exit(130) from None
+            except OSError as error:
+                _say_error(sentence_on(error))
+                raise typer.Exit(1) from None
+            except Exception as error:  # among others Typer's own
+                if not (answer := self._answer(getattr(error, "option_name", ""))):
+                    raise
+                _say_error(answer)
+                raise typer.Exit(UsageError.exit_code) from None
         if out.error and out.error.errno != errno.EPIPE:
             raise typer.Exit(1)
         return result
-
-    @contextmanager
-    def _in_sentences(self) -> Iterator[None]:
-        """While active, an expected error ends the command with a sentence on stderr and an exit code."""
-        try:
-            yield
-            return
-        except ResreproError as error:
-            alike = isinstance(error, UsageError | Interrupted | Diverged) and local_rank() > 0
-            if error.told or alike:  # the first process, or the first of this machine, says it
-                raise typer.Exit(error.exit_code) from None
-            lead = "" if isinstance(error, Interrupted) else "error: "
-            sentence = f"{error}" if is_first() else f"process {rank()}: {error}"
-            code = error.exit_code
-        except KeyboardInterrupt:
-            lead, sentence, code = "error: ", "interrupted.", 130
-        except OSError as error:
-            lead, sentence, code = "error: ", sentence_on(error), 1
-        except Exception as error:  # among others Typer's own
-            if not (answer := self._answer(getattr(error, "option_name", ""))):
-                raise
-            lead, sentence, code = "error: ", answer, UsageError.exit_code
-        console = Console(stderr=True, highlight=False)
-        console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
-        raise typer.Exit(code)
 
     def _answer(self, option: str) -> str:
         """How we spell what other tools call so; empty where there is nothing of the kind."""
@@ -104,6 +94,11 @@ class Commands(TyperGroup):
         given = re.search(rf"^{re.escape(option)}(?:=|\n)(.*)$", "\n".join(self.words), re.MULTILINE)
         value = given[1] if given and not given[1].startswith("--") else ".."
         return f"{option} is a setting of the recipe: --set {key}={value}"
+
+
+def _say_error(sentence: str, lead: str = "error: ") -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
 
 
 app = typer.Typer(
