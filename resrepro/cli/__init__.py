@@ -142,9 +142,9 @@ def main() -> None:
 # --- options that several commands share ---------------------------------------------------------------
 
 
-def option(text: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:
+def option(text: str, *names: str, panel: str | None = None, **more: Any) -> Any:
     """An option whose help names its default itself, if it has one."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **more)
 
 
 def argument(text: str, metavar: str) -> Any:
@@ -161,16 +161,6 @@ def _name_exhibits(ctx: typer.Context, words: list[str] | None) -> list[str] | N
     return kinds.split()
 
 
-folder_option = partial(typer.Option, metavar="DIR")
-
-
-def whole_option(text: str) -> Any:
-    """An option of the recipe that takes a whole number, also as 64e3 or 64k."""
-    return typer.Option(
-        help=text, rich_help_panel=RECIPE, show_default=False, parser=_whole, metavar="INTEGER"
-    )
-
-
 def _whole(text: str) -> int:
     try:
         return whole_number(text)
@@ -178,8 +168,9 @@ def _whole(text: str) -> int:
         raise typer.BadParameter(f"a whole number is wanted, such as 64000 or 64e3, not {text!r}.") from None
 
 
-RECIPE = "Recipe (the paper's by default)"
-recipe_option = partial(option, panel=RECIPE)
+recipe_option = partial(option, panel="Recipe (the paper's by default)")
+whole_option = partial(recipe_option, parser=_whole, metavar="INTEGER")  # also as 64e3 or 64k
+folder_option = partial(typer.Option, metavar="DIR")
 photo_option = partial(option, panel="Reading photographs")
 
 IMAGES = (
