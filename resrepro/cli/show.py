@@ -17,7 +17,7 @@ from resrepro.errors import UsageError
 from resrepro.launch import Exhibit
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
 from resrepro.spec import catalogue, command_for
-from resrepro.spec.recipe import NamedRecipe, Setting, setting_rules, spell
+from resrepro.spec.recipe import Setting, setting_rules, spell
 
 TABLES = (
     "table1, table2, table2-folder, table3, table3-folder, table4, table4-folder, table5, table5-folder, "
@@ -41,8 +41,7 @@ JsonOption = Annotated[bool, option("Print JSON instead.", "--json")]
 def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
     """The good records below some folders that have some settings; each broken one is named on stderr.
 
-    Raises:
-        UsageError: if a folder that was named does not exist, or there are no such runs.
+    Raises a UsageError if a folder that was named does not exist, or there are no such runs.
     """
     given = list(folders or [])
     for folder in given:
@@ -253,16 +252,6 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
         markup=False,
     )
     console.print(f"Recipe {recipe.name}: {recipe.title}", markup=False)
-    console.print(settings_table(experiment, recipe))
-    marks: list[str] = [setting.mark for setting in recipe.settings.values()]
-    console.print(", ".join(f"{marks.count(mark)} {mark}" for mark in STYLES) + ".")
-    for departure in catalogue.departures(spec):
-        console.print(f"Departs from the paper: {departure}", markup=False)
-    console.print(f"Run it: {command_for(spec)}     (change a setting: --set key=value)")
-
-
-def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Grid:
-    """A line for each setting of the recipe, then those of the test protocols that fit."""
     grid = Grid(("setting", "value", "known", "what it is"), left=4, wraps=True)
 
     def add(setting: Setting, meaning: str) -> None:
@@ -277,4 +266,9 @@ def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Gri
             grid.add(view.name, "", "", f"test protocol: {view.title}", section=True)
             for setting in view.settings.values():
                 add(setting, "")
-    return grid
+    console.print(grid)
+    marks: list[str] = [setting.mark for setting in recipe.settings.values()]
+    console.print(", ".join(f"{marks.count(mark)} {mark}" for mark in STYLES) + ".")
+    for departure in catalogue.departures(spec):
+        console.print(f"Departs from the paper: {departure}", markup=False)
+    console.print(f"Run it: {command_for(spec)}     (change a setting: --set key=value)")
