@@ -381,7 +381,7 @@ def test_the_table_fits_into_80_columns_and_leaves_nothing_out() -> None:
 def test_without_a_terminal_every_line_says_whose_it_is() -> None:
     told = io.StringIO()
     view = RunsView(JOBS[:2], Console(file=told, width=200))
-    with view:
+    with view.live:
         view.hear(JOBS[0], event("start"))
         view.hear(JOBS[0], event("begin", done=0, iterations=1000))
         view.hear(JOBS[1], event("sample", errors=[1.0], line="iteration 5"))

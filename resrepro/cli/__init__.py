@@ -4,38 +4,31 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from resrepro.cli.screen import screens, silence, want_json
+from resrepro.comparison.screen import prepare
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
 
-# The order in `--help`.
 ORDER = (
-    "reproduce", "train", "status", "eval", "compare", "plot", "claims", "report", "demo",
-    "bench", "list", "publish",
-)  # fmt: skip
-
-
-HOME = re.compile(r"^(--[\w-]+=)?(~.*)", re.DOTALL)  # a word, or an option with its value, that begins with ~
-
-
-def _expand(word: re.Match[str]) -> str:
-    return (word[1] or "") + os.path.expanduser(word[2])  # noqa: PTH111 (a name that is no user's stays)
+    "reproduce, train, status, eval, compare, plot, claims, report, demo, bench, list, publish"  # in --help
+)
 
 
 class Commands(TyperGroup):
     """Commands whose expected errors become one sentence on stderr and an exit code."""
 
-    words: Sequence[str] = ()  # that were typed
+    words: list[str]  # that were typed
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands, those that people type most first."""
@@ -43,7 +36,10 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
-        self.words = [HOME.sub(_expand, word) for word in args]
+        self.words = []
+        for word in args:
+            option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+            self.words.append(option + equals + os.path.expanduser(value))  # noqa: PTH111 (~nobody stays)
         return super().parse_args(ctx, list(self.words))
 
     def invoke(self, ctx: Any) -> Any:
@@ -59,39 +55,29 @@ class Commands(TyperGroup):
             elif getattr(command, "rich_help_panel", "") == "Run":
                 print("The reader of the output has ended: the command goes on unseen.", file=sys.stderr)
 
-        with screens(lost) as out, self._in_sentences():
-            result = super().invoke(ctx)
+        with screens(lost) as out:
+            try:
+                result = super().invoke(ctx)
+            except ResreproError as error:
+                alike = isinstance(error, UsageError | Interrupted | Diverged) and local_rank() > 0
+                if not error.told and not alike:  # the first process, or the first of this machine, says it
+                    sentence = f"{error}" if is_first() else f"process {rank()}: {error}"
+                    _say_error(sentence, "" if isinstance(error, Interrupted) else "error: ")
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                _say_error("interrupted.")
+                raise typer.Exit(130) from None
+            except OSError as error:
+                _say_error(sentence_on(error))
+                raise typer.Exit(1) from None
+            except Exception as error:  # among others Typer's own
+                if not (answer := self._answer(getattr(error, "option_name", ""))):
+                    raise
+                _say_error(answer)
+                raise typer.Exit(UsageError.exit_code) from None
         if out.error and out.error.errno != errno.EPIPE:
             raise typer.Exit(1)
         return result
-
-    @contextmanager
-    def _in_sentences(self) -> Iterator[None]:
-        """While active, an expected error ends the command with a sentence on stderr and an exit code."""
-        try:
-            yield
-            return
-        except ResreproError as error:
-            alike = isinstance(error, UsageError | Interrupted | Diverged) and local_rank() > 0
-            if error.told or alike:  # the first process, or the first of this machine, says it
-                raise typer.Exit(error.exit_code) from None
-            lead = "" if isinstance(error, Interrupted) else "error: "
-            sentence = f"{error}" if is_first() else f"process {rank()}: {error}"
-            code = error.exit_code
-        except KeyboardInterrupt:
-            lead, sentence, code = "error: ", "interrupted.", 130
-        except OSError as error:
-            lead, sentence, code = "error: ", sentence_on(error), 1
-        except Exception as error:  # among others Typer's own
-            if not (answer := self._answer(getattr(error, "option_name", ""))):
-                raise
-            lead, sentence, code = "error: ", answer, UsageError.exit_code
-        from rich.console import Console
-        from rich.text import Text
-
-        console = Console(stderr=True, highlight=False)
-        console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
-        raise typer.Exit(code)
 
     def _answer(self, option: str) -> str:
         """How we spell what other tools call so; empty where there is nothing of the kind."""
@@ -108,6 +94,11 @@ class Commands(TyperGroup):
         given = re.search(rf"^{re.escape(option)}(?:=|\n)(.*)$", "\n".join(self.words), re.MULTILINE)
         value = given[1] if given and not given[1].startswith("--") else ".."
         return f"{option} is a setting of the recipe: --set {key}={value}"
+
+
+def _say_error(sentence: str, lead: str = "error: ") -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
 
 
 app = typer.Typer(
@@ -141,8 +132,6 @@ def _options(
 
 def main() -> None:
     """Entry point of the `resrepro` command."""
-    from resrepro.comparison.screen import prepare
-
     prepare()
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stream: no file may take its number
         pass
@@ -153,9 +142,9 @@ def main() -> None:
 # --- options that several commands share ---------------------------------------------------------------
 
 
-def option(text: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:
+def option(text: str, *names: str, panel: str | None = None, **more: Any) -> Any:
     """An option whose help names its default itself, if it has one."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **more)
 
 
 def argument(text: str, metavar: str) -> Any:
@@ -172,18 +161,6 @@ def _name_exhibits(ctx: typer.Context, words: list[str] | None) -> list[str] | N
     return kinds.split()
 
 
-def folder_option(text: str, name: str) -> Any:
-    """A folder, with its default in the help."""
-    return typer.Option(name, metavar="DIR", help=text)
-
-
-def whole_option(text: str) -> Any:
-    """An option of the recipe that takes a whole number, also as 64e3 or 64k."""
-    return typer.Option(
-        help=text, rich_help_panel=RECIPE, show_default=False, parser=_whole, metavar="INTEGER"
-    )
-
-
 def _whole(text: str) -> int:
     try:
         return whole_number(text)
@@ -191,8 +168,9 @@ def _whole(text: str) -> int:
         raise typer.BadParameter(f"a whole number is wanted, such as 64000 or 64e3, not {text!r}.") from None
 
 
-RECIPE = "Recipe (the paper's by default)"
-recipe_option = partial(option, panel=RECIPE)
+recipe_option = partial(option, panel="Recipe (the paper's by default)")
+whole_option = partial(recipe_option, parser=_whole, metavar="INTEGER")  # also as 64e3 or 64k
+folder_option = partial(typer.Option, metavar="DIR")
 photo_option = partial(option, panel="Reading photographs")
 
 IMAGES = (
@@ -209,9 +187,9 @@ LAUNCHER = "Train here, or submit the runs to a Slurm cluster's queue."
 JOBS = "Runs at once, each with --threads, or its share of the cores. (default: by cores, memory, GPU)"
 
 DataOption = Annotated[Path | None, option(f"{IMAGES}.", "--data", metavar="DIR")]
-RunsOption = Annotated[Path, folder_option("Folder of run records.", "--runs")]
-TablesOption = Annotated[Path, folder_option("Where the tables are written.", "--tables")]
-FiguresOption = Annotated[Path, folder_option("Where the figures are written.", "--figures")]
+RunsOption = Annotated[Path, folder_option(help="Folder of run records.")]
+TablesOption = Annotated[Path, folder_option(help="Where the tables are written.")]
+FiguresOption = Annotated[Path, folder_option(help="Where the figures are written.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 ThreadsOption = Annotated[int | None, option("CPU threads. (default: one per core)", "--threads")]
 FastOption = Annotated[bool, option(FAST, "--fast", panel="Speed")]
@@ -232,8 +210,6 @@ SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar
 
 # --- their small notations -----------------------------------------------------------------------------
 
-MOST_SEEDS = 10_000
-
 
 def parse_pairs(pairs: Iterable[str] | None, option: str, example: str) -> dict[str, str]:
     """`["lr=0.05", "flip=off"]` -> `{"lr": "0.05", "flip": "off"}`; raises a UsageError for anything else."""
@@ -247,11 +223,7 @@ def parse_pairs(pairs: Iterable[str] | None, option: str, example: str) -> dict[
 
 
 def changed_settings(pairs: list[str] | None, fast: bool, **named: Value | None) -> dict[str, Value]:
-    """The settings of the recipe that `--set` and options of their own change, each given once.
-
-    Raises:
-        UsageError: if one is given twice, or is no setting.
-    """
+    """The settings that `--set` and options of their own change; a UsageError if one is given twice."""
     own = {key: value for key, value in named.items() if value is not None}
     texts = parse_pairs(pairs, "--set", "key=value")
     extra = {key: parse(key, text) for key, text in texts.items()}
@@ -280,19 +252,15 @@ def parse_depths(texts: Iterable[str] | None) -> list[int]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`5`, which is how many, and `0-4` -> [0, 1, 2, 3, 4]; `0,3,7` -> [0, 3, 7]; ranges too may be listed.
-
-    Raises:
-        UsageError: if it is neither, or a range is none.
-    """
+    """`5`, which is how many, and `0-4` -> [0, 1, 2, 3, 4]; `0,3,7-8` -> [0, 3, 7, 8]; else a UsageError."""
     seeds: list[int] = []
     for part in [f"0-{int(text) - 1}"] if text.strip().isdecimal() else text.split(","):
         ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if ends is None:
             raise UsageError(f"--seeds takes how many, or which: 5, 0-4 or 0,3; not {text!r}.")
         low, high = int(ends[1]), int(ends[2] or ends[1])
-        if not low <= high < low + MOST_SEEDS:
-            raise UsageError(f"--seeds {text}: a range goes up, and has at most {MOST_SEEDS:,} seeds.")
+        if not low <= high < low + 10_000:
+            raise UsageError(f"--seeds {text}: a range goes up, and has at most 10,000 seeds.")
         seeds += range(low, high + 1)
     return list(dict.fromkeys(seeds))
 
@@ -300,8 +268,7 @@ def parse_seeds(text: str) -> list[int]:
 def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
     """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}`.
 
-    Raises:
-        UsageError: if one is not key=value, nothing is submitted, or there is no such launcher.
+    Raises a UsageError if one is not key=value, nothing is submitted, or there is no such launcher.
     """
     if launcher not in ("local", "slurm"):
         raise UsageError(f"--launcher takes local or slurm, not {launcher!r}.")

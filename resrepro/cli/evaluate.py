@@ -1,11 +1,12 @@
 """`resrepro eval`: error rates, or responses of the layers."""
 
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.console import Console
 
 from resrepro import cli
 from resrepro.cli import argument, option
@@ -64,47 +65,33 @@ def evaluate(
     check_shortcut(plain, shortcut)
     is_named = mean is not None and (mean == "per_pixel" or mean.endswith(".npy"))
     images = mean if is_named else parse_channels(mean, "--mean"), parse_channels(std, "--std")
-    measure_and_record = partial(_told, lambda *given, **named: measure_errors(*given, **named))
-    measure_responses = partial(_told, lambda *given, **named: measure_layers(*given, **named))
     if ensemble and len(targets) < 2:
         raise UsageError("an ensemble takes two checkpoints or more: name them all, or leave --ensemble out.")
 
-    from rich.console import Console
-
+    from resrepro import evaluation
     from resrepro.data.loader import Loading
-    from resrepro.evaluation import evaluate as measure_errors
-    from resrepro.evaluation.responses import measure_responses as measure_layers
+    from resrepro.evaluation.responses import measure_responses
     from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
     console = Console(highlight=False, quiet=not is_first())
     other = ThirdPartyCheckpoint(depth, plain, shortcut, *images, zeros, stride_3x3, image_size, weights)
     say = partial(console.print, markup=False, soft_wrap=not console.is_terminal)
-    options: dict[str, Any] = {
-        "data": data, "device": device, "threads": threads, "say": say,
-        "loading": Loading(workers, max_bad_images or 0),
-    }  # fmt: skip
+    options: dict[str, Any] = {"data": data, "device": device, "threads": threads, "say": say}
+    options["loading"] = Loading(workers, max_bad_images or 0)
     view: dict[str, Any] = {"protocol": protocol, "bn_stats": bn_stats, "dataset": dataset, "split": split}
     if responses and (ensemble or other != ThirdPartyCheckpoint() or any(view.values())):
         raise UsageError("--responses are of finished runs: leave protocols and other people's nets out.")
-
-    def measure(group: list[Path]) -> None:
-        if responses:
-            console.print(responses_table(measure_responses(group[0], **options)))
-        else:
-            errors = measure_and_record(group, runs=runs, third_party=other, **view, **options)
-            console.print(errors_table(errors))
-
-    each_in_turn([targets] if ensemble else [[target] for target in targets], measure, say)
-
-
-def each_in_turn(
-    groups: list[list[Path]], measure: Callable[[list[Path]], None], say: Callable[[str], None]
-) -> None:
-    """Measure all, whatever fails, and then raise what says which failed; of one alone its own error."""
-    failed: dict[str, ResreproError] = {}
+    groups, failed = [targets] if ensemble else [[one] for one in targets], dict[str, ResreproError]()
     for group in groups:
         try:
-            measure(group)
+            if responses:
+                layers = measure_responses(group[0], **options)
+                found, shown = {"responses": asdict(layers)}, responses_table(layers)
+            else:
+                errors = evaluation.evaluate(group, runs=runs, third_party=other, **view, **options)
+                found, shown = {name: asdict(each) for name, each in errors.items()}, errors_table(errors)
+            tell(targets=list(map(str, group)), **found)
+            console.print(shown)
         except (UsageError, DataError, RecordError) as error:
             if len(groups) == 1:
                 raise
@@ -114,27 +101,12 @@ def each_in_turn(
         raise next(iter(failed.values()))
     if failed:
         what = "runs" if all(Path(name).is_dir() for name in failed) else "checkpoints"
-        names = ", ".join(failed)
-        raise RecordError(
-            f"{len(failed)} of {len(groups)} {what} were left out, for the reasons above: {names}."
-        )
-
-
-def _told(measure: Callable[..., Any], of: Any, **options: Any) -> Any:
-    """What is measured of a target, or of several as one, told to --json too."""
-    found = measure(of, **options)
-    each = found.items() if isinstance(found, dict) else [("responses", found)]
-    targets = [str(target) for target in (of if isinstance(of, list) else [of])]
-    tell(targets=targets, **{name: asdict(figures) for name, figures in each})
-    return found
+        left = f"{len(failed)} of {len(groups)} {what} were left out"
+        raise RecordError(f"{left}, for the reasons above: {', '.join(failed)}.")
 
 
 def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:
-    """`0.49,0.48,0.45` -> (0.49, 0.48, 0.45); None stays None.
-
-    Raises:
-        UsageError: if it is not three numbers.
-    """
+    """`0.49,0.48,0.45` -> (0.49, 0.48, 0.45), None stays None; raises a UsageError for anything else."""
     if text is None:
         return None
     try:

@@ -1,93 +1,66 @@
 """`resrepro reproduce` and `demo`: an exhibit of the paper, from what is missing to the verdict."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from rich.console import Console
 
-from resrepro import cli
+from resrepro import cli, launch
 from resrepro.cli import argument, option
+from resrepro.cli.screen import raise_failures
 from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
-from resrepro.cli.train import FreshOption, tell_jobs
+from resrepro.cli.train import FreshOption, submit_runs
 from resrepro.errors import DataError, ResreproError, UsageError
+from resrepro.records.collection import Collection
 from resrepro.records.reading import OTHER_IMAGES
+from resrepro.spec.recipe import Value
 from resrepro.training import world_size
-
-if TYPE_CHECKING:
-    from resrepro.launch import Exhibit, Measurement, Plan, Step
-    from resrepro.records.collection import Collection
-    from resrepro.spec.recipe import Value
 
 EXHIBITS = "table1, figure3, table2, table3, table4, table5, table6, figure1, figure4, figure6, figure7, demo"
 DATASET = "Another than the paper's: digits for CIFAR-10, folder for ImageNet."
 SEEDS = "So many seeds of every net, or these. (default: the paper's)"
 WITHOUT = "Leave a net out; may be repeated."
-PLACE = "Folder for the runs, the table and the figure."
 DEMO = ("digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56")
 
 
 @dataclass
 class Reproduction:
-    """Some exhibits, and the runs that they are to be made of.
+    """Some exhibits, and the runs that they are to be made of."""
 
-    Attributes:
-        options: those of every command: device and threads.
-        seeds: of every net; None for those that the paper ran.
-        without: experiments that are left out.
-        settings: of the recipe, changed.
-        data: folders of CIFAR-10 and of photographs.
-        jobs: runs at once; None for as many as there is room for.
-        failures: what could not be done, with the reason.
-    """
-
-    exhibits: "tuple[Exhibit, ...]"
+    exhibits: Sequence[launch.Exhibit]
     runs: Path
-    options: dict[str, Any]
-    seeds: Sequence[int] | None = None
-    without: Sequence[str] = ()
-    settings: "dict[str, Value]" = field(default_factory=dict)
-    data: Sequence[Path] = ()
-    jobs: int | None = None
+    options: Mapping[str, Any]  # of every command: device and threads
+    seeds: Sequence[int] | None = None  # of every net; None for those that the paper ran
+    without: Sequence[str] = ()  # experiments that are left out
+    settings: Mapping[str, Value] = field(default_factory=dict)  # of the recipe, changed
+    data: Sequence[Path] = ()  # folders of CIFAR-10 and of photographs
+    jobs: int | None = None  # runs at once; None for as many as there is room for
     fresh: bool = False
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)  # what could not be done, with the reason
 
-    def plan(self) -> "Plan":
+    def plan(self) -> launch.Plan:
         """What there is and what is missing, as the records say now."""
-        from resrepro.launch import make_plan
+        chosen, runs, settings = self.exhibits, self.runs, self.settings
+        return launch.make_plan(chosen, runs, seeds=self.seeds, without=self.without, settings=settings)
 
-        return make_plan(
-            self.exhibits, self.runs, seeds=self.seeds, without=self.without, settings=self.settings
+    def data_of(self, step: launch.Step) -> Path | None:
+        """The folder of a run's images."""
+        return launch.data_folder_of(step.family, self.data)
+
+    def train_words(self, step: launch.Step) -> tuple[str, ...]:
+        """The command that trains a run."""
+        own = {"data": self.data_of(step), "runs": self.runs, "fresh": self.fresh}
+        return launch.train_words(
+            step.spec, step.seed, launch.option_words(self.settings, **own, **self.options)
         )
 
-    def data_of(self, step: "Step") -> Path | None:
-        """The folder of a run's images."""
-        from resrepro.launch import data_folder_of
-
-        return data_folder_of(step.family, self.data)
-
-    def train_words(self, step: "Step") -> tuple[str, ...]:
-        """The command that trains a run."""
-        from resrepro.launch import option_words, train_words
-
-        own = {"data": self.data_of(step), "runs": self.runs, "fresh": self.fresh}
-        return train_words(step.spec, step.seed, option_words(self.settings, **own, **self.options))
-
-    def measure_words(self, measurement: "Measurement") -> list[str]:
+    def measure_words(self, measurement: launch.Measurement) -> list[str]:
         """The command that measures something."""
         return measurement.words(self.runs, data=self.data_of(measurement.steps[0]), **self.options)
-
-    def places_of(self, missing: "Sequence[Step]") -> dict[str, list[str]]:
-        """Where the missing runs are trained at once, by the family of their nets."""
-        from resrepro.launch import PHOTOS, SMALL
-        from resrepro.launch.local import choose_places
-
-        specs = {f: [step.spec for step in missing if step.family == f] for f in (SMALL, PHOTOS)}
-        device = self.options["device"]
-        return {family: choose_places(self.jobs, own, device) for family, own in specs.items()}
 
     def train(self) -> None:
         """Train what is missing, nets on small images first; one that fails stops no other.
@@ -96,7 +69,7 @@ class Reproduction:
             Interrupted: after a signal; what was begun has its checkpoint.
         """
         from resrepro.cli.view import RunsView, train_all
-        from resrepro.launch.local import Job, RunPool, prepare_images, threads_each
+        from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, threads_each
 
         missing = list(self.plan().steps if self.fresh else self.plan().to_train)
         if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:
@@ -105,8 +78,9 @@ class Reproduction:
             except DataError as error:
                 self.failures |= {str(step): str(error) for step in on_cifar}
                 missing = [step for step in missing if step not in on_cifar]
-        for family, places in self.places_of(missing).items():
+        for family in (launch.SMALL, launch.PHOTOS):
             steps = [step for step in missing if step.family == family]
+            places = choose_places(self.jobs, [step.spec for step in steps], self.options["device"])
             names = {Job(s.spec.experiment, s.seed, self.train_words(s)): str(s) for s in steps}
             pool = RunPool(list(names), places, threads_each(len(places)))
             failed = train_all(pool, RunsView(pool.jobs, onward=False))
@@ -130,7 +104,6 @@ class Reproduction:
         A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
         """
         from resrepro.launch.local import prepare_images
-        from resrepro.launch.slurm import QueuedRun, submit
 
         plan, runs = self.plan(), []
         for step in plan.steps:
@@ -138,9 +111,9 @@ class Reproduction:
             if step.to_train or (step.state == "done" and own):
                 prepare_images([step.spec], self.data_of(step))
                 measures = tuple(self.measure_words(each) for each in own)
-                runs.append(QueuedRun(step.spec.name, step.seed, self.train_words(step), measures))
+                runs.append((step.spec.name, step.seed, self.train_words(step), measures))
         if runs:
-            tell_jobs(submit(runs, self.runs, slurm, self.options["threads"]), self.runs)
+            submit_runs(runs, self.runs, slurm, self.options["threads"])
             console.print("The same command shows what is there when they have ended.", markup=False)
         for each in plan.to_measure:
             if len(each.steps) > 1:
@@ -152,9 +125,8 @@ class Reproduction:
         from resrepro.claims import to_rich
         from resrepro.claims.judging import judge
 
-        plan = self.plan()
+        plan, shown = self.plan(), dict[str, Callable[[Console], None]]()
         found = plan.records()
-        shown: dict[str, Callable[[Console], None]] = {}
         for exhibit in plan.exhibits:  # all files first, then the screen
             try:
                 shown[exhibit.stem] = write_exhibit(exhibit, found, tables, figures)
@@ -172,8 +144,6 @@ class Reproduction:
 
     def raise_failures(self) -> None:
         """Name what failed or is blocked, each with its reason; raises a ResreproError if there is any."""
-        from resrepro.cli.view import raise_failures
-
         raise_failures(self.failures | {str(step): step.why for step in self.plan().blocked})
 
 
@@ -202,8 +172,6 @@ def reproduce(
 
     Example: resrepro reproduce figure1 --dataset digits --seeds 3
     """
-    from resrepro.launch import choose_exhibits
-
     slurm_options = cli.parse_slurm(slurm, launcher)
     if world_size() > 1:
         raise UsageError("reproduce starts its own processes: leave torchrun out.")
@@ -212,7 +180,7 @@ def reproduce(
         changed["precision"] = cli.precision_of_fast(device, launcher)
     which = None if seeds is None else cli.parse_seeds(seeds)
     reproduction = Reproduction(
-        choose_exhibits(exhibits, dataset), runs, {"device": device, "threads": threads}, which,
+        launch.choose_exhibits(exhibits, dataset), runs, {"device": device, "threads": threads}, which,
         without or (), changed, data or (), jobs,
     )  # fmt: skip
     plan, console = reproduction.plan(), Console(highlight=False)
@@ -230,7 +198,9 @@ def reproduce(
 
 @cli.app.command(rich_help_panel="Run")
 def demo(
-    out: Annotated[Path, cli.folder_option(PLACE, "--out")] = Path("demo"),
+    out: Annotated[Path, cli.folder_option(help="Folder for the runs, the table and the figure.")] = Path(
+        "demo"
+    ),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fresh: FreshOption = False,
@@ -239,9 +209,7 @@ def demo(
 
     It is `resrepro reproduce demo`, in a folder of its own.
     """
-    from resrepro.launch import choose_exhibits
-
-    exhibits, console = choose_exhibits(["demo"]), Console(highlight=False)
+    exhibits, console = launch.choose_exhibits(["demo"]), Console(highlight=False)
     reproduction = Reproduction(exhibits, out / "runs", {"device": device, "threads": threads}, fresh=fresh)
     reproduction.train()
     found = reproduction.plan().records()
@@ -251,7 +219,7 @@ def demo(
     reproduction.raise_failures()
 
 
-def demo_verdict(found: "Collection") -> str:
+def demo_verdict(found: Collection) -> str:
     """What the demo's runs show about degradation (the paper's Figure 1), computed from their records.
 
     Only the paper's contrast is looked at: training error of 20 against 56 layers, plain and residual.

@@ -1,5 +1,6 @@
 """stdout and stderr, which may end before the work does; stdout is also silenced, or given JSON alone."""
 
+import io
 import json
 import os
 import sys
@@ -7,6 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from rich.console import Console
+
+from resrepro.errors import ResreproError
 from resrepro.training import is_first
 
 
@@ -52,21 +56,23 @@ class Screen:
                 self.lost(error)
 
 
+def print_json(content: object) -> None:
+    """Print JSON as --json does."""
+    print(json.dumps(content, indent=2, ensure_ascii=False), flush=True)
+
+
 @contextmanager
 def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
     """While active, neither stdout, whose end is told to `lost`, nor stderr ends the process."""
     before = sys.stdout, sys.stderr
-    out = Screen(sys.stdout, lost)
-    if sys.stdout is not None:  # it was closed before the start
-        sys.stdout = out
-    if sys.stderr is not None:
-        sys.stderr = Screen(sys.stderr, lambda error: None)
+    screen = Screen(sys.stdout or io.StringIO(), lost)  # None: it was closed before the start
+    sys.stdout, sys.stderr = screen, Screen(sys.stderr or io.StringIO(), lambda error: None)
     try:
-        yield out
+        yield screen
     finally:
-        if out.told is not None and before[0] is not None and is_first():
-            out.silent = False
-            print(json.dumps(out.told, indent=2, ensure_ascii=False), file=out, flush=True)
+        if screen.told is not None and is_first():
+            screen.silent = False
+            print_json(screen.told)
         sys.stdout, sys.stderr = before
 
 
@@ -88,3 +94,14 @@ def tell(**content: object) -> None:
     """Add an object to what --json shows."""
     if isinstance(sys.stdout, Screen) and sys.stdout.told is not None:
         sys.stdout.told.append(content)
+
+
+def raise_failures(failed: Mapping[str, str], of: str = "") -> None:
+    """Name what could not be done, each with its reason; raises a ResreproError if there is anything."""
+    if not failed:
+        return
+    console = Console(stderr=True, highlight=False)
+    console.print("Failed:")
+    for name, why in failed.items():
+        console.print(f"  {name}: {why}", markup=False, soft_wrap=not console.is_terminal)
+    raise ResreproError(f"{len(failed)}{of} could not be done; the same command tries again.")

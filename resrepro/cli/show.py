@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,15 +11,13 @@ from rich.text import Text
 
 from resrepro import cli
 from resrepro.cli import argument, option
+from resrepro.cli.screen import print_json
 from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
+from resrepro.launch import Exhibit
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
 from resrepro.spec import catalogue, command_for
-from resrepro.spec.recipe import NamedRecipe, Setting, setting_rules, spell
-
-if TYPE_CHECKING:
-    from resrepro.launch import Exhibit
-    from resrepro.spec.architecture import Architecture
+from resrepro.spec.recipe import Setting, setting_rules, spell
 
 TABLES = (
     "table1, table2, table2-folder, table3, table3-folder, table4, table4-folder, table5, table5-folder, "
@@ -29,31 +27,21 @@ TABLES = (
 FIGURES = "figure1, figure1-digits, figure3, figure4, figure4-folder, figure6, figure6-digits, figure7, demo"
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 
-EXHIBIT = "EXHIBIT..."
 PAGE = "The HTML file that is written."
 DETAILED = "Claims to show in detail. (default: a line for each)"
-JSON = "Print JSON instead."
 FOLDERS = "Folder of run records; may be repeated. (default: runs)"
 ONLY = "Only runs with this setting, e.g. iterations=2000; may be repeated."
 FORMATS = "png, svg or pdf; may be repeated. (default: png and svg)"
 WIDTH = "Inches, or column or text as on the paper's page. (default: the figure's own)"
 RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metavar="DIR")]
 SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
-JsonOption = Annotated[bool, option(JSON, "--json")]
-
-
-def tell_json(content: object) -> None:
-    """Print JSON."""
-    from json import dumps
-
-    typer.echo(dumps(content, indent=2, ensure_ascii=False))
+JsonOption = Annotated[bool, option("Print JSON instead.", "--json")]
 
 
 def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
     """The good records below some folders that have some settings; each broken one is named on stderr.
 
-    Raises:
-        UsageError: if a folder that was named does not exist, or there are no such runs.
+    Raises a UsageError if a folder that was named does not exist, or there are no such runs.
     """
     given = list(folders or [])
     for folder in given:
@@ -74,7 +62,7 @@ def tell_written(paths: Iterable[Path], console: Console, notes: Iterable[str] =
 
 @cli.app.command(rich_help_panel="Read")
 def compare(
-    exhibits: Annotated[list[str] | None, argument(f"{TABLES}. (default: table6)", EXHIBIT)] = None,
+    exhibits: Annotated[list[str] | None, argument(f"{TABLES}. (default: table6)", "EXHIBIT...")] = None,
     runs: RunFoldersOption = None,
     tables: cli.TablesOption = Path("tables"),
     every: Annotated[bool, option("Runs of all protocols, not of one.", "--all")] = False,
@@ -93,7 +81,7 @@ def compare(
     built = [build_table(name, found, every=every) for name in names]
     written = [write_table(table, tables) for table in built]  # all files first, then the screen
     if json:
-        return tell_json([to_json(table) for table in built])
+        return print_json([to_json(table) for table in built])
     for table, paths in zip(built, written, strict=True):
         console.print(to_rich(table))
         tell_written(paths, console)
@@ -101,7 +89,7 @@ def compare(
 
 @cli.app.command(rich_help_panel="Read")
 def plot(
-    exhibits: Annotated[list[str] | None, argument(f"{FIGURES}. (default: figure6)", EXHIBIT)] = None,
+    exhibits: Annotated[list[str] | None, argument(f"{FIGURES}. (default: figure6)", "EXHIBIT...")] = None,
     runs: RunFoldersOption = None,
     figures: cli.FiguresOption = Path("figures"),
     paper: Annotated[bool, option("The paper's own curves thin behind ours.", "--paper")] = False,
@@ -126,8 +114,8 @@ def plot(
 
 
 def write_exhibit(
-    exhibit: "Exhibit", found: Collection, tables: Path, figures: Path
-) -> "Callable[[Console], None]":
+    exhibit: Exhibit, found: Collection, tables: Path, figures: Path
+) -> Callable[[Console], None]:
     """Write the table of an exhibit, and draw its figure, from the records of a plan alone.
 
     Returns what prints it, once all files are written.
@@ -181,12 +169,12 @@ def claims(
     wanted = {find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
     verdicts = judge(found.runs)
-    told = wanted or {verdict.claim.number for verdict in verdicts}
-    shown = [verdict for verdict in verdicts if verdict.claim.number in told]
+    shown = [verdict for verdict in verdicts if not wanted or verdict.claim.number in wanted]
     paths = write_table(table(verdicts, found.sources), tables)
     if json:
         content = to_json(table(verdicts, found.sources))
-        return tell_json(content | {"rows": [row for row in content["rows"] if row["claim"] in told]})
+        rows = [row for row in content["rows"] if not wanted or row["claim"] in wanted]
+        return print_json(content | {"rows": rows})
     console = Console(highlight=False)
     if wanted:
         console.print(to_rich(shown, detailed=True))
@@ -228,22 +216,17 @@ def list_experiments(
     console = Console(highlight=False)
     if name is not None:
         return show_experiment(catalogue.find(name), console)
-    console.print(experiments_table())
-    console.print("Run one: resrepro train --depth 56 --plain     (any depth 6n+2, not only these)")
-    console.print("Photographs of your own: resrepro train --dataset folder --depth 18 --data DIR")
-    console.print("Its layers and its recipe: resrepro list cifar10-plain56")
-
-
-def experiments_table() -> Grid:
-    """A line for each experiment, with the table or figure that it belongs to."""
     grid = Grid(("experiment", "net", "recipe", "seeds", "exhibits"), left=5, wraps=True)
     dataset = None
     for experiment in catalogue.experiments().values():
         new, dataset, seeds = experiment.dataset != dataset, experiment.dataset, experiment.seeds
         span = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
-        exhibits = ", ".join(name.removesuffix(f"-{dataset}") for name in experiment.exhibits)
+        exhibits = ", ".join(each.removesuffix(f"-{dataset}") for each in experiment.exhibits)
         grid.add(experiment.name, experiment.label, experiment.recipe, span, exhibits, section=new)
-    return grid
+    console.print(grid)
+    console.print("Run one: resrepro train --depth 56 --plain     (any depth 6n+2, not only these)")
+    console.print("Photographs of your own: resrepro train --dataset folder --depth 18 --data DIR")
+    console.print("Its layers and its recipe: resrepro list cifar10-plain56")
 
 
 def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
@@ -255,37 +238,20 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     shortcut = f"shortcut option {spec.shortcut} (stated, Section {section})"
     shortcut = "no shortcuts" if experiment.plain else shortcut
     console.print(Text.assemble((experiment.name, "bold"), f": {experiment.label}, {shortcut}"))
-    console.print(layers_table(net))
+    grid = Grid(("part", "output", "layers", "times", "shortcut"), left=5)
+    for part in net.parts:
+        side, times = part.layers[-1].size, str(part.times) if part.name.endswith("_x") else ""
+        strides = (f" /{each.stride}" if each.stride > 1 else "" for each in part.layers)
+        kernels = (f"{each.kernel}x{each.kernel}, {each.channels}" for each in part.layers)
+        layers = "; ".join(map("".join, zip(kernels, strides, strict=True)))
+        grid.add(part.name, f"{side}x{side}", layers, times, part.shortcut.kind if part.shortcut else "")
+    console.print(grid)
     console.print(
         f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, "
         f"{net.multiply_adds / 1e9:.3f}e9 multiply-adds for an image of {net.image_size}x{net.image_size}.\n",
         markup=False,
     )
     console.print(f"Recipe {recipe.name}: {recipe.title}", markup=False)
-    console.print(settings_table(experiment, recipe))
-    marks: list[str] = [setting.mark for setting in recipe.settings.values()]
-    console.print(", ".join(f"{marks.count(mark)} {mark}" for mark in STYLES) + ".")
-    for departure in catalogue.departures(spec):
-        console.print(f"Departs from the paper: {departure}", markup=False)
-    console.print(f"Run it: {command_for(spec)}     (change a setting: --set key=value)")
-
-
-def layers_table(net: "Architecture") -> Grid:
-    """A line for each part of a net: its layers as in Table 1, its shortcut, the side of its output map."""
-    grid = Grid(("part", "output", "layers", "times", "shortcut"), left=5)
-    for part in net.parts:
-        side = part.layers[-1].size
-        layers = "; ".join(
-            f"{each.kernel}x{each.kernel}, {each.channels}" + (f" /{each.stride}" if each.stride > 1 else "")
-            for each in part.layers
-        )
-        times = str(part.times) if part.name.endswith("_x") else ""
-        grid.add(part.name, f"{side}x{side}", layers, times, part.shortcut.kind if part.shortcut else "")
-    return grid
-
-
-def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Grid:
-    """A line for each setting of the recipe, then those of the test protocols that fit."""
     grid = Grid(("setting", "value", "known", "what it is"), left=4, wraps=True)
 
     def add(setting: Setting, meaning: str) -> None:
@@ -300,4 +266,9 @@ def settings_table(experiment: catalogue.Experiment, recipe: NamedRecipe) -> Gri
             grid.add(view.name, "", "", f"test protocol: {view.title}", section=True)
             for setting in view.settings.values():
                 add(setting, "")
-    return grid
+    console.print(grid)
+    marks: list[str] = [setting.mark for setting in recipe.settings.values()]
+    console.print(", ".join(f"{marks.count(mark)} {mark}" for mark in STYLES) + ".")
+    for departure in catalogue.departures(spec):
+        console.print(f"Departs from the paper: {departure}", markup=False)
+    console.print(f"Run it: {command_for(spec)}     (change a setting: --set key=value)")

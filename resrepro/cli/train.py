@@ -5,29 +5,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
-from resrepro.cli.screen import tell
+from resrepro.cli.screen import raise_failures, tell
 from resrepro.errors import DataError, Diverged, ResreproError, UsageError
-from resrepro.spec import IMAGENET_IMAGES, Spec, catalogue, check_shortcut, in_folder
+from resrepro.launch import Plan, Step, option_words, step_of, train_words
+from resrepro.spec import Spec, catalogue, check_shortcut, in_folder
 from resrepro.spec.catalogue import derive, experiment_for, find
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import is_first, world_size
-
-if TYPE_CHECKING:
-    from resrepro.launch.slurm import QueuedJob, QueuedRun
 
 Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
 ENGINE = "How updates are computed: graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
-SEVERAL = "So many seeds, or these, one run each."
 NAMES = "Names as in `resrepro list`."
 DATASET = "cifar10, digits, imagenet, or folder: photographs of your own."
 SIDE = "Photographs: side of a crop instead of 224; scales in proportion."
@@ -36,9 +33,6 @@ STATISTICS = "Photographs, BN at test: running, or precise (plain averages over 
 PASS = "Images per pass; gradients of several passes are accumulated. (default: all)"
 LOCK = "Take over a run whose process on another machine has ended."
 
-EngineOption = Annotated[
-    str, typer.Option("--engine", metavar="auto|eager|kernels|graph", rich_help_panel="Speed", help=ENGINE)
-]
 FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and start anew.", "--fresh")]
 
 
@@ -50,9 +44,8 @@ def train(
     shortcut: Annotated[str | None, option("Shortcut option A, B or C. (default: the paper's)")] = None,
     dataset: Annotated[str, typer.Option(help=DATASET)] = "cifar10",
     seed: Annotated[int | None, option("Seed. (default: 0)")] = None,
-    seeds: Annotated[str | None, option(SEVERAL, metavar="N|0-4")] = None,
+    seeds: Annotated[str | None, option("So many seeds, or these, one run each.", metavar="N|0-4")] = None,
     iterations: cli.IterationsOption = None,
-    epochs: Annotated[float | None, typer.Option(hidden=True, help="Answered with --iterations.")] = None,
     batch_size: Annotated[int | None, cli.whole_option("Images per batch.")] = None,
     split: cli.SplitOption = None,
     image_size: Annotated[int | None, recipe_option(SIDE)] = None,
@@ -66,7 +59,9 @@ def train(
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fast: cli.FastOption = False,
-    engine: EngineOption = "auto",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|eager|kernels|graph", rich_help_panel="Speed", help=ENGINE)
+    ] = "auto",
     jobs: cli.JobsOption = None,
     micro_batch: Annotated[int | None, option(PASS)] = None,
     workers: cli.WorkersOption = None,
@@ -85,8 +80,6 @@ def train(
 
     Example: resrepro train --depth 56 --plain
     """
-    from resrepro.launch import local, option_words
-
     changed = cli.changed_settings(
         settings, fast, iterations=iterations, batch_size=batch_size, split=split, image_size=image_size,
         bn_group=bn_group, bn_stats=bn_stats, stride_3x3=stride_3x3 or None, precision=precision,
@@ -96,23 +89,28 @@ def train(
     if fast and (dry_run or launcher == "slurm"):
         changed["precision"], fast = cli.precision_of_fast(device, launcher), False
     specs = _specs(experiments or [], dataset, cli.parse_depths(depth), plain, shortcut, changed)
-    if epochs is not None:
-        raise UsageError(_iterations_of(epochs, specs))
-    wanted = [(spec, number) for spec in specs for number in _seeds(seed, seeds)]
+    if seed is not None and seeds is not None:
+        raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
+    numbers = [seed or 0] if seeds is None else cli.parse_seeds(seeds)
+    wanted = [(spec, number) for spec in specs for number in numbers]
     options: dict[str, Any] = {
         "shortcut": shortcut, "data": data, "runs": runs, "device": device, "threads": threads, "fast": fast,
         "micro_batch": micro_batch, "checkpoint_every": checkpoint_every, "break_lock": break_lock,
         "fresh": fresh, "engine": engine, "workers": workers, "max_bad_images": max_bad_images,
     }  # fmt: skip
-    words, listener = option_words(changed, **options), os.environ.get(local.EVENTS)
+    words = option_words(changed, **options)
     if dry_run:
         _forecast(wanted, options)
     elif launcher == "slurm":
-        _submit(wanted, options, slurm_options, words)
+        from resrepro.launch.local import prepare_images
+
+        prepare_images(specs, data)  # downloaded once, not by every job
+        queued = [(spec.name, number, train_words(spec, number, words)) for spec, number in wanted]
+        submit_runs(queued, runs, slurm_options, threads)
     elif len(wanted) > 1 and world_size() == 1:
         _train_at_once(wanted, jobs, options, words)
     else:
-        _train_here(wanted, options | changed, listener)
+        _train_here(wanted, options | changed)
 
 
 def _specs(
@@ -136,41 +134,11 @@ def _specs(
     return list(dict.fromkeys(derive(each, shortcut, **changed) for each in chosen))
 
 
-def _seeds(seed: int | None, seeds: str | None) -> list[int]:
-    """The seeds that were asked for; 0 by default."""
-    if seeds is None:
-        return [seed or 0]
-    if seed is not None:
-        raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
-    return cli.parse_seeds(seeds)
-
-
-def _iterations_of(epochs: float, specs: Sequence[Spec]) -> str:
-    """How --iterations says a number of epochs, of the images that a data set has."""
-    recipe, own = specs[0].recipe, specs[0].dataset
-    split = getattr(recipe, "split", "all")
-    images = {
-        "cifar10": 45_000 if split == "45k5k" else 50_000,
-        "digits": 1_438,
-        "imagenet": IMAGENET_IMAGES["train"],
-    }
-    if own not in images:
-        return (
-            f"--epochs is told as --iterations: an epoch is as many as your images, over {recipe.batch_size}."
-        )
-    count = max(1, round(epochs * images[own] / recipe.batch_size))
-    length = f"{images[own]:,} images, {recipe.batch_size} at a time"
-    return f"--epochs {epochs:g} is told as --iterations {count}: {length}."
-
-
-def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -> None:
-    """Train in this process: one run, or several in turn under torchrun; one that fails stops no other.
-
-    `listener` is the process that is to hear the events, if there is one.
-    """
-    from resrepro.cli.view import EventView, RunsView, print_event, raise_failures
+def _train_here(wanted: Wanted, options: dict[str, Any]) -> None:
+    """Train in this process: one run, or several in turn under torchrun; one that fails stops no other."""
+    from resrepro.cli.view import EventView, RunsView
     from resrepro.data.loader import Loading
-    from resrepro.launch.local import Job, Outcome
+    from resrepro.launch.local import EVENTS, Job, Outcome
     from resrepro.training.engine import choose_device, keep_memory
     from resrepro.training.session import train as train_one
 
@@ -178,15 +146,18 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
         keep_memory()
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}
-    shows, failed = is_first() and listener is None, dict[str, str]()
-    with RunsView(list(each), Console(highlight=False, quiet=not shows)) as view:
+    listener, failed = os.environ.get(EVENTS), dict[str, str]()
+    shows = is_first() and listener is None
+    view = RunsView(list(each), Console(highlight=False, quiet=not shows))
+    with view.live:
         for job, spec in each.items():
-            hear, parent = (partial(view.hear, job), None) if shows else (print_event, int(listener or 0))
-            watcher = EventView(hear, parent)
+            watcher = EventView(partial(view.hear, job)) if shows else EventView(parent=int(listener or 0))
             try:
                 folder = train_one(spec.experiment, job.seed, watcher=watcher, **options)
             except ResreproError as error:
-                if len(each) == 1 or not met_by_all(error):
+                # All processes of a run have met the first two, and what `parallel.on_first` has told.
+                met_by_all = isinstance(error, UsageError | Diverged) or "told" in vars(error)
+                if len(each) == 1 or not met_by_all:
                     raise
                 failed[str(job)] = str(error)
                 view.end(job, Outcome(error.exit_code, str(error)))
@@ -199,17 +170,11 @@ def _train_here(wanted: Wanted, options: dict[str, Any], listener: str | None) -
     raise_failures(failed, f" of {len(each)} runs")
 
 
-def met_by_all(error: ResreproError) -> bool:
-    """Whether all processes of a run have met an error, so that they can go on to the next run together."""
-    return isinstance(error, UsageError | Diverged) or "told" in vars(error)  # by `parallel.on_first`
-
-
 def _train_at_once(
     wanted: Wanted, jobs: int | None, options: Mapping[str, Any], words: Sequence[str]
 ) -> None:
     """Train several runs, as many at once as there is room for, each by a command of its own."""
-    from resrepro.cli.view import RunsView, raise_failures, train_all
-    from resrepro.launch import train_words
+    from resrepro.cli.view import RunsView, train_all
     from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, threads_each
 
     specs = [spec for spec, _ in wanted]
@@ -225,33 +190,22 @@ def _train_at_once(
     raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(each)} runs")
 
 
-def _submit(
-    wanted: Wanted, options: Mapping[str, Any], slurm: Mapping[str, str], words: Sequence[str]
+def submit_runs(
+    wanted: Sequence[tuple[Any, ...]], runs: Path, slurm: Mapping[str, str], threads: int | None
 ) -> None:
-    """Hand the runs to the cluster's queue."""
-    from resrepro.launch import train_words
-    from resrepro.launch.local import prepare_images
+    """Hand runs, each as the fields of a QueuedRun, to the cluster's queue; prints the job of each."""
     from resrepro.launch.slurm import QueuedRun, submit
 
-    prepare_images([spec for spec, _ in wanted], options["data"])  # downloaded once, not by every job
-    queued = [QueuedRun(spec.name, seed, train_words(spec, seed, words)) for spec, seed in wanted]
-    tell_jobs(submit(queued, options["runs"], slurm, options["threads"]), options["runs"])
-
-
-def tell_jobs(submitted: "Sequence[tuple[QueuedRun, str, QueuedJob | None]]", runs: Path) -> None:
-    """Print the job of each run, whether it was in the queue already, and how to look after them."""
-    for queued, number, before in submitted:
+    for queued, number, before in submit([QueuedRun(*each) for each in wanted], runs, slurm, threads):
         there = "" if before is None else "waiting" if before.state == "PENDING" else "running"
         print(f"{queued}: job {number}" + (f" ({there} already)" if there else ""))
         tell(run=queued.run, seed=queued.seed, job=number, there=there)
-    if submitted:
-        print(f"Next: {in_folder('resrepro status', runs)}")
+    print(f"Next: {in_folder('resrepro status', runs)}")
 
 
 def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
     """Show what the runs will take, less what is done already; nothing is written."""
     from resrepro.cli.status import show_plan
-    from resrepro.launch import Plan, Step, step_of
 
     steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
@@ -264,18 +218,16 @@ def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
 @cli.app.command(rich_help_panel="Run")
 def publish(
     records: Annotated[list[Path], argument("Run folders, finished, or files of runs/ensembles.", "RUN...")],
-    results: Annotated[Path, cli.folder_option("Where to.", "--results")] = Path("results"),
+    results: Annotated[Path, cli.folder_option(help="Where to.")] = Path("results"),
 ) -> None:
     """Copy finished records to a folder that one commits, of full-length runs with their weights."""
     from resrepro.evaluation.weights import write_weights
-    from resrepro.records import read_run
-    from resrepro.records.collection import publish as publish_run
-    from resrepro.records.collection import publish_ensemble
+    from resrepro.records import collection, read_run
 
     runs = [read_run(record) for record in records if not record.is_file()]
-    copies = [publish_run(run, results) for run in runs]
+    copies = [collection.publish(run, results) for run in runs]
     for run, copy in zip(runs, copies, strict=True):
         write_weights(run, copy)
-    copies += [publish_ensemble(record, results) for record in records if record.is_file()]
+    copies += [collection.publish_ensemble(record, results) for record in records if record.is_file()]
     for copy in copies:
         print(f"Published to {copy}")

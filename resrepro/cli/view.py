@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from resrepro.cli.screen import tell
 from resrepro.comparison.screen import Grid
-from resrepro.errors import Interrupted, ResreproError
+from resrepro.errors import Interrupted
 from resrepro.launch.local import Event, Job, Outcome, RunPool
 from resrepro.records import read_run
 from resrepro.spec import default_shortcut, in_folder, net_label
@@ -30,16 +30,12 @@ STATES = ("running", "finished", "failed", "stopped", "waiting")
 WORDS = {"train": "training error", "val": "validation error", "test": "test error"}
 
 
-def print_event(event: Event) -> None:
-    """Tell the process that reads our output."""
-    print(json.dumps(event), flush=True)
-
-
 class EventView(Watcher):
-    """Makes events of what happens to a run; stops it when `parent`, the process that hears them, ends."""
+    """Makes events of a run, for `hear` or printed for the process `parent`, with which the run ends."""
 
-    def __init__(self, hear: Callable[[Event], None] = print_event, parent: int | None = None) -> None:
-        self.hear, self.parent, self.pace = hear, parent, Pace(0, 0, 0)
+    def __init__(self, hear: Callable[[Event], None] | None = None, parent: int | None = None) -> None:
+        self.hear = hear or (lambda event: print(json.dumps(event), flush=True))
+        self.parent, self.pace = parent, Pace(0, 0, 0)
 
     def tell(self, event: str, **details: object) -> None:
         """Hand on an event."""
@@ -87,13 +83,6 @@ class RunsView:
             auto_refresh=self.console.is_terminal,
         )  # fmt: skip
 
-    def __enter__(self) -> "RunsView":
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
     def hear(self, job: Job, event: Event) -> None:
         """Take note of an event, and print what deserves a line."""
         kind = event["event"]
@@ -127,9 +116,9 @@ class RunsView:
         dataset, depth, shortcut = (run.spec[key] for key in ("dataset", "depth", "shortcut"))
         usual = shortcut == default_shortcut(dataset, depth)
         label = net_label(depth, run.spec["plain"], None if usual else shortcut)
-        told = (f"{WORDS[key]} {value['top1_err']:.2f} %" for key, value in run.result["last"].items())
-        lines = [f"{label}, seed {run.seed}: {', '.join(told)} (last iteration)."]
         errors = {key: value["top1_err"] for key, value in run.result["last"].items()}
+        told = ", ".join(f"{WORDS[key]} {error:.2f} %" for key, error in errors.items())
+        lines = [f"{label}, seed {run.seed}: {told} (last iteration)."]
         departures = run.result["departures"]
         tell(record=str(folder), seed=run.seed, status=run.status, top1_err=errors, departures=departures)
         if self.onward:
@@ -155,12 +144,15 @@ class RunsView:
                 done = f"{row['done']:,}/{row['iterations']:,}" if "done" in row else "starting"
                 speed = f"{row['images_per_s']:,.0f}" if "loss" in row else ""
                 loss = f"{row['loss']:.4f}" if "loss" in row else ""
-                training_and_headline = " ".join(f"{error:.2f}" for error in row.get("errors", ())[:2])
-                left = row.get("left", "")
-                table.add(job.run, str(job.seed), done, speed, loss, training_and_headline, left)
+                errors = " ".join(f"{error:.2f}" for error in row.get("errors", ())[:2])  # and the headline's
+                table.add(job.run, str(job.seed), done, speed, loss, errors, row.get("left", ""))
+        told = f"{len(self.rows)} runs: {self.count()}" if len(self.rows) > 1 else ""
+        return Group(table, Text(told, "dim"))
+
+    def count(self) -> str:
+        """How many runs there are of each state."""
         states = Counter(self.states.values())
-        told = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-        return Group(table, Text(f"{len(self.rows)} runs: {told}" if len(self.rows) > 1 else "", "dim"))
+        return ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
 
 
 def train_all(pool: RunPool, view: RunsView, way_on: str = "") -> dict[Job, Outcome]:
@@ -170,24 +162,9 @@ def train_all(pool: RunPool, view: RunsView, way_on: str = "") -> dict[Job, Outc
         Interrupted: after a signal; what was begun has its checkpoint.
     """
     pool.hear, pool.end = view.hear, view.end
-    with view:
+    with view.live:
         pool.run()
     if pool.received:
-        states = Counter(view.states.values())
-        states["not begun"] = states.pop("waiting", 0)
-        told = ", ".join(f"{states[state]} {state}" for state in (*STATES, "not begun") if states[state])
-        raise Interrupted(
-            f"Stopped (of {len(pool.jobs)} runs {told}): the same command{way_on} goes on.", pool.received
-        )
+        told = f"of {len(pool.jobs)} runs {view.count().replace('waiting', 'not begun')}"
+        raise Interrupted(f"Stopped ({told}): the same command{way_on} goes on.", pool.received)
     return {job: outcome for job, outcome in pool.outcomes.items() if outcome.code}
-
-
-def raise_failures(failed: Mapping[str, str], of: str = "") -> None:
-    """Name what could not be done, each with its reason; raises a ResreproError if there is anything."""
-    if not failed:
-        return
-    console = Console(stderr=True, highlight=False)
-    console.print("Failed:")
-    for name, why in failed.items():
-        console.print(f"  {name}: {why}", markup=False, soft_wrap=not console.is_terminal)
-    raise ResreproError(f"{len(failed)}{of} could not be done; the same command tries again.")
