@@ -17,7 +17,7 @@ from resrepro.claims import FAILED, HELD, UNDECIDED, claims, find_claim, summary
 from resrepro.claims.judging import judge, paper_words, verdict_on
 from resrepro.claims.measures import MEASURES, projection_ratios, reached, weakest
 from resrepro.cli import app
-from resrepro.comparison.statistics import estimate
+from resrepro.comparison import estimate
 from resrepro.comparison.table import to_csv, to_latex, to_markdown
 from resrepro.records.collection import collect
 from resrepro.records.evaluations import Responses

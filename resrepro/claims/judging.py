@@ -25,8 +25,8 @@ from resrepro.claims import (
     value_of,
 )
 from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, smoothed
+from resrepro.comparison import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
 from resrepro.comparison.groups import FREE_SETTINGS, SET_NAMES, WARM_UP, Protocol, about_images, protocols_of
-from resrepro.comparison.statistics import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
 from resrepro.records import Run
 
 STATES = {True: HELD, False: FAILED, None: UNDECIDED}
