@@ -26,11 +26,21 @@ from resrepro.claims import (
 )
 from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, smoothed
 from resrepro.comparison import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
-from resrepro.comparison.groups import FREE_SETTINGS, SET_NAMES, WARM_UP, Protocol, about_images, protocols_of
+from resrepro.comparison.groups import (
+    FREE_SETTINGS,
+    SET_NAMES,
+    WARM_UP,
+    Protocol,
+    about_images,
+    iterations_of,
+    protocols_of,
+)
 from resrepro.records import Run
+from resrepro.spec import IMAGENET_IMAGES, catalogue
 
 STATES = {True: HELD, False: FAILED, None: UNDECIDED}
 ABOVE: Region = (0.0, math.inf)
+WHOLE = {"cifar": {"train": 50_000, "test": 10_000}, "imagenet": IMAGENET_IMAGES}  # images by set
 SEEDS = 5  # as many as the paper trained of ResNet-110
 LACKING = NO_RUNS, UNMEASURED, ONE_SEED = "no runs of", "not measured yet of", "needs more than one seed of"
 MOST_DIGITS = 8
@@ -193,13 +203,15 @@ def _seeds_told(net: Net, runs: Sequence[Run]) -> str:
 
 def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
     """Why runs of a protocol cannot decide a test, whatever they say."""
+    run = protocol.first
+    notices, images = run.result["notices"], run.env["data"]["images"]
     if "data" in test.needs and not protocol.own_data:
         return "an absolute level of the paper's data: other images do not decide it"
-    if "data" in test.needs and not protocol.whole_data:
-        run = protocol.first
-        here = "; ".join(run.result["notices"] or about_images(None, run.env["data"]["images"]))
+    if "data" in test.needs and (notices or images != WHOLE[run.family]):
+        here = "; ".join(notices or about_images(None, images))
         return f"an absolute level of the paper's whole sets, which is not decided here ({here})"
-    if "length" in test.needs and not protocol.full_length:
+    whole = catalogue.paper_recipe(run.family).recipe.iterations
+    if "length" in test.needs and iterations_of(run) < whole:
         return "an absolute level at the end of the paper's schedule: a shortened one does not decide it"
     return ""
 

@@ -1,4 +1,4 @@
-"""Our runs beside the paper's numbers: which share a cell, tables of them, and here what a few seeds can tell.
+"""Our runs beside the paper's numbers: which share a cell, their tables, and here what a few seeds can tell.
 
 Student's t for a mean, Welch's for a difference, and how many seeds it takes; all intervals are two-sided.
 A `resolution` is the step in which a quantity is measured: seeds that agree may still differ by less than one
