@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
-from resrepro.comparison.table import DASH, NONE, Row, Table
+from resrepro.comparison.table import DASH, NONE, Row, Table, spell_mean
 from resrepro.errors import RecordError
 from resrepro.figures import curves, drawing
 from resrepro.figures.curves import Curve, Groups
@@ -252,15 +252,12 @@ def _rows(label: str, ours: Sequence[Responses]) -> Iterator[Row]:
     """The paper's row and ours."""
     paper = [published()[EXHIBIT, label, metric].value for metric, _ in STD.values()]
     yield Row((label, *(f"{value:.2f}" for value in paper), "", ""))
-    std = [_mean([of(each.std) for each in ours]) for _, of in STD.values()]
+    if not ours:
+        yield Row(("↳ ours", *(DASH for _ in (*STD, *RATIOS))))
+        return
+    std = [spell_mean([of(each.std) for each in ours]).partition(" ")[0] for _, of in STD.values()]
     ratios = (f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" for ratio in _ratios(ours))
-    yield Row(("↳ ours", *std, *(ratios if ours else (DASH, DASH))))
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return DASH
-    return f"{statistics.fmean(values):.2f}" + (f"±{statistics.stdev(values):.2f}" if values[1:] else "")
+    yield Row(("↳ ours", *std, *ratios))
 
 
 def _ratios(ours: Sequence[Responses]) -> tuple[float, ...]:
