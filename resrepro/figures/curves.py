@@ -239,18 +239,21 @@ def seed_name(run: Run) -> str:
 
 def mean_curve(group: SeedGroup, kind: str) -> Curve | None:
     """Mean error over seeds at each iteration that all have sampled; None if there is none."""
-    import numpy as np
-
     split = "train" if kind == "train" else group.first.headline_split
     runs = group.runs if split == "train" else group.of_one_set(split)
     sampled = [run.top1_errors(split) for run in runs]
     common = sorted(set.intersection(*map(set, sampled)))
-    if not common:
-        return None
-    errors = np.array([[one[at] for one in sampled] for at in common])
-    std = tuple(errors.std(axis=1, ddof=1).tolist()) if len(runs) > 1 else None
-    net = group.first.spec["depth"], group.first.spec["plain"]
-    return Curve(*net, kind, tuple(map(float, common)), tuple(errors.mean(axis=1).tolist()), std)
+    errors = [[one[at] for at in common] for one in sampled]
+    return averaged(group.first, kind, map(float, common), errors) if common else None
+
+
+def averaged(run: Run, kind: str, x: Iterable[float], rows: Sequence[Sequence[float]]) -> Curve:
+    """The mean curve of a net that `run` is of, from a row of values of each seed."""
+    import numpy as np
+
+    y = np.array(rows)
+    std = tuple(y.std(axis=0, ddof=1).tolist()) if len(rows) > 1 else None
+    return Curve(run.spec["depth"], run.spec["plain"], kind, tuple(x), tuple(y.mean(axis=0).tolist()), std)
 
 
 def _paper_curves(exhibit: str, layout: Layout, panel: Layout, scale: float) -> Iterator[Curve]:
