@@ -33,7 +33,7 @@ from resrepro.comparison.table import (
     train_command,
 )
 from resrepro.comparison.tables_1_and_5 import table_5
-from resrepro.paper import Number, layout, published
+from resrepro.paper import Number, layouts, published
 from resrepro.records import Run
 from resrepro.records.evaluations import Ensemble
 from resrepro.spec import catalogue
@@ -61,18 +61,12 @@ Line = Mapping[str, Any]
 def build(
     exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = (), *, every: bool = False
 ) -> Table:
-    """The table of an exhibit from runs (and for Table 5 ensembles) that were read already.
+    """The table of an exhibit of layouts.toml from runs (and for Table 5 ensembles) that were read already.
 
-    Args:
-        exhibit: its name in layouts.toml.
-        runs: those read; of them the one protocol is shown that RULE chooses.
-        ensembles: those read.
-        every: show the runs of all protocols, each in rows of its own below the net's.
-
-    Raises:
-        UsageError: for an unknown exhibit.
+    Of the runs the one protocol is shown that RULE chooses; with `every` those of all protocols, each in rows
+    of its own below the net's.
     """
-    plan = {"name": exhibit, **layout(exhibit)}
+    plan = {"name": exhibit, **layouts()[exhibit]}
     if "members" in plan:
         return table_5(plan, runs, ensembles)
     nets = {line["label"]: line["experiment"] for line in plan["rows"] if "experiment" in line}

@@ -85,15 +85,15 @@ class Paths(list[Path]):
 
 def tables() -> tuple[str, ...]:
     """What `compare` knows, in the paper's order."""
-    return _in_order([TABLE_1, FIGURE_7, *layouts()])
+    return in_order([TABLE_1, FIGURE_7, *layouts()])
 
 
 def figures() -> tuple[str, ...]:
     """What `plot` knows, in the paper's order."""
-    return _in_order([FIGURE_3, FIGURE_7, *curves.exhibits()])
+    return in_order([FIGURE_3, FIGURE_7, *curves.exhibits()])
 
 
-def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Tables by their number, then figures, each before its stand-ins, then what the paper does not have."""
 
     def place(name: str) -> tuple[int, int, str]:

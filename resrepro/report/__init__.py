@@ -55,13 +55,9 @@ def build_report(
     finished = [run for run in found.runs if run.finished]
     counts = Counter(verdict.verdict for verdict in verdicts)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resrepro", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+        loader=jinja2.PackageLoader("resrepro", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
     environment.filters["prose"] = prose
     return environment.get_template("page.html.j2").render(
         generator=GENERATOR,

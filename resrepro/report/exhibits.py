@@ -69,8 +69,7 @@ class Section:
 
 def all_exhibits() -> tuple[str, ...]:
     """All that can be compared or plotted, each once, tables first, then figures."""
-    names = {*exhibits.tables(), *exhibits.figures()}
-    return tuple(sorted(names, key=lambda name: (name[:5] != "table", name[:6] != "figure", name)))
+    return exhibits.in_order({*exhibits.tables(), *exhibits.figures()})
 
 
 def section(name: str, found: Collection) -> Section:
