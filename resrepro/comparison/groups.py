@@ -128,18 +128,22 @@ def about_images(classes: int | None, images: Mapping[str, int], said: Iterable[
 
     None if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
     """
-    whole = classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items()
-    told = _spell_images(classes, images)
-    return [] if whole or any(_tells(sentence, told) for sentence in said) else [told]
+    if classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items():
+        return []
+    return not_said_yet([_spell_images(classes, images)], classes, images, said)
 
 
 def not_said_yet(
     notices: Iterable[str], classes: int | None, images: Mapping[str, int], said: Iterable[str]
 ) -> list[str]:
     """The notices without those that only give numbers of images that one of the sentences `said` gives."""
-    told = _spell_images(classes, images)
-    known = any(_tells(sentence, told) for sentence in said)
-    return [notice for notice in notices if not (known and _tells(notice, told))]
+    numbers = re.split(", | and ", _spell_images(classes, images).removesuffix(" images"))
+
+    def tells(sentence: str) -> bool:
+        return all(re.search(rf"(?<![\d,]){re.escape(number)}", sentence) for number in numbers)
+
+    known = any(map(tells, said))
+    return [notice for notice in notices if not (known and tells(notice))]
 
 
 def data_told(run: Run | None) -> str:
@@ -161,12 +165,6 @@ def spell_data(notices: Iterable[str] = (), classes: int | None = None, side: in
 def _spell_images(classes: int | None, images: Mapping[str, int]) -> str:
     sizes = " and ".join(f"{size:,} {SET_NAMES.get(part, part)}" for part, size in images.items())
     return f"{sizes} images" if classes is None else f"{classes:,} classes, {sizes} images"
-
-
-def _tells(sentence: str, told: str) -> bool:
-    """Whether a sentence has all numbers of what `_spell_images` told."""
-    numbers = re.split(", | and ", told.removesuffix(" images"))
-    return all(re.search(rf"(?<![\d,]){re.escape(number)}", sentence) for number in numbers)
 
 
 def runs_of(experiments: Iterable[str], runs: Iterable[Run]) -> list[Run]:

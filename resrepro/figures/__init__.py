@@ -29,7 +29,6 @@ from resrepro.spec.recipe import Value, spell
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
 FIGURE_7 = responses.EXHIBIT
 
-
 WIDTHS = {"column": 3.25, "text": 6.875}  # of the paper's own page, inches
 NARROW, WIDE = 3.0, 40.0  # inches
 SHOWN, PRINTED = 150, 300  # pixels per inch of a PNG: of the figure's own width, of one that was asked for
