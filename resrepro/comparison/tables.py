@@ -82,14 +82,11 @@ def build(
             rows.append(Row(cells, notes.number(told), section))
             records.append(_record(plan, line, group))
     gaps = tuple(_missing(plan, nets, shown))
-    full = {
-        label
-        for each in protocols
-        for label, group in each.groups.items()
-        if group.first.status != "shortened"
-    }
-    short = [label for label in (shown.groups if shown else ()) if label not in full]
-    longer = tuple((label, train_command(nets[label])) for label in short)
+    longer: tuple[tuple[str, str], ...] = ()  # of the nets shown without a run of full length
+    for label in shown.groups if shown else ():
+        groups = [each.groups[label] for each in protocols if label in each.groups]
+        if all(group.first.status == "shortened" for group in groups):
+            longer += ((label, train_command(nets[label])),)
     left_out = unfinished(runs_of(nets.values(), runs))
     return Table(
         name=exhibit,
