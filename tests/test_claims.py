@@ -14,10 +14,10 @@ from commands import call
 from conftest import write_eval, write_run, write_test_eval
 
 from resrepro.claims import FAILED, HELD, UNDECIDED, claims, find_claim, summary, table, value_of
-from resrepro.claims.judging import judge, paper_words, verdict_on
+from resrepro.claims.judging import judge, verdict_on
 from resrepro.claims.measures import MEASURES, projection_ratios, reached, weakest
 from resrepro.cli import app
-from resrepro.comparison.statistics import estimate
+from resrepro.comparison import estimate
 from resrepro.comparison.table import to_csv, to_latex, to_markdown
 from resrepro.records.collection import collect
 from resrepro.records.reading import Responses
@@ -87,7 +87,7 @@ def test_every_claim_is_whole_and_every_net_and_number_in_it_exists(claim):
     assert claim.words.endswith(".")
     assert claim.section
     assert bool(claim.tests) != bool(claim.untestable)
-    assert paper_words(claim)
+    assert verdict_on(claim, []).paper
     assert all(net.label and net.spec.depth > 0 for net in claim.nets)
     for test in claim.tests:
         assert test.kind in ("falls", "alike", "within", "throughout", "count")
@@ -128,7 +128,7 @@ def test_every_claim_is_whole_and_every_net_and_number_in_it_exists(claim):
     ],
 )
 def test_the_papers_values_are_those_of_the_sheet(number, parts):
-    told = paper_words(find_claim(number))
+    told = verdict_on(find_claim(number), []).paper
     assert [part for part in parts if part not in told] == []
 
 

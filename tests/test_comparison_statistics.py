@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from resrepro.comparison.statistics import MOST_SEEDS, estimate, power_of, seeds_needed
+from resrepro.comparison import MOST_SEEDS, estimate, power_of, seeds_needed
 
 FIVE, THREE = [6.4, 6.7, 6.5, 6.9, 6.6], [7.3, 6.8, 8.0]
 

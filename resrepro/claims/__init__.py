@@ -4,21 +4,19 @@
 """
 
 import math
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.groups import WARM_UP, Protocol, on_stand_in, with_seeds
-from resrepro.comparison.table import DASH, Row, Table
+from resrepro.comparison.table import DASH, Notes, Row, Table
 from resrepro.errors import UsageError
 from resrepro.paper import published
 from resrepro.records import Run
 from resrepro.spec import Spec, catalogue, command_for
-from resrepro.spec.recipe import FAMILIES, Value
+from resrepro.spec.recipe import FAMILIES, Value, read_toml
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,13 +50,13 @@ class Net:
     """A net that a claim is about: an experiment, and the settings (`told` in words) that set it apart."""
 
     experiment: str
-    settings: tuple[tuple[str, Value], ...] = ()
+    settings: dict[str, Value] = field(default_factory=dict, hash=False)
     told: str = ""
 
     @property
     def spec(self) -> Spec:
         """What the paper trained."""
-        return catalogue.derive(catalogue.find(self.experiment), None, **dict(self.settings))
+        return catalogue.derive(catalogue.find(self.experiment), None, **self.settings)
 
     @property
     def label(self) -> str:
@@ -73,7 +71,7 @@ class Net:
         if run.experiment not in (self.experiment, on_stand_in(self.experiment)):
             return False
         own, recipe = catalogue.find(run.experiment).spec(), run.spec["recipe"]
-        wanted = {key: getattr(own.recipe, key) for key in WARM_UP} | dict(self.settings)
+        wanted = {key: getattr(own.recipe, key) for key in WARM_UP} | self.settings
         same = all(recipe.get(key) == value for key, value in wanted.items())
         family = FAMILIES[self.experiment.partition("-")[0]]
         return same and run.spec["shortcut"] == own.shortcut and family == run.family
@@ -82,7 +80,7 @@ class Net:
         """The command that trains so many seeds of it, under a protocol or else as the paper did."""
         if protocol is None:
             return with_seeds(command_for(self.spec), seeds)
-        return protocol.command(self.experiment, dict(self.settings), seeds)
+        return protocol.command(self.experiment, self.settings, seeds)
 
 
 @dataclass(frozen=True)
@@ -134,19 +132,13 @@ class Claim:
 @cache
 def claims() -> tuple[Claim, ...]:
     """All claims in the paper's order."""
-    text = resources.files("resrepro").joinpath("paper", "claims.toml").read_text(encoding="utf-8")
-    entries = tomllib.loads(text)["claims"]
+    entries = read_toml("claims.toml", "resrepro.paper")["claims"]
     return tuple(Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in entries)
 
 
 def _check(entry: Mapping[str, Any]) -> Check:
-    fields = dict(entry)
-    fields["nets"] = tuple(
-        Net(net)
-        if isinstance(net, str)
-        else Net(net["experiment"], tuple(net["settings"].items()), net["told"])
-        for net in entry.get("nets", ())
-    )
+    nets = [{"experiment": net} if isinstance(net, str) else net for net in entry.get("nets", ())]
+    fields = {**entry, "nets": tuple(Net(**net) for net in nets)}
     if "region" in entry:
         ends = entry["region"]
         fields["region"] = tuple(value_of(end) if isinstance(end, list) else end for end in ends)
@@ -205,35 +197,34 @@ class Verdict(Ruling):
 
 def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
     """All verdicts as a table, one row per claim and protocol; `sources` say whose the runs are."""
-    notes: dict[str, int] = {}
-    rows, records = [], []
+    notes, rows, records = Notes(), [], []
     waiting: dict[str, list[str]] = {}  # the claims that wait for a command
     for verdict in verdicts:
-        claim = verdict.claim
+        claim, paper = verdict.claim, (verdict.quantity, verdict.paper)
         for ruling in (verdict, *verdict.others):
-            head = f"{claim.number}. {claim.words} (Section {claim.section})", verdict.quantity, verdict.paper
-            told = verdict.all_notes
-            if ruling is not verdict:
-                head, told = ("↳", "", ""), ruling.notes
-            marks = tuple(notes.setdefault(note, len(notes) + 1) for note in told)
+            head, told = ("↳", "", ""), ruling.notes
+            if ruling is verdict:
+                head = f"{claim.number}. {claim.words} (Section {claim.section})", *paper
+                told = verdict.all_notes
             ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
-            rows.append(Row((*head, *ours), marks))
+            rows.append(Row((*head, *ours), tuple(notes.number([note])[0] for note in told)))
             known = {"claim": claim.number, "section": claim.section, "words": claim.words}
-            said = verdict.quantity, verdict.paper, ruling.protocol, ruling.ours, ruling.verdict, ruling.why
+            said = *paper, ruling.protocol, ruling.ours, ruling.verdict, ruling.why
             columns = dict(zip(COLUMNS[1:], said, strict=True))
             records.append({**known, **columns, "notes": " ".join(ruling.notes)})
         for command in verdict.commands:
             waiting.setdefault(command, []).append(str(claim.number))
+    missing = [
+        (f"claim{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}", command)
+        for command, numbers in waiting.items()
+    ]
     return Table(
         name="claims",
         title=f"The paper's claims: {summary(verdicts)}",
         columns=COLUMNS,
         rows=tuple(rows),
         notes=tuple(notes),
-        missing=tuple(
-            (f"claim{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}", command)
-            for command, numbers in waiting.items()
-        ),
+        missing=tuple(missing),
         remarks=tuple(text for text in (*sources, decided_elsewhere(verdicts), *REMARKS) if text),
         records=tuple(records),
         wraps=WRAPS,
@@ -263,38 +254,38 @@ def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:
     return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
 
 
+def _short(ruling: Ruling) -> str:
+    return "no test" if ruling.verdict == UNTESTABLE else ruling.verdict
+
+
 def one_line(verdict: Verdict) -> "RenderableType":
     """A verdict in a line of at most 80 columns."""
     from rich.text import Text
 
-    word = "no test" if verdict.verdict == UNTESTABLE else verdict.verdict
-    told = (f"{word:<{len(UNDECIDED)}} ", STYLES[verdict.verdict])
+    told = (f"{_short(verdict):<{len(UNDECIDED)}} ", STYLES[verdict.verdict])
     return Text.assemble(f"{verdict.claim.number:>2} ", told, verdict.claim.short or verdict.claim.words)
 
 
 def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
     """The verdicts for a terminal of 80 columns; in detail with notes and commands."""
     from rich.console import Group
+    from rich.table import Column
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    grid = RichTable.grid(padding=(0, 1, 0, 0))
-    grid.add_column(justify="right")
-    grid.add_column(overflow="fold")
+    grid = RichTable.grid(Column(justify="right"), Column(overflow="fold"), padding=(0, 1, 0, 0))
     for verdict in verdicts:
         grid.add_row(f"{verdict.claim.number}.", Text(verdict.claim.words, style="bold"))
         lines = [("section", verdict.claim.section, "dim"), ("paper", verdict.paper, "dim")]
         for ruling in (verdict, *verdict.others):
             lines += [("runs", ruling.protocol, "dim"), ("ours", ruling.ours, "dim")]
-            label = "no test" if ruling.verdict == UNTESTABLE else ruling.verdict
-            lines.append((label, ruling.why, STYLES[ruling.verdict]))
+            lines.append((_short(ruling), ruling.why, STYLES[ruling.verdict]))
             if detailed:
                 told = verdict.all_notes if ruling is verdict else ruling.notes
                 lines += [("note", note, "dim") for note in told]
                 lines += [("do", command, "cyan") for command in ruling.commands]
-        below = RichTable.grid(padding=(0, 1, 0, 0))
-        below.add_column(no_wrap=True, min_width=len(UNDECIDED))
-        below.add_column(overflow="fold")
+        name = Column(no_wrap=True, min_width=len(UNDECIDED))
+        below = RichTable.grid(name, Column(overflow="fold"), padding=(0, 1, 0, 0))
         for label, words, style in lines:
             if words:
                 below.add_row(Text(label, style=style), Text(words))

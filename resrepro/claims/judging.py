@@ -24,13 +24,23 @@ from resrepro.claims import (
     claims,
     value_of,
 )
-from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, smoothed
-from resrepro.comparison.groups import FREE_SETTINGS, SET_NAMES, WARM_UP, Protocol, about_images, protocols_of
-from resrepro.comparison.statistics import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
+from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, stretches_above
+from resrepro.comparison import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
+from resrepro.comparison.groups import (
+    FREE_SETTINGS,
+    SET_NAMES,
+    WARM_UP,
+    Protocol,
+    about_images,
+    iterations_of,
+    protocols_of,
+)
 from resrepro.records import Run
+from resrepro.spec import IMAGENET_IMAGES, catalogue
 
 STATES = {True: HELD, False: FAILED, None: UNDECIDED}
 ABOVE: Region = (0.0, math.inf)
+WHOLE = {"cifar": {"train": 50_000, "test": 10_000}, "imagenet": IMAGENET_IMAGES}  # images by set
 SEEDS = 5  # as many as the paper trained of ResNet-110
 LACKING = NO_RUNS, UNMEASURED, ONE_SEED = "no runs of", "not measured yet of", "needs more than one seed of"
 MOST_DIGITS = 8
@@ -57,20 +67,16 @@ def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
         rulings = [_ruling(claim, protocol) for protocol in protocols] or [_ruling(claim, None)]
     measures = [MEASURES[test.measure] for test in claim.tests]
     quantities = [each.title + (f" ({each.unit})" if each.unit else "") for each in measures]
+    # the paper's own values: of the tests, printed beside them, or said in words
+    printed = ", ".join(f"{told} {value_of(source):g}" for told, *source in claim.printed)
+    paper = [_joined(claim.tests, [paper_values(test) for test in claim.tests]), printed, claim.said]
     return Verdict(
         **vars(rulings[0]),
         claim=claim,
         quantity=claim.quantity or "; ".join(dict.fromkeys(quantities)),
-        paper=paper_words(claim),
+        paper="; ".join(part for part in paper if part),
         others=tuple(rulings[1:]),
     )
-
-
-def paper_words(claim: Claim) -> str:
-    """The paper's own values of a claim: of its tests, printed beside them, or said in words."""
-    printed = ", ".join(f"{told} {value_of(source):g}" for told, *source in claim.printed)
-    parts = [_joined(claim.tests, [paper_values(test) for test in claim.tests]), printed, claim.said]
-    return "; ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,11 @@ class Outcome:
 def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
     """What the runs of a protocol, or no runs at all, say of all tests of a claim together."""
     outcomes = [_try_out(test, protocol, claim.comparisons) for test in claim.tests]
-    state = _together([outcome.state for outcome in outcomes])
+    state, exact = _together([outcome.state for outcome in outcomes]), True
+    for net, group in protocol.groups.items() if protocol else ():
+        for run in group.runs:
+            own = run.digest == net.spec.digest and run.env["mode"] == "default"
+            exact = exact and own and not run.result["notices"]
     part = protocol.held_out if protocol else "test"
     why = [_joined(claim.tests, [outcome.told for outcome in outcomes], part)]
     for words in LACKING:
@@ -102,12 +112,7 @@ def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
         why="; ".join(text for text in why if text),
         notes=_notes(protocol) if protocol else (),
         commands=tuple(commands) if state == UNDECIDED else (),
-        exact=protocol is None
-        or all(
-            run.digest == net.spec.digest and run.env["mode"] == "default" and not run.result["notices"]
-            for net, group in protocol.groups.items()
-            for run in group.runs
-        ),
+        exact=exact,
     )
 
 
@@ -193,13 +198,15 @@ def _seeds_told(net: Net, runs: Sequence[Run]) -> str:
 
 def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
     """Why runs of a protocol cannot decide a test, whatever they say."""
+    run = protocol.first
+    notices, images = run.result["notices"], run.env["data"]["images"]
     if "data" in test.needs and not protocol.own_data:
         return "an absolute level of the paper's data: other images do not decide it"
-    if "data" in test.needs and not protocol.whole_data:
-        run = protocol.first
-        here = "; ".join(run.result["notices"] or about_images(None, run.env["data"]["images"]))
+    if "data" in test.needs and (notices or images != WHOLE[run.family]):
+        here = "; ".join(notices or about_images(None, images))
         return f"an absolute level of the paper's whole sets, which is not decided here ({here})"
-    if "length" in test.needs and not protocol.full_length:
+    whole = catalogue.paper_recipe(run.family).recipe.iterations
+    if "length" in test.needs and iterations_of(run) < whole:
         return "an absolute level at the end of the paper's schedule: a shortened one does not decide it"
     return ""
 
@@ -287,9 +294,9 @@ def _told(each: Comparison, measure: Measure) -> str:
 def _range(region: Region, measure: Measure, digits: int) -> str:
     """`below 7.54`, `above 60.00` or `within −0.50 to 0.50`."""
     low, high = (measure.number(end, digits) for end in region)
-    if math.isinf(region[1]):
-        return f"above {low}"
-    return f"below {high}" if math.isinf(region[0]) else f"within {low} to {high}"
+    if math.isinf(region[0]):
+        return f"below {high}"
+    return f"above {low}" if math.isinf(region[1]) else f"within {low} to {high}"
 
 
 def _undecided(each: Comparison, measure: Measure) -> tuple[str, int]:
@@ -328,15 +335,12 @@ def _throughout(
     if len(measured) < len(test.nets) or any(seeds.open for seeds in measured.values()):
         return tried
     curves = [[run.top1_errors("train") for run in protocol.groups[net].runs] for net in test.nets]
-    common = sorted(set.intersection(*(set(curve) for runs in curves for curve in runs)))
+    common = set.intersection(*(set(curve) for runs in curves for curve in runs))
+    means = [{at: statistics.fmean(curve[at] for curve in runs) for at in common} for runs in curves]
+    above = stretches_above(means[0], means[1], test.window)
+    told = f"above at {sum(above)} of {len(above)} stretches of {test.window} samples"
     if len(common) < FEWEST_SAMPLES:
         told = f"sampled too rarely for stretches of {test.window} samples throughout the run"
-        return replace(tried, state=_together([tried.state, UNDECIDED]), told=(*tried.told, told))
-    upper, lower = (
-        smoothed({at: statistics.fmean(curve[at] for curve in runs) for at in common}, test.window)
-        for runs in curves
-    )
-    above = [upper[at] > lower[at] for at in upper]
-    all_along = HELD if all(above) else UNDECIDED
-    told = f"above at {sum(above)} of {len(above)} stretches of {test.window} samples"
-    return replace(tried, state=_together([tried.state, all_along]), told=(*tried.told, told))
+    all_along = len(common) >= FEWEST_SAMPLES and all(above)
+    state = _together([tried.state, HELD if all_along else UNDECIDED])
+    return replace(tried, state=state, told=(*tried.told, told))

@@ -171,14 +171,12 @@ def _mean_of_curve(run: Run) -> float | None:
 
 
 def _warmup_lasts(run: Run) -> bool:
-    return "warmup_switch" in run.result and run.result["warmup_switch"] is None
+    return run.result.get("warmup_switch", 0) is None
 
 
 def _warmup(run: Run) -> float | None:
     """The iteration at which the warm-up ended, or the whole run if it did not."""
-    if _warmup_lasts(run):
-        return float(run.result["iteration"])
-    switch = run.result.get("warmup_switch")
+    switch = run.result["iteration"] if _warmup_lasts(run) else run.result.get("warmup_switch")
     return float(switch) if type(switch) is int else None
 
 
@@ -249,13 +247,11 @@ def projection_ratios(net: Architecture) -> list[float]:
     Such a block has as many channels at its start as at its end, so its projection is a square matrix, and
     its weights grow by the same ratio.
     """
-    ratios = []
-    for block in net.parts:
-        if block.shortcut and block.shortcut.kind == "identity":
-            last = block.layers[-1]
-            own = sum(layer.multiply_adds for layer in block.layers)
-            ratios.append(1 + last.channels**2 * last.size**2 / own)
-    return ratios
+    return [
+        1 + block.channels**2 * block.size**2 / sum(layer.multiply_adds for layer in block.layers)
+        for block in net.parts
+        if block.shortcut and block.shortcut.kind == "identity"
+    ]
 
 
 def _spell_ratio(*pair: tuple[str, float]) -> str:
@@ -268,13 +264,12 @@ def _spell_ratio(*pair: tuple[str, float]) -> str:
     return f"{' against '.join(told)} ({'equal' if ours == theirs else f'{100 * ours / theirs:.1f} %'})"
 
 
-def smoothed(curve: Mapping[At, float], window: int) -> dict[At, float]:
-    """The means of `window` samples in a row, by the last iteration of each."""
-    marks = sorted(curve)
-    return {
-        marks[end]: statistics.fmean(curve[at] for at in marks[end - window + 1 : end + 1])
-        for end in range(window - 1, len(marks))
-    }
+def stretches_above(first: Mapping[At, float], second: Mapping[At, float], window: int) -> list[bool]:
+    """Whether one curve lies above another, by the means of `window` samples in a row that both have."""
+    common = sorted(first.keys() & second.keys())
+    stretches = [common[end - window : end] for end in range(window, len(common) + 1)]
+    means = ([statistics.fmean(curve[at] for at in own) for own in stretches] for curve in (first, second))
+    return [upper > lower for upper, lower in zip(*means, strict=True)]
 
 
 def paper_values(test: Check) -> list[str]:
@@ -310,11 +305,10 @@ def _paper_value(measure: Measure, exhibit: str, row: str) -> Number | None:
 def _paper_curves(test: Check, first: str, second: str) -> str:
     """At how many of the samples that the paper drew of both nets its first one lies above the second."""
     curves = [_paper_curve(test.paper, row) for row in (first, second)]
-    common = curves[0].keys() & curves[1].keys()
     told = []
     for window, name in ((1, "samples"), (test.window, f"stretches of {test.window}")):
-        upper, lower = (smoothed({at: curve[at] for at in common}, window) for curve in curves)
-        told.append(f"{sum(upper[at] > lower[at] for at in upper)} of {len(upper)} {name}")
+        above = stretches_above(curves[0], curves[1], window)
+        told.append(f"{sum(above)} of {len(above)} {name}")
     return f"{first} above {second} at {', '.join(dict.fromkeys(told))}"
 
 

@@ -19,14 +19,13 @@ RULE = (
     "the longest schedule under which at least two of the nets stand, then the paper's split, then the most "
     "nets, then the most seeds"
 )
-# What nets of one protocol may differ in: the warm-up belongs to the net (Section 4.2), and how often
-# we sample does not change what is trained. It does change what is recorded as training error, so verdicts
-# on that one keep to one interval of sampling.
+# What nets of one protocol may differ in: the warm-up belongs to the net (Section 4.2), and how often we
+# sample changes only what is recorded as training error: verdicts on that one keep to one interval.
 WARM_UP = ("warmup_lr", "warmup_until_err", "warmup_window")
 FREE_SETTINGS = (*WARM_UP, "eval_every")
 STAND_INS = {"cifar10": "digits", "imagenet": "folder"}  # other images for the nets of a dataset
 DATASET_NAMES = {"cifar10": "CIFAR-10", "imagenet": "ImageNet", "folder": "folder of images"}
-WHOLE = {"cifar": {"train": 50_000, "test": 10_000}, "imagenet": IMAGENET_IMAGES}  # images by set
+
 SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 FAST = "fast"
 OF_TEST = "the test set", "the test images"  # how notices begin that are about the test images alone
@@ -53,12 +52,11 @@ class SeedGroup:
 
     def measured(self, quantity: Quantity) -> list[tuple[Run, float]]:
         """The runs for which a quantity was measured, with its value in percent."""
-        part = self.set_of(quantity)
-        if "protocol" in quantity:
-            how = quantity["protocol"], quantity["metric"], part
-            read = [(run, run.evaluated(*how)) for run in self.runs]
-        else:
-            read = [(run, run.error(part)) for run in self.runs]
+        part, protocol = self.set_of(quantity), quantity.get("protocol")
+        read = [
+            (run, run.evaluated(protocol, quantity["metric"], part) if protocol else run.error(part))
+            for run in self.runs
+        ]
         return [(run, value) for run, value in read if value is not None]
 
     def values(self, quantity: Quantity) -> list[float]:
@@ -89,14 +87,12 @@ class SeedGroup:
     def comparable(self) -> bool:
         """Whether its errors compare with the paper's: not shortened, and of ImageNet's nets on all of it."""
         run = self.first
-        if run.status == "shortened":
-            return False
-        if run.family != "imagenet":
-            return True
-        whole = run.env["data"]["images"].get("val") == IMAGENET_IMAGES["val"]
+        if run.status == "shortened" or run.family != "imagenet":
+            return run.status != "shortened"
         size = catalogue.paper_recipe(run.family).settings["image_size"].value
-        paper = "imagenet", IMAGENET_CLASSES, size
-        return whole and (run.spec["dataset"], run.classes, run.spec["recipe"]["image_size"]) == paper
+        paper = "imagenet", IMAGENET_CLASSES, size, IMAGENET_IMAGES["val"]
+        images = run.env["data"]["images"].get("val")
+        return (run.spec["dataset"], run.classes, run.spec["recipe"]["image_size"], images) == paper
 
     def caveats(
         self, quantities: Sequence[Quantity] = ({"set": "held_out"},), as_trained: bool = False
@@ -118,11 +114,12 @@ class SeedGroup:
             sentences += about_images(first.classes, images, sentences)
         if first.env["mode"] != "default":
             sentences.append(f"trained in mode {first.env['mode']}")
-        for quantity in (quantity for quantity in quantities if "protocol" in quantity):
-            part = self.set_of(quantity)
-            found = [run.evaluation(quantity["protocol"], part) for run in self.runs]
-            notices = [text for one in found if one for text in one.data.notices]
-            sentences += not_said_yet(notices, first.classes, {part: images[part]}, sentences)
+        for quantity in quantities:
+            if "protocol" in quantity:
+                part = self.set_of(quantity)
+                found = [run.evaluation(quantity["protocol"], part) for run in self.runs]
+                notices = [text for one in found if one for text in one.data.notices]
+                sentences += not_said_yet(notices, first.classes, {part: images[part]}, sentences)
         return list(dict.fromkeys(sentences))
 
 
@@ -131,18 +128,22 @@ def about_images(classes: int | None, images: Mapping[str, int], said: Iterable[
 
     None if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
     """
-    whole = classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items()
-    told = _spell_images(classes, images)
-    return [] if whole or any(_tells(sentence, told) for sentence in said) else [told]
+    if classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items():
+        return []
+    return not_said_yet([_spell_images(classes, images)], classes, images, said)
 
 
 def not_said_yet(
     notices: Iterable[str], classes: int | None, images: Mapping[str, int], said: Iterable[str]
 ) -> list[str]:
     """The notices without those that only give numbers of images that one of the sentences `said` gives."""
-    told = _spell_images(classes, images)
-    known = any(_tells(sentence, told) for sentence in said)
-    return [notice for notice in notices if not (known and _tells(notice, told))]
+    numbers = re.split(", | and ", _spell_images(classes, images).removesuffix(" images"))
+
+    def tells(sentence: str) -> bool:
+        return all(re.search(rf"(?<![\d,]){re.escape(number)}", sentence) for number in numbers)
+
+    known = any(map(tells, said))
+    return [notice for notice in notices if not (known and tells(notice))]
 
 
 def data_told(run: Run | None) -> str:
@@ -166,16 +167,19 @@ def _spell_images(classes: int | None, images: Mapping[str, int]) -> str:
     return f"{sizes} images" if classes is None else f"{classes:,} classes, {sizes} images"
 
 
-def _tells(sentence: str, told: str) -> bool:
-    """Whether a sentence has all numbers of what `_spell_images` told."""
-    numbers = re.split(", | and ", told.removesuffix(" images"))
-    return all(re.search(rf"(?<![\d,]){re.escape(number)}", sentence) for number in numbers)
-
-
 def runs_of(experiments: Iterable[str], runs: Iterable[Run]) -> list[Run]:
     """The runs of some experiments."""
     names = set(experiments)
     return [run for run in runs if run.experiment in names]
+
+
+def unfinished(runs: Iterable[Run]) -> list[str]:
+    """The unfinished and diverged among runs: `cifar10-plain56 seed 0 (running at iteration 1,000)`."""
+    return [
+        f"{run.name} seed {run.seed} ({run.status} at iteration {run.result['iteration']:,})"
+        for run in runs
+        if not run.finished
+    ]
 
 
 def seed_groups(runs: Iterable[Run]) -> list[SeedGroup]:
@@ -244,18 +248,6 @@ class Protocol(Generic[Net]):
         return self.first.spec["dataset"] in STAND_INS
 
     @property
-    def whole_data(self) -> bool:
-        """Whether the paper's sets are all there: trained on the one, measured on the other, all official."""
-        run = self.first
-        whole = run.env["data"]["images"] == WHOLE[run.family]
-        return self.own_data and whole and not run.result["notices"]
-
-    @property
-    def full_length(self) -> bool:
-        """Whether it is at least as long as the paper's schedule."""
-        return iterations_of(self.first) >= catalogue.paper_recipe(self.first.family).recipe.iterations
-
-    @property
     def held_out(self) -> str:
         """The set of its held-out error: the whole test set where all runs have it, else the headline's."""
         return "test" if all(run.test for run in self.runs) else self.first.headline_split
@@ -294,13 +286,11 @@ class Protocol(Generic[Net]):
 
     def command(self, experiment: str, settings: Mapping[str, Value], seeds: int) -> str:
         """The command that trains so many seeds of a net under this protocol; finished ones are kept."""
-        spec = self.spec_for(experiment, settings)
+        spec, fast = self.spec_for(experiment, settings), ""
         others = tuple((key, value) for key, value in spec.changes if key != "precision")
         if self.first.env["mode"] == FAST and others != spec.changes:
-            command = f"{command_for(replace(spec, changes=others))} --fast"
-        else:
-            command = command_for(spec)
-        return in_folder(with_seeds(command, seeds), self.first.runs_folder)
+            spec, fast = replace(spec, changes=others), " --fast"
+        return in_folder(with_seeds(command_for(spec) + fast, seeds), self.first.runs_folder)
 
     def spec_for(self, experiment: str, settings: Mapping[str, Value]) -> Spec:
         """What a run of a net under this protocol trains."""
@@ -330,20 +320,19 @@ def protocols_of(
             recipe = {key: value for key, value in run.spec["recipe"].items() if key not in free}
             alike = json.dumps([recipe, run.data_key, run.env["mode"], run.spec["dataset"]], sort_keys=True)
             shared.setdefault(alike, {}).setdefault(net, []).append(run)
-    found = [_protocol(nets, free) for nets in shared.values()]
-    return sorted((one for one in found if one.groups), key=lambda one: one.rank(enough), reverse=True)
-
-
-def _protocol(nets: Mapping[Net, Sequence[Run]], free: tuple[str, ...]) -> Protocol[Net]:
-    groups: dict[Net, SeedGroup] = {}
-    doubles: dict[Net, tuple[SeedGroup, ...]] = {}
-    left_out: dict[Net, tuple[Run, ...]] = {}
-    for net, runs in nets.items():
-        open_runs = [run for run in runs if not run.finished]
-        if finished := seed_groups(run for run in runs if run.finished):
-            shown = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
-            groups[net], doubles[net] = shown, tuple(group for group in finished if group is not shown)
-            open_runs = [run for run in open_runs if run.seed_group == shown.first.seed_group]
-        if open_runs:
-            left_out[net] = tuple(sorted(open_runs, key=lambda run: (run.seed_group, run.seed)))
-    return Protocol(groups, doubles, left_out, free)
+    found: list[Protocol[Net]] = []
+    for nets in shared.values():
+        groups: dict[Net, SeedGroup] = {}
+        doubles: dict[Net, tuple[SeedGroup, ...]] = {}
+        left_out: dict[Net, tuple[Run, ...]] = {}
+        for net, own in nets.items():
+            waiting = [run for run in own if not run.finished]
+            if finished := seed_groups(run for run in own if run.finished):
+                shown = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
+                groups[net], doubles[net] = shown, tuple(group for group in finished if group is not shown)
+                waiting = [run for run in waiting if run.seed_group == shown.first.seed_group]
+            if waiting:
+                left_out[net] = tuple(sorted(waiting, key=lambda run: (run.seed_group, run.seed)))
+        if groups:
+            found.append(Protocol(groups, doubles, left_out, free))
+    return sorted(found, key=lambda one: one.rank(enough), reverse=True)

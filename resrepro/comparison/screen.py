@@ -25,14 +25,11 @@ FULL = 80  # columns from which on a table that is too wide becomes two, not blo
 WRAP = 24  # columns that a cell of sentences needs at least
 NO_BREAK = "\u00a0"
 SPREAD = re.compile(r" (?=\([\d.,]+(±|\+-))")  # before a mean in brackets
-SHORT = {  # words of headings that are longer than what stands below
-    "difference": "diff.",
-    "training": "train",
-    "validation": "val.",
-    "params": "par.",
-    "layers": "lay.",
+SHORT = {
+    "difference": "diff.", "training": "train", "validation": "val.", "params": "par.", "layers": "lay.",
     "sample": "smp.",
-}
+}  # fmt: skip
+"""Words of headings that are longer than what stands below."""
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:

@@ -103,10 +103,7 @@ def run_folders(runs: Iterable[Run]) -> str:
     Published records have no checkpoint, so they are named by the run that they were published from; and
     a command that is written to a table holds no path of this machine.
     """
-    folders = []
-    for run in runs:
-        folders.append(shlex.quote((run.runs_folder / run.name / run.folder.name).as_posix()))
-    return " ".join(folders)
+    return shlex.join((run.runs_folder / run.name / run.folder.name).as_posix() for run in runs)
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
@@ -116,10 +113,9 @@ def write_table(table: Table, folder: Path) -> list[Path]:
         RecordError: if the folder cannot be written.
     """
     texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
-    paths = [folder / f"{table.name}.{kind}" for kind in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        write_out(path, text.encode())
-    return paths
+    for kind, text in texts.items():
+        write_out(folder / f"{table.name}.{kind}", text.encode())
+    return [folder / f"{table.name}.{kind}" for kind in texts]
 
 
 def to_markdown(table: Table) -> str:
@@ -153,12 +149,10 @@ def to_json(table: Table) -> dict[str, Any]:
 def to_csv(table: Table) -> str:
     """The raw numbers, full precision, empty where there is none."""
     text = io.StringIO()
-    names = list(table.records[0]) if table.records else []
-    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer = csv.DictWriter(text, list(table.records[0]) if table.records else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {key: "" if value != value else value for key, value in record.items()} for record in table.records
-    )
+    for record in table.records:
+        writer.writerow({key: "" if value != value else value for key, value in record.items()})
     return text.getvalue()
 
 
@@ -180,35 +174,22 @@ def to_latex(table: Table) -> str:
     filling = f" fills the cells with {_tex(DASH)}." if DASH in table.lead else ""
     if table.missing and not filling:
         lines.append(rf"\par\noindent {_tex(table.lead)}")
-    lines += [
-        rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}}{filling}"
-        for label, command in table.missing
-    ]
+    for label, command in table.missing:
+        lines.append(rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}}{filling}")
     lines += [rf"\par\noindent {_tex(remark)}" for remark in table.remarks]
     return "\n".join(lines) + "\n"
 
 
-_TEX = str.maketrans(
-    {
-        **{character: "\\" + character for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "<": "$<$",
-        ">": "$>$",
-        "−": "$-$",
-        "→": r"$\to$",
-        "↳": r"$\hookrightarrow$",
-        "…": r"\dots{}",
-        DASH: "---",
-        "`": "",
-    }
-)
+_TEX: dict[str, str | int | None] = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "<": "$<$", ">": "$>$", "−": "$-$", "→": r"$\to$", "↳": r"$\hookrightarrow$", "…": r"\dots{}",
+    DASH: "---", "`": "",
+}  # fmt: skip
 
 
 def _tex(text: str) -> str:
-    return text.translate(_TEX)
+    return text.translate(str.maketrans(_TEX))
 
 
 def to_rich(table: Table) -> "RenderableType":

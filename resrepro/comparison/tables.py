@@ -19,6 +19,7 @@ from resrepro.comparison.groups import (
     data_told,
     protocols_of,
     runs_of,
+    unfinished,
 )
 from resrepro.comparison.table import (
     DASH,
@@ -31,8 +32,8 @@ from resrepro.comparison.table import (
     spell_mean,
     train_command,
 )
-from resrepro.comparison.tables_1_and_5 import table_5, unused
-from resrepro.paper import Number, layout, published
+from resrepro.comparison.tables_1_and_5 import table_5
+from resrepro.paper import Number, layouts, published
 from resrepro.records import Run
 from resrepro.records.reading import Ensemble
 from resrepro.spec import catalogue
@@ -50,6 +51,7 @@ NO_DIFFERENCE = (
     "than the paper's."
 )
 SHORTENED = "Runs of the paper's length are made by:"
+APART = "iterations", "mode", "split"  # by which protocols are told apart first
 Plan = Mapping[str, Any]
 """An exhibit's entry in layouts.toml, with its `name`."""
 Line = Mapping[str, Any]
@@ -59,26 +61,18 @@ Line = Mapping[str, Any]
 def build(
     exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = (), *, every: bool = False
 ) -> Table:
-    """The table of an exhibit from runs (and for Table 5 ensembles) that were read already.
+    """The table of an exhibit of layouts.toml from runs (and for Table 5 ensembles) that were read already.
 
-    Args:
-        exhibit: its name in layouts.toml.
-        runs: those read; of them the one protocol is shown that RULE chooses.
-        ensembles: those read.
-        every: show the runs of all protocols, each in rows of its own below the net's.
-
-    Raises:
-        UsageError: for an unknown exhibit.
+    Of the runs the one protocol is shown that RULE chooses; with `every` those of all protocols, each in rows
+    of its own below the net's.
     """
-    plan = {"name": exhibit, **layout(exhibit)}
+    plan = {"name": exhibit, **layouts()[exhibit]}
     if "members" in plan:
         return table_5(plan, runs, ensembles)
     nets = {line["label"]: line["experiment"] for line in plan["rows"] if "experiment" in line}
     protocols = protocols_of({label: runs_of([experiment], runs) for label, experiment in nets.items()})
     shown = protocols[0] if protocols else None
-    notes = Notes()
-    rows: list[Row] = []
-    records: list[dict[str, object]] = []
+    notes, rows, records = Notes(), [], []
     for line in plan["rows"]:
         for number, group in enumerate(_groups_of(line["label"], protocols, every)):
             told = group.caveats(plan["quantities"]) if group else []
@@ -88,7 +82,12 @@ def build(
             rows.append(Row(cells, notes.number(told), section))
             records.append(_record(plan, line, group))
     gaps = tuple(_missing(plan, nets, shown))
-    longer = tuple((label, train_command(nets[label])) for label in _only_shortened(protocols))
+    longer: tuple[tuple[str, str], ...] = ()  # of the nets shown without a run of full length
+    for label in shown.groups if shown else ():
+        groups = [each.groups[label] for each in protocols if label in each.groups]
+        if all(group.first.status == "shortened" for group in groups):
+            longer += ((label, train_command(nets[label])),)
+    left_out = unfinished(runs_of(nets.values(), runs))
     return Table(
         name=exhibit,
         title=plan["title"].format(data=data_told(shown.first if shown else None)),
@@ -97,20 +96,9 @@ def build(
         notes=tuple(notes),
         missing=gaps or longer,
         lead=GAPS if gaps or not longer else SHORTENED,
-        remarks=tuple(_remarks(plan, unused(nets.values(), runs), protocols, every)),
+        remarks=tuple(_remarks(plan, left_out, protocols, every)),
         records=tuple(records),
     )
-
-
-def _only_shortened(protocols: Sequence[Protocol[str]]) -> list[str]:
-    """The nets shown of which there is no run of full length."""
-    full = {
-        label
-        for each in protocols
-        for label, group in each.groups.items()
-        if group.first.status != "shortened"
-    }
-    return [label for label in (protocols[0].groups if protocols else ()) if label not in full]
 
 
 def _groups_of(label: str, protocols: Sequence[Protocol[str]], every: bool) -> list[SeedGroup | None]:
@@ -131,12 +119,15 @@ def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) ->
     Of several quantities with a paper's value each has its own three columns; of a single one the paper's
     value comes first, and the difference last.
     """
-    fields = [("net", f"↳ {_set_apart(group)}" if group and number else line["label"])]
+    label = line["label"]
+    if group and number:  # what sets it apart, in a word or two: `2,000 it. (fast)`
+        run = group.first
+        label = f"↳ {run.result['iterations']:,} it." if run.status == "shortened" else "↳ whole"
+        label += "" if run.env["mode"] == "default" else f" ({run.env['mode']})"
+    fields = [("net", label)]
     for fact in plan["facts"]:
-        known = published().get(("table6", line["label"], fact))
-        fields.append(
-            (fact.replace("params_M", "params (M)"), f"{known.value:g}" if known and not number else "")
-        )
+        known = None if number else published().get(("table6", line["label"], fact))
+        fields.append((fact.replace("params_M", "params (M)"), f"{known.value:g}" if known else ""))
     single = sum("value" in quantity for quantity in plan["quantities"]) == 1
     figures = []
     for quantity in plan["quantities"]:
@@ -149,14 +140,14 @@ def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) ->
         figures += [(name if single else OURS, ours), (DIFFERENCE, gap)]
     if single:
         figures.sort(key=lambda field: (field[0] == DIFFERENCE, field[0] != PAPER))
-    return fields + figures + (_best(plan, line, group) if plan.get("best") else [])
-
-
-def _set_apart(group: SeedGroup) -> str:
-    """What sets a group apart, in a word or two: `2,000 it. (fast)`."""
-    run = group.first
-    length = f"{run.result['iterations']:,} it." if run.status == "shortened" else "whole"
-    return length if run.env["mode"] == "default" else f"{length} ({run.env['mode']})"
+    if plan.get("best"):
+        best = sample = DASH if "experiment" in line else ""
+        if group:
+            lowest = min(group.values(_headline(plan, group)), default=None)
+            best = DASH if lowest is None else f"{lowest:.2f}"
+            sample = "" if group.best_sample is None else f"{group.best_sample:.2f}"
+        figures += [("best run", best), ("best sample", sample)]
+    return fields + figures
 
 
 def _published(plan: Plan, line: Line, quantity: Quantity) -> tuple[Number | None, Number | None]:
@@ -175,10 +166,8 @@ def _paper_and_difference(
 ) -> tuple[str, str]:
     """`6.43 (6.61±0.16)` and `+0.01`, ours less the paper's mean (its value where it gives no mean)."""
     value, mean = _published(plan, line, quantity)
-    if value is None:
-        return "", ""
-    if value.std == math.inf:
-        return f">{value.value:g}", ""
+    if value is None or value.std == math.inf:
+        return "" if value is None else f">{value.value:g}", ""
     paper = f"{value.value:.2f}" + (f" ({mean.value:.2f}±{mean.std:.2f})" if mean and mean.std else "")
     measured = group.values(quantity) if group and group.comparable else []
     if not measured:
@@ -191,18 +180,9 @@ def _ours(line: Line, quantity: Quantity, group: SeedGroup | None) -> str:
     """Our mean, a dash where it is missing, nothing where there is none to measure."""
     if group is None:
         return DASH if "experiment" in line else ""
-    if group.values(quantity):
-        return spell_mean(group.values(quantity))
+    if values := group.values(quantity):
+        return spell_mean(values)
     return DASH if group.set_of(quantity) in group.first.env["data"]["images"] else ""
-
-
-def _best(plan: Plan, line: Line, group: SeedGroup | None) -> list[tuple[str, str]]:
-    run = sample = DASH if "experiment" in line else ""
-    if group:
-        lowest = min(group.values(_headline(plan, group)), default=None)
-        run = DASH if lowest is None else f"{lowest:.2f}"
-        sample = "" if group.best_sample is None else f"{group.best_sample:.2f}"
-    return [("best run", run), ("best sample", sample)]
 
 
 def _headline(plan: Plan, group: SeedGroup) -> Quantity:
@@ -235,7 +215,16 @@ def _remarks(
     """The sentences below the notes."""
     quantities = plan["quantities"]
     groups = [group for protocol in protocols[: None if every else 1] for group in protocol.groups.values()]
-    yield from _protocols_told(protocols, every)
+    if protocols:
+        shown, *others = protocols
+        yield f"Runs shown: {shown.name} ({shown.size}). Rule: {RULE}."
+        if others:
+            told = "; ".join(f"{other.name} ({other.size})" for other in others)
+            settings = [(key, one.first.setting(key)) for key in APART for one in others]
+            differing = [f"{key}={own}" for key, own in settings if own not in ("", shown.first.setting(key))]
+            example = next(iter(differing), "KEY=VALUE")
+            more = "" if every else " `--all` shows every run."
+            yield f"Not shown: {told}. `--settings {example}` shows such runs.{more}"
     if left_out:
         yield f"Not in the table: {', '.join(left_out)}."
     if any(quantity["set"] == "train" for quantity in quantities):
@@ -244,8 +233,8 @@ def _remarks(
     if has_paper and any(not group.comparable for group in groups):
         yield NO_DIFFERENCE
     yield from plan.get("remarks", ())
-    names = dict.fromkeys(quantity["protocol"] for quantity in quantities if "protocol" in quantity)
-    yield from (catalogue.protocols()[name].assumptions() for name in names)
+    for name in dict.fromkeys(quantity["protocol"] for quantity in quantities if "protocol" in quantity):
+        yield catalogue.protocols()[name].assumptions()
     if plan.get("best") and groups:
         name, part = _headline(plan, groups[0])["name"], SET_NAMES[groups[0].first.headline_split]
         best = f"Best run: the lowest {name} of a run. Best sample: the lowest {part} error {SAMPLE}."
@@ -253,23 +242,6 @@ def _remarks(
     else:
         yield MEAN
     yield ASSUMED
-
-
-def _protocols_told(protocols: Sequence[Protocol[str]], every: bool) -> Iterable[str]:
-    """Which protocol is shown and by which rule, and which others there are."""
-    if not protocols:
-        return
-    shown, *others = protocols
-    yield f"Runs shown: {shown.name} ({shown.size}). Rule: {RULE}."
-    if others:
-        told = "; ".join(f"{other.name} ({other.size})" for other in others)
-        kinds = [
-            (key, other.first.setting(key)) for key in ("iterations", "mode", "split") for other in others
-        ]
-        differing = [f"{key}={value}" for key, value in kinds if value not in ("", shown.first.setting(key))]
-        example = next(iter(differing), "KEY=VALUE")
-        more = "" if every else " `--all` shows every run."
-        yield f"Not shown: {told}. `--settings {example}` shows such runs.{more}"
 
 
 def _record(plan: Plan, line: Line, group: SeedGroup | None) -> dict[str, object]:

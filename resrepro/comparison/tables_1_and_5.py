@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from resrepro.comparison.groups import about_images, not_said_yet, runs_of, spell_data
+from resrepro.comparison.groups import about_images, not_said_yet, runs_of, spell_data, unfinished
 from resrepro.comparison.table import DASH, NONE, Notes, Row, Table, train_command
 from resrepro.paper import published
 from resrepro.records import FINISHED, Run
@@ -43,21 +43,18 @@ def table_1() -> Table:
     nets = table1_nets()
     printed = [published()["table1", heading, "flops"].value for heading in nets]
     counted = [net.multiply_adds for net in nets.values()]
-    gaps = [
-        f"{(ours - paper) / UNIT:+.2f}".replace("-", "−")
-        for ours, paper in zip(counted, printed, strict=True)
-    ]
+    gaps, cut_off = [], []
+    for heading, ours, paper in zip(nets, counted, printed, strict=True):
+        gaps.append(f"{(ours - paper) / UNIT:+.2f}".replace("-", "−"))
+        if f"{ours / UNIT:.1f}" != f"{paper / UNIT:.1f}":
+            told = f"{heading}: {ours / UNIT:.2f} is {paper / UNIT:.1f} only when cut off, not rounded"
+            cut_off.append(told)
     projecting = {heading: net for heading, net in nets.items() if net.projections}
     without = [f"{(net.multiply_adds - net.projections) / UNIT:.2f}" for net in projecting.values()]
-    cut_off = [
-        f"{heading}: {ours / UNIT:.2f} is {paper / UNIT:.1f} only when cut off, not rounded"
-        for heading, ours, paper in zip(nets, counted, printed, strict=True)
-        if f"{ours / UNIT:.1f}" != f"{paper / UNIT:.1f}"
-    ]
+    would = f"without projections {', '.join(projecting)} would have {', '.join(without)}"
     notes = Notes()
-    above = notes.number(
-        [FLOPS, f"without projections {', '.join(projecting)} would have {', '.join(without)}"]
-    )
+    above = notes.number([FLOPS, would])
+    cut, below = notes.number(cut_off), notes.number([PARAMETERS])
     return Table(
         name="table1",
         title=TITLE,
@@ -66,11 +63,8 @@ def table_1() -> Table:
             *_layer_rows(list(nets.values())),
             Row(("FLOPs, 1e9", "paper", *(f"{value / UNIT:.1f}" for value in printed))),
             Row(("FLOPs, 1e9", "ours", *(f"{value / UNIT:.2f}" for value in counted)), above),
-            Row(("FLOPs, 1e9", "diff.", *gaps), notes.number(cut_off)),
-            Row(
-                ("parameters", "ours", *(f"{net.parameters:,}" for net in nets.values())),
-                notes.number([PARAMETERS]),
-            ),
+            Row(("FLOPs, 1e9", "diff.", *gaps), cut),
+            Row(("parameters", "ours", *(f"{net.parameters:,}" for net in nets.values())), below),
         ),
         notes=tuple(notes),
         remarks=REMARKS,
@@ -135,7 +129,7 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
     reasons = [(ensemble, _why_left_out(ensemble, dataset)) for ensemble in ensembles]
     ours = [ensemble for ensemble, reason in reasons if not reason]
     left_out = [f"the ensemble of {_spell_members(one)} ({reason})" for one, reason in reasons if reason]
-    left_out += unused(plan["members"], runs)
+    left_out += unfinished(runs_of(plan["members"], runs))
     exact = {run.experiment for run in runs if run.finished and run.paper_exact}
     lacking = [name for name in plan["members"] if name not in exact]
     untrained = [(catalogue.find(name).label, train_command(name)) for name in lacking]
@@ -149,15 +143,13 @@ def table_5(plan: Mapping[str, Any], runs: Sequence[Run], ensembles: Iterable[En
         records.append(_ensemble_record(line["label"], number.value, None))
         for ensemble in ours if line.get("ours") else ():
             error, size = ensemble.errors[SET]["top5_err"], str(len(ensemble.members))
-            label = f"↳ ensemble of {size}"
-            cells = label, size, ensemble.protocol, "", f"{error:.2f}"
+            cells = f"↳ ensemble of {size}", size, ensemble.protocol, "", f"{error:.2f}"
             rows.append(Row(cells, notes.number(_caveats(ensemble))))
-            records.append(_ensemble_record(label, None, ensemble))
+            records.append(_ensemble_record(cells[0], None, ensemble))
+    data = spell_data(ours[0].data.notices, ours[0].data.classes) if ours else spell_data()
     return Table(
         name=plan["name"],
-        title=plan["title"].format(
-            data=spell_data(*((ours[0].data.notices, ours[0].data.classes) if ours else ()))
-        ),
+        title=plan["title"].format(data=data),
         columns=ENSEMBLE_COLUMNS,
         rows=tuple(rows),
         notes=tuple(notes),
@@ -171,10 +163,10 @@ def _why_left_out(ensemble: Ensemble, dataset: str) -> str:
     """Why an ensemble has no place in the table of ensembles on a dataset; empty if it has one."""
     if ensemble.data.name != dataset or SET not in ensemble.errors:
         return f"measured on {ensemble.data.name}"
-    partial = [member for member in ensemble.members if member.status not in FINISHED]
-    return (
-        f"{partial[0].label} is {partial[0].status} at iteration {partial[0].iteration:,}" if partial else ""
-    )
+    for member in ensemble.members:
+        if member.status not in FINISHED:
+            return f"{member.label} is {member.status} at iteration {member.iteration:,}"
+    return ""
 
 
 def _spell_members(ensemble: Ensemble) -> str:
@@ -216,12 +208,3 @@ def _ensemble_record(label: str, paper: float | None, ensemble: Ensemble | None)
         "top-1_error_ours_val": errors.get("top1_err", NONE),
         "departures": "; ".join(_caveats(ensemble)) if ensemble else "",
     }
-
-
-def unused(experiments: Iterable[str], runs: Iterable[Run]) -> list[str]:
-    """What to call the runs of some experiments (and their twins) that are unfinished or diverged."""
-    return [
-        f"{run.name} seed {run.seed} ({run.status} at iteration {run.result['iteration']:,})"
-        for run in runs_of(experiments, runs)
-        if not run.finished
-    ]

@@ -29,7 +29,6 @@ from resrepro.spec.recipe import Value, spell
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
 FIGURE_7 = responses.EXHIBIT
 
-
 WIDTHS = {"column": 3.25, "text": 6.875}  # of the paper's own page, inches
 NARROW, WIDE = 3.0, 40.0  # inches
 SHOWN, PRINTED = 150, 300  # pixels per inch of a PNG: of the figure's own width, of one that was asked for
@@ -85,15 +84,15 @@ class Paths(list[Path]):
 
 def tables() -> tuple[str, ...]:
     """What `compare` knows, in the paper's order."""
-    return _in_order([TABLE_1, FIGURE_7, *layouts()])
+    return in_order([TABLE_1, FIGURE_7, *layouts()])
 
 
 def figures() -> tuple[str, ...]:
     """What `plot` knows, in the paper's order."""
-    return _in_order([FIGURE_3, FIGURE_7, *curves.exhibits()])
+    return in_order([FIGURE_3, FIGURE_7, *curves.exhibits()])
 
 
-def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Tables by their number, then figures, each before its stand-ins, then what the paper does not have."""
 
     def place(name: str) -> tuple[int, int, str]:

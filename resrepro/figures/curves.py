@@ -17,6 +17,7 @@ from resrepro.comparison.groups import (
     data_told,
     iterations_of,
     protocols_of,
+    unfinished,
 )
 from resrepro.comparison.tables import TRAINING_ERROR
 from resrepro.errors import RecordError, UsageError
@@ -206,13 +207,8 @@ def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]
     protocols = protocols_of(members)
     shown, others = (protocols[0], protocols[1:]) if protocols else (None, [])
     doubles = [run for groups in shown.doubles.values() for g in groups for run in g.runs] if shown else []
-    unfinished = [
-        f"{seed_name(run)} ({run.status} at iteration {run.result['iteration']:,})"
-        for run in known
-        if not run.finished
-    ]
     notes = [
-        ("Not drawn, unfinished", unfinished),
+        ("Not drawn, unfinished", unfinished(known)),
         ("Not drawn, shortcut option B or C (the figure shows A)", list(map(seed_name, shortcuts))),
         *((ANOTHER, [f"{other.name} ({other.size})"]) for other in others),
         ("Not drawn, other settings than the runs drawn of the same net", list(map(seed_name, doubles))),
@@ -243,18 +239,21 @@ def seed_name(run: Run) -> str:
 
 def mean_curve(group: SeedGroup, kind: str) -> Curve | None:
     """Mean error over seeds at each iteration that all have sampled; None if there is none."""
-    import numpy as np
-
     split = "train" if kind == "train" else group.first.headline_split
     runs = group.runs if split == "train" else group.of_one_set(split)
     sampled = [run.top1_errors(split) for run in runs]
     common = sorted(set.intersection(*map(set, sampled)))
-    if not common:
-        return None
-    errors = np.array([[one[at] for one in sampled] for at in common])
-    std = tuple(errors.std(axis=1, ddof=1).tolist()) if len(runs) > 1 else None
-    net = group.first.spec["depth"], group.first.spec["plain"]
-    return Curve(*net, kind, tuple(map(float, common)), tuple(errors.mean(axis=1).tolist()), std)
+    errors = [[one[at] for at in common] for one in sampled]
+    return averaged(group.first, kind, map(float, common), errors) if common else None
+
+
+def averaged(run: Run, kind: str, x: Iterable[float], rows: Sequence[Sequence[float]]) -> Curve:
+    """The mean curve of a net that `run` is of, from a row of values of each seed."""
+    import numpy as np
+
+    y = np.array(rows)
+    std = tuple(y.std(axis=0, ddof=1).tolist()) if len(rows) > 1 else None
+    return Curve(run.spec["depth"], run.spec["plain"], kind, tuple(x), tuple(y.mean(axis=0).tolist()), std)
 
 
 def _paper_curves(exhibit: str, layout: Layout, panel: Layout, scale: float) -> Iterator[Curve]:

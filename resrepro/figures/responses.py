@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.groups import SET_NAMES, Protocol, SeedGroup
-from resrepro.comparison.table import DASH, NONE, Row, Table
+from resrepro.comparison.groups import SET_NAMES, Protocol
+from resrepro.comparison.table import DASH, NONE, Row, Table, spell_mean
 from resrepro.errors import RecordError
 from resrepro.figures import curves, drawing
 from resrepro.figures.curves import Curve, Groups
@@ -55,7 +55,10 @@ def make_figure(
     behind ours, or alone where there are no runs. RecordError if there is nothing to draw.
     """
     groups, notes = select(runs)
-    ours = [_mean_line(group) for group in groups.values()]
+    ours = []
+    for group in groups.values():
+        std = [run.responses.std for run in group.runs if run.responses is not None]
+        ours.append(curves.averaged(group.first, "", range(1, len(std[0]) + 1), std))
     theirs = list(_paper_lines()) if paper else []
     if not ours and not theirs:
         train = command_for(catalogue.find(plan()["example"]).spec())
@@ -87,17 +90,6 @@ def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
         if groups:
             return groups, tuple(notes)
     return {}, tuple(notes)
-
-
-def _mean_line(group: SeedGroup) -> Curve:
-    """Mean over seeds of each layer's std, and its spread."""
-    import numpy as np
-
-    std = np.array([run.responses.std for run in group.runs if run.responses is not None])
-    spread = tuple(std.std(axis=0, ddof=1).tolist()) if len(std) > 1 else None
-    layers = tuple(range(1, std.shape[1] + 1))
-    net = group.first.spec["depth"], group.first.spec["plain"]
-    return Curve(*net, "", layers, tuple(std.mean(axis=0).tolist()), spread)
 
 
 def _paper_lines() -> Iterator[Curve]:
@@ -224,8 +216,7 @@ def build(runs: Iterable[Run]) -> Table:
     """The table from runs that were read already."""
     groups, left_out = select(runs)
     rows: list[Row] = []
-    records: list[dict[str, object]] = []
-    missing: list[tuple[str, str]] = []
+    records, missing = [], []
     for kind in plan()["nets"]:
         for depth in kind["depths"]:
             label = net_label(depth, kind["plain"])
@@ -234,16 +225,16 @@ def build(runs: Iterable[Run]) -> Table:
             records.append(_record(label, ours))
             if not ours:
                 missing.append((label, _command(depth, kind["plain"], groups)))
-    told = (
-        (_measured_on(groups), curves.lead(plan(), groups), curves.departures_told(groups)) if groups else ()
-    )
+    told = [plan()["table"]["rows"]]
+    if groups:
+        told += [_measured_on(groups), curves.lead(plan(), groups), curves.departures_told(groups)]
     return Table(
         name=EXHIBIT,
         title=plan()["table"]["title"],
         columns=("net", *STD, *RATIOS),
         rows=tuple(rows),
         missing=tuple(missing),
-        remarks=(plan()["table"]["rows"], *filter(None, told), plan()["table"]["ratios"], *left_out),
+        remarks=(*filter(None, told), plan()["table"]["ratios"], *left_out),
         records=tuple(records),
     )
 
@@ -252,15 +243,12 @@ def _rows(label: str, ours: Sequence[Responses]) -> Iterator[Row]:
     """The paper's row and ours."""
     paper = [published()[EXHIBIT, label, metric].value for metric, _ in STD.values()]
     yield Row((label, *(f"{value:.2f}" for value in paper), "", ""))
-    std = [_mean([of(each.std) for each in ours]) for _, of in STD.values()]
+    if not ours:
+        yield Row(("↳ ours", *(DASH for _ in (*STD, *RATIOS))))
+        return
+    std = [spell_mean([of(each.std) for each in ours]).partition(" ")[0] for _, of in STD.values()]
     ratios = (f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" for ratio in _ratios(ours))
-    yield Row(("↳ ours", *std, *(ratios if ours else (DASH, DASH))))
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return DASH
-    return f"{statistics.fmean(values):.2f}" + (f"±{statistics.stdev(values):.2f}" if values[1:] else "")
+    yield Row(("↳ ours", *std, *ratios))
 
 
 def _ratios(ours: Sequence[Responses]) -> tuple[float, ...]:

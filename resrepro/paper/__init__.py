@@ -11,7 +11,6 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from resrepro.errors import UsageError
 from resrepro.spec.recipe import read_toml
 
 if TYPE_CHECKING:
@@ -77,10 +76,3 @@ def with_twins(layouts: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping
             own = json.loads(json.dumps(layout).replace('"imagenet', '"folder'))
             twins[f"{name}-folder"] = {**own, "title": title, "of": name}
     return {**layouts, **twins}
-
-
-def layout(exhibit: str) -> Mapping[str, Any]:
-    """The layout of one exhibit (UsageError if there is no such exhibit)."""
-    if exhibit not in layouts():
-        raise UsageError(f"no exhibit {exhibit!r}: there are {', '.join(layouts())}.")
-    return layouts()[exhibit]

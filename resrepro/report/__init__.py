@@ -25,7 +25,7 @@ from resrepro.records import Run
 from resrepro.records.collection import Collection
 from resrepro.report.exhibits import Section, all_exhibits, is_ours, section
 from resrepro.spec import catalogue, net_label
-from resrepro.spec.recipe import setting_rules, spell
+from resrepro.spec.recipe import NamedRecipe, setting_rules, spell
 
 GENERATOR = "resrepro report"  # by which a report of ours is known
 STYLES = ("uplot/uPlot.min.css", "style.css", "tables.css")
@@ -34,12 +34,9 @@ LEAD_COLUMNS = ("net", "paper", "test error", "validation error", "difference")
 DATASETS = {**DATASET_NAMES, "digits": "scikit-learn's digits", "folder": "a folder of other images"}
 MARKS = ("stated", "derived", "assumed")
 # How a verdict looks: its word, the sign beside it, and its name in the style sheet.
-KINDS = {
-    HELD: {"word": HELD, "sign": "✓", "style": "held"},
-    FAILED: {"word": FAILED, "sign": "✗", "style": "failed"},
-    UNDECIDED: {"word": UNDECIDED, "sign": "?", "style": "undecided"},
-    UNTESTABLE: {"word": UNTESTABLE, "sign": "–", "style": "untestable"},
-}
+SIGNS = {HELD: "✓", FAILED: "✗", UNDECIDED: "?", UNTESTABLE: "–"}
+STYLED = {UNTESTABLE: "untestable"}
+KINDS = {word: {"word": word, "sign": SIGNS[word], "style": STYLED.get(word, word)} for word in SIGNS}
 
 
 def build_report(
@@ -59,13 +56,9 @@ def build_report(
     finished = [run for run in found.runs if run.finished]
     counts = Counter(verdict.verdict for verdict in verdicts)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resrepro", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+        loader=jinja2.PackageLoader("resrepro", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
     environment.filters["prose"] = prose
     return environment.get_template("page.html.j2").render(
         generator=GENERATOR,
@@ -74,8 +67,8 @@ def build_report(
         scripts=[Markup(script) for script in scripts],
         data=curve_data(shown),
         verdicts=[
-            (verdict, KINDS[verdict.verdict], [(each, KINDS[each.verdict]) for each in verdict.others])
-            for verdict in verdicts
+            (one, KINDS[one.verdict], [(each, KINDS[each.verdict]) for each in one.others])
+            for one in verdicts
         ],
         counts=[(kind, counts[word]) for word, kind in KINDS.items()],
         elsewhere=decided_elsewhere(verdicts),
@@ -108,12 +101,10 @@ def _file(name: str) -> str:
 
 def _policy(style: str, scripts: Iterable[str]) -> str:
     """The content security policy: nothing is loaded, and only our own scripts and style count."""
-    hashes = [
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in (style, *scripts)
-    ]
+    digests = (hashlib.sha256(text.encode()).digest() for text in (style, *scripts))
+    own, *others = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return (
-        f"default-src 'none'; script-src {' '.join(hashes[1:])}; style-src {hashes[0]}; img-src data:; "
+        f"default-src 'none'; script-src {' '.join(others)}; style-src {own}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -173,14 +164,10 @@ def surroundings(runs: Iterable[Run]) -> list[dict[str, Any]]:
         versions = env.get("versions")
         commit = str(env.get("commit") or "")[:12] + (", modified" if env.get("modified") else "")
         facts = {
-            "system": env.get("system"),
-            "processor": env.get("cpu"),
-            "cores": env.get("cores"),
-            "device": env.get("gpu") or env.get("device"),
-            "threads per run": env.get("threads"),
-            "commit": commit,
-            **(versions if isinstance(versions, dict) else {}),
-        }
+            "system": env.get("system"), "processor": env.get("cpu"), "cores": env.get("cores"),
+            "device": env.get("gpu") or env.get("device"), "threads per run": env.get("threads"),
+            "commit": commit, **(versions if isinstance(versions, dict) else {}),
+        }  # fmt: skip
         counts[tuple((name, str(value)) for name, value in facts.items() if value not in (None, ""))] += 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [{"facts": dict(facts), "runs": number} for facts, number in ordered]
@@ -192,19 +179,18 @@ def protocols() -> list[dict[str, Any]]:
     `settings` are each setting with its value in words and what it is, `counts` how many are stated, derived
     and assumed.
     """
-    known = []
-    for recipe in catalogue.recipes().values():
-        base, title, own = catalogue.paper_recipe(recipe.family), recipe.title, list(recipe.settings.values())
-        if recipe is not base:
+    rules, tables = setting_rules(), []
+    known: list[NamedRecipe | catalogue.Protocol] = list(catalogue.recipes().values())
+    for each in [*known, *catalogue.protocols().values()]:
+        title, own = each.title, list(each.settings.values())
+        base = catalogue.paper_recipe(each.family)
+        if isinstance(each, catalogue.Protocol):
+            title = f"Test protocol: {title}"
+        elif each is not base:
             title += f": what differs from {base.name}"
             own = [setting for setting in own if setting != base.settings[setting.key]]
-        known.append((recipe.name, title, own))
-    for protocol in catalogue.protocols().values():
-        known.append((protocol.name, f"Test protocol: {protocol.title}", list(protocol.settings.values())))
-    rules, tables = setting_rules(), []
-    for name, title, own in known:
         settings = [(one, spell(one.value), str(rules.get(one.key, {}).get("what", ""))) for one in own]
         marks = [one.mark for one in own]
         counts = [(mark, marks.count(mark)) for mark in MARKS if mark in marks]
-        tables.append({"name": name, "title": title, "settings": settings, "counts": counts})
+        tables.append({"name": each.name, "title": title, "settings": settings, "counts": counts})
     return tables

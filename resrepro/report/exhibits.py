@@ -69,10 +69,7 @@ class Section:
 
 def all_exhibits() -> tuple[str, ...]:
     """All that can be compared or plotted, each once, tables first, then figures."""
-    names = {*exhibits.tables(), *exhibits.figures()}
-    return tuple(
-        sorted(names, key=lambda one: (not one.startswith("table"), not one.startswith("figure"), one))
-    )
+    return exhibits.in_order({*exhibits.tables(), *exhibits.figures()})
 
 
 def section(name: str, found: Collection) -> Section:
@@ -81,27 +78,16 @@ def section(name: str, found: Collection) -> Section:
     chart = chart_of(name, found.runs) if name in curves.exhibits() else None
     picture = _picture_of(name, found) if name in exhibits.figures() else None
     titles = (part.title for part in (table, chart, picture) if part)
-    return Section(
-        name=name,
-        title=next(titles, f"{name.capitalize()}: nothing to show yet"),
-        table=table,
-        lacking=lacking(table.rows) if table else frozenset(),
-        chart=chart,
-        picture=picture,
-    )
+    title = next(titles, f"{name.capitalize()}: nothing to show yet")
+    return Section(name, title, table, lacking(table.rows) if table else frozenset(), chart, picture)
 
 
 def lacking(rows: Sequence[Row]) -> frozenset[int]:
     """The rows of nets of which we have nothing, by their place; none where that is all of them."""
     continued = [row.cells[0].startswith(CONTINUED) for row in (*rows, Row(("",)))]
     filled = [is_ours(row) or below for row, below in zip(rows, continued, strict=False)]
-    if not any(filled):
-        return frozenset()
-    return frozenset(
-        place
-        for place, row in enumerate(rows)
-        if DASH in row.cells and not filled[place] and not continued[place + 1]
-    )
+    empty = [n for n, row in enumerate(rows) if DASH in row.cells and not (filled[n] or continued[n + 1])]
+    return frozenset(empty if any(filled) else ())
 
 
 def is_ours(row: Row) -> bool:
@@ -127,12 +113,15 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
                 return None
             content = drawing.paths[0].read_bytes()
             slim = PATH_DATA.sub(
-                lambda path: LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0]), content
+                lambda path: LONG_NUMBER.sub(lambda n: b"%.2f" % float(n[0]), path[0]), content
             )
-            slim = SPACE.sub(b" ", slim)
-            urls.append("data:image/svg+xml;base64," + base64.b64encode(slim).decode())
+            urls.append("data:image/svg+xml;base64," + base64.b64encode(SPACE.sub(b" ", slim)).decode())
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
     return Picture(title or name, urls[0], urls[1] if urls[1:] else None)
+
+
+def _rounded(number: re.Match[bytes]) -> bytes:
+    return b"%.2f" % float(number[0])
 
 
 def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:

@@ -116,19 +116,18 @@ def default_shortcut(dataset: str, depth: int) -> Shortcut:
 
 def command_for(spec: Spec, seed: int = 0) -> str:
     """The command line that runs this spec with this seed; a folder of images is told as DIR."""
-    words = ["resrepro train"]
-    if spec.dataset != "cifar10":
-        words.append(f"--dataset {spec.dataset}")
+    words = ["resrepro train"] + ([] if spec.dataset == "cifar10" else [f"--dataset {spec.dataset}"])
     words.append(f"--depth {spec.depth}" + (" --plain" if spec.plain else ""))
     usual = None if spec.plain else default_shortcut(spec.dataset, spec.depth)
     if spec.shortcut != usual and "shortcut" not in dict(spec.changes):
         words.append(f"--shortcut {spec.shortcut}")
     for key, value in spec.changes:
-        option = f"--{key.replace('_', '-')}"
+        option = f"--{key.replace('_', '-')} {spell(value)}"
         if key == "stride_3x3" and value:
-            words.append(option)
-        else:
-            words.append(f"{option} {spell(value)}" if key in OPTIONS else f"--set {key}={spell(value)}")
+            option = "--stride-3x3"
+        elif key not in OPTIONS:
+            option = f"--set {key}={spell(value)}"
+        words.append(option)
     if spec.recipe.densely_by_hand:
         words.append(f"--eval-every {spec.recipe.eval_every}")
     if FAMILIES[spec.dataset] == "imagenet":

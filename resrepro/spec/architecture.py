@@ -165,8 +165,8 @@ class Architecture:
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """The nets that the catalogue trains for the paper, by experiment name, in its order."""
-    of_the_paper = {n: e for n, e in experiments().items() if e.dataset in ("cifar10", "imagenet")}
-    return {name: architecture_of(experiment) for name, experiment in of_the_paper.items()}
+    of_the_paper = [each for each in experiments().values() if each.dataset in ("cifar10", "imagenet")]
+    return {experiment.name: architecture_of(experiment) for experiment in of_the_paper}
 
 
 def architecture_of(experiment: Experiment) -> Architecture:
@@ -182,10 +182,10 @@ def parts_of(dataset: str, depth: int, plain: bool = False, shortcut: str | None
     option = check_shortcut(plain, shortcut, default_shortcut(dataset, depth))
     kernel, stride = layout.stem
     size, channels = IMAGE_SIZES[dataset] // stride, layout.widths[0]
-    yield _single("conv1", Layer("conv", kernel, 3, channels, stride, size))
+    yield Part("conv1", 1, (Layer("conv", kernel, 3, channels, stride, size),))
     if layout.pool:
         size //= 2
-        yield _single("max pool", Layer("max pool", 3, channels, channels, 2, size))
+        yield Part("max pool", 1, (Layer("max pool", 3, channels, channels, 2, size),))
     for stage, (count, width) in enumerate(zip(layout.blocks, layout.widths, strict=True)):
         name, stride, out = f"conv{stage + 2}_x", 2 if stage else 1, width * layout.expansion
         size //= stride
@@ -194,12 +194,8 @@ def parts_of(dataset: str, depth: int, plain: bool = False, shortcut: str | None
         for block, same in itertools.groupby([first] + [others] * (count - 1)):
             yield Part(name, len(list(same)), *block)
         channels = out
-    yield _single("avg pool", Layer("avg pool", size, channels, channels, 1, 1))
-    yield _single("fc", Layer("fc", 1, channels, CLASSES[FAMILIES[dataset]], 1, 1))
-
-
-def _single(name: str, layer: Layer) -> Part:
-    return Part(name, 1, (layer,))
+    yield Part("avg pool", 1, (Layer("avg pool", size, channels, channels, 1, 1),))
+    yield Part("fc", 1, (Layer("fc", 1, channels, CLASSES[FAMILIES[dataset]], 1, 1),))
 
 
 def _block(
@@ -207,10 +203,9 @@ def _block(
 ) -> tuple[tuple[Layer, ...], Layer | None]:
     """The layers of a block with maps of `size`, and its shortcut (Figure 5, Section 3.3)."""
     out = width * layout.expansion
+    shapes = [(3, inputs, width, stride), (3, width, width, 1)]
     if layout.bottleneck:
         shapes = [(1, inputs, width, stride), (3, width, width, 1), (1, width, out, 1)]
-    else:
-        shapes = [(3, inputs, width, stride), (3, width, width, 1)]
     layers = tuple(Layer("conv", *shape, size) for shape in shapes)
     if option is None:
         return layers, None
@@ -225,16 +220,16 @@ def vgg19() -> Architecture:
     """VGG-19, which Figure 3 sets beside the nets and we do not train, from its list of layers."""
     plan = read_toml("vgg19.toml", "resrepro.paper")
     size, channels, pool = plan["image_size"], 3, plan["pool"]
-    parts: list[Part] = []
+    layers: list[Layer] = []
     for widths in plan["convolutions"]:
         for width in widths:
-            parts.append(_single("conv", Layer("conv", plan["kernel"], channels, width, 1, size)))
+            layers.append(Layer("conv", plan["kernel"], channels, width, 1, size))
             channels = width
         size //= pool["stride"]
-        pooling = Layer("max pool", pool["kernel"], channels, channels, pool["stride"], size)
-        parts.append(_single("max pool", pooling))
+        layers.append(Layer("max pool", pool["kernel"], channels, channels, pool["stride"], size))
     kernel = size  # the first fc sees the whole map
     for width in plan["fc"]:
-        parts.append(_single("fc", Layer("fc", kernel, channels, width, 1, 1)))
+        layers.append(Layer("fc", kernel, channels, width, 1, 1))
         kernel, channels = 1, width
-    return Architecture("vgg19", "VGG-19", plan["image_size"], tuple(parts), bn=False)
+    parts = tuple(Part(layer.kind, 1, (layer,)) for layer in layers)
+    return Architecture("vgg19", "VGG-19", plan["image_size"], parts, bn=False)

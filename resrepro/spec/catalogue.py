@@ -10,14 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from resrepro.errors import UsageError
-from resrepro.spec import (
-    Shortcut,
-    Spec,
-    check_depth,
-    check_shortcut,
-    default_shortcut,
-    net_label,
-)
+from resrepro.spec import Shortcut, Spec, check_depth, check_shortcut, default_shortcut, net_label
 from resrepro.spec.recipe import (
     DATASETS,
     FAMILIES,
@@ -259,14 +252,13 @@ def _check_together(recipe: Recipe, dataset: str) -> None:
     if getattr(recipe, "split", "all") == "45k5k" and dataset != "cifar10":
         raise UsageError(f"the 45k/5k split is one of CIFAR-10, not of {dataset}: leave --split out.")
     protocol_for(recipe.test_view, FAMILIES[dataset])
-    if isinstance(recipe, ImageNetRecipe):
-        if len(recipe.scale) != 2:
-            raise UsageError("scale takes the two ends of the range of the shorter side, such as 256,480.")
-        if recipe.scale[0] < recipe.image_size:
-            raise UsageError(
-                f"a shorter side of {recipe.scale[0]} pixels does not hold a crop of {recipe.image_size}: "
-                "set a larger scale or a smaller image_size."
-            )
+    if isinstance(recipe, ImageNetRecipe) and len(recipe.scale) != 2:
+        raise UsageError("scale takes the two ends of the range of the shorter side, such as 256,480.")
+    if isinstance(recipe, ImageNetRecipe) and recipe.scale[0] < recipe.image_size:
+        raise UsageError(
+            f"a shorter side of {recipe.scale[0]} pixels does not hold a crop of {recipe.image_size}: "
+            "set a larger scale or a smaller image_size."
+        )
 
 
 def departures(spec: Spec) -> list[str]:
@@ -294,7 +286,6 @@ def departures(spec: Spec) -> list[str]:
             expected = rescaled.dense_sampling if value else 0
         if value != expected:
             silent = " (the paper does not say)" if reference.mark == "assumed" else ""
-            plain = f"{key} {spell(value)} instead of {spell(expected)}{silent}"
-            told = DEPARTURES.get(key, plain)
+            told = DEPARTURES.get(key, f"{key} {spell(value)} instead of {spell(expected)}{silent}")
             sentences.append(told.format(value, expected, "" if value == 1 else "s"))
     return sentences

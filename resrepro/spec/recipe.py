@@ -188,7 +188,7 @@ def spell(value: Value | None) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple | list):
-        return ",".join(str(item) for item in value)
+        return ",".join(map(str, value))
     if isinstance(value, float):
         return repr(value).removesuffix(".0")  # exact, so that two values never share a name
     return str(value)
@@ -197,11 +197,9 @@ def spell(value: Value | None) -> str:
 def whole_number(text: str) -> int:
     """`64000`, `64,000`, `64_000`, `64e3` or `64k` -> 64000 (ValueError if it is none)."""
     grouped = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip().lower())
-    exact = (
-        Decimal(re.sub("k$", "e3", grouped))
-        if re.fullmatch(r"-?[\d_.]+(e[+]?\d|k)", grouped)
-        else int(grouped)
-    )
+    if not re.fullmatch(r"-?[\d_.]+(e[+]?\d|k)", grouped):
+        return int(grouped)
+    exact = Decimal(re.sub("k$", "e3", grouped))
     if exact != int(exact):
         raise ValueError
     return int(exact)
