@@ -390,12 +390,12 @@ def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path, exhibit
 
 
 def test_nothing_in_the_environment_keeps_a_figure_from_being_drawn(tmp_path: Path) -> None:
-    (tmp_path / "matplotlibrc").write_bytes(b"font.size: 99\n")
+    (tmp_path / "matplotlibrc").write_bytes(b"backend: nonsense\nfont.family: \xff\xfe\nno colon\n")
     (tmp_path / "stylelib").mkdir()
     (tmp_path / "stylelib" / "my.mplstyle").write_bytes(b"font.family: \xff\xfe\n")
-    odd = {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": str(tmp_path), "LC_ALL": "xx_YY"}
+    odd = {"MPLBACKEND": "module://nowhere.inline", "MPLCONFIGDIR": str(tmp_path), "LC_ALL": "xx_YY"}
     call = "plot('figure1', 'none', 'out', paper=True, formats=['svg'])"
-    code = f"import resrepro.figures as e; e.{call}"
+    code = f"import os, resrepro.figures as e; e.{call}; assert 'nowhere' in os.environ['MPLBACKEND']"
     environment = os.environ | odd | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, check=True)
     [usual] = plot("figure1", tmp_path, tmp_path, paper=True, formats=["svg"])

@@ -4,10 +4,12 @@ matplotlib is used through its objects, without pyplot and the user's settings: 
 """
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro.figures.curves import Curve, Panel, Sheet
@@ -140,16 +142,28 @@ def write_below(figure: "Figure", lines: Sequence[str]) -> None:
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
     """While active, figures look the same whatever the user has set up for his own."""
-    try:
-        import matplotlib
-    except ValueError:  # $MPLBACKEND is none that this matplotlib knows
-        os.environ.pop("MPLBACKEND", None)
-        for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
-            del sys.modules[name]  # half of it was read
-        import matplotlib
-    usual: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    matplotlib = _imported()
+    usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context(usual | SETTINGS):  # rcdefaults() would read his style files
         yield
+
+
+def _imported() -> Any:
+    """matplotlib, even where it cannot read $MPLBACKEND or a matplotlibrc, of which we use neither."""
+    with contextlib.suppress(ValueError, OSError):
+        return importlib.import_module("matplotlib")
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None
+    assert found.origin is not None
+    for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
+        del sys.modules[name]  # half of it was read
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        with contextlib.chdir(Path(found.origin).parent / "mpl-data"):  # whose own matplotlibrc comes first
+            return importlib.import_module("matplotlib")
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
@@ -174,8 +188,10 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     if sheet.layout["grid"]:
         axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
         axes.set_axisbelow(True)
-    for curve in (*panel.paper, *panel.ours):
-        _draw_curve(axes, sheet, curve, faint=curve.paper and sheet.has_ours)
+    for curve in panel.paper:
+        _draw_curve(axes, sheet, curve, faint=sheet.has_ours)
+    for curve in panel.ours:
+        _draw_curve(axes, sheet, curve, faint=False)
     if not panel.curves:
         axes.text(
             0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
