@@ -68,6 +68,7 @@ def compare(
     every: Annotated[bool, option("Runs of all protocols, not of one.", "--all")] = False,
     settings: SettingsFilter = None,
     json: JsonOption = False,
+    quiet: cli.QuietOption = False,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
     from resrepro.comparison.table import to_json, to_rich, write_table
@@ -157,6 +158,7 @@ def claims(
     settings: SettingsFilter = None,
     tables: cli.TablesOption = Path("tables"),
     json: JsonOption = False,
+    quiet: cli.QuietOption = False,
 ) -> None:
     """Say claim by claim whether the paper's statement held in your runs; by number in detail.
 
