@@ -91,7 +91,7 @@ def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
     chosen = engines.choose_device(device)
     if chosen.type != "cuda":
         return ",".join(MODES[:3]), 3.0, USUAL_WORKERS
-    engine = engines.fastest_engine(chosen, ENDLESS)
+    engine = engines.GRAPH
     narrow = engines.fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
     modes = (*USUALS, EAGER + FAST, engine, engine + FAST) if narrow else (USUAL, EAGER, engine)
     return ",".join(modes), 1.0, (min(MOST_ON_GPU, cores()),)
@@ -239,9 +239,9 @@ def our_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[No
     """One update of the real trainer at each step, in stretches between two looks for divergence."""
     asked = loop.mode.removesuffix(FAST)
     choice = asked if asked in ENGINES else AUTO
-    engine = engines.choose_engine(choice, device, precision, ENDLESS, None, lambda text: None)
     experiment = catalogue.experiment_for("cifar10", loop.depth, plain=False)
     spec = catalogue.derive(experiment, batch_size=loop.batch_size, precision=precision)
+    engine = engines.choose_engine(choice, device, spec, loop.batch_size, ENDLESS, None, lambda text: None)
     if device.type == "cpu":
         engines.keep_memory()
     engines.use_precision(precision, device)

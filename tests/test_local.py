@@ -18,7 +18,7 @@ from runs import checkpoint_of, differences, json_of
 
 from resrepro.cli.view import EventView, RunsView, train_all
 from resrepro.errors import Interrupted, UsageError
-from resrepro.launch import local
+from resrepro.launch import local, sharing
 from resrepro.launch.local import Job, Outcome, RunPool, choose_places, device_kind, run_command, threads_each
 from resrepro.records.storage import locked
 from resrepro.spec import catalogue
@@ -128,6 +128,10 @@ if name == "waits" and seed:
 if name == "deaf":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 tell("begin", done=0, iterations=10)
+if name == "shares":
+    tell("finish", folder="there", run="net, seed 0")
+    tell("fail", code=1, sentence="it diverged.", run="net, seed 1")
+    os._exit(7)
 if (name == "waits" and seed) or name == "deaf":
     time.sleep(120)
 asked = "CUDA_VISIBLE_DEVICES" if name == "computes" else "OMP_NUM_THREADS"
@@ -163,6 +167,20 @@ def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(p
         of_it = [event for whose, *event in heard if whose == seed]
         assert of_it == [["start", None], ["begin", None], ["say", "3"]]
     assert max(most) == 2
+
+
+def test_runs_that_share_a_command_begin_together_and_end_each_in_its_way(pool_of: Any) -> None:
+    """Of three runs one finishes and one fails; the third ends as the command does."""
+    jobs = [Job("net", seed, ("shares", "0")) for seed in range(3)]
+    heard, ended = [], []
+    pool = RunPool(jobs, [""], hear=lambda job, event: heard.append((job.seed, event["event"])))
+    pool.end = lambda job, outcome: ended.append(job.seed)
+    pool.run()
+    assert heard[:3] == [(seed, "start") for seed in range(3)]
+    assert (heard.count((0, "finish")), (1, "finish") in heard) == (1, False)
+    assert [pool.outcomes[job].code for job in jobs] == [0, 1, 7]
+    assert pool.outcomes[jobs[1]].sentence == "it diverged."
+    assert sorted(ended) == [0, 1, 2]
 
 
 def test_each_run_sees_the_gpu_of_its_place_alone(pool_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +241,7 @@ def test_a_second_ctrl_c_ends_all_at_once(pool_of: Any) -> None:
 
     def hear(job: Job, event: Any) -> None:
         if event["event"] == "begin":
-            processes.append(pool.running[job].process)
+            processes.append(pool.running[job.words].process)
         if len(processes) == 2:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -393,3 +411,49 @@ def test_without_a_terminal_every_line_says_whose_it_is() -> None:
         "digits-resnet8, seed 1: Warm-up over.",
         "digits-resnet8, seed 1: it broke.",
     ]
+
+
+# --- which runs share a command ----------------------------------------------------------------------
+
+
+def shared(
+    monkeypatch: pytest.MonkeyPatch, free: dict[str, int | None], *names: str, **options: Any
+) -> list[Any]:
+    """The words of the commands of some nets with seeds 0, 1 and 2, where there are such GPUs."""
+    monkeypatch.setattr(sharing, "gpus", lambda: free)
+    specs = [catalogue.derive(catalogue.find(name), None, **options.pop("settings", {})) for name in names]
+    wanted = [(spec, seed) for spec in specs for seed in range(3)]
+    jobs = sharing.share_commands(wanted, ["--fast"], "cuda" if free else "cpu", **options)
+    assert sorted((job.run, job.seed) for job in jobs) == sorted(
+        (spec.experiment, seed) for spec, seed in wanted
+    )
+    return list(dict.fromkeys(job.words for job in jobs))
+
+
+def test_nets_of_one_depth_and_recipe_share_a_command_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    nets = ["cifar10-plain20", "cifar10-resnet20", "cifar10-resnet56", "folder-resnet18"]
+    one = {"GPU-1": 80 * 2**30}
+    words = shared(monkeypatch, one, *nets)
+    assert words[:2] == [
+        ("train", "cifar10-plain20", "cifar10-resnet20", "--seeds", "0,1,2", "--fast"),
+        ("train", "cifar10-resnet56", "--seeds", "0,1,2", "--fast"),
+    ]
+    assert words[2:] == [("train", "folder-resnet18", "--seed", str(seed), "--fast") for seed in range(3)]
+    assert len(shared(monkeypatch, {}, *nets)) == 12
+    assert len(shared(monkeypatch, one, *nets, jobs=3)) == 12
+    assert len(shared(monkeypatch, one, *nets, engine="graph")) == 12
+    assert len(shared(monkeypatch, one, *nets, jobs=3, engine="lanes")) == 5
+
+
+def test_a_command_has_no_more_runs_than_its_gpu_holds_and_every_gpu_has_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    four = {f"GPU-{number}": 80 * 2**30 for number in range(4)}
+    nets = ["cifar10-plain20", "cifar10-resnet20"]
+    assert [words[-2] for words in shared(monkeypatch, four, *nets)] == ["0", "1", "2"]
+    narrow = {"GPU-1": local.BASE_BYTES + 4 * local.LAYER_BYTES * 20 * 128, "GPU-2": None}
+    assert [words[-2] for words in shared(monkeypatch, narrow, *nets)] == ["0", "1", "2"]
+    narrow = {"GPU-1": local.BASE_BYTES + 4 * local.LAYER_BYTES * 20 * 128}
+    assert [words[-2] for words in shared(monkeypatch, narrow, *nets)] == ["0,1", "2"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import rewrite, write_ensemble, write_eval, write_layers
+from conftest import rewrite, write_ensemble, write_eval, write_layers, write_run
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records import read_run
@@ -20,14 +20,11 @@ from resrepro.records.storage import write_json
 from resrepro.records.write import HEADER, RunWriter, open_run, set_aside
 from resrepro.spec import catalogue, digest_of
 
-MakeRun = Callable[..., Path]
-
-
 # --- reading what was written -----------------------------------------------------------------------
 
 
-def test_a_run_is_read_back_as_it_was_written(tmp_path: Path, make_run: MakeRun) -> None:
-    folder = make_run(tmp_path, "cifar10-plain56", 2, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
+def test_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "cifar10-plain56", 2, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
     run = read_run(folder)
     assert (run.name, run.experiment, run.seed) == ("cifar10-plain56", "cifar10-plain56", 2)
     assert (run.status, run.finished, run.paper_exact, run.headline_split) == ("complete", True, True, "test")
@@ -35,8 +32,8 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path, make_run: MakeRun)
     assert run.spec == catalogue.find("cifar10-plain56").spec().to_json()
 
 
-def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path, make_run: MakeRun) -> None:
-    folder = make_run(tmp_path, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
+def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
     frame = pd.DataFrame(read_run(folder).curve)
     assert tuple(frame.columns) == METRICS_COLUMNS
     assert frame["iteration"].tolist() == [32_000, 32_000, 64_000, 64_000]
@@ -45,8 +42,8 @@ def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path, make_r
     assert frame["lr"].tolist() == pytest.approx([0.1, 0.1, 0.001, 0.001])
 
 
-def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path, make_run: MakeRun) -> None:
-    make_run(tmp_path, curve=[])
+def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path) -> None:
+    write_run(tmp_path, curve=[])
     collection = collect([tmp_path])
     assert collection.broken == ()
     (run,) = collection.runs
@@ -79,31 +76,27 @@ def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_only_runs_that_differ_by_their_seed_share_a_group(
-    tmp_path: Path, make_run: MakeRun, one: dict, other: dict, shared: bool
+    tmp_path: Path, one: dict, other: dict, shared: bool
 ) -> None:
-    runs = [read_run(make_run(tmp_path / str(k), **which)) for k, which in enumerate((one, other))]
+    runs = [read_run(write_run(tmp_path / str(k), **which)) for k, which in enumerate((one, other))]
     assert (runs[0].seed_group == runs[1].seed_group) is shared
 
 
-def test_a_published_copy_of_a_run_counts_once_and_another_run_of_the_name_counts_too(
-    tmp_path: Path, make_run: MakeRun
-) -> None:
-    first = make_run(tmp_path / "runs")
-    make_run(tmp_path / "results")
-    make_run(tmp_path / "elsewhere", data="other")
+def test_a_published_copy_of_a_run_counts_once_and_another_run_of_the_name_counts_too(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "runs")
+    write_run(tmp_path / "results")
+    write_run(tmp_path / "elsewhere", data="other")
     runs = collect([tmp_path / "runs", tmp_path / "results", tmp_path / "elsewhere"]).runs
     assert len(runs) == 2
     assert first in [run.folder for run in runs]
 
 
-def test_several_folders_are_counted_and_of_equal_runs_a_finished_one_counts(
-    tmp_path: Path, make_run: MakeRun
-) -> None:
-    make_run(tmp_path / "runs", curve=[(32_000, 5.0, 9.0)])  # as far as it came, beside what was published
-    make_run(tmp_path / "runs", seed=1)
-    published = make_run(tmp_path / "results")
-    make_run(tmp_path / "results", "cifar10-plain20")
-    make_run(tmp_path / "results", seed=1, test_images=1000)  # the same run: they train nothing
+def test_several_folders_are_counted_and_of_equal_runs_a_finished_one_counts(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", curve=[(32_000, 5.0, 9.0)])  # as far as it came, beside what was published
+    write_run(tmp_path / "runs", seed=1)
+    published = write_run(tmp_path / "results")
+    write_run(tmp_path / "results", "cifar10-plain20")
+    write_run(tmp_path / "results", seed=1, test_images=1000)  # the same run: they train nothing
     tops = tmp_path / "runs", tmp_path / "results"
     found = collect(tops)
     assert published in [run.folder for run in found.runs]
@@ -112,12 +105,12 @@ def test_several_folders_are_counted_and_of_equal_runs_a_finished_one_counts(
 
 
 def test_ones_own_runs_are_read_by_default_and_nothing_else(
-    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make_run(tmp_path / "results")
+    write_run(tmp_path / "results")
     assert load_runs().empty
-    make_run(tmp_path / "runs", "cifar10-plain20")
+    write_run(tmp_path / "runs", "cifar10-plain20")
     assert list(load_runs()["name"]) == ["cifar10-plain20"]
     assert len(load_runs("runs", "results")) == 2
 
@@ -126,11 +119,11 @@ def test_ones_own_runs_are_read_by_default_and_nothing_else(
 
 
 @pytest.fixture
-def several(tmp_path: Path, make_run: MakeRun) -> Collection:
-    make_run(tmp_path, "cifar10-resnet20")
-    make_run(tmp_path, "cifar10-resnet20", 1, iterations=2000, split="45k5k", mode="fast", lr=0.05)
-    make_run(tmp_path, "cifar10-plain56", 2, iterations=2000, shortcut=None, flip=False)
-    make_run(tmp_path, "digits-resnet20", 3)
+def several(tmp_path: Path) -> Collection:
+    write_run(tmp_path, "cifar10-resnet20")
+    write_run(tmp_path, "cifar10-resnet20", 1, iterations=2000, split="45k5k", mode="fast", lr=0.05)
+    write_run(tmp_path, "cifar10-plain56", 2, iterations=2000, shortcut=None, flip=False)
+    write_run(tmp_path, "digits-resnet20", 3)
     return collect([tmp_path])
 
 
@@ -170,11 +163,9 @@ def test_settings_that_are_unknown_or_that_no_run_has_are_refused_in_a_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(
-    tmp_path: Path, make_run: MakeRun
-) -> None:
-    kept = make_run(tmp_path, seed=1)
-    aside = set_aside(make_run(tmp_path, seed=0))
+def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+    kept = write_run(tmp_path, seed=1)
+    aside = set_aside(write_run(tmp_path, seed=0))
     assert aside.name == "seed0.aside1"
     for other in ("seed", "seedling", "seed2.aside1", "seed3 copy", "evals"):
         (kept.parent / other).mkdir()
@@ -211,9 +202,9 @@ ROW = b"1000,2.56,train,1.2,45.5,4.5,0.1,1000.0,500.00\n"
     ],
 )
 def test_a_broken_metrics_file_is_named_and_the_good_runs_are_still_used(
-    tmp_path: Path, make_run: MakeRun, content: bytes
+    tmp_path: Path, content: bytes
 ) -> None:
-    good, bad = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+    good, bad = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
     (bad / "metrics.csv").write_bytes(content)
     rewrite(bad / "result.json", lambda result: result.update(metrics=describe_curve(content)))
     collection = collect([tmp_path])
@@ -223,8 +214,8 @@ def test_a_broken_metrics_file_is_named_and_the_good_runs_are_still_used(
     assert "checksum" not in sentence
 
 
-def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path, make_run: MakeRun) -> None:
-    folder = make_run(tmp_path)
+def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
     before = read_run(folder).curve
     with (folder / "metrics.csv").open("ab") as file:
         file.write(b"99000,2.56,train,1.2,4")  # a run that is going on, or was killed
@@ -236,10 +227,8 @@ def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path, ma
 
 
 @pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])
-def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(
-    tmp_path: Path, make_run: MakeRun, name: str
-) -> None:
-    folder = make_run(tmp_path)
+def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_run(tmp_path)
     whole = json.loads((folder / name).read_text())
     for change, complaint in (
         (lambda it: it.pop("checksum"), "its checksum is missing"),
@@ -255,15 +244,15 @@ def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(
     assert read_run(folder).finished
 
 
-def test_the_result_of_another_run_is_refused(tmp_path: Path, make_run: MakeRun) -> None:
-    one, other = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+def test_the_result_of_another_run_is_refused(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
     (one / "result.json").write_bytes((other / "result.json").read_bytes())
     with pytest.raises(RecordError, match="it is the result of another run"):
         read_run(one)
 
 
-def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path, make_run: MakeRun) -> None:
-    folder = make_run(tmp_path)
+def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
     for name in ("spec", "env", "result"):
         content = json.loads((folder / f"{name}.json").read_text())
         for key in ("checksum", "metrics"):
@@ -274,8 +263,8 @@ def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path, make_run:
 
 
 @pytest.mark.parametrize("name", ["env.json", "result.json", "metrics.csv"])
-def test_a_missing_file_is_named(tmp_path: Path, make_run: MakeRun, name: str) -> None:
-    folder = make_run(tmp_path)
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_run(tmp_path)
     (folder / name).unlink()
     (sentence,) = collect([tmp_path]).broken
     assert sentence == f"{folder / name} is missing."
@@ -293,9 +282,9 @@ def test_a_missing_file_is_named(tmp_path: Path, make_run: MakeRun, name: str) -
     ],
 )
 def test_a_file_that_lacks_what_readers_need_is_named_with_the_key(
-    tmp_path: Path, make_run: MakeRun, name: str, key: str
+    tmp_path: Path, name: str, key: str
 ) -> None:
-    folder = make_run(tmp_path)
+    folder = write_run(tmp_path)
     rewrite(folder / f"{name}.json", lambda content: content.pop(key))
     found = collect([tmp_path])
     assert found.runs == ()
@@ -311,8 +300,8 @@ def test_a_file_that_lacks_what_readers_need_is_named_with_the_key(
         lambda content: content.update(digest="0" * 64),
     ],
 )
-def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, make_run: MakeRun, tamper: Callable) -> None:
-    folder = make_run(tmp_path)
+def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, tamper: Callable) -> None:
+    folder = write_run(tmp_path)
     rewrite(folder / "spec.json", tamper)
     collection = collect([tmp_path])
     assert collection.runs == ()
@@ -324,9 +313,9 @@ def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, make_run: MakeRu
     [({"recipe": {"batch_size": 128}}, "it lacks iterations"), ({"dataset": "x"}, "no dataset 'x'")],
 )
 def test_a_spec_that_this_version_does_not_know_is_named_however_well_sealed(
-    tmp_path: Path, make_run: MakeRun, changed: dict[str, object], told: str
+    tmp_path: Path, changed: dict[str, object], told: str
 ) -> None:
-    folder = make_run(tmp_path)
+    folder = write_run(tmp_path)
     rewrite(folder / "spec.json", lambda content: content["spec"].update(changed))
     rewrite(folder / "spec.json", lambda content: content.update(digest=digest_of(content["spec"])))
     assert collect([tmp_path]).broken == (f"{folder / 'spec.json'} is broken: {told}.",)
@@ -334,9 +323,9 @@ def test_a_spec_that_this_version_does_not_know_is_named_however_well_sealed(
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_an_environment_that_does_not_say_how_many_images_there_were_is_named(
-    tmp_path: Path, make_run: MakeRun, part: str
+    tmp_path: Path, part: str
 ) -> None:
-    folder = make_run(tmp_path)
+    folder = write_run(tmp_path)
     rewrite(folder / "env.json", lambda content: content["data"]["images"].pop(part))
     assert collect([tmp_path]).broken == (f"{folder / 'env.json'} is broken: it lacks {part}.",)
 
@@ -344,12 +333,12 @@ def test_an_environment_that_does_not_say_how_many_images_there_were_is_named(
 # --- the frame for notebooks ------------------------------------------------------------------------
 
 
-def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path: Path, make_run: MakeRun) -> None:
-    make_run(tmp_path, "digits-plain20", 4, curve=[(240, 3.0, 8.5)])
-    make_run(
+def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path: Path) -> None:
+    write_run(tmp_path, "digits-plain20", 4, curve=[(240, 3.0, 8.5)])
+    write_run(
         tmp_path, "cifar10-resnet56", iterations=2000, split="45k5k", curve=[(1000, 9, 30), (2000, 8, 31)]
     )
-    bad = make_run(tmp_path, "digits-resnet20")
+    bad = write_run(tmp_path, "digits-resnet20")
     (bad / "result.json").write_text("{")
     with pytest.warns(UserWarning, match=r"result\.json is broken"):
         frame = load_runs(tmp_path)
@@ -485,8 +474,8 @@ def no_checkpoint(path: Path) -> Identity:
     raise AssertionError(path)
 
 
-def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Path, make_run: MakeRun) -> None:
-    folder = make_run(tmp_path / "runs", split="45k5k", curve=[(64_000, 1.0, 8.5)])
+def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs", split="45k5k", curve=[(64_000, 1.0, 8.5)])
     write_layers(folder)
     write_eval(folder, "single", 8.5, 0.5)
     write_ensemble(tmp_path / "runs", [folder, folder], 8.0, 0.4)

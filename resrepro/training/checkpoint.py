@@ -86,10 +86,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
     try:
         with replacing(path, keep=before) as sink:
-            torch.save({"format": FORMAT, **state}, sink)  # type: ignore[arg-type]
+            torch.save(_apart({"format": FORMAT, **state}), sink)  # type: ignore[arg-type]
             sink.write(MARK + sink.sha256().encode() + b"\n")
     except RuntimeError as error:
         raise RecordError(f"cannot write the checkpoint {path}: {str(error).splitlines()[0]}") from None
+
+
+def _apart(value: Any) -> Any:
+    """A state without the numbers beside its tensors: of a view PyTorch saves all that it is a view of."""
+    if isinstance(value, Tensor):
+        return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+    if isinstance(value, dict):
+        return {key: _apart(each) for key, each in value.items()}
+    return type(value)(map(_apart, value)) if isinstance(value, list | tuple) else value
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
