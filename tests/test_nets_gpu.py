@@ -86,6 +86,48 @@ def test_option_a_and_no_shortcut_in_one_launch(before: int) -> None:
         close(z[lane], F.relu((y[lane] - mean) * scale + beta + lane * way))
 
 
+@pytest.mark.parametrize(("C", "K", "S", "before"), [(16, 16, 1, 0), (16, 32, 2, 8)])
+def test_the_way_back_through_a_block(C: int, K: int, S: int, before: int) -> None:
+    """Filters, BN, shortcut and ReLU, on 3 images of 6 x 6, in programs of 64 pixels and parts of 32."""
+    N, H = 3, 6 // S
+    M, MY, G = N * 36, N * H * H, 2
+    y, w, carried = normal(N, C, 6, 6), normal(K, C, 3, 3, seed=1) / 8, normal(N, K, H, H, seed=2)
+    gamma, beta, dy = normal(C, seed=3), normal(C, seed=4), normal(N, K, H, H, seed=5)
+    raw, weight, scale, shift = (each.double().requires_grad_() for each in (y, w, gamma, beta))
+    z = F.relu(F.batch_norm(raw, None, None, scale, shift, True))
+    way = F.pad(z[:, :, ::S, ::S], (0, 0, 0, 0, before, K - C - before))
+    out = (F.conv2d(z, weight, stride=S, padding=1) * dy).sum() + (way * carried).sum()
+    of_raw, of_weight, of_scale, of_shift = torch.autograd.grad(out, [raw, weight, scale, shift])
+
+    mean, inverse = y.mean((0, 2, 3)), (y.var((0, 2, 3), unbiased=False) + 1e-5).rsqrt()
+    stats = torch.stack([gamma * inverse, mean, inverse, beta])[None].contiguous()
+    y_, z_, dy_, carried_ = (
+        channels_last(each)[None].float().contiguous() for each in (y, z.detach(), dy, carried)
+    )
+    flat = w.permute(2, 3, 1, 0).reshape(1, -1).contiguous()
+    g, partial, back, parts = (
+        zeros(1, M, C),
+        zeros(1, G, 2, C),
+        zeros(1, 2, C),
+        zeros(1, 4, 2 * C + 9 * C * K),
+    )
+    backward.differentiate[G, 1](
+        dy_, flat, z_, y_, stats, carried_, torch.ones(1, device=DEVICE), g, partial, M, MY, G, flat.numel(),
+        6, 6, C, K, S, before, True, 64, 16, "ieee",
+    )  # fmt: skip
+    row = parts.shape[2]
+    backward.differentiate_norm[(1,)](partial, back, parts, M, G, 9 * C * K, row, 4, C, 2)
+    through = zeros(1, M, C)
+    backward.go_through_norm[2, 1](g, y_, stats, back, through, M, C, 64)
+    backward.differentiate_filters[-(-MY // 32), 1, 3](
+        z_, dy_, parts, MY, M, 32, 0, row, 4, H, H, C, K, S, 3, 32, "ieee"
+    )
+    close(through[0], channels_last(of_raw))
+    found = parts.sum((0, 1))
+    close(found[: 9 * C * K].view(3, 3, C, K).permute(3, 2, 0, 1), of_weight)
+    close(found[9 * C * K :], torch.cat([of_scale, of_shift]))
+
+
 def classified(logits_from: Tensor, truth: Tensor, classes: int = 10) -> tuple[Tensor, ...]:
     """Sums, gradients of z and of the fc layer, for maps (N, 4, 64) after the last ReLU."""
     N, fc = len(truth), normal(classes * 65, seed=5)[None] / 8
