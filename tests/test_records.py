@@ -4,8 +4,7 @@ import errno
 import json
 import math
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,27 +13,22 @@ from conftest import rewrite, write_ensemble, write_eval, write_layers, write_ru
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records import read_run
-from resrepro.records.collection import Collection, Identity, collect, load_runs, publish, verify
-from resrepro.records.reading import METRICS_COLUMNS, describe_curve, read_curve, read_json
-from resrepro.records.storage import write_json
-from resrepro.records.write import HEADER, RunWriter, open_run, set_aside
+from resrepro.records.collection import Collection, collect, load_runs, publish, verify
+from resrepro.records.reading import METRICS_COLUMNS, describe_curve, json_bytes, read_curve, read_json
+from resrepro.records.storage import HEADER, RunWriter, open_run, write_whole
 from resrepro.spec import catalogue, digest_of
 
 # --- reading what was written -----------------------------------------------------------------------
 
 
-def test_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_run_is_read_back_as_it_was_written(tmp_path):
     folder = write_run(tmp_path, "cifar10-plain56", 2, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
     run = read_run(folder)
     assert (run.name, run.experiment, run.seed) == ("cifar10-plain56", "cifar10-plain56", 2)
     assert (run.status, run.finished, run.paper_exact, run.headline_split) == ("complete", True, True, "test")
     assert (run.last("test"), run.last("train"), run.last("val"), run.best) == (13.25, 5.5, None, 13.25)
     assert run.spec == catalogue.find("cifar10-plain56").spec().to_json()
-
-
-def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
-    frame = pd.DataFrame(read_run(folder).curve)
+    frame = pd.DataFrame(run.curve)
     assert tuple(frame.columns) == METRICS_COLUMNS
     assert frame["iteration"].tolist() == [32_000, 32_000, 64_000, 64_000]
     assert frame["split"].tolist() == ["train", "test"] * 2
@@ -42,7 +36,7 @@ def test_metrics_come_back_with_their_columns_and_numbers(tmp_path: Path) -> Non
     assert frame["lr"].tolist() == pytest.approx([0.1, 0.1, 0.001, 0.001])
 
 
-def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path) -> None:
+def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path):
     write_run(tmp_path, curve=[])
     collection = collect([tmp_path])
     assert collection.broken == ()
@@ -51,12 +45,10 @@ def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path) -> None:
     assert run.curve["iteration"] == []
 
 
-def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
+def test_a_diverged_runs_nan_losses_are_read(tmp_path):
     path = tmp_path / "metrics.csv"
-    path.write_text(
-        ",".join(METRICS_COLUMNS)
-        + "\n1,0.1,train,nan,90.0,50.0,1e+30,5.0,1.0\n2,0.2,test,inf,90,50,0.1,5,1\n"
-    )
+    rows = b"1,0.1,train,nan,90.0,50.0,1e+30,5.0,1.0\n2,0.2,test,inf,90,50,0.1,5,1\n"
+    path.write_bytes(HEADER + rows)
     assert [math.isnan(loss) for loss in read_curve(path)["loss"]] == [True, False]
 
 
@@ -66,50 +58,35 @@ def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
         ({"seed": 0}, {"seed": 1}, True),
         ({}, {"test_images": 1000}, True),  # they train nothing
         ({"test_images": 1000, "split": "45k5k"}, {"split": "45k5k"}, True),
-        ({}, {"split": "45k5k"}, False),
-        ({}, {"data": "other"}, False),
-        ({}, {"mode": "compile"}, False),
-        ({}, {"bn_group": 64}, False),
-        ({}, {"shortcut": "B"}, False),
-        ({"iterations": 2000}, {"iterations": 2001}, False),
-        ({}, {"experiment": "cifar10-plain20"}, False),
+        ({}, {"split": "45k5k"}, False), ({}, {"data": "other"}, False), ({}, {"mode": "compile"}, False),
+        ({}, {"bn_group": 64}, False), ({}, {"shortcut": "B"}, False),
+        ({"iterations": 2000}, {"iterations": 2001}, False), ({}, {"experiment": "cifar10-plain20"}, False),
     ],
-)
-def test_only_runs_that_differ_by_their_seed_share_a_group(
-    tmp_path: Path, one: dict, other: dict, shared: bool
-) -> None:
+)  # fmt: skip
+def test_only_runs_that_differ_by_their_seed_share_a_group(tmp_path, one, other, shared):
     runs = [read_run(write_run(tmp_path / str(k), **which)) for k, which in enumerate((one, other))]
     assert (runs[0].seed_group == runs[1].seed_group) is shared
 
 
-def test_a_published_copy_of_a_run_counts_once_and_another_run_of_the_name_counts_too(tmp_path: Path) -> None:
-    first = write_run(tmp_path / "runs")
-    write_run(tmp_path / "results")
-    write_run(tmp_path / "elsewhere", data="other")
-    runs = collect([tmp_path / "runs", tmp_path / "results", tmp_path / "elsewhere"]).runs
-    assert len(runs) == 2
-    assert first in [run.folder for run in runs]
-
-
-def test_several_folders_are_counted_and_of_equal_runs_a_finished_one_counts(tmp_path: Path) -> None:
+def test_of_equal_runs_in_several_folders_the_first_finished_one_counts(tmp_path):
     write_run(tmp_path / "runs", curve=[(32_000, 5.0, 9.0)])  # as far as it came, beside what was published
-    write_run(tmp_path / "runs", seed=1)
+    first = write_run(tmp_path / "runs", seed=1)
     published = write_run(tmp_path / "results")
-    write_run(tmp_path / "results", "cifar10-plain20")
     write_run(tmp_path / "results", seed=1, test_images=1000)  # the same run: they train nothing
+    other = write_run(tmp_path / "elsewhere", data="other")  # another run of the same name
     tops = tmp_path / "runs", tmp_path / "results"
+    assert {run.folder for run in collect([*tops, other.parents[1]]).runs} == {first, published, other}
+    write_run(tmp_path / "results", "cifar10-plain20")
     found = collect(tops)
-    assert published in [run.folder for run in found.runs]
     assert found.sources == ("Runs read: 1 of runs and 2 of results.",)
     assert collect(tops[:1]).sources == ()
 
 
-def test_ones_own_runs_are_read_by_default_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ones_own_runs_are_read_by_default_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "results")
     assert load_runs().empty
+    assert {"name", "seed", "top1_err", "departures"} <= set(load_runs().columns)
     write_run(tmp_path / "runs", "cifar10-plain20")
     assert list(load_runs()["name"]) == ["cifar10-plain20"]
     assert len(load_runs("runs", "results")) == 2
@@ -130,17 +107,12 @@ def several(tmp_path: Path) -> Collection:
 @pytest.mark.parametrize(
     ("settings", "seeds"),
     [
-        ({}, [0, 1, 2, 3]),
-        ({"iterations": "2000", "split": "45k5k"}, [1]),
-        ({"lr": "0.050"}, [1, 3]),
-        ({"flip": "off"}, [2, 3]),
-        ({"mode": "default"}, [0, 2, 3]),
-        ({"depth": "56"}, [2]),
-        ({"shortcut": "A"}, [0, 1, 3]),
-        ({"seed": "0"}, [0]),
+        ({}, [0, 1, 2, 3]), ({"iterations": "2000", "split": "45k5k"}, [1]), ({"lr": "0.050"}, [1, 3]),
+        ({"flip": "off"}, [2, 3]), ({"mode": "default"}, [0, 2, 3]), ({"depth": "56"}, [2]),
+        ({"shortcut": "A"}, [0, 1, 3]), ({"seed": "0"}, [0]),
     ],
-)
-def test_runs_are_kept_that_have_all_settings(several: Collection, settings: dict, seeds: list[int]) -> None:
+)  # fmt: skip
+def test_runs_are_kept_that_have_all_settings(several, settings, seeds):
     kept = several.having(settings)
     assert sorted(run.seed for run in kept.runs) == seeds
     assert (kept.folders, kept.broken) == (several.folders, several.broken)
@@ -155,18 +127,16 @@ def test_runs_are_kept_that_have_all_settings(several: Collection, settings: dic
         ({"iterations": "2000", "depth": "110"}, r"no run has iterations=2000, depth=110; there are"),
     ],
 )
-def test_settings_that_are_unknown_or_that_no_run_has_are_refused_in_a_sentence(
-    several: Collection, settings: dict, told: str
-) -> None:
+def test_settings_that_are_unknown_or_that_no_run_has_are_refused_in_a_sentence(several, settings, told):
     with pytest.raises(UsageError, match=told) as caught:
         several.having(settings)
     assert "\n" not in str(caught.value)
 
 
-def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(tmp_path):
     kept = write_run(tmp_path, seed=1)
-    aside = set_aside(write_run(tmp_path, seed=0))
-    assert aside.name == "seed0.aside1"
+    aside = write_run(tmp_path, seed=0)
+    aside.rename(aside.with_name("seed0.aside1"))
     for other in ("seed", "seedling", "seed2.aside1", "seed3 copy", "evals"):
         (kept.parent / other).mkdir()
         (kept.parent / other / "spec.json").write_text("{}")
@@ -177,7 +147,7 @@ def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(tmp_path: P
     assert collection.broken == ()
 
 
-def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(tmp_path):
     assert collect([tmp_path / "nowhere"]).runs == ()
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="file is a file, not a folder"):
@@ -192,18 +162,12 @@ ROW = b"1000,2.56,train,1.2,45.5,4.5,0.1,1000.0,500.00\n"
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"\x00\xff\xfe" * 50,
-        HEADER.replace(b"loss,", b""),
-        HEADER + ROW.replace(b"45.5", b"many"),
-        HEADER + ROW.replace(b"1000,", b"soon,", 1),
-        HEADER + ROW[:-1] + b",1,2,3\n" + ROW,
+        b"", b"\x00\xff\xfe" * 50, HEADER.replace(b"loss,", b""), HEADER + ROW.replace(b"45.5", b"many"),
+        HEADER + ROW.replace(b"1000,", b"soon,", 1), HEADER + ROW[:-1] + b",1,2,3\n" + ROW,
         HEADER + ROW + ROW[:20],
     ],
-)
-def test_a_broken_metrics_file_is_named_and_the_good_runs_are_still_used(
-    tmp_path: Path, content: bytes
-) -> None:
+)  # fmt: skip
+def test_broken_metrics_are_named_and_the_good_runs_are_still_used(tmp_path, content):
     good, bad = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
     (bad / "metrics.csv").write_bytes(content)
     rewrite(bad / "result.json", lambda result: result.update(metrics=describe_curve(content)))
@@ -214,7 +178,7 @@ def test_a_broken_metrics_file_is_named_and_the_good_runs_are_still_used(
     assert "checksum" not in sentence
 
 
-def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path) -> None:
+def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path):
     folder = write_run(tmp_path)
     before = read_run(folder).curve
     with (folder / "metrics.csv").open("ab") as file:
@@ -227,7 +191,7 @@ def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])
-def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(tmp_path, name):
     folder = write_run(tmp_path)
     whole = json.loads((folder / name).read_text())
     for change, complaint in (
@@ -244,96 +208,66 @@ def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(tmp_path:
     assert read_run(folder).finished
 
 
-def test_the_result_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_the_result_of_another_run_is_refused(tmp_path):
     one, other = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
     (one / "result.json").write_bytes((other / "result.json").read_bytes())
     with pytest.raises(RecordError, match="it is the result of another run"):
         read_run(one)
 
 
-def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path):
     folder = write_run(tmp_path)
-    for name in ("spec", "env", "result"):
-        content = json.loads((folder / f"{name}.json").read_text())
-        for key in ("checksum", "metrics"):
-            content.pop(key, None)
-        (folder / f"{name}.json").write_text(json.dumps(content | {"format": 1}))
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        kept = {key: value for key, value in content.items() if key not in ("checksum", "metrics")}
+        path.write_text(json.dumps(kept | {"format": 1}))
     assert read_run(folder).last("test") == 10
     assert read_run(folder).curve["iteration"]
 
 
-@pytest.mark.parametrize("name", ["env.json", "result.json", "metrics.csv"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    folder = write_run(tmp_path)
-    (folder / name).unlink()
-    (sentence,) = collect([tmp_path]).broken
-    assert sentence == f"{folder / name} is missing."
-
-
 @pytest.mark.parametrize(
-    ("name", "key"),
+    ("name", "keys"),
     [
-        *(
-            ("result", key)
-            for key in ("status", "iteration", "headline", "last", "best", "notices", "seconds")
-        ),
-        *(("spec", key) for key in ("name", "digest", "seed", "spec")),
-        *(("env", key) for key in ("mode", "data")),
+        ("result.json", ("status", "iteration", "headline", "last", "best", "notices", "seconds")),
+        ("spec.json", ("name", "digest", "seed", "spec")), ("env.json", ("mode", "data")),
+        ("env.json", ("train", "test")),  # how many images there were
     ],
-)
-def test_a_file_that_lacks_what_readers_need_is_named_with_the_key(
-    tmp_path: Path, name: str, key: str
-) -> None:
-    folder = write_run(tmp_path)
-    rewrite(folder / f"{name}.json", lambda content: content.pop(key))
-    found = collect([tmp_path])
-    assert found.runs == ()
-    assert found.broken == (f"{folder / name}.json is broken: it lacks {key}.",)
+)  # fmt: skip
+def test_a_file_that_is_missing_or_lacks_what_readers_need_is_named(tmp_path, name, keys):
+    path = write_run(tmp_path) / name
+    whole = path.read_bytes()
+    for key in keys:
+        path.write_bytes(whole)
+        rewrite(path, lambda it, key=key: (it["data"]["images"] if key in ("train", "test") else it).pop(key))
+        found = collect([tmp_path])
+        assert (found.runs, found.broken) == ((), (f"{path} is broken: it lacks {key}.",))
+    path.unlink()
+    assert collect([tmp_path]).broken == (() if name == "spec.json" else (f"{path} is missing.",))
 
 
 @pytest.mark.parametrize(
     "tamper",
     [
-        lambda content: content["spec"]["recipe"].update(lr=0.2),
-        lambda content: content["spec"].update(depth=56),
-        lambda content: content["spec"].pop("shortcut"),
-        lambda content: content.update(digest="0" * 64),
+        lambda spec: spec["recipe"].update(lr=0.2), lambda spec: spec.update(depth=56),
+        lambda spec: spec.pop("shortcut"), lambda spec: spec.update(recipe={"batch_size": 128}),
+        lambda spec: spec.update(dataset="x"),
     ],
-)
-def test_a_spec_that_was_tampered_with_is_named(tmp_path: Path, tamper: Callable) -> None:
-    folder = write_run(tmp_path)
-    rewrite(folder / "spec.json", tamper)
-    collection = collect([tmp_path])
-    assert collection.runs == ()
-    assert str(folder) in collection.broken[0]
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [({"recipe": {"batch_size": 128}}, "it lacks iterations"), ({"dataset": "x"}, "no dataset 'x'")],
-)
-def test_a_spec_that_this_version_does_not_know_is_named_however_well_sealed(
-    tmp_path: Path, changed: dict[str, object], told: str
-) -> None:
-    folder = write_run(tmp_path)
-    rewrite(folder / "spec.json", lambda content: content["spec"].update(changed))
-    rewrite(folder / "spec.json", lambda content: content.update(digest=digest_of(content["spec"])))
-    assert collect([tmp_path]).broken == (f"{folder / 'spec.json'} is broken: {told}.",)
-
-
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_an_environment_that_does_not_say_how_many_images_there_were_is_named(
-    tmp_path: Path, part: str
-) -> None:
-    folder = write_run(tmp_path)
-    rewrite(folder / "env.json", lambda content: content["data"]["images"].pop(part))
-    assert collect([tmp_path]).broken == (f"{folder / 'env.json'} is broken: it lacks {part}.",)
+)  # fmt: skip
+def test_a_spec_that_was_tampered_with_is_named_however_well_sealed(tmp_path, tamper):
+    path = write_run(tmp_path) / "spec.json"
+    rewrite(path, lambda content: tamper(content["spec"]))
+    (told,) = collect([tmp_path]).broken
+    assert told in (f"{path} is broken: its digest does not match its content.",
+                    f"{path} is broken: it lacks shortcut.")  # fmt: skip
+    rewrite(path, lambda content: content.update(digest=digest_of(content["spec"])))
+    (told,) = collect([tmp_path]).broken
+    assert told.startswith(f"{path.parent}")
 
 
 # --- the frame for notebooks ------------------------------------------------------------------------
 
 
-def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path: Path) -> None:
+def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path):
     write_run(tmp_path, "digits-plain20", 4, curve=[(240, 3.0, 8.5)])
     write_run(
         tmp_path, "cifar10-resnet56", iterations=2000, split="45k5k", curve=[(1000, 9, 30), (2000, 8, 31)]
@@ -353,17 +287,9 @@ def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path: Path
     assert (digits["dataset"], digits["top1_err"], digits["train_err"]) == ("digits", 8.5, 3.0)
 
 
-def test_load_runs_of_nothing_is_an_empty_frame_with_its_columns(tmp_path: Path) -> None:
-    frame = load_runs(tmp_path)
-    assert len(frame) == 0
-    assert {"name", "seed", "top1_err", "departures"} <= set(frame.columns)
-
-
 # --- writing ----------------------------------------------------------------------------------------
 
 SPEC = catalogue.find("cifar10-resnet20").spec()
-
-
 ROWS = [(k, 0.1, "train", 1.0, 50.0, 5.0, 0.1, 10.0, 1.0) for k in (8, 9, 10, 100)]
 
 
@@ -374,6 +300,13 @@ def begun(folder: Path) -> RunWriter:
     return writer
 
 
+def go_on(folder: Path, curve: bytes, restored: Sequence[str] = ()) -> RunWriter:
+    """Go on from a checkpoint with that curve, and check which files had to be restored."""
+    writer = RunWriter(folder)
+    assert writer.go_on(SPEC, 0, {"format": 2}, curve, {"status": "partial"}) == list(restored)
+    return writer
+
+
 def fail_at_sync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def fail(file: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -381,54 +314,49 @@ def fail_at_sync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(os, "fsync", fail)
 
 
-def test_going_on_cuts_the_curve_back_to_the_checkpoint_and_drops_a_torn_row(tmp_path: Path) -> None:
+def test_going_on_cuts_the_curve_back_to_the_checkpoint_and_drops_a_torn_row(tmp_path):
     writer = begun(tmp_path)
     writer.append(ROWS[:3])
     at_checkpoint = writer.curve
     writer.append(ROWS[3:])
     whole = (tmp_path / "metrics.csv").read_bytes()
     assert whole == writer.curve
-    for torn in (b"", b"1", b"10", b"11,0.1,tr", b"9,0.1,train,1.0,5"):
-        (tmp_path / "metrics.csv").write_bytes(whole + torn)
-        restored = RunWriter(tmp_path).go_on(SPEC, 0, {"format": 2}, at_checkpoint, {"status": "partial"})
-        assert restored == []
-        assert (tmp_path / "metrics.csv").read_bytes() == at_checkpoint, torn
+    torn = [whole + rest for rest in (b"", b"1", b"10", b"11,0.1,tr", b"9,0.1,train,1.0,5")]
+    for found in (*torn, whole.replace(b"\n", b"\r\n")):
+        (tmp_path / "metrics.csv").write_bytes(found)
+        go_on(tmp_path, at_checkpoint)
+        assert (tmp_path / "metrics.csv").read_bytes() == at_checkpoint, found
         assert read_json(tmp_path / "result.json")["metrics"] == describe_curve(at_checkpoint)
 
 
-def test_going_on_restores_what_is_missing_or_damaged_and_keeps_later_sessions(tmp_path: Path) -> None:
+def test_going_on_restores_what_is_missing_or_damaged_and_keeps_later_sessions(tmp_path):
     writer = begun(tmp_path)
     writer.append(ROWS)
     files = {name: (tmp_path / name).read_bytes() for name in ("spec.json", "env.json", "metrics.csv")}
     for name, content in files.items():
         for damaged in (None, b"", content[:-20], content.replace(b"1", b"2", 1)):
             (tmp_path / name).unlink() if damaged is None else (tmp_path / name).write_bytes(damaged)
-            again = RunWriter(tmp_path)
-            assert again.go_on(SPEC, 0, {"format": 2}, writer.curve, {"status": "partial"}) == [name]
+            go_on(tmp_path, writer.curve, [name])
             assert (tmp_path / name).read_bytes() == content
     writer.add_session(10, {"cpu": "another"})
-    again = RunWriter(tmp_path)
-    assert again.go_on(SPEC, 0, {"format": 2}, writer.curve, {"status": "partial"}) == []
-    assert again.env["later_sessions"] == [{"from_iteration": 10, "cpu": "another"}]
+    told = go_on(tmp_path, writer.curve).env["later_sessions"]
+    assert told == [{"from_iteration": 10, "cpu": "another"}]
 
 
-def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
-    write_json(path, {"status": "partial"})
+    write_whole(path, json_bytes({"status": "partial"}))
     with pytest.raises(ValueError, match="Out of range float"):
-        write_json(path, {"loss": float("nan")})  # NaN is no JSON
-
+        json_bytes({"loss": float("nan")})  # NaN is no JSON
     fail_at_sync(monkeypatch, errno.ENOSPC)
     with pytest.raises(RecordError, match=r"cannot write .*result\.json: No space left"):
-        write_json(path, {"status": "complete"})
+        write_whole(path, json_bytes({"status": "complete"}))
     assert read_json(path) == {"status": "partial"}
     assert [left.name for left in tmp_path.iterdir()] == ["result.json"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_whatever_the_disk_refuses_while_appending_is_one_sentence_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_what_the_disk_refuses_while_appending_is_one_sentence_with_a_way_out(tmp_path, monkeypatch, number):
     writer = begun(tmp_path)
     writer.append(ROWS[:2])
     before = writer.curve
@@ -438,43 +366,29 @@ def test_whatever_the_disk_refuses_while_appending_is_one_sentence_with_a_way_ou
     assert writer.curve == before == (tmp_path / "metrics.csv").read_bytes()
 
 
-def test_a_folder_that_has_vanished_is_named_and_not_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    writer = begun(tmp_path / "run")
-    shutil.rmtree(tmp_path / "run")
-    for write in (lambda: writer.append(ROWS), lambda: writer.result({"status": "partial"})):
-        with pytest.raises(RecordError, match="its folder has vanished"):
-            write()
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path: Path) -> None:
-    folder = open_run(tmp_path, SPEC, 0).folder
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
+    folder = open_run(tmp_path / "seed0", SPEC).folder
     (folder / ".checkpoint.pt.123.part").write_bytes(b"half")
     (folder / "kept.part").write_bytes(b"somebody's own")
-    open_run(tmp_path, SPEC, 0)
+    open_run(tmp_path / "seed0", SPEC)
     assert [path.name for path in folder.iterdir()] == ["kept.part"]
 
 
-def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path: Path) -> None:
+def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path):
     other = catalogue.derive(catalogue.find("cifar10-resnet20"), lr=0.2)
-    writer = open_run(tmp_path, SPEC, 0)
+    writer = open_run(tmp_path / "seed0", SPEC)
     writer.begin(other, 0, {})
     before = {path.name: path.read_bytes() for path in writer.folder.iterdir()}
     with pytest.raises(UsageError, match=r"another specification.*--fresh"):
-        open_run(tmp_path, SPEC, 0)
+        open_run(tmp_path / "seed0", SPEC)
     assert {path.name: path.read_bytes() for path in writer.folder.iterdir()} == before
-    open_run(tmp_path, SPEC, 0, fresh=True)
+    open_run(tmp_path / "seed0", SPEC, fresh=True)
     aside = writer.folder.with_name("seed0.aside1")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     assert not list(writer.folder.iterdir())
 
 
-def no_checkpoint(path: Path) -> Identity:
-    raise AssertionError(path)
-
-
-def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Path) -> None:
+def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path):
     folder = write_run(tmp_path / "runs", split="45k5k", curve=[(64_000, 1.0, 8.5)])
     write_layers(folder)
     write_eval(folder, "single", 8.5, 0.5)
@@ -487,18 +401,7 @@ def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Pat
     assert (found := collect([tmp_path / "runs"])).broken == ()
     assert found.runs[0].responses is not None
     assert [*found.runs[0].curve["top1_err"], len(found.ensembles)] == [1.0, 8.5, 8.5, 1]
-    assert not any(
-        troubles for *_, troubles in verify([tmp_path / "runs", tmp_path / "results"], no_checkpoint)
-    )
+    tops = tmp_path / "runs", tmp_path / "results"
+    assert not any(troubles for *_, troubles in verify(tops, pytest.fail))
     assert publish(read_run(folder), tmp_path / "results") == published
     assert not any(b"\r" in path.read_bytes() for path in published.rglob("*.*"))
-
-
-def test_going_on_ends_the_lines_of_a_curve_as_it_writes_them(tmp_path: Path) -> None:
-    writer = begun(tmp_path)
-    writer.append(ROWS[:2])
-    (tmp_path / "metrics.csv").write_bytes(writer.curve.replace(b"\n", b"\r\n"))
-    again = RunWriter(tmp_path)
-    assert again.go_on(SPEC, 0, {"format": 2}, writer.curve, {"status": "partial"}) == []
-    again.append(ROWS[2:])
-    assert (tmp_path / "metrics.csv").read_bytes() == again.curve

@@ -25,7 +25,7 @@ PIXELS, PARTS, TAPS = {16: 128, 32: 64, 64: 32}, {16: 64, 32: 32, 64: 16}, {16: 
 
 # Of a precision the maps' type, how `tl.dot` is to multiply, and how many of a filter's numbers at a time.
 ARITHMETIC = {
-    "float32": (torch.float32, "ieee", 16),
+    "float32": (torch.float32, "ieee", 9 * 64 if INTERPRETED else 16),
     "tf32": (torch.float32, "tf32", 9 * 64),
     "bf16": (torch.bfloat16, "wide" if INTERPRETED else "ieee", 9 * 64),
 }
@@ -41,6 +41,7 @@ class Layer:
     H: int
     M: int
     at: int  # place of the filters among the parameters; gamma and beta follow
+    zeros: int  # of option A, those that come before the C channels
     y: Tensor  # (L, M, K), the output
     z: Tensor  # the same, after BN, shortcut and ReLU
     stats: Tensor  # (L, 4, K)
@@ -90,7 +91,7 @@ class Lanes:
         self.maps, self.products, self.few = ARITHMETIC[precision]
         self.net, self.options, self.device = nets[0], optimizers[0].param_groups[0], nets[0].fc.weight.device
         ways = (module for net in nets for module in net.modules() if isinstance(module, ZeroPadShortcut))
-        self.before = next((way.place.start for way in ways), 0)
+        self.symmetric = any(way.place.start for way in ways)
         self._lay_out()
         self.parameters, self.momentum = self._zeros(self.size), self._zeros(self.size)
         self.decay, self.seen = self._zeros(self.size)[0], self._zeros(len(self.layers), kind=torch.int64)
@@ -123,9 +124,9 @@ class Lanes:
             M = self.images * side**2
             starts.setdefault(K, at)
             maps = (self._zeros(M, K, kind=self.maps) for _ in range(2))
-            self.layers.append(
-                Layer(C, K, S, side, M, at, *maps, *(self._zeros(rows, K) for rows in (4, 2, 2)))
-            )
+            small = (self._zeros(rows, K) for rows in (4, 2, 2))
+            zeros = (K - C) // 2 if self.symmetric else 0
+            self.layers.append(Layer(C, K, S, side, M, at, zeros, *maps, *small))
             at = self.layers[-1].norm_at + 2 * K
         self.fc_at, fc = at, self.net.fc
         self.size = 16 * cdiv(at + fc.weight.numel() + len(fc.bias), 16)  # aligned, for wide loads
@@ -196,7 +197,7 @@ class Lanes:
 
     def _layer(self, layer: Layer, x: Tensor, shortcut: tuple[Tensor, Layer] | None = None) -> Tensor:
         """z of a layer from its input x; with a shortcut from a block's input, whose first layer is given."""
-        G, H, C, K, S = cdiv(layer.M, PIXELS[layer.K]), layer.H, layer.C, layer.K, layer.S
+        G, H, K, S = cdiv(layer.M, PIXELS[layer.K]), layer.H, layer.K, layer.S
         norm = self.net.bn1
         forward.convolve[G, self.count](
             x, self.narrow[:, layer.at :], layer.y, self.partial, layer.M, layer.M * S**2, G, self.size,
@@ -206,11 +207,10 @@ class Lanes:
             self.partial, self.parameters[:, layer.norm_at :], layer.running, layer.stats, layer.M, G,
             self.size, PIXELS[K], norm.eps, norm.momentum, K, self._at_a_time(K, G), num_warps=8,
         )  # fmt: skip
-        way, S = (x, 1) if shortcut is None else (shortcut[0], shortcut[1].S)
-        C = K if shortcut is None else shortcut[1].C
+        way, first = shortcut or (x, layer)  # which is not read without a shortcut
         forward.activate[G, self.count](
-            layer.y, layer.stats, way, self.residual, layer.z, layer.M, layer.M * S**2,
-            H, H, C, K, S, self.before if C < K else 0, shortcut is not None, PIXELS[K],
+            layer.y, layer.stats, way, self.residual, layer.z, layer.M, layer.M * first.S**2,
+            H, H, first.C, K, first.S, first.zeros, shortcut is not None, PIXELS[K],
         )  # fmt: skip
         return layer.z
 
@@ -276,7 +276,7 @@ class Lanes:
         backward.differentiate[G, self.count](
             dy, self.narrow[:, layer.at :], z, before.y, before.stats, g, self.residual, out, self.partial,
             before.M, layer.M, G, self.size, before.H, before.H, layer.C, layer.K, layer.S,
-            self.before if layer.C < layer.K else 0, carried is not None, PIXELS[layer.K], self.few,
+            layer.zeros, carried is not None, PIXELS[layer.K], self.few,
             self.products,
         )  # fmt: skip
         return G
