@@ -36,8 +36,8 @@ from torchvision.models.resnet import BasicBlock
 from resrepro.data import Dataset, Images
 from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import ResreproError, UsageError
-from resrepro.machine import cores
-from resrepro.records.write import Onlooker, describe_environment
+from resrepro.machine import cores, describe_environment
+from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue, net_label
 from resrepro.training import engine as engines
 from resrepro.training.engine import AUTO, EAGER, ENGINES

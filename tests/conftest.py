@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from queues import Queue
 
-from resrepro.records.reading import read_json
-from resrepro.records.storage import json_bytes
+from resrepro.records.reading import json_bytes, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels
@@ -133,7 +132,7 @@ def write_run(
     hand (default: all); `evals` are top-1 and top-5 errors of photographs by protocol; `settings` go to
     `resrepro.spec.catalogue.derive`.
     """
-    from resrepro.records.write import RunWriter
+    from resrepro.records.storage import RunWriter
     from resrepro.spec import catalogue, command_for
 
     spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
@@ -256,7 +255,8 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
     By default each layer's std is another and lies between 1 and 2; `changed` replaces fields.
     """
     from resrepro.records import read_run
-    from resrepro.records.reading import Responses, count_layers, write_responses
+    from resrepro.records.reading import Responses, count_layers
+    from resrepro.records.storage import write_responses
 
     run = read_run(folder)
     count = len(std) if std else count_layers(run.spec["dataset"], run.spec["depth"])

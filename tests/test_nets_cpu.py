@@ -11,6 +11,7 @@ from seeds import disturb, seeded
 from torch import Tensor
 from torch.nn import functional as F
 
+from resrepro.machine import cache_folder
 from resrepro.nets import Net, build_net, cpu
 from resrepro.nets.cpu import (
     KernelNet,
@@ -23,7 +24,6 @@ from resrepro.nets.cpu import (
     normalise,
 )
 from resrepro.nets.layers import GroupedBatchNorm2d
-from resrepro.records.write import cache_folder
 
 try:
     KERNELS = load_kernels()

@@ -15,9 +15,8 @@ from conftest import rewrite, write_ensemble, write_eval, write_layers
 from resrepro.errors import RecordError, UsageError
 from resrepro.records import read_run
 from resrepro.records.collection import Collection, Identity, collect, load_runs, publish, verify
-from resrepro.records.reading import METRICS_COLUMNS, describe_curve, read_curve, read_json
-from resrepro.records.storage import write_json
-from resrepro.records.write import HEADER, RunWriter, open_run, set_aside
+from resrepro.records.reading import METRICS_COLUMNS, describe_curve, json_bytes, read_curve, read_json
+from resrepro.records.storage import HEADER, RunWriter, open_run, write_whole
 from resrepro.spec import catalogue, digest_of
 
 MakeRun = Callable[..., Path]
@@ -174,8 +173,8 @@ def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(
     tmp_path: Path, make_run: MakeRun
 ) -> None:
     kept = make_run(tmp_path, seed=1)
-    aside = set_aside(make_run(tmp_path, seed=0))
-    assert aside.name == "seed0.aside1"
+    aside = make_run(tmp_path, seed=0)
+    aside.rename(aside.with_name("seed0.aside1"))
     for other in ("seed", "seedling", "seed2.aside1", "seed3 copy", "evals"):
         (kept.parent / other).mkdir()
         (kept.parent / other / "spec.json").write_text("{}")
@@ -425,13 +424,12 @@ def test_going_on_restores_what_is_missing_or_damaged_and_keeps_later_sessions(t
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "result.json"
-    write_json(path, {"status": "partial"})
+    write_whole(path, json_bytes({"status": "partial"}))
     with pytest.raises(ValueError, match="Out of range float"):
-        write_json(path, {"loss": float("nan")})  # NaN is no JSON
-
+        json_bytes({"loss": float("nan")})  # NaN is no JSON
     fail_at_sync(monkeypatch, errno.ENOSPC)
     with pytest.raises(RecordError, match=r"cannot write .*result\.json: No space left"):
-        write_json(path, {"status": "complete"})
+        write_whole(path, json_bytes({"status": "complete"}))
     assert read_json(path) == {"status": "partial"}
     assert [left.name for left in tmp_path.iterdir()] == ["result.json"]
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from resrepro.errors import RecordError
 from resrepro.records import read_run
 from resrepro.records.collection import collect, publish
-from resrepro.records.reading import describe_curve, read_responses, write_responses
-from resrepro.records.storage import SEAL, seal_of
+from resrepro.records.reading import SEAL, describe_curve, read_responses, seal_of
+from resrepro.records.storage import write_responses
 
 TRIED = settings(
     deadline=None, derandomize=True, database=None, max_examples=12,

@@ -25,8 +25,7 @@ from resrepro.errors import Diverged, Interrupted, RecordError, ResreproError, U
 from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
-from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES
-from resrepro.records.storage import write_json
+from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES, json_bytes
 from resrepro.spec.recipe import Recipe
 from resrepro.training import checkpoint, engine, loop, session
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
@@ -488,7 +487,7 @@ def test_a_session_elsewhere_is_told_and_recorded_beside_the_first(tmp_path: Pat
     state = load_checkpoint(stopped / "checkpoint.pt")
     other = state["env"] | {"cpu": "an older CPU"}
     save_checkpoint(stopped / "checkpoint.pt", state | {"env": other})
-    write_json(stopped / "env.json", other)
+    (stopped / "env.json").write_bytes(json_bytes(other))
     watcher = Recorder()
     short(tmp_path, watcher=watcher, threads=2)
     said = " ".join(watcher.said)

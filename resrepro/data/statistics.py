@@ -20,8 +20,8 @@ from resrepro.data import ALONE, ProcessGroup
 from resrepro.data.loader import Loading, PhotoViews
 from resrepro.data.photos import UNREADABLE, PhotoSet
 from resrepro.errors import RecordError
+from resrepro.machine import cache_folder
 from resrepro.records.storage import write_out
-from resrepro.records.write import cache_folder
 from resrepro.spec.catalogue import protocol_for
 
 Array = npt.NDArray[np.float64]

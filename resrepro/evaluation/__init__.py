@@ -19,8 +19,8 @@ from resrepro.data.loader import Loading, PhotoViews, Views
 from resrepro.data.photos import Photos, imagenet_classes, scan
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
-from resrepro.records.reading import FORMAT
-from resrepro.records.storage import json_bytes, write_out
+from resrepro.records.reading import FORMAT, json_bytes
+from resrepro.records.storage import write_out
 from resrepro.spec import IMAGENET_IMAGES
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import ImageNetRecipe

@@ -23,7 +23,8 @@ from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
 from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
 from resrepro.records import Run, read_run
-from resrepro.records.reading import Responses, read_responses, write_responses
+from resrepro.records.reading import Responses, read_responses
+from resrepro.records.storage import write_responses
 from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
 from resrepro.training.measure import bn_stats_of, in_passes, with_precise_statistics

@@ -23,8 +23,8 @@ from resrepro.evaluation.matching import Matched, match
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import norms_of
 from resrepro.records import Run
-from resrepro.records.reading import CHECKPOINT, WEIGHTS
-from resrepro.records.storage import SEAL, write_out
+from resrepro.records.reading import CHECKPOINT, SEAL, WEIGHTS
+from resrepro.records.storage import write_out
 from resrepro.spec import Spec
 from resrepro.spec.recipe import FAMILIES
 from resrepro.training.checkpoint import HEAD, load_checkpoint, sign_of

@@ -17,7 +17,7 @@ from resrepro.paper import layouts
 from resrepro.records import Run, read_run
 from resrepro.records.collection import Collection, read_ensembles
 from resrepro.records.reading import LAYER_RESPONSES, RESULT, Ensemble, is_measured
-from resrepro.records.write import has_checkpoint, run_folder
+from resrepro.records.storage import has_checkpoint, run_folder
 from resrepro.spec import Spec, catalogue, command_for, in_folder
 from resrepro.spec.recipe import FAMILIES, Value, spell
 

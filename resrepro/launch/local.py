@@ -21,9 +21,8 @@ from types import FrameType
 from typing import IO, Any
 
 from resrepro.errors import Interrupted, UsageError
-from resrepro.machine import cores, free_memory, gpus, gpus_are_shared, named_gpus
+from resrepro.machine import cores, cpu_model, free_memory, gpus, gpus_are_shared, named_gpus
 from resrepro.records import Run
-from resrepro.records.write import cpu_model
 from resrepro.spec import Spec
 from resrepro.spec.architecture import architectures
 from resrepro.spec.recipe import FAMILIES, CifarRecipe

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro.errors import RecordError
-from resrepro.records.storage import SEAL, seal_of, write_whole
 from resrepro.spec.architecture import parts_of
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ RESPONSES = "responses.csv"  # of a run whose layers were measured
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHTS = "weights.safetensors"  # of a published run of full length
 EVALS = "evals"  # in a run's folder
+SEAL = "checksum"  # key of a JSON record: SHA-256 (hex) of all its other entries
 ENSEMBLES = "ensembles"  # in a folder of runs
 RECORD_FILES = (SPEC, ENV, METRICS, RESULT)
 FORMAT = 2  # of records and checkpoints; those of format 1 had no checksums
@@ -91,6 +91,17 @@ def parse_json(text: bytes) -> dict[str, Any]:
     require(seal is not None or form == 1, "its checksum is missing")
     require(seal in (None, seal_of(content)), "its checksum does not match its content")
     return content  # type: ignore[no-any-return]
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """A JSON record as it lies on the disk, sealed with its checksum; NaN and infinity are ValueErrors."""
+    return (json.dumps({**content, SEAL: seal_of(content)}, indent=2, allow_nan=False) + "\n").encode()
+
+
+def seal_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a record's entries, however they are ordered and spaced."""
+    rest = {key: value for key, value in content.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def describe_curve(rows: bytes) -> dict[str, Any]:
@@ -244,21 +255,6 @@ class Responses:
     digest: str
     seed: int
     iteration: int
-
-
-def write_responses(folder: Path, responses: Responses) -> Path:
-    """Write `responses.csv` into a run's folder, in one step; returns its path (RecordError if refused)."""
-    lines = [",".join(COLUMNS)]
-    columns = responses.std, responses.gradient_norm_start, responses.gradient_norm_end
-    for index, (layer, *figures) in enumerate(zip(responses.layers, *columns, strict=True), 1):
-        lines.append(",".join([str(index), layer, *(f"{figure:.8g}" for figure in figures)]))
-    rows = ("\n".join(lines) + "\n").encode()
-    about = {key: getattr(responses, key) for key in ABOUT}
-    head = {"format": FORMAT, **TOLD, "set": responses.part, **about, "rows": describe_curve(rows)}
-    path = folder / RESPONSES
-    first = json.dumps({**head, SEAL: seal_of(head)}, allow_nan=False)
-    write_whole(path, LEAD + first.encode() + b"\n" + rows)
-    return path
 
 
 def read_responses(run: "Run") -> Responses | None:

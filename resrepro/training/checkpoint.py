@@ -7,6 +7,7 @@ of the files of others, nothing is executed: tensors, plain values and what is i
 import argparse
 import datetime
 import hashlib
+import io
 import os
 import re
 import types
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
-from resrepro.records.storage import not_written, replacing
+from resrepro.records.storage import not_written, write_whole
 from resrepro.spec import Spec
 from resrepro.training import rank, world_size
 from resrepro.training.engine import choose_device
@@ -84,12 +85,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         RecordError: if it cannot be written; the newest that was there is then untouched.
     """
     before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
-    try:
-        with replacing(path, keep=before) as sink:
-            torch.save({"format": FORMAT, **state}, sink)  # type: ignore[arg-type]
-            sink.write(MARK + sink.sha256().encode() + b"\n")
-    except RuntimeError as error:
-        raise RecordError(f"cannot write the checkpoint {path}: {str(error).splitlines()[0]}") from None
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.write(MARK + sha256.encode() + b"\n")
+    write_whole(path, buffer.getbuffer(), keep=before)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

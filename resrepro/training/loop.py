@@ -13,7 +13,7 @@ from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
 from resrepro.data.feeds import Feed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
-from resrepro.records.write import RunWriter
+from resrepro.records.storage import RunWriter
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training import parallel, updates, world_size

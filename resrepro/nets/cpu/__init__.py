@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resrepro.errors import ResreproError
+from resrepro.machine import cache_folder
 from resrepro.nets import Block, Bottleneck, Net
 from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, pairs_of, relu
-from resrepro.records.write import cache_folder
 
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: sums keep their order, and NaN stays NaN.
