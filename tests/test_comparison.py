@@ -204,7 +204,7 @@ def test_no_other_evaluation_is_the_test_error(make_run, tmp_path, changed):
     folder = make_run(tmp_path, split="45k5k", test_images=1000)
     write_test_eval(folder, 8.7, **changed)
     (run,) = runs_in(tmp_path)
-    assert (run.test, run.error("test")) == (None, None)
+    assert (run.test_afterwards, run.error("test")) == (None, None)
     (row,) = rows_of(build("table6", [run]), "ResNet-20")
     assert row["test error"] == DASH
 

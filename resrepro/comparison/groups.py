@@ -104,12 +104,14 @@ class SeedGroup:
         first, sets = self.first, {self.set_of(quantity) for quantity in quantities}
         images = first.env["data"]["images"]
         sentences = [text for run in self.runs for text in run.result["departures"]]
-        whole_test = "test" in sets and not as_trained and any(run.test for run in self.runs)
+        whole_test = (
+            "test" in sets and not as_trained and any(run.error("test") is not None for run in self.runs)
+        )
         for run in self.runs:
             silent = "test" not in sets or (whole_test and not run.own_test_is_whole)
             sentences += [text for text in run.result["notices"] if not (silent and text.startswith(OF_TEST))]
-            if whole_test and run.test and run.test.evaluation:
-                sentences += [*run.test.evaluation.data.notices, AFTERWARDS]
+            if whole_test and not run.own_test_is_whole and run.test_afterwards:
+                sentences += [*run.test_afterwards.data.notices, AFTERWARDS]
         if first.family == "imagenet":
             sentences += about_images(first.classes, images, sentences)
         if first.env["mode"] != "default":
@@ -250,7 +252,8 @@ class Protocol(Generic[Net]):
     @property
     def held_out(self) -> str:
         """The set of its held-out error: the whole test set where all runs have it, else the headline's."""
-        return "test" if all(run.test for run in self.runs) else self.first.headline_split
+        whole = all(run.error("test") is not None for run in self.runs)
+        return "test" if whole else self.first.headline_split
 
     def rank(self, enough: int) -> tuple[Any, ...]:
         """Its place among the protocols of an exhibit; what it says of the paper plays no part.

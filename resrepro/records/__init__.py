@@ -32,18 +32,9 @@ from resrepro.spec.catalogue import find
 from resrepro.spec.recipe import FAMILIES, spell
 
 FINISHED = ("complete", "shortened")
-STATUSES = (*FINISHED, "partial", "diverged")
 NEEDED = ("status", "iteration", "iterations", "headline", "last", "best", "seconds", "departures", "notices")
 CIFAR10_TEST = 10_000  # images of its whole test set
 Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
-
-
-@dataclass(frozen=True)
-class TestError:
-    """A top-1 error (percent) on a whole test set; `evaluation` where it was measured after training."""
-
-    top1_err: float
-    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -164,27 +155,22 @@ class Run:
         return images is not None and (self.spec["dataset"] != "cifar10" or images == CIFAR10_TEST)
 
     @property
-    def test(self) -> TestError | None:
-        """The error on the whole test set at the last iteration: its own, or what `eval` measured afterwards
-        of a net that was trained on the same images.
-        """
-        own = self.last("test")
-        if not self.finished or own is None:
-            return None
-        if self.own_test_is_whole:
-            return TestError(own)
-        view = str(self.spec["recipe"].get("test_view", "single"))
-        for found in self._own_evaluations(view):
+    def test_afterwards(self) -> Evaluation | None:
+        """What `eval` measured on CIFAR-10's whole test set, of a net that was trained on the same images."""
+        for found in self._own_evaluations(str(self.spec["recipe"].get("test_view", "single"))):
             same = found.data.checksums.get("train") == self.env["data"]["sha256"]["train"]
             if same and "test" in found.errors and found.data.images["test"] == CIFAR10_TEST:
-                return TestError(found.errors["test"]["top1_err"], found)
+                return found
         return None
 
     def error(self, part: str) -> float | None:
-        """The top-1 error (percent) at the last iteration on a set; the test set counts only whole."""
-        if part != "test":
+        """The top-1 error (percent) at the last iteration on a set; of the test set only that of a finished
+        run on the whole of it: its own, or what was measured afterwards.
+        """
+        if part != "test" or (self.finished and self.own_test_is_whole):
             return self.last(part)
-        return None if self.test is None else self.test.top1_err
+        found = self.test_afterwards
+        return None if found is None else found.errors["test"]["top1_err"]
 
     @property
     def best(self) -> float | None:
@@ -233,7 +219,7 @@ def _check(run: Run) -> None:
         need(run.result, *NEEDED)
         stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
         require(stated == (run.digest, run.seed), "it is the result of another run")
-        require(run.status in STATUSES, f"no status {run.status!r}")
+        require(run.status in (*FINISHED, "partial", "diverged"), f"no status {run.status!r}")
         for figures in run.result["last"].values():
             need(figures, *MEASURED)
         headline = run.last(run.headline_split)
