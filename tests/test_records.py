@@ -458,22 +458,22 @@ def test_a_folder_that_has_vanished_is_named_and_not_made_anew(tmp_path: Path) -
 
 
 def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path: Path) -> None:
-    folder = open_run(tmp_path, SPEC, 0).folder
+    folder = open_run(tmp_path / "seed0", SPEC).folder
     (folder / ".checkpoint.pt.123.part").write_bytes(b"half")
     (folder / "kept.part").write_bytes(b"somebody's own")
-    open_run(tmp_path, SPEC, 0)
+    open_run(tmp_path / "seed0", SPEC)
     assert [path.name for path in folder.iterdir()] == ["kept.part"]
 
 
 def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path: Path) -> None:
     other = catalogue.derive(catalogue.find("cifar10-resnet20"), lr=0.2)
-    writer = open_run(tmp_path, SPEC, 0)
+    writer = open_run(tmp_path / "seed0", SPEC)
     writer.begin(other, 0, {})
     before = {path.name: path.read_bytes() for path in writer.folder.iterdir()}
     with pytest.raises(UsageError, match=r"another specification.*--fresh"):
-        open_run(tmp_path, SPEC, 0)
+        open_run(tmp_path / "seed0", SPEC)
     assert {path.name: path.read_bytes() for path in writer.folder.iterdir()} == before
-    open_run(tmp_path, SPEC, 0, fresh=True)
+    open_run(tmp_path / "seed0", SPEC, fresh=True)
     aside = writer.folder.with_name("seed0.aside1")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     assert not list(writer.folder.iterdir())

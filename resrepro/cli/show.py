@@ -47,7 +47,7 @@ def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None 
     for folder in given:
         if not folder.exists():
             raise UsageError(f"there is no runs folder {folder}: name one that exists with --runs.")
-    found = collect(given or map(Path, DEFAULT_FOLDERS))
+    found = collect(given or [Path(name) for name in DEFAULT_FOLDERS])
     for sentence in found.broken:
         Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
     return found.having(cli.parse_pairs(settings, "--settings", "KEY=VALUE, such as iterations=2000"))

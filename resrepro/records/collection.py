@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,18 +75,17 @@ class Collection:
         return replace(self, runs=kept)
 
 
-def collect(folders: Iterable[Path]) -> Collection:
+def collect(folders: Sequence[Path]) -> Collection:
     """All runs and ensembles below some runs folders (RecordError if one is a file), in a fixed order;
     folders set aside are passed over.
 
     A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
     is finished, else the first.
     """
-    tops = list(folders)
     copies: dict[tuple[object, ...], list[Run]] = {}
     ensembles: dict[str, Ensemble] = {}
     broken: list[str] = []
-    for top in tops:
+    for top in folders:
         if top.is_file():
             raise RecordError(f"{top} is a file, not a folder of runs.")
         for folder in _run_folders(top, "*/seed*"):
@@ -108,7 +107,7 @@ def collect(folders: Iterable[Path]) -> Collection:
         tuple(sorted(chosen, key=lambda run: (run.name, run.seed))),
         tuple(broken),
         tuple(ensembles[key] for key in sorted(ensembles)),
-        tuple(tops),
+        tuple(folders),
     )
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resrepro.errors import RecordError
+from resrepro.spec import digest_of
 from resrepro.spec.architecture import parts_of
 
 if TYPE_CHECKING:
@@ -89,19 +90,13 @@ def parse_json(text: bytes) -> dict[str, Any]:
     require(form in (1, FORMAT), f"it is of format {form}, which this version cannot read")
     seal = content.pop(SEAL, None)
     require(seal is not None or form == 1, "its checksum is missing")
-    require(seal in (None, seal_of(content)), "its checksum does not match its content")
+    require(seal in (None, digest_of(content)), "its checksum does not match its content")
     return content  # type: ignore[no-any-return]
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """A JSON record as it lies on the disk, sealed with its checksum; NaN and infinity are ValueErrors."""
-    return (json.dumps({**content, SEAL: seal_of(content)}, indent=2, allow_nan=False) + "\n").encode()
-
-
-def seal_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a record's entries, however they are ordered and spaced."""
-    rest = {key: value for key, value in content.items() if key != SEAL}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return (json.dumps({**content, SEAL: digest_of(content)}, indent=2, allow_nan=False) + "\n").encode()
 
 
 def describe_curve(rows: bytes) -> dict[str, Any]:
@@ -136,8 +131,7 @@ def read_table(rows: bytes, columns: Sequence[str]) -> list[tuple[str, ...]]:
     return list(zip(*table, strict=True)) if table else [()] * len(columns)
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(NamedTuple):
     """The images that were measured: name of the dataset, and by set how many and their checksum."""
 
     name: str
@@ -152,8 +146,7 @@ class Data:
         return bool(self.name == other["name"] if here is None or there is None else here == there)
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """One test protocol over one checkpoint."""
 
     protocol: str
@@ -164,8 +157,7 @@ class Evaluation:
     errors: Mapping[str, Mapping[str, float]]  # by set, then `top1_err` and `top5_err`
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One run of an ensemble, as it was when its checkpoint was measured."""
 
     name: str
@@ -177,8 +169,7 @@ class Member:
     told: tuple[str, ...]  # its departures and notices
 
 
-@dataclass(frozen=True)
-class Ensemble:
+class Ensemble(NamedTuple):
     """One test protocol over several checkpoints whose softmax outputs were averaged."""
 
     protocol: str
@@ -216,9 +207,8 @@ def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
 
 def _data_and_errors(content: Mapping[str, Any]) -> tuple[Data, dict[str, dict[str, float]]]:
     """The errors by set, and the data, which has to say of each how many images were measured."""
-    about = content["data"]
-    told = about.get("classes"), tuple(about.get("notices", ()))
-    data = Data(about["name"], about["images"], about["sha256"], *told)
+    about, notices = content["data"], tuple(content["data"].get("notices", ()))
+    data = Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)
     errors = {
         part: {metric: float(figures[metric]) for metric in MEASURED}
         for part, figures in content["errors"].items()
@@ -273,8 +263,7 @@ def read_responses(run: "Run") -> Responses | None:
         require(head["rows"] == describe_curve(rows), "its rows do not match their checksum")
         _, layers, *figures = read_table(rows, COLUMNS)
         std, start, end = (tuple(map(float, texts)) for texts in figures)
-        about = {key: head[key] for key in ABOUT}
-        responses = Responses(layers, std, start, end, head["set"], **about)
+        responses = Responses(layers, std, start, end, head["set"], *(head[key] for key in ABOUT))
     found = responses.digest, responses.seed, responses.iteration, len(responses.layers)
     layers_of_net = count_layers(run.spec["dataset"], run.spec["depth"])
     if found != (run.digest, run.seed, run.spec["recipe"]["iterations"], layers_of_net):
@@ -287,8 +276,8 @@ def read_responses(run: "Run") -> Responses | None:
 
 def count_layers(dataset: str, depth: int) -> int:
     """The 3x3 convolutions of a net, projections aside: 6n+1 of 6n+2 layers (Section 4.2)."""
-    parts = parts_of(dataset, depth)
-    return sum(part.times for part in parts for layer in part.layers if layer.kernel == 3 and layer.weights)
+    layers = [(part.times, layer) for part in parts_of(dataset, depth) for layer in part.layers]
+    return sum(times for times, layer in layers if layer.kernel == 3 and layer.weights)
 
 
 LAYER_RESPONSES = "responses"  # of every layer (Figure 7); whatever else is measured is a test protocol

@@ -40,7 +40,6 @@ from resrepro.records.reading import (
     json_bytes,
     read_bytes,
     read_json,
-    seal_of,
 )
 from resrepro.spec import Spec, digest_of
 
@@ -122,11 +121,6 @@ class RunWriter:
         self.curve = HEADER  # the content of metrics.csv
         self._of: dict[str, Any] = {}  # what binds the result to its run: digest and seed
 
-    @property
-    def checkpoint(self) -> Path:
-        """Where the newest checkpoint lies."""
-        return self.folder / CHECKPOINT
-
     def begin(self, spec: Spec, seed: int, env: Mapping[str, Any]) -> None:
         """Write what is known before the first iteration."""
         self.env = dict(env)
@@ -144,10 +138,10 @@ class RunWriter:
         self.result(result)  # first: it must never vouch for rows that are cut off
         restored = []
         recorded = _read(self.folder / ENV)
-        if seal_of({**recorded, LATER: 0}) == seal_of({**env, LATER: 0}):
+        if digest_of({**recorded, LATER: 0}) == digest_of({**env, LATER: 0}):
             self.env = recorded  # it may tell of a session that wrote no checkpoint
         for name, content in ((SPEC, describe_spec(spec, seed)), (ENV, self.env)):
-            if seal_of(_read(self.folder / name)) != seal_of(content):
+            if digest_of(_read(self.folder / name)) != digest_of(content):
                 write_whole(self.folder / name, json_bytes(content))
                 restored.append(name)
         rows = b""
@@ -219,12 +213,11 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
 
 
-def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWriter:
-    """The folder of a run, made if missing (RecordError if it cannot be); with `fresh` an existing one is set
-    aside first, and so is one that holds curves but no checkpoint to go on from. UsageError if it holds a run
-    of another specification.
+def open_run(folder: Path, spec: Spec, *, fresh: bool = False) -> RunWriter:
+    """The record in a run's folder, made if missing; with `fresh` an existing one is set aside first, and so
+    is one that holds curves but no checkpoint to go on from. RecordError if it cannot be made, UsageError if
+    it holds a run of another specification.
     """
-    folder = run_folder(runs, spec, seed)
     aside = None
     try:
         curve = folder / METRICS  # without a checkpoint they cannot be continued, but are somebody's hours
@@ -234,7 +227,7 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
             aside = folder.rename(next(name for name in names if not name.exists()))
         make_folder(folder)
     except OSError as error:
-        raise _refused(runs, error) from None
+        raise _refused(folder, error) from None
     for left in folder.glob(f".*{PART}"):  # by a process that was killed in the midst of writing
         left.unlink(missing_ok=True)
     recorded = _read(folder / SPEC)  # empty: none yet, or restored from the checkpoint
@@ -243,10 +236,9 @@ def open_run(runs: Path, spec: Spec, seed: int, *, fresh: bool = False) -> RunWr
     return RunWriter(folder, aside)
 
 
-def _refused(runs: Path, error: OSError) -> RecordError:
-    return RecordError(
-        f"cannot write to the runs folder {runs}: {error.strerror or error}. Choose another with --runs."
-    )
+def _refused(folder: Path, error: OSError) -> RecordError:
+    trouble = f"{folder.parents[1]}: {error.strerror or error}"
+    return RecordError(f"cannot write to the runs folder {trouble}. Choose another with --runs.")
 
 
 def write_responses(folder: Path, responses: Responses) -> Path:
@@ -258,10 +250,9 @@ def write_responses(folder: Path, responses: Responses) -> Path:
     rows = ("\n".join(lines) + "\n").encode()
     about = {key: getattr(responses, key) for key in ABOUT}
     head = {"format": FORMAT, **TOLD, "set": responses.part, **about, "rows": describe_curve(rows)}
-    path = folder / RESPONSES
-    first = json.dumps({**head, SEAL: seal_of(head)}, allow_nan=False)
-    write_whole(path, LEAD + first.encode() + b"\n" + rows)
-    return path
+    first = json.dumps({**head, SEAL: digest_of(head)}, allow_nan=False)
+    write_whole(folder / RESPONSES, LEAD + first.encode() + b"\n" + rows)
+    return folder / RESPONSES
 
 
 # --- locks ----------------------------------------------------------------------------------------------
@@ -311,7 +302,7 @@ def locked(
             )
         note.write_text(json.dumps(me._asdict()), encoding="utf-8")
     except OSError as error:
-        raise _refused(folder.parents[1], error) from None
+        raise _refused(folder, error) from None
     try:
         if before is not None:
             say(f"The lock of {before} was taken over.")

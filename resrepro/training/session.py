@@ -178,7 +178,7 @@ class Session:
                 f"a batch of {spec.recipe.batch_size} is larger than the training set of "
                 f"{feed.about.sizes['train']:,} images: choose a smaller --batch-size."
             )
-        writer = on_first(lambda: open_run(self.folder.parents[1], spec, self.seed, fresh=self.fresh))
+        writer = on_first(lambda: open_run(self.folder, spec, fresh=self.fresh))
         if writer.aside:
             say(f"The earlier run is kept in {writer.aside}.")
         for sentence in feed.about.notices:
