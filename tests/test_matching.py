@@ -178,9 +178,9 @@ def test_sets_of_weights_are_found_at_any_depth_and_by_the_beginnings_of_names()
         ({"model": ours, "ema": dict(ours)}, "model"),
         ({f"module.module.{key}": each for key, each in ours.items()}, ""),
     ):  # fmt: skip
-        found, tensors = choose(content, "x.pt", None, fit)
+        found, (weights, *_) = choose(content, "x.pt", None, fit)
         assert found == key
-        assert all(torch.equal(each, ours[name]) for name, each in fit(tensors)[0].items())
+        assert all(torch.equal(each, ours[name]) for name, each in weights.items())
     for content, keys in (
         ({"model": ours, "model_ema": other}, "model, model_ema"),
         (prefixed | {f"teacher.{key}": each for key, each in other.items()}, "student, teacher"),
@@ -190,7 +190,7 @@ def test_sets_of_weights_are_found_at_any_depth_and_by_the_beginnings_of_names()
         ) as told:
             choose(content, "x.pt", None, fit)
         wanted = str(told.value).split()[-1].rstrip(".")
-        assert torch.equal(choose(content, "x.pt", wanted, fit)[1]["fc.weight"], other["fc.weight"])
+        assert torch.equal(choose(content, "x.pt", wanted, fit)[1].weights["fc.weight"], other["fc.weight"])
     with pytest.raises(UsageError, match=r"no weights under 'x'; it has '' \(the file's top\)\."):
         choose(ours, "x.pt", "x", fit)
     loop: dict[str, Any] = {"w": torch.ones(1)}

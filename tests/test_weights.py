@@ -40,9 +40,8 @@ def weights(depth: int = 8, **options: Any) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in net.state_dict().items() if not key.endswith(UNUSED)}
 
 
-def filled(content: Any, spec: Spec = EIGHT, wanted: str | None = None) -> tuple[Net, str]:
-    _, tensors = choose(content, "x.pt", wanted, lambda tensors: fitted(spec, 10, tensors, "x.pt"))
-    found = fitted(spec, 10, tensors, "x.pt")
+def filled(content: Any, spec: Spec = EIGHT) -> tuple[Net, str]:
+    _, found = choose(content, "x.pt", None, lambda tensors: fitted(spec, 10, tensors, "x.pt"))
     return fill(spec, 10, found, "x.pt"), found.by
 
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -188,8 +188,7 @@ def _member(
 # --- the images that it is measured on --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """Some sets of images under a protocol."""
 
     name: str  # of the dataset, with its split where it has one, for file names
@@ -278,27 +277,26 @@ def _record(
 ) -> None:  # fmt: skip
     """Write what was measured, beside the run or where foreign checkpoints and ensembles are kept."""
     data = held_out.describe()
-    key_set = "test" if "test" in held_out.sets else "val"
-    measured_on = data["sha256"][key_set]
+    part = "test" if "test" in held_out.sets else "val"
+    measured_on = data["sha256"][part]
     for sentence in data["notices"]:
         if sentence not in held_out.notices:
             say(f"Note: {sentence}.")
     for net in nets:
-        if net.seed is not None and net.trained_on.get(key_set) != measured_on:
+        if net.seed is not None and net.trained_on.get(part) != measured_on:
             say(
                 f"Note: these are not the images of {net.name}, so no table takes these errors (but those on "
                 "all 10,000 test images of CIFAR-10, where the run had the first of them)."
             )
-    if len(nets) == 1:
-        facts, folder, iteration = nets[0].facts, nets[0].record, nets[0].iteration
-        key = _digest(facts) if iteration is None else f"at{iteration}"
-    else:
+    facts, folder, iteration = nets[0].facts, nets[0].record, nets[0].iteration
+    if len(nets) > 1:
         ours = all(net.seed is not None for net in nets)
         facts = {"members": [net.as_member() if ours else net.facts for net in nets]}
-        folder = runs / ("ensembles" if ours else "foreign")
-        key = _digest(facts["members"])
-    parts = [view.name, *(["precise"] if about["bn_stats"] == "precise" else []), held_out.name, key]
-    path = folder / ("-".join([*parts, measured_on[:8]]) + ".json")
+        folder, iteration = runs / ("ensembles" if ours else "foreign"), None
+    identity = json.dumps(facts.get("members", facts), sort_keys=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:8] if iteration is None else f"at{iteration}"
+    how = [view.name, *(["precise"] if about["bn_stats"] == "precise" else [])]
+    path = folder / f"{'-'.join([*how, held_out.name, key, measured_on[:8]])}.json"
     content = {"format": FORMAT, "protocol": view.name, **about, **facts, "data": data}
     content["errors"] = {  # JSON knows no infinity
         part: {key: number if math.isfinite(number) else None for key, number in asdict(error).items()}
@@ -307,7 +305,3 @@ def _record(
     if is_first():
         write_out(path, json_bytes(content))
     say(f"Recorded in {path}.")
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ KIND = re.compile(r"(conv(olution)?|batch_?norm(alization)?|bn|norm(alization)?)
 BESIDE = re.compile(r"loss|criterion|metric|acc", re.IGNORECASE)  # of training: their weights are no layers'
 DEEPEST = 8  # levels at which sets of weights are looked for
 
+Fit = TypeVar("Fit")
 Module = dict[str, tuple[str, Tensor]]  # names and tensors by the groups of PART
 
 
@@ -80,38 +81,34 @@ def _nets(tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]
 
 
 def choose(
-    content: Any, name: str, wanted: str | None, check: Callable[[dict[str, Tensor]], object]
-) -> tuple[str, dict[str, Tensor]]:
-    """The set of weights to take, with its key: the one wanted, else the only one that passes the check.
-
-    UsageError if there is none of that name, or several fit and differ; RecordError if there is none at all,
-    and what `check` raises of the largest if none passes.
+    content: Any, name: str, wanted: str | None, fit: Callable[[dict[str, Tensor]], Fit]
+) -> tuple[str, Fit]:
+    """The key of the set of weights to take, the one wanted or else the only one that fits, and what `fit`
+    makes of it. UsageError if there is none of that name, or several fit and differ; RecordError if there is
+    none at all, and what `fit` raises of the largest if none fits.
     """
     sets = sets_of(content)
     if wanted is not None:
         if wanted not in sets:
             layered = [key for key, each in sets.items() if any(tensor.ndim == 4 for tensor in each.values())]
             raise UsageError(f"{name} has no weights under {wanted!r}; it has {_listed(layered)}.")
-        return wanted, sets[wanted]
+        return wanted, fit(sets[wanted])
     if not sets:
         raise RecordError(f"{name} holds no state dict: there are no weights in it.")
-    fitting: dict[str, dict[str, Tensor]] = {}
+    fitting: dict[str, Fit] = {}
     for key, tensors in sets.items():
         with contextlib.suppress(RecordError):
-            check(tensors)
-            fitting[key] = tensors
+            fitting[key] = fit(tensors)
     if not fitting:
-        check(max(sets.values(), key=len))
-    key, first = next(iter(fitting.items()))
-    if not all(
-        first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
-        for other in fitting.values()
-    ):
-        raise UsageError(
-            f"{name} holds several sets of weights that fit, {_listed(fitting)}: choose one with --weights, "
-            f"such as --weights {shlex.quote(list(fitting)[-1])}."
-        )
-    return key, first
+        fit(max(sets.values(), key=len))
+    first = sets[next(iter(fitting))]
+    for other in (sets[key] for key in fitting):
+        if first.keys() != other.keys() or not all(torch.equal(first[key], other[key]) for key in first):
+            raise UsageError(
+                f"{name} holds several sets of weights that fit, {_listed(fitting)}: choose one with "
+                f"--weights, such as --weights {shlex.quote(list(fitting)[-1])}."
+            )
+    return next(iter(fitting.items()))
 
 
 def _listed(keys: Iterable[str]) -> str:

@@ -230,16 +230,13 @@ def _theirs(
     if side is not None and mean.shape[1:] not in ((1, 1), (side, side)):
         raise UsageError(f"--mean {named_mean} is not of the crops' {side}x{side} pixels (--image-size).")
 
-    def classes_of(tensors: Mapping[str, Tensor]) -> int:
+    def fit(tensors: Mapping[str, Tensor]) -> tuple[int, Matched]:
         matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
-        return 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
-
-    def fit(tensors: Mapping[str, Tensor]) -> Matched:
+        num_classes = 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
         hint = " Check --depth, --plain and --shortcut."
-        return fitted(spec, classes_of(tensors), tensors, str(path), label, hint)
+        return num_classes, fitted(spec, num_classes, tensors, str(path), label, hint)
 
-    key, tensors = choose(content, str(path), third_party.weights, fit)
-    num_classes, found = classes_of(tensors), fit(tensors)
+    key, (num_classes, found) = choose(content, str(path), third_party.weights, fit)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {

@@ -101,7 +101,7 @@ def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
         for each in catalogue.experiments().values()
         if each.dataset == source and (each.name in wanted if listed else exhibit in each.exhibits)
     ]
-    return tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in chosen)
+    return tuple(each.replace("imagenet-", "folder-") if dataset == "folder" else each for each in chosen)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ often it is repeated (Table 1; Section 4.2).
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 from resrepro.spec import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
 from resrepro.spec.catalogue import Experiment, experiments
@@ -23,8 +23,7 @@ IMAGENET_BLOCKS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """What distinguishes the nets.
 
     `blocks` and `widths` are those of the stages, `stem` is the kernel and stride of the first convolution,
@@ -52,8 +51,7 @@ def layout_of(dataset: str, depth: int) -> Layout:
     return Layout(IMAGENET_BLOCKS[depth], (64, 128, 256, 512), bottleneck, stem=(7, 2), pool=True)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One layer, or the shortcut of a block.
 
     `kind` is "conv", "max pool", "avg pool" or "fc"; of a shortcut "identity", "zeros" (option A where
@@ -80,8 +78,7 @@ class Layer:
         return self.weights * self.size**2
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A layer (`conv1`, `fc`) or a block of a stage (`conv2_x`, a row of Table 1), `times` in a row."""
 
     name: str
@@ -110,8 +107,7 @@ class Part:
         return self.layers[-1].size
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """A net at the image size that the paper trains it at; `bn` tells whether BN follows convolutions."""
 
     name: str
@@ -150,7 +146,7 @@ class Architecture:
         """The stages of blocks, in order; the layers are those of a stage's last block."""
         last = {part.name: part for part in self.parts if part.name.endswith("_x")}
         blocks = Counter(part.name for part in self.walk())
-        return tuple(replace(part, times=blocks[name]) for name, part in last.items())
+        return tuple(part._replace(times=blocks[name]) for name, part in last.items())
 
     def layer(self, name: str) -> Layer:
         """The layer outside the stages of that name: `conv1`, `max pool`, `avg pool`, `fc`."""

@@ -8,13 +8,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any, NamedTuple
 
 from resrepro.errors import UsageError
 from resrepro.spec import Shortcut, Spec, check_depth, check_shortcut, default_shortcut, net_label
 from resrepro.spec.recipe import (
     DATASETS,
     FAMILIES,
-    RECIPES,
     SETTING_TYPES,
     ImageNetRecipe,
     NamedRecipe,
@@ -25,7 +25,6 @@ from resrepro.spec.recipe import (
     frozen,
     ordered_settings,
     read_toml,
-    setting_from,
     spell,
 )
 
@@ -84,13 +83,13 @@ def recipes() -> Mapping[str, NamedRecipe]:
     for name, table in read_toml("recipes.toml").items():
         base = named.get(table.get("base", ""))
         family = base.family if base else table["family"]
-        settings = dict(base.settings) if base else {}
-        for key, entry in table["settings"].items():
-            settings[key] = setting_from(key, entry)
-            check_setting(key, settings[key].value)
-        keys = ordered_settings(RECIPES[family])
-        named[name] = NamedRecipe(name, table["title"], family, {key: settings[key] for key in keys})
+        settings = {**(base.settings if base else {}), **_settings(table)}
+        named[name] = NamedRecipe(name, table["title"], family, settings)
     return named
+
+
+def _settings(table: Mapping[str, Any]) -> dict[str, Setting]:
+    return {key: Setting(key, **entry) for key, entry in frozen(table["settings"]).items()}
 
 
 def paper_recipe(family: str) -> NamedRecipe:
@@ -101,12 +100,11 @@ def paper_recipe(family: str) -> NamedRecipe:
 @cache
 def experiments() -> Mapping[str, Experiment]:
     """All experiments of the catalogue by name, in its order."""
-    entries = read_toml("experiments.toml")["experiments"].items()
-    return {name: Experiment(name, **{key: frozen(v) for key, v in entry.items()}) for name, entry in entries}
+    entries = frozen(read_toml("experiments.toml")["experiments"])
+    return {name: Experiment(name, **entry) for name, entry in entries.items()}
 
 
-@dataclass(frozen=True)
-class Protocol:
+class Protocol(NamedTuple):
     """A named view of the test images; `crops` is "whole", "center", "ten" or "dense"."""
 
     name: str
@@ -130,11 +128,8 @@ class Protocol:
 @cache
 def protocols() -> Mapping[str, Protocol]:
     """All test protocols by name."""
-    views = {}
-    for name, entry in read_toml("protocols.toml").items():
-        settings = {key: setting_from(key, setting) for key, setting in entry["settings"].items()}
-        views[name] = Protocol(name, **entry | {"settings": settings})
-    return views
+    entries = read_toml("protocols.toml").items()
+    return {name: Protocol(name, **entry | {"settings": _settings(entry)}) for name, entry in entries}
 
 
 def protocol_for(name: str, family: str) -> Protocol:
@@ -168,11 +163,6 @@ def find(name: str) -> Experiment:
     raise UsageError(f"no experiment {name!r}: {hint}`resrepro list` shows them all.")
 
 
-def twin_on_folder(name: str) -> str:
-    """The name of an ImageNet experiment's twin on a folder of other images; other names are their own."""
-    return name.replace("imagenet-", "folder-", 1) if name.startswith("imagenet-") else name
-
-
 def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Experiment:
     """The experiment of a dataset and net, from the catalogue or by its default recipe.
 
@@ -187,7 +177,7 @@ def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str 
     base = f"{dataset}-{'plain' if plain else 'resnet'}{depth}"
     if dataset == "folder":
         twin = experiment_for("imagenet", depth, plain, shortcut)
-        return replace(twin, name=twin_on_folder(twin.name), dataset=dataset)
+        return replace(twin, name=twin.name.replace("imagenet", dataset), dataset=dataset)
     for name in (f"{base}-{str(option).lower()}", base):
         if name in experiments():
             return experiments()[name]

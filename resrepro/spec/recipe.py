@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import cache
 from importlib import resources
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from resrepro.errors import UsageError
 
@@ -142,17 +142,17 @@ def ordered_settings(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
 
 def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
     """The recipe of a record or checkpoint (TypeError if a setting is missing or unknown)."""
-    typed: Any = {key: frozen(value) for key, value in values.items()}
-    return RECIPES["imagenet" if "image_size" in typed else "cifar"](**typed)
+    return RECIPES["imagenet" if "image_size" in values else "cifar"](**frozen(dict(values)))
 
 
 def frozen(value: Any) -> Any:
-    """A value of JSON or TOML as settings hold it: a list as a tuple."""
+    """What JSON or TOML holds with tuples for lists, as settings have it."""
+    if isinstance(value, dict):
+        return {key: frozen(inner) for key, inner in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting of a recipe: its value and how it is known."""
 
     key: str
@@ -162,13 +162,7 @@ class Setting:
     note: str = ""
 
 
-def setting_from(key: str, entry: Mapping[str, Any]) -> Setting:
-    """A setting from its entry in a TOML file."""
-    return Setting(key, **{name: frozen(told) for name, told in entry.items()})
-
-
-@dataclass(frozen=True)
-class NamedRecipe:
+class NamedRecipe(NamedTuple):
     """A recipe of the catalogue with the mark of each setting."""
 
     name: str
