@@ -94,9 +94,8 @@ def evaluate(
         members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
         if dense:
             forget_shapes_soon()
-        errors = {
-            part: measure_errors(members, views(), dense, chosen) for part, views in held_out.sets.items()
-        }
+        sets = held_out.sets.items()
+        errors = {part: measure_errors(members, views(), dense, chosen) for part, views in sets}
     about = {"bn_stats": statistics, "precision": first.precision_on(chosen)}
     _record(nets, view, about, held_out, errors, Path(runs), say)
     return errors
@@ -245,12 +244,9 @@ def _photos(
         )
     numbered = photos.labelled_by(classes, whose)
     views = PhotoViews(numbered, protocol, net.recipe.image_size, loading, group)
+    order = f"the net's outputs stand for the classes in this order: {told(numbered.classes)}"
+    remarks = (order, *(warn_of_text(numbered.classes) if net.classes is None else ()))
     notices: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = (
-        f"the net's outputs stand for the classes in this order: {told(numbered.classes)}",
-    )
-    if net.classes is None:
-        remarks += warn_of_text(numbered.classes)
     text = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
     if name != "imagenet":
         notices = (f"the folder {photos.root.resolve().name} has {text}",)

@@ -1,8 +1,7 @@
 """Whose tensor is which: sets of weights in other people's files, and their places in our nets.
 
-A module is the tensors whose names differ in their last part alone. Modules are matched by name where the
-file has all of ours, else by order; then everything that their names say must agree with our net: which BN
-is beside which convolution, what is one block or stage, what is a shortcut.
+Modules (tensors whose names differ in their last part) are matched by name where the file has all of ours,
+else by order; then all that their names say of blocks, shortcuts and BN must agree with our net.
 """
 
 import contextlib
@@ -40,15 +39,15 @@ class Matched(NamedTuple):
 
 
 def sets_of(content: Any) -> dict[str, dict[str, Tensor]]:
-    """All sets of tensors in a checkpoint by the keys that lead to them, joined by dots; "" at its top.
-
-    Where names begin with those of several whole nets (`student.`, `teacher.`), each is a set; what stands
-    beside a single one (`net.`, `module.`) stays in its set, under its own name.
+    """All sets of tensors in a checkpoint by the keys that lead to them; "" at its top. What all names of a
+    set begin with (`module.`) is left out.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensors in _dicts(content, (), set()):
         weights = {name: value for name, value in tensors.items() if not name.endswith(UNUSED)}
-        found |= {".".join(part for part in (key, own) if part): each for own, each in _nets(weights)}
+        while len({name.partition(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
+            weights = {name.partition(".")[2]: value for name, value in weights.items()}
+        found[key] = weights
     return found
 
 
@@ -57,27 +56,11 @@ def _dicts(content: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tupl
         return
     seen.add(id(content))
     items = content.items() if isinstance(content, Mapping) else enumerate(content)
-    named = [(str(key), value) for key, value in items]
-    if tensors := {key: value for key, value in named if isinstance(value, Tensor)}:
+    named = {str(key): value for key, value in items}
+    if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
         yield ".".join(path), tensors
-    for key, value in named:
+    for key, value in named.items():
         yield from _dicts(value, (*path, key), seen)
-
-
-def _nets(tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The nets whose names have different beginnings, without these."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        head, _, rest = name.partition(".")
-        groups.setdefault(head, {})[rest] = tensor
-    whole = [head for head, group in groups.items() if {2, 4} <= {tensor.ndim for tensor in group.values()}]
-    beside = {name: each for name, each in tensors.items() if name.partition(".")[0] not in whole}
-    if not whole or any(groups[head].keys() & beside.keys() for head in whole):
-        yield "", tensors
-        return
-    for head in whole:
-        for own, inner in _nets(groups[head]):
-            yield ".".join(part for part in (head * (len(whole) > 1), own) if part), inner | beside
 
 
 def choose(
@@ -182,19 +165,16 @@ def _kind(module: Module) -> str:
 
 
 def _in_order(modules: Mapping[str, Module]) -> list[str]:
-    """Modules in the order of our nets: each shortcut at the end of its block, the classifier at the end.
-
-    A file that was alphabetical (as `.safetensors` are: each bias before its weight) has no order of its own
-    and gets that of the numbers in its names.
+    """Modules in the order of our nets: each shortcut at the end of its block, the classifier at the end. An
+    alphabetical file (as `.safetensors` are: each bias before its weight) gets that of the numbers in its
+    names.
     """
     names = [[name for name, _ in module.values()] for module in modules.values()]
     keys = [key for key in modules if _kind(modules[key]) != "linear"]
     if all(each == sorted(each) for each in names):
-        stem = [
-            key for key, each in modules.items() if "weight" in each and each["weight"][1].shape[1:2] == (3,)
-        ]
-        first = _steps(stem[0]) if stem else ()
-        keys.sort(key=lambda key: (_steps(key) != first, _steps(key), _kind(modules[key])))
+        weights = {key: module["weight"][1] for key, module in modules.items() if "weight" in module}
+        stem = next((_steps(key) for key, weight in weights.items() if weight.shape[1:2] == (3,)), ())
+        keys.sort(key=lambda key: (_steps(key) != stem, _steps(key), _kind(modules[key])))
     for key in [key for key in keys if SHORTCUT.search(key)]:
         block = re.split(rf"[^.]*(?:{SHORTCUT.pattern})", key, flags=re.IGNORECASE)[0]
         if block:
@@ -245,11 +225,8 @@ def _spans(keys: Sequence[str], separator: str) -> dict[str, tuple[int, int]]:
 def _alike(convolution: str, norm: str) -> bool:
     """Whether the numbers in two last parts of names agree as far as both have some (`conv1_3x3`, `bn1`)."""
     steps = [key.rpartition(".")[2] for key in (convolution, norm)]
-    if any(step.isdigit() for step in steps):
-        return True
-    return all(
-        a == b for a, b in zip(*(re.findall(r"\d+", KIND.sub("", step)) for step in steps), strict=False)
-    )
+    numbers = [re.findall(r"\d+", KIND.sub("", step)) for step in steps]
+    return any(step.isdigit() for step in steps) or all(a == b for a, b in zip(*numbers, strict=False))
 
 
 def _contradiction(misfit: str, pairs: Sequence[tuple[str, str]], place: int, hint: str) -> RecordError:

@@ -53,11 +53,7 @@ class ThirdPartyCheckpoint:
 
 @dataclass(frozen=True)
 class LoadedNet:
-    """A net ready to be measured.
-
-    `classes` are the names that its outputs stand for; None for CIFAR-10 and digits, and where another's
-    checkpoint does not say.
-    """
+    """A net ready to be measured."""
 
     net: Net
     normalisation: Normalisation
@@ -65,7 +61,7 @@ class LoadedNet:
     label: str
     path: Path
     num_classes: int
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None  # that its outputs stand for; None of CIFAR and where it is not known
     facts: dict[str, Any]  # what its evaluation records of it
     record: Path  # the folder in which its evaluations lie
     iteration: int | None = None  # updates made, None if not known
@@ -250,8 +246,7 @@ def _theirs(
     net = fill(spec, num_classes, found, str(path))
     return LoadedNet(
         net, Normalisation(recipe, mean, per_channel), spec, label, path, num_classes,
-        imagenet_classes() if named else None, facts,
-        runs / "foreign" / f"{path.stem}-{sha256[:8]}",
+        imagenet_classes() if named else None, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
     )  # fmt: skip
 
 
@@ -259,16 +254,15 @@ def _theirs(
 
 
 class TrainedNet(nn.Module):
-    """A trained net in evaluation mode, on images as they are stored, that answers as `eval` measures it.
-
-    That is in the arithmetic of its training, with BN folded into the convolutions. `net` is the net alone,
-    in float32 and on normalised images: `trained.net(trained.normalise(pixels))`.
+    """A trained net in evaluation mode, on images as they are stored, that answers as `eval` measures it: in
+    the arithmetic of its training, BN folded into the convolutions. `net` is the net alone, in float32 and on
+    normalised images: `trained.net(trained.normalise(pixels))`.
     """
 
     mean: Tensor
     divisor: Tensor
 
-    def __init__(self, net: Net, normalisation: Normalisation, precision: str = "float32") -> None:
+    def __init__(self, net: Net, normalisation: Normalisation, precision: str) -> None:
         super().__init__()
         self.net, self.precision = net, precision
         self.register_buffer("mean", normalisation.mean)
@@ -281,14 +275,12 @@ class TrainedNet(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels 0..255 (N, 3, H, W) -> logits (N, classes), float32."""
         with arithmetic(self.precision, pixels.device):
-            logits: Tensor = folded(self.net)(self.normalise(pixels)).float()
-        return logits
+            return folded(self.net)(self.normalise(pixels)).float()  # type: ignore[no-any-return]
 
 
 def load_net(run: str | Path, seed: int = 0) -> TrainedNet:
-    """The trained net of a run, from its published weights or its checkpoint, on the CPU.
-
-    `run` is a run's folder, or that of all its seeds, of which `seed` tells the one.
+    """The trained net of a run, from its published weights or its checkpoint, on the CPU; `run` is its
+    folder, or that of all its seeds, of which `seed` tells the one.
 
     Raises:
         UsageError: if there is no such folder, or neither weights nor a checkpoint in it.
