@@ -256,7 +256,6 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
     """
     from resrepro.records import read_run
     from resrepro.records.reading import Responses, count_layers
-    from resrepro.records.storage import write_responses
 
     run = read_run(folder)
     count = len(std) if std else count_layers(run.spec["dataset"], run.spec["depth"])
@@ -273,7 +272,7 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
         "seed": run.seed,
         "iteration": run.spec["recipe"]["iterations"],
     }
-    write_responses(folder, Responses(**told | changed))
+    (folder / "responses.csv").write_bytes(Responses(**told | changed).to_bytes())
     return read_run(folder).responses
 
 

@@ -16,7 +16,6 @@ from resrepro.errors import RecordError
 from resrepro.records import read_run
 from resrepro.records.collection import collect, publish
 from resrepro.records.reading import SEAL, describe_curve, read_responses
-from resrepro.records.storage import write_responses
 from resrepro.spec import digest_of
 
 TRIED = settings(
@@ -39,7 +38,7 @@ def test_numbers_come_back_to_eight_digits(run: Path, figures: list[tuple[float,
     assert found.std == pytest.approx(std, rel=1e-7)
     assert found.gradient_norm_start == pytest.approx(start, rel=1e-7)
     assert found.gradient_norm_end == pytest.approx(end, rel=1e-7)
-    write_responses(run, found)
+    (run / "responses.csv").write_bytes(found.to_bytes())
     assert read_responses(read_run(run)) == found == read_run(run).responses
 
 
@@ -63,7 +62,8 @@ def test_what_was_measured_on_another_net_is_no_number_of_this_run(run: Path, ot
     count = len(other.get("std", range(19)))
     columns = dict.fromkeys(("std", "gradient_norm_start", "gradient_norm_end"), (1.0,) * count)
     found = write_layers(run)
-    write_responses(run, dataclasses.replace(found, **columns | {"layers": found.layers[:count]} | other))
+    changed = dataclasses.replace(found, **columns | {"layers": found.layers[:count]} | other)
+    (run / "responses.csv").write_bytes(changed.to_bytes())
     with pytest.raises(RecordError, match=rf"not measured on the trained net.*eval {run} --responses`"):
         read_responses(read_run(run))
     whole = collect([run.parent.parent])

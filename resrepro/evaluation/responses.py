@@ -23,8 +23,8 @@ from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
 from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
 from resrepro.records import Run, read_run
-from resrepro.records.reading import Responses, read_responses
-from resrepro.records.storage import write_responses
+from resrepro.records.reading import RESPONSES, Responses, read_responses
+from resrepro.records.storage import write_whole
 from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
 from resrepro.training.measure import bn_stats_of, in_passes, with_precise_statistics
@@ -67,7 +67,8 @@ def measure_responses(
     say(f"{loaded.name}: {loaded.label}, {run.headline_split} set, {images:,} images.")
     with threads_used(threads), telling_memory("a training batch of this net: try --device cpu"):
         responses = _measure(loaded, run, feed, chosen)
-    say(f"Recorded in {write_responses(folder, responses)}.")
+    write_whole(folder / RESPONSES, responses.to_bytes())
+    say(f"Recorded in {folder / RESPONSES}.")
     return read_responses(run) or responses
 
 

@@ -9,23 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resrepro.errors import RecordError, ResreproError, UsageError
-from resrepro.records import Run, read_all, read_run
-from resrepro.records.reading import (
-    CHECKPOINT,
-    ENSEMBLES,
-    EVALS,
-    PREVIOUS,
-    RECORD_FILES,
-    RESPONSES,
-    SPEC,
-    WEIGHTS,
-    Ensemble,
-    ensemble_from,
-    evaluation_from,
-    naming,
-    read_bytes,
-    read_json,
-)
+from resrepro.records import Run, read_all, read_run, reading
+from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, SPEC, ensemble_from, naming, read_json
 from resrepro.records.storage import write_out
 from resrepro.spec.recipe import parse, spell
 
@@ -48,7 +33,7 @@ class Collection:
 
     runs: tuple[Run, ...]
     broken: tuple[str, ...]
-    ensembles: tuple[Ensemble, ...] = ()
+    ensembles: tuple[reading.Ensemble, ...] = ()
     folders: tuple[Path, ...] = ()  # those that were named
 
     @property
@@ -83,7 +68,7 @@ def collect(folders: Sequence[Path]) -> Collection:
     is finished, else the first.
     """
     copies: dict[tuple[object, ...], list[Run]] = {}
-    ensembles: dict[str, Ensemble] = {}
+    ensembles: dict[str, reading.Ensemble] = {}
     broken: list[str] = []
     for top in folders:
         if top.is_file():
@@ -116,9 +101,9 @@ def _run_folders(top: Path, pattern: str) -> list[Path]:
     return sorted(folder for folder in top.glob(pattern) if RUN_FOLDER.fullmatch(folder.name))
 
 
-def read_ensembles(top: Path) -> tuple[list[Ensemble], list[str]]:
+def read_ensembles(top: Path) -> tuple[list[reading.Ensemble], list[str]]:
     """The ensembles of a runs folder, and a sentence on each that is broken."""
-    return read_all(top / ENSEMBLES, ensemble_from)
+    return read_all(top / reading.ENSEMBLES, ensemble_from)
 
 
 def load_runs(*folders: str | Path) -> "pd.DataFrame":
@@ -158,9 +143,9 @@ def publish(run: Run, results: Path) -> Path:
     if not run.finished:
         raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
     target = results / run.name / f"seed{run.seed}"
-    measured = [*run.folder.glob(RESPONSES), *sorted((run.folder / EVALS).glob("*.json"))]
-    sources = [*(run.folder / name for name in RECORD_FILES), *measured]
-    _copy({target / source.relative_to(run.folder): read_bytes(source) for source in sources})
+    measured = [*run.folder.glob(reading.RESPONSES), *sorted((run.folder / EVALS).glob("*.json"))]
+    sources = [*(run.folder / name for name in reading.RECORD_FILES), *measured]
+    _copy({target / source.relative_to(run.folder): reading.read_bytes(source) for source in sources})
     return target
 
 
@@ -168,15 +153,15 @@ def publish_ensemble(path: Path, results: Path) -> Path:
     """Copy the record of an ensemble to `results/ensembles/`; returns the copy (errors as of `publish`)."""
     with naming(path):
         ensemble_from(read_json(path))
-    target = results / ENSEMBLES / path.name
-    _copy({target: read_bytes(path)})
+    target = results / reading.ENSEMBLES / path.name
+    _copy({target: reading.read_bytes(path)})
     return target
 
 
 def _copy(copies: Mapping[Path, bytes]) -> None:
     """Write files that are not there yet; where one of them has other content (RecordError), none."""
     for path, content in copies.items():
-        if path.exists() and read_bytes(path) != content:
+        if path.exists() and reading.read_bytes(path) != content:
             raise RecordError(
                 f"{path} holds another record already: move it away first, nothing is overwritten."
             )
@@ -206,12 +191,12 @@ def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[t
 
 def _places_at(path: Path) -> list[Path]:
     """The run folders and files of evaluations at a place (RecordError if there are none)."""
-    if path.is_file() and path.suffix == ".json" and path.name not in RECORD_FILES:
+    if path.is_file() and path.suffix == ".json" and path.name not in reading.RECORD_FILES:
         return [path]
     folders = [path, *_run_folders(path, "*/seed*"), *_run_folders(path, "seed*")]
-    kept = (*RECORD_FILES, CHECKPOINT, PREVIOUS)
+    kept = (*reading.RECORD_FILES, CHECKPOINT, PREVIOUS)
     places = [folder for folder in folders if any((folder / name).exists() for name in kept)]
-    for folder in (ENSEMBLES, FOREIGN):
+    for folder in (reading.ENSEMBLES, FOREIGN):
         places += sorted((path / folder).glob("**/[!.]*.json"))
     if not places:
         raise RecordError(f"there is no record at {path}: name a run's folder, or a folder of runs.")
@@ -223,7 +208,7 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
     troubles: list[str] = []
     nets: dict[str, Identity] = {}
     # The checkpoints come first: of a run that goes on the record is then as new, or newer.
-    there = [name for name in (CHECKPOINT, PREVIOUS, WEIGHTS) if (folder / name).exists()]
+    there = [name for name in (CHECKPOINT, PREVIOUS, reading.WEIGHTS) if (folder / name).exists()]
     for name in there:
         try:
             nets[name] = read_checkpoint(folder / name)
@@ -254,5 +239,7 @@ def _check_measured(path: Path) -> str:
         if all("digest" in net for net in content.get("members", [{}])):
             ensemble = ensemble_from(content)
             return f"ensemble, {ensemble.protocol} on {ensemble.data.name}"
-        other = evaluation_from({"digest": "", "iteration": 0, **content})  # other people's have neither
+        other = reading.evaluation_from(
+            {"digest": "", "iteration": 0, **content}
+        )  # other people's have neither
         return f"evaluation, {other.protocol} on {other.data.name}"

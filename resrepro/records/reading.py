@@ -246,6 +246,17 @@ class Responses:
     seed: int
     iteration: int
 
+    def to_bytes(self) -> bytes:
+        """The content of `responses.csv`."""
+        lines, columns = [",".join(COLUMNS)], (self.std, self.gradient_norm_start, self.gradient_norm_end)
+        for index, (layer, *figures) in enumerate(zip(self.layers, *columns, strict=True), 1):
+            lines.append(",".join([str(index), layer, *(f"{figure:.8g}" for figure in figures)]))
+        rows = ("\n".join(lines) + "\n").encode()
+        about = {"set": self.part, **{key: getattr(self, key) for key in ABOUT}}
+        head = {"format": FORMAT, **TOLD, **about, "rows": describe_curve(rows)}
+        sealed = json.dumps({**head, SEAL: digest_of(head)}, allow_nan=False)
+        return LEAD + sealed.encode() + b"\n" + rows
+
 
 def read_responses(run: "Run") -> Responses | None:
     """What `responses.csv` of a run's folder says; None if there is no such file.

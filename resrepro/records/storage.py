@@ -20,30 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records.reading import (
-    ABOUT,
-    CHECKPOINT,
-    COLUMNS,
-    ENV,
-    FORMAT,
-    LEAD,
-    METRICS,
-    METRICS_COLUMNS,
-    PREVIOUS,
-    RESPONSES,
-    RESULT,
-    SEAL,
-    SPEC,
-    TOLD,
-    Responses,
-    describe_curve,
-    json_bytes,
-    read_bytes,
-    read_json,
-)
+from resrepro.records import reading
+from resrepro.records.reading import CHECKPOINT, ENV, FORMAT, METRICS, PREVIOUS, RESULT, SPEC, json_bytes
 from resrepro.spec import Spec, digest_of
 
-HEADER = (",".join(METRICS_COLUMNS) + "\n").encode()
+HEADER = (",".join(reading.METRICS_COLUMNS) + "\n").encode()
 LATER = "later_sessions"
 PART = ".part"  # ending of a file that is still being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -146,7 +127,7 @@ class RunWriter:
                 restored.append(name)
         rows = b""
         with suppress(RecordError):
-            rows = read_bytes(self.folder / METRICS)
+            rows = reading.read_bytes(self.folder / METRICS)
         write_whole(self.folder / METRICS, self.curve)
         return restored + ([] if rows.startswith(self.curve) else [METRICS])
 
@@ -176,7 +157,8 @@ class RunWriter:
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Replace result.json; it vouches for the rows so far."""
-        vouching = {"format": FORMAT, **self._of, **content, "metrics": describe_curve(self.curve)}
+        curve = reading.describe_curve(self.curve)
+        vouching = {"format": FORMAT, **self._of, **content, "metrics": curve}
         write_whole(self.folder / RESULT, json_bytes(vouching))
 
 
@@ -199,7 +181,7 @@ def describe_spec(spec: Spec, seed: int) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON record, empty if it is missing or broken."""
     with suppress(RecordError):
-        return read_json(path)
+        return reading.read_json(path)
     return {}
 
 
@@ -239,20 +221,6 @@ def open_run(folder: Path, spec: Spec, *, fresh: bool = False) -> RunWriter:
 def _refused(folder: Path, error: OSError) -> RecordError:
     trouble = f"{folder.parents[1]}: {error.strerror or error}"
     return RecordError(f"cannot write to the runs folder {trouble}. Choose another with --runs.")
-
-
-def write_responses(folder: Path, responses: Responses) -> Path:
-    """Write `responses.csv` into a run's folder, in one step; returns its path (RecordError if refused)."""
-    lines = [",".join(COLUMNS)]
-    columns = responses.std, responses.gradient_norm_start, responses.gradient_norm_end
-    for index, (layer, *figures) in enumerate(zip(responses.layers, *columns, strict=True), 1):
-        lines.append(",".join([str(index), layer, *(f"{figure:.8g}" for figure in figures)]))
-    rows = ("\n".join(lines) + "\n").encode()
-    about = {key: getattr(responses, key) for key in ABOUT}
-    head = {"format": FORMAT, **TOLD, "set": responses.part, **about, "rows": describe_curve(rows)}
-    first = json.dumps({**head, SEAL: digest_of(head)}, allow_nan=False)
-    write_whole(folder / RESPONSES, LEAD + first.encode() + b"\n" + rows)
-    return folder / RESPONSES
 
 
 # --- locks ----------------------------------------------------------------------------------------------
