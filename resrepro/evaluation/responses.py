@@ -1,7 +1,5 @@
-"""Measuring how strong each layer's response is, and how strong the gradient that comes back (Figure 7).
-
-A response is what BN gives, before ReLU or the addition of the shortcut. Both are measured in float32,
-whatever arithmetic the net was trained in, and nothing of the run changes but its `responses.csv`.
+"""Measuring how strong each layer's response is (what BN gives, before ReLU or the addition of the shortcut),
+and how strong the gradient that comes back (Figure 7): in float32, whatever the net was trained in.
 """
 
 import copy
@@ -35,10 +33,8 @@ def measure_responses(
     folder: str | Path, *, data: str | Path | None = None, device: str = "auto", threads: int | None = None,
     loading: Loading | None = None, say: Callable[[str], None] = lambda text: None,
 ) -> Responses:  # fmt: skip
-    """Measure responses and gradients of every 3x3 layer of a finished run, and write `responses.csv`.
-
-    The responses are those to the images of the run's headline set: the test images, or under the 45k/5k
-    split (and of photographs) the validation images. Arguments are as for `train`.
+    """Measure responses (to the images of the run's headline set) and gradients of every 3x3 layer of a
+    finished run, and write `responses.csv`. Arguments are as for `train`.
 
     Raises:
         UsageError: if the run is not finished.
@@ -104,10 +100,8 @@ def layers_of(net: Net) -> dict[str, GroupedBatchNorm2d]:
 
 
 def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
-    """Standard deviation of each 3x3 layer's response over all images, channels and positions together.
-
-    The net is put into evaluation mode; images are (n, 3, H, W) each, as it sees them. Layers are called as
-    their convolutions.
+    """Standard deviation of each 3x3 layer's response over all images, channels and positions together, by
+    the name of its convolution. The net is put into evaluation mode; images (n, 3, H, W) are as it sees them.
     """
     layers = layers_of(net.eval())
     parts: dict[str, list[tuple[float, ...]]] = {name: [] for name in layers}
@@ -129,13 +123,10 @@ def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
 
 
 def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) -> dict[str, float]:
-    """L2 norm of the gradient of the mean loss with respect to each 3x3 layer's response, training mode.
-
-    It is the signal that comes back to the layer: all images, channels and positions together. (The gradient
-    of a weight would also depend on the weight's own length, which BN makes arbitrary.)
-
-    A copy of the net is measured, on a training batch (N, 3, H, W). `bn_group` images that share BN
-    statistics take a pass of their own; 0 for the whole batch.
+    """L2 norm of the gradient of the mean loss with respect to each 3x3 layer's response, training mode: all
+    images, channels and positions together. (The gradient of a weight would also depend on the weight's own
+    length, which BN makes arbitrary.) A copy of the net is measured, on a training batch (N, 3, H, W), in
+    passes of `bn_group` images that share BN statistics; 0 for the whole batch.
     """
     net = copy.deepcopy(net).train()
     layers = layers_of(net)

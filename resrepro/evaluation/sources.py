@@ -36,8 +36,7 @@ class ThirdPartyCheckpoint:
     """How to understand a checkpoint that is not ours: the net, and the normalisation it expects.
 
     `mean` and `std` are per channel, on pixels scaled to 0..1; `mean` may also be "per_pixel", the mean image
-    of the training set, or the `.npy` file of one. `weights` is the key of a set, where the file has several.
-    Where `option_a_zeros` is None, both places are tried.
+    of the training set, or the `.npy` file of one.
     """
 
     depth: int | None = None
@@ -45,10 +44,10 @@ class ThirdPartyCheckpoint:
     shortcut: str | None = None
     mean: Sequence[float] | str | Path | None = None
     std: Sequence[float] | None = None
-    option_a_zeros: str | None = None
+    option_a_zeros: str | None = None  # where None, both places are tried
     stride_3x3: bool = False
     image_size: int | None = None
-    weights: str | None = None
+    weights: str | None = None  # the key of a set, where the file has several
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,9 @@ def read_net(
     target: str | Path, dataset: str | None = None, third_party: ThirdPartyCheckpoint | None = None,
     runs: Path = Path("runs"), data: str | Path | None = None, split: str | None = None,
 ) -> LoadedNet:  # fmt: skip
-    """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file.
-
-    It is to be measured on `dataset`; evaluations of others' checkpoints are kept in `<runs>/foreign/`.
-    A mean per pixel is that of the training images in `data`, of a `split`.
+    """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file,
+    to be measured on `dataset`. Evaluations of others' are kept in `<runs>/foreign/`; their mean per pixel is
+    that of the training images in `data`, of a `split`.
 
     Raises:
         UsageError: if another's checkpoint comes without net or normalisation, or ours with them.

@@ -61,11 +61,9 @@ class Collection:
 
 
 def collect(folders: Sequence[Path]) -> Collection:
-    """All runs and ensembles below some runs folders (RecordError if one is a file), in a fixed order;
-    folders set aside are passed over.
-
-    A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
-    is finished, else the first.
+    """All runs and ensembles below some runs folders (RecordError if one is a file), in a fixed order,
+    without those set aside. Of a run that appears twice (in `runs/` and published to `results/`) the first
+    one that is finished counts, else the first.
     """
     copies: dict[tuple[object, ...], list[Run]] = {}
     ensembles: dict[str, reading.Ensemble] = {}
@@ -174,11 +172,9 @@ ReadCheckpoint = Callable[[Path], Identity]  # loads the net, else a ResreproErr
 
 
 def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[tuple[Path, str, list[str]]]:
-    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote, one after the other
-    (RecordError if there is nothing to check at one of the places).
-
-    Yields the run's folder or the file, what it holds in a few words (empty if it is broken), and a sentence
-    on each thing that is broken or missing.
+    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote: the run's folder or the
+    file, what it holds in a few words (empty if it is broken), and a sentence on each thing that is broken or
+    missing. RecordError if there is nothing to check at one of the places.
     """
     for place in dict.fromkeys(place for path in paths for place in _places_at(path)):
         try:
@@ -239,7 +235,6 @@ def _check_measured(path: Path) -> str:
         if all("digest" in net for net in content.get("members", [{}])):
             ensemble = ensemble_from(content)
             return f"ensemble, {ensemble.protocol} on {ensemble.data.name}"
-        other = reading.evaluation_from(
-            {"digest": "", "iteration": 0, **content}
-        )  # other people's have neither
+        content = {"digest": "", "iteration": 0, **content}  # other people's have neither
+        other = reading.evaluation_from(content)
         return f"evaluation, {other.protocol} on {other.data.name}"

@@ -1,8 +1,7 @@
 """The files of a record as they lie on the disk, seals verified, one sentence on what is broken; and what was
 measured of trained nets: evaluations, ensembles, and responses of layers (Figure 7), errors in percent.
 
-`responses.csv` begins with one line of JSON behind a `#`: what was measured on which net, and a checksum;
-below it stands a plain table, one row per 3x3 layer.
+`responses.csv` is a table, a row per 3x3 layer, behind one line of JSON: what was measured, and a checksum.
 """
 
 import hashlib
@@ -105,10 +104,8 @@ def describe_curve(rows: bytes) -> dict[str, Any]:
 
 
 def read_curve(path: Path, vouched: Mapping[str, Any] | None = None) -> Curve:
-    """The columns of metrics.csv (RecordError if it is broken); `vouched` is what result.json says of it.
-
-    Only what was there when result.json was written counts: a run that is going on, or was killed, may
-    have written more.
+    """The columns of metrics.csv (RecordError if it is broken). Of it counts what `vouched`, by result.json,
+    says: a run that is going on, or was killed, may have written more.
     """
     rows = read_bytes(path)
     with naming(path):
@@ -259,10 +256,8 @@ class Responses:
 
 
 def read_responses(run: "Run") -> Responses | None:
-    """What `responses.csv` of a run's folder says; None if there is no such file.
-
-    Raises:
-        RecordError: if it is broken, or was not measured on the trained net of this run.
+    """What `responses.csv` of a run's folder says, None if there is no such file (RecordError if it is
+    broken, or was not measured on the trained net of this run).
     """
     path = run.folder / RESPONSES
     if not path.exists():

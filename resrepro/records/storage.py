@@ -1,8 +1,7 @@
 """Files that survive a crash, the record of a run while it is being made, locks of run folders.
 
-Whoever reads such a file sees the old content or the new, at every moment and after every crash. Order
-matters in a record: rows reach the disk before the result or the checkpoint that counts on them. Rows that
-neither tells of are those of a crash.
+Whoever reads such a file sees the old content or the new, at every moment and after every crash. Rows of a
+record reach the disk before the result or the checkpoint that counts on them; others are those of a crash.
 
 `runs/<name>/.seed<k>.lock` is held by `filelock`; the system drops it when the holder dies. The note beside
 it, `.seed<k>.lock.json`, names the holder: for people, and for other hosts, which may not see the lock.
@@ -241,11 +240,9 @@ class Holder(NamedTuple):
 def locked(
     folder: Path, *, break_lock: bool = False, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[None]:
-    """Hold the lock of a run folder; `say` is told when it was taken over from another process.
-
-    Raises:
-        RecordError: if another process holds it, or may hold it on another host and `break_lock` does not say
-            that it has ended, or if the lock cannot be written.
+    """Hold the lock of a run folder; `say` is told when it was taken over from another process. RecordError
+    if it cannot be written, if another process holds it, or if one on another host may hold it and
+    `break_lock` does not say that it has ended.
     """
     from filelock import FileLock, Timeout  # slow to load
 

@@ -1,7 +1,5 @@
-"""The paper's nets as formulas: layers, output sizes, parameters and multiply-adds, without building a net.
-
-A net is a list of parts in the order of the forward pass: a single layer, or a block of a stage and how
-often it is repeated (Table 1; Section 4.2).
+"""The paper's nets as formulas: layers, output sizes, parameters and multiply-adds, without building a net: a
+list of parts in the order of the forward pass, layers or blocks of a stage (Table 1; Section 4.2).
 """
 
 import itertools
@@ -24,17 +22,13 @@ IMAGENET_BLOCKS = {
 
 
 class Layout(NamedTuple):
-    """What distinguishes the nets.
+    """What distinguishes the nets."""
 
-    `blocks` and `widths` are those of the stages, `stem` is the kernel and stride of the first convolution,
-    `pool` tells whether a 3x3 max pooling of stride 2 follows it.
-    """
-
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...]  # of each stage
     widths: tuple[int, ...]
     bottleneck: bool
-    stem: tuple[int, int]
-    pool: bool
+    stem: tuple[int, int]  # kernel and stride of the first convolution
+    pool: bool  # whether a 3x3 max pooling of stride 2 follows it
 
     @property
     def expansion(self) -> int:
@@ -52,19 +46,14 @@ def layout_of(dataset: str, depth: int) -> Layout:
 
 
 class Layer(NamedTuple):
-    """One layer, or the shortcut of a block.
+    """One layer, or the shortcut of a block."""
 
-    `kind` is "conv", "max pool", "avg pool" or "fc"; of a shortcut "identity", "zeros" (option A where
-    the size changes) or "projection". A fully connected layer has the kernel that it would have as a
-    convolution. `size` is the side of the output map in pixels.
-    """
-
-    kind: str
-    kernel: int
+    kind: str  # "conv", "max pool", "avg pool", "fc"; of a shortcut "identity", "zeros" (A), "projection"
+    kernel: int  # of a fully connected layer that which it would have as a convolution
     inputs: int
     channels: int
     stride: int
-    size: int
+    size: int  # side of the output map in pixels
 
     @property
     def weights(self) -> int:
@@ -161,15 +150,14 @@ class Architecture(NamedTuple):
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """The nets that the catalogue trains for the paper, by experiment name, in its order."""
-    of_the_paper = [each for each in experiments().values() if each.dataset in ("cifar10", "imagenet")]
-    return {experiment.name: architecture_of(experiment) for experiment in of_the_paper}
+    own = ("cifar10", "imagenet")
+    return {name: architecture_of(each) for name, each in experiments().items() if each.dataset in own}
 
 
 def architecture_of(experiment: Experiment) -> Architecture:
     """The net of an experiment; a folder's with as many classes as ImageNet has."""
-    net = experiment.dataset, experiment.depth, experiment.plain, experiment.shortcut
-    size = IMAGE_SIZES[experiment.dataset]
-    return Architecture(experiment.name, experiment.label, size, tuple(parts_of(*net)))
+    parts = parts_of(experiment.dataset, experiment.depth, experiment.plain, experiment.shortcut)
+    return Architecture(experiment.name, experiment.label, IMAGE_SIZES[experiment.dataset], tuple(parts))
 
 
 def parts_of(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Iterator[Part]:

@@ -1,6 +1,5 @@
-"""The catalogue: recipes, experiments and test protocols as data (TOML), and what differs from them.
-
-Every setting is marked: stated by the paper, derived from it, or assumed by us.
+"""The catalogue: recipes, experiments and test protocols as data (TOML), and what differs from them. Every
+setting is marked: stated by the paper, derived from it, or assumed by us.
 """
 
 import difflib
@@ -33,7 +32,7 @@ STAND_INS = {
     "digits": "dataset digits instead of CIFAR-10",
     "folder": "a folder of other images instead of ImageNet",
 }
-DEPARTURES = {
+DEPARTURES = {  # changes with words of their own: {0} the value, {1} the paper's, {2} a plural's s
     "split": "trained on 45,000 images and validated on the last 5,000",
     "lr_policy": "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops",
     "bn_stats": "BN statistics at test: plain averages over training batches, as in the authors' README",
@@ -42,7 +41,6 @@ DEPARTURES = {
     "eval_every": "sampled every {0} iterations; as densely as the paper's curves: every {1}",
     "image_size": "crops of {0} pixels instead of {1} (all sizes of the views in proportion)",
 }
-"""Settings whose change has words of its own: {0} the value, {1} the paper's, {2} a plural's s."""
 FOLLOW = {"lr_drops", "eval_every", "scale"}  # follow from `iterations` or `image_size` unless set by hand
 
 
@@ -164,11 +162,10 @@ def find(name: str) -> Experiment:
 
 
 def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Experiment:
-    """The experiment of a dataset and net, from the catalogue or by its default recipe.
-
-    A shortcut option has an experiment of its own only where the paper trains it as one (ResNet-34 B and
-    C on ImageNet); else it is a change to that of the depth. `folder` takes ImageNet's experiments.
-    UsageError: if the dataset is unknown, the depth impossible, or the shortcut not A, B or C.
+    """The experiment of a dataset and net, from the catalogue or by its default recipe; `folder` takes
+    ImageNet's. A shortcut option has one of its own only where the paper trains it as one (ResNet-34 B and C
+    on ImageNet); else it is a change to that of the depth. UsageError if the dataset is unknown, the depth
+    impossible, or the shortcut not A, B or C.
     """
     if dataset not in DATASETS:
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(DATASETS[:-1])} and {DATASETS[-1]}.")
@@ -191,9 +188,7 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
     `iterations` keeps the schedule's shape (`lr_drops` and `eval_every` follow unless given), and
     `image_size` that of the views (`scale` follows). A shortcut option that has an experiment of its own
     takes that one, and a batch that does not divide into the experiment's BN groups is one group.
-
-    Raises:
-        UsageError: if a setting is unknown, out of range, or does not fit the others.
+    UsageError if a setting is unknown, out of range, or does not fit the others.
     """
     if shortcut is not None:
         experiment = experiment_for(experiment.dataset, experiment.depth, experiment.plain, shortcut)
@@ -252,9 +247,8 @@ def _check_together(recipe: Recipe, dataset: str) -> None:
 
 
 def departures(spec: Spec) -> list[str]:
-    """How the spec departs from the paper's recipe, one sentence each; empty for a paper-exact run.
-
-    A changed setting on which the paper is silent is listed too, marked as such.
+    """How the spec departs from the paper's recipe, one sentence each; empty for a paper-exact run. A changed
+    setting on which the paper is silent is listed too, marked as such.
     """
     experiment = find(spec.experiment)
     named, paper = recipes()[experiment.recipe], paper_recipe(experiment.family)

@@ -1,6 +1,5 @@
-"""The settings that decide what a run computes: their types and marks, and which values each takes.
-
-`settings.toml` lists them in the order in which a run's name and `resrepro list` tell them.
+"""The settings that decide what a run computes: their types and marks, and which values each takes; in
+`settings.toml` they stand in the order in which a run's name and `resrepro list` tell them.
 """
 
 import math
@@ -21,9 +20,8 @@ Mark = Literal["stated", "derived", "assumed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings that all recipes share (paper Sections 3.4 and 4.2; meanings in settings.toml).
-
-    Iterations count updates from 0; `lr_drops` are the numbers of updates made at the rate before.
+    """The settings that all recipes share (Sections 3.4 and 4.2; meanings in settings.toml). Iterations count
+    updates from 0; `lr_drops` are the numbers of updates made at the rate before.
     """
 
     iterations: int
@@ -117,8 +115,8 @@ def scaled(side: int, image_size: int, reference: int = 224) -> int:
 
 
 RECIPES: Mapping[str, type[Recipe]] = {"cifar": CifarRecipe, "imagenet": ImageNetRecipe}
+# Which nets, recipe and views a dataset takes: those of Section 4.2, or those of Sections 3.3 and 3.4.
 FAMILIES = {"cifar10": "cifar", "digits": "cifar", "imagenet": "imagenet", "folder": "imagenet"}
-"""Which nets, recipe and views a dataset takes: those of Section 4.2, or those of Sections 3.3 and 3.4."""
 DATASETS = tuple(FAMILIES)
 SETTING_TYPES: Mapping[str, Any] = {f.name: f.type for recipe in RECIPES.values() for f in fields(recipe)}
 
