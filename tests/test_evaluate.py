@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import call
+from conftest import write_run
 from runs import checkpoint_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -339,12 +340,12 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
 # --- refusals ---------------------------------------------------------------------------------------
 
 
-def test_an_untrained_net_is_refused_in_one_sentence(run: Path, tmp_path: Path, make_run: Any) -> None:
-    other = make_run(tmp_path / "other", "digits-resnet8")
+def test_an_untrained_net_is_refused_in_one_sentence(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", "digits-resnet8")
     (other / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
     with pytest.raises(RecordError, match="not that of the end of this run"):
         measure_responses(other)
-    folder = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
+    folder = write_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
     code, out, told = call("eval", folder, "--responses")
     assert (code, out) == (2, "")
     assert "is partial, at iteration 10 of" in told
@@ -352,8 +353,8 @@ def test_an_untrained_net_is_refused_in_one_sentence(run: Path, tmp_path: Path, 
     assert not (folder / "responses.csv").exists()
 
 
-def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path, make_run: Any) -> None:
-    partial = make_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
+def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path) -> None:
+    partial = write_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
     (run / "responses.csv").unlink(missing_ok=True)
     code, out, told = call("eval", partial, run, "--responses", "--threads", 1)
     assert code == 1

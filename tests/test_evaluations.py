@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import rewrite, write_ensemble, write_eval
+from conftest import rewrite, write_ensemble, write_eval, write_run
 
 from resrepro.records import read_run
 from resrepro.records.collection import collect, load_runs
 
-MakeRun = Callable[..., Path]
-
 
 @pytest.fixture
-def folder(make_run: MakeRun, tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A ResNet-18 trained to its end on ten classes, centre-crop error 31, evaluated in two ways."""
-    return make_run(
+    return write_run(
         tmp_path / "runs",
         "folder-resnet18",
         iterations=700,
@@ -57,8 +55,8 @@ def test_what_is_not_of_the_runs_end_and_data_counts_for_nothing(
     assert run.evaluated("ten_crop", "top1_err", "val") is None
 
 
-def test_bn_statistics_are_those_of_the_recipe(make_run: MakeRun, tmp_path: Path) -> None:
-    folder = make_run(tmp_path, "folder-resnet18", iterations=700, bn_stats="precise")
+def test_bn_statistics_are_those_of_the_recipe(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "folder-resnet18", iterations=700, bn_stats="precise")
     write_eval(folder, "ten_crop", 20.0, 2.0, bn_stats="running", name="running")
     assert read_run(folder).evaluated("ten_crop", "top1_err", "val") is None
     write_eval(folder, "ten_crop", 21.0, 2.0)
@@ -66,10 +64,8 @@ def test_bn_statistics_are_those_of_the_recipe(make_run: MakeRun, tmp_path: Path
 
 
 @pytest.mark.parametrize("curve", [[(350, 50.0, 55.0)], []])
-def test_an_unfinished_run_has_no_evaluation(
-    make_run: MakeRun, tmp_path: Path, curve: list[tuple[int, float, float]]
-) -> None:
-    folder = make_run(tmp_path, "folder-resnet18", iterations=700, curve=curve)
+def test_an_unfinished_run_has_no_evaluation(tmp_path: Path, curve: list[tuple[int, float, float]]) -> None:
+    folder = write_run(tmp_path, "folder-resnet18", iterations=700, curve=curve)
     write_eval(folder, "ten_crop", 20.0, 2.0)
     write_eval(folder, "ten_crop", 20.0, 2.0, name="claims-the-end", iteration=700)
     run = read_run(folder)
@@ -77,8 +73,8 @@ def test_an_unfinished_run_has_no_evaluation(
     assert run.evaluated("ten_crop", "top1_err", "val") is None
 
 
-def test_an_older_record_of_cifar_is_read(make_run: MakeRun, tmp_path: Path) -> None:
-    folder = make_run(tmp_path, curve=[(64_000, 1.0, 8.0)])
+def test_an_older_record_of_cifar_is_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, curve=[(64_000, 1.0, 8.0)])
     run = read_run(folder)
     content = {
         "protocol": "single",
@@ -137,9 +133,9 @@ def test_a_record_of_a_folder_without_classes_is_broken(folder: Path) -> None:
 
 
 @pytest.fixture
-def pair(make_run: MakeRun, folder: Path) -> list[Path]:
+def pair(folder: Path) -> list[Path]:
     """The run above and one of another seed."""
-    return [folder, make_run(folder.parent.parent, "folder-resnet18", 1, iterations=700)]
+    return [folder, write_run(folder.parent.parent, "folder-resnet18", 1, iterations=700)]
 
 
 def test_an_ensemble_is_read_with_its_members(pair: list[Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from commands import call
-from conftest import rewrite, use_one_thread, write_ensemble, write_eval, write_layers
+from conftest import rewrite, use_one_thread, write_ensemble, write_eval, write_layers, write_run
 from runs import same_weights
 
 from resrepro.errors import Interrupted
@@ -103,10 +103,8 @@ def test_an_interrupted_run_is_whole(stopped: Path) -> None:
     assert check(stopped) == ["whole (partial, 4 of 6 iterations)"]
 
 
-def test_all_records_below_a_folder_that_are_whole_take_one_line(
-    make_run: Callable[..., Path], tmp_path: Path
-) -> None:
-    pair = [make_run(tmp_path, "imagenet-resnet18", seed) for seed in (0, 1)]
+def test_all_records_below_a_folder_that_are_whole_take_one_line(tmp_path: Path) -> None:
+    pair = [write_run(tmp_path, "imagenet-resnet18", seed) for seed in (0, 1)]
     write_ensemble(tmp_path, pair, 25.0, 8.0)
     (pair[0].with_name("seed0.aside1")).mkdir()
     (pair[0].with_name("seed0.aside1") / "spec.json").touch()
@@ -173,8 +171,8 @@ def test_a_sealed_checkpoint_that_does_not_fit_is_told(
     assert told in line
 
 
-def test_evaluations_and_responses_are_checked_too(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    folder = make_run(tmp_path, "imagenet-resnet18", evals={"center": (30.0, 10.0)})
+def test_evaluations_and_responses_are_checked_too(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "imagenet-resnet18", evals={"center": (30.0, 10.0)})
     write_eval(folder, "ten_crop", 30.0, 10.0, digest="0" * 64)
     rewrite(write_eval(folder, "multi_scale", 30.0, 10.0), lambda content: content.pop("protocol"))
     write_layers(folder)
