@@ -15,104 +15,87 @@ from resrepro.records.collection import collect, load_runs
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A ResNet-18 trained to its end on ten classes, centre-crop error 31, evaluated in two ways."""
-    return write_run(
-        tmp_path / "runs",
-        "folder-resnet18",
-        iterations=700,
-        curve=[(350, 50.0, 55.0), (700, 30.0, 31.0)],
-        evals={"ten_crop": (27.5, 9.25), "multi_scale": (26.5, 8.75)},
-    )
+    evals = {"ten_crop": (27.5, 9.25), "multi_scale": (26.5, 8.75)}
+    curve = [(350, 50.0, 55.0), (700, 30.0, 31.0)]
+    return write_run(tmp_path / "runs", "folder-resnet18", iterations=700, curve=curve, evals=evals)
+
+
+def found(folder: Path, protocol: str = "ten_crop", metric: str = "top1_err", part: str = "val") -> Any:
+    """The error of a run under a protocol."""
+    return read_run(folder).evaluated(protocol, metric, part)
 
 
 def test_each_protocol_and_metric_gives_its_own_error(folder: Path) -> None:
+    assert (found(folder), found(folder, metric="top5_err")) == (27.5, 9.25)
+    assert found(folder, "multi_scale") == 26.5
+    assert found(folder, "center") is found(folder, part="test") is None
     run = read_run(folder)
-    assert run.evaluated("ten_crop", "top1_err", "val") == 27.5
-    assert run.evaluated("ten_crop", "top5_err", "val") == 9.25
-    assert run.evaluated("multi_scale", "top1_err", "val") == 26.5
-    assert run.evaluated("center", "top1_err", "val") is None
-    assert run.evaluated("ten_crop", "top1_err", "test") is None
     assert (run.last("val"), run.classes, run.family) == (31.0, 10, "imagenet")
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"iteration": 350},
-        {"iteration": 0},
-        {"digest": "0" * 64},
-        {"bn_stats": "precise"},
+        {"iteration": 350}, {"iteration": 0}, {"digest": "0" * 64}, {"bn_stats": "precise"},
         {"data": {"name": "folder", "images": {"val": 500}, "classes": 10, "sha256": {"val": "1" * 64}}},
         {"data": {"name": "imagenet", "images": {"val": 500}, "classes": 10, "sha256": {}}},
     ],
-)
-def test_what_is_not_of_the_runs_end_and_data_counts_for_nothing(
-    folder: Path, changed: dict[str, Any]
-) -> None:
+)  # fmt: skip
+def test_what_is_not_of_the_runs_end_and_data_counts_for_nothing(folder: Path, changed: dict) -> None:
     write_eval(folder, "ten_crop", 5.0, 1.0, **changed)
     run = read_run(folder)
-    assert len(run.evaluations) == 2
-    assert run.broken == ()
-    assert run.evaluated("ten_crop", "top1_err", "val") is None
+    assert (len(run.evaluations), run.broken, found(folder)) == (2, (), None)
 
 
 def test_bn_statistics_are_those_of_the_recipe(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "folder-resnet18", iterations=700, bn_stats="precise")
     write_eval(folder, "ten_crop", 20.0, 2.0, bn_stats="running", name="running")
-    assert read_run(folder).evaluated("ten_crop", "top1_err", "val") is None
+    assert found(folder) is None
     write_eval(folder, "ten_crop", 21.0, 2.0)
-    assert read_run(folder).evaluated("ten_crop", "top1_err", "val") == 21.0
+    assert found(folder) == 21.0
 
 
 @pytest.mark.parametrize("curve", [[(350, 50.0, 55.0)], []])
-def test_an_unfinished_run_has_no_evaluation(tmp_path: Path, curve: list[tuple[int, float, float]]) -> None:
+def test_an_unfinished_run_has_no_evaluation(tmp_path: Path, curve: list) -> None:
     folder = write_run(tmp_path, "folder-resnet18", iterations=700, curve=curve)
     write_eval(folder, "ten_crop", 20.0, 2.0)
     write_eval(folder, "ten_crop", 20.0, 2.0, name="claims-the-end", iteration=700)
-    run = read_run(folder)
-    assert len(run.evaluations) == 2
-    assert run.evaluated("ten_crop", "top1_err", "val") is None
+    assert (len(read_run(folder).evaluations), found(folder)) == (2, None)
 
 
 def test_an_older_record_of_cifar_is_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path, curve=[(64_000, 1.0, 8.0)])
-    run = read_run(folder)
+    run, errors = read_run(folder), {"loss": 0.3, "top1_err": 8.25, "top5_err": 0.5, "count": 10_000}
     content = {
-        "protocol": "single",
-        "digest": run.digest,
-        "iteration": 64_000,
-        "data": run.env["data"],
-        "errors": {"test": {"loss": 0.3, "top1_err": 8.25, "top5_err": 0.5, "count": 10_000}},
-    }
+        "protocol": "single", "digest": run.digest, "iteration": 64_000, "data": run.env["data"],
+        "errors": {"test": errors},
+    }  # fmt: skip
     (folder / "evals").mkdir()
     (folder / "evals" / "single-cifar10-all.json").write_text(json.dumps(content))
-    assert read_run(folder).evaluated("single", "top1_err", "test") == 8.25
+    assert found(folder, "single", part="test") == 8.25
 
 
-BROKEN = [
-    lambda content: content.pop("protocol"),
-    lambda content: content.pop("digest"),
-    lambda content: content.pop("data"),
-    lambda content: content.pop("errors"),
-    lambda content: content.update(errors={}),
-    lambda content: content["errors"]["val"].pop("top5_err"),
-    lambda content: content["errors"]["val"].update(top1_err="low"),
-    lambda content: content["data"].pop("sha256"),
-    lambda content: content["data"].update(images={"test": 500}),
-]
-
-
-@pytest.mark.parametrize("tamper", BROKEN)
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        *(lambda content, key=key: content.pop(key) for key in ("protocol", "digest", "data", "errors")),
+        lambda content: content.update(errors={}),
+        lambda content: content["errors"]["val"].pop("top5_err"),
+        lambda content: content["errors"]["val"].update(top1_err="low"),
+        lambda content: content["data"].pop("sha256"),
+        lambda content: content["data"].update(images={"test": 500}),
+    ],
+)
 def test_a_broken_evaluation_is_named_and_the_run_and_its_others_still_count(
-    folder: Path, tamper: Callable[[dict[str, Any]], object]
+    folder: Path, tamper: Callable
 ) -> None:
     path = folder / "evals" / "ten_crop.json"
     rewrite(path, tamper)
     collection = collect([folder.parent.parent])
     (sentence,) = collection.broken
     assert sentence.startswith(f"{path} is broken: ")
-    (run,) = collection.runs
-    assert run.evaluated("ten_crop", "top1_err", "val") is None
-    assert run.evaluated("multi_scale", "top1_err", "val") == 26.5
+    assert len(collection.runs) == 1
+    assert (found(folder), found(folder, "multi_scale")) == (None, 26.5)
 
 
 def test_a_file_that_is_no_json_is_named_too(folder: Path) -> None:
@@ -141,9 +124,8 @@ def pair(folder: Path) -> list[Path]:
 def test_an_ensemble_is_read_with_its_members(pair: list[Path], tmp_path: Path) -> None:
     write_ensemble(tmp_path / "runs", pair, 24.0, 7.0)
     (ensemble,) = collect([tmp_path / "runs"]).ensembles
-    assert [(member.label, member.seed, member.status) for member in ensemble.members] == [
-        ("ResNet-18", 0, "shortened"), ("ResNet-18", 1, "shortened"),
-    ]  # fmt: skip
+    members = [(member.label, member.seed, member.status) for member in ensemble.members]
+    assert members == [("ResNet-18", 0, "shortened"), ("ResNet-18", 1, "shortened")]
     assert (ensemble.protocol, ensemble.errors["val"]["top5_err"]) == ("multi_scale", 7.0)
     assert ensemble.data.classes == 10
 
@@ -168,13 +150,10 @@ def test_a_published_copy_of_an_ensemble_counts_once(pair: list[Path], tmp_path:
         lambda content: content.pop("data"),
     ],
 )
-def test_a_broken_ensemble_is_named(
-    pair: list[Path], tmp_path: Path, tamper: Callable[[dict[str, Any]], object]
-) -> None:
+def test_a_broken_ensemble_is_named(pair: list[Path], tmp_path: Path, tamper: Callable) -> None:
     path = write_ensemble(tmp_path / "runs", pair, 24.0, 7.0)
     rewrite(path, tamper)
     collection = collect([tmp_path / "runs"])
-    assert collection.ensembles == ()
-    assert len(collection.runs) == 2
+    assert (collection.ensembles, len(collection.runs)) == ((), 2)
     (sentence,) = collection.broken
     assert sentence.startswith(f"{path} is broken: ")

@@ -224,10 +224,9 @@ def test_the_result_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     for path in folder.glob("*.json"):
-        content = json.loads(path.read_text()) | {"format": 1}
-        path.write_text(
-            json.dumps({key: content[key] for key in content if key not in ("checksum", "metrics")})
-        )
+        content = json.loads(path.read_text())
+        kept = {key: value for key, value in content.items() if key not in ("checksum", "metrics")}
+        path.write_text(json.dumps(kept | {"format": 1}))
     assert read_run(folder).last("test") == 10
     assert read_run(folder).curve["iteration"]
 
@@ -411,9 +410,8 @@ def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Pat
     assert (found := collect([tmp_path / "runs"])).broken == ()
     assert found.runs[0].responses is not None
     assert [*found.runs[0].curve["top1_err"], len(found.ensembles)] == [1.0, 8.5, 8.5, 1]
-    assert not any(
-        troubles for *_, troubles in verify([tmp_path / "runs", tmp_path / "results"], pytest.fail)
-    )
+    tops = tmp_path / "runs", tmp_path / "results"
+    assert not any(troubles for *_, troubles in verify(tops, pytest.fail))
     assert publish(read_run(folder), tmp_path / "results") == published
     assert not any(b"\r" in path.read_bytes() for path in published.rglob("*.*"))
 
