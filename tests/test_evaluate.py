@@ -12,6 +12,7 @@ import torch
 from commands import call
 from conftest import write_run
 from runs import checkpoint_of
+from seeds import disturb, seeded
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +27,7 @@ from resrepro.nets import Net, build_net
 from resrepro.records import read_run
 from resrepro.records.reading import count_layers, read_responses
 from resrepro.training.checkpoint import save_checkpoint
+from resrepro.training.loop import Trainer
 from resrepro.training.session import train
 
 
@@ -45,73 +47,64 @@ def test_a_run_evaluates_to_what_its_record_says(run):
     assert evaluate(run / "checkpoint.pt") == errors
 
 
+def theirs(folder: Path, seed: int = 3, **options: Any) -> Path:
+    """A file of other people's weights, for the digits."""
+    path = folder / "theirs.pt"
+    torch.save(build_net("digits", 8, generator=seeded(seed), **options).state_dict(), path)
+    return path
+
+
+def measured(file: Path, **third_party: Any) -> float:
+    checkpoint = ThirdPartyCheckpoint(8, std=(1, 1, 1), **third_party)
+    return evaluate(file, dataset="digits", third_party=checkpoint, runs=file.parent, threads=1)["test"].loss
+
+
 def test_a_foreign_checkpoint_is_normalised_as_told_and_measured(tmp_path):
-    net = build_net("digits", 8, generator=torch.Generator().manual_seed(3))
-    for module in net.modules():  # BN statistics other than the identity, so that normalising matters
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
+    net = build_net("digits", 8, generator=seeded(3))
+    disturb(net)  # BN statistics other than the identity, so that normalising matters
     file = tmp_path / "theirs.pt"
     torch.save({"state_dict": net.state_dict(), "best_acc": np.float64(12.5)}, file)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     told = []
     third_party = ThirdPartyCheckpoint(8, False, "A", mean, std)
-    errors = evaluate(
-        file, dataset="digits", third_party=third_party, runs=tmp_path / "runs", say=told.append
-    )
-    pixels = torch.from_numpy(load_dataset("digits").held_out["test"].pixels).double() / 255
+    options = {"dataset": "digits", "runs": tmp_path / "runs", "say": told.append}
+    errors = evaluate(file, third_party=third_party, **options)
+    images = load_dataset("digits").held_out["test"]
+    pixels, labels = torch.from_numpy(images.pixels).double() / 255, torch.from_numpy(images.labels)
     by_hand = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
         logits = net.eval()(by_hand.float())
-    labels = torch.from_numpy(load_dataset("digits").held_out["test"].labels)
     wrong = (logits.argmax(1) != labels).double().mean()
     assert errors["test"].top1_err == pytest.approx(100 * float(wrong), abs=0.3)
     assert errors["test"].loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
-    assert any("ResNet-8 (option A, trailing zeros)" in sentence for sentence in told)
-    assert any("matched by name" in sentence for sentence in told)
+    said = " ".join(told)
+    assert all(words in said for words in ("ResNet-8 (option A, trailing zeros)", "matched by name"))
     assert len(list((tmp_path / "runs" / "foreign").glob("*/single-digits-all-*.json"))) == 1
 
 
 def test_plain_and_option_a_share_tensors_but_not_outputs(tmp_path):
-    file = tmp_path / "theirs.pt"
-    torch.save(build_net("digits", 8, generator=torch.Generator().manual_seed(3)).state_dict(), file)
-    losses = [
-        evaluate(
-            file,
-            dataset="digits",
-            third_party=ThirdPartyCheckpoint(8, plain, None, (0, 0, 0), (1, 1, 1)),
-            runs=tmp_path,
-        )["test"].loss
-        for plain in (False, True)
-    ]
-    assert losses[0] != losses[1]
+    file = theirs(tmp_path)
+    assert measured(file, mean=(0, 0, 0)) != measured(file, mean=(0, 0, 0), plain=True)
 
 
 def test_a_foreign_checkpoint_needs_its_net_and_its_normalisation(tmp_path):
-    file = tmp_path / "theirs.pt"
-    torch.save(build_net("digits", 8).state_dict(), file)
-    with pytest.raises(UsageError, match="--depth"):
-        evaluate(file, dataset="digits")
-    with pytest.raises(UsageError, match="--mean"):
-        evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8))
-    with pytest.raises(UsageError, match="above 0"):
-        evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 0, 1)))
-    with pytest.raises(UsageError, match=r"scaled to 0\.\.1"):
-        evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(8, mean=(124, 1, 1), std=(1, 1, 1)))
-
-
-def measured(file: Path, **third_party: Any) -> float:
-    theirs = ThirdPartyCheckpoint(8, std=(1, 1, 1), **third_party)
-    return evaluate(file, dataset="digits", third_party=theirs, runs=file.parent, threads=1)["test"].loss
+    file = theirs(tmp_path)
+    for told, about in (
+        ("--depth", {}), ("--mean", {"depth": 8}),
+        ("above 0", {"depth": 8, "mean": (0, 0, 0), "std": (1, 0, 1)}),
+        (r"scaled to 0\.\.1", {"depth": 8, "mean": (124, 1, 1), "std": (1, 1, 1)}),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=told):
+            evaluate(file, dataset="digits", third_party=ThirdPartyCheckpoint(**about))
 
 
 def test_where_the_place_of_zeros_is_not_told_the_better_is_taken_and_both_are_told(tmp_path):
-    file, told = tmp_path / "theirs.pt", []
-    torch.save(build_net("digits", 8, generator=torch.Generator().manual_seed(10)).state_dict(), file)
+    file, told = theirs(tmp_path, seed=10), []
     options = {"dataset": "digits", "runs": tmp_path, "threads": 1, "say": told.append}
     errors = {}
     for zeros in ("trailing", "symmetric", None):
-        theirs = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1), option_a_zeros=zeros)
-        errors[zeros] = evaluate(file, third_party=theirs, **options)["test"].top1_err
+        third_party = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1), option_a_zeros=zeros)
+        errors[zeros] = evaluate(file, third_party=third_party, **options)["test"].top1_err
     assert errors["symmetric"] < errors["trailing"] - 1
     assert errors[None] == errors["symmetric"]
     (sentence,) = (each for each in told if each.startswith("Option A's zeros"))
@@ -120,9 +113,7 @@ def test_where_the_place_of_zeros_is_not_told_the_better_is_taken_and_both_are_t
 
 
 def test_a_mean_image_is_that_of_the_training_images_or_of_a_file(tmp_path, fake_cifar):
-    file = tmp_path / "theirs.pt"
-    net = build_net("digits", 8, plain=True, generator=torch.Generator().manual_seed(3))
-    torch.save(net.state_dict(), file)
+    file, net = theirs(tmp_path, plain=True), build_net("digits", 8, plain=True, generator=seeded(3))
     digits = load_dataset("digits")
     mean = digits.train.pixels.mean(0, dtype=np.float64)
     np.save(tmp_path / "mean.npy", mean)
@@ -156,11 +147,9 @@ def test_a_run_with_a_word_about_its_net_or_on_images_of_another_size_is_refused
 
 def test_validation_images_that_may_have_been_trained_on_are_told(fake_cifar, tmp_path, monkeypatch):
     monkeypatch.setattr("resrepro.data.cifar10.VALIDATION", 50)
-    torch.save(build_net("cifar10", 8).state_dict(), tmp_path / "theirs.pt")
-    third_party = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1))
-    told = []
+    third_party, told = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1)), []
     options = {"data": fake_cifar.folder, "split": "45k5k", "runs": tmp_path, "say": told.append}
-    errors = evaluate(tmp_path / "theirs.pt", third_party=third_party, **options)
+    errors = evaluate(theirs(tmp_path), third_party=third_party, **options)
     assert errors["val"].count == 50
     assert any("may have been among those trained on" in sentence for sentence in told)
 
@@ -185,9 +174,7 @@ def test_a_checkpoint_of_ours_with_a_part_missing_is_refused(run, tmp_path):
 EPS = 1e-5
 
 
-def forward(
-    state: dict[str, Tensor], x: Tensor, *, plain: bool, training: bool
-) -> tuple[Tensor, list[Tensor]]:
+def forward(state: Any, x: Tensor, *, plain: bool, training: bool) -> tuple[Tensor, list[Tensor]]:
     """Logits and responses of a CIFAR net of 8 layers, written out from Section 4.2 and the state dict."""
 
     def normalised(y: Tensor, name: str) -> Tensor:
@@ -214,8 +201,7 @@ def forward(
 
 def made_net(plain: bool) -> Net:
     """A net whose BN is not the identity, in float64."""
-    net = build_net("digits", 8, plain, generator=torch.Generator().manual_seed(0)).double()
-    generator = torch.Generator().manual_seed(1)
+    net, generator = build_net("digits", 8, plain, generator=seeded(0)).double(), seeded(1)
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
             if tensor.ndim == 1 and tensor.is_floating_point():
@@ -225,7 +211,7 @@ def made_net(plain: bool) -> Net:
 
 
 def some_images(count: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     images = torch.randn(count, 3, 16, 16, generator=generator, dtype=torch.float64) + 5
     return images, torch.randint(10, (count,), generator=generator)
 
@@ -245,8 +231,8 @@ def test_std_is_that_of_all_numbers_of_a_layer_together(plain: bool) -> None:
 
 
 def test_a_large_mean_takes_nothing_from_the_std() -> None:
-    net = build_net("digits", 8, generator=torch.Generator().manual_seed(0))
-    images = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    net = build_net("digits", 8, generator=seeded(0))
+    images = torch.randn(40, 3, 16, 16, generator=seeded(3))
     before = response_std(net, images.split(7))
     with torch.no_grad():
         net.stages[2][0].bn2.bias += 4096  # the sum of squares would lose all digits in float32
@@ -316,18 +302,15 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
 
     def note(trainer: Any, images: Tensor, labels: Tensor) -> None:
         if not seen:
-            seen.append(
-                (images.clone(), labels.clone(), {k: v.clone() for k, v in trainer.net.state_dict().items()})
-            )
+            state = {key: tensor.clone() for key, tensor in trainer.net.state_dict().items()}
+            seen.append((images.clone(), labels.clone(), state))
         step(trainer, images, labels)
-
-    from resrepro.training.loop import Trainer
 
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", note)
     train("digits-resnet8", seed=3, runs=tmp_path, iterations=1, threads=1)
     images, labels, state = seen[0]
-    weights = torch.Generator().manual_seed(stream_seed(3, INITIAL_WEIGHTS))
+    weights = seeded(stream_seed(3, INITIAL_WEIGHTS))
     assert torch.equal(build_net("digits", 8, generator=weights).conv1.weight, state["conv1.weight"])
     state["conv1.weight"].requires_grad_()
     logits, responses = forward(state, images, plain=False, training=True)
@@ -364,14 +347,12 @@ def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path) -
 
 
 def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resrepro.data import feeds
-
     def others(dataset: str, split: str, data: object) -> Any:
         found = load_dataset(dataset, split)
         found.checksums["train"] = "0" * 64
         return found
 
-    monkeypatch.setattr(feeds, "load_dataset", others)
+    monkeypatch.setattr("resrepro.data.feeds.load_dataset", others)
     with pytest.raises(RecordError, match="trained on other images"):
         measure_responses(run)
 
