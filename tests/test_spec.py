@@ -116,12 +116,8 @@ def test_a_float_is_spelled_so_that_reading_it_gives_the_very_same_float(value: 
 
 
 def test_values_are_spelled_as_one_types_them() -> None:
-    assert [spell(value) for value in (255.0, (32000, 48000), True, False)] == [
-        "255",
-        "32000,48000",
-        "on",
-        "off",
-    ]
+    values = (255.0, (32000, 48000), True, False)
+    assert [spell(value) for value in values] == ["255", "32000,48000", "on", "off"]
 
 
 def test_every_setting_of_every_recipe_survives_being_spelled_and_parsed() -> None:
@@ -173,19 +169,14 @@ def test_samples_of_a_short_run_on_photographs_lie_an_epoch_apart_unless_set_by_
     assert RESNET20.spec().recipe.sampled_every(50_000) == 1000
 
 
-def test_a_recipe_read_back_from_json_is_the_same_and_of_its_own_kind() -> None:
+def test_a_recipe_read_back_from_json_is_the_same_or_a_type_error() -> None:
     for name, named in catalogue.recipes().items():
-        again = recipe_from_json(json.loads(json.dumps(dataclasses.asdict(named.recipe))))
-        assert again == named.recipe
-        assert type(again) is (ImageNetRecipe if name.startswith("imagenet") else CifarRecipe)
-
-
-@pytest.mark.parametrize("name", ["cifar-64k", "imagenet-600k"])
-def test_a_recipe_of_json_that_lacks_a_setting_or_has_one_too_many_is_a_type_error(name: str) -> None:
-    values = dataclasses.asdict(catalogue.recipes()[name].recipe)
-    for broken in (values | {"nonsense": 1}, {key: v for key, v in values.items() if key != "lr"}):
-        with pytest.raises(TypeError):
-            recipe_from_json(broken)
+        values = json.loads(json.dumps(dataclasses.asdict(named.recipe)))
+        assert recipe_from_json(values) == named.recipe
+        assert isinstance(named.recipe, ImageNetRecipe if name.startswith("imagenet") else CifarRecipe)
+        for broken in (values | {"nonsense": 1}, {key: v for key, v in values.items() if key != "lr"}):
+            with pytest.raises(TypeError):
+                recipe_from_json(broken)
 
 
 def test_the_records_of_this_repository_keep_their_digests() -> None:
