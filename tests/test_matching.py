@@ -52,10 +52,6 @@ UNDERSCORES = ((r"stages\.(\d)\.(\d)\.", r"stage\1_unit\2_"), (r"running", "movi
 LETTERS = ((r"\.(conv|bn)1", r".\1_a"), (r"\.(conv|bn)2", r".\1_b"), (r"^conv1", "conv_1_3x3"))
 
 
-def as_it_is(tensors: State) -> State:
-    return tensors
-
-
 def alphabetical(tensors: State) -> State:
     return dict(sorted(tensors.items()))
 
@@ -67,21 +63,17 @@ def renamed_afterwards(tensors: State) -> State:
 
 def shortcuts_first(tensors: State) -> State:
     """Each block's shortcut before its convolutions, the classifier before all."""
-    block = re.compile(r"(.*(?:stages|layer|res)\.?\d\.(?:layers\.)?\d)\.")
-    order = list(dict.fromkeys(block.match(key)[1] if block.match(key) else key for key in tensors))  # type: ignore[index]
-    return dict(
-        sorted(
-            tensors.items(),
-            key=lambda item: (
-                item[1].ndim != 2,
-                order.index(block.match(item[0])[1] if block.match(item[0]) else item[0]),  # type: ignore[index]
-                not re.search("shortcut|downsample", item[0]),
-            ),
-        )
-    )
+    block = re.compile(r"(.*(?:stages|layer|res)\.?\d\.(?:layers\.)?\d)\..*")
+    blocks = {key: block.sub(r"\1", key) for key in tensors}
+    order = list(dict.fromkeys(blocks.values()))
+
+    def place(key: str) -> tuple[object, ...]:
+        return tensors[key].ndim != 2, order.index(blocks[key]), not re.search("shortcut|downsample", key)
+
+    return {key: tensors[key] for key in sorted(tensors, key=place)}
 
 
-@pytest.mark.parametrize("arrange", [as_it_is, alphabetical, renamed_afterwards, shortcuts_first])
+@pytest.mark.parametrize("arrange", [dict, alphabetical, renamed_afterwards, shortcuts_first])
 @pytest.mark.parametrize("rules", [TORCHVISION, AKAMASTER, DETECTRON, HUGGING_FACE])
 def test_names_of_others_find_their_places(rules: Any, arrange: Callable[[State], State]) -> None:
     ours = state()
@@ -108,12 +100,10 @@ def pre_activation(tensors: State) -> State:
         names += [f"layer{stage}.{k}.{each}" for k in range(2) for each in ("bn1", "conv1", "bn2", "conv2")]
     both = [each for pair in zip(convolutions, norms, strict=True) for each in pair]
     parts = ("weight", "bias", "running_mean", "running_var")
-    found = {
-        f"{name}.{part}": tensor
-        for name, module in zip([*names, "bn"], both, strict=True)
-        for part, tensor in zip(parts, module, strict=False)
-    }
-    return found | {"fc.weight": tensors["fc.weight"], "fc.bias": tensors["fc.bias"]}
+    found = {f"fc.{part}": tensors[f"fc.{part}"] for part in ("weight", "bias")}
+    for name, module in zip([*names, "bn"], both, strict=True):
+        found |= {f"{name}.{part}": tensor for part, tensor in zip(parts, module, strict=False)}
+    return found
 
 
 def swapped(tensors: State) -> State:

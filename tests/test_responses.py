@@ -35,33 +35,26 @@ def run(tmp_path: Path) -> Path:
 def test_numbers_come_back_to_eight_digits(run: Path, figures: list[tuple[float, float, float]]) -> None:
     std, start, end = zip(*figures, strict=True)
     found = write_layers(run, std, gradient_norm_start=start, gradient_norm_end=end)
-    assert found.std == pytest.approx(std, rel=1e-7)
-    assert found.gradient_norm_start == pytest.approx(start, rel=1e-7)
-    assert found.gradient_norm_end == pytest.approx(end, rel=1e-7)
+    read = (*found.std, *found.gradient_norm_start, *found.gradient_norm_end)
+    assert read == pytest.approx((*std, *start, *end), rel=1e-7)
     (run / "responses.csv").write_bytes(found.to_bytes())
     assert read_responses(read_run(run)) == found == read_run(run).responses
 
 
-def test_any_reader_of_tables_reads_it(run: Path) -> None:
+def test_any_reader_of_tables_reads_it_and_a_run_that_was_not_measured_has_none(run: Path) -> None:
+    assert read_responses(read_run(run)) is read_run(run).responses is None
     found = write_layers(run)
     frame = pd.read_csv(run / "responses.csv", comment="#")
     assert frame["index"].tolist() == list(range(1, 20))
-    assert tuple(frame["std"]) == found.std
-    assert tuple(frame["layer"]) == found.layers
-
-
-def test_a_run_that_was_not_measured_has_none(run: Path) -> None:
-    assert read_responses(read_run(run)) is None
-    assert read_run(run).responses is None
+    assert (tuple(frame["std"]), tuple(frame["layer"])) == (found.std, found.layers)
 
 
 @pytest.mark.parametrize(
     "other", [{"digest": "0" * 64}, {"seed": 1}, {"iteration": 63_999}, {"std": (1.0,) * 18}]
 )
 def test_what_was_measured_on_another_net_is_no_number_of_this_run(run: Path, other: dict[str, Any]) -> None:
-    count = len(other.get("std", range(19)))
+    count, found = len(other.get("std", range(19))), write_layers(run)
     columns = dict.fromkeys(("std", "gradient_norm_start", "gradient_norm_end"), (1.0,) * count)
-    found = write_layers(run)
     changed = dataclasses.replace(found, **columns | {"layers": found.layers[:count]} | other)
     (run / "responses.csv").write_bytes(changed.to_bytes())
     with pytest.raises(RecordError, match=rf"not measured on the trained net.*eval {run} --responses`"):
@@ -112,9 +105,6 @@ def test_a_file_of_something_else_is_refused(run: Path, content: bytes) -> None:
     (run / "responses.csv").write_bytes(content)
     with pytest.raises(RecordError, match=r"responses\.csv is broken"):
         read_responses(read_run(run))
-
-
-# --- where records go -------------------------------------------------------------------------------
 
 
 def test_published_records_carry_it(run: Path, tmp_path: Path) -> None:
