@@ -21,6 +21,10 @@ FLAGS = {
 CIFAR_ONLY = {"split", "pad", "pad_order", "pad_value"}
 
 
+def derived(name: str, shortcut: str | None = None, **settings: object) -> Spec:
+    return catalogue.derive(catalogue.find(name), shortcut, **settings)
+
+
 def spec_from(command: str) -> tuple[Spec, int]:
     """The spec and seed that a command line stands for, read flag by flag."""
     start = "resrepro train "
@@ -253,7 +257,7 @@ def test_a_mistyped_experiment_and_the_name_of_a_run_lead_to_the_one_meant() -> 
 )  # fmt: skip
 def test_a_setting_that_is_unknown_or_does_not_fit_is_refused(name: str, settings: dict, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        catalogue.derive(catalogue.find(name), **settings)
+        derived(name, **settings)
 
 
 def test_values_equal_to_the_experiments_own_leave_the_spec_exact() -> None:
@@ -278,10 +282,10 @@ def test_values_equal_to_the_experiments_own_leave_the_spec_exact() -> None:
 def test_what_follows_from_the_length_or_the_image_size_is_named_only_if_set_by_hand(
     name: str, settings: dict, follow: dict
 ) -> None:
-    spec = catalogue.derive(catalogue.find(name), **settings)
+    spec = derived(name, **settings)
     assert {key: getattr(spec.recipe, key) for key in (*settings, *follow)} == settings | follow
     assert spec.changes == tuple(settings.items())
-    assert catalogue.derive(catalogue.find(name), **settings | follow) == spec
+    assert derived(name, **settings | follow) == spec
 
 
 @cache
@@ -305,13 +309,13 @@ def altered() -> list[Spec]:
     return [
         *one_and_two_changes("cifar10-resnet20", "C", values),
         *one_and_two_changes("imagenet-resnet50", "A", photographs),
-        *(catalogue.derive(catalogue.find(name), **photographs) for name in others),
-        catalogue.derive(catalogue.find("cifar10-resnet20"), lr_drops=()),
-        catalogue.derive(catalogue.find("cifar10-resnet110"), warmup_lr=0.0, flip=False),
-        catalogue.derive(catalogue.find("digits-plain20"), pad=4, flip=True, iterations=100),
-        catalogue.derive(catalogue.find("cifar10-plain26"), **values),
-        catalogue.derive(catalogue.find("folder-plain18"), image_size=64, scale=(70, 80), eval_every=5),
-        catalogue.derive(catalogue.find("imagenet-resnet18"), "C", bn_group=0),
+        *(derived(name, **photographs) for name in others),
+        derived("cifar10-resnet20", lr_drops=()),
+        derived("cifar10-resnet110", warmup_lr=0.0, flip=False),
+        derived("digits-plain20", pad=4, flip=True, iterations=100),
+        derived("cifar10-plain26", **values),
+        derived("folder-plain18", image_size=64, scale=(70, 80), eval_every=5),
+        derived("imagenet-resnet18", "C", bn_group=0),
     ]
 
 
@@ -340,14 +344,12 @@ def test_the_command_of_every_altered_spec_stands_for_that_very_spec() -> None:
 
 
 def test_a_command_on_photographs_names_their_dataset_and_a_folder() -> None:
-    spec = catalogue.derive(
-        catalogue.find("folder-resnet34-b"), image_size=64, iterations=600, batch_size=64, bn_stats="precise"
-    )
+    spec = derived("folder-resnet34-b", image_size=64, iterations=600, batch_size=64, bn_stats="precise")
     assert command_for(spec, 2) == (
         "resrepro train --dataset folder --depth 34 --shortcut B --iterations 600 --batch-size 64 "
         "--bn-stats precise --image-size 64 --data DIR --seed 2"
     )
-    later = catalogue.derive(catalogue.find("imagenet-plain50"), stride_3x3=True)
+    later = derived("imagenet-plain50", stride_3x3=True)
     assert command_for(later) == (
         "resrepro train --dataset imagenet --depth 50 --plain --stride-3x3 --data DIR"
     )
@@ -362,7 +364,7 @@ def test_names_of_altered_specs_are_distinct_plain_folder_names_and_none_is_an_e
 
 
 def departures(name: str, shortcut: str | None = None, **settings: object) -> list[str]:
-    return catalogue.departures(catalogue.derive(catalogue.find(name), shortcut, **settings))
+    return catalogue.departures(derived(name, shortcut, **settings))
 
 
 def test_every_altered_setting_is_a_departure_and_of_a_paper_exact_experiment_nothing_is() -> None:
@@ -437,6 +439,6 @@ def test_a_protocol_that_does_not_fit_is_refused_naming_those_that_do() -> None:
 
 @pytest.mark.parametrize(("batch", "group"), [(256, 32), (64, 32), (48, 48), (8, 8)])
 def test_a_batch_that_does_not_divide_into_the_recipes_bn_groups_is_one_group(batch: int, group: int) -> None:
-    spec = catalogue.derive(catalogue.find("imagenet-resnet18"), batch_size=batch)
+    spec = derived("imagenet-resnet18", batch_size=batch)
     assert spec.recipe.bn_group == group
     assert ("bn_group" in dict(spec.changes)) == (group != 32)

@@ -63,9 +63,7 @@ def taking(folder: Path, break_lock: bool = False) -> list[str]:
 
 def refused(folder: Path, pid: int, break_lock: bool = False) -> None:
     """Check that the lock is not to be had, and that it is said who holds it."""
-    told = (
-        rf"{folder} is being trained by process {pid} on {socket.gethostname()} since 20.*: wait for it"
-    )
+    told = rf"{folder} is being trained by process {pid} on {socket.gethostname()} since 20.*: wait for it"
     with pytest.raises(RecordError, match=told), locked(folder, break_lock=break_lock):
         pass
 
