@@ -4,7 +4,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +21,7 @@ from resrepro.spec import catalogue, digest_of
 # --- reading what was written -----------------------------------------------------------------------
 
 
-def test_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_run_is_read_back_as_it_was_written(tmp_path):
     folder = write_run(tmp_path, "cifar10-plain56", 2, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
     run = read_run(folder)
     assert (run.name, run.experiment, run.seed) == ("cifar10-plain56", "cifar10-plain56", 2)
@@ -36,7 +36,7 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert frame["lr"].tolist() == pytest.approx([0.1, 0.1, 0.001, 0.001])
 
 
-def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path) -> None:
+def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path):
     write_run(tmp_path, curve=[])
     collection = collect([tmp_path])
     assert collection.broken == ()
@@ -45,7 +45,7 @@ def test_a_run_that_has_only_begun_is_no_broken_record(tmp_path: Path) -> None:
     assert run.curve["iteration"] == []
 
 
-def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
+def test_a_diverged_runs_nan_losses_are_read(tmp_path):
     path = tmp_path / "metrics.csv"
     rows = b"1,0.1,train,nan,90.0,50.0,1e+30,5.0,1.0\n2,0.2,test,inf,90,50,0.1,5,1\n"
     path.write_bytes(HEADER + rows)
@@ -63,14 +63,12 @@ def test_a_diverged_runs_nan_losses_are_read(tmp_path: Path) -> None:
         ({"iterations": 2000}, {"iterations": 2001}, False), ({}, {"experiment": "cifar10-plain20"}, False),
     ],
 )  # fmt: skip
-def test_only_runs_that_differ_by_their_seed_share_a_group(
-    tmp_path: Path, one: dict, other: dict, shared: bool
-) -> None:
+def test_only_runs_that_differ_by_their_seed_share_a_group(tmp_path, one, other, shared):
     runs = [read_run(write_run(tmp_path / str(k), **which)) for k, which in enumerate((one, other))]
     assert (runs[0].seed_group == runs[1].seed_group) is shared
 
 
-def test_of_equal_runs_in_several_folders_the_first_finished_one_counts(tmp_path: Path) -> None:
+def test_of_equal_runs_in_several_folders_the_first_finished_one_counts(tmp_path):
     write_run(tmp_path / "runs", curve=[(32_000, 5.0, 9.0)])  # as far as it came, beside what was published
     first = write_run(tmp_path / "runs", seed=1)
     published = write_run(tmp_path / "results")
@@ -84,9 +82,7 @@ def test_of_equal_runs_in_several_folders_the_first_finished_one_counts(tmp_path
     assert collect(tops[:1]).sources == ()
 
 
-def test_ones_own_runs_are_read_by_default_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ones_own_runs_are_read_by_default_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "results")
     assert load_runs().empty
@@ -116,7 +112,7 @@ def several(tmp_path: Path) -> Collection:
         ({"shortcut": "A"}, [0, 1, 3]), ({"seed": "0"}, [0]),
     ],
 )  # fmt: skip
-def test_runs_are_kept_that_have_all_settings(several: Collection, settings: dict, seeds: list[int]) -> None:
+def test_runs_are_kept_that_have_all_settings(several, settings, seeds):
     kept = several.having(settings)
     assert sorted(run.seed for run in kept.runs) == seeds
     assert (kept.folders, kept.broken) == (several.folders, several.broken)
@@ -131,15 +127,13 @@ def test_runs_are_kept_that_have_all_settings(several: Collection, settings: dic
         ({"iterations": "2000", "depth": "110"}, r"no run has iterations=2000, depth=110; there are"),
     ],
 )
-def test_settings_that_are_unknown_or_that_no_run_has_are_refused_in_a_sentence(
-    several: Collection, settings: dict, told: str
-) -> None:
+def test_settings_that_are_unknown_or_that_no_run_has_are_refused_in_a_sentence(several, settings, told):
     with pytest.raises(UsageError, match=told) as caught:
         several.having(settings)
     assert "\n" not in str(caught.value)
 
 
-def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(tmp_path):
     kept = write_run(tmp_path, seed=1)
     aside = write_run(tmp_path, seed=0)
     aside.rename(aside.with_name("seed0.aside1"))
@@ -153,7 +147,7 @@ def test_folders_set_aside_hidden_or_of_another_kind_are_passed_over(tmp_path: P
     assert collection.broken == ()
 
 
-def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(tmp_path):
     assert collect([tmp_path / "nowhere"]).runs == ()
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="file is a file, not a folder"):
@@ -173,7 +167,7 @@ ROW = b"1000,2.56,train,1.2,45.5,4.5,0.1,1000.0,500.00\n"
         HEADER + ROW + ROW[:20],
     ],
 )  # fmt: skip
-def test_broken_metrics_are_named_and_the_good_runs_are_still_used(tmp_path: Path, content: bytes) -> None:
+def test_broken_metrics_are_named_and_the_good_runs_are_still_used(tmp_path, content):
     good, bad = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
     (bad / "metrics.csv").write_bytes(content)
     rewrite(bad / "result.json", lambda result: result.update(metrics=describe_curve(content)))
@@ -184,7 +178,7 @@ def test_broken_metrics_are_named_and_the_good_runs_are_still_used(tmp_path: Pat
     assert "checksum" not in sentence
 
 
-def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path) -> None:
+def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path):
     folder = write_run(tmp_path)
     before = read_run(folder).curve
     with (folder / "metrics.csv").open("ab") as file:
@@ -197,7 +191,7 @@ def test_rows_that_the_result_does_not_vouch_for_do_not_count(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["spec.json", "env.json", "result.json"])
-def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(tmp_path, name):
     folder = write_run(tmp_path)
     whole = json.loads((folder / name).read_text())
     for change, complaint in (
@@ -214,14 +208,14 @@ def test_a_record_without_its_checksum_or_of_a_later_format_is_refused(tmp_path:
     assert read_run(folder).finished
 
 
-def test_the_result_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_the_result_of_another_run_is_refused(tmp_path):
     one, other = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
     (one / "result.json").write_bytes((other / "result.json").read_bytes())
     with pytest.raises(RecordError, match="it is the result of another run"):
         read_run(one)
 
 
-def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path):
     folder = write_run(tmp_path)
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text())
@@ -239,9 +233,7 @@ def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path: Path) -> None:
         ("env.json", ("train", "test")),  # how many images there were
     ],
 )  # fmt: skip
-def test_a_file_that_is_missing_or_lacks_what_readers_need_is_named(
-    tmp_path: Path, name: str, keys: tuple[str, ...]
-) -> None:
+def test_a_file_that_is_missing_or_lacks_what_readers_need_is_named(tmp_path, name, keys):
     path = write_run(tmp_path) / name
     whole = path.read_bytes()
     for key in keys:
@@ -261,7 +253,7 @@ def test_a_file_that_is_missing_or_lacks_what_readers_need_is_named(
         lambda spec: spec.update(dataset="x"),
     ],
 )  # fmt: skip
-def test_a_spec_that_was_tampered_with_is_named_however_well_sealed(tmp_path: Path, tamper: Callable) -> None:
+def test_a_spec_that_was_tampered_with_is_named_however_well_sealed(tmp_path, tamper):
     path = write_run(tmp_path) / "spec.json"
     rewrite(path, lambda content: tamper(content["spec"]))
     (told,) = collect([tmp_path]).broken
@@ -275,7 +267,7 @@ def test_a_spec_that_was_tampered_with_is_named_however_well_sealed(tmp_path: Pa
 # --- the frame for notebooks ------------------------------------------------------------------------
 
 
-def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path: Path) -> None:
+def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path):
     write_run(tmp_path, "digits-plain20", 4, curve=[(240, 3.0, 8.5)])
     write_run(
         tmp_path, "cifar10-resnet56", iterations=2000, split="45k5k", curve=[(1000, 9, 30), (2000, 8, 31)]
@@ -322,7 +314,7 @@ def fail_at_sync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(os, "fsync", fail)
 
 
-def test_going_on_cuts_the_curve_back_to_the_checkpoint_and_drops_a_torn_row(tmp_path: Path) -> None:
+def test_going_on_cuts_the_curve_back_to_the_checkpoint_and_drops_a_torn_row(tmp_path):
     writer = begun(tmp_path)
     writer.append(ROWS[:3])
     at_checkpoint = writer.curve
@@ -336,7 +328,7 @@ def test_going_on_cuts_the_curve_back_to_the_checkpoint_and_drops_a_torn_row(tmp
         assert read_json(tmp_path / "result.json")["metrics"] == describe_curve(at_checkpoint)
 
 
-def test_going_on_restores_what_is_missing_or_damaged_and_keeps_later_sessions(tmp_path: Path) -> None:
+def test_going_on_restores_what_is_missing_or_damaged_and_keeps_later_sessions(tmp_path):
     writer = begun(tmp_path)
     writer.append(ROWS)
     files = {name: (tmp_path / name).read_bytes() for name in ("spec.json", "env.json", "metrics.csv")}
@@ -350,7 +342,7 @@ def test_going_on_restores_what_is_missing_or_damaged_and_keeps_later_sessions(t
     assert told == [{"from_iteration": 10, "cpu": "another"}]
 
 
-def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     write_whole(path, json_bytes({"status": "partial"}))
     with pytest.raises(ValueError, match="Out of range float"):
@@ -363,9 +355,7 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_whatever_the_disk_refuses_while_appending_is_one_sentence_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_what_the_disk_refuses_while_appending_is_one_sentence_with_a_way_out(tmp_path, monkeypatch, number):
     writer = begun(tmp_path)
     writer.append(ROWS[:2])
     before = writer.curve
@@ -375,7 +365,7 @@ def test_whatever_the_disk_refuses_while_appending_is_one_sentence_with_a_way_ou
     assert writer.curve == before == (tmp_path / "metrics.csv").read_bytes()
 
 
-def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
     folder = open_run(tmp_path / "seed0", SPEC).folder
     (folder / ".checkpoint.pt.123.part").write_bytes(b"half")
     (folder / "kept.part").write_bytes(b"somebody's own")
@@ -383,7 +373,7 @@ def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path: Path) -
     assert [path.name for path in folder.iterdir()] == ["kept.part"]
 
 
-def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path: Path) -> None:
+def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path):
     other = catalogue.derive(catalogue.find("cifar10-resnet20"), lr=0.2)
     writer = open_run(tmp_path / "seed0", SPEC)
     writer.begin(other, 0, {})
@@ -397,7 +387,7 @@ def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path: P
     assert not list(writer.folder.iterdir())
 
 
-def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Path) -> None:
+def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path):
     folder = write_run(tmp_path / "runs", split="45k5k", curve=[(64_000, 1.0, 8.5)])
     write_layers(folder)
     write_eval(folder, "single", 8.5, 0.5)
@@ -416,7 +406,7 @@ def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path: Pat
     assert not any(b"\r" in path.read_bytes() for path in published.rglob("*.*"))
 
 
-def test_going_on_ends_the_lines_of_a_curve_as_it_writes_them(tmp_path: Path) -> None:
+def test_going_on_ends_the_lines_of_a_curve_as_it_writes_them(tmp_path):
     writer = begun(tmp_path)
     writer.append(ROWS[:2])
     (tmp_path / "metrics.csv").write_bytes(writer.curve.replace(b"\n", b"\r\n"))

@@ -48,7 +48,7 @@ def is_original(net: Net) -> bool:
         return torch.equal(net.eval()(images), other.eval()(images))
 
 
-def test_a_state_dict_is_found_wherever_people_put_it_and_names_count_for_more_than_order() -> None:
+def test_a_state_dict_is_found_wherever_people_put_it_and_names_count_for_more_than_order():
     own = weights()
     for content, by in (
         (own, "name"), ({"state_dict": own}, "name"), ({"model": own, "epoch": 3}, "name"),
@@ -59,7 +59,7 @@ def test_a_state_dict_is_found_wherever_people_put_it_and_names_count_for_more_t
         assert (matched_by, is_original(net)) == (by, True)
 
 
-def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path: Path) -> None:
+def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path):
     path = tmp_path / "theirs.safetensors"
     save_file(weights(), path)
     loaded = read_net(path, "digits", ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1)), tmp_path)
@@ -88,12 +88,12 @@ def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path:
         (weights() | {"fc.bias": torch.full((10,), 3)}, "kind int64 in fc.bias"),
     ],
 )
-def test_weights_that_do_not_fit_or_are_no_numbers_are_refused(content: dict[str, Any], told: str) -> None:
+def test_weights_that_do_not_fit_or_are_no_numbers_are_refused(content, told):
     with pytest.raises(RecordError, match=told):
         filled(content)
 
 
-def test_weights_of_another_depth_are_refused_and_no_memory_is_taken_for_them() -> None:
+def test_weights_of_another_depth_are_refused_and_no_memory_is_taken_for_them():
     filled(weights() | {"fc.bias": torch.full((10,), 3e38, dtype=torch.float64)})
     with pytest.raises(RecordError, match=r"its stages\.1\.0\.conv1\.weight has shape \(32, 16, 3, 3\)"):
         match(build_net("digits", 14).state_dict(), weights(8), "misfit")
@@ -144,9 +144,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(np.ascontiguousarray(images.pixels)), torch.from_numpy(images.labels)
 
 
-def test_weights_are_the_checkpoints_tensors_and_say_what_run_they_are_of(
-    runs: Path, published: Path
-) -> None:
+def test_weights_are_the_checkpoints_tensors_and_say_what_run_they_are_of(runs, published):
     for seed in SEEDS:
         content, checkpoint = read_weights(published / f"seed{seed}" / WEIGHTS), runs / f"seed{seed}"
         theirs = net_of(checkpoint)
@@ -158,9 +156,7 @@ def test_weights_are_the_checkpoints_tensors_and_say_what_run_they_are_of(
     assert not list(published.glob("*/checkpoint*"))
 
 
-def test_equal_weights_are_equal_bytes_and_other_weights_are_not_overwritten(
-    run: Run, runs: Path, tmp_path: Path
-) -> None:
+def test_equal_weights_are_equal_bytes_and_other_weights_are_not_overwritten(run, runs, tmp_path):
     paths = [write_weights(run, tmp_path / name) for name in ("a", "b", "a")]
     assert [path and path.name for path in paths] == [WEIGHTS] * 3
     assert len({path.read_bytes() for path in paths if path}) == 1
@@ -169,9 +165,7 @@ def test_equal_weights_are_equal_bytes_and_other_weights_are_not_overwritten(
         write_weights(read_run(runs / "seed1"), tmp_path / "a")
 
 
-def test_a_shortened_run_or_one_without_its_last_checkpoint_publishes_no_weights(
-    run: Run, published: Path, tmp_path: Path
-) -> None:
+def test_a_shortened_run_or_one_without_its_last_checkpoint_publishes_no_weights(run, published, tmp_path):
     short = dataclasses.replace(run, result={**run.result, "status": "shortened"})
     assert write_weights(short, tmp_path) is None
     assert write_weights(read_run(published / "seed0"), tmp_path) is None
@@ -182,7 +176,7 @@ def test_a_shortened_run_or_one_without_its_last_checkpoint_publishes_no_weights
 
 
 @pytest.mark.parametrize("place", [-1, -4000, 200])
-def test_a_changed_byte_is_refused_in_one_sentence(copied: Path, place: int) -> None:
+def test_a_changed_byte_is_refused_in_one_sentence(copied, place):
     content = bytearray((copied / WEIGHTS).read_bytes())
     content[place] ^= 1
     (copied / WEIGHTS).write_bytes(content)
@@ -193,7 +187,7 @@ def test_a_changed_byte_is_refused_in_one_sentence(copied: Path, place: int) -> 
     assert (code, told.count("error:"), "Traceback" in told) == (1, 1, False)
 
 
-def test_published_weights_are_evaluated_as_the_run_is(runs: Path, copied: Path) -> None:
+def test_published_weights_are_evaluated_as_the_run_is(runs, copied):
     ours, theirs = (resrepro.evaluate(each, threads=1)["test"] for each in (runs / "seed0", copied))
     assert (ours.top1_err, ours.top5_err, ours.loss) == (theirs.top1_err, theirs.top5_err, theirs.loss)
     run = read_run(copied)
@@ -202,9 +196,7 @@ def test_published_weights_are_evaluated_as_the_run_is(runs: Path, copied: Path)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_loaded_net_answers_on_stored_pixels_as_was_measured(
-    runs: Path, published: Path, seed: int
-) -> None:
+def test_a_loaded_net_answers_on_stored_pixels_as_was_measured(runs, published, seed):
     net, (pixels, labels) = load_net(published, seed=seed), digits()
     with torch.no_grad():
         error = 100 * float((net(pixels).argmax(dim=1) != labels).float().mean())
@@ -214,7 +206,7 @@ def test_a_loaded_net_answers_on_stored_pixels_as_was_measured(
         assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 
-def test_the_net_alone_takes_normalised_images(published: Path) -> None:
+def test_the_net_alone_takes_normalised_images(published):
     net, (pixels, _) = load_net(published), digits()
     assert not any(module.training for module in net.modules())
     with torch.no_grad():
@@ -224,7 +216,7 @@ def test_the_net_alone_takes_normalised_images(published: Path) -> None:
     assert torch.equal(net(pixels[:50].float()), net(pixels[:50]))
 
 
-def test_what_is_not_there_is_told(runs: Path, published: Path, copied: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_is_told(runs, published, copied, tmp_path):
     (copied / WEIGHTS).unlink()
     for missing in (tmp_path / "nowhere", runs.parent):
         with pytest.raises(UsageError, match=r"there is no run in .*: name a run's folder"):
