@@ -220,7 +220,7 @@ def some_images(count: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_std_is_that_of_all_numbers_of_a_layer_together(plain: bool) -> None:
+def test_std_is_that_of_all_numbers_of_a_layer_together(plain):
     net = made_net(plain)
     images, _ = some_images(23)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_std_is_that_of_all_numbers_of_a_layer_together(plain: bool) -> None:
     assert list(found.values()) == pytest.approx(wanted, rel=1e-12)
 
 
-def test_a_large_mean_takes_nothing_from_the_std() -> None:
+def test_a_large_mean_takes_nothing_from_the_std():
     net = build_net("digits", 8, generator=seeded(0))
     images = torch.randn(40, 3, 16, 16, generator=seeded(3))
     before = response_std(net, images.split(7))
@@ -242,7 +242,7 @@ def test_a_large_mean_takes_nothing_from_the_std() -> None:
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("group", [0, 6])
-def test_gradients_are_those_of_autograd_by_hand(plain: bool, group: int) -> None:
+def test_gradients_are_those_of_autograd_by_hand(plain, group):
     net = made_net(plain)
     images, labels = some_images(12)
     squares = [0.0] * 7
@@ -261,9 +261,7 @@ def test_gradients_are_those_of_autograd_by_hand(plain: bool, group: int) -> Non
 @pytest.mark.parametrize(
     ("dataset", "depth", "shortcut"), [("cifar10", 110, None), ("imagenet", 34, "C"), ("imagenet", 50, None)]
 )
-def test_the_layers_are_the_3x3_ones_in_order_without_projections(
-    dataset: str, depth: int, shortcut: str | None
-) -> None:
+def test_the_layers_are_the_3x3_ones_in_order_without_projections(dataset, depth, shortcut):
     with torch.device("meta"):
         net = build_net(dataset, depth, shortcut=shortcut)
     names = list(layers_of(net))
@@ -278,7 +276,7 @@ def test_the_layers_are_the_3x3_ones_in_order_without_projections(
 # --- a run ------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_changes(run: Path) -> None:
+def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_changes(run):
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     found = measure_responses(run, threads=1)
     state = checkpoint_of(run)["net"]
@@ -295,9 +293,7 @@ def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_c
     assert {name for name in after if after[name] != before.get(name)} == {"responses.csv"}
 
 
-def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_with(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_with(run, tmp_path, monkeypatch):
     seen: list[Any] = []
 
     def note(trainer: Any, images: Tensor, labels: Tensor) -> None:
@@ -323,7 +319,7 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
 # --- refusals ---------------------------------------------------------------------------------------
 
 
-def test_an_untrained_net_is_refused_in_one_sentence(run: Path, tmp_path: Path) -> None:
+def test_an_untrained_net_is_refused_in_one_sentence(run, tmp_path):
     other = write_run(tmp_path / "other", "digits-resnet8")
     (other / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
     with pytest.raises(RecordError, match="not that of the end of this run"):
@@ -336,7 +332,7 @@ def test_an_untrained_net_is_refused_in_one_sentence(run: Path, tmp_path: Path) 
     assert not (folder / "responses.csv").exists()
 
 
-def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path) -> None:
+def test_a_refused_run_does_not_stop_those_after_it(run, tmp_path):
     partial = write_run(tmp_path, "digits-plain20", curve=[(10, 90.0, 90.0)])
     (run / "responses.csv").unlink(missing_ok=True)
     code, out, told = call("eval", partial, run, "--responses", "--threads", 1)
@@ -346,7 +342,7 @@ def test_a_refused_run_does_not_stop_those_after_it(run: Path, tmp_path: Path) -
     assert (run / "responses.csv").exists()
 
 
-def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_images_than_those_trained_on_are_refused(run, monkeypatch):
     def others(dataset: str, split: str, data: object) -> Any:
         found = load_dataset(dataset, split)
         found.checksums["train"] = "0" * 64
@@ -357,7 +353,7 @@ def test_other_images_than_those_trained_on_are_refused(run: Path, monkeypatch: 
         measure_responses(run)
 
 
-def test_the_command_says_what_it_measured_and_where_it_lies(run: Path) -> None:
+def test_the_command_says_what_it_measured_and_where_it_lies(run):
     code, out, _ = call("eval", run, "--responses", "--threads", 1)
     assert code == 0
     assert "ResNet-8 after 12 of 12 iterations, test set, 359 images." in out

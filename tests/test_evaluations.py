@@ -1,7 +1,6 @@
 """What `eval` recorded: which evaluation counts for a run, and what is broken."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def found(folder: Path, protocol: str = "ten_crop", metric: str = "top1_err", pa
     return read_run(folder).evaluated(protocol, metric, part)
 
 
-def test_each_protocol_and_metric_gives_its_own_error(folder: Path) -> None:
+def test_each_protocol_and_metric_gives_its_own_error(folder):
     assert (found(folder), found(folder, metric="top5_err")) == (27.5, 9.25)
     assert found(folder, "multi_scale") == 26.5
     assert found(folder, "center") is found(folder, part="test") is None
@@ -41,13 +40,13 @@ def test_each_protocol_and_metric_gives_its_own_error(folder: Path) -> None:
         {"data": {"name": "imagenet", "images": {"val": 500}, "classes": 10, "sha256": {}}},
     ],
 )  # fmt: skip
-def test_what_is_not_of_the_runs_end_and_data_counts_for_nothing(folder: Path, changed: dict) -> None:
+def test_what_is_not_of_the_runs_end_and_data_counts_for_nothing(folder, changed):
     write_eval(folder, "ten_crop", 5.0, 1.0, **changed)
     run = read_run(folder)
     assert (len(run.evaluations), run.broken, found(folder)) == (2, (), None)
 
 
-def test_bn_statistics_are_those_of_the_recipe(tmp_path: Path) -> None:
+def test_bn_statistics_are_those_of_the_recipe(tmp_path):
     folder = write_run(tmp_path, "folder-resnet18", iterations=700, bn_stats="precise")
     write_eval(folder, "ten_crop", 20.0, 2.0, bn_stats="running", name="running")
     assert found(folder) is None
@@ -56,14 +55,14 @@ def test_bn_statistics_are_those_of_the_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("curve", [[(350, 50.0, 55.0)], []])
-def test_an_unfinished_run_has_no_evaluation(tmp_path: Path, curve: list) -> None:
+def test_an_unfinished_run_has_no_evaluation(tmp_path, curve):
     folder = write_run(tmp_path, "folder-resnet18", iterations=700, curve=curve)
     write_eval(folder, "ten_crop", 20.0, 2.0)
     write_eval(folder, "ten_crop", 20.0, 2.0, name="claims-the-end", iteration=700)
     assert (len(read_run(folder).evaluations), found(folder)) == (2, None)
 
 
-def test_an_older_record_of_cifar_is_read(tmp_path: Path) -> None:
+def test_an_older_record_of_cifar_is_read(tmp_path):
     folder = write_run(tmp_path, curve=[(64_000, 1.0, 8.0)])
     run, errors = read_run(folder), {"loss": 0.3, "top1_err": 8.25, "top5_err": 0.5, "count": 10_000}
     content = {
@@ -86,9 +85,7 @@ def test_an_older_record_of_cifar_is_read(tmp_path: Path) -> None:
         lambda content: content["data"].update(images={"test": 500}),
     ],
 )
-def test_a_broken_evaluation_is_named_and_the_run_and_its_others_still_count(
-    folder: Path, tamper: Callable
-) -> None:
+def test_a_broken_evaluation_is_named_and_the_run_and_its_others_still_count(folder, tamper):
     path = folder / "evals" / "ten_crop.json"
     rewrite(path, tamper)
     collection = collect([folder.parent.parent])
@@ -98,14 +95,14 @@ def test_a_broken_evaluation_is_named_and_the_run_and_its_others_still_count(
     assert (found(folder), found(folder, "multi_scale")) == (None, 26.5)
 
 
-def test_a_file_that_is_no_json_is_named_too(folder: Path) -> None:
+def test_a_file_that_is_no_json_is_named_too(folder):
     (folder / "evals" / "ten_crop.json").write_text("{")
     with pytest.warns(UserWarning, match=r"ten_crop\.json is broken: it is not valid JSON"):
         frame = load_runs(folder.parent.parent)
     assert frame["top1_err"].tolist() == [31.0]
 
 
-def test_a_record_of_a_folder_without_classes_is_broken(folder: Path) -> None:
+def test_a_record_of_a_folder_without_classes_is_broken(folder):
     rewrite(folder / "env.json", lambda env: env["data"].pop("classes"))
     collection = collect([folder.parent.parent])
     assert collection.runs == ()
@@ -121,7 +118,7 @@ def pair(folder: Path) -> list[Path]:
     return [folder, write_run(folder.parent.parent, "folder-resnet18", 1, iterations=700)]
 
 
-def test_an_ensemble_is_read_with_its_members(pair: list[Path], tmp_path: Path) -> None:
+def test_an_ensemble_is_read_with_its_members(pair, tmp_path):
     write_ensemble(tmp_path / "runs", pair, 24.0, 7.0)
     (ensemble,) = collect([tmp_path / "runs"]).ensembles
     members = [(member.label, member.seed, member.status) for member in ensemble.members]
@@ -130,7 +127,7 @@ def test_an_ensemble_is_read_with_its_members(pair: list[Path], tmp_path: Path) 
     assert ensemble.data.classes == 10
 
 
-def test_a_published_copy_of_an_ensemble_counts_once(pair: list[Path], tmp_path: Path) -> None:
+def test_a_published_copy_of_an_ensemble_counts_once(pair, tmp_path):
     write_ensemble(tmp_path / "runs", pair, 24.0, 7.0)
     (tmp_path / "results").mkdir()
     write_ensemble(tmp_path / "results", pair[::-1], 24.0, 7.0, name="published")
@@ -150,7 +147,7 @@ def test_a_published_copy_of_an_ensemble_counts_once(pair: list[Path], tmp_path:
         lambda content: content.pop("data"),
     ],
 )
-def test_a_broken_ensemble_is_named(pair: list[Path], tmp_path: Path, tamper: Callable) -> None:
+def test_a_broken_ensemble_is_named(pair, tmp_path, tamper):
     path = write_ensemble(tmp_path / "runs", pair, 24.0, 7.0)
     rewrite(path, tamper)
     collection = collect([tmp_path / "runs"])

@@ -1,7 +1,6 @@
 """Other people's tensors on our nets: which set, which tensor is which, and what is another net."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -75,7 +74,7 @@ def shortcuts_first(tensors: State) -> State:
 
 @pytest.mark.parametrize("arrange", [dict, alphabetical, renamed_afterwards, shortcuts_first])
 @pytest.mark.parametrize("rules", [TORCHVISION, AKAMASTER, DETECTRON, HUGGING_FACE])
-def test_names_of_others_find_their_places(rules: Any, arrange: Callable[[State], State]) -> None:
+def test_names_of_others_find_their_places(rules, arrange):
     ours = state()
     weights, by, left_out = match(ours, arrange(renamed(ours, *rules)), "misfit")
     assert (by, left_out) == ("order", [])
@@ -83,7 +82,7 @@ def test_names_of_others_find_their_places(rules: Any, arrange: Callable[[State]
 
 
 @pytest.mark.parametrize("rules", [NUMBERS, UNDERSCORES, LETTERS, KERAS])
-def test_other_ways_to_name_them_are_matched_in_the_files_order(rules: Any) -> None:
+def test_other_ways_to_name_them_are_matched_in_the_files_order(rules):
     ours = state()
     weights, _, _ = match(ours, renamed(ours, *rules), "misfit")
     assert all(torch.equal(weights[key], ours[key]) for key in ours)
@@ -127,7 +126,7 @@ def numbered(tensors: State) -> State:
 
 
 @pytest.mark.parametrize("change", [pre_activation, swapped, three_in_a_block, numbered])
-def test_another_net_of_the_same_shapes_is_refused_with_both_orders(change: Callable[[State], State]) -> None:
+def test_another_net_of_the_same_shapes_is_refused_with_both_orders(change):
     ours = state("A")
     theirs = change(renamed(ours, *TORCHVISION) if change is swapped else ours)
     assert sorted(tensor.shape for tensor in theirs.values()) == sorted(each.shape for each in ours.values())
@@ -137,7 +136,7 @@ def test_another_net_of_the_same_shapes_is_refused_with_both_orders(change: Call
         match(ours, alphabetical(theirs) if change is not swapped else theirs, "misfit")
 
 
-def test_a_bias_before_bn_is_folded_and_what_is_no_layer_left_out() -> None:
+def test_a_bias_before_bn_is_folded_and_what_is_no_layer_left_out():
     ours = state()
     theirs = renamed(ours, *TORCHVISION) | {
         "layer1.0.conv1.bias": torch.full((32,), 0.5), "val_acc.total": torch.tensor(3.0),
@@ -156,7 +155,7 @@ def test_a_bias_before_bn_is_folded_and_what_is_no_layer_left_out() -> None:
         match(ours, theirs | {"head.weight": torch.ones(10, 10), "head.bias": torch.ones(10)}, "misfit")
 
 
-def test_sets_of_weights_are_found_at_any_depth_and_behind_any_beginning_of_their_names() -> None:
+def test_sets_of_weights_are_found_at_any_depth_and_behind_any_beginning_of_their_names():
     ours = state()
     optimizer = {"state": {140234: {"momentum_buffer": ours["conv1.weight"]}}, "param_groups": [{"lr": 0.1}]}
     prefixed = {f"student.{key}": each for key, each in ours.items()} | {"val.total": torch.ones(1)}

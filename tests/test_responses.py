@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -32,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 
 @TRIED
 @given(figures=st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=19, max_size=19))
-def test_numbers_come_back_to_eight_digits(run: Path, figures: list[tuple[float, float, float]]) -> None:
+def test_numbers_come_back_to_eight_digits(run, figures):
     std, start, end = zip(*figures, strict=True)
     found = write_layers(run, std, gradient_norm_start=start, gradient_norm_end=end)
     read = (*found.std, *found.gradient_norm_start, *found.gradient_norm_end)
@@ -41,7 +40,7 @@ def test_numbers_come_back_to_eight_digits(run: Path, figures: list[tuple[float,
     assert read_responses(read_run(run)) == found == read_run(run).responses
 
 
-def test_any_reader_of_tables_reads_it_and_a_run_that_was_not_measured_has_none(run: Path) -> None:
+def test_any_reader_of_tables_reads_it_and_a_run_that_was_not_measured_has_none(run):
     assert read_responses(read_run(run)) is read_run(run).responses is None
     found = write_layers(run)
     frame = pd.read_csv(run / "responses.csv", comment="#")
@@ -52,7 +51,7 @@ def test_any_reader_of_tables_reads_it_and_a_run_that_was_not_measured_has_none(
 @pytest.mark.parametrize(
     "other", [{"digest": "0" * 64}, {"seed": 1}, {"iteration": 63_999}, {"std": (1.0,) * 18}]
 )
-def test_what_was_measured_on_another_net_is_no_number_of_this_run(run: Path, other: dict[str, Any]) -> None:
+def test_what_was_measured_on_another_net_is_no_number_of_this_run(run, other):
     count, found = len(other.get("std", range(19))), write_layers(run)
     columns = dict.fromkeys(("std", "gradient_norm_start", "gradient_norm_end"), (1.0,) * count)
     changed = dataclasses.replace(found, **columns | {"layers": found.layers[:count]} | other)
@@ -88,9 +87,7 @@ def forge(run: Path, rows: Callable[[str], str]) -> None:
         (lambda text: "", "its columns are not"),
     ],
 )
-def test_rows_that_are_none_are_refused_however_well_sealed(
-    run: Path, rows: Callable[[str], str], told: str
-) -> None:
+def test_rows_that_are_none_are_refused_however_well_sealed(run, rows, told):
     write_layers(run)
     forge(run, rows)
     with pytest.raises(RecordError, match=told):
@@ -101,12 +98,12 @@ def test_rows_that_are_none_are_refused_however_well_sealed(
     "content",
     [b"", b"\n", b"# \n", b"# []\n", b"# {}\n", b"index,layer\n", b"\xff\xfe", b"# " + b"[" * 99_999],
 )
-def test_a_file_of_something_else_is_refused(run: Path, content: bytes) -> None:
+def test_a_file_of_something_else_is_refused(run, content):
     (run / "responses.csv").write_bytes(content)
     with pytest.raises(RecordError, match=r"responses\.csv is broken"):
         read_responses(read_run(run))
 
 
-def test_published_records_carry_it(run: Path, tmp_path: Path) -> None:
+def test_published_records_carry_it(run, tmp_path):
     found = write_layers(run)
     assert read_run(publish(read_run(run), tmp_path / "results")).responses == found
