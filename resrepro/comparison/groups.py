@@ -104,9 +104,8 @@ class SeedGroup:
         first, sets = self.first, {self.set_of(quantity) for quantity in quantities}
         images = first.env["data"]["images"]
         sentences = [text for run in self.runs for text in run.result["departures"]]
-        whole_test = (
-            "test" in sets and not as_trained and any(run.error("test") is not None for run in self.runs)
-        )
+        tested = any(run.error("test") is not None for run in self.runs)
+        whole_test = "test" in sets and not as_trained and tested
         for run in self.runs:
             silent = "test" not in sets or (whole_test and not run.own_test_is_whole)
             sentences += [text for text in run.result["notices"] if not (silent and text.startswith(OF_TEST))]

@@ -47,7 +47,8 @@ def evaluate(
     third_party: ThirdPartyCheckpoint | None = None, runs: str | Path = "runs", device: str = "auto",
     threads: int | None = None, loading: Loading | None = None, say: Say = lambda text: None,
 ) -> dict[str, Errors]:  # fmt: skip
-    """Measure a checkpoint, or several as one ensemble, on the held-out sets and record the result.
+    """Measure a checkpoint, or several as one ensemble, on the held-out sets, record the result and return
+    it: errors by set ("test" or "val"), in percent.
 
     Args:
         target: a run folder, one of our checkpoints, or another's (then `third_party` says what it is).
@@ -61,9 +62,6 @@ def evaluate(
         third_party: net and normalisation of a checkpoint that is not ours.
         runs: where results of foreign checkpoints and of ensembles are kept (`foreign/`, `ensembles/`).
         device: as `threads`, `loading` and `say`, see `train`.
-
-    Returns:
-        Errors by set ("test" or "val"), in percent.
 
     Raises:
         UsageError: if what was asked for does not fit a net, or nets do not fit together.

@@ -72,7 +72,7 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
     start = initial_net(loaded.spec, run.seed, loaded.num_classes)
     nets = [net.to(device).to(memory_format=memory_format(device)) for net in (start, loaded.net)]
     images, labels = next(iter(feed.batches(0, 1)))
-    norms = [gradient_norms(net, images, labels, loaded.recipe.bn_group) for net in nets]
+    norms = [tuple(gradient_norms(net, images, labels, loaded.recipe.bn_group).values()) for net in nets]
     trained, part = nets[1], run.headline_split
     if bn_stats_of(feed.recipe) == "precise":
         trained = with_precise_statistics(trained, feed.first_batches(), feed.recipe)
@@ -83,13 +83,11 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
         for pixels in in_passes(crops.flatten(0, 1))
     )
     std = response_std(trained, tested)
-    if not all(map(math.isfinite, (*std.values(), *norms[0].values(), *norms[1].values()))):
+    if not all(map(math.isfinite, (*std.values(), *norms[0], *norms[1]))):
         raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")
     return Responses(
-        layers=tuple(std), std=tuple(std.values()),
-        gradient_norm_start=tuple(norms[0].values()), gradient_norm_end=tuple(norms[1].values()),
-        part=part, images=feed.about.sizes[part], batch=len(images), bn_stats=bn_stats_of(feed.recipe),
-        digest=run.digest, seed=run.seed, iteration=loaded.recipe.iterations,
+        tuple(std), tuple(std.values()), norms[0], norms[1], part, feed.about.sizes[part], len(images),
+        bn_stats_of(feed.recipe), run.digest, run.seed, loaded.recipe.iterations,
     )  # fmt: skip
 
 

@@ -125,11 +125,8 @@ def read_net(
 ) -> LoadedNet:  # fmt: skip
     """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file,
     to be measured on `dataset`. Evaluations of others' are kept in `<runs>/foreign/`; their mean per pixel is
-    that of the training images in `data`, of a `split`.
-
-    Raises:
-        UsageError: if another's checkpoint comes without net or normalisation, or ours with them.
-        RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
+    that of the training images in `data`, of a `split`. UsageError if another's checkpoint comes without
+    net or normalisation, or ours with them; RecordError if one is damaged, unsafe or does not fit the net.
     """
     path = Path(target)
     if path.is_dir():
@@ -278,11 +275,8 @@ class TrainedNet(nn.Module):
 
 def load_net(run: str | Path, seed: int = 0) -> TrainedNet:
     """The trained net of a run, from its published weights or its checkpoint, on the CPU; `run` is its
-    folder, or that of all its seeds, of which `seed` tells the one.
-
-    Raises:
-        UsageError: if there is no such folder, or neither weights nor a checkpoint in it.
-        RecordError: if the file is damaged.
+    folder, or that of all its seeds, of which `seed` tells the one. UsageError if there is no such folder, or
+    neither weights nor a checkpoint in it; RecordError if the file is damaged.
     """
     folder = Path(run)
     folder = folder if (folder / SPEC).exists() or folder.is_file() else folder / f"seed{seed}"
