@@ -20,7 +20,7 @@ from resrepro.bench import (
     made_up_images,
     usual_net,
 )
-from resrepro.cli.bench import speed_table, to_csv
+from resrepro.cli.measure import speed_table, to_csv
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import build_net
 from resrepro.training.loop import Trainer

@@ -19,7 +19,7 @@ from commands import call
 from conftest import write_run
 
 from resrepro.cli import app, changed_settings, parse_depths, parse_seeds
-from resrepro.cli.evaluate import parse_channels
+from resrepro.cli.measure import parse_channels
 from resrepro.cli.view import RunsView
 from resrepro.errors import Diverged, PeerLost, UsageError
 from resrepro.launch.local import Job, Outcome

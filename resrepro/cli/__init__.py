@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from resrepro.cli.screen import screens, silence, want_json
+from resrepro.cli.view import screens, silence, want_json
 from resrepro.comparison.screen import prepare
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
@@ -282,4 +282,4 @@ def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
     return {key.replace("-", "_"): value for key, value in options.items()}
 
 
-from resrepro.cli import bench, evaluate, reproduce, show, status, train  # noqa: E402, F401
+from resrepro.cli import measure, reproduce, show, status, train  # noqa: E402, F401

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from resrepro import cli, launch
 from resrepro.cli import argument, option
-from resrepro.cli.screen import raise_failures
 from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
 from resrepro.cli.train import FreshOption, submit_runs
+from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
+from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, run_command, threads_each
 from resrepro.records.collection import Collection
 from resrepro.records.reading import OTHER_IMAGES
 from resrepro.spec.recipe import Value
@@ -68,9 +69,6 @@ class Reproduction:
         Raises:
             Interrupted: after a signal; what was begun has its checkpoint.
         """
-        from resrepro.cli.view import RunsView, train_all
-        from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, threads_each
-
         missing = list(self.plan().steps if self.fresh else self.plan().to_train)
         if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:
             try:
@@ -88,8 +86,6 @@ class Reproduction:
 
     def measure(self, console: Console) -> None:
         """Measure what the exhibits need of trained nets; what fails, or gives no number of use, is kept."""
-        from resrepro.launch.local import run_command
-
         for measurement in self.plan().to_measure:
             with console.status(f"measuring {measurement}"):
                 outcome = run_command(self.measure_words(measurement))
@@ -103,8 +99,6 @@ class Reproduction:
 
         A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
         """
-        from resrepro.launch.local import prepare_images
-
         plan, runs = self.plan(), []
         for step in plan.steps:
             own = [each for each in plan.measurements if each.steps == (step,) and not each.done]

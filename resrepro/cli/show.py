@@ -11,7 +11,7 @@ from rich.text import Text
 
 from resrepro import cli
 from resrepro.cli import argument, option
-from resrepro.cli.screen import print_json
+from resrepro.cli.view import print_json
 from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
 from resrepro.launch import Exhibit

@@ -3,22 +3,23 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from resrepro.cli import JsonOption, QuietOption, RunsOption, app, argument, option
-from resrepro.cli.screen import tell
+from resrepro.cli.view import tell
 from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
+from resrepro.launch import Plan, Step
+from resrepro.launch.local import disk_mib, seconds_of, span
+from resrepro.launch.slurm import FOLDER, QueuedJob, QueueError, jobs_of, place_of
+from resrepro.records import Run
+from resrepro.records.collection import Identity, collect, verify
+from resrepro.records.storage import holder_of
 from resrepro.spec.recipe import spell
-
-if TYPE_CHECKING:
-    from resrepro.launch import Plan, Step
-    from resrepro.launch.slurm import QueuedJob
-    from resrepro.records import Run
 
 STYLES = {
     "running": "green", "starting": "green", "waiting": "cyan", "interrupted": "yellow", "failed": "red",
@@ -58,7 +59,6 @@ def status(
 
 def _check(paths: Sequence[Path]) -> None:
     """One line for all records that are whole, one for each thing that is broken; exits with 1 if any is."""
-    from resrepro.records.collection import Identity, verify
 
     def read_checkpoint(path: Path) -> Identity:
         from resrepro.evaluation.sources import read_net  # imports torch
@@ -85,9 +85,6 @@ def _look(runs: Path) -> tuple[list[Row], list[str]]:
     """Every run below a runs folder and every one submitted from it, by name and seed, and a sentence on
     each file that is broken and on a queue that does not answer. Tells of each run.
     """
-    from resrepro.launch.slurm import FOLDER, QueueError, jobs_of, place_of
-    from resrepro.records.collection import collect
-
     collection = collect([runs])
     records = {(run.name, run.seed): run for run in collection.runs}
     notices = list(collection.broken)
@@ -118,10 +115,8 @@ def _look(runs: Path) -> tuple[list[Row], list[str]]:
     return rows, notices
 
 
-def _state_of(run: "Run | None", job: "QueuedJob | None", folder: Path) -> tuple[str, str]:
+def _state_of(run: Run | None, job: QueuedJob | None, folder: Path) -> tuple[str, str]:
     """One of STYLES, and in whose hands a run is: its job's or its process's."""
-    from resrepro.records.storage import holder_of
-
     over = "finished" if run and run.finished else "diverged" if run and run.status == "diverged" else ""
     if job is not None:  # of a run that is over something may be measured
         return over or ("waiting" if job.state == "PENDING" else "running" if run else "starting"), str(job)
@@ -153,7 +148,7 @@ def _count(runs: int) -> str:
     return f"{runs} run{'s' * (runs != 1)}"
 
 
-def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
+def show_plan(plan: Plan, device: str | None, console: Console) -> None:
     """Print a line for each net and state, what is measured after, and the disk that all of it takes.
 
     No time is told where `device` is None, since the runs are trained elsewhere.
@@ -182,11 +177,8 @@ def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
         console.print(line, markup=False)
 
 
-def _table_of(plan: "Plan", device: str | None) -> Grid:
+def _table_of(plan: Plan, device: str | None) -> Grid:
     """Runs of one net that are in one state share a line."""
-    from resrepro.launch.local import disk_mib, seconds_of, span
-    from resrepro.records.collection import collect
-
     seen = collect([plan.runs]).runs if device else ()
     grid = Grid(("run", "seeds", "state", "time each", "MiB each"), left=3)
     groups: dict[tuple[str, str], list[Step]] = {}
@@ -203,10 +195,8 @@ def _table_of(plan: "Plan", device: str | None) -> Grid:
     return grid
 
 
-def _totals(plan: "Plan") -> str:
+def _totals(plan: Plan) -> str:
     """How many runs there are of each state, and the disk that the missing ones take."""
-    from resrepro.launch.local import disk_mib
-
     if not plan.steps:
         return "No run is needed."
     if not plan.to_train:
