@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+import resrepro
 from resrepro.cli.view import screens, silence, want_json
 from resrepro.comparison.screen import prepare
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
@@ -36,10 +37,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
-        self.words = []
-        for word in args:
-            option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-            self.words.append(option + equals + os.path.expanduser(value))  # noqa: PTH111 (~nobody stays)
+        self.words = ["=".join(map(os.path.expanduser, word.split("=", 1))) for word in args]
         return super().parse_args(ctx, list(self.words))
 
     def invoke(self, ctx: Any) -> Any:
@@ -113,21 +111,11 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"resrepro {version('resrepro')}")
+@app.callback(invoke_without_command=True)
+def _options(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+    if version:
+        print("resrepro", resrepro.__version__)
         raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
-    ),
-) -> None:
-    pass
 
 
 def main() -> None:

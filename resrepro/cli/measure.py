@@ -1,7 +1,5 @@
 """`resrepro eval` and `bench`: error rates and responses of nets, and how fast this machine trains them."""
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,8 +14,10 @@ from rich.text import Text
 from resrepro import cli
 from resrepro.cli import argument, option
 from resrepro.cli.view import tell
+from resrepro.comparison import table
 from resrepro.comparison.screen import Grid
 from resrepro.errors import DataError, RecordError, ResreproError, UsageError
+from resrepro.records.storage import write_out
 from resrepro.spec import check_depth, check_shortcut, net_label
 from resrepro.training import is_first, world_size
 
@@ -199,8 +199,6 @@ def bench(
     console.print(speed_table(speeds))
     console.print(Text(LEGEND, style="dim"))
     if csv_file:
-        from resrepro.records.storage import write_out
-
         write_out(csv_file, to_csv(speeds, machine, seconds).encode())
         console.print(f"Written: {csv_file}", markup=False, soft_wrap=True)
 
@@ -243,8 +241,4 @@ def to_csv(speeds: "Sequence[Speed]", machine: Mapping[str, Any], seconds: float
             for kind, function in (("median", statistics.median), ("min", min), ("max", max)):
                 row[f"{name}_{kind}"] = function(values) if values else None
         rows.append(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return table.to_csv(table.Table("bench", "", (), (), records=tuple(rows)))

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from resrepro import cli, launch
+from resrepro.claims import to_rich
+from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
 from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
@@ -21,7 +23,6 @@ from resrepro.records.reading import OTHER_IMAGES
 from resrepro.spec.recipe import Value
 from resrepro.training import world_size
 
-EXHIBITS = "table1, figure3, table2, table3, table4, table5, table6, figure1, figure4, figure6, figure7, demo"
 DATASET = "Another than the paper's: digits for CIFAR-10, folder for ImageNet."
 SEEDS = "So many seeds of every net, or these. (default: the paper's)"
 WITHOUT = "Leave a net out; may be repeated."
@@ -116,9 +117,6 @@ class Reproduction:
 
     def show(self, tables: Path, figures: Path, console: Console) -> None:
         """Print and write every exhibit from what there is, and print the verdicts; one fails alone."""
-        from resrepro.claims import to_rich
-        from resrepro.claims.judging import judge
-
         plan, shown = self.plan(), dict[str, Callable[[Console], None]]()
         found = plan.records()
         for exhibit in plan.exhibits:  # all files first, then the screen
@@ -143,7 +141,7 @@ class Reproduction:
 
 @cli.app.command(rich_help_panel="Run")
 def reproduce(
-    exhibits: Annotated[list[str], argument(f"{EXHIBITS}, or all.", "EXHIBIT...")],
+    exhibits: Annotated[list[str], argument(f"{', '.join(launch.exhibit_names())}, or all.", "EXHIBIT...")],
     dataset: Annotated[str | None, option(DATASET)] = None,
     seeds: Annotated[str | None, option(SEEDS, metavar="N|0-4")] = None,
     iterations: cli.IterationsOption = None,

@@ -9,22 +9,24 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from resrepro import claims as judged
 from resrepro import cli
+from resrepro import figures as known
+from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
 from resrepro.cli.view import print_json
 from resrepro.comparison.screen import Grid
+from resrepro.comparison.table import to_json, to_rich, write_table
 from resrepro.errors import UsageError
 from resrepro.launch import Exhibit
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
+from resrepro.records.reading import LAYER_RESPONSES, is_measured
+from resrepro.records.storage import write_out
 from resrepro.spec import catalogue, command_for
+from resrepro.spec.architecture import architecture_of
 from resrepro.spec.recipe import Setting, setting_rules, spell
 
-TABLES = (
-    "table1, table2, table2-folder, table3, table3-folder, table4, table4-folder, table5, table5-folder, "
-    "table6, table6-digits, figure1, figure1-digits, figure4, figure4-folder, figure6, "
-    "figure6-digits, figure7, demo"
-)
-FIGURES = "figure1, figure1-digits, figure3, figure4, figure4-folder, figure6, figure6-digits, figure7, demo"
+TABLES, FIGURES = ", ".join(known.tables()), ", ".join(known.figures())
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 
 PAGE = "The HTML file that is written."
@@ -71,15 +73,12 @@ def compare(
     quiet: cli.QuietOption = False,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.comparison.table import to_json, to_rich, write_table
-    from resrepro.figures import build_table, check_table
-
     names = exhibits or ["table6"]
     for name in names:
-        check_table(name)
+        known.check_table(name)
     found = read_records(runs, settings)
     console = Console(highlight=False)
-    built = [build_table(name, found, every=every) for name in names]
+    built = [known.build_table(name, found, every=every) for name in names]
     written = [write_table(table, tables) for table in built]  # all files first, then the screen
     if json:
         return print_json([to_json(table) for table in built])
@@ -101,15 +100,13 @@ def plot(
     settings: SettingsFilter = None,
 ) -> None:
     """Draw the paper's figures from run records (PNG, SVG, PDF)."""
-    from resrepro.figures import Style, check_figure, draw_figure
-
     names = exhibits or ["figure6"]
-    style = Style(palette, caption, width, tuple(formats or ("png", "svg")))
+    style = known.Style(palette, caption, width, tuple(formats or ("png", "svg")))
     for name in names:
-        check_figure(name, style)
+        known.check_figure(name, style)
     found = read_records(runs, settings)
     console = Console(highlight=False)
-    drawings = [draw_figure(name, found.runs, figures, paper=paper, style=style) for name in names]
+    drawings = [known.draw_figure(name, found.runs, figures, paper=paper, style=style) for name in names]
     for drawing in drawings:
         tell_written(drawing.paths, console, drawing.notes)
 
@@ -121,10 +118,6 @@ def write_exhibit(
 
     Returns what prints it, once all files are written.
     """
-    from resrepro import figures as known
-    from resrepro.comparison.table import to_rich, write_table
-    from resrepro.records.reading import LAYER_RESPONSES, is_measured
-
     own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
     responses = LAYER_RESPONSES in exhibit.measures
     shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
@@ -164,26 +157,23 @@ def claims(
 
     All are written as Markdown, CSV and LaTeX.
     """
-    from resrepro.claims import decided_elsewhere, find_claim, one_line, summary, table, to_rich
-    from resrepro.claims.judging import judge
-    from resrepro.comparison.table import to_json, write_table
-
-    wanted = {find_claim(number).number for number in numbers or ()}
+    wanted = {judged.find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
     verdicts = judge(found.runs)
     shown = [verdict for verdict in verdicts if not wanted or verdict.claim.number in wanted]
-    paths = write_table(table(verdicts, found.sources), tables)
+    table = judged.table(verdicts, found.sources)
+    paths = write_table(table, tables)
     if json:
-        content = to_json(table(verdicts, found.sources))
+        content = to_json(table)
         rows = [row for row in content["rows"] if not wanted or row["claim"] in wanted]
         return print_json(content | {"rows": rows})
     console = Console(highlight=False)
     if wanted:
-        console.print(to_rich(shown, detailed=True))
+        console.print(judged.to_rich(shown, detailed=True))
     for verdict in () if wanted else shown:
-        console.print(one_line(verdict))
-    console.print(f"All {len(verdicts)} claims: {summary(verdicts)}.", markup=False)
-    for sentence in (*found.sources, decided_elsewhere(verdicts)):
+        console.print(judged.one_line(verdict))
+    console.print(f"All {len(verdicts)} claims: {judged.summary(verdicts)}.", markup=False)
+    for sentence in (*found.sources, judged.decided_elsewhere(verdicts)):
         console.print(sentence, markup=False, end="\n" if sentence else "")
     if not wanted:
         console.print("In detail: resrepro claims NUMBER", markup=False)
@@ -197,8 +187,6 @@ def report(
     settings: SettingsFilter = None,
 ) -> None:
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
-    from resrepro.claims.judging import judge
-    from resrepro.records.storage import write_out
     from resrepro.report import GENERATOR, build_report
 
     if out.suffix not in (".html", ".htm") or out.is_dir():
@@ -233,8 +221,6 @@ def list_experiments(
 
 def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     """Print an experiment's net and recipe."""
-    from resrepro.spec.architecture import architecture_of
-
     spec, recipe, net = experiment.spec(), catalogue.recipes()[experiment.recipe], architecture_of(experiment)
     section = "4.2" if experiment.family == "cifar" else "4.1"
     shortcut = f"shortcut option {spec.shortcut} (stated, Section {section})"
