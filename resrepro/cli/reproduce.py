@@ -35,7 +35,7 @@ class Reproduction:
 
     exhibits: Sequence[launch.Exhibit]
     runs: Path
-    options: Mapping[str, Any]  # of every command: device and threads
+    options: dict[str, Any]  # of every command: device and threads
     seeds: Sequence[int] | None = None  # of every net; None for those that the paper ran
     without: Sequence[str] = ()  # experiments that are left out
     settings: Mapping[str, Value] = field(default_factory=dict)  # of the recipe, changed
@@ -46,8 +46,7 @@ class Reproduction:
 
     def plan(self) -> launch.Plan:
         """What there is and what is missing, as the records say now."""
-        chosen, runs, settings = self.exhibits, self.runs, self.settings
-        return launch.make_plan(chosen, runs, seeds=self.seeds, without=self.without, settings=settings)
+        return launch.make_plan(self.exhibits, self.runs, self.seeds, self.without, self.settings)
 
     def data_of(self, step: launch.Step) -> Path | None:
         """The folder of a run's images."""
@@ -55,10 +54,8 @@ class Reproduction:
 
     def train_words(self, step: launch.Step) -> tuple[str, ...]:
         """The command that trains a run."""
-        own = {"data": self.data_of(step), "runs": self.runs, "fresh": self.fresh}
-        return launch.train_words(
-            step.spec, step.seed, launch.option_words(self.settings, **own, **self.options)
-        )
+        own = {"data": self.data_of(step), "runs": self.runs, "fresh": self.fresh} | self.options
+        return launch.train_words(step.spec, step.seed, launch.option_words(self.settings, **own))
 
     def measure_words(self, measurement: launch.Measurement) -> list[str]:
         """The command that measures something."""
@@ -190,9 +187,7 @@ def reproduce(
 
 @cli.app.command(rich_help_panel="Run")
 def demo(
-    out: Annotated[Path, cli.folder_option(help="Folder for the runs, the table and the figure.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, cli.folder_option(help="For the runs, the table and the figure.")] = Path("demo"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fresh: FreshOption = False,

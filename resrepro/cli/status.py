@@ -25,7 +25,10 @@ STYLES = {
     "running": "green", "starting": "green", "waiting": "cyan", "interrupted": "yellow", "failed": "red",
     "diverged": "red", "finished": "dim",
 }  # fmt: skip
-PLANNED = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
+PLANNED = {
+    "done": ("done", "dim"), "resume": ("to resume", "yellow"), "start": ("to start", "green"),
+    "blocked": ("blocked", "red"),
+}  # fmt: skip
 RECORDS = "With --check: runs, folders of runs, or files that eval wrote. (default: those of --runs)"
 CHECK = "Check records and checkpoints: seals, checksums, nets."
 Row = tuple[str, str, str, str, str, str]  # a run's name, seed, state, iterations, errors, and where it is
@@ -43,11 +46,24 @@ def status(
     if records and not check:
         raise UsageError("runs are named for --check; --runs DIR names the folder to show.")
     if check:
-        _check(records or [runs])
-        return
+        return _check(records or [runs])
     rows, notices = _look(runs)
     console = Console(highlight=False, soft_wrap=True)
-    _show(rows, console)
+    widths = [max((len(row[k]) for row in rows), default=0) for k in range(6)]
+    name = ""
+    for run, seed, state, done, errors, where in rows:  # in columns that are as wide for all nets
+        if run != name:
+            name = run
+            console.print(Text(name, "bold"))
+        line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
+        line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
+        if len(line) > console.width:
+            line = Text(
+                "\n    ".join(filter(None, (f"  {seed} {state}", done, errors, where))), STYLES[state]
+            )
+        console.print(line)
+    if any(row[4] for row in rows):
+        console.print("Errors: training, then test or validation, as last measured.")
     states = Counter(row[2] for row in rows)
     told = ", ".join(f"{states[state]} {state}" for state in STYLES if states[state])
     console.print(f"{_count(len(rows))}: {told}." if rows else f"No runs in {runs}.", markup=False)
@@ -73,8 +89,7 @@ def _check(paths: Sequence[Path]) -> None:
             print(f"{path}: broken: {trouble.replace(f'{path}/', '')}")
     broken = sum(bool(troubles) for *_, troubles in checked)
     if len(checked) == 1 and not broken:
-        print(f"{path}: whole ({summary})")
-        return
+        return print(f"{path}: whole ({summary})")
     print(f"{len(checked) - broken} whole, {broken} broken.")
     if broken:
         print("The command that started a run restores of it what its checkpoint holds.")
@@ -120,28 +135,9 @@ def _state_of(run: Run | None, job: QueuedJob | None, folder: Path) -> tuple[str
     over = "finished" if run and run.finished else "diverged" if run and run.status == "diverged" else ""
     if job is not None:  # of a run that is over something may be measured
         return over or ("waiting" if job.state == "PENDING" else "running" if run else "starting"), str(job)
-    holder = None if over else holder_of(folder)
-    if holder is not None:
+    if not over and (holder := holder_of(folder)):
         return "running" if run else "starting", f"process {holder.pid} on {holder.host}"
     return over or ("interrupted" if run else "failed"), ""
-
-
-def _show(rows: Sequence[Row], console: Console) -> None:
-    """The runs, those of one name below it, in columns that are as wide in all of them."""
-    widths = [max((len(row[k]) for row in rows), default=0) for k in range(6)]
-    name = ""
-    for run, seed, state, done, errors, where in rows:
-        if run != name:
-            name = run
-            console.print(Text(name, "bold"))
-        line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
-        line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
-        if len(line) > console.width:
-            parts = filter(None, (f"  {seed} {state}", done, errors, where))
-            line = Text("\n    ".join(parts), STYLES[state])
-        console.print(line)
-    if any(row[4] for row in rows):
-        console.print("Errors: training, then test or validation, as last measured.")
 
 
 def _count(runs: int) -> str:
@@ -170,9 +166,7 @@ def show_plan(plan: Plan, device: str | None, console: Console) -> None:
     lines.append(_totals(plan))
     shown, claims = (", ".join(exhibit.stem for exhibit in plan.exhibits), ", ".join(map(str, plan.claims)))
     if shown:
-        lines.append(
-            f"Shown at the end: {shown}; verdicts on claims {claims}." if claims else f"At the end: {shown}."
-        )
+        lines.append(f"Shown at the end: {shown}{claims and f'; verdicts on claims {claims}'}.")
     for line in lines:
         console.print(line, markup=False)
 
@@ -183,15 +177,16 @@ def _table_of(plan: Plan, device: str | None) -> Grid:
     grid = Grid(("run", "seeds", "state", "time each", "MiB each"), left=3)
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in plan.steps:
-        at = f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else ""
-        state = {"resume": f"to resume{at}", "start": "to start"}.get(step.state, step.state)
+        state = PLANNED[step.state][0]
+        if step.state == "resume" and step.done:
+            state += f" at {step.done:,} of {step.spec.recipe.iterations:,}"
         groups.setdefault((step.spec.experiment, state), []).append(step)
     for (name, state), steps in groups.items():
         first = steps[0]
         time = span(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
         disk = f"{disk_mib(first.spec):,.1f}" if first.to_train else ""
         seeds = ", ".join(str(step.seed) for step in steps)
-        grid.add(name, seeds, Text(state, PLANNED[first.state]), time, disk)
+        grid.add(name, seeds, Text(state, PLANNED[first.state][1]), time, disk)
     return grid
 
 
@@ -205,7 +200,6 @@ def _totals(plan: Plan) -> str:
         which = "all runs are done" if not plan.blocked else "no other run can be trained"
         return f"{_count(len(plan.steps))}: {which}; {what} to do."
     states = Counter[str](step.state for step in plan.steps)
-    words = {"done": "done", "resume": "to resume", "start": "to start", "blocked": "blocked"}
-    counts = ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
+    counts = ", ".join(f"{states[key]} {word}" for key, (word, _) in PLANNED.items() if states[key])
     disk = sum(disk_mib(step.spec) for step in plan.to_train if step.state == "start")
     return f"{_count(len(plan.steps))}: {counts}; {disk:,.0f} MiB."

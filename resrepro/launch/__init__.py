@@ -4,11 +4,9 @@ A plan is read off the records in a runs folder, each time anew, so that whateve
 however it ended, it holds what is missing. `local` and `slurm` run the commands.
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,7 @@ from resrepro.records.collection import Collection, read_ensembles
 from resrepro.records.reading import LAYER_RESPONSES, RESULT, Ensemble, is_measured
 from resrepro.records.write import has_checkpoint, run_folder
 from resrepro.spec import Spec, catalogue, command_for, in_folder
-from resrepro.spec.recipe import FAMILIES, Value, spell
+from resrepro.spec.recipe import FAMILIES, Value, read_toml, spell
 
 ALL = "all"
 ENSEMBLE_PROTOCOL = "multi_scale"  # of the paper's ensembles (Table 5)
@@ -43,8 +41,7 @@ class Exhibit:
 @cache
 def _facts() -> Mapping[str, Mapping[str, Any]]:
     """By exhibit: its dataset, experiments where the catalogue does not say so, responses, claims."""
-    text = resources.files("resrepro.paper").joinpath("reproduction.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return read_toml("reproduction.toml", "resrepro.paper")
 
 
 def exhibit_names() -> tuple[str, ...]:
@@ -76,32 +73,23 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
 def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
     """An exhibit on a dataset; None if there is none of its kind."""
     facts = _facts()[name]
-    own = facts.get("dataset")
-    dataset = dataset if own and dataset else own
-    if own and FAMILIES[str(dataset)] != FAMILIES[own]:
-        return None
+    own, claims = facts.get("dataset"), tuple(facts["claims"])
+    if not own:
+        return Exhibit(name, name, None, (), (), False, claims)
+    dataset = dataset or own
     stem = name if dataset == own else f"{name}-{dataset}"
     shown = stem if stem in layouts() else name
-    experiments = _experiments(name, shown, dataset) if dataset else ()
-    if dataset and not experiments:
+    source, exhibit = ("imagenet", name) if dataset == "folder" else (dataset, shown)
+    listed = [each.replace(own, source, 1) for each in facts.get("experiments", ())]
+    of_it = [each for each in catalogue.experiments().values() if each.dataset == source]
+    nets = [each.name for each in of_it if (each.name in listed if listed else exhibit in each.exhibits)]
+    if not nets or FAMILIES[dataset] != FAMILIES[own]:
         return None
+    experiments = tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in nets)
     layout = layouts().get(shown, {})
     protocols = dict.fromkeys(q["protocol"] for q in layout.get("quantities", ()) if "protocol" in q)
     measures = (*protocols, *((LAYER_RESPONSES,) if facts.get("responses") else ()))
-    return Exhibit(shown, stem, dataset, experiments, measures, "members" in layout, tuple(facts["claims"]))
-
-
-def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
-    """The experiments of an exhibit: those of which the catalogue says so, or that its facts list."""
-    listed, own = _facts()[name].get("experiments"), _facts()[name]["dataset"]
-    source, exhibit = ("imagenet", name) if dataset == "folder" else (dataset, shown)
-    wanted = {each.replace(own, source, 1) for each in listed or ()}
-    chosen = [
-        each.name
-        for each in catalogue.experiments().values()
-        if each.dataset == source and (each.name in wanted if listed else exhibit in each.exhibits)
-    ]
-    return tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in chosen)
+    return Exhibit(shown, stem, dataset, experiments, measures, "members" in layout, claims)
 
 
 @dataclass(frozen=True)
@@ -189,7 +177,7 @@ class Plan:
 
 
 def make_plan(
-    exhibits: Sequence[Exhibit], runs: Path, *, seeds: Sequence[int] | None = None,
+    exhibits: Sequence[Exhibit], runs: Path, seeds: Sequence[int] | None = None,
     without: Sequence[str] = (), settings: Mapping[str, Value] | None = None,
 ) -> Plan:  # fmt: skip
     """What is done and what is missing of some exhibits in a runs folder, which need not exist.
@@ -198,10 +186,9 @@ def make_plan(
     one does not fit, or an experiment to leave out is none of theirs.
     """
     wanted = dict.fromkeys(name for exhibit in exhibits for name in exhibit.experiments)
-    datasets = {str(exhibit.dataset) for exhibit in exhibits}
     left: set[str] = set()
     for name in without:
-        named = {catalogue.full_name(name, dataset) for dataset in datasets} & wanted.keys()
+        named = {catalogue.full_name(name, str(exhibit.dataset)) for exhibit in exhibits} & wanted.keys()
         if not named:
             raise UsageError(f"{name} is no part of what is asked for: that is {', '.join(wanted)}.")
         left |= named
