@@ -89,7 +89,7 @@ def test_what_waits_or_runs_already_is_not_submitted_again(tmp_path: Path, sbatc
     place_in(tmp_path).mkdir(parents=True)
     sbatch.answers("squeue", line("16", "RUNNING", "node3", place_in(tmp_path)))
     wanted = [QueuedRun(RUN, seed, ()) for seed in (0, 1)]
-    done = submit(wanted, tmp_path, {}, None)
+    done = list(submit(wanted, tmp_path, {}, None))
     assert [(str(run), job, there and there.state) for run, job, there in done] == [
         (f"{RUN}, seed 0", "16", "RUNNING"), (f"{RUN}, seed 1", "17", None),
     ]  # fmt: skip
@@ -102,15 +102,15 @@ def test_what_cannot_be_submitted_is_told_in_a_sentence(
     wanted = [QueuedRun(RUN, 0, ())]
     sbatch.answers("sbatch", trouble="sbatch: error: invalid partition specified: nowhere", code=1)
     with pytest.raises(ResreproError, match=r"sbatch refused the jobs: .*nowhere") as caught:
-        submit(wanted, tmp_path, {}, None)
+        list(submit(wanted, tmp_path, {}, None))
     assert "\n" not in str(caught.value)
     (sbatch.folder / "srun").unlink()
     monkeypatch.setenv("PATH", str(sbatch.folder))
     with pytest.raises(UsageError, match="submit from a login node"):
-        submit(wanted, tmp_path, {}, None)
+        list(submit(wanted, tmp_path, {}, None))
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UsageError, match="pip install submitit"):
-        submit(wanted, tmp_path, {}, None)
+        list(submit(wanted, tmp_path, {}, None))
 
 
 @pytest.mark.parametrize("pair", ["partition", "=gpu", "a b=c", "mem=8G\n#SBATCH --x", "-="])
@@ -193,7 +193,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 
 def submitted(runs: Path, *words: str, measures: tuple[str, ...] = ()) -> Path:
     wanted = QueuedRun(RUN, 0, ("train", *words), tuple(("eval", what) for what in measures))
-    submit([wanted], runs, {}, None)
+    list(submit([wanted], runs, {}, None))
     return place_in(runs)
 
 

@@ -6,7 +6,7 @@ however it ended, it holds what is missing. `local` and `slurm` run the commands
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,6 @@ class Exhibit:
     claims: tuple[int, ...]  # numbers of the paper's claims that it bears on
 
 
-@cache
 def _facts() -> Mapping[str, Mapping[str, Any]]:
     """By exhibit: its dataset, experiments where the catalogue does not say so, responses, claims."""
     return read_toml("reproduction.toml", "resrepro.paper")

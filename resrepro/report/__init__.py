@@ -60,16 +60,14 @@ def build_report(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["prose"] = prose
+    environment.globals["kinds"] = KINDS
     return environment.get_template("page.html.j2").render(
         generator=GENERATOR,
         policy=_policy(style, scripts),
         style=Markup(style),
         scripts=[Markup(script) for script in scripts],
         data=curve_data(shown),
-        verdicts=[
-            (one, KINDS[one.verdict], [(each, KINDS[each.verdict]) for each in one.others])
-            for one in verdicts
-        ],
+        verdicts=verdicts,
         counts=[(kind, counts[word]) for word, kind in KINDS.items()],
         elsewhere=decided_elsewhere(verdicts),
         sections=shown,

@@ -95,6 +95,10 @@ def is_ours(row: Row) -> bool:
     return any(map(OURS_CELL.search, row.cells[1:]))
 
 
+def _rounded(number: re.Match[bytes]) -> bytes:
+    return b"%.2f" % float(number[0])
+
+
 def _picture_of(name: str, found: Collection) -> Picture | None:
     """The figure as `plot --paper` draws it; None if there is nothing to draw.
 
@@ -112,16 +116,10 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
             except RecordError:
                 return None
             content = drawing.paths[0].read_bytes()
-            slim = PATH_DATA.sub(
-                lambda path: LONG_NUMBER.sub(lambda n: b"%.2f" % float(n[0]), path[0]), content
-            )
+            slim = PATH_DATA.sub(lambda path: LONG_NUMBER.sub(_rounded, path[0]), content)
             urls.append("data:image/svg+xml;base64," + base64.b64encode(SPACE.sub(b" ", slim)).decode())
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
     return Picture(title or name, urls[0], urls[1] if urls[1:] else None)
-
-
-def _rounded(number: re.Match[bytes]) -> bytes:
-    return b"%.2f" % float(number[0])
 
 
 def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
@@ -131,19 +129,6 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
     except RecordError:
         return None
     seeds = any(len(group.runs) > 1 for group in sheet.groups.values())
-    return Chart(
-        title=str(sheet.layout["title"]),
-        data={"unit": sheet.unit, "panels": [_panel(sheet, panel) for panel in sheet.panels]},
-        depths=tuple(sorted(int(depth) for depth in sheet.depths)),
-        lines=_switches(sheet, seeds),
-        told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
-        footnote=sheet.footnote,
-        notes=sheet.notes,
-    )
-
-
-def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
-    """The kinds of lines that there are: name, words, and whether they are shown at first."""
     kinds = {curve.kind for curve in sheet.curves}
     switches = [
         ("train", "training error", "train" in kinds),
@@ -152,7 +137,15 @@ def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
         (SEED, "ours, each seed", seeds),
         (PAPER, "the paper's", any(curve.paper for curve in sheet.curves)),
     ]
-    return tuple((name, words, name != SEED) for name, words, there in switches if there)
+    return Chart(
+        title=str(sheet.layout["title"]),
+        data={"unit": sheet.unit, "panels": [_panel(sheet, panel) for panel in sheet.panels]},
+        depths=tuple(sorted(int(depth) for depth in sheet.depths)),
+        lines=tuple((name, words, name != SEED) for name, words, there in switches if there),
+        told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
+        footnote=sheet.footnote,
+        notes=sheet.notes,
+    )
 
 
 def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
