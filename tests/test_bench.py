@@ -127,7 +127,7 @@ def measure(tmp_path, monkeypatch):
 
     def run(*modes):
         loops = [players.player(tmp_path, mode, speed=100.0 * at) for at, mode in enumerate(modes, 1)]
-        return bench.measure_speeds(loops, 2, 1.0, "cpu", 2)
+        return bench.measure_speeds(loops, 2, 1.0, "cpu", 2, print)
 
     return run
 

@@ -62,10 +62,8 @@ class Reproduction:
         return measurement.words(self.runs, data=self.data_of(measurement.steps[0]), **self.options)
 
     def train(self) -> None:
-        """Train what is missing, nets on small images first; one that fails stops no other.
-
-        Raises:
-            Interrupted: after a signal; what was begun has its checkpoint.
+        """Train what is missing, nets on small images first; one that fails stops no other (Interrupted after
+        a signal; what was begun has its checkpoint).
         """
         missing = list(self.plan().steps if self.fresh else self.plan().to_train)
         if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:

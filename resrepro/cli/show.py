@@ -14,7 +14,7 @@ from resrepro import cli
 from resrepro import figures as known
 from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
-from resrepro.cli.view import print_json
+from resrepro.cli.view import print_json, tell
 from resrepro.comparison.screen import Grid
 from resrepro.comparison.table import to_json, to_rich, write_table
 from resrepro.errors import UsageError
@@ -69,7 +69,7 @@ def compare(
     tables: cli.TablesOption = Path("tables"),
     every: Annotated[bool, option("Runs of all protocols, not of one.", "--all")] = False,
     settings: SettingsFilter = None,
-    json: JsonOption = False,
+    as_json: cli.JsonOption = False,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
@@ -80,9 +80,8 @@ def compare(
     console = Console(highlight=False)
     built = [known.build_table(name, found, every=every) for name in names]
     written = [write_table(table, tables) for table in built]  # all files first, then the screen
-    if json:
-        return print_json([to_json(table) for table in built])
     for table, paths in zip(built, written, strict=True):
+        tell(**to_json(table))
         console.print(to_rich(table))
         tell_written(paths, console)
 

@@ -60,10 +60,6 @@ class Screen:
             self._attempt(self.stream.write, text)
         return len(text)
 
-    def isatty(self) -> bool:
-        """Whether somebody looks on."""
-        return not self.silent and bool(self.stream.isatty())
-
     def flush(self) -> None:
         """Show what is waiting."""
         self._attempt(self.stream.flush)
@@ -261,10 +257,8 @@ class RunsView:
 
 
 def train_all(pool: RunPool, view: RunsView, way_on: str = "") -> dict[Job, Outcome]:
-    """Train all runs of a pool, shown in a view; returns how those ended that did not finish.
-
-    Raises:
-        Interrupted: after a signal; what was begun has its checkpoint.
+    """Train all runs of a pool, shown in a view; returns how those ended that did not finish (Interrupted
+    after a signal; what was begun has its checkpoint).
     """
     pool.hear, pool.end = view.hear, view.end
     with view.live:
