@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,8 +56,7 @@ READ_LOSS_EVERY = 100  # steps of the usual loop
 SETTLE = 0.3  # seconds in which workers fill up what was taken, and threads stop to wait for more work
 
 
-@dataclass(frozen=True)
-class Loop:
+class Loop(NamedTuple):
     """One way to train one net; `workers` are those of the usual loop's DataLoader."""
 
     mode: str
@@ -73,8 +71,7 @@ class Loop:
         return f"{net_label(self.depth, plain=False)}, {self.mode}{workers}"
 
 
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """What a loop reached: images per second by round, and their ratio to the usual loop's in that round.
 
     `counted` is false of the usual loop with the worse number of workers.

@@ -21,9 +21,7 @@ from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, se
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
 
-ORDER = (
-    "reproduce, train, status, eval, compare, plot, claims, report, demo, bench, list, publish"  # in --help
-)
+ORDER = "reproduce, train, status, eval, compare, plot, claims, report, demo, bench, list, publish"
 
 
 class Commands(TyperGroup):
@@ -187,9 +185,7 @@ MaxBadOption = Annotated[int | None, photo_option(BAD, "--max-bad-images")]
 DepthOption = Annotated[list[str] | None, option(DEPTH, "--depth", metavar="20,56")]
 IterationsOption = Annotated[int | None, whole_option("Shorter (or longer) schedule of the same shape.")]
 SplitOption = Annotated[str | None, recipe_option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Show nothing but errors.", callback=silence)
-]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors alone.", callback=silence)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.", callback=want_json)]
 SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
 LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]

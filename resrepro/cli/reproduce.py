@@ -19,7 +19,7 @@ from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, run_command, threads_each
 from resrepro.records.collection import Collection
-from resrepro.records.reading import OTHER_IMAGES
+from resrepro.records.reading import LAYER_RESPONSES, OTHER_IMAGES
 from resrepro.spec.recipe import Value
 from resrepro.training import world_size
 
@@ -58,8 +58,11 @@ class Reproduction:
         return launch.train_words(step.spec, step.seed, launch.option_words(self.settings, **own))
 
     def measure_words(self, measurement: launch.Measurement) -> list[str]:
-        """The command that measures something."""
-        return measurement.words(self.runs, data=self.data_of(measurement.steps[0]), **self.options)
+        """The command that measures something, without `resrepro`."""
+        what, steps = measurement.what, measurement.steps
+        own = {"responses": True} if what == LAYER_RESPONSES else {"protocol": what, "runs": self.runs}
+        own |= {"ensemble": len(steps) > 1, "data": self.data_of(steps[0])} | self.options
+        return ["eval", *(str(step.folder) for step in steps), *launch.option_words({}, **own)]
 
     def train(self) -> None:
         """Train what is missing, nets on small images first; one that fails stops no other (Interrupted after

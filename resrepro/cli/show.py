@@ -37,7 +37,6 @@ FORMATS = "png, svg or pdf; may be repeated. (default: png and svg)"
 WIDTH = "Inches, or column or text as on the paper's page. (default: the figure's own)"
 RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metavar="DIR")]
 SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
-JsonOption = Annotated[bool, option("Print JSON instead.", "--json")]
 
 
 def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
@@ -149,7 +148,7 @@ def claims(
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
     tables: cli.TablesOption = Path("tables"),
-    json: JsonOption = False,
+    json: Annotated[bool, option("Print JSON instead.", "--json")] = False,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Say claim by claim whether the paper's statement held in your runs; by number in detail.

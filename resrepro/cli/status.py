@@ -58,9 +58,8 @@ def status(
         line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
         line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
         if len(line) > console.width:
-            line = Text(
-                "\n    ".join(filter(None, (f"  {seed} {state}", done, errors, where))), STYLES[state]
-            )
+            parts = filter(None, (f"  {seed} {state}", done, errors, where))
+            line = Text("\n    ".join(parts), STYLES[state])
         console.print(line)
     if any(row[4] for row in rows):
         console.print("Errors: training, then test or validation, as last measured.")

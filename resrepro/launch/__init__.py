@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.paper import layouts
@@ -25,8 +25,7 @@ SMALL, PHOTOS = "cifar", "imagenet"  # families of nets, in the order in which t
 State = Literal["done", "resume", "start", "blocked"]
 
 
-@dataclass(frozen=True)
-class Exhibit:
+class Exhibit(NamedTuple):
     """A table or figure of the paper, or its stand-in on other images, and what it is made of."""
 
     name: str  # as `compare` and `plot` know it
@@ -117,8 +116,7 @@ class Step:
         return self.state in ("resume", "start")
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """A test protocol, or LAYER_RESPONSES, to measure of a trained net, or of several as one ensemble."""
 
     what: str
@@ -129,15 +127,8 @@ class Measurement:
         count = len(self.steps)
         return f"{self.what} of {self.steps[0] if count == 1 else f'an ensemble of {count}'}"
 
-    def words(self, runs: Path, **options: object) -> list[str]:
-        """The command that measures it, without `resrepro`."""
-        what = {"responses": True} if self.what == LAYER_RESPONSES else {"protocol": self.what, "runs": runs}
-        words = option_words({}, **what, ensemble=len(self.steps) > 1, **options)
-        return ["eval", *(str(step.folder) for step in self.steps), *words]
 
-
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What there is and what is missing of some exhibits in a runs folder, as the records say now."""
 
     runs: Path

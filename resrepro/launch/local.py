@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import chain, cycle, islice
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from resrepro.errors import Interrupted, UsageError
 from resrepro.machine import cores, free_memory, gpus, gpus_are_shared, named_gpus
@@ -144,8 +144,7 @@ def threads_each(jobs: int) -> int | None:
 
 def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
     """Look for CIFAR-10 once (DataError without), before several processes want to download it."""
-    recipes = [spec.recipe for spec in specs if spec.dataset == "cifar10"]
-    for split in {recipe.split for recipe in recipes if isinstance(recipe, CifarRecipe)}:
+    for split in {getattr(spec.recipe, "split", "") for spec in specs if spec.dataset == "cifar10"}:
         from resrepro.data import load_dataset  # imports torch
 
         load_dataset("cifar10", split, data)
@@ -163,8 +162,7 @@ class Job:
         return f"{self.run}, seed {self.seed}"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a command ended: its exit code, the sentence on it, and the trace of what nobody expected."""
 
     code: int

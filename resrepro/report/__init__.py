@@ -7,7 +7,6 @@ content security policy lets nothing run but the page's own scripts, known by th
 
 import base64
 import hashlib
-import itertools
 import json
 import re
 from collections import Counter
@@ -126,13 +125,11 @@ def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
 
 def _datasets(runs: Iterable[Run]) -> list[str]:
     """`CIFAR-10: 5 runs of 4 nets, shortened to 2,000 of 64,000 iterations.`, by dataset and length."""
-
-    def kind(run: Run) -> tuple[str, int, str]:
-        return str(run.spec["dataset"]), iterations_of(run), run.status
-
+    kinds: dict[tuple[str, int, str], list[Run]] = {}
+    for run in runs:
+        kinds.setdefault((str(run.spec["dataset"]), iterations_of(run), run.status), []).append(run)
     sentences = []
-    for (dataset, iterations, status), group in itertools.groupby(sorted(runs, key=kind), kind):
-        same = list(group)
+    for (dataset, iterations, status), same in sorted(kinds.items()):
         nets = {net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"]) for run in same}
         whole = catalogue.paper_recipe(same[0].family).recipe.iterations
         length = f"{iterations:,} iterations"

@@ -8,9 +8,9 @@ import itertools
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from resrepro import figures as exhibits
@@ -33,8 +33,7 @@ OURS, SEED, PAPER = "ours", "seed", "paper"  # whose a line is: our mean, one of
 DECIMALS = 3  # of an error in percent: the curves of the paper were read to ±0.03
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A figure of curves."""
 
     title: str
@@ -46,8 +45,7 @@ class Chart:
     notes: tuple[str, ...]  # what was left out
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure as `plot` draws it: its title, and the SVG file as a data URL, also for narrow screens."""
 
     title: str
@@ -55,8 +53,7 @@ class Picture:
     narrow: str | None
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """What the page shows of one exhibit; `lacking` are the rows of nets of which we have nothing."""
 
     name: str
