@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from resrepro import cli, launch
 from resrepro.claims import to_rich
 from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
-from resrepro.cli.show import write_exhibit
+from resrepro.cli.show import tell_written, write_exhibit
 from resrepro.cli.status import show_plan
 from resrepro.cli.train import FreshOption, submit_runs
 from resrepro.cli.view import RunsView, raise_failures, train_all
@@ -122,12 +123,10 @@ class Reproduction:
                 shown[exhibit.stem] = write_exhibit(exhibit, found, tables, figures)
             except ResreproError as error:
                 self.failures[exhibit.stem] = str(error)
-        for exhibit in plan.exhibits:
-            console.rule(exhibit.stem, align="left")
-            if exhibit.stem in shown:
-                shown[exhibit.stem](console)
-            else:
-                console.print(f"Not shown: {self.failures[exhibit.stem]}", markup=False)
+                shown[exhibit.stem] = partial(tell_written, notes=[f"Not shown: {error}"])
+        for stem, show in shown.items():
+            console.rule(stem, align="left")
+            show(console)
         if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
             console.rule("claims", align="left")
             console.print(to_rich(verdicts, detailed=True))

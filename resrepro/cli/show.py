@@ -1,7 +1,8 @@
 """`compare`, `plot`, `claims`, `report` and `list`: what there is to run and what came out, without torch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
 from resrepro.cli.view import print_json, tell
 from resrepro.comparison.screen import Grid
-from resrepro.comparison.table import to_json, to_rich, write_table
+from resrepro.comparison.table import Table, to_json, to_rich, write_table
 from resrepro.errors import UsageError
 from resrepro.launch import Exhibit
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
@@ -54,11 +55,16 @@ def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None 
     return found.having(cli.parse_pairs(settings, "--settings", "KEY=VALUE, such as iterations=2000"))
 
 
-def tell_written(paths: Iterable[Path], console: Console, notes: Iterable[str] = ()) -> None:
-    """Name the files that were written, after what is to be said of them."""
+def tell_written(
+    console: Console, paths: Sequence[Path] = (), notes: Iterable[str] = (), table: Table | None = None
+) -> None:
+    """Name the files that were written, after the table in them and what is to be said."""
+    if table:
+        console.print(to_rich(table))
     for note in notes:
         console.print(note, markup=False)
-    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+    if paths:
+        console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -81,8 +87,7 @@ def compare(
     written = [write_table(table, tables) for table in built]  # all files first, then the screen
     for table, paths in zip(built, written, strict=True):
         tell(**to_json(table))
-        console.print(to_rich(table))
-        tell_written(paths, console)
+        tell_written(console, paths, table=table)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -106,7 +111,7 @@ def plot(
     console = Console(highlight=False)
     drawings = [known.draw_figure(name, found.runs, figures, paper=paper, style=style) for name in names]
     for drawing in drawings:
-        tell_written(drawing.paths, console, drawing.notes)
+        tell_written(console, drawing.paths, drawing.notes)
 
 
 def write_exhibit(
@@ -121,10 +126,8 @@ def write_exhibit(
     shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
     if exhibit.dataset and not any(shown):
         what = "measured" if responses else "finished"
-        sentence = f"No {what} run for {exhibit.stem} yet: nothing is written."
-        return lambda console: console.print(sentence, markup=False)
-    paths: list[Path] = []
-    notes: tuple[str, ...] = ()
+        return partial(tell_written, notes=[f"No {what} run for {exhibit.stem} yet: nothing is written."])
+    paths, notes, table = list[Path](), tuple[str, ...](), None
     if exhibit.name in known.tables():
         table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
         table = replace(table, name=exhibit.stem)
@@ -133,13 +136,7 @@ def write_exhibit(
         paper = exhibit.dataset in ("cifar10", "imagenet", "folder")
         drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
         paths, notes = [*paths, *drawing.paths], drawing.notes
-
-    def show(console: Console) -> None:
-        if exhibit.name in known.tables():
-            console.print(to_rich(table))
-        tell_written(paths, console, notes)
-
-    return show
+    return partial(tell_written, paths=paths, notes=notes, table=table)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -175,7 +172,7 @@ def claims(
         console.print(sentence, markup=False, end="\n" if sentence else "")
     if not wanted:
         console.print("In detail: resrepro claims NUMBER", markup=False)
-    tell_written(paths, console)
+    tell_written(console, paths)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -193,7 +190,7 @@ def report(
         raise UsageError(f"{out} is no report of ours: give --out another name, nothing is overwritten.")
     found = read_records(runs, settings)
     write_out(out, build_report(found, judge(found.runs)).encode())
-    tell_written([out], Console(highlight=False))
+    tell_written(Console(highlight=False), [out])
 
 
 @cli.app.command("list", rich_help_panel="Read")
