@@ -178,25 +178,6 @@ def test_fast_names_the_arithmetic_of_this_machine(monkeypatch):
     assert "Settings: precision=bf16." in told
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ("table99", "no exhibit 'table99' to reproduce"),
-        ("table2 --dataset digits", "table2 is an exhibit of imagenet or folder"),
-        ("figure1 --split 45k5k --dataset digits", "45k/5k split is one of CIFAR-10"),
-        ("figure1 --launcher cloud", "--launcher takes local or slurm, not 'cloud'"),
-        ("figure1 --slurm a=b", "--slurm is for --launcher slurm"),
-        ("figure1 --seeds 0", "--seeds takes how many, or which"),
-        ("figure1 --fast --set precision=fp16", "--fast chooses the precision itself"),
-        ("figure1 --without cifar10-resnet20", "cifar10-resnet20 is no part of what is asked for"),
-        ("figure1 --jobs 0", "--jobs must be at least 1"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_in_a_sentence(words, sentence):
-    code, _, error = call("reproduce", words)
-    assert (code, sentence in error, error.count("error:"), files()) == (2, True, 1, [])
-
-
 # --- the demo -----------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,6 @@
 
 import os
 import socket
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,13 +12,13 @@ TWO_GPUS = "0, GPU-aa11, 81559, 80000\n1, GPU-ab22, 81559, 1000\n"
 
 
 @pytest.fixture
-def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def system(tmp_path, monkeypatch):
     """Files of proc and sys on a machine of 8 cores and 64 GB, of which 32 are free."""
     monkeypatch.setattr(machine, "SYSTEM", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setattr(os, "sysconf", lambda name: 64 * GB // 4096 if "PAGES" in name else 4096)
 
-    def write(files: dict[str, str]) -> None:
+    def write(files):
         meminfo = f"MemTotal: {64 * GB // 1024} kB\nMemAvailable: {32 * GB // 1024} kB\n"
         for name, text in ({"proc/meminfo": meminfo} | files).items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +71,12 @@ MEMORY_2 = {"memory.current": f"{7 * GB}\n", "memory.stat": f"anon {2 * GB}\nina
         ),
     ],
 )
-def test_a_container_has_its_own_cores_and_memory(
-    system: Any, files: dict[str, str], cores: int, memory: int
-) -> None:
+def test_a_container_has_its_own_cores_and_memory(system, files, cores, memory):
     system(files)
     assert (machine.cores(), machine.free_memory()) == (cores, memory * GB)
 
 
-def test_where_nothing_is_told_all_memory_counts(system: Any) -> None:
+def test_where_nothing_is_told_all_memory_counts(system):
     assert (machine.cores(), machine.free_memory()) == (8, 64 * GB)
 
 
@@ -102,13 +98,7 @@ def test_where_nothing_is_told_all_memory_counts(system: Any) -> None:
         ("", None, {}),
     ],
 )
-def test_the_gpus_that_may_be_used_and_what_is_free_of_them(
-    told: str,
-    visible: str | None,
-    free: dict[str, int | None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_gpus_that_may_be_used_and_what_is_free_of_them(told, visible, free, tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\nprintf '{told}'\n")
     program.chmod(0o755 if told else 0o644)
@@ -120,9 +110,7 @@ def test_the_gpus_that_may_be_used_and_what_is_free_of_them(
     assert (machine.named_gpus() == []) == (visible == "")
 
 
-def test_mps_is_running_where_its_daemon_lives_or_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mps_is_running_where_its_daemon_lives_or_answers(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     pid = tmp_path / "nvidia-cuda-mps-control.pid"
     assert not machine.gpus_are_shared()

@@ -5,9 +5,6 @@ import re
 import pytest
 from commands import call
 
-from resrepro.figures import figures, tables
-from resrepro.launch import exhibit_names
-
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
@@ -58,18 +55,3 @@ def test_a_wrong_name_among_right_ones_draws_nothing(tmp_path):
         assert (code, told) == (2, "")
         assert "99" in error
     assert not list((tmp_path / "here").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("command", "names", "end"),
-    [
-        ("compare", tables, ". (default: table6)"),
-        ("plot", figures, ". (default: figure6)"),
-        ("reproduce", exhibit_names, ", or all."),
-    ],
-)
-def test_help_lists_the_exhibits_that_there_are(command, names, end):
-    code, told, _ = call(command, "--help")
-    words = " ".join(re.sub(r"[│\s]+", " ", told).split())
-    assert code == 0
-    assert f"{', '.join(names())}{end}" in words
