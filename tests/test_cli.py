@@ -80,8 +80,6 @@ def sentence(code, stdout, stderr):
         ("publish nowhere", 1, "is missing"),
         ("bench --depth 21", 2, "nearest is 20 or 26"),
         ("bench --modes sloth", 2, "of usual, default, fast, usual-fast, eager, "),
-        ("reproduce table99", 2, "no exhibit 'table99' to reproduce"),
-        ("reproduce table2 --dataset digits", 2, "table2 is an exhibit of imagenet or folder"),
         ("reproduce figure1 --split 45k5k --dataset digits", 2, "45k/5k split is one of CIFAR-10"),
         ("reproduce figure1 --launcher cloud", 2, "--launcher takes local or slurm, not 'cloud'"),
         ("reproduce figure1 --slurm a=b", 2, "--slurm is for --launcher slurm"),

@@ -69,10 +69,8 @@ def until(there):
 
 
 def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_other(tmp_path):
-    alone = [
-        train(runs=tmp_path / "alone", seed=seed, threads=1, engine="eager", iterations=4, **DIGITS)
-        for seed in (0, 1)
-    ]
+    wanted = {"runs": tmp_path / "alone", "threads": 1, "engine": "eager", "iterations": 4}
+    alone = [train(seed=seed, **wanted, **DIGITS) for seed in (0, 1)]
     here = tmp_path / "here"
     folders = [here / folder.parent.name / folder.name for folder in alone]
     with locked(folders[0].with_name("seed2")):
@@ -186,10 +184,7 @@ def test_processes_that_die_in_whatever_way_are_told_and_stop_no_other(pool_of):
     pool.run()
     ends = {job.seed: outcome for job, outcome in pool.outcomes.items()}
     assert "killed by SIGKILL" in ends[0].sentence
-    assert (ends[1].code, ends[1].sentence) == (
-        7,
-        "its process ended with exit code 7 and said nothing of it.",
-    )
+    assert ends[1] == Outcome(7, "its process ended with exit code 7 and said nothing of it.")
     assert ends[2].sentence == "TypeError: nobody expected this"
     assert "Traceback" in ends[2].trace
     assert ends[3] == Outcome(2, "no such GPU.")
@@ -287,26 +282,21 @@ def test_what_sets_the_number_besides(monkeypatch):
         ("cifar10-resnet20", {"a": None, "b": 80}, True, "cuda", None, "abbbbbb"),
         ("cifar10-resnet20", {"a": 80, "b": 80}, False, "cuda", 5, "ababa"),
         ("imagenet-resnet50", {"a": 80, "b": 80}, True, "cuda", None, "ab"),
+        # One that is named is taken alone, by the command itself.
+        ("cifar10-resnet20", {"a": 1, "b": 4}, True, "cuda:1", None, ["", "", ""]),
+        ("cifar10-resnet20", {"a": 1, "b": 4}, True, "cuda:0", None, [""]),
+        ("cifar10-resnet20", {"a": 1, "b": 4}, True, "cuda:7", None, [""]),
+        ("cifar10-resnet20", {"a": 1, "b": 4}, True, "cuda:x", None, [""]),
     ],
 )
-def test_runs_are_dealt_out_to_the_gpus_that_have_room(
-    experiment, free, mps, device, jobs, places, monkeypatch
-):
+def test_runs_are_dealt_out_to_gpus_with_room(experiment, free, mps, device, jobs, places, monkeypatch):
     monkeypatch.setattr(local, "GPU_DRIVERS", ("/dev/null",))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(local, "cores", lambda: 16)
     monkeypatch.setattr(local, "free_memory", lambda: 0)  # the host's is not asked
     monkeypatch.setattr(local, "gpus_are_shared", lambda: mps)
     monkeypatch.setattr(local, "gpus", lambda: {gpu: gb and gb * GB for gpu, gb in free.items()})
-    assert "".join(choose_places(jobs, specs(9, experiment), device)) == places
-
-
-@pytest.mark.parametrize(("device", "count"), [("cuda:1", 3), ("cuda:0", 1), ("cuda:7", 1), ("cuda:x", 1)])
-def test_a_gpu_that_is_named_is_taken_alone_by_the_command_itself(device, count, monkeypatch):
-    monkeypatch.setattr(local, "cores", lambda: 16)
-    monkeypatch.setattr(local, "gpus_are_shared", lambda: True)
-    monkeypatch.setattr(local, "gpus", lambda: {"a": 1 * GB, "b": 4 * GB})
-    assert choose_places(None, specs(9), device) == [""] * count
+    assert choose_places(jobs, specs(9, experiment), device) == list(places)
 
 
 def test_a_gpu_is_seen_without_pytorch_and_can_be_hidden(monkeypatch):

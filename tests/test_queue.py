@@ -215,7 +215,7 @@ def test_a_job_that_is_to_go_lets_its_command_end_and_is_requeued_where_slurm_ha
     assert len(asked()) == 1
 
 
-def test_a_job_that_begins_again_goes_on_and_takes_the_lock_of_its_last_node(
+def test_a_job_that_begins_again_takes_the_lock_of_its_last_node(
     tmp_path, sbatch, on_node, asked, monkeypatch
 ):
     place = submitted(tmp_path, "--fresh")

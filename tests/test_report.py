@@ -81,18 +81,15 @@ def test_the_size_stays_below_the_limit_and_nothing_is_loaded(whole, page):
 
 
 def test_only_the_scripts_and_the_style_of_the_page_are_let_through(page):
-    policy = next(
-        element.attributes["content"] for element in page.all("meta") if "http-equiv" in element.attributes
-    )
+    (policy,) = [each.attributes["content"] for each in page.all("meta") if "http-equiv" in each.attributes]
     run = [element.text for element in page.all("script") if element.attributes.get("type") is None]
     for text in [*run, page.all("style")[0].text]:
         assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
     assert len(re.findall("sha256-", policy)) == len(run) + 1
     assert "unsafe" not in policy
     assert policy.startswith("default-src 'none'")
-    assert not any(
-        name == "style" or name.startswith("on") for one in page.elements for name in one.attributes
-    )
+    names = {name for element in page.elements for name in element.attributes}
+    assert not [name for name in names if name == "style" or name.startswith("on")]
 
 
 def test_equal_records_give_equal_bytes(found):
@@ -104,9 +101,7 @@ def test_verdicts_are_counted_and_told_in_a_word_and_a_sign(page):
     assert len(claims) == 27
     told = [next(word for word in KINDS if word in claim.text) for claim in claims]
     assert told == [verdict.verdict for verdict in verdicts()]
-    buttons = [
-        " ".join(element.text.split()) for element in page.all("button") if "data-kind" in element.attributes
-    ]
+    buttons = [" ".join(one.text.split()) for one in page.all("button") if "data-kind" in one.attributes]
     assert buttons == ["27 all", "6 ✓ held", "7 ✗ failed", "7 ? undecided", "7 – not testable here"]
     assert "difference 8.2, 95 % interval 7.1 to 9.2" in claims[0].text
     assert "shortened: 2,000 of 64,000 iterations" in claims[0].text
@@ -134,20 +129,15 @@ def test_the_tables_say_what_compare_says(page, found):
     shown = {cell for row in table.rows for cell in row.cells[1:] if cell}
     assert "9.96±0.18 (2)" not in shown  # not a number of these records
     assert shown <= set(cells)
-    assert all(
-        note in page.text and remark.split("`")[0] in page.text
-        for note in table.notes
-        for remark in table.remarks
-    )
+    assert all(note in page.text for note in table.notes)
+    assert all(remark.split("`")[0] in page.text for remark in table.remarks)
     commands = [element.text for element in page.all("code")]
     assert all(command in commands for _, command in table.missing)
 
 
 def test_rows_without_runs_of_ours_are_folded_unless_all_are():
-    rows = tuple(
-        Row((name, ours)) for name, ours in [("NIN", ""), ("a", "—"), ("↳ x", "5"), ("b", "—"), ("c", "4")]
-    )
-    assert lacking(rows) == {3}
+    cells = ("NIN", ""), ("a", "—"), ("↳ x", "5"), ("b", "—"), ("c", "4")
+    assert lacking([Row(each) for each in cells]) == {3}
     assert lacking((Row(("a", "—")), Row(("b", "—")))) == frozenset()
 
 
@@ -158,10 +148,8 @@ def test_charts_hold_means_seeds_and_the_curves_of_the_paper(found):
     assert [name for name, _, shown in chart.lines if not shown] == ["seed"]
 
     def lines(kind, whose):
-        drawn = chart.data["panels"][0]["lines"]
-        return [
-            line for line in drawn if (line["net"], line["kind"], line["whose"]) == ("plain-56", kind, whose)
-        ]
+        wanted, drawn = ("plain-56", kind, whose), chart.data["panels"][0]["lines"]
+        return [line for line in drawn if (line["net"], line["kind"], line["whose"]) == wanted]
 
     (ours,), seeds, (paper,) = lines("train", "ours"), lines("train", "seed"), lines("held_out", "paper")
     points = [falling_curve(2000, 100, seed) for seed in (0, 1)]
@@ -170,10 +158,8 @@ def test_charts_hold_means_seeds_and_the_curves_of_the_paper(found):
     assert ours["y"] == pytest.approx(expected, abs=1e-3)
     assert [line["seed"] for line in seeds] == [0, 1]
     assert seeds[1]["y"] == [point.train for point in points[1]]
-    frame = curves("figure6")
-    rows = frame[
-        (frame["panel"] == "left") & (frame["series"] == "plain-56") & (frame["kind"] == "test")
-    ].sort_values("x")
+    rows = curves("figure6").query("panel == 'left' and series == 'plain-56' and kind == 'test'")
+    rows = rows.sort_values("x")
     assert paper["y"] == pytest.approx(rows["value"].tolist())
     assert paper["x"] == pytest.approx([x * 10_000 * 2_000 / 64_000 for x in rows["x"]], abs=0.1)
 
@@ -198,10 +184,8 @@ def test_nothing_in_a_record_becomes_markup_or_ends_a_script(tmp_path):
         rewrite(run.folder / "env.json", lambda env: env.update(cpu=HOSTILE, gpu=HOSTILE))
     hostile = Page(build_report(collect([tmp_path / "bad"]), [bad], FEW))
     assert hostile.text.count("window.hacked = 1") >= 6 + 2 + 3  # verdict, machine, notes and departures
-    shape = [(element.tag, *element.attributes) for element in clean.elements if element.tag != "code"]
-    assert shape == [
-        (element.tag, *element.attributes) for element in hostile.elements if element.tag != "code"
-    ]
+    shapes = [[(e.tag, *e.attributes) for e in page.elements if e.tag != "code"] for page in (clean, hostile)]
+    assert shapes[0] == shapes[1]
     data = next(element.text for element in hostile.all("script") if element.attributes.get("id") == "curves")
     assert set(json.loads(data)) == {"figure1"}
 
