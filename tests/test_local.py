@@ -1,6 +1,5 @@
 """Several runs at once: the same records, ends that are told, signals that reach all, and what is shown."""
 
-import contextlib
 import io
 import json
 import os
@@ -36,33 +35,10 @@ def command(runs, iterations, seeds, *more):
     return [sys.executable, "-m", "resrepro", *words.split(), *more]
 
 
-def told_by(words):
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-@contextlib.contextmanager
-def started(words):
-    """A command under way, which does not outlive a test that fails."""
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def sampled(runs):
     """The folders of the runs that have measured their errors."""
     curves = runs.glob("*/seed*/metrics.csv")
     return sorted(each.parent for each in curves if "\n2," in each.read_text())
-
-
-def until(there):
-    deadline = time.monotonic() + LONG
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # --- whole commands ---------------------------------------------------------------------------------
@@ -74,22 +50,26 @@ def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_oth
     here = tmp_path / "here"
     folders = [here / folder.parent.name / folder.name for folder in alone]
     with locked(folders[0].with_name("seed2")):
-        code, stdout, stderr = told_by(command(here, 4, "2,0-1", "--jobs", str(local.cores())))
-    assert code == 1
-    assert "1 of 3 runs could not be done" in stderr
-    for told in (stdout, stderr):  # when it happens, and at the end
+        words = command(here, 4, "2,0-1", "--jobs", str(local.cores()))
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "1 of 3 runs could not be done" in done.stderr
+    for told in (done.stdout, done.stderr):  # when it happens, and at the end
         (failure,) = [line for line in told.splitlines() if "digits-resnet8, seed 2: " in line]
         assert "is being trained by" in failure
     for one, other in zip(folders, alone, strict=True):
         assert differences(one, other) == []
         assert json_of(one, "env")["threads"] == 1  # its share of the cores
-        assert f"Record: {one}" in stdout
-    assert "digits-resnet8, seed 1: iteration      4" in stdout
+        assert f"Record: {one}" in done.stdout
+    assert "digits-resnet8, seed 1: iteration      4" in done.stdout
 
 
 def test_a_signal_stops_all_with_checkpoints(tmp_path):
-    with started(command(tmp_path, 60, "0-2", "--jobs", "2")) as process:
-        until(lambda: len(sampled(tmp_path)) == 2)
+    words = command(tmp_path, 60, "0-2", "--jobs", "2")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + LONG
+        while len(sampled(tmp_path)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
         folders = [sampled(tmp_path)[0].with_name(f"seed{seed}") for seed in range(3)]
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=LONG)
@@ -318,8 +298,7 @@ def errors(top1):
 
 def test_events_are_lines_of_json_and_a_run_without_a_listener_is_stopped_once(capsys, monkeypatch):
     monkeypatch.setattr("resrepro.training.progress.LOOK_EVERY", 0.0)
-    killed: list[int] = []
-    view = EventView(parent=os.getppid())
+    killed, view = [], EventView(parent=os.getppid())
     view.begin("digits-resnet8", 0, 2, 10, 128)
     view.step(3, 0.1, lambda: errors(50.0))
     view.sample(Sample(4, 0.1, {"train": errors(50.0), "test": errors(60.0)}, 1000.0))
@@ -330,25 +309,21 @@ def test_events_are_lines_of_json_and_a_run_without_a_listener_is_stopped_once(c
     assert "iteration      4  lr 0.1 " in told[2]["line"]
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
     view = EventView(parent=-1)
-    for _ in range(2):
-        view.step(3, 0.1, lambda: errors(50.0))
+    view.step(3, 0.1, lambda: errors(50.0))
+    view.step(4, 0.1, lambda: errors(50.0))
     assert killed == [signal.SIGTERM]
-
-
-def event(kind, **details):
-    return {"event": kind, **details}
 
 
 def test_the_table_fits_into_80_columns_and_leaves_nothing_out():
     found = [Job("cifar10-resnet1202", seed, ()) for seed in range(5)]
     view = RunsView(found, Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None))
     for told in (
-        event("start"), event("begin", done=12_000, iterations=64_000),
-        event("step", done=12_345, images_per_s=123_456.0, loss=2.30259, left="10:00:00"),
-        event("sample", errors=[12.34, 56.78, 90.12], line="a line"),
+        {"event": "start"}, {"event": "begin", "done": 12_000, "iterations": 64_000},
+        {"event": "step", "done": 12_345, "images_per_s": 123_456.0, "loss": 2.30259, "left": "10:00:00"},
+        {"event": "sample", "errors": [12.34, 56.78, 90.12], "line": "a line"},
     ):  # fmt: skip
         view.hear(found[0], told)
-    view.hear(found[1], event("start"))
+    view.hear(found[1], {"event": "start"})
     view.end(found[2], Outcome(1, "no more disk."))
     console = Console(file=io.StringIO(), width=80, color_system=None)
     console.print(view.picture())
@@ -364,10 +339,10 @@ def test_without_a_terminal_every_line_says_whose_it_is():
     told = io.StringIO()
     view = RunsView(JOBS[:2], Console(file=told, width=200))
     with view.live:
-        view.hear(JOBS[0], event("start"))
-        view.hear(JOBS[0], event("begin", done=0, iterations=1000))
-        view.hear(JOBS[1], event("sample", errors=[1.0], line="iteration 5"))
-        view.hear(JOBS[1], event("say", text="Warm-up over."))
+        view.hear(JOBS[0], {"event": "start"})
+        view.hear(JOBS[0], {"event": "begin", "done": 0, "iterations": 1000})
+        view.hear(JOBS[1], {"event": "sample", "errors": [1.0], "line": "iteration 5"})
+        view.hear(JOBS[1], {"event": "say", "text": "Warm-up over."})
         view.end(JOBS[1], Outcome(1, "it broke."))
     assert told.getvalue().splitlines() == [
         "digits-resnet8, seed 0: 1,000 iterations",

@@ -1,4 +1,4 @@
-"""`resrepro list`, and Table 1 and Figure 3 as commands."""
+"""`resrepro list`, and names among which one is wrong."""
 
 import re
 
@@ -38,15 +38,6 @@ def test_a_net_that_the_catalogue_does_not_list_is_shown_too():
     code, text, _ = call("list cifar10-resnet26")
     assert (code, "26 layers" in text) == (0, True)
     assert "the paper gives no number for ResNet-26" in " ".join(text.split())
-
-
-def test_table_1_and_figure_3_are_written_beside_what_comes_from_records():
-    code, told, _ = call("compare", "table1", "table6")
-    assert code == 0
-    assert "Written: tables/table1.md, tables/table1.csv, tables/table1.tex" in told
-    assert "Written: tables/table6.md" in told
-    code, told, _ = call("plot", "figure3")
-    assert (code, told) == (0, "Written: figures/figure3.png, figures/figure3.svg\n")
 
 
 def test_a_wrong_name_among_right_ones_draws_nothing(tmp_path):
