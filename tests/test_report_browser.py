@@ -53,7 +53,6 @@ class Browser:
         self.driver.get(page.as_uri())
 
     def tell(self, command, **arguments):
-        """A command of the DevTools protocol."""
         return self.driver.execute_cdp_cmd(command, arguments)
 
     def media(self, media, scheme="light"):
@@ -62,15 +61,12 @@ class Browser:
         self.tell("Emulation.setEmulatedMedia", media=media, features=features)
 
     def js(self, program, *arguments):
-        """What a piece of JavaScript returns."""
         return self.driver.execute_script(program, *arguments)
 
     def find(self, selector):
-        """The first element that a selector finds."""
         return self.driver.find_element("css selector", selector)
 
     def all(self, selector):
-        """All elements that a selector finds."""
         return self.driver.find_elements("css selector", selector)
 
     def seen(self, selector):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from one_node import OneNode
-from runs import differences, env_of, json_of
+from runs import differences, json_of
 
 pytestmark = pytest.mark.cluster
 NAME = "digits-resnet8+iterations=80+eval_every=10"
@@ -78,7 +78,7 @@ def done(runs, seed):
 
 def starts(runs, seed):
     """The iterations that the run was taken up again from."""
-    return [each["from_iteration"] for each in env_of(folder(runs, seed)).get("later_sessions", [])]
+    return [each["from_iteration"] for each in json_of(folder(runs, seed), "env").get("later_sessions", [])]
 
 
 def restarts(slurm, job):
