@@ -47,7 +47,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(monkeypatch):
 
 
 def test_what_is_missing_is_done_and_shown_and_the_second_time_nothing_is(trained):
-    told, error = done(0, "reproduce", "figure1", DIGITS, "--seeds", 2)
+    told, _ = done(0, "reproduce", "figure1", DIGITS, "--seeds", 2)
     made = files()
     for name in ("tables/figure1-digits.md", "tables/figure1-digits.csv", "figures/figure1-digits.png"):
         assert name in made

@@ -8,7 +8,7 @@ from conftest import rewrite, write_ensemble, write_eval, write_run
 
 from resrepro.errors import UsageError
 from resrepro.figures import figures, tables
-from resrepro.launch import choose_exhibits, data_folder_of, exhibit_names, local, make_plan, option_words
+from resrepro.launch import FACTS, choose_exhibits, data_folder_of, local, make_plan, option_words
 from resrepro.launch.local import disk_mib, duration, seconds_of, span
 from resrepro.records.collection import collect
 from resrepro.spec import catalogue
@@ -26,9 +26,9 @@ def nets(exhibit):
 
 
 def test_everything_that_is_compared_or_plotted_can_be_reproduced():
-    stand_ins = {f"{name}-{other}" for name in exhibit_names() for other in ("digits", "folder")}
-    assert set(exhibit_names()) == {*tables(), *figures()} - stand_ins
-    for name in exhibit_names():
+    stand_ins = {f"{name}-{other}" for name in FACTS for other in ("digits", "folder")}
+    assert set(FACTS) == {*tables(), *figures()} - stand_ins
+    for name in FACTS:
         exhibit = chosen(name)
         assert exhibit.name in (*tables(), *figures())
         for experiment in exhibit.experiments:
@@ -42,7 +42,7 @@ def test_the_papers_own_nets_and_what_is_measured_of_them():
     assert chosen("table2").measures == chosen("table3").measures == ("ten_crop",)
     assert chosen("table4").measures == ("multi_scale",)
     assert chosen("table5").measures == ()
-    assert [name for name in exhibit_names() if chosen(name).ensemble] == ["table5"]
+    assert [name for name in FACTS if chosen(name).ensemble] == ["table5"]
     for name in ("table1", "figure3"):
         assert (chosen(name).dataset, chosen(name).experiments) == (None, ())
 
@@ -64,10 +64,10 @@ def test_digits_stand_in_for_cifar10_and_a_folder_for_imagenet_under_names_of_th
 
 
 def test_all_is_what_the_paper_has_or_what_the_dataset_can_stand_in_for():
-    assert [exhibit.name for exhibit in choose_exhibits(["all"])] == list(exhibit_names()[:-1])  # the demo
+    assert [exhibit.name for exhibit in choose_exhibits(["all"])] == list(FACTS)[:-1]  # the demo
     digits = [exhibit.name for exhibit in choose_exhibits(["all"], "digits")]
     assert digits == ["table1", "figure3", "table6-digits", "figure1-digits", "figure6-digits", "figure7"]
-    assert len(choose_exhibits(["figure1", "all", "figure1"])) == len(exhibit_names()) - 1
+    assert len(choose_exhibits(["figure1", "all", "figure1"])) == len(FACTS) - 1
 
 
 @pytest.mark.parametrize(

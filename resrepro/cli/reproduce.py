@@ -138,7 +138,7 @@ class Reproduction:
 
 @cli.app.command(rich_help_panel="Run")
 def reproduce(
-    exhibits: Annotated[list[str], argument(f"{', '.join(launch.exhibit_names())}, or all.", "EXHIBIT...")],
+    exhibits: Annotated[list[str], argument(f"{', '.join(launch.FACTS)}, or all.", "EXHIBIT...")],
     dataset: Annotated[str | None, option(DATASET)] = None,
     seeds: Annotated[str | None, option(SEEDS, metavar="N|0-4")] = None,
     iterations: cli.IterationsOption = None,

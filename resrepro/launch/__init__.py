@@ -22,6 +22,8 @@ from resrepro.spec.recipe import FAMILIES, Value, read_toml, spell
 ALL = "all"
 ENSEMBLE_PROTOCOL = "multi_scale"  # of the paper's ensembles (Table 5)
 SMALL, PHOTOS = "cifar", "imagenet"  # families of nets, in the order in which they are trained
+FACTS: Mapping[str, Mapping[str, Any]] = read_toml("reproduction.toml", "resrepro.paper")
+"""By exhibit that can be reproduced, in the paper's order: dataset, experiments, responses, claims."""
 State = Literal["done", "resume", "start", "blocked"]
 
 
@@ -37,16 +39,6 @@ class Exhibit(NamedTuple):
     claims: tuple[int, ...]  # numbers of the paper's claims that it bears on
 
 
-def _facts() -> Mapping[str, Mapping[str, Any]]:
-    """By exhibit: its dataset, experiments where the catalogue does not say so, responses, claims."""
-    return read_toml("reproduction.toml", "resrepro.paper")
-
-
-def exhibit_names() -> tuple[str, ...]:
-    """The exhibits that can be reproduced, in the order of the paper's tables and figures."""
-    return tuple(_facts())
-
-
 def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[Exhibit, ...]:
     """The exhibits of these names, or "all" of the paper, on another dataset if one is given (UsageError if a
     name or the dataset is unknown, or the dataset has no such exhibit).
@@ -55,9 +47,9 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(FAMILIES)}.")
     chosen: dict[str, Exhibit] = {}
     for name in names:
-        if name not in (*_facts(), ALL):
-            raise UsageError(f"no exhibit {name!r} to reproduce: there are {', '.join(_facts())} and {ALL}.")
-        of_the_paper = [each for each, facts in _facts().items() if "extra" not in facts]
+        if name not in (*FACTS, ALL):
+            raise UsageError(f"no exhibit {name!r} to reproduce: there are {', '.join(FACTS)} and {ALL}.")
+        of_the_paper = [each for each, facts in FACTS.items() if "extra" not in facts]
         found = [_exhibit(each, dataset) for each in (of_the_paper if name == ALL else [name])]
         if not any(found):
             others = " or ".join(other for other in FAMILIES if _exhibit(name, other))
@@ -70,7 +62,7 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
 
 def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
     """An exhibit on a dataset; None if there is none of its kind."""
-    facts = _facts()[name]
+    facts = FACTS[name]
     own, claims = facts.get("dataset"), tuple(facts["claims"])
     if not own:
         return Exhibit(name, name, None, (), (), False, claims)
