@@ -270,8 +270,8 @@ def test_runs_that_fail_are_told_once_more_at_the_end(made_up):
     [
         (Diverged("oh."), 3, 1),
         (UsageError("no."), 3, 1),
-        (PeerLost("gone."), 1, 1),
-        (Interrupted("!", 2), 1, 130),
+        (PeerLost("."), 1, 1),
+        (Interrupted(".", 2), 1, 130),
     ],
 )
 def test_a_list_of_runs_in_one_process_goes_on_after_what_all_meet(error, begun, exits, monkeypatch):
@@ -308,26 +308,22 @@ def test_checkpoints_that_are_none_are_refused_in_one_sentence(depth, part):
     assert (code, part in told) == (1, True)
 
 
+READ = "list", "list imagenet-resnet18", "compare table1 table6", "plot figure3 figure6 --paper"
+
+
 @pytest.mark.parametrize(
     ("commands", "never"),
     [
         (["train --help"], {"torch", "pandas", "matplotlib", "numpy"}),
-        (
-            ["list", "list imagenet-resnet18", "compare table1 table6", "plot figure3 figure6 --paper"],
-            {"torch", "torchvision", "sklearn"},
-        ),
+        (READ, {"torch", "torchvision", "sklearn"}),
     ],
 )
 def test_what_only_reads_never_imports_torch(commands, never):
     for experiment in ("cifar10-plain20", "cifar10-resnet20"):
         write_run(Path("runs"), experiment)
-    code = (
-        "import sys\n"
-        "from resrepro.cli import app\n"
-        f"for words in {commands!r}:\n"
-        "    app(words.split(), standalone_mode=False)\n"
-        f"assert not {never!r} & set(sys.modules)\n"
-    )
+    code = "import sys\nfrom resrepro.cli import app\n"
+    code += f"for words in {commands!r}:\n    app(words.split(), standalone_mode=False)\n"
+    code += f"assert not {never!r} & set(sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
