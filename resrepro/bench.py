@@ -72,15 +72,12 @@ class Loop(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """What a loop reached: images per second by round, and their ratio to the usual loop's in that round.
-
-    `counted` is false of the usual loop with the worse number of workers.
-    """
+    """What a loop reached: images per second by round, and their ratio to the usual loop's in that round."""
 
     loop: Loop
     images_per_s: tuple[float, ...]
     ratios: tuple[float, ...] = ()
-    counted: bool = True
+    counted: bool = True  # not so of the usual loop with the worse number of workers
 
 
 def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
@@ -278,10 +275,7 @@ class UsualImages(CIFAR10):  # type: ignore[misc]
 
 
 def usual_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[None]:
-    """One update at each step, eager; cuDNN may try algorithms and take TF32.
-
-    In float32 the maps are NCHW; in bf16 or fp16, under autocast, they are channels-last.
-    """
+    """One eager update at each step, cuDNN being free; channels-last and autocast where not in float32."""
     workers = loop.workers or 0
     torch.backends.cudnn.benchmark = True
     layout = torch.contiguous_format if precision == "float32" else torch.channels_last

@@ -250,9 +250,8 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
-    """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}`.
-
-    Raises a UsageError if one is not key=value, nothing is submitted, or there is no such launcher.
+    """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}` (UsageError if
+    one is not key=value, nothing is submitted, or there is no such launcher).
     """
     if launcher not in ("local", "slurm"):
         raise UsageError(f"--launcher takes local or slurm, not {launcher!r}.")

@@ -207,10 +207,7 @@ def demo(
 
 
 def demo_verdict(found: Collection) -> str:
-    """What the demo's runs show about degradation (the paper's Figure 1), computed from their records.
-
-    Only the paper's contrast is looked at: training error of 20 against 56 layers, plain and residual.
-    """
+    """What the demo's runs show of Figure 1's contrast: training errors of 20 and 56 layers, plain or not."""
     errors = {run.experiment: run.last("train") for run in found.runs if run.finished}
     if missing := [name for name in DEMO if errors.get(name) is None]:
         return f"No verdict: {', '.join(missing)} did not finish."

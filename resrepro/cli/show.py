@@ -41,9 +41,8 @@ SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar=
 
 
 def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
-    """The good records below some folders that have some settings; each broken one is named on stderr.
-
-    Raises a UsageError if a folder that was named does not exist, or there are no such runs.
+    """The good records below some folders that have some settings (UsageError if a folder that was named does
+    not exist, or there are no such runs); each broken one is named on stderr.
     """
     given = list(folders or [])
     for folder in given:
@@ -117,10 +116,7 @@ def plot(
 def write_exhibit(
     exhibit: Exhibit, found: Collection, tables: Path, figures: Path
 ) -> Callable[[Console], None]:
-    """Write the table of an exhibit, and draw its figure, from the records of a plan alone.
-
-    Returns what prints it, once all files are written.
-    """
+    """Write the table and the figure of an exhibit from a plan's records alone; returns what prints it."""
     own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
     responses = LAYER_RESPONSES in exhibit.measures
     shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]

@@ -1,7 +1,5 @@
-"""What is seen: stdout and stderr, which may end before the work does, and the runs under way.
-
-stdout is also silenced, or given JSON alone. Runs are a table in a terminal, lines elsewhere, events for the
-process that started one.
+"""What is seen: stdout and stderr, which may end before the work does, be silenced, or given JSON alone; and
+runs under way: a table in a terminal, lines elsewhere, events for the process that started one.
 """
 
 import io
