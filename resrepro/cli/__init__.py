@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 import resrepro
 from resrepro.cli.view import screens, silence, want_json
 from resrepro.comparison.screen import prepare
-from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
+from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
 
@@ -47,7 +47,7 @@ class Commands(TyperGroup):
         def lost(error: OSError) -> None:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             if error.errno != errno.EPIPE:
-                print(f"error: stdout cannot be written: {sentence_on(error)}", file=sys.stderr)
+                print(f"error: stdout cannot be written: {error.strerror}.", file=sys.stderr)
             elif getattr(command, "rich_help_panel", "") == "Run":
                 print("The reader of the output has ended: the command goes on unseen.", file=sys.stderr)
 
@@ -64,7 +64,7 @@ class Commands(TyperGroup):
                 _say_error("interrupted.")
                 raise typer.Exit(130) from None
             except OSError as error:
-                _say_error(sentence_on(error))
+                _say_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
                 raise typer.Exit(1) from None
             except Exception as error:  # among others Typer's own
                 if not (answer := self._answer(getattr(error, "option_name", ""))):
