@@ -81,6 +81,7 @@ def sentence(code, stdout, stderr):
         ("reproduce figure1 --split 45k5k --dataset digits", 2, "45k/5k split is one of CIFAR-10"),
         ("reproduce figure1 --launcher cloud", 2, "--launcher takes local or slurm, not 'cloud'"),
         ("reproduce figure1 --slurm a=b", 2, "--slurm is for --launcher slurm"),
+        ("reproduce figure1 --launcher slurm --slurm a", 2, "--slurm takes key=value, such as partition=gpu"),
         ("reproduce figure1 --seeds 0", 2, "--seeds takes how many, or which"),
         ("reproduce figure1 --fast --set precision=fp16", 2, "--fast chooses the precision itself"),
         ("reproduce figure1 --without cifar10-resnet20", 2, "cifar10-resnet20 is no part of what is asked"),

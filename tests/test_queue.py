@@ -10,7 +10,6 @@ from commands import call
 from conftest import write_run
 from submitit.core.submission import process_job
 
-from resrepro.cli import parse_slurm
 from resrepro.errors import ResreproError, UsageError
 from resrepro.launch import slurm
 from resrepro.launch.slurm import QueuedRun, QueueError, jobs_of, submit
@@ -103,12 +102,6 @@ def test_what_cannot_be_submitted_is_told_in_a_sentence(tmp_path, sbatch, monkey
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UsageError, match="pip install submitit"):
         list(submit(wanted, tmp_path, {}, None))
-
-
-@pytest.mark.parametrize("pair", ["partition", "=gpu", "a b=c", "mem=8G\n#SBATCH --x", "-="])
-def test_what_is_no_option_of_sbatch_is_refused(pair):
-    with pytest.raises(UsageError, match="--slurm takes key=value"):
-        parse_slurm([pair], "slurm")
 
 
 # --- the queue ------------------------------------------------------------------------------------------
