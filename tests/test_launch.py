@@ -126,8 +126,8 @@ def test_each_run_is_in_the_state_that_its_folder_tells(tmp_path):
         ("digits-plain20", 2): ("start", 0), ("digits-plain56", 0): ("blocked", 16),
         ("digits-plain56", 1): ("start", 0), ("digits-plain56", 2): ("start", 0),
     }  # fmt: skip
-    assert len(plan.to_train) == 4
-    (diverged,) = plan.blocked
+    assert sum(step.to_train for step in plan.steps) == 4
+    (diverged,) = [step for step in plan.steps if step.state == "blocked"]
     assert diverged.why == (
         "it diverged at iteration 16; `resrepro train --dataset digits --depth 56 --plain --fresh "
         f"--runs {tmp_path}` starts it anew."

@@ -69,7 +69,7 @@ class Reproduction:
         """Train what is missing, nets on small images first; one that fails stops no other (Interrupted after
         a signal; what was begun has its checkpoint).
         """
-        missing = list(self.plan().steps if self.fresh else self.plan().to_train)
+        missing = [step for step in self.plan().steps if self.fresh or step.to_train]
         if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:
             try:
                 prepare_images([step.spec for step in on_cifar], self.data_of(on_cifar[0]))
@@ -133,7 +133,8 @@ class Reproduction:
 
     def raise_failures(self) -> None:
         """Name what failed or is blocked, each with its reason; raises a ResreproError if there is any."""
-        raise_failures(self.failures | {str(step): step.why for step in self.plan().blocked})
+        blocked = {str(step): step.why for step in self.plan().steps if step.state == "blocked"}
+        raise_failures(self.failures | blocked)
 
 
 @cli.app.command(rich_help_panel="Run")

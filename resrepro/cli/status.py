@@ -193,12 +193,12 @@ def _totals(plan: Plan) -> str:
     """How many runs there are of each state, and the disk that the missing ones take."""
     if not plan.steps:
         return "No run is needed."
-    if not plan.to_train:
+    states = Counter[str](step.state for step in plan.steps)
+    if not any(step.to_train for step in plan.steps):
         left = len(plan.to_measure)
         what = f"{left} measurement{'s' * (left != 1)}" if left else "nothing"
-        which = "all runs are done" if not plan.blocked else "no other run can be trained"
+        which = "no other run can be trained" if states["blocked"] else "all runs are done"
         return f"{_count(len(plan.steps))}: {which}; {what} to do."
-    states = Counter[str](step.state for step in plan.steps)
     counts = ", ".join(f"{states[key]} {word}" for key, (word, _) in PLANNED.items() if states[key])
-    disk = sum(disk_mib(step.spec) for step in plan.to_train if step.state == "start")
+    disk = sum(disk_mib(step.spec) for step in plan.steps if step.state == "start")
     return f"{_count(len(plan.steps))}: {counts}; {disk:,.0f} MiB."

@@ -129,20 +129,10 @@ class Plan(NamedTuple):
     measurements: tuple[Measurement, ...] = ()
 
     @property
-    def to_train(self) -> tuple[Step, ...]:
-        """The runs that training would begin or go on with."""
-        return tuple(step for step in self.steps if step.to_train)
-
-    @property
     def to_measure(self) -> tuple[Measurement, ...]:
         """What can be measured now, its nets being trained, and was not."""
         missing = (each for each in self.measurements if not each.done)
         return tuple(each for each in missing if all(step.state == "done" for step in each.steps))
-
-    @property
-    def blocked(self) -> tuple[Step, ...]:
-        """The runs that nothing can be done about."""
-        return tuple(step for step in self.steps if step.state == "blocked")
 
     @property
     def claims(self) -> tuple[int, ...]:
