@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -51,13 +50,15 @@ def build_report(
     every = [name for name in all_exhibits() if name in own or not name.endswith(("demo", "-folder"))]
     names = every if exhibits is None else exhibits
     shown = [section(name, found) for name in names]
-    style, scripts = "\n".join(map(_file, STYLES)), [_file(name) for name in SCRIPTS]
     finished = [run for run in found.runs if run.finished]
     counts = Counter(verdict.verdict for verdict in verdicts)
+    loader = jinja2.PackageLoader("resrepro", "report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resrepro", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    files = {name: loader.get_source(environment, name)[0].strip() for name in (*STYLES, *SCRIPTS)}
+    style, scripts = "\n".join(files[name] for name in STYLES), [files[name] for name in SCRIPTS]
     environment.filters["prose"] = prose
     environment.globals["kinds"] = KINDS
     return environment.get_template("page.html.j2").render(
@@ -90,10 +91,6 @@ def curve_data(shown: Iterable[Section]) -> Markup:
     """The curves as JSON that no text in it can end."""
     charts = {section.name: section.chart.data for section in shown if section.chart}
     return htmlsafe_json_dumps(charts, dumps=json.dumps, sort_keys=True, separators=(",", ":"))
-
-
-def _file(name: str) -> str:
-    return resources.files("resrepro.report").joinpath(name).read_text(encoding="utf-8").strip()
 
 
 def _policy(style: str, scripts: Iterable[str]) -> str:
