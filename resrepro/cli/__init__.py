@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import resrepro
-from resrepro.cli.view import screens, silence, want_json
+from resrepro.cli.view import screens, silence
 from resrepro.comparison.screen import prepare
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
@@ -186,7 +186,7 @@ DepthOption = Annotated[list[str] | None, option(DEPTH, "--depth", metavar="20,5
 IterationsOption = Annotated[int | None, whole_option("Shorter (or longer) schedule of the same shape.")]
 SplitOption = Annotated[str | None, recipe_option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors alone.", callback=silence)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.", callback=want_json)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.", callback=silence)]
 SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
 LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]
 SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar="KEY=VALUE")]

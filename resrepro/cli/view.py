@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -95,17 +96,12 @@ def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
         sys.stdout, sys.stderr = before
 
 
-def silence(wanted: bool) -> bool:
-    """Show nothing on stdout, if that is wanted."""
+def silence(option: typer.CallbackParam, wanted: bool) -> bool:
+    """Show nothing on stdout, by --json what `tell` is given, as a list at the end, if that is wanted."""
     if wanted and isinstance(sys.stdout, Screen):
         sys.stdout.silent = True
-    return wanted
-
-
-def want_json(wanted: bool) -> bool:
-    """Show on stdout what `tell` is given, as a JSON list at the end, and nothing else, if that is wanted."""
-    if silence(wanted) and isinstance(sys.stdout, Screen):
-        sys.stdout.told = []
+        if "--json" in option.opts:
+            sys.stdout.told = []
     return wanted
 
 

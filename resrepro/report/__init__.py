@@ -48,8 +48,7 @@ def build_report(
     folder = any(run.spec["dataset"] == "folder" for run in found.runs)
     own = ("table2-folder", "figure4-folder") if folder else ()
     every = [name for name in all_exhibits() if name in own or not name.endswith(("demo", "-folder"))]
-    names = every if exhibits is None else exhibits
-    shown = [section(name, found) for name in names]
+    shown = [section(name, found) for name in (every if exhibits is None else exhibits)]
     finished = [run for run in found.runs if run.finished]
     counts = Counter(verdict.verdict for verdict in verdicts)
     loader = jinja2.PackageLoader("resrepro", "report")
