@@ -27,52 +27,37 @@ def system(tmp_path, monkeypatch):
     return write
 
 
-GROUP = "sys/fs/cgroup"
-MEMORY_2 = {"memory.current": f"{7 * GB}\n", "memory.stat": f"anon {2 * GB}\ninactive_file {4 * GB}\n"}
+ONE = "0::/\n"  # control group, of version 2
+MEMORY_2 = {
+    "memory.max": f"{8 * GB}\n", "memory.current": f"{7 * GB}\n",
+    "memory.stat": f"anon {2 * GB}\ninactive_file {4 * GB}\n",
+}  # fmt: skip
+VERSION_1 = {
+    "cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n",
+    "memory/memory.limit_in_bytes": f"{2 * GB}\n", "memory/memory.usage_in_bytes": f"{2 * GB}\n",
+    "memory/memory.stat": f"inactive_file 0\ntotal_inactive_file {GB}\n",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("files", "cores", "memory"),
+    ("groups", "files", "cores", "memory"),
     [
-        ({}, 8, 32),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/cpu.max": "max 100000\n"}, 8, 32),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/cpu.max": "250000 100000\n"}, 3, 32),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/cpu.max": "5000 100000\n"}, 1, 32),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/cpu.max": "6400000 100000\n"}, 8, 32),
+        (None, {}, 8, 32),
+        (ONE, {"cpu.max": "max 100000\n"}, 8, 32),
+        (ONE, {"cpu.max": "250000 100000\n"}, 3, 32),
+        (ONE, {"cpu.max": "5000 100000\n"}, 1, 32),
+        (ONE, {"cpu.max": "6400000 100000\n"}, 8, 32),
         # Its own group is not seen, or has no bound; one around it has.
-        ({"proc/self/cgroup": "0::/a/b\n", f"{GROUP}/a/cpu.max": "200000 100000\n"}, 2, 32),
-        (
-            {"proc/self/cgroup": "0::/\n", f"{GROUP}/memory.max": f"{8 * GB}\n"}
-            | {f"{GROUP}/{name}": text for name, text in MEMORY_2.items()},
-            8,
-            5,  # without the files' pages
-        ),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/memory.max": "max\n"}, 8, 32),
-        (
-            {
-                "proc/self/cgroup": "5:memory:/docker/x\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/\n",
-                f"{GROUP}/cpu/cpu.cfs_quota_us": "400000\n",
-                f"{GROUP}/cpu/cpu.cfs_period_us": "100000\n",
-                f"{GROUP}/memory/memory.limit_in_bytes": f"{2 * GB}\n",
-                f"{GROUP}/memory/memory.usage_in_bytes": f"{2 * GB}\n",
-                f"{GROUP}/memory/memory.stat": f"inactive_file 0\ntotal_inactive_file {GB}\n",
-            },
-            4,
-            1,
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:cpu,cpuacct:/\n",
-                f"{GROUP}/cpu/cpu.cfs_quota_us": "-1\n",
-                f"{GROUP}/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            8,
-            32,
-        ),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n"}, 2, 32),
+        (ONE, MEMORY_2, 8, 5),  # without the files' pages
+        (ONE, {"memory.max": "max\n"}, 8, 32),
+        ("5:memory:/docker/x\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/\n", VERSION_1, 4, 1),
+        ("4:cpu,cpuacct:/\n", VERSION_1 | {"cpu/cpu.cfs_quota_us": "-1\n"}, 8, 32),
     ],
 )
-def test_a_container_has_its_own_cores_and_memory(system, files, cores, memory):
-    system(files)
+def test_a_container_has_its_own_cores_and_memory(system, groups, files, cores, memory):
+    own = {"proc/self/cgroup": groups} if groups else {}
+    system(own | {f"sys/fs/cgroup/{name}": text for name, text in files.items()})
     assert (machine.cores(), machine.free_memory()) == (cores, memory * GB)
 
 
