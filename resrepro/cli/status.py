@@ -31,7 +31,6 @@ PLANNED = {
 }  # fmt: skip
 RECORDS = "With --check: runs, folders of runs, or files that eval wrote. (default: those of --runs)"
 CHECK = "Check records and checkpoints: seals, checksums, nets."
-Row = tuple[str, str, str, str, str, str]  # a run's name, seed, state, iterations, errors, and where it is
 
 
 @app.command(rich_help_panel="Read")
@@ -95,9 +94,9 @@ def _check(paths: Sequence[Path]) -> None:
         raise typer.Exit(1)
 
 
-def _look(runs: Path) -> tuple[list[Row], list[str]]:
-    """Every run below a runs folder and every one submitted from it, by name and seed, and a sentence on
-    each file that is broken and on a queue that does not answer. Tells of each run.
+def _look(runs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Of each run below a runs folder, or submitted from it, name, seed, state, iterations, errors and place;
+    and a sentence on each file that is broken and on a queue that does not answer. Tells of each run.
     """
     collection = collect([runs])
     records = {(run.name, run.seed): run for run in collection.runs}
@@ -109,7 +108,7 @@ def _look(runs: Path) -> tuple[list[Row], list[str]]:
         queue = jobs_of(runs)
     except QueueError as error:
         notices.append(f"Only what lies in {runs} is shown: {error}")
-    rows = []
+    rows = list[tuple[str, ...]]()
     for name, seed in sorted({*records, *submitted, *locked, *queue}):
         run, folder = records.get((name, seed)), runs / name / f"seed{seed}"
         state, where = _state_of(run, queue.get((name, seed)), folder)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -75,18 +76,13 @@ def _run_command(words: Sequence[str]) -> None:
     code = process.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-    if code and received and _still_runs(os.environ["SLURM_JOB_ID"]):
+    if code and received:
+        with suppress(QueueError):  # requeueing would bring back what Slurm has cancelled or requeued already
+            if all(each.state != "RUNNING" for each in _squeue(f"--jobs={os.environ['SLURM_JOB_ID']}")):
+                raise SystemExit(1)
         signal.raise_signal(signal.SIGUSR2)
     if code:
         raise SystemExit(1)
-
-
-def _still_runs(job: str) -> bool:
-    """Whether Slurm has not cancelled or requeued this job already: requeueing would bring it back."""
-    try:
-        return any(each.state == "RUNNING" for each in _squeue(f"--jobs={job}"))
-    except QueueError:
-        return True
 
 
 def submit(
