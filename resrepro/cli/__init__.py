@@ -98,15 +98,11 @@ def _say_error(sentence: str, lead: str = "error: ") -> None:
 
 
 app = typer.Typer(
-    cls=Commands,
-    name="resrepro",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Commands, name="resrepro", no_args_is_help=True, pretty_exceptions_enable=False,
+    rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
     help="Reproduce [i]Deep Residual Learning for Image Recognition[/i] (He, Zhang, Ren, Sun, 2015): "
     "plain against residual nets, the paper's numbers beside yours, every departure told.",
-)
+)  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)

@@ -220,9 +220,8 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     grid = Grid(("part", "output", "layers", "times", "shortcut"), left=5)
     for part in net.parts:
         side, times = part.layers[-1].size, str(part.times) if part.name.endswith("_x") else ""
-        strides = (f" /{each.stride}" if each.stride > 1 else "" for each in part.layers)
-        kernels = (f"{each.kernel}x{each.kernel}, {each.channels}" for each in part.layers)
-        layers = "; ".join(map("".join, zip(kernels, strides, strict=True)))
+        kernels = (f"{each.kernel}x{each.kernel}, {each.channels} /{each.stride}" for each in part.layers)
+        layers = "; ".join(kernel.removesuffix(" /1") for kernel in kernels)
         grid.add(part.name, f"{side}x{side}", layers, times, part.shortcut.kind if part.shortcut else "")
     console.print(grid)
     console.print(

@@ -61,24 +61,13 @@ def build_report(
     environment.filters["prose"] = prose
     environment.globals["kinds"] = KINDS
     return environment.get_template("page.html.j2").render(
-        generator=GENERATOR,
-        policy=_policy(style, scripts),
-        style=Markup(style),
-        scripts=[Markup(script) for script in scripts],
-        data=curve_data(shown),
-        verdicts=verdicts,
-        counts=[(kind, counts[word]) for word, kind in KINDS.items()],
-        elsewhere=decided_elsewhere(verdicts),
-        sections=shown,
-        lead=_lead(shown),
-        runs=len(finished),
-        unfinished=len(found.runs) - len(finished),
-        broken=len(found.broken),
-        datasets=_datasets(finished),
-        departures=_departures(finished),
-        surroundings=surroundings(finished),
-        protocols=protocols(),
-    )
+        generator=GENERATOR, policy=_policy(style, scripts), style=Markup(style),
+        scripts=[Markup(script) for script in scripts], data=curve_data(shown), verdicts=verdicts,
+        counts=[(kind, counts[word]) for word, kind in KINDS.items()], elsewhere=decided_elsewhere(verdicts),
+        sections=shown, lead=_lead(shown), runs=len(finished), unfinished=len(found.runs) - len(finished),
+        broken=len(found.broken), datasets=_datasets(finished), departures=_departures(finished),
+        surroundings=surroundings(finished), protocols=protocols(),
+    )  # fmt: skip
 
 
 def prose(text: str) -> Markup:
@@ -110,13 +99,10 @@ def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
         return None
     table = exhibit.table
     places = [table.columns.index(name) for name in LEAD_COLUMNS]
-    return {
-        "picture": figure.picture,
-        "footnote": figure.chart.footnote if figure.chart else (),
-        "columns": LEAD_COLUMNS,
-        "rows": [[row.cells[place] for place in places] for row in table.rows if is_ours(row)],
-        "caption": next((text for text in table.remarks if text.startswith("Runs shown")), ""),
-    }
+    rows = [[row.cells[place] for place in places] for row in table.rows if is_ours(row)]
+    caption = next((text for text in table.remarks if text.startswith("Runs shown")), "")
+    told = {"footnote": figure.chart.footnote if figure.chart else (), "caption": caption}
+    return {"picture": figure.picture, "columns": LEAD_COLUMNS, "rows": rows, **told}
 
 
 def _datasets(runs: Iterable[Run]) -> list[str]:

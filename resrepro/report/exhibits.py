@@ -156,23 +156,18 @@ def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
                 lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
     start = float(panel.layout.get("start", 0)) * sheet.iterations
     return {
-        "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)],
-        "lines": lines,
+        "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)], "lines": lines,
         "share": float(panel.layout.get("share", 1)),
         "ylabel": str(panel.layout["ylabel"]).format(held_out=sheet.held_out),
-    }
+    }  # fmt: skip
 
 
 def _line(sheet: Sheet, curve: Curve, whose: str) -> dict[str, Any]:
     return {
-        "net": curve.net,
-        "depth": curve.depth,
-        "kind": "train" if curve.kind == "train" else "held_out",
-        "told": _set_name(sheet, curve),
-        "whose": whose,
-        "x": [round(iteration, 1) for iteration in curve.x],
+        "net": curve.net, "depth": curve.depth, "kind": "train" if curve.kind == "train" else "held_out",
+        "told": _set_name(sheet, curve), "whose": whose, "x": [round(at, 1) for at in curve.x],
         "y": [round(error, DECIMALS) for error in curve.y],
-    }
+    }  # fmt: skip
 
 
 def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:
