@@ -162,9 +162,6 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if 1e-3 <= value < 1000 else f"{value:.1e}"
 
 
-# --- bench ------------------------------------------------------------------------------------------------
-
-
 @cli.app.command(rich_help_panel="Run")
 def bench(
     depth: cli.DepthOption = None,

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 STATES = ("running", "finished", "failed", "stopped", "waiting")
 
 
-# --- stdout and stderr ----------------------------------------------------------------------------------
-
-
 class Screen:
     """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal.
 
