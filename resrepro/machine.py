@@ -94,9 +94,7 @@ def gpus() -> dict[str, int | None]:
 def named_gpus() -> list[str] | None:
     """What CUDA_VISIBLE_DEVICES names; None where it is not set."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if names is None:
-        return None
-    return list(takewhile(GPU_NAME.fullmatch, map(str.strip, names.split(","))))
+    return None if names is None else list(takewhile(GPU_NAME.fullmatch, map(str.strip, names.split(","))))
 
 
 def gpus_are_shared() -> bool:

@@ -109,22 +109,12 @@ def falling_curve(iterations: int, every: int, seed: int) -> list[Point]:
 
 
 def write_run(
-    folder: Path,
-    experiment: str = "cifar10-resnet20",
-    seed: int = 0,
-    *,
-    curve: Sequence[tuple[int, float, float]] | None = None,
-    status: str | None = None,
-    shortcut: str | None = None,
-    data: str = "official",
-    mode: str = "default",
-    notices: tuple[str, ...] = (),
-    warmup_switch: int | None = None,
-    classes: int | None = None,
-    test_images: int | None = None,
-    evals: Mapping[str, tuple[float, float]] | None = None,
-    **settings: Any,
-) -> Path:
+    folder: Path, experiment: str = "cifar10-resnet20", seed: int = 0, *,
+    curve: Sequence[tuple[int, float, float]] | None = None, status: str | None = None,
+    shortcut: str | None = None, data: str = "official", mode: str = "default",
+    notices: tuple[str, ...] = (), warmup_switch: int | None = None, classes: int | None = None,
+    test_images: int | None = None, evals: Mapping[str, tuple[float, float]] | None = None, **settings: Any,
+) -> Path:  # fmt: skip
     """Write a made-up record below the runs folder `folder`; returns the run's own folder.
 
     `curve` is a list of (iteration, training error, held-out error), whose end gives the status unless it is
@@ -201,13 +191,9 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def _write_measured(
-    folder: Path,
-    name: str,
-    data: Mapping[str, Any],
-    part: str,
-    errors: Sequence[float],
+    folder: Path, name: str, data: Mapping[str, Any], part: str, errors: Sequence[float],
     told: Mapping[str, Any],
-) -> Path:
+) -> Path:  # fmt: skip
     """Write errors (top-1, top-5) on all images of a part; returns the file."""
     count = data["images"][part]
     kept = {key: text for key, text in data["sha256"].items() if key == part or part == "test"}
