@@ -464,11 +464,11 @@ def test_names_can_be_read_on_white_the_safe_ones_in_the_colours_of_their_lines(
 
 
 def test_labels_move_no_further_than_they_must() -> None:
-    assert spread([5.0, 50.0], 10, 0, 100) == [5.0, 50.0]
-    assert spread([52.0, 50.0], 10, 0, 100) == [56.0, 46.0]
-    assert spread([1.0, 0.0, 0.0], 10, 0, 100) == [20.0, 0.0, 10.0]
-    assert spread([100.0, 100.0], 10, 0, 100) == [90.0, 100.0]
-    assert spread([], 10, 0, 100) == []
+    assert spread([5.0, 50.0], 10, 100) == [5.0, 50.0]
+    assert spread([52.0, 50.0], 10, 100) == [56.0, 46.0]
+    assert spread([1.0, 0.0, 0.0], 10, 100) == [20.0, 0.0, 10.0]
+    assert spread([100.0, 100.0], 10, 100) == [90.0, 100.0]
+    assert spread([], 10, 100) == []
 
 
 def test_wrapped_text_fits_and_loses_no_word() -> None:

@@ -167,12 +167,6 @@ def _spell_images(classes: int | None, images: Mapping[str, int]) -> str:
     return f"{sizes} images" if classes is None else f"{classes:,} classes, {sizes} images"
 
 
-def runs_of(experiments: Iterable[str], runs: Iterable[Run]) -> list[Run]:
-    """The runs of some experiments."""
-    names = set(experiments)
-    return [run for run in runs if run.experiment in names]
-
-
 def unfinished(runs: Iterable[Run]) -> list[str]:
     """The unfinished and diverged among runs: `cifar10-plain56 seed 0 (running at iteration 1,000)`."""
     return [

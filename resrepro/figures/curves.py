@@ -17,6 +17,7 @@ from resrepro.comparison.groups import (
     data_told,
     iterations_of,
     protocols_of,
+    unfinished,
 )
 from resrepro.comparison.tables import TRAINING_ERROR
 from resrepro.errors import RecordError, UsageError
@@ -206,13 +207,8 @@ def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]
     protocols = protocols_of(members)
     shown, others = (protocols[0], protocols[1:]) if protocols else (None, [])
     doubles = [run for groups in shown.doubles.values() for g in groups for run in g.runs] if shown else []
-    unfinished = [
-        f"{seed_name(run)} ({run.status} at iteration {run.result['iteration']:,})"
-        for run in known
-        if not run.finished
-    ]
     notes = [
-        ("Not drawn, unfinished", unfinished),
+        ("Not drawn, unfinished", unfinished(known)),
         ("Not drawn, shortcut option B or C (the figure shows A)", list(map(seed_name, shortcuts))),
         *((ANOTHER, [f"{other.name} ({other.size})"]) for other in others),
         ("Not drawn, other settings than the runs drawn of the same net", list(map(seed_name, doubles))),

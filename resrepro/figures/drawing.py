@@ -52,10 +52,7 @@ SETTINGS: Any = {
 def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None) -> "Figure":
     """The figure as a matplotlib object, as wide as its layout says or so many inches."""
     with own_settings():
-        from matplotlib.figure import Figure
-
         width = width or float(sheet.layout["width"])
-        rows = _rows(sheet, width)
         off_scale = [
             f"{curve.net} ends above the frame, at {curve.y[-1]:.1f} % "
             f"({'training' if curve.kind == 'train' else sheet.held_out})."
@@ -64,21 +61,38 @@ def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None
             if curve.y[-1] > sheet.top
         ]
         lines = wrap(" ".join([*sheet.footnote, *off_scale]), width - 0.5, SMALL) if caption else []
-        keys = _legend_keys(sheet)
-        columns, legend = arrange(keys, width - LEFT)
+        rows = _rows(sheet, width)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
         tall = min(PANEL_HEIGHT, 1.3 + width / 4)
         pitch, foot = titles + tall + BOTTOM, LINE * len(lines) + 0.1
-        height = foot + len(rows) * pitch + legend + TOP
-        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+        figure, height = page(width, foot + len(rows) * pitch, TOP, _legend_keys(sheet), lines)
         for number, row in enumerate(rows):
             low = foot + BOTTOM + (len(rows) - 1 - number) * pitch
             for panel, left, own in row:
                 axes = figure.add_axes((left / width, low / height, own / width, tall / height))
                 _draw_panel(axes, sheet, panel)
-        add_legend(figure, keys, columns)
-        write_below(figure, lines)
     return figure
+
+
+def page(
+    width: float, tall: float, top: float, keys: "Sequence[Artist]", lines: Sequence[str]
+) -> "tuple[Figure, float]":
+    """A figure with keys above and lines at the foot of what is so tall, and its whole height (inches)."""
+    from matplotlib.figure import Figure
+
+    columns, legend = _arrange(keys, width - LEFT)
+    height = tall + legend + top
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    if keys:
+        figure.legend(
+            handles=keys, loc="upper left", bbox_to_anchor=(LEFT / width, 1 - 0.06 / height), ncols=columns,
+            frameon=False, fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0,
+            borderpad=0.2,
+        )  # fmt: skip
+    for number, line in enumerate(reversed(lines)):
+        y = (0.12 + LINE * number) / height
+        figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
+    return figure, height
 
 
 def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
@@ -106,7 +120,7 @@ def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[Place]:
     return row
 
 
-def arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
+def _arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
     """How many keys fit side by side into so many inches, wider ones wrapped, and the height of all."""
     for key in keys:
         key.set_label("\n".join(wrap(str(key.get_label()), room - HANDLE, SMALL)))
@@ -118,25 +132,6 @@ def arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
         if sum(max(widths[low:high]) for low, high in itertools.pairwise(starts)) <= room:
             return columns, LEGEND + KEY_PITCH * (rows + (longer > 0) - 1)
     return 1, LEGEND + KEY_PITCH * (sum(map(len, told)) - 1) if keys else 0.0
-
-
-def add_legend(figure: "Figure", keys: "Sequence[Artist]", columns: int) -> None:
-    """Put keys, if there are any, in so many columns at the top of a figure."""
-    width, height = map(float, figure.get_size_inches())
-    if keys:
-        figure.legend(
-            handles=keys, loc="upper left", bbox_to_anchor=(LEFT / width, 1 - 0.06 / height), ncols=columns,
-            frameon=False, fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0,
-            borderpad=0.2,
-        )  # fmt: skip
-
-
-def write_below(figure: "Figure", lines: Sequence[str]) -> None:
-    """Write lines of text at the foot of a figure, the last one lowest."""
-    width, height = map(float, figure.get_size_inches())
-    for number, line in enumerate(reversed(lines)):
-        y = (0.12 + LINE * number) / height
-        figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
 
 
 @contextlib.contextmanager
@@ -188,10 +183,8 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     if sheet.layout["grid"]:
         axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
         axes.set_axisbelow(True)
-    for curve in panel.paper:
-        _draw_curve(axes, sheet, curve, faint=sheet.has_ours)
-    for curve in panel.ours:
-        _draw_curve(axes, sheet, curve, faint=False)
+    for curve in (*panel.paper, *panel.ours):
+        _draw_curve(axes, sheet, curve)
     if not panel.curves:
         axes.text(
             0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
@@ -205,7 +198,8 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     _label_nets(axes, sheet, panel)
 
 
-def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> None:
+def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
+    faint = curve.paper and sheet.has_ours
     bold = curve.kind != "train" or sheet.layout["training"] == "solid"
     style = _stroke(sheet, bold=bold, faint=faint)
     marker = sheet.palette["markers"].get(str(curve.depth))
@@ -266,7 +260,7 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     width, height = (side * INCH / axes.figure.dpi for side in axes.bbox.size)
     floor, top = sheet.floor, sheet.top
     ends = [(min(curve.y[-1], top) - floor) / (top - floor) * height for curve in curves]
-    places = spread(ends, LABEL_PITCH, 0.0, height)
+    places = spread(ends, LABEL_PITCH, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = sheet.colour(curve.depth, text=True)
         theirs = curve.paper and sheet.has_ours
@@ -303,10 +297,10 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
     return keys
 
 
-def spread(positions: Sequence[float], pitch: float, low: float, high: float) -> list[float]:
+def spread(positions: Sequence[float], pitch: float, high: float) -> list[float]:
     """Positions as close as possible to those given (least squares), at least `pitch` apart.
 
-    All within `low` to `high` where there is room for them; the order is kept.
+    All within 0 to `high` where there is room for them; the order is kept.
     """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     blocks: list[list[float]] = []  # sum and count of neighbours that must move as one
@@ -316,10 +310,10 @@ def spread(positions: Sequence[float], pitch: float, low: float, high: float) ->
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
     shifted = [total / count for total, count in blocks for _ in range(int(count))]
-    ceiling = max(low, high - (len(positions) - 1) * pitch)
+    ceiling = max(0.0, high - (len(positions) - 1) * pitch)
     placed = [0.0] * len(positions)
     for rank, (index, value) in enumerate(zip(order, shifted, strict=True)):
-        placed[index] = min(max(value, low), ceiling) + rank * pitch
+        placed[index] = min(max(value, 0.0), ceiling) + rank * pitch
     return placed
 
 

@@ -116,16 +116,13 @@ def _draw(
     heading: str, told: str, width: float | None,
 ) -> "Figure":  # fmt: skip
     with drawing.own_settings():
-        from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
         width = width or float(plan()["width"])
         lines = drawing.wrap(told, width - 0.4, drawing.SMALL)
         foot = BOTTOM + drawing.LINE * len(lines) + 0.08
-        keys = _legend_keys(ours, theirs, palette)
-        columns, legend = drawing.arrange(keys, width - LEFT)
-        height = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1) + legend + TOP
-        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+        tall = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1)
+        figure, height = drawing.page(width, tall, TOP, _legend_keys(ours, theirs, palette), lines)
         for number, panel in enumerate(plan()["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
             place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
@@ -142,8 +139,6 @@ def _draw(
                 style, colour = _style(line, palette, faint=faint), palette["colours"][str(line.depth)]
                 drawing.draw_curve(axes, shown, colour, style, {"alpha": 0.18}, faint=faint)
         figure.axes[0].set_title(heading, pad=5)
-        drawing.add_legend(figure, keys, columns)
-        drawing.write_below(figure, lines)
     return figure
 
 
