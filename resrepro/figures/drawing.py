@@ -207,26 +207,23 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
         begin = sheet.depths.index(str(curve.depth)) / 40
         style |= {"marker": marker, "markersize": 6, "markevery": (begin, 0.16)}
-    style["zorder"] = 2.0 if faint else 3.5 if bold else 3.0
-    band = {"alpha": 0.22, "zorder": 2.5}
-    draw_curve(axes, curve, sheet.colour(curve.depth), style, band, faint=faint, unit=sheet.unit)
+    colour = sheet.colour(curve.depth)
+    style |= {"color": pale(colour) if faint else colour, "zorder": 2.0 if faint else 3.5 if bold else 3.0}
+    draw_curve(axes, curve, style, {"alpha": 0.22, "zorder": 2.5}, unit=sheet.unit)
 
 
 def draw_curve(
-    axes: "Axes", curve: Curve, colour: str, style: Mapping[str, Any], band: Mapping[str, Any], *,
-    faint: bool, unit: int = 1,
-) -> None:  # fmt: skip
-    """Draw a curve, pale if it is faint, x in so many units, and its spread over seeds as a band."""
+    axes: "Axes", curve: Curve, style: Mapping[str, Any], band: Mapping[str, Any], unit: int = 1
+) -> None:
+    """Draw a curve, x in so many units, and its spread over seeds as a band."""
     x = [value / unit for value in curve.x]
     told = f"{curve.net} {curve.kind}".strip()
-    axes.plot(
-        x, curve.y, label=f"{'paper' if curve.paper else 'ours'} {told}", markeredgecolor="white",
-        markeredgewidth=0.6, color=mixed(colour, 0.55) if faint else colour, **style,
-    )  # fmt: skip
+    label = f"{'paper' if curve.paper else 'ours'} {told}"
+    axes.plot(x, curve.y, label=label, markeredgecolor="white", markeredgewidth=0.6, **style)
     if curve.std is not None:
         low, high = curve.band
         low = [max(0.0, value) for value in low]
-        axes.fill_between(x, low, high, color=colour, linewidth=0, label=f"band {told}", **band)
+        axes.fill_between(x, low, high, color=style["color"], linewidth=0, label=f"band {told}", **band)
 
 
 def _stroke(sheet: Sheet, *, bold: bool, faint: bool) -> dict[str, Any]:
@@ -293,7 +290,7 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
         keys.append(Patch(color=DARK, alpha=0.22, linewidth=0, label=BAND))
     if beside_theirs:
         told = f"the paper's curves ({'pale' if training == 'thin' else 'thin'})"
-        keys.append(Line2D([], [], color=mixed(DARK, 0.55), linewidth=1.0, label=told))
+        keys.append(Line2D([], [], color=pale(DARK), linewidth=1.0, label=told))
     return keys
 
 
@@ -338,6 +335,6 @@ def wrap(text: str, width: float, size: float) -> list[str]:
     return lines
 
 
-def mixed(colour: str, white: float) -> str:
-    """A colour with a share of white (0 to 1) in it."""
-    return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in bytes.fromhex(colour[1:]))
+def pale(colour: str) -> str:
+    """A colour with much white in it."""
+    return "#" + "".join(f"{round(part + (255 - part) * 0.55):02x}" for part in bytes.fromhex(colour[1:]))

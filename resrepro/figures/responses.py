@@ -37,7 +37,6 @@ STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "mean": ("response_std_mean_over_layers", statistics.fmean),
     "median": ("response_std_median", statistics.median),
 }  # by column: the name that the paper's number has in published.csv, and ours from the layers' std
-RATIOS = "ratio: start", "ratio: end"
 
 
 def plan() -> Mapping[str, Any]:
@@ -135,15 +134,16 @@ def _draw(
             axes.set_ylabel("std of the response")
             for line in [*theirs, *ours]:
                 drawn = replace(line, y=tuple(sorted(line.y, reverse=True)), std=None)
-                shown, faint = drawn if panel["sorted"] else line, bool(line.paper and ours)
-                style, colour = _style(line, palette, faint=faint), palette["colours"][str(line.depth)]
-                drawing.draw_curve(axes, shown, colour, style, {"alpha": 0.18}, faint=faint)
+                style = _style(line, palette, faint=bool(line.paper and ours))
+                drawing.draw_curve(axes, drawn if panel["sorted"] else line, style, {"alpha": 0.18})
         figure.axes[0].set_title(heading, pad=5)
     return figure
 
 
 def _style(line: Curve, palette: Mapping[str, Any], *, faint: bool) -> dict[str, Any]:
+    colour = palette["colours"][str(line.depth)]
     style: dict[str, Any] = {
+        "color": drawing.pale(colour) if faint else colour,
         "linestyle": drawing.DASHES if line.plain else "-",
         "linewidth": 0.8 if faint else drawing.BOLD - 0.5,
         "zorder": 2.0 if faint else 3.0,
@@ -155,9 +155,7 @@ def _style(line: Curve, palette: Mapping[str, Any], *, faint: bool) -> dict[str,
     return style
 
 
-def _legend_keys(
-    ours: Sequence[Curve], theirs: Sequence[Curve], palette: Mapping[str, Any]
-) -> "list[Artist]":
+def _legend_keys(ours: list[Curve], theirs: list[Curve], palette: Mapping[str, Any]) -> "list[Artist]":
     """The nets of ours, or the paper's without any, then the paper's pale lines and the bands."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -165,15 +163,13 @@ def _legend_keys(
     own = {line.net for line in ours}
     keys: list[Artist] = []
     for line in [*ours, *(line for line in theirs if line.net not in own)]:
-        faint, colour = bool(line.paper and ours), palette["colours"][str(line.depth)]
+        faint = bool(line.paper and ours)
         style = _style(line, palette, faint=faint) | {"markevery": None}
-        style["color"] = drawing.mixed(colour, 0.55) if faint else colour
-        told = f"{line.net}, the paper's alone" if faint else line.net
-        keys.append(Line2D([], [], label=told, **style))
+        keys.append(Line2D([], [], label=f"{line.net}, the paper's alone" if faint else line.net, **style))
     if any(line.std for line in ours):
         keys.append(Patch(color=drawing.DARK, alpha=0.18, linewidth=0, label=drawing.BAND))
     if own.intersection(line.net for line in theirs):
-        pale = drawing.mixed(drawing.DARK, 0.55)
+        pale = drawing.pale(drawing.DARK)
         keys.append(Line2D([], [], color=pale, linewidth=0.8, label="the paper's curves (pale)"))
     return keys
 
@@ -216,8 +212,9 @@ def build(runs: Iterable[Run]) -> Table:
         for depth in kind["depths"]:
             label = net_label(depth, kind["plain"])
             ours = [run.responses for run in (groups[label].runs if label in groups else ()) if run.responses]
-            rows += _rows(label, ours)
-            records.append(_record(label, ours))
+            both, record = _in_numbers(label, ours)
+            rows += both
+            records.append(record)
             if not ours:
                 missing.append((label, _command(depth, kind["plain"], groups)))
     told = [plan()["table"]["rows"]]
@@ -226,7 +223,7 @@ def build(runs: Iterable[Run]) -> Table:
     return Table(
         name=EXHIBIT,
         title=plan()["table"]["title"],
-        columns=("net", *STD, *RATIOS),
+        columns=("net", *STD, "ratio: start", "ratio: end"),
         rows=tuple(rows),
         missing=tuple(missing),
         remarks=(*filter(None, told), plan()["table"]["ratios"], *left_out),
@@ -234,26 +231,29 @@ def build(runs: Iterable[Run]) -> Table:
     )
 
 
-def _rows(label: str, ours: Sequence[Responses]) -> Iterator[Row]:
-    """The paper's row and ours."""
-    paper = [published()[EXHIBIT, label, metric].value for metric, _ in STD.values()]
-    yield Row((label, *(f"{value:.2f}" for value in paper), "", ""))
-    if not ours:
-        yield Row(("↳ ours", *(DASH for _ in (*STD, *RATIOS))))
-        return
-    std = [spell_mean([of(each.std) for each in ours]).partition(" ")[0] for _, of in STD.values()]
-    ratios = (f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" for ratio in _ratios(ours))
-    yield Row(("↳ ours", *std, *ratios))
+def _in_numbers(label: str, ours: Sequence[Responses]) -> tuple[tuple[Row, Row], dict[str, object]]:
+    """The paper's row of a net and ours, and both as raw numbers, NaN where there is none.
 
-
-def _ratios(ours: Sequence[Responses]) -> tuple[float, ...]:
-    """The largest over the smallest gradient norm of the layers, at start and end; mean over runs.
-
-    Infinite if one layer gets no gradient at all.
+    A ratio of gradients is infinite if one layer gets none at all.
     """
-    norms = [[each.gradient_norm_start for each in ours], [each.gradient_norm_end for each in ours]]
-    ratios = [[max(n) / min(n) if min(n) > 0 else math.inf for n in runs] or [0.0] for runs in norms]
-    return tuple(map(statistics.fmean, ratios))
+    record: dict[str, object] = {"net": label}
+    theirs, own = [], []
+    for metric, of in STD.values():
+        paper, std = published()[EXHIBIT, label, metric].value, [of(each.std) for each in ours]
+        theirs.append(f"{paper:.2f}")
+        own.append(spell_mean(std).partition(" ")[0] if ours else DASH)
+        record[f"{metric}_paper"] = paper
+        record[f"{metric}_ours"] = round(statistics.fmean(std or [NONE]), 6)
+    for when in ("start", "end"):
+        norms = [getattr(each, f"gradient_norm_{when}") for each in ours]
+        ratios = [max(norm) / min(norm) if min(norm) > 0 else math.inf for norm in norms]
+        ratio = statistics.fmean(ratios or [NONE])
+        own.append((f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}") if ours else DASH)
+        record[f"gradient_ratio_{when}"] = float(f"{ratio:.6g}")
+    record["n"] = len(ours)
+    record["set"] = ours[0].part if ours else ""
+    record["images"] = ours[0].images if ours else NONE
+    return (Row((label, *theirs, "", "")), Row(("↳ ours", *own))), record
 
 
 def _command(depth: int, plain: bool, groups: Groups) -> str:
@@ -266,17 +266,3 @@ def _command(depth: int, plain: bool, groups: Groups) -> str:
     top = shown.first.runs_folder.as_posix() if groups else "runs"
     folders = shlex.join(f"{top}/{spec.name}/seed{seed}" for seed in range(seeds))
     return f"{train} && resrepro eval {folders} --responses"
-
-
-def _record(label: str, ours: Sequence[Responses]) -> dict[str, object]:
-    """One net as raw numbers, NaN where there is none."""
-    row: dict[str, object] = {"net": label}
-    for key, of in STD.values():
-        row[f"{key}_paper"] = published()[EXHIBIT, label, key].value
-        row[f"{key}_ours"] = round(statistics.fmean(of(each.std) for each in ours), 6) if ours else NONE
-    for when, ratio_of in zip(("start", "end"), _ratios(ours), strict=True):
-        row[f"gradient_ratio_{when}"] = float(f"{ratio_of:.6g}") if ours else NONE
-    row["n"] = len(ours)
-    row["set"] = ours[0].part if ours else ""
-    row["images"] = ours[0].images if ours else NONE
-    return row
