@@ -16,7 +16,7 @@ from resrepro.errors import UsageError
 from resrepro.paper import published
 from resrepro.records import Run
 from resrepro.spec import Spec, catalogue, command_for
-from resrepro.spec.recipe import FAMILIES, Value, read_toml
+from resrepro.spec.recipe import Value, read_toml
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,8 +73,7 @@ class Net:
         own, recipe = catalogue.find(run.experiment).spec(), run.spec["recipe"]
         wanted = {key: getattr(own.recipe, key) for key in WARM_UP} | self.settings
         same = all(recipe.get(key) == value for key, value in wanted.items())
-        family = FAMILIES[self.experiment.partition("-")[0]]
-        return same and run.spec["shortcut"] == own.shortcut and family == run.family
+        return same and bool(run.spec["shortcut"] == own.shortcut)
 
     def command(self, seeds: int, protocol: "Protocol[Net] | None" = None) -> str:
         """The command that trains so many seeds of it, under a protocol or else as the paper did."""
@@ -122,6 +121,11 @@ class Claim:
     def nets(self) -> tuple[Net, ...]:
         """The nets whose runs it needs, each once."""
         return tuple(dict.fromkeys(net for test in self.tests for net in test.nets))
+
+    @property
+    def beside(self) -> str:
+        """What the paper prints beside the values of its tests: `VGG-16 15.3, ResNet-152 11.3`."""
+        return ", ".join(f"{told} {value_of(source):g}" for told, *source in self.printed)
 
     @property
     def comparisons(self) -> int:
@@ -201,6 +205,7 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
     waiting: dict[str, list[str]] = {}  # the claims that wait for a command
     for verdict in verdicts:
         claim, paper = verdict.claim, (verdict.quantity, verdict.paper)
+        known = {"claim": claim.number, "section": claim.section, "words": claim.words}
         for ruling in (verdict, *verdict.others):
             head, told = ("↳", "", ""), ruling.notes
             if ruling is verdict:
@@ -208,7 +213,6 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
                 told = verdict.all_notes
             ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
             rows.append(Row((*head, *ours), tuple(notes.number([note])[0] for note in told)))
-            known = {"claim": claim.number, "section": claim.section, "words": claim.words}
             said = *paper, ruling.protocol, ruling.ours, ruling.verdict, ruling.why
             columns = dict(zip(COLUMNS[1:], said, strict=True))
             records.append({**known, **columns, "notes": " ".join(ruling.notes)})
@@ -225,7 +229,7 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
         missing=tuple(missing),
-        remarks=tuple(text for text in (*sources, decided_elsewhere(verdicts), *REMARKS) if text),
+        remarks=tuple(filter(None, (*sources, decided_elsewhere(verdicts), *REMARKS))),
         records=tuple(records),
         wraps=WRAPS,
         lead="What would decide the rest:",

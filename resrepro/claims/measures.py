@@ -106,7 +106,6 @@ def _one_trained_on(run: Run) -> float:
 
 
 def _evaluated(title: str, protocol: str, metric: str) -> Measure:
-    """An error that `eval` measures under a test protocol."""
     return Measure(
         title,
         lambda run: run.evaluated(protocol, metric, run.headline_split),
@@ -176,8 +175,8 @@ def _warmup_lasts(run: Run) -> bool:
 
 def _warmup(run: Run) -> float | None:
     """The iteration at which the warm-up ended, or the whole run if it did not."""
-    switch = run.result["iteration"] if _warmup_lasts(run) else run.result.get("warmup_switch")
-    return float(switch) if type(switch) is int else None
+    switch: int | None = run.result["iteration"] if _warmup_lasts(run) else run.result.get("warmup_switch")
+    return switch
 
 
 MEASURES: Mapping[str, Measure] = {

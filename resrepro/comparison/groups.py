@@ -60,7 +60,7 @@ class SeedGroup:
         return [(run, value) for run, value in read if value is not None]
 
     def values(self, quantity: Quantity) -> list[float]:
-        """The same without the runs."""
+        """The values of `measured` without the runs."""
         return [value for _, value in self.measured(quantity)]
 
     def lacking(self, quantity: Quantity) -> list[Run]:
@@ -155,10 +155,10 @@ def data_told(run: Run | None) -> str:
 
 def spell_data(notices: Iterable[str] = (), classes: int | None = None, side: int | None = None) -> str:
     """The same of what a record says of its images; the folder is named by a notice."""
-    named = (re.match("the folder (.+) has ", notice) for notice in notices)
+    named = filter(None, (re.match("the folder (.+) has ", notice) for notice in notices))
+    name = next((found[1] for found in named), "a folder of images")
     facts = [f"{classes:,} classes"] if classes else []
     facts += [f"images of {side}x{side}"] if side else []
-    name = next((found[1] for found in named if found), "a folder of images")
     return name + (f" ({', '.join(facts)})" if facts else "")
 
 
@@ -167,13 +167,15 @@ def _spell_images(classes: int | None, images: Mapping[str, int]) -> str:
     return f"{sizes} images" if classes is None else f"{classes:,} classes, {sizes} images"
 
 
+def seed_name(run: Run) -> str:
+    """How a run is told: `cifar10-plain56 seed 0`."""
+    return f"{run.name} seed {run.seed}"
+
+
 def unfinished(runs: Iterable[Run]) -> list[str]:
     """The unfinished and diverged among runs: `cifar10-plain56 seed 0 (running at iteration 1,000)`."""
-    return [
-        f"{run.name} seed {run.seed} ({run.status} at iteration {run.result['iteration']:,})"
-        for run in runs
-        if not run.finished
-    ]
+    left = (run for run in runs if not run.finished)
+    return [f"{seed_name(run)} ({run.status} at iteration {run.result['iteration']:,})" for run in left]
 
 
 def seed_groups(runs: Iterable[Run]) -> list[SeedGroup]:

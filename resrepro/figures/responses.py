@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.groups import SET_NAMES, Protocol
+from resrepro.comparison.groups import SET_NAMES, Protocol, seed_name
 from resrepro.comparison.table import DASH, NONE, Row, Table, spell_mean
 from resrepro.errors import RecordError
 from resrepro.figures import curves, drawing
@@ -84,7 +84,7 @@ def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
         groups, told = curves.choose(layout, [run for run in runs if run.responses is not None])
         bare, _ = curves.choose(layout, [run for run in runs if run.responses is None])
         notes += told
-        if lacking := [curves.seed_name(run) for group in bare.values() for run in group.runs]:
+        if lacking := [seed_name(run) for group in bare.values() for run in group.runs]:
             notes.append(f"Not drawn, not measured by `resrepro eval RUN --responses`: {', '.join(lacking)}.")
         if groups:
             return groups, tuple(notes)
