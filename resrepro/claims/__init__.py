@@ -27,22 +27,6 @@ HELD, FAILED, UNDECIDED, UNTESTABLE = "held", "failed", "undecided", "not testab
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
 COLUMNS = ("claim", "quantity", "paper", "runs", "ours", "verdict", "why")
 WRAPS = (0.22, 0.1, 0.14, 0.1, 0.16, 0.08, 0.14)
-REMARKS = (
-    "Ours: mean ± standard deviation (n runs) at the last iteration; in brackets the two-sided 95 % "
-    "interval, by Welch's t test for a difference and Student's for a mean. A claim held if all its "
-    "intervals lie where it says, failed if one lies elsewhere, and is undecided otherwise: a gap "
-    "within the spread over seeds is never called held, nor is one seed each, nor what a seed that "
-    "diverged or was not measured could turn.",
-    "Several comparisons: a claim that held needs each of them at 95 %; one that failed has one beyond "
-    "the interval of 1 − 0.05/k, k being the number of its comparisons (Bonferroni). Over claims "
-    "nothing is corrected: a claim with nothing behind it would be called held in one case of forty.",
-    "Runs: a verdict is on one protocol, whichever way it speaks: on the paper's data the longest schedule "
-    "under which all nets stand that the claim compares (else most of them), then the paper's split, then "
-    "the most seeds. Those on other protocols stand below (↳). A shortened schedule or other images give a "
-    "verdict on just these.",
-    "The paper's values of curves are read off its figures: ±0.03 on CIFAR-10, ±0.06 on ImageNet, "
-    "training errors as the mean of the last five samples.",
-)
 
 
 @dataclass(frozen=True)
@@ -133,11 +117,16 @@ class Claim:
         return sum(len(test.nets) - (test.kind != "within") for test in self.tests if test.kind != "count")
 
 
+def _file() -> Mapping[str, Any]:
+    return read_toml("claims.toml", "resrepro.paper")
+
+
 @cache
 def claims() -> tuple[Claim, ...]:
     """All claims in the paper's order."""
-    entries = read_toml("claims.toml", "resrepro.paper")["claims"]
-    return tuple(Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in entries)
+    return tuple(
+        Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in _file()["claims"]
+    )
 
 
 def _check(entry: Mapping[str, Any]) -> Check:
@@ -229,7 +218,7 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
         missing=tuple(missing),
-        remarks=tuple(filter(None, (*sources, decided_elsewhere(verdicts), *REMARKS))),
+        remarks=tuple(filter(None, (*sources, decided_elsewhere(verdicts), *_file()["remarks"]))),
         records=tuple(records),
         wraps=WRAPS,
         lead="What would decide the rest:",

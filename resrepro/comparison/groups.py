@@ -5,6 +5,7 @@ follow one recipe on the same images in the same mode are a `Protocol`: whatever
 protocol, and of several RULE chooses. Errors are of the last iteration, in percent.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,9 +95,7 @@ class SeedGroup:
         images = run.env["data"]["images"].get("val")
         return (run.spec["dataset"], run.classes, run.spec["recipe"]["image_size"], images) == paper
 
-    def caveats(
-        self, quantities: Sequence[Quantity] = ({"set": "held_out"},), as_trained: bool = False
-    ) -> list[str]:
+    def caveats(self, quantities: Sequence[Quantity], as_trained: bool = False) -> list[str]:
         """Everything that must be said beside some of its quantities: departures, notices, data, mode.
 
         `as_trained`: of the test error that was measured while training, whole or not.
@@ -180,10 +179,8 @@ def unfinished(runs: Iterable[Run]) -> list[str]:
 
 def seed_groups(runs: Iterable[Run]) -> list[SeedGroup]:
     """Runs by what they share but for the seed, in a fixed order."""
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.seed_group, []).append(run)
-    return [SeedGroup(tuple(sorted(group, key=lambda run: run.seed))) for _, group in sorted(groups.items())]
+    ordered = sorted(runs, key=lambda run: (run.seed_group, run.seed))
+    return [SeedGroup(tuple(own)) for _, own in itertools.groupby(ordered, lambda run: run.seed_group)]
 
 
 def iterations_of(run: Run) -> int:
@@ -223,9 +220,9 @@ class Protocol(Generic[Net]):
         free: the settings in which its nets may differ.
     """
 
-    groups: Mapping[Net, SeedGroup]
-    doubles: Mapping[Net, tuple[SeedGroup, ...]] = field(default_factory=dict)
-    left_out: Mapping[Net, tuple[Run, ...]] = field(default_factory=dict)
+    groups: dict[Net, SeedGroup] = field(default_factory=dict)
+    doubles: dict[Net, list[SeedGroup]] = field(default_factory=dict)
+    left_out: dict[Net, list[Run]] = field(default_factory=dict)
     free: tuple[str, ...] = FREE_SETTINGS
 
     @property
@@ -318,17 +315,18 @@ def protocols_of(
             shared.setdefault(alike, {}).setdefault(net, []).append(run)
     found: list[Protocol[Net]] = []
     for nets in shared.values():
-        groups: dict[Net, SeedGroup] = {}
-        doubles: dict[Net, tuple[SeedGroup, ...]] = {}
-        left_out: dict[Net, tuple[Run, ...]] = {}
+        protocol: Protocol[Net] = Protocol(free=free)
         for net, own in nets.items():
-            waiting = [run for run in own if not run.finished]
+            waiting = [
+                run for group in seed_groups(run for run in own if not run.finished) for run in group.runs
+            ]
             if finished := seed_groups(run for run in own if run.finished):
                 shown = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
-                groups[net], doubles[net] = shown, tuple(group for group in finished if group is not shown)
+                protocol.groups[net] = shown
+                protocol.doubles[net] = [group for group in finished if group is not shown]
                 waiting = [run for run in waiting if run.seed_group == shown.first.seed_group]
             if waiting:
-                left_out[net] = tuple(sorted(waiting, key=lambda run: (run.seed_group, run.seed)))
-        if groups:
-            found.append(Protocol(groups, doubles, left_out, free))
+                protocol.left_out[net] = waiting
+        if protocol.groups:
+            found.append(protocol)
     return sorted(found, key=lambda one: one.rank(enough), reverse=True)

@@ -27,17 +27,7 @@ HEAD, FOOT_LINE = 0.74, 0.17
 BULGE = 0.46  # how far an arc leaves its column
 TEXT, HEADING = 8.5, 10.5  # points
 INK, LINE = "#303030", 0.9
-
 UNIT = 1e9  # the paper gives FLOPs in 10^9
-LAYERS = (
-    "Layers, blocks and sizes: read off the nets as built, for images of 224x224. /2 is a stride of 2; "
-    "the first block of conv3_x, conv4_x and conv5_x has one too."
-)
-FLOPS = (
-    "multiply-adds (Section 3.3) of every convolution and the fully connected layer, the projection "
-    "shortcuts of option B (50 layers and more) among them; those of option A need none"
-)
-PARAMETERS = "of the convolutions, BN (scale and shift) and the fully connected layer"
 
 
 @dataclass(frozen=True)
@@ -197,6 +187,7 @@ def _draw_arc(axes: "Axes", centre: float, box: Box, *, dotted: bool) -> None:
 
 def table_1() -> Table:
     """Table 1 from the layouts of the nets, in the paper's form, with our multiply-adds beside its FLOPs."""
+    words = read_layout("table1")
     nets = {f"{depth}-layer": architectures()[f"imagenet-resnet{depth}"] for depth in IMAGENET_DEPTHS}
     printed = [published()["table1", heading, "flops"].value / UNIT for heading in nets]
     counted = [net.multiply_adds / UNIT for net in nets.values()]
@@ -210,11 +201,11 @@ def table_1() -> Table:
     without = [f"{(net.multiply_adds - net.projections) / UNIT:.2f}" for net in projecting.values()]
     would = f"without projections {', '.join(projecting)} would have {', '.join(without)}"
     notes = Notes()
-    above = notes.number([FLOPS, would])
-    cut, below = notes.number(cut_off), notes.number([PARAMETERS])
+    above = notes.number([words["flops"], would])
+    cut, below = notes.number(cut_off), notes.number([words["parameters"]])
     return Table(
         name="table1",
-        title="Table 1. Architectures for ImageNet",
+        title=words["title"],
         columns=("layer", "output", *nets),
         rows=(
             *_layer_rows(list(nets.values())),
@@ -224,7 +215,7 @@ def table_1() -> Table:
             Row(("parameters", "ours", *(f"{net.parameters:,}" for net in nets.values())), below),
         ),
         notes=tuple(notes),
-        remarks=(LAYERS,),
+        remarks=(words["layers"],),
         records=tuple(_net_record(heading, net) for heading, net in nets.items()),
     )
 

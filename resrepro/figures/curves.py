@@ -22,7 +22,7 @@ from resrepro.spec.recipe import FAMILIES, read_toml
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
 ANOTHER = "Not drawn, another protocol"
 Layout = Mapping[str, Any]  # a figure's entry in figures.toml
-Groups = Mapping[str, SeedGroup]  # the runs drawn, by net label, plain nets first, by depth
+Groups = dict[str, SeedGroup]  # the runs drawn, by net label, plain nets first, by depth
 
 
 @dataclass(frozen=True)
