@@ -18,6 +18,7 @@ from resrepro.spec.recipe import recipe_from_json
 
 X_UNIT = 10_000  # iterations per unit of the paper's x axes
 At = TypeVar("At", int, float)
+OverLayers = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,9 @@ def _one_trained_on(run: Run) -> float:
 
 def _evaluated(title: str, protocol: str, metric: str) -> Measure:
     return Measure(
-        title,
-        lambda run: run.evaluated(protocol, metric, run.headline_split),
-        (metric,),
-        unit="%",
-        command=lambda runs: eval_command(runs, protocol),
-        resolution=_one_held_out,
-    )
+        title, lambda run: run.evaluated(protocol, metric, run.headline_split), (metric,), unit="%",
+        command=lambda runs: eval_command(runs, protocol), resolution=_one_held_out,
+    )  # fmt: skip
 
 
 def weakest(values: Sequence[float]) -> float:
@@ -122,20 +119,12 @@ def weakest(values: Sequence[float]) -> float:
     return min(values) / middle if middle else 0.0
 
 
-def _responses(
-    title: str,
-    key: str,
-    over_layers: Callable[[Sequence[float]], float] = weakest,
-    metrics: tuple[str, ...] = (),
-) -> Measure:
+def _responses(title: str, key: str, over_layers: OverLayers = weakest, *metrics: str) -> Measure:
     """A number that `eval --responses` measures: of the layers' std or gradient norms."""
     return Measure(
-        title,
-        lambda run: None if run.responses is None else over_layers(getattr(run.responses, key)),
-        metrics,
-        digits=3,
-        command=lambda runs: f"resrepro eval {run_folders(runs)} --responses",
-    )
+        title, lambda run: None if run.responses is None else over_layers(getattr(run.responses, key)),
+        metrics, digits=3, command=lambda runs: f"resrepro eval {run_folders(runs)} --responses",
+    )  # fmt: skip
 
 
 def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
@@ -154,14 +143,10 @@ def _time_to(title: str, level: float, *, training: bool = False, epochs: bool =
         return float(run.env["data"]["images"]["train"] / _setting(run, "batch_size")) if epochs else 1.0
 
     return Measure(
-        title,
-        lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run) if curve(run) else None,
-        digits=2 if epochs else 0,
-        resolution=lambda run: _sampled_every(run) / unit(run),
-        never=lambda run: time_of(run) is None,
-        sampled=True,
-        level=(level, training),
-    )
+        title, lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run) if curve(run) else None,
+        digits=2 if epochs else 0, resolution=lambda run: _sampled_every(run) / unit(run),
+        never=lambda run: time_of(run) is None, sampled=True, level=(level, training),
+    )  # fmt: skip
 
 
 def _mean_of_curve(run: Run) -> float | None:
@@ -204,7 +189,7 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "mean_response": _responses(
         "standard deviation of the responses, mean over layers", "std", statistics.fmean,
-        ("response_std_mean_over_layers",),
+        "response_std_mean_over_layers",
     ),
     "weakest_response": _responses("weakest response over the median layer's", "std"),
     "weakest_gradient_start": _responses(
@@ -274,8 +259,9 @@ def stretches_above(first: Mapping[At, float], second: Mapping[At, float], windo
 def paper_values(test: Check) -> list[str]:
     """The paper's own values for a test in words, one by one."""
     if test.kind == "count":
-        both = [_counted(test.measure, source) for source in test.ratio]
-        return [_spell_ratio(*both)] if both else []
+        return (
+            [_spell_ratio(*(_counted(test.measure, source) for source in test.ratio))] if test.ratio else []
+        )
     if not test.paper:
         return []
     rows = layouts().get(test.paper, {}).get("rows", ())

@@ -7,7 +7,7 @@ of one output size stand at the same height in all columns.
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.table import Notes, Row, Table
 from resrepro.figures.curves import palette_named, read_layout
@@ -67,6 +67,7 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
+        middle: Any = {"ha": "center", "va": "center"}
         for size, row in starts.items():
             axes.text(
                 0.14, _middle(row), f"output\nsize: {size}", fontsize=TEXT, va="center", linespacing=1.1
@@ -75,7 +76,13 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
             axes.plot([0.12, width - 0.12], hairline, color="#dddddd", linewidth=0.6, zorder=0.5)
         for number, (column, net) in enumerate(zip(layout["columns"], nets, strict=True)):
             centre = MARGIN + number * (BOX + GAP) + BOX / 2
-            _draw_heading(axes, centre, column, net)
+            printed, counted = published()["figure3", column["published"], "flops"].value, net.multiply_adds
+            axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", **middle)
+            for y, flops in (
+                (0.41, f"{printed / UNIT:.1f} billion FLOPs (paper)"),
+                (0.58, f"{counted / UNIT:.2f} billion FLOPs (counted)"),
+            ):
+                axes.text(centre, y, flops, fontsize=TEXT, color=INK, **middle)
             _draw_column(axes, centre, boxes_of(net, starts), colours)
         for number, line in enumerate(lines):
             axes.text(0.14, height - foot + 0.16 + FOOT_LINE * number, line, fontsize=TEXT, color=QUIET)
@@ -122,15 +129,6 @@ def boxes_of(net: Architecture, starts: Mapping[int, int]) -> Iterator[Box]:
 
 def _middle(row: int) -> float:
     return HEAD + (row + 0.5) * PITCH
-
-
-def _draw_heading(axes: "Axes", centre: float, column: Mapping[str, str], net: Architecture) -> None:
-    printed = published()["figure3", column["published"], "flops"].value / UNIT
-    counted = net.multiply_adds / UNIT
-    axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", ha="center", va="center")
-    told = (0.41, f"{printed:.1f} billion FLOPs (paper)"), (0.58, f"{counted:.2f} billion FLOPs (counted)")
-    for height, text in told:
-        axes.text(centre, height, text, fontsize=TEXT, ha="center", va="center", color=INK)
 
 
 def _draw_column(axes: "Axes", centre: float, boxes: Iterable[Box], colours: Mapping[str, str]) -> None:
