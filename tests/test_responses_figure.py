@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_layers, write_run
+from conftest import runs_in, write_layers, write_run
 
 from resrepro.errors import RecordError
 from resrepro.figures.responses import build, make_figure
 from resrepro.paper import curves
-from resrepro.records import Run
-from resrepro.records.collection import collect
 
 NETS = {"plain20": 19, "plain56": 55, "resnet20": 19, "resnet56": 55, "resnet110": 109}
 
@@ -24,12 +22,6 @@ def made(runs: Path, *nets: str, dataset: str = "cifar10", seeds: int = 1, **opt
             std = [1 + 0.2 * seed + (37 * index % NETS[net]) / NETS[net] for index in range(NETS[net])]
             found[f"{net} {seed}"] = write_layers(folder, std)
     return found
-
-
-def read(runs: Path) -> tuple[Run, ...]:
-    collection = collect([runs])
-    assert not collection.broken
-    return collection.runs
 
 
 def drawn(figure: Any) -> list[dict[str, tuple[list[float], list[float]]]]:
@@ -48,7 +40,7 @@ def foot(figure: Any) -> str:
 
 
 def figure_of(runs: Path, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    return make_figure(read(runs), **options)
+    return make_figure(runs_in(runs), **options)
 
 
 def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_path: Path) -> None:
@@ -152,7 +144,7 @@ def test_the_table_holds_the_papers_numbers_and_means_of_ours(tmp_path: Path) ->
             write_run(tmp_path, "cifar10-resnet20", seed), [1.5, *[1.0] * 17, last],
             gradient_norm_start=(8.0, *[2.0] * 18), gradient_norm_end=(1.0, *[500.0] * 18),
         )  # fmt: skip
-    table = build(read(tmp_path))
+    table = build(runs_in(tmp_path))
     at = next(number for number, row in enumerate(table.rows) if row.cells[0] == "ResNet-20")
     assert table.rows[at].cells == ("ResNet-20", "1.71", "2.50", "1.13", "1.62", "1.54", "", "")
     assert table.rows[at + 1].cells == (
@@ -179,7 +171,7 @@ def test_what_fills_a_gap_follows_the_protocol_shown_and_so_leaves_the_rest_of_t
     short: dict[str, Any] = {"iterations": 2000, "split": "45k5k", "precision": "bf16", "mode": "fast"}
     made(tmp_path, "plain20", "resnet20", seeds=2, **short)
     write_run(tmp_path, "cifar10-resnet56", 4)
-    before = build(read(tmp_path))
+    before = build(runs_in(tmp_path))
     assert before.remarks[-1].endswith(
         "not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4."
     )
@@ -191,10 +183,10 @@ def test_what_fills_a_gap_follows_the_protocol_shown_and_so_leaves_the_rest_of_t
     )
     made(tmp_path, "plain56", seeds=2, **short)
     assert (tmp_path / name / "seed1").is_dir()
-    after = build(read(tmp_path))
+    after = build(runs_in(tmp_path))
     assert [row.cells[1] == "—" for row in after.rows[1::2]] == [False, False, False, True, True]
 
 
 def test_a_layer_without_any_gradient_is_no_ratio(tmp_path: Path) -> None:
     write_layers(write_run(tmp_path), gradient_norm_end=(0.0, *[1.0] * 18))
-    assert build(read(tmp_path)).rows[5].cells[-1] == "inf"
+    assert build(runs_in(tmp_path)).rows[5].cells[-1] == "inf"
