@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shlex
+import shutil
 
 import pytest
 import typer
@@ -275,15 +276,6 @@ def test_a_mean_is_judged_against_the_papers_bound_which_stands_beside(
     assert (found.verdict, told in found.why, "inf" in found.why) == (state, True, False), found.why
 
 
-def test_a_shortened_run_decides_no_level_of_the_full_schedule(train):
-    found = verdict(3, train("cifar10-plain110", *around(88), end=2000, iterations=2000))
-    assert (found.verdict, found.commands) == (
-        UNDECIDED,
-        ("resrepro train --depth 110 --plain --seeds 0-4",),
-    )
-    assert "a shortened one does not decide it" in found.why
-
-
 @pytest.mark.parametrize(
     ("cold", "state"), [(6.62, HELD), (8.0, FAILED), (7.1, UNDECIDED)], ids=["alike", "apart", "open"]
 )
@@ -519,16 +511,24 @@ def test_seeds_that_agree_to_the_step_are_no_reason_to_stay_undecided(train, tmp
 
 @pytest.mark.parametrize(("number", "net"), [(3, "plain110"), (5, "resnet110"), (8, "resnet1202")])
 @pytest.mark.parametrize(
-    "other", [{"split": "45k5k"}, {"notices": ("the test set holds only the first 1,000",)}]
+    ("other", "why"),
+    [
+        ({"split": "45k5k"}, "whole sets"),
+        ({"notices": ("the test set holds only the first 1,000",)}, "whole sets"),
+        ({"iterations": 2000, "end": 2000}, "a shortened one does not decide it"),
+    ],
 )
-def test_an_absolute_level_is_decided_on_the_papers_whole_sets_alone(train, number, net, other):
+def test_an_absolute_level_is_decided_on_the_papers_whole_sets_and_schedule_alone(
+    train, number, net, other, why
+):
     middle = 88 if number == 3 else 0.05
     errors = [middle + shift / 10 for shift in SPREAD]
-    assert verdict(number, train(f"cifar10-{net}", *errors)).verdict == HELD
+    folder = train(f"cifar10-{net}", *errors)
+    assert verdict(number, folder).verdict == HELD
+    shutil.rmtree(folder / f"cifar10-{net}")
     found = verdict(number, train(f"cifar10-{net}", *errors, **other))
-    found = found if other.get("notices") else found.others[0]
-    assert (found.verdict, "whole sets" in found.why) == (UNDECIDED, True)
-    assert found.commands
+    assert (found.verdict, why in found.why) == (UNDECIDED, True)
+    assert f"resrepro train --depth {net.strip('plainrest')}" in found.commands[0]
 
 
 def test_a_net_with_settings_is_the_papers_own_only_if_trained_as_the_paper_did(train, tmp_path):
