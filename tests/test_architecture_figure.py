@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from resrepro.comparison.table import to_latex, to_markdown, to_rich
+from resrepro.comparison.table import to_rich
 from resrepro.figures.architecture import boxes_of, make_figure, starting_rows, table_1
 from resrepro.figures.curves import palette_named
 from resrepro.paper import published
@@ -70,11 +70,8 @@ def test_headings_give_the_printed_and_the_counted_multiply_adds(figure):
     for heading, printed, counted in (
         ("VGG-19", "19.6", "19.63"), ("34-layer plain", "3.6", "3.64"), ("34-layer residual", "3.6", "3.64"),
     ):  # fmt: skip
-        start = written.index(heading)
-        assert written[start + 1 : start + 3] == [
-            f"{printed} billion FLOPs (paper)",
-            f"{counted} billion FLOPs (counted)",
-        ]
+        below = [f"{printed} billion FLOPs (paper)", f"{counted} billion FLOPs (counted)"]
+        assert written[written.index(heading) + 1 :][:2] == below
 
 
 def test_convolutions_are_coloured_by_output_size_and_all_else_is_white(figure):
@@ -162,7 +159,7 @@ def test_a_column_reads_as_in_the_paper(table):
     ]  # fmt: skip
 
 
-def test_all_forms_have_all_rows_and_fit(table):
+def test_it_fits_into_80_columns(table):
     console = Console(width=80)
     with console.capture() as capture:
         console.print(to_rich(table))
@@ -170,8 +167,3 @@ def test_all_forms_have_all_rows_and_fit(table):
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert re.search(r"parameters +ours 11,515,688 21,623,848 25,557,032 44,549,160 60,192,808 ", text)
-    lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
-    assert len(lines) == len(table.rows) + 2
-    assert {line.count("|") for line in lines} == {len(table.columns) + 1}
-    assert to_latex(table).count(r"\\") == len(table.rows) + 1
-    assert to_latex(table).isascii()
