@@ -141,11 +141,7 @@ def _check(entry: Mapping[str, Any]) -> Check:
 
 
 def find_claim(number: int) -> Claim:
-    """The claim of that number.
-
-    Raises:
-        UsageError: if there is none.
-    """
+    """The claim of that number (UsageError if there is none)."""
     if not 1 <= number <= len(claims()):
         raise UsageError(f"no claim {number}: they are numbered from 1 to {len(claims())}.")
     return claims()[number - 1]

@@ -16,7 +16,6 @@ from resrepro.records import Run
 from resrepro.spec.architecture import Architecture, architectures, vgg19
 from resrepro.spec.recipe import recipe_from_json
 
-X_UNIT = 10_000  # iterations per unit of the paper's x axes
 At = TypeVar("At", int, float)
 OverLayers = Callable[[Sequence[float]], float]
 
@@ -301,4 +300,4 @@ def _paper_curve(exhibit: str, row: str, training: bool = True) -> dict[float, f
     """The errors (percent) that a figure draws for a net, by iteration."""
     frame = curves(exhibit)
     own = frame[(frame["series"] == row) & ((frame["kind"] == "train") == training)]
-    return dict(zip(round(own["x"] * X_UNIT), own["value"], strict=True))
+    return dict(zip(round(own["x"] * 10_000), own["value"], strict=True))

@@ -31,8 +31,7 @@ SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 FAST = "fast"
 OF_TEST = "the test set", "the test images"  # how notices begin that are about the test images alone
 AFTERWARDS = "test error measured after training, on all 10,000 test images"
-Quantity = Mapping[str, Any]
-"""A column of layouts.toml: its `set` and, where `eval` measures it, `protocol` and `metric`."""
+Quantity = Mapping[str, Any]  # a column of layouts.toml: its `set`, and `protocol` and `metric` of `eval`
 Net = TypeVar("Net")
 
 
@@ -189,11 +188,7 @@ def iterations_of(run: Run) -> int:
 
 
 def spec_of(run: Run) -> Spec:
-    """The specification of a run; one of another version may have settings that this one does not know.
-
-    Raises:
-        TypeError, ValueError: if it does.
-    """
+    """The specification of a run; TypeError or ValueError if this version does not know its settings."""
     recipe = recipe_from_json(run.spec["recipe"])
     return catalogue.derive(catalogue.find(run.experiment), **vars(recipe))
 

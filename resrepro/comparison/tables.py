@@ -34,10 +34,8 @@ SHORTENED = "Runs of the paper's length are made by:"
 APART = "iterations", "mode", "split"  # by which protocols are told apart first
 ENSEMBLE_COMMAND = "resrepro eval RUN RUN ... --ensemble --protocol multi_scale --data DIR"
 SET = "val"  # of ensembles
-Plan = Mapping[str, Any]
-"""An exhibit's entry in layouts.toml, with its `name`."""
-Line = Mapping[str, Any]
-"""One of its rows."""
+Plan = Mapping[str, Any]  # an exhibit's entry in layouts.toml, with its `name`
+Line = Mapping[str, Any]  # one of its rows
 
 
 def build(

@@ -134,8 +134,7 @@ def draw_figure(
 ) -> Drawing:  # fmt: skip
     """Draw one of `figures()` into a folder, as files of its own name or another `stem`.
 
-    Raises:
-        RecordError: if there is nothing to draw, or the files cannot be written.
+    RecordError if there is nothing to draw, or the files cannot be written.
     """
     notes: tuple[str, ...] = ()
     caption, width = style.caption, style.inches()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXHIBIT = "figure7"
+PLAN = curves.read_layout(EXHIBIT)  # title, nets, frame and panels
 LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56  # inches
 HEADING = 0.26  # inches, above the panels of runs that are not on CIFAR-10
 ROOM = 1.02  # of the frame above the highest line or band
@@ -37,11 +38,6 @@ STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "mean": ("response_std_mean_over_layers", statistics.fmean),
     "median": ("response_std_median", statistics.median),
 }  # by column: the name that the paper's number has in published.csv, and ours from the layers' std
-
-
-def plan() -> Mapping[str, Any]:
-    """Title, nets, frame and panels (figure7.toml)."""
-    return curves.read_layout(EXHIBIT)
 
 
 def make_figure(
@@ -60,7 +56,7 @@ def make_figure(
         ours.append(curves.averaged(group.first, "", range(1, len(std[0]) + 1), std))
     theirs = list(_paper_lines()) if paper else []
     if not ours and not theirs:
-        train = command_for(catalogue.find(plan()["example"]).spec())
+        train = command_for(catalogue.find(PLAN["example"]).spec())
         way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
         raise RecordError(
             f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws "
@@ -68,7 +64,7 @@ def make_figure(
         )
     ends = _frame_of([*ours, *theirs])
     told = " ".join(_footnote(groups, theirs, ends, notes)) if caption else ""
-    heading = plan()["headings"].get(curves.first_of(groups).spec["dataset"], "") if groups else ""
+    heading = PLAN["headings"].get(curves.first_of(groups).spec["dataset"], "") if groups else ""
     return _draw(ours, theirs, curves.palette_named(palette), ends, heading, told, width), notes
 
 
@@ -79,8 +75,8 @@ def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
     """
     runs = list(runs)
     notes: list[str] = []
-    for dataset in plan()["datasets"]:
-        layout = {**plan(), "panels": plan()["nets"], "datasets": [dataset]}
+    for dataset in PLAN["datasets"]:
+        layout = {**PLAN, "panels": PLAN["nets"], "datasets": [dataset]}
         groups, told = curves.choose(layout, [run for run in runs if run.responses is not None])
         bare, _ = curves.choose(layout, [run for run in runs if run.responses is None])
         notes += told
@@ -94,8 +90,8 @@ def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
 def _paper_lines() -> Iterator[Curve]:
     """The paper's curves, read off its figure, in the order of the legend."""
     frame = paper_curves(EXHIBIT)
-    frame = frame[frame["panel"] == plan()["panels"][0]["name"]].sort_values("x")
-    for group in plan()["nets"]:
+    frame = frame[frame["panel"] == PLAN["panels"][0]["name"]].sort_values("x")
+    for group in PLAN["nets"]:
         for depth in group["depths"]:
             rows = frame[frame["series"] == net_label(depth, group["plain"])]
             yield Curve(depth, group["plain"], "", tuple(rows["x"]), tuple(rows["value"]), paper=True)
@@ -103,7 +99,7 @@ def _paper_lines() -> Iterator[Curve]:
 
 def _frame_of(lines: Iterable[Curve]) -> tuple[float, float]:
     """The ends of the axis of std: the paper's, or further out by halves where a line or band needs it."""
-    low, high = plan()["frame"]
+    low, high = PLAN["frame"]
     for line in lines:
         below, above = line.band
         low, high = min(low, *below), max(high, ROOM * max(above))
@@ -117,17 +113,17 @@ def _draw(
     with drawing.own_settings():
         from matplotlib.ticker import MaxNLocator
 
-        width = width or float(plan()["width"])
+        width = width or float(PLAN["width"])
         lines = drawing.wrap(told, width - 0.4, drawing.SMALL)
         foot = BOTTOM + drawing.LINE * len(lines) + 0.08
         tall = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1)
         figure, height = drawing.page(width, tall, TOP, _legend_keys(ours, theirs, palette), lines)
-        for number, panel in enumerate(plan()["panels"]):
+        for number, panel in enumerate(PLAN["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
             place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
             axes = figure.add_axes(place)
-            axes.set_xlim(0, plan()["layers"])
-            axes.set_xticks(plan()["layer_ticks"])
+            axes.set_xlim(0, PLAN["layers"])
+            axes.set_xticks(PLAN["layer_ticks"])
             axes.set_xlabel(panel["xlabel"])
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             axes.set_ylim(*ends)
@@ -178,7 +174,7 @@ def _measured_on(groups: Groups) -> str:
     """What a response is and on which images it was measured, in sentences."""
     found = curves.first_of(groups).responses
     assert found is not None
-    measured: str = plan()["measured"]
+    measured: str = PLAN["measured"]
     return measured.format(images=f"{found.images:,} {SET_NAMES[found.part]} images")
 
 
@@ -187,18 +183,18 @@ def _footnote(
 ) -> Iterator[str]:
     """What a reader must know beside the lines, sentence by sentence."""
     if not groups:
-        yield curves.alone(plan())
+        yield curves.alone(PLAN)
         return
     yield _measured_on(groups)
-    yield curves.lead(plan(), groups)
+    yield curves.lead(PLAN, groups)
     if any(len(group.runs) > 1 for group in groups.values()):
         yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
     yield curves.departures_told(groups)
     yield curves.spell_rule(notes)
     if theirs:
-        accuracy = plan()["paper"]["accuracy"]
+        accuracy = PLAN["paper"]["accuracy"]
         yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
-    low, high = plan()["frame"]
+    low, high = PLAN["frame"]
     if ends != (low, high):
         yield f"The paper's own frame ends at {low:g} and {high:g}."
 
@@ -208,7 +204,7 @@ def build(runs: Iterable[Run]) -> Table:
     groups, left_out = select(runs)
     rows: list[Row] = []
     records, missing = [], []
-    for kind in plan()["nets"]:
+    for kind in PLAN["nets"]:
         for depth in kind["depths"]:
             label = net_label(depth, kind["plain"])
             ours = [run.responses for run in (groups[label].runs if label in groups else ()) if run.responses]
@@ -217,16 +213,16 @@ def build(runs: Iterable[Run]) -> Table:
             records.append(record)
             if not ours:
                 missing.append((label, _command(depth, kind["plain"], groups)))
-    told = [plan()["table"]["rows"]]
+    told = [PLAN["table"]["rows"]]
     if groups:
-        told += [_measured_on(groups), curves.lead(plan(), groups), curves.departures_told(groups)]
+        told += [_measured_on(groups), curves.lead(PLAN, groups), curves.departures_told(groups)]
     return Table(
         name=EXHIBIT,
-        title=plan()["table"]["title"],
+        title=PLAN["table"]["title"],
         columns=("net", *STD, "ratio: start", "ratio: end"),
         rows=tuple(rows),
         missing=tuple(missing),
-        remarks=(*filter(None, told), plan()["table"]["ratios"], *left_out),
+        remarks=(*filter(None, told), PLAN["table"]["ratios"], *left_out),
         records=tuple(records),
     )
 
