@@ -269,9 +269,7 @@ def test_a_record_with_settings_that_this_version_does_not_know_is_passed_over(t
         (8, "resnet1202", [0.0985] * 3, HELD, "ResNet-1202 0.0985 [0.0971, 0.0999], below 0.1000"),
     ],
 )
-def test_a_mean_is_judged_against_the_papers_bound_which_stands_beside(
-    train, number, net, errors, state, told
-):
+def test_a_mean_is_judged_against_the_papers_bound(train, number, net, errors, state, told):
     found = verdict(number, train(f"cifar10-{net}", *errors))
     assert (found.verdict, told in found.why, "inf" in found.why) == (state, True, False), found.why
 
@@ -518,9 +516,7 @@ def test_seeds_that_agree_to_the_step_are_no_reason_to_stay_undecided(train, tmp
         ({"iterations": 2000, "end": 2000}, "a shortened one does not decide it"),
     ],
 )
-def test_an_absolute_level_is_decided_on_the_papers_whole_sets_and_schedule_alone(
-    train, number, net, other, why
-):
+def test_a_level_is_decided_on_the_whole_sets_and_schedule_alone(train, number, net, other, why):
     middle = 88 if number == 3 else 0.05
     errors = [middle + shift / 10 for shift in SPREAD]
     folder = train(f"cifar10-{net}", *errors)

@@ -118,9 +118,7 @@ def test_advice_fills_the_very_cell_where_longer_runs_of_another_protocol_are_th
     assert "ResNet-56" not in dict(table.missing)
 
 
-def test_advice_names_the_runs_folder_and_trains_first_what_was_published_without_a_checkpoint(
-    make_run, tmp_path
-):
+def test_advice_names_the_runs_folder_and_trains_first_what_was_published(make_run, tmp_path):
     make_run(tmp_path, iterations=60, split="45k5k", test_images=1000)
     [run] = runs_in(tmp_path)
     name = f"{run.name}/seed0"

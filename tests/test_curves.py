@@ -7,7 +7,6 @@ import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from resrepro.errors import RecordError, UsageError
 from resrepro.figures import Style, draw_figure, plot
 from resrepro.figures.curves import Sheet, make_sheet, palette_named
 from resrepro.figures.drawing import draw_sheet, spread, text_width, wrap
+from resrepro.paper import curves
 from resrepro.spec import catalogue
 
 Points = list[tuple[int, float, float]]
@@ -61,18 +61,16 @@ def words(figure: Any) -> str:
 
 def read_off(exhibit: str, series: str, kind: str) -> list[tuple[float, float]]:
     """The paper's curve as it is packaged."""
-    rows = csv.DictReader(resources.files("resrepro.paper").joinpath("curves.csv").read_text().splitlines())
-    wanted = (exhibit, series, kind)
-    found = [row for row in rows if (row["exhibit"], row["series"], row["kind"]) == wanted]
-    return sorted((float(row["x"]), float(row["value"])) for row in found)
+    frame = curves(exhibit)
+    own = frame[(frame["series"] == series) & (frame["kind"] == kind)]
+    return sorted(zip(own["x"], own["value"], strict=True))
 
 
 def test_lines_are_the_numbers_of_metrics_csv(tmp_path: Path) -> None:
     folder = train(tmp_path, "cifar10-plain56", 13.0)
     sheet = sheet_of(tmp_path)
     figure = draw_sheet(sheet)
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     for kind, split in (("train", "train"), ("held_out", "test")):
         x, y = line(figure.axes[0], f"ours plain-56 {kind}")
         wanted = [row for row in rows if row["split"] == split]
@@ -200,9 +198,7 @@ def test_plain110_does_not_widen_the_frame(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("palette", "width"), [("paper", None), ("safe", 6.875), ("safe", 3.25)])
 @pytest.mark.parametrize("exhibit", ["figure4", "figure6"])
-def test_nothing_overlaps_and_nothing_is_cut_off(
-    tmp_path: Path, exhibit: str, palette: str, width: float | None
-) -> None:
+def test_nothing_overlaps_or_is_cut_off(tmp_path: Path, exhibit: str, palette: str, width: Any) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     if exhibit == "figure6":
@@ -289,7 +285,7 @@ def test_figure4_is_framed_and_coloured_as_the_papers(four: Path) -> None:
         (15.0, 80.0, (0, 80), [0, 20, 40, 60, 80]),
     ],
 )
-def test_the_frame_of_figure4_is_higher_or_lower_where_runs_need_it(
+def test_the_frame_of_figure4_follows_the_runs(
     tmp_path: Path, last: float, start: float, limits: tuple[int, int], ticks: list[int]
 ) -> None:
     write_run(tmp_path, "folder-resnet34", curve=steps(720, last, start), iterations=720)
@@ -341,9 +337,7 @@ def test_the_safe_palette_tells_nets_apart_by_marker(tmp_path: Path) -> None:
     assert len({line.get_marker() for line in bold}) == len({line.get_color() for line in bold}) == 5
 
 
-def test_records_give_a_picture_in_two_forms_without_a_date_and_a_broken_one_is_warned_of(
-    tmp_path: Path,
-) -> None:
+def test_pictures_are_of_two_forms_and_a_broken_record_is_warned_of(tmp_path: Path) -> None:
     train(tmp_path / "runs", "digits-plain20", 5.0)
     broken = train(tmp_path / "runs", "digits-plain56", 5.0)
     (broken / "metrics.csv").write_text("iteration\n")

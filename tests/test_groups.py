@@ -116,9 +116,7 @@ def one_group(folder: Path) -> object:
     return group
 
 
-def test_what_a_record_says_of_its_own_test_images_is_told_of_its_own_test_error_alone(
-    tmp_path: Path,
-) -> None:
+def test_what_is_said_of_the_test_images_is_told_of_the_own_test_error_alone(tmp_path: Path) -> None:
     folder = write_run(tmp_path, split="45k5k", test_images=1000)
     own, split = FIRST_IMAGES.format(1000), "trained on 45,000 images and validated on the last 5,000"
     group = one_group(tmp_path)
@@ -142,9 +140,7 @@ def test_what_a_record_says_of_its_own_test_images_is_told_of_its_own_test_error
         ([{"test_images": 1000, "split": "45k5k"}], 7.0),  # of the validation images
     ],
 )
-def test_the_best_sample_is_never_of_a_part_of_the_test_set(
-    tmp_path: Path, options: list[dict], sample: float
-) -> None:
+def test_the_best_sample_is_of_a_whole_set(tmp_path: Path, options: list[dict], sample: float) -> None:
     for seed, each in enumerate(options):
         write_run(tmp_path, seed=seed, curve=[(1000, 50, 7.0), (64_000, 1, 8.0)], **each)
     assert one_group(tmp_path).best_sample == sample
@@ -161,7 +157,7 @@ def test_the_best_sample_is_never_of_a_part_of_the_test_set(
         ("folder-resnet18", {}, False),
     ],
 )
-def test_errors_compare_with_the_papers_unless_shortened_or_of_other_images(
+def test_shortened_runs_and_other_images_are_not_comparable(
     tmp_path: Path, experiment: str, options: dict, comparable: bool
 ) -> None:
     write_run(tmp_path, experiment, **options)
