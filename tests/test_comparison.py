@@ -12,7 +12,7 @@ import pytest
 from conftest import FIRST_IMAGES, runs_in, write_eval, write_test_eval
 
 from resrepro.comparison.groups import RULE, about_images
-from resrepro.comparison.table import DASH, GAPS, eval_command, to_csv, to_markdown
+from resrepro.comparison.table import DASH, GAPS, to_csv, to_markdown
 from resrepro.comparison.tables import ASSUMED, NO_DIFFERENCE, SHORTENED, build
 from resrepro.figures import compare
 from resrepro.paper import layouts
@@ -308,16 +308,6 @@ def test_a_finished_run_without_the_evaluation_shows_the_dash_and_names_the_comm
     assert "resrepro train --dataset imagenet --depth 18 --data DIR" not in commands
     assert "resrepro train --dataset imagenet --depth 34 --plain --data DIR" in commands
     assert len([command for command in commands if "eval" in command]) == 1
-
-
-def test_the_command_names_all_seeds_that_lack_it_in_the_folder_that_has_checkpoints(make_run, tmp_path):
-    first = runs_in(make_run(tmp_path, "folder-resnet18", iterations=700).parent.parent)[0]
-    here, published = (replace(first, folder=Path(top) / first.name / "seed0") for top in ("mine", "results"))
-    told = "resrepro eval {}/folder-resnet18+iterations=700/seed0 --protocol center --data DIR"
-    assert eval_command([here], "center") == told.format("mine")
-    assert eval_command([published], "center") == told.format("runs")
-    assert str(tmp_path) not in eval_command([first, first], "center")
-    assert eval_command([first, first], "center").count("/seed0") == 2
 
 
 def test_a_mean_is_of_the_seeds_that_were_evaluated(make_run, tmp_path):

@@ -131,13 +131,8 @@ def claims() -> tuple[Claim, ...]:
 
 def _check(entry: Mapping[str, Any]) -> Check:
     nets = [{"experiment": net} if isinstance(net, str) else net for net in entry.get("nets", ())]
-    fields = {**entry, "nets": tuple(Net(**net) for net in nets)}
-    if "region" in entry:
-        ends = entry["region"]
-        fields["region"] = tuple(value_of(end) if isinstance(end, list) else end for end in ends)
-    if entry["kind"] == "count":
-        fields["ratio"] = fields.pop("paper", ())
-    return Check(**fields)
+    ends = (value_of(end) if isinstance(end, list) else end for end in entry.get("region", Check.region))
+    return Check(**{**entry, "nets": tuple(Net(**net) for net in nets), "region": tuple(ends)})
 
 
 def find_claim(number: int) -> Claim:

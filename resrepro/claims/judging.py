@@ -17,8 +17,8 @@ from resrepro.comparison.groups import Protocol
 from resrepro.records import Run
 from resrepro.spec import IMAGENET_IMAGES, catalogue
 
-STATES = {True: HELD, False: FAILED, None: UNDECIDED}
 ABOVE = (0.0, math.inf)  # the region of a claimed direction
+STATES = {True: HELD, False: FAILED, None: UNDECIDED}
 WHOLE = {"cifar": {"train": 50_000, "test": 10_000}, "imagenet": IMAGENET_IMAGES}  # images by set
 SEEDS = 5  # as many as the paper trained of ResNet-110
 LACKING = NO_RUNS, UNMEASURED, ONE_SEED = "no runs of", "not measured yet of", "needs more than one seed of"

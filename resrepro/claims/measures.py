@@ -257,10 +257,8 @@ def stretches_above(first: Mapping[At, float], second: Mapping[At, float], windo
 
 def paper_values(test: Check) -> list[str]:
     """The paper's own values for a test in words, one by one."""
-    if test.kind == "count":
-        return (
-            [_spell_ratio(*(_counted(test.measure, source) for source in test.ratio))] if test.ratio else []
-        )
+    if test.ratio:
+        return [_spell_ratio(*(_counted(test.measure, source) for source in test.ratio))]
     if not test.paper:
         return []
     rows = layouts().get(test.paper, {}).get("rows", ())
