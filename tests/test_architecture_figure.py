@@ -1,5 +1,6 @@
 """Figure 3: boxes, arcs and headings as in the paper's; Table 1 against the built nets and printed ones."""
 
+import itertools
 import re
 
 import pytest
@@ -89,11 +90,9 @@ def test_convolutions_are_coloured_by_output_size_and_all_else_is_white(figure):
 def test_no_text_is_cut_off_or_leaves_its_box_or_covers_another(figure):
     figure.canvas.draw()
     page = figure.bbox
-    texts = [text for text in figure.axes[0].texts if text.get_text()]
-    extents = [text.get_window_extent() for text in texts]
+    extents = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
     assert all(page.x0 < e.x0 and e.x1 < page.x1 and page.y0 < e.y0 and e.y1 < page.y1 for e in extents)
-    for number, one in enumerate(extents):
-        assert not any(one.overlaps(other) for other in extents[number + 1 :]), texts[number].get_text()
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(extents, 2))
     boxes = [patch.get_window_extent() for patch in patches(figure, "FancyBboxPatch")]
     inside = [(box, text) for box in boxes for text in extents if box.overlaps(text)]
     assert len(inside) == len(boxes)
