@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import FIRST_IMAGES, runs_in, write_run, write_test_eval
 
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import RecordError
 from resrepro.figures import Style, draw_figure, plot
 from resrepro.figures.curves import Sheet, make_sheet, palette_named
 from resrepro.figures.drawing import draw_sheet, spread, text_width, wrap
@@ -386,16 +386,6 @@ def test_a_pdf_is_drawn_alone_and_twice_the_same(tmp_path: Path) -> None:
     assert one.name == other.name == "figure1.pdf"
     assert one.read_bytes() == other.read_bytes()
     assert one.read_bytes().startswith(b"%PDF")
-
-
-@pytest.mark.parametrize(
-    "style", [{"width": "wide"}, {"width": 2}, {"width": float("nan")}, {"formats": ["eps"]}]
-)
-def test_a_width_or_format_that_there_is_not_is_refused(style: dict[str, Any]) -> None:
-    with pytest.raises(
-        UsageError, match=r"no (width .*give 3 to 40 inches|format 'eps': there are png, svg, pdf)"
-    ):
-        plot("figure1", **style)
 
 
 def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:

@@ -58,3 +58,8 @@ def test_what_there_is_not_is_refused_with_the_names_that_there_are():
     for exhibit in ("figure3", "figure6", "figure7"):
         with pytest.raises(UsageError, match="no palette 'loud': there are paper, safe"):
             resrepro.plot(exhibit, palette="loud")
+    for width in ("wide", 2, float("nan")):
+        with pytest.raises(UsageError, match=r"no width .*give 3 to 40 inches, or column or text"):
+            resrepro.plot("figure1", width=width)
+    with pytest.raises(UsageError, match="no format 'eps': there are png, svg, pdf"):
+        resrepro.plot("figure1", formats=["eps"])

@@ -148,13 +148,12 @@ def _imported() -> Any:
     with contextlib.suppress(ValueError, OSError):
         return importlib.import_module("matplotlib")
     found = importlib.util.find_spec("matplotlib")
-    assert found is not None
-    assert found.origin is not None
+    package = Path(str(found and found.origin)).parent
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         del sys.modules[name]  # half of it was read
     backend = os.environ.pop("MPLBACKEND", None)
     try:
-        with contextlib.chdir(Path(found.origin).parent / "mpl-data"):  # whose own matplotlibrc comes first
+        with contextlib.chdir(package / "mpl-data"):  # whose own matplotlibrc comes first
             return importlib.import_module("matplotlib")
     finally:
         if backend is not None:
