@@ -180,23 +180,21 @@ def _measured_on(groups: Groups) -> str:
 
 def _footnote(
     groups: Groups, theirs: Sequence[Curve], ends: tuple[float, float], notes: Iterable[str]
-) -> Iterator[str]:
-    """What a reader must know beside the lines, sentence by sentence."""
+) -> list[str]:
+    """What a reader must know beside the lines, in sentences; empty where there is nothing to say."""
     if not groups:
-        yield curves.alone(PLAN)
-        return
-    yield _measured_on(groups)
-    yield curves.lead(PLAN, groups)
-    if any(len(group.runs) > 1 for group in groups.values()):
-        yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
-    yield curves.departures_told(groups)
-    yield curves.spell_rule(notes)
-    if theirs:
-        accuracy = PLAN["paper"]["accuracy"]
-        yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
-    low, high = PLAN["frame"]
-    if ends != (low, high):
-        yield f"The paper's own frame ends at {low:g} and {high:g}."
+        return [curves.alone(PLAN)]
+    several = any(len(group.runs) > 1 for group in groups.values())
+    accuracy, (low, high) = PLAN["paper"]["accuracy"], PLAN["frame"]
+    return [
+        _measured_on(groups),
+        curves.lead(PLAN, groups),
+        "Lines: mean over seeds; bands: ± standard deviation (n−1)." if several else "",
+        curves.departures_told(groups),
+        curves.spell_rule(notes),
+        f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})." if theirs else "",
+        f"The paper's own frame ends at {low:g} and {high:g}." if ends != (low, high) else "",
+    ]
 
 
 def build(runs: Iterable[Run]) -> Table:
