@@ -183,6 +183,15 @@ def write_run(
     return writer.folder
 
 
+def runs_in(folder: Path) -> tuple[Any, ...]:
+    """The runs below a folder, none of which is broken."""
+    from resrepro.records.collection import collect
+
+    found = collect([folder])
+    assert not found.broken
+    return found.runs
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the content of a JSON record and seal it anew."""
     content = read_json(path)
