@@ -1,5 +1,6 @@
 """Photographs read for a net: test views, each image once over all processes, and training crops."""
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from resrepro.data.augment import (
     Normalisation,
     crop_choices,
 )
+from resrepro.data.feeds import open_feed
 from resrepro.data.loader import CropBatch, CropReader, Loading, PhotoViews, Views, photo_batches
 from resrepro.data.photos import Photos, planes, read_image, scan, scan_both, training_crop
 from resrepro.data.statistics import principal_axes, statistics_of
@@ -355,3 +357,23 @@ def test_a_gpu_gets_the_batches_of_a_cpu(photographs: Path) -> None:
         assert others.is_cuda
         assert torch.allclose(images, others.cpu(), atol=1e-4)
         assert torch.equal(labels, truth.cpu())
+
+
+def test_waiting_for_images_is_told_once_while_the_run_goes_on(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = catalogue.derive(catalogue.find("folder-resnet18"), image_size=SIZE, batch_size=8)
+    monkeypatch.setattr("resrepro.data.feeds.TELL_AFTER", 3)
+    said: list[str] = []
+    feed = open_feed(spec, photographs, CPU, 0, INLINE, said.append)
+    said.clear()
+    for _ in feed.batches(0, 3):
+        pass
+    assert not said
+    for _ in feed.batches(0, 10):  # nothing is done but to wait
+        pass
+    (sentence,) = said
+    assert re.fullmatch(
+        r"So far (9\d|100)% of the time goes by waiting for images: see --workers\.", sentence
+    )
+    assert feed.waited > 0

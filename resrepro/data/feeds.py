@@ -18,13 +18,14 @@ from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder
 from resrepro.data.augment import Augmentation, Lighting, Normalisation, TrainingBatches, mean_over, on_device
 from resrepro.data.loader import BadImages, CropReader, Loading, PhotoViews, Views, photo_batches
 from resrepro.data.photos import PhotoSet, notices_of, scan_both
-from resrepro.data.statistics import statistics_of
+from resrepro.data.statistics import decoded_once, statistics_of
 from resrepro.spec import Spec
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
 ROWS = 100  # updates whose choices lie on the device at a time
 EVAL_BATCH, EVAL_BATCH_GPU = 500, 2500  # images at most; large enough to keep cores, or a GPU, busy
+TOLD_WAITING, TELL_AFTER = 0.05, 100  # of the time; updates
 PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
 
 
@@ -166,21 +167,23 @@ class PhotoFeed(Feed):
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         statistics = statistics_of(photos, recipe.image_size, loading, say, group)
         bad = group.on_first(lambda: BadImages(loading.max_bad_images, statistics.bad))
-        train, val = (part.without(bad.reasons) for part in photos)
+        train, val = photos = PhotoSet(*(part.without(bad.reasons) for part in photos))
+        notices = notices_of(spec.dataset, photos) + bad.notices()
         self.about = DatasetInfo(
             name=spec.dataset,
             classes=train.classes,
             num_classes=len(train.classes),
             sizes={"train": len(train), "val": len(val)},
             checksums=statistics.checksums,
-            notices=notices_of(spec.dataset, PhotoSet(train, val)) + bad.notices(),
+            notices=notices,
             held_out=("val",),
         )
         self.normalisation = Normalisation(recipe, mean_over(recipe.mean, statistics.mean)).to(device)
         lighting = Lighting(recipe, statistics.components, statistics.variances)
+        train, val = decoded_once(photos, statistics.size, loading, say, group)
         self._reader = CropReader(train, recipe, lighting, seed, group)
         self._views = PhotoViews(val, self.protocol, recipe.image_size, loading, group)
-        self.waited = 0.0
+        self.waited, self.say = 0.0, say
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
         """This process's share of updates start..stop-1, read ahead."""
@@ -188,11 +191,22 @@ class PhotoFeed(Feed):
         with contextlib.closing(
             photo_batches(self._reader, wanted, self.normalisation, self.loading, self.group)
         ) as batches:
-            for _ in wanted:
-                begun = time.perf_counter()
+            before, begun = self.waited or 0, time.perf_counter()
+            for made in range(len(wanted)):
+                asked = time.perf_counter()
                 batch = next(batches)
-                self.waited = (self.waited or 0) + time.perf_counter() - begun
+                self.waited = (self.waited or 0) + time.perf_counter() - asked
+                if made == 0:  # until here workers had to start
+                    before, begun = self.waited, time.perf_counter()
+                elif made % TELL_AFTER == 0:
+                    self.tell((self.waited - before) / (time.perf_counter() - begun))
                 yield batch
+
+    def tell(self, waited: float) -> None:
+        """Say once which part of the time goes by waiting, if it is more than a little."""
+        if waited > TOLD_WAITING:
+            self.say(f"So far {waited:.0%} of the time goes by waiting for images: see --workers.")
+            self.say = lambda text: None
 
     def views(self, name: str) -> Iterator[Views]:
         """The recipe's view of `val`, read anew each time."""

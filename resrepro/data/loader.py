@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from resrepro.data import ALONE, ProcessGroup
 from resrepro.data.augment import EpochSampler, Lighting, Normalisation, crop_choices, laid_out
-from resrepro.data.photos import BadImage, Photos, Pixels, checksum, read_image, training_crop, views_of
+from resrepro.data.photos import BadImage, Photos, Pixels, checksum, training_crop, views_of
 from resrepro.errors import DataError, UsageError
 from resrepro.machine import cores
 from resrepro.spec.catalogue import Protocol
@@ -174,7 +174,7 @@ class CropReader:
         crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         for place, (index, choice) in enumerate(zip(indices, choices[self.share], strict=True)):
             try:
-                image, _ = read_image(self.photos.path(index))
+                image, _ = self.photos.read(index)
             except BadImage as reason:
                 bad = f"{self.photos.name(index)} ({reason})"
                 break
@@ -240,23 +240,31 @@ class Views:
 Groups = list[tuple[list[Pixels], list[int]]]
 
 
+def decoded_chunk(photos: Photos, number: int) -> list[Pixels]:
+    """The pixels (h, w, 3) of a few images (BadImage)."""
+    chunk = CHUNKS["dense"]
+    indices = range(number * chunk, min((number + 1) * chunk, len(photos)))
+    return [np.asarray(photos.read(index)[0]) for index in indices]
+
+
 def read_views(
     photos: Photos, protocol: Protocol, image_size: int, number: int
-) -> tuple[Groups, dict[int, str], dict[str, str]]:
+) -> tuple[Groups, dict[int, str], dict[str, str], int]:
     """The views of chunk `number` of the images: scales and labels of each group of one size.
 
     As arrays, since tensors would cost a worker a file descriptor each. Then the content digest of each
-    readable file by its index, and the other files and why.
+    readable file by its index, the other files and why, and the bytes of all decoded pixels.
     """
     chunk = CHUNKS[protocol.crops]
-    digests, bad = {}, {}
+    digests, bad, size = {}, {}, 0
     groups: dict[tuple[tuple[int, ...], ...], tuple[list[list[Pixels]], list[int]]] = {}
     for index in range(number * chunk, min((number + 1) * chunk, len(photos))):
         try:
-            image, digests[index] = read_image(photos.path(index))
+            image, digests[index] = photos.read(index)
         except BadImage as reason:
             bad[photos.name(index)] = str(reason)
             continue
+        size += 3 * image.width * image.height
         views = views_of(image, protocol, image_size)
         images, labels = groups.setdefault(tuple(view.shape for view in views), ([], []))
         images.append(views)
@@ -265,7 +273,7 @@ def read_views(
         ([np.stack(scale) for scale in zip(*images, strict=True)], labels)
         for images, labels in groups.values()
     ]
-    return stacked, digests, bad
+    return stacked, digests, bad, size
 
 
 class PhotoViews:
@@ -280,14 +288,17 @@ class PhotoViews:
         self.give = partial(read_views, photos, protocol, image_size)
         self.digests: dict[int, str] = {}  # of the content of each readable file, by its index
         self.bad = BadImages(loading.max_bad_images)
+        self.size = 0  # bytes of the decoded pixels of what was read
 
     def read(self, device: torch.device | None) -> Iterator[Views]:
         """Groups of images of equal size, while `device` computes.
 
         DataError if too many files are no readable images, or a worker dies.
         """
-        for groups, digests, bad in read_ahead(self.give, self.chunks, self.loading, device, self.group):
+        read = read_ahead(self.give, self.chunks, self.loading, device, self.group)
+        for groups, digests, bad, size in read:
             self.digests |= digests
+            self.size += size
             self.bad.add(bad)
             for scales, labels in groups:
                 yield Views([torch.from_numpy(scale) for scale in scales], torch.tensor(labels))

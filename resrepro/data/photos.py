@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ class Photos:
     paths: npt.NDArray[np.bytes_]  # below the split, `<class>/<file>`, (N,): one array, which workers share
     labels: npt.NDArray[np.int64]  # (N,)
     stamp: str  # SHA-256 (hex) of the names, sizes and times of change of all files
+    decoded: "Decoded | None" = None  # their pixels, if these are kept
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,6 +57,10 @@ class Photos:
     def path(self, index: int) -> Path:
         """Where image `index` lies."""
         return self.root / self.name(index)
+
+    def read(self, index: int) -> tuple[Image.Image, str]:
+        """Image `index` as `read_image` gives it; of one whose pixels are kept the checksum is empty."""
+        return read_image(self.path(index)) if self.decoded is None else (self.decoded.image(index), "")
 
     def without(self, bad: Collection[str]) -> "Photos":
         """The same without some of the names; those of another split do not count."""
@@ -218,6 +223,29 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if ranges[3] and not ranges[:3].any():
             raise BadImage("one colour, its picture is in the transparency alone")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class Decoded:
+    """The pixels of `count` images, which all processes map from one file.
+
+    It has (h, w, 3) uint8 of each, then h and w of all. OSError or ValueError if it is missing or not whole.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+        self.pixels = np.memmap(path, np.uint8, "r")
+        self.sizes = self.pixels[-8 * count :].view(np.uint32).reshape(count, 2).astype(np.int64)
+        self.ends = 3 * self.sizes.prod(axis=1).cumsum()
+        if self.ends[-1] + 8 * count != len(self.pixels):
+            raise ValueError(f"{path} is damaged")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Decoded, (self.path, self.count)  # a process maps the file anew
+
+    def image(self, index: int) -> Image.Image:
+        """Image `index` in RGB."""
+        (height, width), end = self.sizes[index], self.ends[index]
+        return Image.fromarray(self.pixels[end - 3 * height * width : end].reshape(height, width, 3))
 
 
 # --- scaling and cutting ----------------------------------------------------------------------------------

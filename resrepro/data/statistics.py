@@ -1,4 +1,6 @@
-"""One pass over the photographs: which can be read, their checksums, their mean and their colours.
+"""What is kept of photographs in the user's cache: the result of a pass over them, and their pixels.
+
+The pass tells which can be read, their checksums, their mean and their colours.
 
 The mean image is that of the centre crops of the training images (the paper says per pixel, not of which
 crops); the colour components are the principal components of their RGB values (Section 3.4, [21]).
@@ -6,10 +8,12 @@ crops); the colour components are the principal components of their RGB values (
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.loader import Loading, PhotoViews
-from resrepro.data.photos import UNREADABLE, PhotoSet
+from resrepro.data.loader import CHUNKS, Loading, PhotoViews, decoded_chunk, read_ahead
+from resrepro.data.photos import UNREADABLE, BadImage, Decoded, Photos, PhotoSet
 from resrepro.errors import RecordError
-from resrepro.records.storage import write_out
+from resrepro.machine import free_memory
+from resrepro.records.storage import make_folder, replacing, write_out
 from resrepro.records.write import cache_folder
 from resrepro.spec.catalogue import protocol_for
 
 Array = npt.NDArray[np.float64]
+MOST_KEPT = 4 * 10**9  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Statistics:
     variances: Array  # their eigenvalues for pixels in 0 to 1, (3,)
     bad: dict[str, str]  # the files that are no readable images, `<split>/<class>/<file>`, and why
     checksums: dict[str, str]  # by split, SHA-256 over names and contents of the readable ones
+    size: int  # bytes of the decoded pixels of the readable ones
 
 
 def statistics_of(
@@ -48,7 +55,7 @@ def statistics_of(
     """
     stamps = f"{photos.train.stamp} {photos.val.stamp}"
     stamp: str = group.on_first(lambda: hashlib.sha256(stamps.encode()).hexdigest())
-    path = cache_folder() / f"{stamp[:32]}-{image_size}.json"
+    path = cache_folder() / f"{stamp[:32]}.{image_size}.json"
     statistics: Statistics | None = group.on_first(lambda: _read(path))
     if statistics is None:
         count = len(photos.train) + len(photos.val)
@@ -74,15 +81,15 @@ def _pass(photos: PhotoSet, image_size: int, loading: Loading, group: ProcessGro
         count += len(crops)
     for _ in val.read(None):
         pass  # for the digests and bad files
-    gathered = group.all_gather((total, products, count))
-    total, products, count = (sum(parts) for parts in zip(*gathered, strict=True))
+    gathered = group.all_gather((total, products, count, train.size + val.size))
+    total, products, count, size = (sum(parts) for parts in zip(*gathered, strict=True))
     count = max(count, 1)
     mean = total / count
     channel = mean.mean(axis=(1, 2)) / 255
     covariance = products / (count * image_size**2) / 255**2 - np.outer(channel, channel)
     variances, components = principal_axes(covariance)
     checksums = {views.photos.split: views.gather()[1] for views in (train, val)}
-    return Statistics(mean, components, variances, train.bad.reasons | val.bad.reasons, checksums)
+    return Statistics(mean, components, variances, train.bad.reasons | val.bad.reasons, checksums, size)
 
 
 def principal_axes(covariance: Array) -> tuple[Array, Array]:
@@ -111,3 +118,58 @@ def _write(path: Path, statistics: Statistics) -> None:
     text = json.dumps(vars(statistics), default=np.ndarray.tolist).encode()
     with suppress(RecordError):
         write_out(path, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+
+
+# --- decoded pixels ---------------------------------------------------------------------------------------
+
+
+def decoded_once(
+    photos: PhotoSet, size: int, loading: Loading, say: Callable[[str], None], group: ProcessGroup = ALONE
+) -> PhotoSet:
+    """The images, all readable, with their pixels kept, of `size` bytes together: they are decoded once.
+
+    As they are where that is more than 4 GB, a tenth of the free disk or a quarter of the free memory, or the
+    disk refuses.
+    """
+
+    def write_missing() -> None:
+        missing = [part for part in photos if _decoded(part) is None]
+        if not missing or size > MOST_KEPT:
+            return
+        folder = cache_folder()
+        try:
+            make_folder(folder)
+            if size > min(shutil.disk_usage(folder).free / 10, free_memory() / 4):
+                return
+            say(f"Keeping the decoded images, {size / 1e6:,.0f} MB, in {folder} for all epochs and runs.")
+            for part in missing:
+                _write_decoded(part, loading, group)
+        except (OSError, RecordError):
+            say(f"The decoded images cannot be written to {folder}: each is decoded whenever it is needed.")
+        except BadImage:
+            pass  # it has changed since the pass, and the run will tell of it
+
+    group.on_first(write_missing)
+    return PhotoSet(*(replace(part, decoded=_decoded(part)) for part in photos))
+
+
+def _pixel_file(photos: Photos) -> Path:
+    return cache_folder() / f"{photos.stamp[:32]}.pixels"
+
+
+def _decoded(photos: Photos) -> Decoded | None:
+    """The pixels of a split, None where its file is missing or not whole."""
+    with suppress(OSError, ValueError):
+        return Decoded(_pixel_file(photos), len(photos))
+    return None
+
+
+def _write_decoded(photos: Photos, loading: Loading, group: ProcessGroup) -> None:
+    sizes: list[tuple[int, ...]] = []
+    chunks = range(-(-len(photos) // CHUNKS["dense"]))
+    with replacing(_pixel_file(photos)) as sink:
+        for images in read_ahead(partial(decoded_chunk, photos), chunks, loading, None, group):
+            for image in images:
+                sink.write(image.tobytes())
+                sizes.append(image.shape[:2])
+        sink.write(np.array(sizes, np.uint32).tobytes())
