@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from resrepro.data.augment import Normalisation
+from resrepro.data.augment import Normalisation, views_of
 from resrepro.data.loader import Views
-from resrepro.data.photos import views_of
 from resrepro.nets import Net, build_net
 from resrepro.spec import catalogue
 from resrepro.training.measure import Member, in_passes, log_scores, measure_errors

@@ -13,9 +13,9 @@ import torch
 from torchvision import transforms
 
 from resrepro.data import loader
-from resrepro.data.augment import Lighting
+from resrepro.data.augment import Lighting, planes
 from resrepro.data.loader import BadImages, CropReader, Loading, PhotoViews, read_ahead
-from resrepro.data.photos import PhotoSet, planes, read_image, scan_both
+from resrepro.data.photos import PhotoSet, read_image, scan_both
 from resrepro.data.statistics import Statistics, decoded_once, principal_axes, statistics_of
 from resrepro.spec import catalogue
 

@@ -1,19 +1,24 @@
 """The order of a run's images and their augmentation, every choice a function of seed and iteration alone.
 
 Images in memory stay on the training device as uint8; each batch is drawn, augmented and normalised there as
-a whole (Section 4.2). A resumed run therefore sees the same batches, whatever the number of processes.
+a whole (Section 4.2), photographs are scaled and cut one by one (Section 3.4). A resumed run therefore sees
+the same batches, whatever the number of processes.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data import ALONE, Images, ProcessGroup
-from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
+from resrepro.data.photos import Pixels
+from resrepro.spec.catalogue import Protocol
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe, scaled
 
 Floats = npt.NDArray[np.float64]
 ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of one seed
@@ -65,10 +70,9 @@ class EpochSampler:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of images and activations: channels last, which is faster on the CPU (measured) than NCHW.
+    """The layout of images and activations: channels last, which is faster (measured) than NCHW.
 
-    Not on MPS, whose BN gradients are wrong for channels-last inputs in some PyTorch releases
-    (pytorch issue 175189).
+    Not on MPS, whose BN gradients are then wrong in some PyTorch releases (pytorch issue 175189).
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
@@ -127,13 +131,11 @@ class Augmentation(Normalisation):
 
         All (2 pad + 1)^2 offsets are equally likely (81 for the paper's 4 pixels).
         """
-        recipe, count, device = self.recipe, self.recipe.batch_size, generator.device
+        pad, count, device = self.recipe.pad, self.recipe.batch_size, generator.device
         offsets = coins = None
-        if recipe.pad:
-            offsets = torch.randint(2 * recipe.pad + 1, (2, count), generator=generator, device=device)[
-                :, share
-            ]
-        if recipe.flip:
+        if pad:
+            offsets = torch.randint(2 * pad + 1, (2, count), generator=generator, device=device)[:, share]
+        if self.recipe.flip:
             coins = torch.rand(count, 1, 1, 1, generator=generator, device=device)[share]
         return offsets, coins
 
@@ -143,19 +145,15 @@ class Augmentation(Normalisation):
         mean_first = recipe.pad_order == "mean_first"
         images = (pixels.float() - self.mean) / self.divisor if mean_first else pixels.float()
         if offsets is not None:
-            images = crop(images, recipe.pad, recipe.pad_value, offsets)
+            height, width = images.shape[2:]
+            padded = F.pad(images, (recipe.pad,) * 4, value=recipe.pad_value)
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+            images = windows[torch.arange(len(images), device=images.device), :, offsets[0], offsets[1]]
         if not mean_first:
             images = (images - self.mean) / self.divisor
         if coins is not None:
             images = torch.where(coins < 0.5, images.flip(3), images)
         return laid_out(images)
-
-
-def crop(images: Tensor, pad: int, value: float, offsets: Tensor) -> Tensor:
-    """Pad (N, C, H, W) by `pad` on each side with `value`, then cut the H x W window at (2, N) offsets."""
-    count, _, height, width = images.shape
-    windows = F.pad(images, (pad,) * 4, value=value).unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(count, device=images.device), :, offsets[0], offsets[1]]
 
 
 class TrainingBatches:
@@ -218,3 +216,66 @@ class Lighting:
     def shifts(self, colours: Floats) -> Tensor:
         """Standard normal numbers (N, 3) -> shifts of R, G and B on the scale 0 to 255, (N, 3, 1, 1)."""
         return torch.as_tensor(colours @ self.axes.T, dtype=torch.float32)[:, :, None, None]
+
+
+# --- photographs scaled and cut ---------------------------------------------------------------------------
+
+
+def planes(image: Image.Image) -> Pixels:
+    """An RGB image as (3, H, W)."""
+    return np.asarray(image, np.uint8).transpose(2, 0, 1)
+
+
+def scaled_to(image: Image.Image, shorter: int) -> Image.Image:
+    """Scale an image so that its shorter side has `shorter` pixels (bilinear, antialiased)."""
+    width, height = image.size
+    if min(width, height) == shorter:
+        return image
+    longer = int(shorter * max(width, height) / min(width, height))
+    size = (shorter, longer) if width <= height else (longer, shorter)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def cut(image: Image.Image, left: int, top: int, size: int) -> Pixels:
+    """The crop of `size` x `size` pixels at a place, (3, size, size)."""
+    return planes(image.crop((left, top, left + size, top + size)))
+
+
+def center_crop(image: Image.Image, size: int) -> Pixels:
+    """The crop in the middle, (3, size, size); of two middles the one that rounding to even takes."""
+    left, top = (round((side - size) / 2) for side in image.size)
+    return cut(image, left, top, size)
+
+
+def ten_crops(image: Image.Image, size: int) -> Pixels:
+    """Four corners and centre of the image, then those of its flip, (10, 3, size, size) [21]."""
+    crops = []
+    for side in (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+        right, bottom = side.width - size, side.height - size
+        crops += [cut(side, *place, size) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+        crops.append(center_crop(side, size))
+    return np.stack(crops)
+
+
+def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pixels]:
+    """The views of one image: per scale crops (V, 3, S, S), or the whole image (1, 3, h, w)."""
+    large = [scaled_to(image, scaled(side, image_size)) for side in protocol.sides]
+    if protocol.crops == "dense":
+        return [planes(scale)[None] for scale in large]
+    if protocol.crops == "ten":
+        return [ten_crops(scale, image_size) for scale in large]
+    return [center_crop(scale, image_size)[None] for scale in large]
+
+
+def training_crop(image: Image.Image, recipe: ImageNetRecipe, choice: Sequence[float]) -> Pixels:
+    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`.
+
+    The shorter side is uniform on the whole numbers of the recipe's range, the place on all that the crop
+    fits in; half of the crops are flipped.
+    """
+    low, high = recipe.scale
+    size = recipe.image_size
+    large = scaled_to(image, low + int(choice[0] * (high - low + 1)))
+    left, top = (int(u * (side - size + 1)) for u, side in zip(choice[1:3], large.size, strict=True))
+    crop = cut(large, left, top, size)
+    return crop[:, :, ::-1] if recipe.flip and choice[3] < 0.5 else crop

@@ -17,9 +17,9 @@ from torch import Tensor
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
 from resrepro.data.augment import Augmentation, Lighting, Normalisation, TrainingBatches, mean_over, on_device
 from resrepro.data.loader import BadImages, CropReader, Loading, PhotoViews, Views, photo_batches
-from resrepro.data.photos import PhotoSet, notices_of, scan_both
+from resrepro.data.photos import PhotoSet, imagenet_classes, scan_both
 from resrepro.data.statistics import decoded_once, statistics_of
-from resrepro.spec import Spec
+from resrepro.spec import IMAGENET_IMAGES, Spec
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
@@ -152,6 +152,21 @@ def memory_views(pixels: Tensor, labels: Tensor, group: ProcessGroup = ALONE) ->
     size = EVAL_BATCH_GPU if pixels.is_cuda else EVAL_BATCH
     parts = zip(torch.split(pixels, size), torch.split(labels, size), strict=True)
     return (Views([part], truth) for part, truth in parts)
+
+
+def notices_of(dataset: str, photos: PhotoSet) -> tuple[str, ...]:
+    """What must be said of the images beside every number."""
+    train, val = photos
+    sizes = {"train": len(train), "val": len(val)}
+    if dataset == "imagenet" and train.classes == imagenet_classes() and sizes == IMAGENET_IMAGES:
+        return ()
+    told = f"{len(train.classes):,} classes, {len(train):,} training and {len(val):,} validation images"
+    if dataset == "imagenet":
+        told = f"the images are not those of ImageNet: {told} instead of 1,000, 1,281,167 and 50,000"
+    else:
+        told = f"the folder {train.root.resolve().name} has {told}"
+    unseen = len(train.classes) - len(set(val.labels.tolist()))
+    return (told, f"val has no images of {unseen} of the classes") if unseen else (told,)
 
 
 class PhotoFeed(Feed):

@@ -4,6 +4,7 @@ A training batch depends only on the seed and its number: not on the number of w
 where an interrupted run was resumed.
 """
 
+import hashlib
 import signal
 import threading
 import warnings
@@ -18,8 +19,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.augment import EpochSampler, Lighting, Normalisation, crop_choices, laid_out
-from resrepro.data.photos import BadImage, Photos, Pixels, checksum, training_crop, views_of
+from resrepro.data.augment import (
+    EpochSampler,
+    Lighting,
+    Normalisation,
+    crop_choices,
+    laid_out,
+    training_crop,
+    views_of,
+)
+from resrepro.data.photos import BadImage, Photos, Pixels
 from resrepro.errors import DataError, UsageError
 from resrepro.machine import cores
 from resrepro.spec.catalogue import Protocol
@@ -229,8 +238,7 @@ def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Ite
 # --- test views -------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Views:
+class Views(NamedTuple):
     """Some images of a split, of equal sizes, as a protocol shows them."""
 
     scales: list[Tensor]  # for each scale (n, V, 3, S, S) crops, or (n, 1, 3, h, w) whole images, uint8
@@ -306,12 +314,15 @@ class PhotoViews:
     def gather(self) -> tuple[Photos, str]:
         """The readable images of the split and their checksum, once all processes have read their shares.
 
-        DataError if too many files of all shares together are no readable images.
+        The checksum is the SHA-256 (hex) over the name and content digest of each image, in order. DataError
+        if too many files of all shares together are no readable images.
         """
         bad: dict[str, str] = {}
         for digests, names in self.group.all_gather((self.digests, self.bad.reasons)):
             self.digests |= digests
             bad |= names
         self.bad = BadImages(self.bad.most, dict(sorted(bad.items())))
-        readable = self.photos.without(bad)
-        return readable, checksum(readable, [self.digests[index] for index in sorted(self.digests)])
+        readable, total = self.photos.without(bad), hashlib.sha256()
+        for path, index in zip(readable.paths, sorted(self.digests), strict=True):
+            total.update(b"%s %s\n" % (path, self.digests[index].encode()))
+        return readable, total.hexdigest()

@@ -13,10 +13,9 @@ import torch
 
 from resrepro.data import data_folder, load_dataset
 from resrepro.data.augment import on_device
-from resrepro.data.classes import told, warn_of_text
 from resrepro.data.feeds import memory_views, open_feed
 from resrepro.data.loader import Loading, PhotoViews, Views
-from resrepro.data.photos import Photos, imagenet_classes, scan
+from resrepro.data.photos import Photos, imagenet_classes, scan, told, warn_of_text
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
 from resrepro.records.reading import FORMAT
