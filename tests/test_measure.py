@@ -93,7 +93,7 @@ def measured(net: torch.nn.Module, data: Images, preparation: Augmentation) -> E
 @pytest.mark.parametrize("count", [1, 37, EVAL_BATCH + 7])
 def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> None:
     data = images(count)
-    preparation = Augmentation.from_training_images(RECIPE, images(64), CPU)
+    preparation = Augmentation(RECIPE, images(64), CPU)
     net = worn_net().eval()
     losses, ranks = [], []
     mean = images(64).pixels.astype(np.float64).mean(axis=0)
@@ -113,7 +113,7 @@ def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> Non
 def test_measuring_leaves_weights_running_averages_and_mode_as_they_were(training: bool) -> None:
     net = worn_net().train(training)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    preparation = Augmentation.from_training_images(RECIPE, images(64), CPU)
+    preparation = Augmentation(RECIPE, images(64), CPU)
     measured(net, images(20), preparation)
     assert net.training is training
     assert all(module.training is training for module in net.modules())

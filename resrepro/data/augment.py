@@ -117,14 +117,10 @@ class Normalisation:
 class Augmentation(Normalisation):
     """From uint8 pixels to what a CIFAR net sees: mean subtraction, padding, crop, flip (Section 4.2)."""
 
-    def __init__(self, recipe: CifarRecipe, mean: Tensor, std: Tensor | None = None) -> None:
-        super().__init__(recipe, mean, std)
+    def __init__(self, recipe: CifarRecipe, train: Images, device: torch.device) -> None:
+        mean = mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64))
+        super().__init__(recipe, mean.to(device))
         self.recipe = recipe
-
-    @classmethod
-    def from_training_images(cls, recipe: CifarRecipe, train: Images, device: torch.device) -> "Augmentation":
-        """Take the recipe's mean from the images trained on."""
-        return cls(recipe, mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64)).to(device))
 
     def draw(self, generator: torch.Generator, share: slice) -> Draws:
         """Choose crops and flips for a batch, of which this process has a share.
@@ -160,11 +156,9 @@ class TrainingBatches:
     """The training set on a device, giving this process's share of batch after batch."""
 
     def __init__(
-        self, recipe: CifarRecipe, train: Images, augmentation: Augmentation, seed: int,
-        group: ProcessGroup = ALONE,
-    ) -> None:  # fmt: skip
-        device = augmentation.mean.device
-        self.augmentation, self.seed = augmentation, seed
+        self, recipe: CifarRecipe, train: Images, device: torch.device, seed: int, group: ProcessGroup = ALONE
+    ) -> None:
+        self.augmentation, self.seed = Augmentation(recipe, train, device), seed
         self.pixels, self.labels = on_device(train, device)
         self.generator = torch.Generator(device)
         self.sampler = EpochSampler(recipe, len(self.labels), seed, device)

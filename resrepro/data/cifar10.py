@@ -78,7 +78,7 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
             raise DataError(f"the 45k/5k split takes {TRAINING:,} training images, not {len(train):,}.")
     held_out = {"test": test}
     if split == "45k5k":
-        held_out = {"val": train.part(len(train) - VALIDATION), "test": test}
+        held_out = {"val": train.part(len(train) - VALIDATION, len(train)), "test": test}
         train = train.part(0, len(train) - VALIDATION)
     return Dataset("cifar10", 10, train, held_out, checksums, tuple(notices))
 

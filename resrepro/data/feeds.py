@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
-from resrepro.data.augment import Augmentation, Lighting, Normalisation, TrainingBatches, mean_over, on_device
+from resrepro.data.augment import Lighting, Normalisation, TrainingBatches, mean_over, on_device
 from resrepro.data.loader import BadImages, CropReader, Loading, PhotoViews, Views, photo_batches
 from resrepro.data.photos import PhotoSet, imagenet_classes, scan_both
 from resrepro.data.statistics import decoded_once, statistics_of
@@ -40,10 +40,7 @@ class Feed(ABC):
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
-        """Images (n, 3, H, W) float32 and labels (n,) of updates start..stop-1.
-
-        n is the batch size, or this process's share of it.
-        """
+        """Images (n, 3, H, W) float32 and labels (n,) of updates start..stop-1, this process's share."""
 
     def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> "Slots":
         """Where a recorded update finds its batch; `batches` are those of the updates to come."""
@@ -60,8 +57,7 @@ class Feed(ABC):
     @property
     def precise_batches(self) -> int:
         """How many those are."""
-        epoch = -(-self.about.sizes["train"] // self.recipe.batch_size)
-        return min(PRECISE_BATCHES, epoch)
+        return min(PRECISE_BATCHES, -(-self.about.sizes["train"] // self.recipe.batch_size))
 
 
 class Slots:
@@ -129,8 +125,8 @@ class MemoryFeed(Feed):
     ) -> None:  # fmt: skip
         self.recipe, self.about, self.group = recipe, dataset.info, group
         self.protocol = protocol_for(recipe.test_view, "cifar")
-        self.normalisation = Augmentation.from_training_images(recipe, dataset.train, device)
-        self._batches = TrainingBatches(recipe, dataset.train, self.normalisation, seed, group)
+        self._batches = TrainingBatches(recipe, dataset.train, device, seed, group)
+        self.normalisation = self._batches.augmentation
         self._held_out = {name: on_device(part, device) for name, part in dataset.held_out.items()}
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
@@ -184,14 +180,9 @@ class PhotoFeed(Feed):
         bad = group.on_first(lambda: BadImages(loading.max_bad_images, statistics.bad))
         train, val = photos = PhotoSet(*(part.without(bad.reasons) for part in photos))
         notices = notices_of(spec.dataset, photos) + bad.notices()
+        sizes = {"train": len(train), "val": len(val)}
         self.about = DatasetInfo(
-            name=spec.dataset,
-            classes=train.classes,
-            num_classes=len(train.classes),
-            sizes={"train": len(train), "val": len(val)},
-            checksums=statistics.checksums,
-            notices=notices,
-            held_out=("val",),
+            spec.dataset, train.classes, len(train.classes), sizes, statistics.checksums, notices, ("val",)
         )
         self.normalisation = Normalisation(recipe, mean_over(recipe.mean, statistics.mean)).to(device)
         lighting = Lighting(recipe, statistics.components, statistics.variances)
@@ -234,9 +225,7 @@ def open_feed(
 ) -> Feed:  # fmt: skip
     """The data of a run.
 
-    Raises:
-        DataError: if they are missing or damaged.
-        UsageError: for a split that the dataset does not have.
+    DataError if they are missing or damaged, UsageError for a split that the dataset does not have.
     """
     recipe = spec.recipe
     if not isinstance(recipe, CifarRecipe):

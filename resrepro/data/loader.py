@@ -76,11 +76,10 @@ class BadImages:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check their number (DataError, which names the first)."""
         self.add({})
 
     def add(self, more: dict[str, str]) -> None:
-        """Take note of bad files, path to reason, and check their number."""
+        """Take note of bad files, path to reason (DataError if they are too many)."""
         self.reasons |= more
         if len(self.reasons) > self.most:
             raise DataError(
@@ -154,15 +153,12 @@ def _start_worker(worker: int) -> None:
 
 
 class CropBatch(NamedTuple):
-    """This process's share of a batch: crops (n, 3, S, S) uint8, labels (n,), shifts (n, 3, 1, 1).
+    """This process's share of a batch."""
 
-    `bad` tells of a file that could not be read.
-    """
-
-    crops: Tensor
-    labels: Tensor
-    shifts: Tensor
-    bad: str = ""
+    crops: Tensor  # (n, 3, S, S) uint8
+    labels: Tensor  # (n,)
+    shifts: Tensor  # (n, 3, 1, 1)
+    bad: str = ""  # of a file that could not be read
 
 
 class CropReader:
@@ -201,14 +197,14 @@ def photo_batches(
     DataError if a file that could be read before can be no longer, or a worker dies.
     """
     device = normalisation.mean.device
-    batches = read_ahead(reader.__getitem__, iterations, loading, device, group)
 
-    def whole(batch: CropBatch) -> Sequence[Tensor]:
-        if batch.bad:
-            raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
-        return batch[:3]
+    def whole() -> Iterator[Sequence[Tensor]]:
+        for batch in read_ahead(reader.__getitem__, iterations, loading, device, group):
+            if batch.bad:
+                raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
+            yield batch[:3]
 
-    for crops, labels, shifts in sent_ahead(map(whole, batches), device):
+    for crops, labels, shifts in sent_ahead(whole(), device):
         yield laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
 
 

@@ -53,8 +53,7 @@ def statistics_of(
 
     They are kept in the user's cache under the fingerprint of the files, unless the disk had a fault.
     """
-    stamps = f"{photos.train.stamp} {photos.val.stamp}"
-    stamp: str = group.on_first(lambda: hashlib.sha256(stamps.encode()).hexdigest())
+    stamp = hashlib.sha256(f"{photos.train.stamp} {photos.val.stamp}".encode()).hexdigest()
     path = cache_folder() / f"{stamp[:32]}.{image_size}.json"
     statistics: Statistics | None = group.on_first(lambda: _read(path))
     if statistics is None:
@@ -114,9 +113,8 @@ def _read(path: Path) -> Statistics | None:
 
 
 def _write(path: Path, statistics: Statistics) -> None:
-    """Where that fails, the next run makes the pass anew."""
     text = json.dumps(vars(statistics), default=np.ndarray.tolist).encode()
-    with suppress(RecordError):
+    with suppress(RecordError):  # the next run makes the pass anew
         write_out(path, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
 
 
@@ -133,17 +131,15 @@ def decoded_once(
     """
 
     def write_missing() -> None:
-        missing = [part for part in photos if _decoded(part) is None]
+        missing, folder = [part for part in photos if _decoded(part) is None], cache_folder()
         if not missing or size > MOST_KEPT:
             return
-        folder = cache_folder()
         try:
             make_folder(folder)
-            if size > min(shutil.disk_usage(folder).free / 10, free_memory() / 4):
-                return
-            say(f"Keeping the decoded images, {size / 1e6:,.0f} MB, in {folder} for all epochs and runs.")
-            for part in missing:
-                _write_decoded(part, loading, group)
+            if size <= min(shutil.disk_usage(folder).free / 10, free_memory() / 4):
+                say(f"Keeping the decoded images, {size / 1e6:,.0f} MB, in {folder} for all epochs and runs.")
+                for part in missing:
+                    _write_decoded(part, loading, group)
         except (OSError, RecordError):
             say(f"The decoded images cannot be written to {folder}: each is decoded whenever it is needed.")
         except BadImage:

@@ -80,8 +80,7 @@ class Damaged(RecordError):
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint with its checksum beside its place, then move it there; keep the one before.
 
-    Raises:
-        RecordError: if it cannot be written; the newest that was there is then untouched.
+    RecordError if it cannot be written; the newest that was there is then untouched.
     """
     before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
     try:
@@ -95,9 +94,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; of ours the checksum is verified first.
 
-    Raises:
-        RecordError: if the file is missing, no checkpoint, too large, damaged, or holds pickled objects
-            other than tensors, plain values and numpy scalars.
+    RecordError if the file is missing, no checkpoint, too large, damaged, or holds pickled objects other than
+    tensors, plain values and numpy scalars.
     """
     if path.is_fifo() or path.is_char_device():
         raise RecordError(f"{path} is a pipe or device, not a file: name a checkpoint.")
@@ -123,10 +121,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
     """The newest checkpoint of a run that is whole, and a notice if it is not the newest; None without any.
 
-    A damaged newest one is moved aside: the next one would push the whole one out.
-
-    Raises:
-        RecordError: if there are some, and none is whole.
+    A damaged newest one is moved aside: the next one would push the whole one out. RecordError if there are
+    some, and none is whole.
     """
     newest, before = folder / CHECKPOINT, folder / PREVIOUS
     if not newest.exists():

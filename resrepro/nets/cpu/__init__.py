@@ -58,8 +58,7 @@ class Kernels(NamedTuple):
 def load_kernels() -> Kernels:
     """The kernels, compiled by CC or the first of COMPILERS if this machine has not done so before.
 
-    Raises:
-        NoCompiler: if there is no compiler, or what it makes does not load.
+    NoCompiler if there is no compiler, or what it makes does not load.
     """
     compiler = _compiler()
     sources = {name: Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES}
@@ -251,8 +250,9 @@ class _Normalise(torch.autograd.Function):
         y, saved, partial = torch.empty_like(x), torch.empty(4, width), torch.empty(len(x), 2, width)
         norm.num_batches_tracked.add_(1)
         tensors = x, shortcut, y, *affine, norm.running_mean, norm.running_var, saved, partial
+        ctx.sizes = len(x), x.shape[2] * x.shape[3], x.shape[1], torch.get_num_threads()
         kernel = getattr(library, f"forward_{TYPES[x.dtype]}")
-        kernel(*_addresses(*tensors), norm.momentum, norm.eps, *_sizes(x))
+        kernel(*_addresses(*tensors), norm.momentum, norm.eps, *ctx.sizes)
         ctx.library, ctx.added = library, shortcut is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, saved, *([y] if ctx.added else []))
@@ -270,13 +270,8 @@ class _Normalise(torch.autograd.Function):
         partial = torch.empty(len(x), 2, width)
         maps = dy, side[0] if side else None, y[0] if y else None, x, dx, shortcut
         kernel = getattr(ctx.library, f"backward_{TYPES[x.dtype]}")
-        kernel(*_addresses(*maps, saved, weight, bias, factors, partial), *_sizes(x))
+        kernel(*_addresses(*maps, saved, weight, bias, factors, partial), *ctx.sizes)
         return None, None, dx, shortcut, weight, bias
-
-
-def _sizes(x: Tensor) -> tuple[int, int, int, int]:
-    """Images, pixels, channels, threads."""
-    return len(x), x.shape[2] * x.shape[3], x.shape[1], torch.get_num_threads()
 
 
 # --- the net of them --------------------------------------------------------------------------------
