@@ -1,7 +1,6 @@
 """Datasets: read as they were written, refused by name when damaged, and labelled when not official."""
 
 import hashlib
-import os
 import pickle
 import shutil
 import subprocess
@@ -156,16 +155,6 @@ def test_an_unknown_dataset_is_refused() -> None:
 # --- the python layout ------------------------------------------------------------------------------
 
 
-class Trap:
-    """Unpickling this makes a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple:
-        return (os.mkdir, (str(self.folder),))
-
-
 @pytest.fixture(scope="module")
 def python_layout(fake_cifar: FakeCifar, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images of `fake_cifar` as official pickles: data (N, 3072) and labels, keyed by bytes."""
@@ -216,18 +205,6 @@ def test_a_changed_byte_in_a_pickled_batch_is_refused_by_name(
     folder = linked(python_layout, tmp_path, name, bytes(content))
     with pytest.raises(DataError, match=rf"{name} is damaged: its MD5"):
         load_dataset("cifar10", folder=folder)
-
-
-def test_a_pickle_that_nobody_vouches_for_is_never_unpickled(
-    python_layout: Path, vouched: Mapping[str, str], tmp_path: Path
-) -> None:
-    sprung = tmp_path / "sprung"
-    folder = linked(python_layout, tmp_path / "trap", "data_batch_1", pickle.dumps(Trap(sprung)))
-    with pytest.raises(DataError, match="data_batch_1"):
-        load_dataset("cifar10", folder=folder)
-    assert not sprung.exists()
-    pickle.loads(pickle.dumps(Trap(sprung)))  # the trap does work
-    assert sprung.exists()
 
 
 @pytest.mark.slow

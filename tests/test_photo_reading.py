@@ -121,17 +121,6 @@ def test_every_image_is_shown_once_whatever_the_number_of_processes(
     assert sorted(digests) == list(range(40))
 
 
-@pytest.mark.parametrize("protocol", ["center", "multi_scale"])
-def test_workers_show_what_none_show_in_the_same_order(protocol: str, photographs: Path) -> None:
-    photos = scan(photographs, "val")
-    plain = list(photo_views(photos, protocol).read(CPU))
-    read = list(photo_views(photos, protocol, Loading(workers=2)).read(CPU))
-    assert len(plain) == len(read)
-    for one, other in zip(plain, read, strict=True):
-        assert torch.equal(one.labels, other.labels)
-        assert all(torch.equal(a, b) for a, b in zip(one.scales, other.scales, strict=True))
-
-
 # --- what was read ----------------------------------------------------------------------------------
 
 
@@ -328,15 +317,6 @@ def test_images_are_shifted_less_the_mean_and_divided(photographs: Path) -> None
     assert images.dtype == torch.float32
     assert torch.equal(labels, batch.labels)
     assert batch.shifts.abs().min() > 0
-
-
-def test_workers_give_the_batches_that_none_give(photographs: Path) -> None:
-    reader = reader_of(photographs)
-    plain, read = list(batches_of(reader, 0, 5)), list(batches_of(reader, 0, 5, workers=2))
-    assert len(plain) == len(read) == 5
-    for (images, labels), (others, truth) in zip(plain, read, strict=True):
-        assert torch.equal(images, others)
-        assert torch.equal(labels, truth)
 
 
 def test_an_image_that_has_gone_stops_the_run(photographs: Path, tmp_path: Path) -> None:

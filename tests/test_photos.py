@@ -16,7 +16,7 @@ from conftest import PHOTO_KINDS, TURNED, blotches, write_photo
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from resrepro.data.augment import center_crop, planes, scaled_to, ten_crops
+from resrepro.data.augment import scaled_to
 from resrepro.data.feeds import notices_of
 from resrepro.data.photos import (
     LONGEST,
@@ -262,16 +262,6 @@ def test_scaling_is_that_of_torchvision(size: tuple[int, int]) -> None:
         ours, theirs = scaled_to(image, shorter), transforms.Resize(shorter)(image)
         assert min(ours.size) == shorter
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
-
-
-@pytest.mark.parametrize("size", SIZES[2:12:2], ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize(("shorter", "crop"), [(37, 32), (36, 32), (32, 32)])
-def test_crops_are_those_of_torchvision(size: tuple[int, int], shorter: int, crop: int) -> None:
-    image = scaled_to(photo(*size), shorter)
-    assert np.array_equal(center_crop(image, crop), planes(transforms.CenterCrop(crop)(image)))
-    theirs = np.stack([planes(each) for each in transforms.TenCrop(crop)(image)])
-    assert theirs.shape == (10, 3, crop, crop)
-    assert np.array_equal(ten_crops(image, crop), theirs)
 
 
 def made(top: Path, *files: str) -> Path:
