@@ -244,13 +244,6 @@ class Views(NamedTuple):
 Groups = list[tuple[list[Pixels], list[int]]]
 
 
-def decoded_chunk(photos: Photos, number: int) -> list[Pixels]:
-    """The pixels (h, w, 3) of a few images (BadImage)."""
-    chunk = CHUNKS["dense"]
-    indices = range(number * chunk, min((number + 1) * chunk, len(photos)))
-    return [np.asarray(photos.read(index)[0]) for index in indices]
-
-
 def read_views(
     photos: Photos, protocol: Protocol, image_size: int, number: int
 ) -> tuple[Groups, dict[int, str], dict[str, str], int]:

@@ -65,6 +65,10 @@ class Photos:
         """Image `index` as `read_image` gives it; of one whose pixels are kept the checksum is empty."""
         return read_image(self.path(index)) if self.decoded is None else (self.decoded.image(index), "")
 
+    def pixels(self, index: int) -> Pixels:
+        """Image `index` as (h, w, 3) (BadImage)."""
+        return np.asarray(self.read(index)[0])
+
     def without(self, bad: Collection[str]) -> "Photos":
         """The same without some of the names; those of another split do not count."""
         start = f"{self.split}/"

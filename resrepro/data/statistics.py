@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.loader import CHUNKS, Loading, PhotoViews, decoded_chunk, read_ahead
+from resrepro.data.loader import Loading, PhotoViews, read_ahead
 from resrepro.data.photos import UNREADABLE, BadImage, Decoded, Photos, PhotoSet
 from resrepro.errors import RecordError
 from resrepro.machine import free_memory
@@ -130,8 +129,15 @@ def decoded_once(
     disk refuses.
     """
 
+    folder = cache_folder()
+
+    def kept(part: Photos) -> Decoded | None:
+        with suppress(OSError, ValueError):
+            return Decoded(folder / f"{part.stamp[:32]}.pixels", len(part))
+        return None
+
     def write_missing() -> None:
-        missing, folder = [part for part in photos if _decoded(part) is None], cache_folder()
+        missing = [part for part in photos if kept(part) is None]
         if not missing or size > MOST_KEPT:
             return
         try:
@@ -139,33 +145,16 @@ def decoded_once(
             if size <= min(shutil.disk_usage(folder).free / 10, free_memory() / 4):
                 say(f"Keeping the decoded images, {size / 1e6:,.0f} MB, in {folder} for all epochs and runs.")
                 for part in missing:
-                    _write_decoded(part, loading, group)
+                    with replacing(folder / f"{part.stamp[:32]}.pixels") as sink:
+                        sizes: list[tuple[int, ...]] = []
+                        for pixels in read_ahead(part.pixels, range(len(part)), loading, None, group):
+                            sink.write(pixels.tobytes())
+                            sizes.append(pixels.shape[:2])
+                        sink.write(np.array(sizes, np.uint32).tobytes())
         except (OSError, RecordError):
             say(f"The decoded images cannot be written to {folder}: each is decoded whenever it is needed.")
         except BadImage:
             pass  # it has changed since the pass, and the run will tell of it
 
     group.on_first(write_missing)
-    return PhotoSet(*(replace(part, decoded=_decoded(part)) for part in photos))
-
-
-def _pixel_file(photos: Photos) -> Path:
-    return cache_folder() / f"{photos.stamp[:32]}.pixels"
-
-
-def _decoded(photos: Photos) -> Decoded | None:
-    """The pixels of a split, None where its file is missing or not whole."""
-    with suppress(OSError, ValueError):
-        return Decoded(_pixel_file(photos), len(photos))
-    return None
-
-
-def _write_decoded(photos: Photos, loading: Loading, group: ProcessGroup) -> None:
-    sizes: list[tuple[int, ...]] = []
-    chunks = range(-(-len(photos) // CHUNKS["dense"]))
-    with replacing(_pixel_file(photos)) as sink:
-        for images in read_ahead(partial(decoded_chunk, photos), chunks, loading, None, group):
-            for image in images:
-                sink.write(image.tobytes())
-                sizes.append(image.shape[:2])
-        sink.write(np.array(sizes, np.uint32).tobytes())
+    return PhotoSet(*(replace(part, decoded=kept(part)) for part in photos))

@@ -65,7 +65,15 @@ def load_kernels() -> Kernels:
     key = _key(compiler, sources)
     path = cache_folder() / "kernels" / f"{key}.so"
     if not path.exists():
-        _compile(compiler, path)
+        code = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".c")]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=path.parent) as work:
+                made = Path(work, path.name)
+                _run([*compiler, *FLAGS, "-o", str(made), *code, "-lm"])
+                made.replace(path)  # moved: other processes see all of it or nothing
+        except OSError as error:
+            raise NoCompiler(f"{path.parent} cannot be written ({error.strerror or error})") from None
     maps = {f"{name}_{kind}": (f"{types} i", None) for name, types in MAPS.items() for kind in TYPES.values()}
     try:
         library = ctypes.CDLL(str(path))
@@ -99,19 +107,6 @@ def _key(compiler: list[str], sources: dict[str, str]) -> str:
     version = _run([*compiler, "--version"])
     parts = [*sources.values(), *FLAGS, *compiler, version, platform.machine(), processor]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _compile(compiler: list[str], path: Path) -> None:
-    """Compile beside the destination, then move: other processes see all of it or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            made = Path(work, path.name)
-            code = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".c")]
-            _run([*compiler, *FLAGS, "-o", str(made), *code, "-lm"])
-            made.replace(path)
-    except OSError as error:
-        raise NoCompiler(f"{path.parent} cannot be written ({error.strerror or error})") from None
 
 
 def _run(command: list[str]) -> str:
