@@ -89,10 +89,6 @@ def mean_over(mean: str, image: Floats) -> Tensor:
     return torch.as_tensor(image if mean != "none" else np.zeros((3, 1, 1)), dtype=torch.float32)
 
 
-Draws = tuple[Tensor | None, Tensor | None]
-"""Corners of the crops (2, N) in the padded images, and coins (N, 1, 1, 1) for the flips; None for none."""
-
-
 class Normalisation:
     """What all nets see: pixels less the mean, divided."""
 
@@ -114,51 +110,22 @@ class Normalisation:
         return laid_out((pixels.float() - self.mean.mean((1, 2), keepdim=True)) / self.divisor)
 
 
-class Augmentation(Normalisation):
-    """From uint8 pixels to what a CIFAR net sees: mean subtraction, padding, crop, flip (Section 4.2)."""
-
-    def __init__(self, recipe: CifarRecipe, train: Images, device: torch.device) -> None:
-        mean = mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64))
-        super().__init__(recipe, mean.to(device))
-        self.recipe = recipe
-
-    def draw(self, generator: torch.Generator, share: slice) -> Draws:
-        """Choose crops and flips for a batch, of which this process has a share.
-
-        All (2 pad + 1)^2 offsets are equally likely (81 for the paper's 4 pixels).
-        """
-        pad, count, device = self.recipe.pad, self.recipe.batch_size, generator.device
-        offsets = coins = None
-        if pad:
-            offsets = torch.randint(2 * pad + 1, (2, count), generator=generator, device=device)[:, share]
-        if self.recipe.flip:
-            coins = torch.rand(count, 1, 1, 1, generator=generator, device=device)[share]
-        return offsets, coins
-
-    def train(self, pixels: Tensor, draws: Draws) -> Tensor:
-        """A crop of each padded image or its flip, as drawn: uint8 (N, 3, H, W) -> float32, same shape."""
-        recipe, (offsets, coins) = self.recipe, draws
-        mean_first = recipe.pad_order == "mean_first"
-        images = (pixels.float() - self.mean) / self.divisor if mean_first else pixels.float()
-        if offsets is not None:
-            height, width = images.shape[2:]
-            padded = F.pad(images, (recipe.pad,) * 4, value=recipe.pad_value)
-            windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-            images = windows[torch.arange(len(images), device=images.device), :, offsets[0], offsets[1]]
-        if not mean_first:
-            images = (images - self.mean) / self.divisor
-        if coins is not None:
-            images = torch.where(coins < 0.5, images.flip(3), images)
-        return laid_out(images)
+def normalisation_of(recipe: CifarRecipe, train: Images, device: torch.device) -> Normalisation:
+    """The normalisation by the recipe's mean of the training images."""
+    mean = mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64))
+    return Normalisation(recipe, mean.to(device))
 
 
 class TrainingBatches:
-    """The training set on a device, giving this process's share of batch after batch."""
+    """The training set on a device, giving this process's share of batch after batch.
+
+    Images are padded, cut, flipped and normalised as the recipe says (Section 4.2).
+    """
 
     def __init__(
         self, recipe: CifarRecipe, train: Images, device: torch.device, seed: int, group: ProcessGroup = ALONE
     ) -> None:
-        self.augmentation, self.seed = Augmentation(recipe, train, device), seed
+        self.recipe, self.normalisation, self.seed = recipe, normalisation_of(recipe, train, device), seed
         self.pixels, self.labels = on_device(train, device)
         self.generator = torch.Generator(device)
         self.sampler = EpochSampler(recipe, len(self.labels), seed, device)
@@ -168,15 +135,43 @@ class TrainingBatches:
         """Images (n, 3, H, W) float32 and labels (n,) of this process's share of update `iteration`."""
         return self.made(*self.choices(iteration))
 
-    def choices(self, iteration: int) -> tuple[Tensor, Draws]:
-        """The images of an update, (n,) int64, and what becomes of them."""
-        self.generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
-        draws = self.augmentation.draw(self.generator, self.share)
-        return self.sampler.indices(iteration)[self.share], draws
+    def choices(self, iteration: int) -> list[Tensor]:
+        """What makes up an update: indices of images (n,) int64 and, where the recipe pads, corners (2, n).
 
-    def made(self, indices: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        All (2 pad + 1)^2 corners are equally likely (81 for the paper's 4 pixels). Where the recipe flips a
+        coin (n, 1, 1, 1) in [0, 1) for each image follows.
+        """
+        generator, device = self.generator, self.generator.device
+        generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
+        pad, count, drawn = (
+            self.recipe.pad,
+            self.recipe.batch_size,
+            [self.sampler.indices(iteration)[self.share]],
+        )
+        if pad:
+            corners = torch.randint(2 * pad + 1, (2, count), generator=generator, device=device)
+            drawn.append(corners[:, self.share])
+        if self.recipe.flip:
+            drawn.append(torch.rand(count, 1, 1, 1, generator=generator, device=device)[self.share])
+        return drawn
+
+    def made(self, indices: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """The batch of some choices; work of the device alone."""
-        return self.augmentation.train(self.pixels[indices], draws), self.labels[indices]
+        recipe, rest = self.recipe, list(drawn)
+        mean, divisor = self.normalisation.mean, self.normalisation.divisor
+        images, mean_first = self.pixels[indices].float(), recipe.pad_order == "mean_first"
+        if mean_first:
+            images = (images - mean) / divisor
+        if recipe.pad:
+            (down, right), (height, width) = rest.pop(0), images.shape[2:]
+            padded = F.pad(images, (recipe.pad,) * 4, value=recipe.pad_value)
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+            images = windows[torch.arange(len(images), device=images.device), :, down, right]
+        if not mean_first:
+            images = (images - mean) / divisor
+        if recipe.flip:
+            images = torch.where(rest.pop(0) < 0.5, images.flip(3), images)
+        return laid_out(images), self.labels[indices]
 
 
 def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:

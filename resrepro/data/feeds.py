@@ -99,9 +99,7 @@ class MemorySlots(Slots):
             updates = range(first, min(first + ROWS, stop))
             self.row.zero_()
             for row, update in enumerate(updates):
-                indices, draws = self.batches.choices(update)
-                self.drawn = [draw is not None for draw in draws]
-                parts = [indices, *(draw for draw in draws if draw is not None)]
+                parts = self.batches.choices(update)
                 self.tables = self.tables or [part.new_zeros(ROWS, *part.shape) for part in parts]
                 for table, part in zip(self.tables, parts, strict=True):
                     table[row].copy_(part)
@@ -110,10 +108,9 @@ class MemorySlots(Slots):
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Gather and augment the images of a row, and go to the next."""
-        indices, *draws = (table.index_select(0, self.row)[0] for table in self.tables)
+        choices = [table.index_select(0, self.row)[0] for table in self.tables]
         self.row += 1
-        offsets, coins = (draws.pop(0) if drawn else None for drawn in self.drawn)
-        return self.batches.made(indices, (offsets, coins))
+        return self.batches.made(*choices)
 
 
 class MemoryFeed(Feed):
@@ -126,7 +123,7 @@ class MemoryFeed(Feed):
         self.recipe, self.about, self.group = recipe, dataset.info, group
         self.protocol = protocol_for(recipe.test_view, "cifar")
         self._batches = TrainingBatches(recipe, dataset.train, device, seed, group)
-        self.normalisation = self._batches.augmentation
+        self.normalisation = self._batches.normalisation
         self._held_out = {name: on_device(part, device) for name, part in dataset.held_out.items()}
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
