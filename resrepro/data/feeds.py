@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
 from resrepro.data.augment import Lighting, Normalisation, TrainingBatches, mean_over, on_device
-from resrepro.data.loader import BadImages, CropReader, Loading, PhotoViews, Views, photo_batches
+from resrepro.data.loader import CropReader, Loading, PhotoViews, Views, check_bad, left_out, photo_batches
 from resrepro.data.photos import PhotoSet, imagenet_classes, scan_both
 from resrepro.data.statistics import decoded_once, statistics_of
 from resrepro.spec import IMAGENET_IMAGES, Spec
@@ -174,9 +174,10 @@ class PhotoFeed(Feed):
         self.recipe, self.device, self.loading, self.group = recipe, device, loading, group
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         statistics = statistics_of(photos, recipe.image_size, loading, say, group)
-        bad = group.on_first(lambda: BadImages(loading.max_bad_images, statistics.bad))
-        train, val = photos = PhotoSet(*(part.without(bad.reasons) for part in photos))
-        notices = notices_of(spec.dataset, photos) + bad.notices()
+        bad = statistics.bad
+        group.on_first(lambda: check_bad(bad, loading.max_bad_images))
+        train, val = photos = PhotoSet(*(part.without(bad) for part in photos))
+        notices = notices_of(spec.dataset, photos) + left_out(bad)
         sizes = {"train": len(train), "val": len(val)}
         self.about = DatasetInfo(
             spec.dataset, train.classes, len(train.classes), sizes, statistics.checksums, notices, ("val",)

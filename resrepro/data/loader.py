@@ -8,8 +8,8 @@ import hashlib
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -68,36 +68,24 @@ class Loading:
         return min(MOST_WORKERS, max(1, share // 4) if needed else share)
 
 
-@dataclass
-class BadImages:
-    """The files that are no readable images, each counted once, and the bound on their number."""
+def told_bad(bad: Mapping[str, str]) -> str:
+    """`2 files are no readable images: a.jpg (truncated), b.txt (not an image)`, of path to reason."""
+    listed = [f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED]]
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    files = "1 file is no readable image" if len(bad) == 1 else f"{len(bad)} files are no readable images"
+    return f"{files}: {', '.join(listed)}{more}"
 
-    most: int
-    reasons: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.add({})
+def left_out(bad: Mapping[str, str]) -> tuple[str, ...]:
+    """What must be said of bad files beside every number, if there are any."""
+    return (f"{told_bad(bad)}, left out",) if bad else ()
 
-    def add(self, more: dict[str, str]) -> None:
-        """Take note of bad files, path to reason (DataError if they are too many)."""
-        self.reasons |= more
-        if len(self.reasons) > self.most:
-            raise DataError(
-                f"{self.describe()}. Mend or convert them, or leave them out with "
-                f"--max-bad-images {len(self.reasons)}."
-            )
 
-    def describe(self) -> str:
-        """`2 files are no readable images: a.jpg (truncated), b.txt (not an image)`."""
-        count = len(self.reasons)
-        listed = [f"{path} ({reason})" for path, reason in list(self.reasons.items())[:NAMED]]
-        more = f" and {count - NAMED} more" if count > NAMED else ""
-        files = "1 file is no readable image" if count == 1 else f"{count} files are no readable images"
-        return f"{files}: {', '.join(listed)}{more}"
-
-    def notices(self) -> tuple[str, ...]:
-        """What must be said of them beside every number, if there are any."""
-        return (f"{self.describe()}, left out",) if self.reasons else ()
+def check_bad(bad: Mapping[str, str], most: int) -> None:
+    """DataError, which names the first, if more files than that are no readable images."""
+    if len(bad) > most:
+        way_out = f"Mend or convert them, or leave them out with --max-bad-images {len(bad)}."
+        raise DataError(f"{told_bad(bad)}. {way_out}")
 
 
 # --- workers ----------------------------------------------------------------------------------------------
@@ -284,7 +272,7 @@ class PhotoViews:
         self.chunks = range(group.rank, -(-len(photos) // CHUNKS[protocol.crops]), group.size)
         self.give = partial(read_views, photos, protocol, image_size)
         self.digests: dict[int, str] = {}  # of the content of each readable file, by its index
-        self.bad = BadImages(loading.max_bad_images)
+        self.bad: dict[str, str] = {}  # the files that are no readable images, and why
         self.size = 0  # bytes of the decoded pixels of what was read
 
     def read(self, device: torch.device | None) -> Iterator[Views]:
@@ -296,7 +284,8 @@ class PhotoViews:
         for groups, digests, bad, size in read:
             self.digests |= digests
             self.size += size
-            self.bad.add(bad)
+            self.bad |= bad
+            check_bad(self.bad, self.loading.max_bad_images)
             for scales, labels in groups:
                 yield Views([torch.from_numpy(scale) for scale in scales], torch.tensor(labels))
 
@@ -307,10 +296,11 @@ class PhotoViews:
         if too many files of all shares together are no readable images.
         """
         bad: dict[str, str] = {}
-        for digests, names in self.group.all_gather((self.digests, self.bad.reasons)):
+        for digests, names in self.group.all_gather((self.digests, self.bad)):
             self.digests |= digests
             bad |= names
-        self.bad = BadImages(self.bad.most, dict(sorted(bad.items())))
+        self.bad = dict(sorted(bad.items()))
+        check_bad(self.bad, self.loading.max_bad_images)
         readable, total = self.photos.without(bad), hashlib.sha256()
         for path, index in zip(readable.paths, sorted(self.digests), strict=True):
             total.update(b"%s %s\n" % (path, self.digests[index].encode()))

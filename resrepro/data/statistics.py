@@ -7,14 +7,12 @@ crops); the colour components are the principal components of their RGB values (
 """
 
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +22,13 @@ from resrepro.data.loader import Loading, PhotoViews, read_ahead
 from resrepro.data.photos import UNREADABLE, BadImage, Decoded, Photos, PhotoSet
 from resrepro.errors import RecordError
 from resrepro.machine import free_memory
-from resrepro.records.storage import make_folder, replacing, write_out
+from resrepro.records.reading import read_json
+from resrepro.records.storage import json_bytes, make_folder, replacing, write_out
 from resrepro.records.write import cache_folder
 from resrepro.spec.catalogue import protocol_for
 
 Array = npt.NDArray[np.float64]
+ARRAYS = ("mean", "components", "variances")
 MOST_KEPT = 4 * 10**9  # bytes
 
 
@@ -87,7 +87,7 @@ def _pass(photos: PhotoSet, image_size: int, loading: Loading, group: ProcessGro
     covariance = products / (count * image_size**2) / 255**2 - np.outer(channel, channel)
     variances, components = principal_axes(covariance)
     checksums = {views.photos.split: views.gather()[1] for views in (train, val)}
-    return Statistics(mean, components, variances, train.bad.reasons | val.bad.reasons, checksums, size)
+    return Statistics(mean, components, variances, train.bad | val.bad, checksums, size)
 
 
 def principal_axes(covariance: Array) -> tuple[Array, Array]:
@@ -101,20 +101,16 @@ def principal_axes(covariance: Array) -> tuple[Array, Array]:
 def _read(path: Path) -> Statistics | None:
     """The statistics in a cache file; None if there is none, or it is not as it was written."""
     try:
-        seal, _, text = path.read_bytes().partition(b"\n")
-    except OSError:
+        stored = read_json(path)
+    except RecordError:
         return None
-    if seal != hashlib.sha256(text).hexdigest().encode():
-        return None
-    stored: dict[str, Any] = json.loads(text)
-    arrays = {name: np.array(stored[name]) for name in ("mean", "components", "variances")}
-    return Statistics(**stored | arrays)
+    return Statistics(**stored | {name: np.array(stored[name]) for name in ARRAYS})
 
 
 def _write(path: Path, statistics: Statistics) -> None:
-    text = json.dumps(vars(statistics), default=np.ndarray.tolist).encode()
+    lists = {name: getattr(statistics, name).tolist() for name in ARRAYS}
     with suppress(RecordError):  # the next run makes the pass anew
-        write_out(path, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+        write_out(path, json_bytes(vars(statistics) | lists))
 
 
 # --- decoded pixels ---------------------------------------------------------------------------------------
