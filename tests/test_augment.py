@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from resrepro.data import Images
-from resrepro.data.augment import Normalisation, TrainingBatches, normalisation_of
+from resrepro.data.augment import Normalisation, TrainingBatches
 from resrepro.spec import catalogue
 from resrepro.spec.recipe import Recipe
 
@@ -187,7 +187,7 @@ def test_every_image_is_one_of_the_crops_made_slowly_by_hand(mean: str, order: s
 def test_the_test_view_is_the_image_minus_the_mean_of_the_training_images() -> None:
     train, test = noise(30), noise(7)
     wanted = (test.pixels.astype(float) - train.pixels.astype(float).mean(axis=0)) / 255
-    ours = normalisation_of(recipe_with(), train, CPU).test(torch.from_numpy(test.pixels))
+    ours = batches_of(train).normalisation.test(torch.from_numpy(test.pixels))
     assert ours.dtype == torch.float32
     np.testing.assert_allclose(ours.numpy(), wanted, atol=1e-6)
 

@@ -9,7 +9,7 @@ from sklearn.metrics import top_k_accuracy_score
 from torch.nn import functional as F
 
 from resrepro.data import Images
-from resrepro.data.augment import Normalisation, normalisation_of, on_device
+from resrepro.data.augment import Normalisation, normalisation_by, on_device
 from resrepro.data.feeds import EVAL_BATCH, memory_views
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
@@ -88,7 +88,7 @@ def measured(net: torch.nn.Module, data: Images, preparation: Normalisation) -> 
 @pytest.mark.parametrize("count", [1, 37, EVAL_BATCH + 7])
 def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> None:
     data = images(count)
-    preparation = normalisation_of(RECIPE, images(64), CPU)
+    preparation = normalisation_by(RECIPE, images(64).pixels.mean(0, float), CPU)
     net = worn_net().eval()
     losses, ranks = [], []
     mean = images(64).pixels.astype(np.float64).mean(axis=0)
@@ -108,7 +108,7 @@ def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> Non
 def test_measuring_leaves_weights_running_averages_and_mode_as_they_were(training: bool) -> None:
     net = worn_net().train(training)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    preparation = normalisation_of(RECIPE, images(64), CPU)
+    preparation = normalisation_by(RECIPE, images(64).pixels.mean(0, float), CPU)
     measured(net, images(20), preparation)
     assert net.training is training
     assert all(module.training is training for module in net.modules())

@@ -40,9 +40,8 @@ class EpochSampler:
     Each epoch has its own order, always drawn on the CPU; the last batch of one goes on into the next.
     """
 
-    def __init__(self, recipe: Recipe, count: int, seed: int, device: torch.device | None = None) -> None:
-        self.recipe, self.count, self.seed = recipe, count, seed
-        self.device = device or torch.device("cpu")
+    def __init__(self, recipe: Recipe, count: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.recipe, self.count, self.seed, self.device = recipe, count, seed, device
         self._orders: dict[int, Tensor] = {}
 
     def indices(self, iteration: int) -> Tensor:
@@ -82,13 +81,6 @@ def laid_out(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=memory_format(images.device))
 
 
-def mean_over(mean: str, image: Floats) -> Tensor:
-    """The mean that a recipe subtracts, from the mean image (3, H, W): per pixel, per channel, or none."""
-    if mean == "per_channel":
-        image = image.mean(axis=(1, 2), keepdims=True)
-    return torch.as_tensor(image if mean != "none" else np.zeros((3, 1, 1)), dtype=torch.float32)
-
-
 class Normalisation:
     """What all nets see: pixels less the mean, divided."""
 
@@ -110,9 +102,11 @@ class Normalisation:
         return laid_out((pixels.float() - self.mean.mean((1, 2), keepdim=True)) / self.divisor)
 
 
-def normalisation_of(recipe: CifarRecipe, train: Images, device: torch.device) -> Normalisation:
-    """The normalisation by the recipe's mean of the training images."""
-    mean = mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64))
+def normalisation_by(recipe: Recipe, image: Floats, device: torch.device) -> Normalisation:
+    """What a recipe subtracts of the mean image (3, H, W): itself, the mean of each channel, or nothing."""
+    if recipe.mean == "per_channel":
+        image = image.mean(axis=(1, 2), keepdims=True)
+    mean = torch.as_tensor(image if recipe.mean != "none" else np.zeros((3, 1, 1)), dtype=torch.float32)
     return Normalisation(recipe, mean.to(device))
 
 
@@ -125,7 +119,8 @@ class TrainingBatches:
     def __init__(
         self, recipe: CifarRecipe, train: Images, device: torch.device, seed: int, group: ProcessGroup = ALONE
     ) -> None:
-        self.recipe, self.normalisation, self.seed = recipe, normalisation_of(recipe, train, device), seed
+        self.recipe, self.seed = recipe, seed
+        self.normalisation = normalisation_by(recipe, train.pixels.mean(axis=0, dtype=np.float64), device)
         self.pixels, self.labels = on_device(train, device)
         self.generator = torch.Generator(device)
         self.sampler = EpochSampler(recipe, len(self.labels), seed, device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
-from resrepro.data.augment import Lighting, Normalisation, TrainingBatches, mean_over, on_device
+from resrepro.data.augment import Lighting, Normalisation, TrainingBatches, normalisation_by, on_device
 from resrepro.data.loader import CropReader, Loading, PhotoViews, Views, check_bad, left_out, photo_batches
 from resrepro.data.photos import PhotoSet, imagenet_classes, scan_both
 from resrepro.data.statistics import decoded_once, statistics_of
@@ -182,7 +182,7 @@ class PhotoFeed(Feed):
         self.about = DatasetInfo(
             spec.dataset, train.classes, len(train.classes), sizes, statistics.checksums, notices, ("val",)
         )
-        self.normalisation = Normalisation(recipe, mean_over(recipe.mean, statistics.mean)).to(device)
+        self.normalisation = normalisation_by(recipe, statistics.mean, device)
         lighting = Lighting(recipe, statistics.components, statistics.variances)
         train, val = decoded_once(photos, statistics.size, loading, say, group)
         self._reader = CropReader(train, recipe, lighting, seed, group)

@@ -103,7 +103,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
         content = _read_pickled(path)
     except FileNotFoundError:
-        raise _missing(path) from None
+        seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
+        hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
+        if path.with_name(RESULT).exists():
+            hint = " Records that were published have none: name the folder of the run itself."
+        raise RecordError(f"there is no checkpoint {path}.{hint}") from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
     except MemoryError:
@@ -190,14 +194,6 @@ def _read_pickled(path: Path) -> Any:
 def sign_of(head: bytes) -> str | None:
     """What a file is that begins so, with a way out, if it is often taken for a checkpoint."""
     return next((words for sign, words in SIGNS if re.match(sign, head)), None)
-
-
-def _missing(path: Path) -> RecordError:
-    seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
-    hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
-    if path.with_name(RESULT).exists():
-        hint = " Records that were published have none: name the folder of the run itself."
-    return RecordError(f"there is no checkpoint {path}.{hint}")
 
 
 # --- what a run keeps of itself ------------------------------------------------------------------------

@@ -161,11 +161,17 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        gradient = _channels_last(gradient)
+        library, (x, weight), gradient = ctx.library, ctx.saved_tensors, _channels_last(gradient)
         _, of_data, of_filters = ctx.needs_input_grad
-        of_x = _convolve(ctx.library, gradient, weight, turned=True) if of_data else None
-        of_weight = _correlate(ctx.library, x, gradient, weight) if of_filters else None
+        of_x = _convolve(library, gradient, weight, turned=True) if of_data else None
+        if not of_filters:
+            return None, of_x, None
+        images, inputs, height, width = x.shape
+        outputs, threads, of_weight = gradient.shape[1], torch.get_num_threads(), torch.empty_like(weight)
+        buffers = torch.empty(threads * library.scratch(width, inputs, outputs, 0))
+        tensors = x, gradient, of_weight, buffers, torch.empty(library.parts() * weight.numel())
+        kernel = getattr(library, f"correlate_{TYPES[x.dtype]}")
+        kernel(*_addresses(*tensors), images, height, width, inputs, outputs, threads)
         return None, of_x, of_weight
 
 
@@ -180,18 +186,6 @@ def _convolve(library: ctypes.CDLL, x: Tensor, weight: Tensor, *, turned: bool) 
     kernel = getattr(library, f"convolve_{TYPES[x.dtype]}")
     kernel(*_addresses(x, filters, y, buffers), images, height, width, inputs, outputs, threads)
     return y
-
-
-def _correlate(library: ctypes.CDLL, x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of the filters."""
-    images, inputs, height, width = x.shape
-    outputs, threads = gradient.shape[1], torch.get_num_threads()
-    of_weight = torch.empty_like(weight)
-    buffers = torch.empty(threads * library.scratch(width, inputs, outputs, 0))
-    tensors = x, gradient, of_weight, buffers, torch.empty(library.parts() * weight.numel())
-    kernel = getattr(library, f"correlate_{TYPES[x.dtype]}")
-    kernel(*_addresses(*tensors), images, height, width, inputs, outputs, threads)
-    return of_weight
 
 
 class _WideGradient(torch.autograd.Function):
