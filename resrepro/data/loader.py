@@ -8,12 +8,14 @@ import hashlib
 import signal
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,7 +30,7 @@ from resrepro.data.augment import (
     training_crop,
     views_of,
 )
-from resrepro.data.photos import BadImage, Photos, Pixels
+from resrepro.data.photos import BadImage, Photos
 from resrepro.errors import DataError, UsageError
 from resrepro.machine import cores
 from resrepro.spec.catalogue import Protocol
@@ -101,7 +103,6 @@ def read_ahead(
     dies.
     """
     workers = min(loading.workers_beside(device, group.local_size), len(items))
-    pinned = device is not None and device.type == "cuda"
     # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
     # without that it tells of it where the next item is awaited.
     before = signal.getsignal(signal.SIGCHLD)
@@ -114,7 +115,7 @@ def read_ahead(
                 batch_size=None,
                 num_workers=workers,
                 collate_fn=give,  # type: ignore[arg-type]
-                pin_memory=pinned,
+                pin_memory=device is not None and device.type == "cuda",
                 worker_init_fn=_start_worker,
             )
             batches = iter(loader)
@@ -229,20 +230,17 @@ class Views(NamedTuple):
     labels: Tensor  # (n,) int64
 
 
-Groups = list[tuple[list[Pixels], list[int]]]
-
-
 def read_views(
     photos: Photos, protocol: Protocol, image_size: int, number: int
-) -> tuple[Groups, dict[int, str], dict[str, str], int]:
-    """The views of chunk `number` of the images: scales and labels of each group of one size.
+) -> tuple[list[list[npt.NDArray[Any]]], dict[int, str], dict[str, str], int]:
+    """The views of chunk `number` of the images: scales, then labels, of each group of one size.
 
     As arrays, since tensors would cost a worker a file descriptor each. Then the content digest of each
     readable file by its index, the other files and why, and the bytes of all decoded pixels.
     """
     chunk = CHUNKS[protocol.crops]
     digests, bad, size = {}, {}, 0
-    groups: dict[tuple[tuple[int, ...], ...], tuple[list[list[Pixels]], list[int]]] = {}
+    groups = defaultdict[tuple[tuple[int, ...], ...], list[tuple[npt.NDArray[Any], ...]]](list)
     for index in range(number * chunk, min((number + 1) * chunk, len(photos))):
         try:
             image, digests[index] = photos.read(index)
@@ -251,13 +249,8 @@ def read_views(
             continue
         size += 3 * image.width * image.height
         views = views_of(image, protocol, image_size)
-        images, labels = groups.setdefault(tuple(view.shape for view in views), ([], []))
-        images.append(views)
-        labels.append(int(photos.labels[index]))
-    stacked = [
-        ([np.stack(scale) for scale in zip(*images, strict=True)], labels)
-        for images, labels in groups.values()
-    ]
+        groups[tuple(view.shape for view in views)].append((*views, photos.labels[index]))
+    stacked = [[np.stack(part) for part in zip(*group, strict=True)] for group in groups.values()]
     return stacked, digests, bad, size
 
 
@@ -280,14 +273,15 @@ class PhotoViews:
 
         DataError if too many files are no readable images, or a worker dies.
         """
-        read = read_ahead(self.give, self.chunks, self.loading, device, self.group)
-        for groups, digests, bad, size in read:
+        chunks = read_ahead(self.give, self.chunks, self.loading, device, self.group)
+        for groups, digests, bad, size in chunks:
             self.digests |= digests
             self.size += size
             self.bad |= bad
             check_bad(self.bad, self.loading.max_bad_images)
-            for scales, labels in groups:
-                yield Views([torch.from_numpy(scale) for scale in scales], torch.tensor(labels))
+            for group in groups:
+                *scales, labels = map(torch.from_numpy, group)
+                yield Views(scales, labels)
 
     def gather(self) -> tuple[Photos, str]:
         """The readable images of the split and their checksum, once all processes have read their shares.
