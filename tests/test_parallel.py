@@ -263,9 +263,7 @@ def test_every_photograph_is_measured_exactly_once(
 def shares(processes: int, work: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Views]:
     """The views of each process in turn."""
     for rank in range(processes):
-        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "here"}
-        for name, value in told.items():
-            monkeypatch.setenv(name, str(value))
+        as_one_of(processes, monkeypatch, rank)
         yield from work()  # type: ignore[operator]
 
 
@@ -384,8 +382,8 @@ def test_two_processes_make_another_run_of_cifar_and_the_same_of_imagenet(
     assert [told for told in catalogue.departures(imagenet) if told.startswith("bn_group 16 instead of 32")]
 
 
-def as_one_of(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "MASTER_ADDR": "node0"}
+def as_one_of(processes: int, monkeypatch: pytest.MonkeyPatch, rank: int = 0) -> None:
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "node0"}
     for name, value in told.items():
         monkeypatch.setenv(name, str(value))
 
