@@ -112,9 +112,12 @@ def test_checksums_are_of_names_and_contents(photographs: Path) -> None:
 # --- bad files --------------------------------------------------------------------------------------
 
 
-def test_bad_files_are_left_out_and_told(copy: Path) -> None:
+def test_bad_files_are_left_out_and_told_also_by_workers(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = spoil(copy)
     found = found_in(copy)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(copy / ".cache"))
+        assert same(found_in(copy, Loading(2)), found)
     assert found.bad == bad
     (notice,) = left_out(found.bad)
     assert notice.startswith("4 files are no readable images: train/cat/00-rgb.jpg (not an image), ")
@@ -124,13 +127,6 @@ def test_bad_files_are_left_out_and_told(copy: Path) -> None:
     assert clean.checksums == found.checksums
     assert np.array_equal(clean.mean, found.mean)
     assert clean.bad == {}
-
-
-def test_workers_find_what_none_find(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(copy)
-    plain = found_in(copy)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(copy / "other"))
-    assert same(found_in(copy, Loading(2)), plain)
 
 
 # --- the cache --------------------------------------------------------------------------------------

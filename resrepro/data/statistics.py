@@ -124,7 +124,6 @@ def decoded_once(
     As they are where that is more than 4 GB, a tenth of the free disk or a quarter of the free memory, or the
     disk refuses.
     """
-
     folder = cache_folder()
 
     def kept(part: Photos) -> Decoded | None:
