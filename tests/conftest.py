@@ -321,28 +321,27 @@ def make_run() -> Callable[..., Path]:
 
 @dataclasses.dataclass(frozen=True)
 class FakeCifar:
-    """A folder with cifar-10-batches-bin of made-up images, and what was written there."""
+    """A folder with a layout of made-up images, and what was written there."""
 
     folder: Path
     records: Mapping[str, np.ndarray]  # by file name without ending: (N, 3073) uint8, label first
+    name: str = "cifar-10-batches-bin"
+    ending: str = ".bin"
 
     @property
     def layout(self) -> Path:
         """The folder of the files themselves."""
-        return self.folder / "cifar-10-batches-bin"
+        return self.folder / self.name
 
     def copy_to(self, folder: Path, **changed: bytes | None) -> Path:
         """Another folder of the same files (as links), some with other bytes, or missing (None)."""
-        layout = folder / self.layout.name
+        layout = folder / self.name
         layout.mkdir(parents=True)
-        for name in self.records:
-            content = changed.get(name, b"")
-            if content is None:
-                continue
-            if name in changed:
-                (layout / f"{name}.bin").write_bytes(content)
-            else:
-                (layout / f"{name}.bin").symlink_to(self.layout / f"{name}.bin")
+        for path in (layout / f"{name}{self.ending}" for name in self.records):
+            if path.stem not in changed:
+                path.symlink_to(self.layout / path.name)
+            elif (content := changed[path.stem]) is not None:
+                path.write_bytes(content)
         return folder
 
 

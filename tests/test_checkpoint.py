@@ -103,16 +103,6 @@ def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one
     assert load_newest(tmp_path) == ({"iteration": 1}, "")
 
 
-def test_bytes_of_another_file_in_its_place_are_moved_aside(tmp_path: Path) -> None:
-    newest = tmp_path / "checkpoint.pt"
-    for damage in (b"one", b"two"):
-        for iteration in (0, 1):
-            save_checkpoint(newest, {"iteration": iteration})
-        newest.write_bytes(damage)
-        assert (load_newest(tmp_path) or [None])[0] == {"iteration": 0}
-        assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == damage
-
-
 def test_a_checkpoint_that_is_a_bare_tensor_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tensor.pt"
     path.write_bytes(saved(torch.zeros(3)))

@@ -353,12 +353,7 @@ def test_a_compiler_that_is_missing_or_broken_is_told(
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [
-        ("env gcc", ["env", "gcc"]),
-        ("", None),
-        (" ", None),
-        ("nobody -O2", r"no C compiler \(nobody\)"),
-    ],
+    [("env gcc", ["env", "gcc"]), ("", None), (" ", None), ("nobody -O2", r"no C compiler \(nobody\)")],
 )
 def test_the_compilers_command_may_have_arguments(given, found, monkeypatch):
     monkeypatch.setenv("CC", given)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from resrepro.data import Dataset, Images, feeds, load_dataset
-from resrepro.data.augment import INITIAL_WEIGHTS, Augmentation, TrainingBatches, stream_seed
+from resrepro.data.augment import INITIAL_WEIGHTS, TrainingBatches, stream_seed
 from resrepro.data.loader import Loading, Views
 from resrepro.errors import Diverged, Interrupted, RecordError, ResreproError, UsageError
 from resrepro.evaluation.sources import read_net
@@ -262,9 +262,7 @@ def by_hand(seed: int = 0) -> tuple[dict[str, torch.Tensor], list[tuple[float, f
         catalogue.find("digits-resnet8"), iterations=12, batch_size=32, lr=0.05
     ).recipe
     data = small_dataset("digits", "all")
-    batches = TrainingBatches(
-        recipe, data.train, Augmentation.from_training_images(recipe, data.train, torch.device("cpu")), seed
-    )
+    batches = TrainingBatches(recipe, data.train, torch.device("cpu"), seed)
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
     net = build_net("digits", 8, generator=weights)
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=1e-4, foreach=False)

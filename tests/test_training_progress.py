@@ -58,17 +58,9 @@ def test_a_clock_shows_hours_where_there_are_any() -> None:
 
 @pytest.mark.parametrize(
     ("text", "limits"),
-    [
-        (None, (None, None)),
-        ("500", (500, None)),
-        ("10m", (None, 600)),
-        ("10min", (None, 600)),
-        ("90s", (None, 90)),
-        ("2h", (None, 7200)),
-        ("500,10m", (500, 600)),
-        ("10m, 500", (500, 600)),
-    ],
-)
+    [(None, (None, None)), ("500", (500, None)), ("10m", (None, 600)), ("10min", (None, 600)),
+     ("90s", (None, 90)), ("2h", (None, 7200)), ("500,10m", (500, 600)), ("10m, 500", (500, 600))],
+)  # fmt: skip
 def test_iterations_times_and_both_are_understood(text: str | None, limits: object) -> None:
     interval = CheckpointInterval.parse(text)
     assert (interval.iterations, interval.seconds) == limits

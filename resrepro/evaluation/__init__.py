@@ -13,10 +13,9 @@ import torch
 
 from resrepro.data import data_folder, load_dataset
 from resrepro.data.augment import on_device
-from resrepro.data.classes import told, warn_of_text
 from resrepro.data.feeds import memory_views, open_feed
-from resrepro.data.loader import Loading, PhotoViews, Views
-from resrepro.data.photos import Photos, imagenet_classes, scan
+from resrepro.data.loader import Loading, PhotoViews, Views, left_out
+from resrepro.data.photos import Photos, imagenet_classes, scan, told, warn_of_text
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
 from resrepro.records.reading import FORMAT, json_bytes
@@ -256,7 +255,7 @@ def _photos(
         return {
             "name": name, "images": {"val": len(readable)}, "classes": net.num_classes,
             "class_names": numbered.classes, "sha256": {"val": checksum},
-            "notices": [*notices, *views.bad.notices()],
+            "notices": [*notices, *left_out(views.bad)],
         }  # fmt: skip
 
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, remarks)

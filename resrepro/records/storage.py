@@ -32,14 +32,15 @@ NOTE = ".lock.json"
 PATIENCE = 0.2  # seconds for a holder of a lock that is just leaving
 
 
-def write_whole(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
-    """Write a file beside its place, force it to disk, then move it there in one step; its folder must be
-    there. What was there before stays as `keep`, if that is given. RecordError if the disk refuses.
+def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], keep: Path | None = None) -> None:
+    """Write a file (or its pieces) beside its place, force it to disk, then move it there in one step; its
+    folder must be there. What was there before stays as `keep`, if that is given. RecordError if the disk
+    refuses.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         with beside.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from resrepro.data.classes import told
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
+from resrepro.data.photos import told
 from resrepro.errors import Diverged, RecordError, UsageError
 from resrepro.machine import describe_environment
 from resrepro.nets.cpu import load_kernels
