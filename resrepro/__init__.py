@@ -28,14 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["build_net", "compare", "evaluate", "load_net", "load_runs", "plot", "train"]
 
 _HOMES = {
-    "build_net": "nets",
-    "compare": "figures",
-    "evaluate": "evaluation",
-    "load_net": "evaluation.sources",
-    "load_runs": "records.collection",
-    "plot": "figures",
-    "train": "training.session",
-}
+    "build_net": "nets", "compare": "figures", "evaluate": "evaluation", "load_net": "evaluation.sources",
+    "load_runs": "records.collection", "plot": "figures", "train": "training.session",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +35,8 @@ from torchvision.models.resnet import BasicBlock
 from resrepro.data import Dataset, Images
 from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import ResreproError, UsageError
-from resrepro.machine import cores
-from resrepro.records.write import Onlooker, describe_environment
+from resrepro.machine import cores, describe_environment
+from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue, net_label
 from resrepro.training import engine as engines
 from resrepro.training.engine import AUTO, EAGER, ENGINES
@@ -57,8 +56,7 @@ READ_LOSS_EVERY = 100  # steps of the usual loop
 SETTLE = 0.3  # seconds in which workers fill up what was taken, and threads stop to wait for more work
 
 
-@dataclass(frozen=True)
-class Loop:
+class Loop(NamedTuple):
     """One way to train one net; `workers` are those of the usual loop's DataLoader."""
 
     mode: str
@@ -73,17 +71,13 @@ class Loop:
         return f"{net_label(self.depth, plain=False)}, {self.mode}{workers}"
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What a loop reached: images per second by round, and their ratio to the usual loop's in that round.
-
-    `counted` is false of the usual loop with the worse number of workers.
-    """
+class Speed(NamedTuple):
+    """What a loop reached: images per second by round, and their ratio to the usual loop's in that round."""
 
     loop: Loop
     images_per_s: tuple[float, ...]
     ratios: tuple[float, ...] = ()
-    counted: bool = True
+    counted: bool = True  # not so of the usual loop with the worse number of workers
 
 
 def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
@@ -98,30 +92,22 @@ def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
 
 
 def loops_of(modes: str, depth: int, batch_size: int, workers: Sequence[int] = USUAL_WORKERS) -> list[Loop]:
-    """`usual,fast` -> the loops of a net, the usual one once for each number of workers.
-
-    Raises:
-        UsageError: if a mode is unknown, named twice, or there is none.
+    """`usual,fast` -> the loops of a net, the usual one once for each number of workers (UsageError if a mode
+    is unknown, named twice, or there is none).
     """
     names = [part.strip() for part in modes.split(",")]
     if len(set(names)) < len(names) or not set(names) <= set(MODES):
         raise UsageError(f"--modes takes modes, each once, of {', '.join(MODES)}, not {modes!r}.")
-    return [
-        Loop(mode, depth, batch_size, count)
-        for mode in names
-        for count in (workers if mode in USUALS else (None,))
-    ]
+    counts = {mode: workers if mode in USUALS else (None,) for mode in names}
+    return [Loop(mode, depth, batch_size, count) for mode in names for count in counts[mode]]
 
 
 def measure_speeds(
     loops: Sequence[Loop], rounds: int, seconds: float, device: str, threads: int | None,
-    report: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None],
 ) -> tuple[list[Speed], dict[str, Any]]:  # fmt: skip
-    """The speeds of the loops of one net in so many rounds of so many seconds, and the machine in words.
-
-    Raises:
-        UsageError: if a loop cannot run here.
-        ResreproError: if one fails; all others are then ended.
+    """The speeds of the loops of one net in so many rounds of so many seconds, and the machine in words
+    (UsageError if a loop cannot run here, ResreproError if one fails; all others are then ended).
     """
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
@@ -159,16 +145,11 @@ def compare_with_usual(loops: Sequence[Loop], reached: Sequence[Sequence[float]]
     best: dict[str, Sequence[float]] = {}
     for loop, images in zip(loops, reached, strict=True):
         best[loop.mode] = max(best.get(loop.mode, images), images, key=statistics.median)
-    usual = best.get(USUAL)
-    return [
-        Speed(
-            loop,
-            tuple(images),
-            tuple(one / other for one, other in zip(images, usual or (), strict=usual is not None)),
-            images is best[loop.mode],
-        )
-        for loop, images in zip(loops, reached, strict=True)
-    ]
+    speeds = []
+    for loop, images in zip(loops, reached, strict=True):
+        ratios = [one / other for one, other in zip(images, best.get(USUAL, ()), strict=False)]
+        speeds.append(Speed(loop, tuple(images), tuple(ratios), images is best[loop.mode]))
+    return speeds
 
 
 # --- in the process of a loop --------------------------------------------------------------------------
@@ -190,11 +171,7 @@ def follow_parent() -> None:
 
 
 def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, object]:
-    """Build a loop and warm it up; on what it computes.
-
-    Raises:
-        UsageError: if the arithmetic or the engine that the mode names cannot be had here.
-    """
+    """Build a loop and warm it up; on what it computes (UsageError if its mode cannot be had here)."""
     global ready
     device = engines.choose_device(device_name)
     join(device)
@@ -219,10 +196,8 @@ def take_turn(seconds: float) -> float:
         while not count or time.perf_counter() - start < seconds:
             next(updates)
             count += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         elapsed = time.perf_counter() - start
     time.sleep(SETTLE)
     return count * loop.batch_size / elapsed
@@ -300,10 +275,7 @@ class UsualImages(CIFAR10):  # type: ignore[misc]
 
 
 def usual_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[None]:
-    """One update at each step, eager; cuDNN may try algorithms and take TF32.
-
-    In float32 the maps are NCHW; in bf16 or fp16, under autocast, they are channels-last.
-    """
+    """One eager update at each step, cuDNN being free; channels-last and autocast where not in float32."""
     workers = loop.workers or 0
     torch.backends.cudnn.benchmark = True
     layout = torch.contiguous_format if precision == "float32" else torch.channels_last

@@ -4,15 +4,6 @@ The command line prints the sentence and exits with `exit_code`; no traceback is
 """
 
 
-def sentence_on(error: Exception) -> str:
-    """What to tell of any error: its sentence, of the system's errors the file and the reason."""
-    if isinstance(error, ResreproError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}."
-    return f"{type(error).__name__}: {error}"
-
-
 class ResreproError(Exception):
     """Something went wrong that the user can act on (exit code 1)."""
 

@@ -1,15 +1,19 @@
-"""What this machine, or the container on it, lends to our processes: cores, memory, NVIDIA GPUs."""
+"""What this machine, or the container on it, lends to our processes (cores, memory, GPUs), and what it is."""
 
 import csv
+import importlib.metadata
 import math
 import os
+import platform
 import re
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 SYSTEM = Path("/")  # where proc and sys are
 CPU_FILES = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))  # of control groups, versions 2 and 1
@@ -90,9 +94,7 @@ def gpus() -> dict[str, int | None]:
 def named_gpus() -> list[str] | None:
     """What CUDA_VISIBLE_DEVICES names; None where it is not set."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if names is None:
-        return None
-    return list(takewhile(GPU_NAME.fullmatch, map(str.strip, names.split(","))))
+    return None if names is None else list(takewhile(GPU_NAME.fullmatch, map(str.strip, names.split(","))))
 
 
 def gpus_are_shared() -> bool:
@@ -107,3 +109,48 @@ def gpus_are_shared() -> bool:
         client.connect(str(control))
         return True
     return False
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, commit and machine, without paths, host or user names."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("resrepro", "torch", "torchvision", "numpy", "scikit-learn"):
+        versions[package] = None
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    here = Path(__file__).parent  # the package
+    commit, modified = None, None  # outside a git checkout
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
+    with suppress(OSError, subprocess.CalledProcessError):
+        git("ls-files", "--error-unmatch", "__init__.py")
+        commit, modified = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
+    return {
+        "versions": versions,
+        "commit": commit,
+        "modified": modified,  # since that commit
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "started": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+
+
+def cpu_model() -> str:
+    """The model name of the processor, as far as the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cache_folder() -> Path:
+    """Where what can be made anew is kept between runs: `resrepro` in XDG_CACHE_HOME, else in ~/.cache."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resrepro"
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull)

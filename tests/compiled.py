@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 
 from resrepro.data import Dataset, Images
 from resrepro.data.feeds import MemoryFeed
-from resrepro.records.write import Onlooker
+from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue
 from resrepro.training.engine import LANES
 from resrepro.training.lanes import LaneUpdates

@@ -13,8 +13,7 @@ import pytest
 from queues import Queue
 
 from resrepro.machine import gpus
-from resrepro.records.reading import read_json
-from resrepro.records.storage import json_bytes
+from resrepro.records.reading import json_bytes, read_json
 
 if not gpus():  # Triton computes on the CPU then; asked when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
@@ -114,22 +113,12 @@ def falling_curve(iterations: int, every: int, seed: int) -> list[Point]:
 
 
 def write_run(
-    folder: Path,
-    experiment: str = "cifar10-resnet20",
-    seed: int = 0,
-    *,
-    curve: Sequence[tuple[int, float, float]] | None = None,
-    status: str | None = None,
-    shortcut: str | None = None,
-    data: str = "official",
-    mode: str = "default",
-    notices: tuple[str, ...] = (),
-    warmup_switch: int | None = None,
-    classes: int | None = None,
-    test_images: int | None = None,
-    evals: Mapping[str, tuple[float, float]] | None = None,
-    **settings: Any,
-) -> Path:
+    folder: Path, experiment: str = "cifar10-resnet20", seed: int = 0, *,
+    curve: Sequence[tuple[int, float, float]] | None = None, status: str | None = None,
+    shortcut: str | None = None, data: str = "official", mode: str = "default",
+    notices: tuple[str, ...] = (), warmup_switch: int | None = None, classes: int | None = None,
+    test_images: int | None = None, evals: Mapping[str, tuple[float, float]] | None = None, **settings: Any,
+) -> Path:  # fmt: skip
     """Write a made-up record below the runs folder `folder`; returns the run's own folder.
 
     `curve` is a list of (iteration, training error, held-out error), whose end gives the status unless it is
@@ -137,7 +126,7 @@ def write_run(
     hand (default: all); `evals` are top-1 and top-5 errors of photographs by protocol; `settings` go to
     `resrepro.spec.catalogue.derive`.
     """
-    from resrepro.records.write import RunWriter
+    from resrepro.records.storage import RunWriter
     from resrepro.spec import catalogue, command_for
 
     spec = catalogue.derive(catalogue.find(experiment), shortcut, **settings)
@@ -198,6 +187,15 @@ def write_run(
     return writer.folder
 
 
+def runs_in(folder: Path) -> tuple[Any, ...]:
+    """The runs below a folder, none of which is broken."""
+    from resrepro.records.collection import collect
+
+    found = collect([folder])
+    assert not found.broken
+    return found.runs
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the content of a JSON record and seal it anew."""
     content = read_json(path)
@@ -206,13 +204,9 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def _write_measured(
-    folder: Path,
-    name: str,
-    data: Mapping[str, Any],
-    part: str,
-    errors: Sequence[float],
+    folder: Path, name: str, data: Mapping[str, Any], part: str, errors: Sequence[float],
     told: Mapping[str, Any],
-) -> Path:
+) -> Path:  # fmt: skip
     """Write errors (top-1, top-5) on all images of a part; returns the file."""
     count = data["images"][part]
     kept = {key: text for key, text in data["sha256"].items() if key == part or part == "test"}
@@ -260,7 +254,7 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
     By default each layer's std is another and lies between 1 and 2; `changed` replaces fields.
     """
     from resrepro.records import read_run
-    from resrepro.records.reading import Responses, count_layers, write_responses
+    from resrepro.records.reading import Responses, count_layers
 
     run = read_run(folder)
     count = len(std) if std else count_layers(run.spec["dataset"], run.spec["depth"])
@@ -277,7 +271,7 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
         "seed": run.seed,
         "iteration": run.spec["recipe"]["iterations"],
     }
-    write_responses(folder, Responses(**told | changed))
+    (folder / "responses.csv").write_bytes(Responses(**told | changed).to_bytes())
     return read_run(folder).responses
 
 
@@ -331,28 +325,27 @@ def make_run() -> Callable[..., Path]:
 
 @dataclasses.dataclass(frozen=True)
 class FakeCifar:
-    """A folder with cifar-10-batches-bin of made-up images, and what was written there."""
+    """A folder with a layout of made-up images, and what was written there."""
 
     folder: Path
     records: Mapping[str, np.ndarray]  # by file name without ending: (N, 3073) uint8, label first
+    name: str = "cifar-10-batches-bin"
+    ending: str = ".bin"
 
     @property
     def layout(self) -> Path:
         """The folder of the files themselves."""
-        return self.folder / "cifar-10-batches-bin"
+        return self.folder / self.name
 
     def copy_to(self, folder: Path, **changed: bytes | None) -> Path:
         """Another folder of the same files (as links), some with other bytes, or missing (None)."""
-        layout = folder / self.layout.name
+        layout = folder / self.name
         layout.mkdir(parents=True)
-        for name in self.records:
-            content = changed.get(name, b"")
-            if content is None:
-                continue
-            if name in changed:
-                (layout / f"{name}.bin").write_bytes(content)
-            else:
-                (layout / f"{name}.bin").symlink_to(self.layout / f"{name}.bin")
+        for path in (layout / f"{name}{self.ending}" for name in self.records):
+            if path.stem not in changed:
+                path.symlink_to(self.layout / path.name)
+            elif (content := changed[path.stem]) is not None:
+                path.write_bytes(content)
         return folder
 
 

@@ -60,15 +60,13 @@ def test_the_formula_is_the_net_as_built(name):
 
 
 # Parameters of the nets, counted from their shapes in the protocol sheet (Section 3).
+EITHER = {
+    "cifar10-{}20": 269_722, "cifar10-{}32": 464_154, "cifar10-{}44": 658_586, "cifar10-{}56": 853_018,
+    "cifar10-{}110": 1_727_962, "imagenet-{}18": 11_515_688, "imagenet-{}34": 21_623_848,
+}  # fmt: skip
 PARAMETERS = {
-    **{f"cifar10-{kind}20": 269_722 for kind in ("plain", "resnet")},
-    **{f"cifar10-{kind}32": 464_154 for kind in ("plain", "resnet")},
-    **{f"cifar10-{kind}44": 658_586 for kind in ("plain", "resnet")},
-    **{f"cifar10-{kind}56": 853_018 for kind in ("plain", "resnet")},
-    **{f"cifar10-{kind}110": 1_727_962 for kind in ("plain", "resnet")},
+    **{name.format(kind): count for name, count in EITHER.items() for kind in ("plain", "resnet")},
     "cifar10-resnet1202": 19_421_274,
-    **{f"imagenet-{kind}18": 11_515_688 for kind in ("plain", "resnet")},
-    **{f"imagenet-{kind}34": 21_623_848 for kind in ("plain", "resnet")},
     "imagenet-resnet34-b": 21_797_672, "imagenet-resnet34-c": 22_716_840,
     "imagenet-resnet50": 25_557_032, "imagenet-resnet101": 44_549_160, "imagenet-resnet152": 60_192_808,
 }  # fmt: skip

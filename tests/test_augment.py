@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from resrepro.data import Images
-from resrepro.data.augment import Augmentation, TrainingBatches
+from resrepro.data.augment import Normalisation, TrainingBatches
 from resrepro.spec import catalogue
 from resrepro.spec.recipe import Recipe
 
@@ -33,8 +33,7 @@ def numbered(count: int) -> Images:
 
 
 def batches_of(images: Images, seed: int = 0, **settings: object) -> TrainingBatches:
-    recipe = recipe_with(**settings)
-    return TrainingBatches(recipe, images, Augmentation.from_training_images(recipe, images, CPU), seed)
+    return TrainingBatches(recipe_with(**settings), images, CPU, seed)
 
 
 def chosen(batches: TrainingBatches, count: int, start: int = 0) -> list[int]:
@@ -187,9 +186,8 @@ def test_every_image_is_one_of_the_crops_made_slowly_by_hand(mean: str, order: s
 
 def test_the_test_view_is_the_image_minus_the_mean_of_the_training_images() -> None:
     train, test = noise(30), noise(7)
-    augmentation = Augmentation.from_training_images(recipe_with(), train, CPU)
     wanted = (test.pixels.astype(float) - train.pixels.astype(float).mean(axis=0)) / 255
-    ours = augmentation.test(torch.from_numpy(test.pixels))
+    ours = batches_of(train).normalisation.test(torch.from_numpy(test.pixels))
     assert ours.dtype == torch.float32
     np.testing.assert_allclose(ours.numpy(), wanted, atol=1e-6)
 
@@ -200,7 +198,7 @@ def test_a_given_std_takes_the_place_of_the_divisor_channel_by_channel() -> None
         torch.tensor([50.0, 60, 70]).reshape(3, 1, 1),
     )
     images = noise(5)
-    ours = Augmentation(recipe_with(), mean, std).test(torch.from_numpy(images.pixels)).numpy()
+    ours = Normalisation(recipe_with(), mean, std).test(torch.from_numpy(images.pixels)).numpy()
     for channel in range(3):
         wanted = (images.pixels[:, channel] - (100.0 + 10 * channel)) / (50 + 10 * channel)
         np.testing.assert_allclose(ours[:, channel], wanted, atol=1e-5)

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import write_layers, write_run
@@ -26,8 +25,7 @@ TRIED = settings(
 FILES = ("spec.json", "env.json", "metrics.csv", "result.json", "evals/ten_crop.json", "responses.csv")
 
 
-@dataclass(frozen=True)
-class Damage:
+class Damage(NamedTuple):
     """What happens to the bytes of a file, at a place given as a share of its length."""
 
     kind: str
@@ -49,13 +47,9 @@ class Damage:
         return content[:at] + content[at : at + self.length] + content[at:]  # doubled
 
 
-DAMAGES = st.builds(
-    Damage,
-    st.sampled_from(["cut", "changed", "zeroed", "lost", "doubled"]),
-    st.floats(0, 1, exclude_max=True),
-    st.integers(0, 255),
-    st.integers(1, 600),
-)
+KINDS = st.sampled_from(["cut", "changed", "zeroed", "lost", "doubled"])
+PLACES = st.floats(0, 1, exclude_max=True)
+DAMAGES = st.builds(Damage, KINDS, PLACES, st.integers(0, 255), st.integers(1, 600))
 
 
 # --- what readers make of it ------------------------------------------------------------------------
@@ -90,9 +84,7 @@ def tables(collection: Collection) -> list[str]:
 
 @TRIED
 @given(damage=DAMAGES, name=st.sampled_from(FILES))
-def test_a_damaged_record_is_refused_in_one_sentence_or_read_as_it_was(
-    runs: Path, damage: Damage, name: str
-) -> None:
+def test_a_damaged_record_is_refused_in_one_sentence_or_read_as_it_was(runs, damage, name):
     (folder,) = runs.glob("imagenet-resnet34/seed0")
     whole, before = seen(collect([runs])), (folder / name).read_bytes()
     (folder / name).write_bytes(damage.done_to(before))
@@ -144,9 +136,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @settings(TRIED, max_examples=12)
 @given(damage=DAMAGES, name=st.sampled_from((*FILES[:4], CHECKPOINT, PREVIOUS)))
-def test_going_on_with_a_damaged_file_ends_as_the_undisturbed_run(
-    stopped: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory, damage: Damage, name: str
-) -> None:
+def test_going_on_with_a_damaged_file_ends_as_the_undisturbed_run(stopped, tmp_path_factory, damage, name):
     folder, whole = stopped
     top = tmp_path_factory.mktemp("going")
     own = top / folder.parent.name / "seed0"

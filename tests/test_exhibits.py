@@ -51,15 +51,15 @@ def test_all_others_come_from_records(make_run, tmp_path):
     assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
 
 
-def test_an_unknown_exhibit_is_refused_with_the_names_that_there_are():
+def test_what_there_is_not_is_refused_with_the_names_that_there_are():
     for call, name in ((resrepro.compare, "figure3"), (resrepro.plot, "table1")):
-        with pytest.raises(
-            UsageError, match=r"no exhibit '\w+' to (compare|plot): there are .*figure1, .*demo"
-        ):
+        with pytest.raises(UsageError, match=r"no exhibit '\w+' to \w+: there are .*figure1, .*demo"):
             call(name)
-
-
-def test_an_unknown_palette_is_refused_for_either_kind_of_figure():
     for exhibit in ("figure3", "figure6", "figure7"):
-        with pytest.raises(UsageError, match="no palette 'loud'"):
+        with pytest.raises(UsageError, match="no palette 'loud': there are paper, safe"):
             resrepro.plot(exhibit, palette="loud")
+    for width in ("wide", 2, float("nan")):
+        with pytest.raises(UsageError, match=r"no width .*give 3 to 40 inches, or column or text"):
+            resrepro.plot("figure1", width=width)
+    with pytest.raises(UsageError, match="no format 'eps': there are png, svg, pdf"):
+        resrepro.plot("figure1", formats=["eps"])

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FIRST_IMAGES, write_run, write_test_eval
+from conftest import FIRST_IMAGES, runs_in, write_run, write_test_eval
 
 from resrepro.comparison.groups import Protocol, protocols_of, seed_groups
 from resrepro.records import Run
-from resrepro.records.collection import collect
 
 NETS = ("resnet20", "resnet32", "resnet44")
 TEST, HEADLINE, VALIDATION = ({"set": part} for part in ("test", "held_out", "val"))
@@ -26,7 +25,7 @@ def some(tmp_path: Path) -> Nets:
             for seed in range(seeds):
                 length = {"digits": 240}.get(dataset, options.get("iterations", 64_000))
                 write_run(folder, f"{dataset}-{net}", seed, curve=[(length, 1.0, 9.0)], **options)
-        return list(collect([folder]).runs)
+        return list(runs_in(folder))
 
     return make
 
@@ -38,10 +37,7 @@ def ordered(runs: list[Run], enough: int = 2) -> list[Protocol[int]]:
     return protocols_of(members, enough)
 
 
-SHORT = {"iterations": 2000}
-
-
-FAST, SPLIT = {"mode": "fast"}, {"split": "45k5k"}
+SHORT, FAST, SPLIT = {"iterations": 2000}, {"mode": "fast"}, {"split": "45k5k"}
 CRITERIA = {
     "own dataset": ({"nets": 1, **SHORT}, {"nets": 3, "seeds": 2, "dataset": "digits"}),
     "something to compare": ({"nets": 2, **SHORT}, {"nets": 1, "seeds": 3}),
@@ -76,7 +72,7 @@ def test_a_claim_asks_for_all_nets_that_it_compares_and_an_exhibit_for_two(some:
 def test_unfinished_runs_are_of_no_group_and_make_no_protocol(some: Nets, tmp_path: Path) -> None:
     write_run(tmp_path / "open", "cifar10-resnet32", curve=[(32_000, 5.0, 9.0)])
     write_run(tmp_path / "open", "cifar10-resnet20", lr=0.05, curve=[(32_000, 5.0, 9.0)])
-    unfinished = list(collect([tmp_path / "open"]).runs)
+    unfinished = list(runs_in(tmp_path / "open"))
     (shown,) = ordered(some(1) + unfinished)
     assert (shown.groups.keys(), shown.left_out.keys()) == ({20}, {32})
 
@@ -102,7 +98,7 @@ def test_a_protocols_name_always_tells_the_iterations(some: Nets, options: dict,
 def test_which_test_images_were_at_hand_sets_no_runs_apart(some: Nets, tmp_path: Path) -> None:
     for seed, images in enumerate((1000, 10_000)):
         write_run(tmp_path / "mixed", seed=seed, split="45k5k", test_images=images)
-    (group,) = seed_groups(collect([tmp_path / "mixed"]).runs)
+    (group,) = seed_groups(runs_in(tmp_path / "mixed"))
     assert [run.own_test_is_whole for run in group.runs] == [False, True]
     assert group.values(TEST) == [group.runs[1].last("test")]
     assert group.lacking(TEST) == [group.runs[0]]
@@ -110,19 +106,17 @@ def test_which_test_images_were_at_hand_sets_no_runs_apart(some: Nets, tmp_path:
     (protocol,) = ordered(list(group.runs))
     assert protocol.held_out == "val"  # not all have a test error that counts
     write_test_eval(group.runs[0].folder, 8.75)
-    (group,) = seed_groups(collect([tmp_path / "mixed"]).runs)
+    (group,) = seed_groups(runs_in(tmp_path / "mixed"))
     assert group.values(TEST) == [8.75, group.runs[1].last("test")]
     assert (group.lacking(TEST), ordered(list(group.runs))[0].held_out) == ([], "test")
 
 
 def one_group(folder: Path) -> object:
-    (group,) = seed_groups(collect([folder]).runs)
+    (group,) = seed_groups(runs_in(folder))
     return group
 
 
-def test_what_a_record_says_of_its_own_test_images_is_told_of_its_own_test_error_alone(
-    tmp_path: Path,
-) -> None:
+def test_what_is_said_of_the_test_images_is_told_of_the_own_test_error_alone(tmp_path: Path) -> None:
     folder = write_run(tmp_path, split="45k5k", test_images=1000)
     own, split = FIRST_IMAGES.format(1000), "trained on 45,000 images and validated on the last 5,000"
     group = one_group(tmp_path)
@@ -146,9 +140,7 @@ def test_what_a_record_says_of_its_own_test_images_is_told_of_its_own_test_error
         ([{"test_images": 1000, "split": "45k5k"}], 7.0),  # of the validation images
     ],
 )
-def test_the_best_sample_is_never_of_a_part_of_the_test_set(
-    tmp_path: Path, options: list[dict], sample: float
-) -> None:
+def test_the_best_sample_is_of_a_whole_set(tmp_path: Path, options: list[dict], sample: float) -> None:
     for seed, each in enumerate(options):
         write_run(tmp_path, seed=seed, curve=[(1000, 50, 7.0), (64_000, 1, 8.0)], **each)
     assert one_group(tmp_path).best_sample == sample
@@ -165,7 +157,7 @@ def test_the_best_sample_is_never_of_a_part_of_the_test_set(
         ("folder-resnet18", {}, False),
     ],
 )
-def test_errors_compare_with_the_papers_unless_shortened_or_of_other_images(
+def test_shortened_runs_and_other_images_are_not_comparable(
     tmp_path: Path, experiment: str, options: dict, comparable: bool
 ) -> None:
     write_run(tmp_path, experiment, **options)

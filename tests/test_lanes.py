@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from resrepro.data import load_dataset
 from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import Diverged, Interrupted
-from resrepro.records.write import Onlooker
+from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue
 from resrepro.training.engine import EAGER, LANES
 from resrepro.training.loop import Target, Trainer
@@ -24,7 +24,8 @@ from resrepro.training.progress import Interrupts, Watcher
 from resrepro.training.session import make_session, train, train_side_by_side
 
 pytest.importorskip("triton")
-from resrepro.nets.gpu import INTERPRETED, STEM, Lanes
+from resrepro.nets.gpu import STEM, Lanes
+from resrepro.nets.gpu.forward import INTERPRETED
 from resrepro.training import lanes, updates
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resrepro.data.loader import MOST_WORKERS, BadImages, Loading, read_ahead
+from resrepro.data.loader import MOST_WORKERS, Loading, check_bad, left_out, read_ahead
 from resrepro.errors import DataError, UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -78,18 +78,18 @@ def test_workers_are_as_many_as_the_machine_can_spare(
 # --- bad images -------------------------------------------------------------------------------------
 
 
-def test_bad_images_are_counted_once_and_named_when_too_many() -> None:
-    bad = BadImages(2)
-    assert bad.notices() == ()
-    bad.add({"val/a/1.jpg": "truncated"})
-    bad.add({"val/a/1.jpg": "truncated"})
-    assert bad.notices() == ("1 file is no readable image: val/a/1.jpg (truncated), left out",)
-    bad.add({"val/a/2.txt": "not an image"})
+def test_bad_images_are_named_when_there_are_too_many() -> None:
+    bad = {"val/a/1.jpg": "truncated"}
+    check_bad(bad, 1)
+    assert left_out({}) == ()
+    assert left_out(bad) == ("1 file is no readable image: val/a/1.jpg (truncated), left out",)
+    bad |= {f"val/b/{number}.txt": "not an image" for number in range(5)}
     with pytest.raises(DataError) as trouble:
-        bad.add({"val/b/3.jpg": "missing"})
+        check_bad(bad, 5)
+    named = ", ".join(f"val/b/{number}.txt (not an image)" for number in range(4))
     assert str(trouble.value) == (
-        "3 files are no readable images: val/a/1.jpg (truncated), val/a/2.txt (not an image), "
-        "val/b/3.jpg (missing). Mend or convert them, or leave them out with --max-bad-images 3."
+        f"6 files are no readable images: val/a/1.jpg (truncated), {named} and 1 more. "
+        "Mend or convert them, or leave them out with --max-bad-images 6."
     )
 
 

@@ -1,6 +1,5 @@
 """Several runs at once: the same records, ends that are told, signals that reach all, and what is shown."""
 
-import contextlib
 import io
 import json
 import os
@@ -8,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,69 +28,48 @@ LONG = 120  # seconds that nothing here needs
 GB = 2**30
 
 
-def command(runs: Path, iterations: int, seeds: str, *more: str) -> list[str]:
+def command(runs, iterations, seeds, *more):
     """A net with several seeds; the net is named twice, which makes no run twice."""
     words = f"train digits-resnet8 digits-resnet8 --seeds {seeds} --iterations {iterations} --runs {runs}"
     words += " --batch-size 16 --eval-every 2 --set lr=0.01 --device cpu --engine eager"
     return [sys.executable, "-m", "resrepro", *words.split(), *more]
 
 
-def told_by(words: list[str]) -> tuple[int, str, str]:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-@contextlib.contextmanager
-def started(words: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """A command under way, which does not outlive a test that fails."""
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def sampled(runs: Path) -> list[Path]:
+def sampled(runs):
     """The folders of the runs that have measured their errors."""
     curves = runs.glob("*/seed*/metrics.csv")
     return sorted(each.parent for each in curves if "\n2," in each.read_text())
 
 
-def until(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONG
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 # --- whole commands ---------------------------------------------------------------------------------
 
 
-def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
-    alone = [
-        train(runs=tmp_path / "alone", seed=seed, threads=1, engine="eager", iterations=4, **DIGITS)
-        for seed in (0, 1)
-    ]
+def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_other(tmp_path):
+    wanted = {"runs": tmp_path / "alone", "threads": 1, "engine": "eager", "iterations": 4}
+    alone = [train(seed=seed, **wanted, **DIGITS) for seed in (0, 1)]
     here = tmp_path / "here"
     folders = [here / folder.parent.name / folder.name for folder in alone]
     with locked(folders[0].with_name("seed2")):
-        code, stdout, stderr = told_by(command(here, 4, "2,0-1", "--jobs", str(local.cores())))
-    assert code == 1
-    assert "1 of 3 runs could not be done" in stderr
-    for told in (stdout, stderr):  # when it happens, and at the end
+        words = command(here, 4, "2,0-1", "--jobs", str(local.cores()))
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "1 of 3 runs could not be done" in done.stderr
+    for told in (done.stdout, done.stderr):  # when it happens, and at the end
         (failure,) = [line for line in told.splitlines() if "digits-resnet8, seed 2: " in line]
         assert "is being trained by" in failure
     for one, other in zip(folders, alone, strict=True):
         assert differences(one, other) == []
         assert json_of(one, "env")["threads"] == 1  # its share of the cores
-        assert f"Record: {one}" in stdout
-    assert "digits-resnet8, seed 1: iteration      4" in stdout
+        assert f"Record: {one}" in done.stdout
+    assert "digits-resnet8, seed 1: iteration      4" in done.stdout
 
 
-def test_a_signal_stops_all_with_checkpoints(tmp_path: Path) -> None:
-    with started(command(tmp_path, 60, "0-2", "--jobs", "2")) as process:
-        until(lambda: len(sampled(tmp_path)) == 2)
+def test_a_signal_stops_all_with_checkpoints(tmp_path):
+    words = command(tmp_path, 60, "0-2", "--jobs", "2")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + LONG
+        while len(sampled(tmp_path)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
         folders = [sampled(tmp_path)[0].with_name(f"seed{seed}") for seed in range(3)]
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=LONG)
@@ -140,22 +116,22 @@ tell("say", text=os.environ.get(asked, "all"))
 
 
 @pytest.fixture
-def pool_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RunPool]]:
+def pool_of(monkeypatch):
     """A pool of small programs, each of which behaves as its name says."""
     before = {number: signal.getsignal(number) for number in local.SIGNALS}
     monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", PROGRAM))
 
-    def make(name: str, count: int = 5, places: Sequence[str] = ("", ""), **options: Any) -> RunPool:
+    def make(name, count=5, places=("", ""), **options):
         return RunPool([Job(name, seed, (name, str(seed))) for seed in range(count)], places, **options)
 
     yield make
     assert {number: signal.getsignal(number) for number in local.SIGNALS} == before
 
 
-def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(pool_of: Any) -> None:
+def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(pool_of):
     pool, heard, most = pool_of("finishes", threads=3), [], []
 
-    def hear(job: Job, event: Any) -> None:
+    def hear(job, event):
         heard.append((job.seed, event["event"], event.get("text")))
         most.append(len(pool.running))
 
@@ -183,11 +159,11 @@ def test_runs_that_share_a_command_begin_together_and_end_each_in_its_way(pool_o
     assert sorted(ended) == [0, 1, 2]
 
 
-def test_each_run_sees_the_gpu_of_its_place_alone(pool_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_run_sees_the_gpu_of_its_place_alone(pool_of, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     pool, seen, most = pool_of("computes", 6, ("3", "5", "3")), [], {"3": 0, "5": 0}
 
-    def hear(job: Job, event: Any) -> None:
+    def hear(job, event):
         seen.extend([event.get("text")] * (event["event"] == "say"))
         taken = [pool.places[place] for place in pool.taken.values()]
         most.update({gpu: max(before, taken.count(gpu)) for gpu, before in most.items()})
@@ -201,15 +177,12 @@ def test_each_run_sees_the_gpu_of_its_place_alone(pool_of: Any, monkeypatch: pyt
     assert seen[-1] == "3,5"
 
 
-def test_processes_that_die_in_whatever_way_are_told_and_stop_no_other(pool_of: Any) -> None:
+def test_processes_that_die_in_whatever_way_are_told_and_stop_no_other(pool_of):
     pool = pool_of("dies")
     pool.run()
     ends = {job.seed: outcome for job, outcome in pool.outcomes.items()}
     assert "killed by SIGKILL" in ends[0].sentence
-    assert (ends[1].code, ends[1].sentence) == (
-        7,
-        "its process ended with exit code 7 and said nothing of it.",
-    )
+    assert ends[1] == Outcome(7, "its process ended with exit code 7 and said nothing of it.")
     assert ends[2].sentence == "TypeError: nobody expected this"
     assert "Traceback" in ends[2].trace
     assert ends[3] == Outcome(2, "no such GPU.")
@@ -217,12 +190,12 @@ def test_processes_that_die_in_whatever_way_are_told_and_stop_no_other(pool_of: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_passed_on_and_no_further_run_begins(pool_of: Any, number: signal.Signals) -> None:
+def test_a_signal_is_passed_on_and_no_further_run_begins(pool_of, number):
     pool = pool_of("waits")
     view, began = RunsView(pool.jobs, Console(file=io.StringIO())), []
     view_hear = view.hear
 
-    def hear(job: Job, event: Any) -> None:
+    def hear(job, event):
         view_hear(job, event)
         began.extend([job.seed] * (event["event"] == "begin"))
         if len(began) == 3:  # the first has ended, and the third taken its place
@@ -236,10 +209,10 @@ def test_a_signal_is_passed_on_and_no_further_run_begins(pool_of: Any, number: s
     assert [*view.states.values()] == ["finished", "stopped", "stopped", "waiting", "waiting"]
 
 
-def test_a_second_ctrl_c_ends_all_at_once(pool_of: Any) -> None:
+def test_a_second_ctrl_c_ends_all_at_once(pool_of):
     pool, processes = pool_of("deaf"), []
 
-    def hear(job: Job, event: Any) -> None:
+    def hear(job, event):
         if event["event"] == "begin":
             processes.append(pool.running[job.words].process)
         if len(processes) == 2:
@@ -252,7 +225,7 @@ def test_a_second_ctrl_c_ends_all_at_once(pool_of: Any) -> None:
     assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
 
 
-def test_a_command_alone_tells_its_end(pool_of: Any) -> None:
+def test_a_command_alone_tells_its_end(pool_of):
     assert run_command(["finishes", "0"]) == Outcome(0)
     assert run_command(["dies", "3"]) == Outcome(2, "no such GPU.")
 
@@ -260,7 +233,7 @@ def test_a_command_alone_tells_its_end(pool_of: Any) -> None:
 # --- how many at once ---------------------------------------------------------------------------------
 
 
-def specs(count: int, experiment: str = "cifar10-resnet20") -> list[Any]:
+def specs(count, experiment="cifar10-resnet20"):
     return [catalogue.derive(catalogue.find(experiment))] * count
 
 
@@ -276,9 +249,7 @@ def specs(count: int, experiment: str = "cifar10-resnet20") -> list[Any]:
         ("cifar10-resnet110", 9, "cpu", 4, 1, 1),
     ],
 )
-def test_as_many_as_the_machine_has_room_for(
-    experiment: str, count: int, device: str, cores: int, memory: int, jobs: int, monkeypatch: Any
-) -> None:
+def test_as_many_as_the_machine_has_room_for(experiment, count, device, cores, memory, jobs, monkeypatch):
     monkeypatch.setattr(local, "cores", lambda: cores)
     monkeypatch.setattr(local, "free_memory", lambda: memory * GB)
     assert choose_places(None, specs(count, experiment), device) == [""] * jobs
@@ -286,7 +257,7 @@ def test_as_many_as_the_machine_has_room_for(
     assert [threads_each(each) for each in (1, 2, 100)] == [None, cores // 2, 1]
 
 
-def test_what_sets_the_number_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_sets_the_number_besides(monkeypatch):
     monkeypatch.setattr(local, "cores", lambda: 4)
     monkeypatch.setattr(local, "free_memory", lambda: 5 * GB)
     assert len(choose_places(None, specs(9, "cifar10-resnet110"), "cpu", micro_batch=8)) == 4
@@ -309,31 +280,24 @@ def test_what_sets_the_number_besides(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cifar10-resnet20", {"a": None, "b": 80}, True, "cuda", None, "abbbbbb"),
         ("cifar10-resnet20", {"a": 80, "b": 80}, False, "cuda", 5, "ababa"),
         ("imagenet-resnet50", {"a": 80, "b": 80}, True, "cuda", None, "ab"),
+        # One that is named is taken alone, by the command itself.
+        ("cifar10-resnet20", {"a": 1, "b": 4}, True, "cuda:1", None, ["", "", ""]),
+        ("cifar10-resnet20", {"a": 1, "b": 4}, True, "cuda:0", None, [""]),
+        ("cifar10-resnet20", {"a": 1, "b": 4}, True, "cuda:7", None, [""]),
+        ("cifar10-resnet20", {"a": 1, "b": 4}, True, "cuda:x", None, [""]),
     ],
 )
-def test_runs_are_dealt_out_to_the_gpus_that_have_room(
-    experiment: str, free: Any, mps: bool, device: str, jobs: int | None, places: str, monkeypatch: Any
-) -> None:
+def test_runs_are_dealt_out_to_gpus_with_room(experiment, free, mps, device, jobs, places, monkeypatch):
     monkeypatch.setattr(local, "GPU_DRIVERS", ("/dev/null",))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(local, "cores", lambda: 16)
     monkeypatch.setattr(local, "free_memory", lambda: 0)  # the host's is not asked
     monkeypatch.setattr(local, "gpus_are_shared", lambda: mps)
     monkeypatch.setattr(local, "gpus", lambda: {gpu: gb and gb * GB for gpu, gb in free.items()})
-    assert "".join(choose_places(jobs, specs(9, experiment), device)) == places
+    assert choose_places(jobs, specs(9, experiment), device) == list(places)
 
 
-@pytest.mark.parametrize(("device", "count"), [("cuda:1", 3), ("cuda:0", 1), ("cuda:7", 1), ("cuda:x", 1)])
-def test_a_gpu_that_is_named_is_taken_alone_by_the_command_itself(
-    device: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "cores", lambda: 16)
-    monkeypatch.setattr(local, "gpus_are_shared", lambda: True)
-    monkeypatch.setattr(local, "gpus", lambda: {"a": 1 * GB, "b": 4 * GB})
-    assert choose_places(None, specs(9), device) == [""] * count
-
-
-def test_a_gpu_is_seen_without_pytorch_and_can_be_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_seen_without_pytorch_and_can_be_hidden(monkeypatch):
     monkeypatch.setattr(local, "GPU_DRIVERS", ("/dev/null",))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert (device_kind("auto"), device_kind("cpu"), device_kind("cuda:1")) == ("cuda", "cpu", "cuda")
@@ -346,16 +310,13 @@ def test_a_gpu_is_seen_without_pytorch_and_can_be_hidden(monkeypatch: pytest.Mon
 JOBS = [Job("digits-resnet8", seed, ()) for seed in range(5)]
 
 
-def errors(top1: float) -> Errors:
+def errors(top1):
     return Errors(0.5, top1, top1 / 10, 100)
 
 
-def test_events_are_lines_of_json_and_a_run_without_a_listener_is_stopped_once(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_events_are_lines_of_json_and_a_run_without_a_listener_is_stopped_once(capsys, monkeypatch):
     monkeypatch.setattr("resrepro.training.progress.LOOK_EVERY", 0.0)
-    killed: list[int] = []
-    view = EventView(parent=os.getppid())
+    killed, view = [], EventView(parent=os.getppid())
     view.begin("digits-resnet8", 0, 2, 10, 128)
     view.step(3, 0.1, lambda: errors(50.0))
     view.sample(Sample(4, 0.1, {"train": errors(50.0), "test": errors(60.0)}, 1000.0))
@@ -366,25 +327,21 @@ def test_events_are_lines_of_json_and_a_run_without_a_listener_is_stopped_once(
     assert "iteration      4  lr 0.1 " in told[2]["line"]
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
     view = EventView(parent=-1)
-    for _ in range(2):
-        view.step(3, 0.1, lambda: errors(50.0))
+    view.step(3, 0.1, lambda: errors(50.0))
+    view.step(4, 0.1, lambda: errors(50.0))
     assert killed == [signal.SIGTERM]
 
 
-def event(kind: str, **details: object) -> dict[str, object]:
-    return {"event": kind, **details}
-
-
-def test_the_table_fits_into_80_columns_and_leaves_nothing_out() -> None:
+def test_the_table_fits_into_80_columns_and_leaves_nothing_out():
     found = [Job("cifar10-resnet1202", seed, ()) for seed in range(5)]
     view = RunsView(found, Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None))
     for told in (
-        event("start"), event("begin", done=12_000, iterations=64_000),
-        event("step", done=12_345, images_per_s=123_456.0, loss=2.30259, left="10:00:00"),
-        event("sample", errors=[12.34, 56.78, 90.12], line="a line"),
+        {"event": "start"}, {"event": "begin", "done": 12_000, "iterations": 64_000},
+        {"event": "step", "done": 12_345, "images_per_s": 123_456.0, "loss": 2.30259, "left": "10:00:00"},
+        {"event": "sample", "errors": [12.34, 56.78, 90.12], "line": "a line"},
     ):  # fmt: skip
         view.hear(found[0], told)
-    view.hear(found[1], event("start"))
+    view.hear(found[1], {"event": "start"})
     view.end(found[2], Outcome(1, "no more disk."))
     console = Console(file=io.StringIO(), width=80, color_system=None)
     console.print(view.picture())
@@ -396,14 +353,14 @@ def test_the_table_fits_into_80_columns_and_leaves_nothing_out() -> None:
     assert summary.strip() == "5 runs: 2 running, 1 failed, 2 waiting"
 
 
-def test_without_a_terminal_every_line_says_whose_it_is() -> None:
+def test_without_a_terminal_every_line_says_whose_it_is():
     told = io.StringIO()
     view = RunsView(JOBS[:2], Console(file=told, width=200))
     with view.live:
-        view.hear(JOBS[0], event("start"))
-        view.hear(JOBS[0], event("begin", done=0, iterations=1000))
-        view.hear(JOBS[1], event("sample", errors=[1.0], line="iteration 5"))
-        view.hear(JOBS[1], event("say", text="Warm-up over."))
+        view.hear(JOBS[0], {"event": "start"})
+        view.hear(JOBS[0], {"event": "begin", "done": 0, "iterations": 1000})
+        view.hear(JOBS[1], {"event": "sample", "errors": [1.0], "line": "iteration 5"})
+        view.hear(JOBS[1], {"event": "say", "text": "Warm-up over."})
         view.end(JOBS[1], Outcome(1, "it broke."))
     assert told.getvalue().splitlines() == [
         "digits-resnet8, seed 0: 1,000 iterations",

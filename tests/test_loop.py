@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from resrepro.cli import main
 from resrepro.data.feeds import open_feed
 from resrepro.data.loader import Loading
-from resrepro.records.write import Onlooker
+from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue
 from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import split_batch

@@ -2,8 +2,6 @@
 
 import os
 import socket
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,13 +12,13 @@ TWO_GPUS = "0, GPU-aa11, 81559, 80000\n1, GPU-ab22, 81559, 1000\n"
 
 
 @pytest.fixture
-def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def system(tmp_path, monkeypatch):
     """Files of proc and sys on a machine of 8 cores and 64 GB, of which 32 are free."""
     monkeypatch.setattr(machine, "SYSTEM", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setattr(os, "sysconf", lambda name: 64 * GB // 4096 if "PAGES" in name else 4096)
 
-    def write(files: dict[str, str]) -> None:
+    def write(files):
         meminfo = f"MemTotal: {64 * GB // 1024} kB\nMemAvailable: {32 * GB // 1024} kB\n"
         for name, text in ({"proc/meminfo": meminfo} | files).items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -29,58 +27,41 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return write
 
 
-GROUP = "sys/fs/cgroup"
-MEMORY_2 = {"memory.current": f"{7 * GB}\n", "memory.stat": f"anon {2 * GB}\ninactive_file {4 * GB}\n"}
+ONE = "0::/\n"  # control group, of version 2
+MEMORY_2 = {
+    "memory.max": f"{8 * GB}\n", "memory.current": f"{7 * GB}\n",
+    "memory.stat": f"anon {2 * GB}\ninactive_file {4 * GB}\n",
+}  # fmt: skip
+VERSION_1 = {
+    "cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n",
+    "memory/memory.limit_in_bytes": f"{2 * GB}\n", "memory/memory.usage_in_bytes": f"{2 * GB}\n",
+    "memory/memory.stat": f"inactive_file 0\ntotal_inactive_file {GB}\n",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("files", "cores", "memory"),
+    ("groups", "files", "cores", "memory"),
     [
-        ({}, 8, 32),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/cpu.max": "max 100000\n"}, 8, 32),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/cpu.max": "250000 100000\n"}, 3, 32),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/cpu.max": "5000 100000\n"}, 1, 32),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/cpu.max": "6400000 100000\n"}, 8, 32),
+        (None, {}, 8, 32),
+        (ONE, {"cpu.max": "max 100000\n"}, 8, 32),
+        (ONE, {"cpu.max": "250000 100000\n"}, 3, 32),
+        (ONE, {"cpu.max": "5000 100000\n"}, 1, 32),
+        (ONE, {"cpu.max": "6400000 100000\n"}, 8, 32),
         # Its own group is not seen, or has no bound; one around it has.
-        ({"proc/self/cgroup": "0::/a/b\n", f"{GROUP}/a/cpu.max": "200000 100000\n"}, 2, 32),
-        (
-            {"proc/self/cgroup": "0::/\n", f"{GROUP}/memory.max": f"{8 * GB}\n"}
-            | {f"{GROUP}/{name}": text for name, text in MEMORY_2.items()},
-            8,
-            5,  # without the files' pages
-        ),
-        ({"proc/self/cgroup": "0::/\n", f"{GROUP}/memory.max": "max\n"}, 8, 32),
-        (
-            {
-                "proc/self/cgroup": "5:memory:/docker/x\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/\n",
-                f"{GROUP}/cpu/cpu.cfs_quota_us": "400000\n",
-                f"{GROUP}/cpu/cpu.cfs_period_us": "100000\n",
-                f"{GROUP}/memory/memory.limit_in_bytes": f"{2 * GB}\n",
-                f"{GROUP}/memory/memory.usage_in_bytes": f"{2 * GB}\n",
-                f"{GROUP}/memory/memory.stat": f"inactive_file 0\ntotal_inactive_file {GB}\n",
-            },
-            4,
-            1,
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:cpu,cpuacct:/\n",
-                f"{GROUP}/cpu/cpu.cfs_quota_us": "-1\n",
-                f"{GROUP}/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            8,
-            32,
-        ),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000\n"}, 2, 32),
+        (ONE, MEMORY_2, 8, 5),  # without the files' pages
+        (ONE, {"memory.max": "max\n"}, 8, 32),
+        ("5:memory:/docker/x\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/\n", VERSION_1, 4, 1),
+        ("4:cpu,cpuacct:/\n", VERSION_1 | {"cpu/cpu.cfs_quota_us": "-1\n"}, 8, 32),
     ],
 )
-def test_a_container_has_its_own_cores_and_memory(
-    system: Any, files: dict[str, str], cores: int, memory: int
-) -> None:
-    system(files)
+def test_a_container_has_its_own_cores_and_memory(system, groups, files, cores, memory):
+    own = {"proc/self/cgroup": groups} if groups else {}
+    system(own | {f"sys/fs/cgroup/{name}": text for name, text in files.items()})
     assert (machine.cores(), machine.free_memory()) == (cores, memory * GB)
 
 
-def test_where_nothing_is_told_all_memory_counts(system: Any) -> None:
+def test_where_nothing_is_told_all_memory_counts(system):
     assert (machine.cores(), machine.free_memory()) == (8, 64 * GB)
 
 
@@ -102,13 +83,7 @@ def test_where_nothing_is_told_all_memory_counts(system: Any) -> None:
         ("", None, {}),
     ],
 )
-def test_the_gpus_that_may_be_used_and_what_is_free_of_them(
-    told: str,
-    visible: str | None,
-    free: dict[str, int | None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_gpus_that_may_be_used_and_what_is_free_of_them(told, visible, free, tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\nprintf '{told}'\n")
     program.chmod(0o755 if told else 0o644)
@@ -120,9 +95,7 @@ def test_the_gpus_that_may_be_used_and_what_is_free_of_them(
     assert (machine.named_gpus() == []) == (visible == "")
 
 
-def test_mps_is_running_where_its_daemon_lives_or_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mps_is_running_where_its_daemon_lives_or_answers(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     pid = tmp_path / "nvidia-cuda-mps-control.pid"
     assert not machine.gpus_are_shared()

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from seeds import disturb, seeded
 from sklearn.metrics import top_k_accuracy_score
 from torch.nn import functional as F
 
 from resrepro.data import Images
-from resrepro.data.augment import Augmentation, on_device
+from resrepro.data.augment import Normalisation, normalisation_by, on_device
 from resrepro.data.feeds import EVAL_BATCH, memory_views
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
@@ -54,11 +55,6 @@ def test_batches_add_up_to_the_whole_each_image_counting_the_same() -> None:
     assert read.count == 50
 
 
-def test_a_label_in_sixth_place_is_wrong_at_five_and_in_fifth_place_right() -> None:
-    logits = torch.arange(10.0, 0, -1).repeat(2, 1)
-    assert errors_of(logits, torch.tensor([4, 5])).read().top5_err == 50
-
-
 def test_reset_starts_from_nothing_and_nothing_reads_as_nan() -> None:
     sums = errors_of(torch.eye(10), torch.zeros(10, dtype=torch.long), 2.5)
     sums.reset()
@@ -80,20 +76,19 @@ def images(count: int) -> Images:
 
 def worn_net() -> torch.nn.Module:
     """A net whose running averages are not those of the images it is tested on."""
-    net = build_net("digits", 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        net(torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.3 - 0.2)
+    net = build_net("digits", 8, generator=seeded(0))
+    disturb(net)
     return net
 
 
-def measured(net: torch.nn.Module, data: Images, preparation: Augmentation) -> Errors:
+def measured(net: torch.nn.Module, data: Images, preparation: Normalisation) -> Errors:
     return measure_errors([Member(net, preparation)], memory_views(*on_device(data, CPU)), False, CPU)
 
 
 @pytest.mark.parametrize("count", [1, 37, EVAL_BATCH + 7])
 def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> None:
     data = images(count)
-    preparation = Augmentation.from_training_images(RECIPE, images(64), CPU)
+    preparation = normalisation_by(RECIPE, images(64).pixels.mean(0, float), CPU)
     net = worn_net().eval()
     losses, ranks = [], []
     mean = images(64).pixels.astype(np.float64).mean(axis=0)
@@ -113,7 +108,7 @@ def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> Non
 def test_measuring_leaves_weights_running_averages_and_mode_as_they_were(training: bool) -> None:
     net = worn_net().train(training)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    preparation = Augmentation.from_training_images(RECIPE, images(64), CPU)
+    preparation = normalisation_by(RECIPE, images(64).pixels.mean(0, float), CPU)
     measured(net, images(20), preparation)
     assert net.training is training
     assert all(module.training is training for module in net.modules())

@@ -11,6 +11,7 @@ from seeds import disturb, seeded
 from torch import Tensor
 from torch.nn import functional as F
 
+from resrepro.machine import cache_folder
 from resrepro.nets import Net, build_net, cpu
 from resrepro.nets.cpu import (
     KernelNet,
@@ -23,7 +24,6 @@ from resrepro.nets.cpu import (
     normalise,
 )
 from resrepro.nets.layers import GroupedBatchNorm2d
-from resrepro.records.write import cache_folder
 
 try:
     KERNELS = load_kernels()
@@ -353,12 +353,7 @@ def test_a_compiler_that_is_missing_or_broken_is_told(
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [
-        ("env gcc", ["env", "gcc"]),
-        ("", None),
-        (" ", None),
-        ("nobody -O2", r"no C compiler \(nobody\)"),
-    ],
+    [("env gcc", ["env", "gcc"]), ("", None), (" ", None), ("nobody -O2", r"no C compiler \(nobody\)")],
 )
 def test_the_compilers_command_may_have_arguments(given, found, monkeypatch):
     monkeypatch.setenv("CC", given)

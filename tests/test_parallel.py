@@ -2,13 +2,11 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from ranks import in_ranks, write_photos
+from ranks import in_ranks
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
@@ -16,14 +14,11 @@ from resrepro import bench, evaluation
 from resrepro.data import Images, load_dataset
 from resrepro.data.augment import Normalisation, on_device
 from resrepro.data.feeds import memory_views
-from resrepro.data.loader import Loading, PhotoViews, Views
-from resrepro.data.photos import scan_both
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.evaluation import responses
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import running_statistics
 from resrepro.spec import Spec, catalogue
-from resrepro.spec.catalogue import protocol_for
 from resrepro.spec.recipe import Recipe
 from resrepro.training import engine, session
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
@@ -207,26 +202,6 @@ def test_what_the_first_process_does_all_learn_and_its_errors_too() -> None:
 # --- lost processes ---------------------------------------------------------------------------------
 
 
-def test_a_killed_process_is_told_of_in_one_sentence_and_soon() -> None:
-    def work(rank: int) -> tuple[str, float]:
-        join(CPU)
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        start = time.monotonic()
-        try:
-            with told_as_lost():
-                total(torch.zeros(3))
-        except PeerLost as lost:
-            return str(lost), time.monotonic() - start
-        return "nothing was noticed", 0.0
-
-    (told, waited), killed = in_ranks(2, work)
-    assert killed is None
-    assert told.startswith("another process of this run has ended or cannot be reached (")
-    assert "\n" not in told
-    assert waited < 20
-
-
 def test_other_errors_of_pytorch_are_not_taken_for_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
     as_one_of(2, monkeypatch)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), told_as_lost():
@@ -244,50 +219,6 @@ def test_other_errors_of_pytorch_are_not_taken_for_a_lost_process(monkeypatch: p
 
 
 # --- evaluation -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("processes", [1, 3])
-def test_every_image_in_memory_is_measured_exactly_once(
-    processes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pixels = torch.arange(1003).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    seen = []
-    for views in shares(
-        processes, lambda: memory_views(pixels, torch.arange(1003), process_group()), monkeypatch
-    ):
-        assert views.scales[0].shape[1:] == (1, 3, 2, 2)
-        assert torch.equal(views.scales[0][:, 0, 0, 0, 0], views.labels)
-        seen += views.labels.tolist()
-    assert sorted(seen) == list(range(1003))
-
-
-@pytest.mark.parametrize(("processes", "count"), [(1, 16), (3, 1), (2, 33)])
-def test_every_photograph_is_measured_exactly_once(
-    processes: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = scan_both(write_photos(tmp_path, per_class=1, val=count, classes=2)).val
-    view = protocol_for("center", "imagenet")
-    seen: list[int] = []
-    read = []
-
-    def share() -> Iterator[Views]:
-        views = PhotoViews(photos, view, 32, Loading(workers=0), process_group())
-        read.append(views)
-        return views.read(CPU)
-
-    for views in shares(processes, share, monkeypatch):
-        seen += views.labels.tolist()
-    assert sorted(seen) == [0] * count + [1] * count
-    assert sorted(index for views in read for index in views.digests) == list(range(2 * count))
-
-
-def shares(processes: int, work: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Views]:
-    """The views of each process in turn."""
-    for rank in range(processes):
-        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "here"}
-        for name, value in told.items():
-            monkeypatch.setenv(name, str(value))
-        yield from work()  # type: ignore[operator]
 
 
 def member(net: Net) -> Member:
@@ -317,12 +248,7 @@ IMAGENET = catalogue.find("imagenet-resnet18").spec().recipe
 
 @pytest.mark.parametrize(
     ("batch", "processes", "micro", "split"),
-    [
-        (128, 1, None, (128, 128)),
-        (128, 2, None, (64, 64)),
-        (256, 8, 16, (32, 16)),
-        (6, 3, 1, (2, 1)),
-    ],
+    [(128, 1, None, (128, 128)), (128, 2, None, (64, 64)), (256, 8, 16, (32, 16)), (6, 3, 1, (2, 1))],
 )
 def test_every_process_and_every_pass_has_equally_many_images(
     batch: int, processes: int, micro: int | None, split: tuple[int, int]
@@ -410,8 +336,8 @@ def test_two_processes_make_another_run_of_cifar_and_the_same_of_imagenet(
     assert [told for told in catalogue.departures(imagenet) if told.startswith("bn_group 16 instead of 32")]
 
 
-def as_one_of(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "MASTER_ADDR": "node0"}
+def as_one_of(processes: int, monkeypatch: pytest.MonkeyPatch, rank: int = 0) -> None:
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "node0"}
     for name, value in told.items():
         monkeypatch.setenv(name, str(value))
 

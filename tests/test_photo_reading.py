@@ -1,5 +1,6 @@
 """Photographs read for a net: test views, each image once over all processes, and training crops."""
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ from resrepro.data.augment import (
     Lighting,
     Normalisation,
     crop_choices,
+    planes,
+    training_crop,
 )
+from resrepro.data.feeds import open_feed
 from resrepro.data.loader import CropBatch, CropReader, Loading, PhotoViews, Views, photo_batches
-from resrepro.data.photos import Photos, planes, read_image, scan, scan_both, training_crop
+from resrepro.data.photos import Photos, read_image, scan, scan_both
 from resrepro.data.statistics import principal_axes, statistics_of
 from resrepro.errors import DataError
 from resrepro.spec import catalogue
@@ -117,17 +121,6 @@ def test_every_image_is_shown_once_whatever_the_number_of_processes(
     assert sorted(digests) == list(range(40))
 
 
-@pytest.mark.parametrize("protocol", ["center", "multi_scale"])
-def test_workers_show_what_none_show_in_the_same_order(protocol: str, photographs: Path) -> None:
-    photos = scan(photographs, "val")
-    plain = list(photo_views(photos, protocol).read(CPU))
-    read = list(photo_views(photos, protocol, Loading(workers=2)).read(CPU))
-    assert len(plain) == len(read)
-    for one, other in zip(plain, read, strict=True):
-        assert torch.equal(one.labels, other.labels)
-        assert all(torch.equal(a, b) for a, b in zip(one.scales, other.scales, strict=True))
-
-
 # --- what was read ----------------------------------------------------------------------------------
 
 
@@ -137,7 +130,7 @@ def test_what_was_read_gives_the_checksum_of_the_pass_over_all_images(photograph
     for _ in range(2):  # they may be read again
         assert sum(len(group.labels) for group in shown.read(CPU)) == 40
     readable, checksum = shown.gather()
-    assert readable is both.val
+    assert len(readable) == 40
     assert checksum == statistics_of(both, SIZE, INLINE).checksums["val"]
 
 
@@ -149,7 +142,7 @@ def test_bad_images_are_left_out_and_remembered(photographs: Path, tmp_path: Pat
     path.write_bytes(path.read_bytes()[:-50])
     shown = photo_views(whole, loading=Loading(1, max_bad_images=2))
     groups = list(shown.read(CPU))
-    assert shown.bad.reasons == {
+    assert shown.bad == {
         "val/cat/03-turned.jpg": "not an image", "val/owl/09-grey.jpg": "truncated",
     }  # fmt: skip
     rest, _ = shown.gather()
@@ -326,15 +319,6 @@ def test_images_are_shifted_less_the_mean_and_divided(photographs: Path) -> None
     assert batch.shifts.abs().min() > 0
 
 
-def test_workers_give_the_batches_that_none_give(photographs: Path) -> None:
-    reader = reader_of(photographs)
-    plain, read = list(batches_of(reader, 0, 5)), list(batches_of(reader, 0, 5, workers=2))
-    assert len(plain) == len(read) == 5
-    for (images, labels), (others, truth) in zip(plain, read, strict=True):
-        assert torch.equal(images, others)
-        assert torch.equal(labels, truth)
-
-
 def test_an_image_that_has_gone_stops_the_run(photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(photographs / "train", tmp_path / "train")
     reader = reader_of(tmp_path)
@@ -355,3 +339,23 @@ def test_a_gpu_gets_the_batches_of_a_cpu(photographs: Path) -> None:
         assert others.is_cuda
         assert torch.allclose(images, others.cpu(), atol=1e-4)
         assert torch.equal(labels, truth.cpu())
+
+
+def test_waiting_for_images_is_told_once_while_the_run_goes_on(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = catalogue.derive(catalogue.find("folder-resnet18"), image_size=SIZE, batch_size=8)
+    monkeypatch.setattr("resrepro.data.feeds.TELL_AFTER", 3)
+    said: list[str] = []
+    feed = open_feed(spec, photographs, CPU, 0, INLINE, said.append)
+    said.clear()
+    for _ in feed.batches(0, 3):
+        pass
+    assert not said
+    for _ in feed.batches(0, 10):  # nothing is done but to wait
+        pass
+    (sentence,) = said
+    assert re.fullmatch(
+        r"So far (9\d|100)% of the time goes by waiting for images: see --workers\.", sentence
+    )
+    assert feed.waited > 0

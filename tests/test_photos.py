@@ -16,24 +16,21 @@ from conftest import PHOTO_KINDS, TURNED, blotches, write_photo
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from resrepro.data.classes import ordered, warn_of_text
-from resrepro.data.classes import told as told_order
+from resrepro.data.augment import scaled_to
+from resrepro.data.feeds import notices_of
 from resrepro.data.photos import (
     LONGEST,
     BadImage,
     Photos,
     PhotoSet,
-    center_crop,
-    checksum,
     imagenet_classes,
-    notices_of,
-    planes,
+    ordered,
     read_image,
-    scaled_to,
     scan,
     scan_both,
-    ten_crops,
+    warn_of_text,
 )
+from resrepro.data.photos import told as told_order
 from resrepro.errors import DataError
 
 TIFF_OF_ANOTHER_KIND = "a TIFF, damaged or of a kind that is not read"
@@ -267,16 +264,6 @@ def test_scaling_is_that_of_torchvision(size: tuple[int, int]) -> None:
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-@pytest.mark.parametrize("size", SIZES[2:12:2], ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize(("shorter", "crop"), [(37, 32), (36, 32), (32, 32)])
-def test_crops_are_those_of_torchvision(size: tuple[int, int], shorter: int, crop: int) -> None:
-    image = scaled_to(photo(*size), shorter)
-    assert np.array_equal(center_crop(image, crop), planes(transforms.CenterCrop(crop)(image)))
-    theirs = np.stack([planes(each) for each in transforms.TenCrop(crop)(image)])
-    assert theirs.shape == (10, 3, crop, crop)
-    assert np.array_equal(ten_crops(image, crop), theirs)
-
-
 def made(top: Path, *files: str) -> Path:
     """A folder with such files, whose content is their name."""
     for file in files:
@@ -423,7 +410,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
     both = scan_both(tmp_path)
     assert names_of(both.val) == ["a/1.jpg", f"a/{odd}"]
     assert both.val.path(1).read_bytes() == b"x"
-    assert len(both.val.stamp) == len(checksum(both.val, ["1", "2"])) == 64
+    assert len(both.val.stamp) == 64
 
 
 # --- what is refused --------------------------------------------------------------------------------
@@ -490,16 +477,6 @@ def test_without_some_files_the_others_keep_what_is_theirs(photographs: Path) ->
     kept = [index for index in range(40) if index not in (0, 17, 39)]
     assert names_of(rest) == [names_of(whole)[index] for index in kept]
     assert rest.labels.tolist() == [whole.labels[index] for index in kept]
-
-
-# --- checksums and fingerprints ---------------------------------------------------------------------
-
-
-def test_a_checksum_is_that_of_names_and_contents_in_order(tmp_path: Path) -> None:
-    photos = scan(made(tmp_path, "val/a/1.jpg", "val/b/2.jpg"), "val")
-    wanted = hashlib.sha256(b"a/1.jpg one\nb/2.jpg two\n").hexdigest()
-    assert checksum(photos, ["one", "two"]) == wanted
-    assert checksum(photos, ["two", "one"]) != wanted
 
 
 # --- ImageNet ---------------------------------------------------------------------------------------

@@ -5,14 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import blotches
 from PIL import Image
-from torch import Tensor, nn
+from seeds import disturb, seeded
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision import transforms
 
-from resrepro.data.augment import Normalisation
+from resrepro.data.augment import Normalisation, views_of
 from resrepro.data.loader import Views
-from resrepro.data.photos import views_of
 from resrepro.nets import Net, build_net
 from resrepro.spec import catalogue
 from resrepro.training.measure import Member, in_passes, log_scores, measure_errors
@@ -27,23 +28,14 @@ SIDES = {"center": [256], "ten_crop": [256], "multi_scale": [224, 256, 384, 480,
 
 def worn_net(seed: int = 0) -> Net:
     """A net whose BN scales and running averages differ from layer to layer, with moderate logits."""
-    generator = torch.Generator().manual_seed(seed)
-    net = build_net("folder", 18, num_classes=CLASSES, generator=generator)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.weight, 0.5), (module.bias, -0.2), (module.running_var, 0.5)):
-                tensor.data.uniform_(low, low + 0.5, generator=generator)
-            module.running_mean.uniform_(-0.2, 0.2, generator=generator)
-    with torch.no_grad():
-        net.fc.weight.mul_(0.1)
+    net = build_net("folder", 18, num_classes=CLASSES, generator=seeded(seed))
+    disturb(net)
+    net.fc.weight.data.mul_(0.1)
     return net.eval()
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A photograph of smooth noise."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
-    return small.resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray(blotches(np.random.default_rng(seed), height, width))
 
 
 def member(net: Net) -> Member:

@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_layers, write_run
+from conftest import runs_in, write_layers, write_run
 
 from resrepro.errors import RecordError
 from resrepro.figures.responses import build, make_figure
 from resrepro.paper import curves
-from resrepro.records import Run
-from resrepro.records.collection import collect
 
 NETS = {"plain20": 19, "plain56": 55, "resnet20": 19, "resnet56": 55, "resnet110": 109}
 
@@ -24,12 +22,6 @@ def made(runs: Path, *nets: str, dataset: str = "cifar10", seeds: int = 1, **opt
             std = [1 + 0.2 * seed + (37 * index % NETS[net]) / NETS[net] for index in range(NETS[net])]
             found[f"{net} {seed}"] = write_layers(folder, std)
     return found
-
-
-def read(runs: Path) -> tuple[Run, ...]:
-    collection = collect([runs])
-    assert not collection.broken
-    return collection.runs
 
 
 def drawn(figure: Any) -> list[dict[str, tuple[list[float], list[float]]]]:
@@ -47,13 +39,9 @@ def foot(figure: Any) -> str:
     return " ".join(text.get_text() for text in reversed(figure.texts))
 
 
-def figure_of(runs: Path, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    return make_figure(read(runs), **options)
-
-
 def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_path: Path) -> None:
     found = made(tmp_path, *NETS)
-    figure, notes = figure_of(tmp_path)
+    figure, notes = make_figure(runs_in(tmp_path))
     top, bottom = drawn(figure)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["plain-20", "plain-56", "ResNet-20", "ResNet-56", "ResNet-110"]
@@ -74,7 +62,7 @@ def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_pat
 
 def test_several_seeds_give_their_mean_and_a_band(tmp_path: Path) -> None:
     found = made(tmp_path, "resnet20", seeds=3)
-    figure, _ = figure_of(tmp_path)
+    figure, _ = make_figure(runs_in(tmp_path))
     mean = [sum(layer) / 3 for layer in zip(*(each.std for each in found.values()), strict=True)]
     assert drawn(figure)[0]["ours ResNet-20"][1] == pytest.approx(mean)
     band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
@@ -84,7 +72,7 @@ def test_several_seeds_give_their_mean_and_a_band(tmp_path: Path) -> None:
 
 def test_the_papers_curves_are_those_read_off_its_figure(tmp_path: Path) -> None:
     made(tmp_path, "resnet20")
-    figure, _ = figure_of(tmp_path, paper=True)
+    figure, _ = make_figure(runs_in(tmp_path), paper=True)
     theirs = curves("figure7")
     for panel, name in zip(drawn(figure), ("top(original)", "bottom(sorted)"), strict=True):
         for label in ("plain-20", "plain-56", "ResNet-20", "ResNet-56", "ResNet-110"):
@@ -101,11 +89,9 @@ def test_the_papers_curves_are_those_read_off_its_figure(tmp_path: Path) -> None
     ("std", "ends"),
     [(1.0, (0.5, 3.5)), (3.42, (0.5, 3.5)), (3.5, (0.5, 4.0)), (0.3, (0.0, 3.5)), (20.2, (0.5, 21.0))],
 )
-def test_the_frame_is_the_papers_or_leaves_room_above_and_below_a_line(
-    tmp_path: Path, std: float, ends: tuple[float, float]
-) -> None:
+def test_the_frame_is_the_papers_or_leaves_room(tmp_path: Path, std: float, ends: tuple) -> None:
     write_layers(write_run(tmp_path), [std, *[1.0] * 18])
-    figure, _ = figure_of(tmp_path)
+    figure, _ = make_figure(runs_in(tmp_path))
     assert all(axes.get_ylim() == ends for axes in figure.axes)
     assert all(axes.get_xlim() == (0, 110) for axes in figure.axes)
     assert ("own frame ends at 0.5 and 3.5" in foot(figure)) is (ends != (0.5, 3.5))
@@ -114,12 +100,12 @@ def test_the_frame_is_the_papers_or_leaves_room_above_and_below_a_line(
 def test_cifar_comes_before_longer_runs_on_the_digits_which_are_called_so(tmp_path: Path) -> None:
     made(tmp_path / "both", "plain20", "plain56", dataset="digits")
     made(tmp_path / "both", "plain20", iterations=2000, split="45k5k")
-    figure, _ = figure_of(tmp_path / "both")
+    figure, _ = make_figure(runs_in(tmp_path / "both"))
     assert [line.get_label() for line in figure.axes[0].get_lines()] == ["ours plain-20"]
     assert "Shortened: 2,000 of the paper's 64,000 iterations, 1 seed per net, 45k/5k split." in foot(figure)
     assert "all 5,000 validation images" in foot(figure)
     made(tmp_path / "digits", "plain20", dataset="digits")
-    figure, _ = figure_of(tmp_path / "digits")
+    figure, _ = make_figure(runs_in(tmp_path / "digits"))
     assert figure.axes[0].get_title() == "scikit-learn's digits, not CIFAR-10"
     assert "all 359 test images" in foot(figure)
     assert "dataset digits instead of CIFAR-10" in foot(figure)
@@ -129,7 +115,7 @@ def test_runs_that_were_not_measured_are_named(tmp_path: Path) -> None:
     made(tmp_path, "plain20")
     write_run(tmp_path, "cifar10-resnet56", 4)
     write_run(tmp_path, "cifar10-resnet32")  # which the figure does not show
-    _, notes = figure_of(tmp_path)
+    _, notes = make_figure(runs_in(tmp_path))
     assert notes == ("Not drawn, not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4.",)
 
 
@@ -138,8 +124,8 @@ def test_nothing_to_draw_is_told_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(
         RecordError, match=r"`resrepro eval RUN --responses` measures it.*cifar10-resnet56 seed 0"
     ):
-        figure_of(tmp_path)
-    figure, _ = figure_of(tmp_path, paper=True)
+        make_figure(runs_in(tmp_path))
+    figure, _ = make_figure(runs_in(tmp_path), paper=True)
     assert "no runs of ours" in foot(figure)
 
 
@@ -152,7 +138,7 @@ def test_the_table_holds_the_papers_numbers_and_means_of_ours(tmp_path: Path) ->
             write_run(tmp_path, "cifar10-resnet20", seed), [1.5, *[1.0] * 17, last],
             gradient_norm_start=(8.0, *[2.0] * 18), gradient_norm_end=(1.0, *[500.0] * 18),
         )  # fmt: skip
-    table = build(read(tmp_path))
+    table = build(runs_in(tmp_path))
     at = next(number for number, row in enumerate(table.rows) if row.cells[0] == "ResNet-20")
     assert table.rows[at].cells == ("ResNet-20", "1.71", "2.50", "1.13", "1.62", "1.54", "", "")
     assert table.rows[at + 1].cells == (
@@ -173,13 +159,11 @@ def test_the_table_holds_the_papers_numbers_and_means_of_ours(tmp_path: Path) ->
     )
 
 
-def test_what_fills_a_gap_follows_the_protocol_shown_and_so_leaves_the_rest_of_the_table(
-    tmp_path: Path,
-) -> None:
+def test_what_fills_a_gap_follows_the_protocol_shown(tmp_path: Path) -> None:
     short: dict[str, Any] = {"iterations": 2000, "split": "45k5k", "precision": "bf16", "mode": "fast"}
     made(tmp_path, "plain20", "resnet20", seeds=2, **short)
     write_run(tmp_path, "cifar10-resnet56", 4)
-    before = build(read(tmp_path))
+    before = build(runs_in(tmp_path))
     assert before.remarks[-1].endswith(
         "not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4."
     )
@@ -191,10 +175,10 @@ def test_what_fills_a_gap_follows_the_protocol_shown_and_so_leaves_the_rest_of_t
     )
     made(tmp_path, "plain56", seeds=2, **short)
     assert (tmp_path / name / "seed1").is_dir()
-    after = build(read(tmp_path))
+    after = build(runs_in(tmp_path))
     assert [row.cells[1] == "—" for row in after.rows[1::2]] == [False, False, False, True, True]
 
 
 def test_a_layer_without_any_gradient_is_no_ratio(tmp_path: Path) -> None:
     write_layers(write_run(tmp_path), gradient_norm_end=(0.0, *[1.0] * 18))
-    assert build(read(tmp_path)).rows[5].cells[-1] == "inf"
+    assert build(runs_in(tmp_path)).rows[5].cells[-1] == "inf"

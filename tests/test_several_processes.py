@@ -14,7 +14,7 @@ from ranks import Failed, in_ranks, start_ranks, torchrun, write_photos
 from runs import TIMES, checkpoint_of, differences, json_of, rows_of
 
 from resrepro.data.loader import Loading
-from resrepro.errors import Interrupted, PeerLost, RecordError, ResreproError, UsageError
+from resrepro.errors import Interrupted, PeerLost, ResreproError
 from resrepro.training import loop
 from resrepro.training.progress import Watcher
 from resrepro.training.session import train
@@ -185,24 +185,6 @@ def caught(work: Callable[[], object]) -> tuple[str, str, int, bool]:
     except ResreproError as error:
         return type(error).__name__, str(error), error.exit_code, error.told
     return "none", "", 0, False
-
-
-def test_a_wrong_request_is_one_error_in_each_process_that_the_first_one_tells(tmp_path: Path) -> None:
-    answers = in_ranks(2, lambda rank: caught(lambda: one_run(tmp_path / "runs", batch_size=65)))
-    told = "a batch of 65 does not divide among 2 processes: choose a --batch-size that does, or another "
-    assert answers == [(UsageError.__name__, f"{told}number of processes.", 2, rank > 0) for rank in (0, 1)]
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_checkpoint_that_cannot_be_written_is_told_by_the_first_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise RecordError("the disk is full")
-
-    monkeypatch.setattr(loop, "save_checkpoint", full)
-    answers = in_ranks(2, lambda rank: caught(lambda: one_run(tmp_path)))
-    assert answers == [(RecordError.__name__, "the disk is full", 1, rank > 0) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("full", [0, 1])

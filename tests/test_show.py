@@ -1,12 +1,9 @@
-"""`resrepro list`, and Table 1 and Figure 3 as commands."""
+"""`resrepro list`, and names among which one is wrong."""
 
 import re
 
 import pytest
 from commands import call
-
-from resrepro.figures import figures, tables
-from resrepro.launch import exhibit_names
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -43,33 +40,9 @@ def test_a_net_that_the_catalogue_does_not_list_is_shown_too():
     assert "the paper gives no number for ResNet-26" in " ".join(text.split())
 
 
-def test_table_1_and_figure_3_are_written_beside_what_comes_from_records():
-    code, told, _ = call("compare", "table1", "table6")
-    assert code == 0
-    assert "Written: tables/table1.md, tables/table1.csv, tables/table1.tex" in told
-    assert "Written: tables/table6.md" in told
-    code, told, _ = call("plot", "figure3")
-    assert (code, told) == (0, "Written: figures/figure3.png, figures/figure3.svg\n")
-
-
 def test_a_wrong_name_among_right_ones_draws_nothing(tmp_path):
     for words in (("compare", "table1", "table99"), ("plot", "figure3", "figure99")):
         code, told, error = call(*words)
         assert (code, told) == (2, "")
         assert "99" in error
     assert not list((tmp_path / "here").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("command", "names", "end"),
-    [
-        ("compare", tables, ". (default: table6)"),
-        ("plot", figures, ". (default: figure6)"),
-        ("reproduce", exhibit_names, ", or all."),
-    ],
-)
-def test_help_lists_the_exhibits_that_there_are(command, names, end):
-    code, told, _ = call(command, "--help")
-    words = " ".join(re.sub(r"[│\s]+", " ", told).split())
-    assert code == 0
-    assert f"{', '.join(names())}{end}" in words

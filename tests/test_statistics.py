@@ -2,18 +2,22 @@
 
 import hashlib
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torchvision import transforms
 
 from resrepro.data import loader
-from resrepro.data.loader import BadImages, Loading
-from resrepro.data.photos import planes, read_image, scan_both
-from resrepro.data.statistics import Statistics, principal_axes, statistics_of
+from resrepro.data.augment import Lighting, planes
+from resrepro.data.loader import CropReader, Loading, PhotoViews, left_out, read_ahead
+from resrepro.data.photos import PhotoSet, read_image, scan_both
+from resrepro.data.statistics import Statistics, decoded_once, principal_axes, statistics_of
+from resrepro.spec import catalogue
 
 SIZE = 32
 INLINE = Loading(workers=0)
@@ -108,12 +112,14 @@ def test_checksums_are_of_names_and_contents(photographs: Path) -> None:
 # --- bad files --------------------------------------------------------------------------------------
 
 
-def test_bad_files_are_left_out_and_told(copy: Path) -> None:
+def test_bad_files_are_left_out_and_told_also_by_workers(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = spoil(copy)
     found = found_in(copy)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(copy / ".cache"))
+        assert same(found_in(copy, Loading(2)), found)
     assert found.bad == bad
-    told = BadImages(4, found.bad)
-    (notice,) = told.notices()
+    (notice,) = left_out(found.bad)
     assert notice.startswith("4 files are no readable images: train/cat/00-rgb.jpg (not an image), ")
     for name in bad:
         (copy / name).unlink()
@@ -121,13 +127,6 @@ def test_bad_files_are_left_out_and_told(copy: Path) -> None:
     assert clean.checksums == found.checksums
     assert np.array_equal(clean.mean, found.mean)
     assert clean.bad == {}
-
-
-def test_workers_find_what_none_find(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(copy)
-    plain = found_in(copy)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(copy / "other"))
-    assert same(found_in(copy, Loading(2)), plain)
 
 
 # --- the cache --------------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def test_a_damaged_cache_is_made_anew(photographs: Path, empty_cache: Path, pass
     first = found_in(photographs)
     path = cache_file(empty_cache)
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + b"\n")
+    path.write_bytes(whole.replace(b"1", b"2", 1))
     assert same(found_in(photographs), first)
     assert same(found_in(photographs), first)
     assert len(passes) == 4
@@ -200,3 +199,83 @@ def test_a_cache_that_cannot_be_written_is_no_error(
         monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])
     assert same(found_in(photographs), found_in(photographs))
     assert len(passes) == 4
+
+
+# --- decoded pixels ---------------------------------------------------------------------------------
+
+
+def kept(
+    photos: PhotoSet, said: list[str] | None = None, size: int = 1, loading: Loading = INLINE
+) -> PhotoSet:
+    return decoded_once(photos, size, loading, [].append if said is None else said.append)
+
+
+def pixel_files(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("*.pixels"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_pixels_are_those_of_the_files_and_nothing_is_decoded_again(
+    workers: int, photographs: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, said, loading = scan_both(photographs), list[str](), Loading(workers)
+    size = found_in(photographs).size
+    both = kept(photos, said, size, loading)
+    assert said == [
+        f"Keeping the decoded images, 1 MB, in {empty_cache / 'resrepro'} for all epochs and runs."
+    ]
+    assert sum(path.stat().st_size for path in pixel_files(empty_cache)) == size + 8 * 120
+    recipe = catalogue.derive(catalogue.find("folder-resnet18"), image_size=SIZE, batch_size=8).recipe
+    lighting = Lighting(recipe, np.eye(3), np.ones(3))
+    plain = [CropReader(photos.train, recipe, lighting, 0)[number] for number in range(11)]
+    views = list(
+        PhotoViews(photos.val, catalogue.protocol_for("ten_crop", "imagenet"), SIZE, INLINE).read(None)
+    )
+    monkeypatch.setattr("resrepro.data.photos.read_image", None)
+    reader = CropReader(kept(photos, said).train, recipe, lighting, 0)
+    for one, other in zip(read_ahead(reader.__getitem__, range(11), loading), plain, strict=True):
+        assert all(map(torch.equal, one[:3], other[:3]))
+    shown = PhotoViews(both.val, catalogue.protocol_for("ten_crop", "imagenet"), SIZE, loading)
+    for one, other in zip(shown.read(None), views, strict=True):
+        assert all(map(torch.equal, one.scales, other.scales))
+    assert len(said) == 1
+    assert len(pickle.dumps(both)) < len(pickle.dumps(photos)) + 1000  # a process maps the file for itself
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", "cut", "longer"])
+def test_damaged_pixels_are_decoded_anew(damage: bytes | str, photographs: Path, empty_cache: Path) -> None:
+    photos = scan_both(photographs)
+    kept(photos)
+    for path in pixel_files(empty_cache):
+        whole = path.read_bytes()
+        other = path.with_suffix(".damaged")
+        other.write_bytes({"cut": whole[:-4], "longer": whole + bytes(8)}.get(damage, damage))
+        other.replace(path)
+    said: list[str] = []
+    both = kept(photos, said)
+    assert len(said) == 1
+    assert np.array_equal(planes(both.val.read(39)[0]), planes(photos.val.read(39)[0]))
+    assert pixel_files(empty_cache)[0].read_bytes()
+
+
+def test_too_many_pixels_or_too_small_a_disk_keep_nothing(
+    photographs: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, said = scan_both(photographs), list[str]()
+    for size in (4 * 10**9 + 1, 10**6):
+        assert kept(photos, said, size).train.decoded is None
+        monkeypatch.setattr("resrepro.data.statistics.free_memory", lambda: 3 * 10**6)
+    assert not said
+    monkeypatch.setattr("resrepro.data.statistics.free_memory", lambda: 10**9)
+    empty_cache.rename(empty_cache.with_name("away"))
+    empty_cache.write_text("a file where the folder should be")
+    assert kept(photos, said).train.decoded is None
+    (sentence,) = said
+    assert sentence.endswith("each is decoded whenever it is needed.")
+
+
+def test_an_image_that_has_gone_bad_since_is_left_to_the_run(copy: Path, empty_cache: Path) -> None:
+    photos = scan_both(copy)
+    photos.val.path(7).write_bytes(b"")
+    assert kept(photos).val.decoded is None
+    assert len(pixel_files(empty_cache)) == 1

@@ -19,14 +19,13 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from resrepro.data import Dataset, Images, feeds, load_dataset
-from resrepro.data.augment import INITIAL_WEIGHTS, Augmentation, TrainingBatches, stream_seed
+from resrepro.data.augment import INITIAL_WEIGHTS, TrainingBatches, stream_seed
 from resrepro.data.loader import Loading, Views
 from resrepro.errors import Diverged, Interrupted, RecordError, ResreproError, UsageError
 from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
-from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES
-from resrepro.records.storage import write_json
+from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES, json_bytes
 from resrepro.spec.recipe import Recipe
 from resrepro.training import checkpoint, engine, loop, session
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
@@ -263,9 +262,7 @@ def by_hand(seed: int = 0) -> tuple[dict[str, torch.Tensor], list[tuple[float, f
         catalogue.find("digits-resnet8"), iterations=12, batch_size=32, lr=0.05
     ).recipe
     data = small_dataset("digits", "all")
-    batches = TrainingBatches(
-        recipe, data.train, Augmentation.from_training_images(recipe, data.train, torch.device("cpu")), seed
-    )
+    batches = TrainingBatches(recipe, data.train, torch.device("cpu"), seed)
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
     net = build_net("digits", 8, generator=weights)
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=1e-4, foreach=False)
@@ -488,7 +485,7 @@ def test_a_session_elsewhere_is_told_and_recorded_beside_the_first(tmp_path: Pat
     state = load_checkpoint(stopped / "checkpoint.pt")
     other = state["env"] | {"cpu": "an older CPU"}
     save_checkpoint(stopped / "checkpoint.pt", state | {"env": other})
-    write_json(stopped / "env.json", other)
+    (stopped / "env.json").write_bytes(json_bytes(other))
     watcher = Recorder()
     short(tmp_path, watcher=watcher, threads=2)
     said = " ".join(watcher.said)

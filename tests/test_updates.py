@@ -18,7 +18,7 @@ from resrepro.data import Dataset, load_dataset
 from resrepro.data.feeds import MemoryFeed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted
-from resrepro.records.write import Onlooker
+from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue
 from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import EAGER, GRAPH, use_precision

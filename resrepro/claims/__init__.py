@@ -16,7 +16,7 @@ from resrepro.errors import UsageError
 from resrepro.paper import published
 from resrepro.records import Run
 from resrepro.spec import Spec, catalogue, command_for
-from resrepro.spec.recipe import FAMILIES, Value, read_toml
+from resrepro.spec.recipe import Value, read_toml
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,22 +27,6 @@ HELD, FAILED, UNDECIDED, UNTESTABLE = "held", "failed", "undecided", "not testab
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
 COLUMNS = ("claim", "quantity", "paper", "runs", "ours", "verdict", "why")
 WRAPS = (0.22, 0.1, 0.14, 0.1, 0.16, 0.08, 0.14)
-REMARKS = (
-    "Ours: mean ± standard deviation (n runs) at the last iteration; in brackets the two-sided 95 % "
-    "interval, by Welch's t test for a difference and Student's for a mean. A claim held if all its "
-    "intervals lie where it says, failed if one lies elsewhere, and is undecided otherwise: a gap "
-    "within the spread over seeds is never called held, nor is one seed each, nor what a seed that "
-    "diverged or was not measured could turn.",
-    "Several comparisons: a claim that held needs each of them at 95 %; one that failed has one beyond "
-    "the interval of 1 − 0.05/k, k being the number of its comparisons (Bonferroni). Over claims "
-    "nothing is corrected: a claim with nothing behind it would be called held in one case of forty.",
-    "Runs: a verdict is on one protocol, whichever way it speaks: on the paper's data the longest schedule "
-    "under which all nets stand that the claim compares (else most of them), then the paper's split, then "
-    "the most seeds. Those on other protocols stand below (↳). A shortened schedule or other images give a "
-    "verdict on just these.",
-    "The paper's values of curves are read off its figures: ±0.03 on CIFAR-10, ±0.06 on ImageNet, "
-    "training errors as the mean of the last five samples.",
-)
 
 
 @dataclass(frozen=True)
@@ -73,8 +57,7 @@ class Net:
         own, recipe = catalogue.find(run.experiment).spec(), run.spec["recipe"]
         wanted = {key: getattr(own.recipe, key) for key in WARM_UP} | self.settings
         same = all(recipe.get(key) == value for key, value in wanted.items())
-        family = FAMILIES[self.experiment.partition("-")[0]]
-        return same and run.spec["shortcut"] == own.shortcut and family == run.family
+        return same and bool(run.spec["shortcut"] == own.shortcut)
 
     def command(self, seeds: int, protocol: "Protocol[Net] | None" = None) -> str:
         """The command that trains so many seeds of it, under a protocol or else as the paper did."""
@@ -124,35 +107,36 @@ class Claim:
         return tuple(dict.fromkeys(net for test in self.tests for net in test.nets))
 
     @property
+    def beside(self) -> str:
+        """What the paper prints beside the values of its tests: `VGG-16 15.3, ResNet-152 11.3`."""
+        return ", ".join(f"{told} {value_of(source):g}" for told, *source in self.printed)
+
+    @property
     def comparisons(self) -> int:
         """How many means or differences its tests look at; what is counted is not among them."""
         return sum(len(test.nets) - (test.kind != "within") for test in self.tests if test.kind != "count")
 
 
+def _file() -> Mapping[str, Any]:
+    return read_toml("claims.toml", "resrepro.paper")
+
+
 @cache
 def claims() -> tuple[Claim, ...]:
     """All claims in the paper's order."""
-    entries = read_toml("claims.toml", "resrepro.paper")["claims"]
-    return tuple(Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in entries)
+    return tuple(
+        Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in _file()["claims"]
+    )
 
 
 def _check(entry: Mapping[str, Any]) -> Check:
     nets = [{"experiment": net} if isinstance(net, str) else net for net in entry.get("nets", ())]
-    fields = {**entry, "nets": tuple(Net(**net) for net in nets)}
-    if "region" in entry:
-        ends = entry["region"]
-        fields["region"] = tuple(value_of(end) if isinstance(end, list) else end for end in ends)
-    if entry["kind"] == "count":
-        fields["ratio"] = fields.pop("paper", ())
-    return Check(**fields)
+    ends = (value_of(end) if isinstance(end, list) else end for end in entry.get("region", Check.region))
+    return Check(**{**entry, "nets": tuple(Net(**net) for net in nets), "region": tuple(ends)})
 
 
 def find_claim(number: int) -> Claim:
-    """The claim of that number.
-
-    Raises:
-        UsageError: if there is none.
-    """
+    """The claim of that number (UsageError if there is none)."""
     if not 1 <= number <= len(claims()):
         raise UsageError(f"no claim {number}: they are numbered from 1 to {len(claims())}.")
     return claims()[number - 1]
@@ -201,6 +185,7 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
     waiting: dict[str, list[str]] = {}  # the claims that wait for a command
     for verdict in verdicts:
         claim, paper = verdict.claim, (verdict.quantity, verdict.paper)
+        known = {"claim": claim.number, "section": claim.section, "words": claim.words}
         for ruling in (verdict, *verdict.others):
             head, told = ("↳", "", ""), ruling.notes
             if ruling is verdict:
@@ -208,7 +193,6 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
                 told = verdict.all_notes
             ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
             rows.append(Row((*head, *ours), tuple(notes.number([note])[0] for note in told)))
-            known = {"claim": claim.number, "section": claim.section, "words": claim.words}
             said = *paper, ruling.protocol, ruling.ours, ruling.verdict, ruling.why
             columns = dict(zip(COLUMNS[1:], said, strict=True))
             records.append({**known, **columns, "notes": " ".join(ruling.notes)})
@@ -225,7 +209,7 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
         missing=tuple(missing),
-        remarks=tuple(text for text in (*sources, decided_elsewhere(verdicts), *REMARKS) if text),
+        remarks=tuple(filter(None, (*sources, decided_elsewhere(verdicts), *_file()["remarks"]))),
         records=tuple(records),
         wraps=WRAPS,
         lead="What would decide the rest:",

@@ -10,36 +10,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from resrepro.claims import (
-    FAILED,
-    HELD,
-    UNDECIDED,
-    UNTESTABLE,
-    Check,
-    Claim,
-    Net,
-    Region,
-    Ruling,
-    Verdict,
-    claims,
-    value_of,
-)
+from resrepro.claims import FAILED, HELD, UNDECIDED, UNTESTABLE, Check, Claim, Net, Ruling, Verdict, claims
 from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, stretches_above
-from resrepro.comparison import LEVEL, MOST_SEEDS, Estimate, estimate, seeds_needed, strict_level
-from resrepro.comparison.groups import (
-    FREE_SETTINGS,
-    SET_NAMES,
-    WARM_UP,
-    Protocol,
-    about_images,
-    iterations_of,
-    protocols_of,
-)
+from resrepro.comparison import LEVEL, MOST_SEEDS, Estimate, estimate, groups, seeds_needed, strict_level
+from resrepro.comparison.groups import Protocol
 from resrepro.records import Run
 from resrepro.spec import IMAGENET_IMAGES, catalogue
 
+ABOVE = (0.0, math.inf)  # the region of a claimed direction
 STATES = {True: HELD, False: FAILED, None: UNDECIDED}
-ABOVE: Region = (0.0, math.inf)
 WHOLE = {"cifar": {"train": 50_000, "test": 10_000}, "imagenet": IMAGENET_IMAGES}  # images by set
 SEEDS = 5  # as many as the paper trained of ResNet-110
 LACKING = NO_RUNS, UNMEASURED, ONE_SEED = "no runs of", "not measured yet of", "needs more than one seed of"
@@ -63,18 +42,18 @@ def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
     else:
         sampled = any(MEASURES[test.measure].sampled for test in claim.tests)
         members = {net: [run for run in runs if net.has(run)] for net in claim.nets}
-        protocols = protocols_of(members, len(claim.nets), WARM_UP if sampled else FREE_SETTINGS)
+        free = groups.WARM_UP if sampled else groups.FREE_SETTINGS
+        protocols = groups.protocols_of(members, len(claim.nets), free)
         rulings = [_ruling(claim, protocol) for protocol in protocols] or [_ruling(claim, None)]
     measures = [MEASURES[test.measure] for test in claim.tests]
     quantities = [each.title + (f" ({each.unit})" if each.unit else "") for each in measures]
     # the paper's own values: of the tests, printed beside them, or said in words
-    printed = ", ".join(f"{told} {value_of(source):g}" for told, *source in claim.printed)
-    paper = [_joined(claim.tests, [paper_values(test) for test in claim.tests]), printed, claim.said]
+    values = _joined(claim.tests, [paper_values(test) for test in claim.tests])
     return Verdict(
         **vars(rulings[0]),
         claim=claim,
         quantity=claim.quantity or "; ".join(dict.fromkeys(quantities)),
-        paper="; ".join(part for part in paper if part),
+        paper="; ".join(filter(None, [values, claim.beside, claim.said])),
         others=tuple(rulings[1:]),
     )
 
@@ -93,11 +72,12 @@ class Outcome:
 def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
     """What the runs of a protocol, or no runs at all, say of all tests of a claim together."""
     outcomes = [_try_out(test, protocol, claim.comparisons) for test in claim.tests]
-    state, exact = _together([outcome.state for outcome in outcomes]), True
-    for net, group in protocol.groups.items() if protocol else ():
-        for run in group.runs:
-            own = run.digest == net.spec.digest and run.env["mode"] == "default"
-            exact = exact and own and not run.result["notices"]
+    state = _together([outcome.state for outcome in outcomes])
+    exact = all(
+        run.digest == net.spec.digest and run.env["mode"] == "default" and not run.result["notices"]
+        for net, group in (protocol.groups.items() if protocol else ())
+        for run in group.runs
+    )
     part = protocol.held_out if protocol else "test"
     why = [_joined(claim.tests, [outcome.told for outcome in outcomes], part)]
     for words in LACKING:
@@ -109,7 +89,7 @@ def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
         protocol=protocol.name if protocol else without_runs,
         ours=_joined(claim.tests, [outcome.ours for outcome in outcomes], part),
         verdict=state,
-        why="; ".join(text for text in why if text),
+        why="; ".join(filter(None, why)),
         notes=_notes(protocol) if protocol else (),
         commands=tuple(commands) if state == UNDECIDED else (),
         exact=exact,
@@ -118,17 +98,17 @@ def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
 
 def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:
     """What must be said beside a ruling: every departure, and which seeds have no part in it."""
-    notes, headline = [], [{"set": protocol.held_out}]
+    headline = [{"set": protocol.held_out}]
     caveats = dict.fromkeys(text for group in protocol.groups.values() for text in group.caveats(headline))
-    if caveats:
-        which = "the shortened" if protocol.first.status == "shortened" else "this"
-        notes.append(f"About {which} protocol ({protocol.name}): {'; '.join(caveats)}.")
+    which = "the shortened" if protocol.first.status == "shortened" else "this"
     left_out = [
         f"{net.label} seed {run.seed} ({run.status} at iteration {run.result['iteration']:,})"
         for net, runs in protocol.left_out.items()
         for run in runs
     ]
-    return (*notes, f"Left out: {', '.join(left_out)}.") if left_out else tuple(notes)
+    notes = [(f"About {which} protocol ({protocol.name}): ", "; ".join(caveats))]
+    notes.append(("Left out: ", ", ".join(left_out)))
+    return tuple(f"{about}{told}." for about, told in notes if told)
 
 
 def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "test") -> str:
@@ -138,7 +118,7 @@ def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "
     """
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
-        title = MEASURES[test.measure].title.replace("test", SET_NAMES[part])
+        title = MEASURES[test.measure].title.replace("test", groups.SET_NAMES[part])
         parts.setdefault(title, []).extend(words)
     named = len(parts) > 1 or any(MEASURES[test.measure].title not in parts for test in tests)
     return "; ".join(
@@ -203,10 +183,10 @@ def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
     if "data" in test.needs and not protocol.own_data:
         return "an absolute level of the paper's data: other images do not decide it"
     if "data" in test.needs and (notices or images != WHOLE[run.family]):
-        here = "; ".join(notices or about_images(None, images))
+        here = "; ".join(notices or groups.about_images(None, images))
         return f"an absolute level of the paper's whole sets, which is not decided here ({here})"
     whole = catalogue.paper_recipe(run.family).recipe.iterations
-    if "length" in test.needs and iterations_of(run) < whole:
+    if "length" in test.needs and groups.iterations_of(run) < whole:
         return "an absolute level at the end of the paper's schedule: a shortened one does not decide it"
     return ""
 
@@ -215,29 +195,15 @@ def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
 class Comparison:
     """The mean of one net, or that of a first less a second, that is to lie in a region.
 
-    It is one of so many `comparisons` of its claim: the more, the more it takes to fail.
+    It is one of so many `comparisons` of its claim: the more, the more it takes to fail. `estimate` is None
+    where the error of its value is not known.
     """
 
     seeds: Mapping[Net, Seeds]
-    region: Region
+    region: tuple[float, float]
     comparisons: int
-
-    @property
-    def values(self) -> list[tuple[float, ...]]:
-        """The values of the net, or of the two in their order."""
-        return [seeds.values for seeds in self.seeds.values()]
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """The value with its error, measured as finely as the coarser net; None if that is not known."""
-        return estimate(self.values, max(seeds.resolution for seeds in self.seeds.values()))
-
-    @property
-    def state(self) -> str:
-        """Whether it lies in the region; undecided where seeds are missing whose values could turn that."""
-        if self.estimate is None or any(seeds.open for seeds in self.seeds.values()):
-            return UNDECIDED
-        return STATES[self.estimate.lies_in(*self.region, self.comparisons)]
+    estimate: Estimate | None
+    state: str
 
 
 def _by_means(
@@ -250,8 +216,13 @@ def _by_means(
     nets = list(measured)  # where nets of an order are missing, that of those at hand must hold too
     states, told, commands, lacking = [], [], [], []
     for start in range(len(nets) - width + 1):
-        each = Comparison({net: measured[net] for net in nets[start : start + width]}, region, comparisons)
-        states.append(each.state)
+        pair = {net: measured[net] for net in nets[start : start + width]}
+        coarsest = max(seeds.resolution for seeds in pair.values())
+        found = estimate([seeds.values for seeds in pair.values()], coarsest)
+        opened = any(seeds.open for seeds in pair.values())
+        known = None if found is None or opened else found.lies_in(*region, comparisons)
+        states.append(STATES[known])
+        each = Comparison(pair, region, comparisons, found, states[-1])
         words = _told(each, measure)
         if each.state == UNDECIDED:
             why, wanted = _undecided(each, measure)
@@ -269,7 +240,7 @@ def _told(each: Comparison, measure: Measure) -> str:
     """A comparison in words, with its interval: `plain-56 less plain-20 41.70 [39.14, 44.26]`."""
     name = " less ".join(net.label for net in each.seeds)
     if each.estimate is None:
-        first, *second = map(statistics.fmean, each.values)
+        first, *second = (statistics.fmean(seeds.values) for seeds in each.seeds.values())
         return f"{name} {measure.number(first - sum(second))}"
     ends = each.estimate.interval()
     bounds = [bound for bound in each.region if math.isfinite(bound)]
@@ -291,7 +262,7 @@ def _told(each: Comparison, measure: Measure) -> str:
     return f"{told}, {where}"
 
 
-def _range(region: Region, measure: Measure, digits: int) -> str:
+def _range(region: tuple[float, float], measure: Measure, digits: int) -> str:
     """`below 7.54`, `above 60.00` or `within −0.50 to 0.50`."""
     low, high = (measure.number(end, digits) for end in region)
     if math.isinf(region[0]):
@@ -304,7 +275,7 @@ def _undecided(each: Comparison, measure: Measure) -> tuple[str, int]:
     if any(seeds.open for seeds in each.seeds.values()):
         diverged = [_seeds_told(net, seeds.diverged) for net, seeds in each.seeds.items() if seeds.diverged]
         return f": undecided without {', '.join(diverged)}, which diverged" if diverged else "", 0
-    counts = [len(values) for values in each.values]
+    counts = [len(seeds.values) for seeds in each.seeds.values()]
     if min(counts) < 2:
         return "", SEEDS  # one sentence tells it of all nets
     if each.estimate is None:

@@ -16,8 +16,8 @@ from resrepro.records import Run
 from resrepro.spec.architecture import Architecture, architectures, vgg19
 from resrepro.spec.recipe import recipe_from_json
 
-X_UNIT = 10_000  # iterations per unit of the paper's x axes
 At = TypeVar("At", int, float)
+OverLayers = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,10 @@ def _one_trained_on(run: Run) -> float:
 
 
 def _evaluated(title: str, protocol: str, metric: str) -> Measure:
-    """An error that `eval` measures under a test protocol."""
     return Measure(
-        title,
-        lambda run: run.evaluated(protocol, metric, run.headline_split),
-        (metric,),
-        unit="%",
-        command=lambda runs: eval_command(runs, protocol),
-        resolution=_one_held_out,
-    )
+        title, lambda run: run.evaluated(protocol, metric, run.headline_split), (metric,), unit="%",
+        command=lambda runs: eval_command(runs, protocol), resolution=_one_held_out,
+    )  # fmt: skip
 
 
 def weakest(values: Sequence[float]) -> float:
@@ -123,20 +118,12 @@ def weakest(values: Sequence[float]) -> float:
     return min(values) / middle if middle else 0.0
 
 
-def _responses(
-    title: str,
-    key: str,
-    over_layers: Callable[[Sequence[float]], float] = weakest,
-    metrics: tuple[str, ...] = (),
-) -> Measure:
+def _responses(title: str, key: str, over_layers: OverLayers = weakest, *metrics: str) -> Measure:
     """A number that `eval --responses` measures: of the layers' std or gradient norms."""
     return Measure(
-        title,
-        lambda run: None if run.responses is None else over_layers(getattr(run.responses, key)),
-        metrics,
-        digits=3,
-        command=lambda runs: f"resrepro eval {run_folders(runs)} --responses",
-    )
+        title, lambda run: None if run.responses is None else over_layers(getattr(run.responses, key)),
+        metrics, digits=3, command=lambda runs: f"resrepro eval {run_folders(runs)} --responses",
+    )  # fmt: skip
 
 
 def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
@@ -155,14 +142,10 @@ def _time_to(title: str, level: float, *, training: bool = False, epochs: bool =
         return float(run.env["data"]["images"]["train"] / _setting(run, "batch_size")) if epochs else 1.0
 
     return Measure(
-        title,
-        lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run) if curve(run) else None,
-        digits=2 if epochs else 0,
-        resolution=lambda run: _sampled_every(run) / unit(run),
-        never=lambda run: time_of(run) is None,
-        sampled=True,
-        level=(level, training),
-    )
+        title, lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run) if curve(run) else None,
+        digits=2 if epochs else 0, resolution=lambda run: _sampled_every(run) / unit(run),
+        never=lambda run: time_of(run) is None, sampled=True, level=(level, training),
+    )  # fmt: skip
 
 
 def _mean_of_curve(run: Run) -> float | None:
@@ -176,8 +159,8 @@ def _warmup_lasts(run: Run) -> bool:
 
 def _warmup(run: Run) -> float | None:
     """The iteration at which the warm-up ended, or the whole run if it did not."""
-    switch = run.result["iteration"] if _warmup_lasts(run) else run.result.get("warmup_switch")
-    return float(switch) if type(switch) is int else None
+    switch: int | None = run.result["iteration"] if _warmup_lasts(run) else run.result.get("warmup_switch")
+    return switch
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -205,7 +188,7 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "mean_response": _responses(
         "standard deviation of the responses, mean over layers", "std", statistics.fmean,
-        ("response_std_mean_over_layers",),
+        "response_std_mean_over_layers",
     ),
     "weakest_response": _responses("weakest response over the median layer's", "std"),
     "weakest_gradient_start": _responses(
@@ -274,9 +257,8 @@ def stretches_above(first: Mapping[At, float], second: Mapping[At, float], windo
 
 def paper_values(test: Check) -> list[str]:
     """The paper's own values for a test in words, one by one."""
-    if test.kind == "count":
-        both = [_counted(test.measure, source) for source in test.ratio]
-        return [_spell_ratio(*both)] if both else []
+    if test.ratio:
+        return [_spell_ratio(*(_counted(test.measure, source) for source in test.ratio))]
     if not test.paper:
         return []
     rows = layouts().get(test.paper, {}).get("rows", ())
@@ -316,4 +298,4 @@ def _paper_curve(exhibit: str, row: str, training: bool = True) -> dict[float, f
     """The errors (percent) that a figure draws for a net, by iteration."""
     frame = curves(exhibit)
     own = frame[(frame["series"] == row) & ((frame["kind"] == "train") == training)]
-    return dict(zip(round(own["x"] * X_UNIT), own["value"], strict=True))
+    return dict(zip(round(own["x"] * 10_000), own["value"], strict=True))

@@ -14,15 +14,14 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from resrepro.cli.screen import screens, silence, want_json
+import resrepro
+from resrepro.cli.view import screens, silence
 from resrepro.comparison.screen import prepare
-from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError, sentence_on
+from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank
 
-ORDER = (
-    "reproduce, train, status, eval, compare, plot, claims, report, demo, bench, list, publish"  # in --help
-)
+ORDER = "reproduce, train, status, eval, compare, plot, claims, report, demo, bench, list, publish"
 
 
 class Commands(TyperGroup):
@@ -36,10 +35,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the words of a command line, `~` being the home folder in `--runs=~/x` and '~/x' too."""
-        self.words = []
-        for word in args:
-            option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-            self.words.append(option + equals + os.path.expanduser(value))  # noqa: PTH111 (~nobody stays)
+        self.words = ["=".join(map(os.path.expanduser, word.split("=", 1))) for word in args]
         return super().parse_args(ctx, list(self.words))
 
     def invoke(self, ctx: Any) -> Any:
@@ -51,7 +47,7 @@ class Commands(TyperGroup):
         def lost(error: OSError) -> None:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             if error.errno != errno.EPIPE:
-                print(f"error: stdout cannot be written: {sentence_on(error)}", file=sys.stderr)
+                print(f"error: stdout cannot be written: {error.strerror}.", file=sys.stderr)
             elif getattr(command, "rich_help_panel", "") == "Run":
                 print("The reader of the output has ended: the command goes on unseen.", file=sys.stderr)
 
@@ -68,7 +64,7 @@ class Commands(TyperGroup):
                 _say_error("interrupted.")
                 raise typer.Exit(130) from None
             except OSError as error:
-                _say_error(sentence_on(error))
+                _say_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
                 raise typer.Exit(1) from None
             except Exception as error:  # among others Typer's own
                 if not (answer := self._answer(getattr(error, "option_name", ""))):
@@ -102,32 +98,18 @@ def _say_error(sentence: str, lead: str = "error: ") -> None:
 
 
 app = typer.Typer(
-    cls=Commands,
-    name="resrepro",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Commands, name="resrepro", no_args_is_help=True, pretty_exceptions_enable=False,
+    rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
     help="Reproduce [i]Deep Residual Learning for Image Recognition[/i] (He, Zhang, Ren, Sun, 2015): "
     "plain against residual nets, the paper's numbers beside yours, every departure told.",
-)
+)  # fmt: skip
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"resrepro {version('resrepro')}")
+@app.callback(invoke_without_command=True)
+def _options(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+    if version:
+        print("resrepro", resrepro.__version__)
         raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
-    ),
-) -> None:
-    pass
 
 
 def main() -> None:
@@ -199,10 +181,8 @@ MaxBadOption = Annotated[int | None, photo_option(BAD, "--max-bad-images")]
 DepthOption = Annotated[list[str] | None, option(DEPTH, "--depth", metavar="20,56")]
 IterationsOption = Annotated[int | None, whole_option("Shorter (or longer) schedule of the same shape.")]
 SplitOption = Annotated[str | None, recipe_option("CIFAR-10, 45k5k: train on 45,000, validate on 5,000.")]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Show nothing but errors.", callback=silence)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.", callback=want_json)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors alone.", callback=silence)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.", callback=silence)]
 SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
 LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]
 SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar="KEY=VALUE")]
@@ -266,20 +246,15 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
-    """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}`.
-
-    Raises a UsageError if one is not key=value, nothing is submitted, or there is no such launcher.
+    """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}` (UsageError if
+    one is not key=value, nothing is submitted, or there is no such launcher).
     """
     if launcher not in ("local", "slurm"):
         raise UsageError(f"--launcher takes local or slurm, not {launcher!r}.")
     if pairs and launcher != "slurm":
         raise UsageError("--slurm is for --launcher slurm, which submits the runs to a cluster's queue.")
-    example = "key=value, such as partition=gpu"
-    options = parse_pairs(pairs, "--slurm", example)
-    for key, value in options.items():
-        if not re.fullmatch(r"\w[\w-]*", key) or not value.isprintable():
-            raise UsageError(f"--slurm takes {example}, not {f'{key}={value}'!r}.")
+    options = parse_pairs(pairs, "--slurm", "key=value, such as partition=gpu")
     return {key.replace("-", "_"): value for key, value in options.items()}
 
 
-from resrepro.cli import bench, evaluate, reproduce, show, status, train  # noqa: E402, F401
+from resrepro.cli import measure, reproduce, show, status, train  # noqa: E402, F401

@@ -3,24 +3,28 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
 
 from resrepro import cli, launch
+from resrepro.claims import to_rich
+from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
-from resrepro.cli.screen import raise_failures
-from resrepro.cli.show import write_exhibit
+from resrepro.cli.show import tell_written, write_exhibit
 from resrepro.cli.status import show_plan
 from resrepro.cli.train import FreshOption, submit_runs
+from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
+from resrepro.launch.local import RunPool, choose_places, prepare_images, run_command, threads_each
+from resrepro.launch.sharing import share_commands
 from resrepro.records.collection import Collection
-from resrepro.records.reading import OTHER_IMAGES
+from resrepro.records.reading import LAYER_RESPONSES, OTHER_IMAGES
 from resrepro.spec.recipe import Value
 from resrepro.training import world_size
 
-EXHIBITS = "table1, figure3, table2, table3, table4, table5, table6, figure1, figure4, figure6, figure7, demo"
 DATASET = "Another than the paper's: digits for CIFAR-10, folder for ImageNet."
 SEEDS = "So many seeds of every net, or these. (default: the paper's)"
 WITHOUT = "Leave a net out; may be repeated."
@@ -33,7 +37,7 @@ class Reproduction:
 
     exhibits: Sequence[launch.Exhibit]
     runs: Path
-    options: Mapping[str, Any]  # of every command: device and threads
+    options: dict[str, Any]  # of every command: device and threads
     seeds: Sequence[int] | None = None  # of every net; None for those that the paper ran
     without: Sequence[str] = ()  # experiments that are left out
     settings: Mapping[str, Value] = field(default_factory=dict)  # of the recipe, changed
@@ -44,8 +48,7 @@ class Reproduction:
 
     def plan(self) -> launch.Plan:
         """What there is and what is missing, as the records say now."""
-        chosen, runs, settings = self.exhibits, self.runs, self.settings
-        return launch.make_plan(chosen, runs, seeds=self.seeds, without=self.without, settings=settings)
+        return launch.make_plan(self.exhibits, self.runs, self.seeds, self.without, self.settings)
 
     def data_of(self, step: launch.Step) -> Path | None:
         """The folder of a run's images."""
@@ -57,20 +60,17 @@ class Reproduction:
         return launch.option_words(self.settings, **own, **self.options)
 
     def measure_words(self, measurement: launch.Measurement) -> list[str]:
-        """The command that measures something."""
-        return measurement.words(self.runs, data=self.data_of(measurement.steps[0]), **self.options)
+        """The command that measures something, without `resrepro`."""
+        what, steps = measurement.what, measurement.steps
+        own = {"responses": True} if what == LAYER_RESPONSES else {"protocol": what, "runs": self.runs}
+        own |= {"ensemble": len(steps) > 1, "data": self.data_of(steps[0])} | self.options
+        return ["eval", *(str(step.folder) for step in steps), *launch.option_words({}, **own)]
 
     def train(self) -> None:
-        """Train what is missing, nets on small images first; one that fails stops no other.
-
-        Raises:
-            Interrupted: after a signal; what was begun has its checkpoint.
+        """Train what is missing, nets on small images first; one that fails stops no other (Interrupted after
+        a signal; what was begun has its checkpoint).
         """
-        from resrepro.cli.view import RunsView, train_all
-        from resrepro.launch.local import RunPool, choose_places, prepare_images, threads_each
-        from resrepro.launch.sharing import share_commands
-
-        missing = list(self.plan().steps if self.fresh else self.plan().to_train)
+        missing = [step for step in self.plan().steps if self.fresh or step.to_train]
         if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:
             try:
                 prepare_images([step.spec for step in on_cifar], self.data_of(on_cifar[0]))
@@ -89,8 +89,6 @@ class Reproduction:
 
     def measure(self, console: Console) -> None:
         """Measure what the exhibits need of trained nets; what fails, or gives no number of use, is kept."""
-        from resrepro.launch.local import run_command
-
         for measurement in self.plan().to_measure:
             with console.status(f"measuring {measurement}"):
                 outcome = run_command(self.measure_words(measurement))
@@ -104,8 +102,6 @@ class Reproduction:
 
         A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
         """
-        from resrepro.launch.local import prepare_images
-
         plan, runs = self.plan(), []
         for step in plan.steps:
             own = [each for each in plan.measurements if each.steps == (step,) and not each.done]
@@ -124,9 +120,6 @@ class Reproduction:
 
     def show(self, tables: Path, figures: Path, console: Console) -> None:
         """Print and write every exhibit from what there is, and print the verdicts; one fails alone."""
-        from resrepro.claims import to_rich
-        from resrepro.claims.judging import judge
-
         plan, shown = self.plan(), dict[str, Callable[[Console], None]]()
         found = plan.records()
         for exhibit in plan.exhibits:  # all files first, then the screen
@@ -134,24 +127,23 @@ class Reproduction:
                 shown[exhibit.stem] = write_exhibit(exhibit, found, tables, figures)
             except ResreproError as error:
                 self.failures[exhibit.stem] = str(error)
-        for exhibit in plan.exhibits:
-            console.rule(exhibit.stem, align="left")
-            if exhibit.stem in shown:
-                shown[exhibit.stem](console)
-            else:
-                console.print(f"Not shown: {self.failures[exhibit.stem]}", markup=False)
+                shown[exhibit.stem] = partial(tell_written, notes=[f"Not shown: {error}"])
+        for stem, show in shown.items():
+            console.rule(stem, align="left")
+            show(console)
         if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
             console.rule("claims", align="left")
             console.print(to_rich(verdicts, detailed=True))
 
     def raise_failures(self) -> None:
         """Name what failed or is blocked, each with its reason; raises a ResreproError if there is any."""
-        raise_failures(self.failures | {str(step): step.why for step in self.plan().blocked})
+        blocked = {str(step): step.why for step in self.plan().steps if step.state == "blocked"}
+        raise_failures(self.failures | blocked)
 
 
 @cli.app.command(rich_help_panel="Run")
 def reproduce(
-    exhibits: Annotated[list[str], argument(f"{EXHIBITS}, or all.", "EXHIBIT...")],
+    exhibits: Annotated[list[str], argument(f"{', '.join(launch.FACTS)}, or all.", "EXHIBIT...")],
     dataset: Annotated[str | None, option(DATASET)] = None,
     seeds: Annotated[str | None, option(SEEDS, metavar="N|0-4")] = None,
     iterations: cli.IterationsOption = None,
@@ -200,9 +192,7 @@ def reproduce(
 
 @cli.app.command(rich_help_panel="Run")
 def demo(
-    out: Annotated[Path, cli.folder_option(help="Folder for the runs, the table and the figure.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, cli.folder_option(help="For the runs, the table and the figure.")] = Path("demo"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fresh: FreshOption = False,
@@ -222,10 +212,7 @@ def demo(
 
 
 def demo_verdict(found: Collection) -> str:
-    """What the demo's runs show about degradation (the paper's Figure 1), computed from their records.
-
-    Only the paper's contrast is looked at: training error of 20 against 56 layers, plain and residual.
-    """
+    """What the demo's runs show of Figure 1's contrast: training errors of 20 and 56 layers, plain or not."""
     errors = {run.experiment: run.last("train") for run in found.runs if run.finished}
     if missing := [name for name in DEMO if errors.get(name) is None]:
         return f"No verdict: {', '.join(missing)} did not finish."

@@ -1,7 +1,8 @@
 """`compare`, `plot`, `claims`, `report` and `list`: what there is to run and what came out, without torch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,22 +10,24 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from resrepro import claims as judged
 from resrepro import cli
+from resrepro import figures as known
+from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
-from resrepro.cli.screen import print_json
+from resrepro.cli.view import print_json, tell
 from resrepro.comparison.screen import Grid
+from resrepro.comparison.table import Table, to_json, to_rich, write_table
 from resrepro.errors import UsageError
 from resrepro.launch import Exhibit
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
+from resrepro.records.reading import LAYER_RESPONSES, is_measured
+from resrepro.records.storage import write_out
 from resrepro.spec import catalogue, command_for
+from resrepro.spec.architecture import architecture_of
 from resrepro.spec.recipe import Setting, setting_rules, spell
 
-TABLES = (
-    "table1, table2, table2-folder, table3, table3-folder, table4, table4-folder, table5, table5-folder, "
-    "table6, table6-digits, figure1, figure1-digits, figure4, figure4-folder, figure6, "
-    "figure6-digits, figure7, demo"
-)
-FIGURES = "figure1, figure1-digits, figure3, figure4, figure4-folder, figure6, figure6-digits, figure7, demo"
+TABLES, FIGURES = ", ".join(known.tables()), ", ".join(known.figures())
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 
 PAGE = "The HTML file that is written."
@@ -35,29 +38,32 @@ FORMATS = "png, svg or pdf; may be repeated. (default: png and svg)"
 WIDTH = "Inches, or column or text as on the paper's page. (default: the figure's own)"
 RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metavar="DIR")]
 SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
-JsonOption = Annotated[bool, option("Print JSON instead.", "--json")]
 
 
 def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
-    """The good records below some folders that have some settings; each broken one is named on stderr.
-
-    Raises a UsageError if a folder that was named does not exist, or there are no such runs.
+    """The good records below some folders that have some settings (UsageError if a folder that was named does
+    not exist, or there are no such runs); each broken one is named on stderr.
     """
     given = list(folders or [])
     for folder in given:
         if not folder.exists():
             raise UsageError(f"there is no runs folder {folder}: name one that exists with --runs.")
-    found = collect(given or map(Path, DEFAULT_FOLDERS))
+    found = collect(given or [Path(name) for name in DEFAULT_FOLDERS])
     for sentence in found.broken:
         Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
     return found.having(cli.parse_pairs(settings, "--settings", "KEY=VALUE, such as iterations=2000"))
 
 
-def tell_written(paths: Iterable[Path], console: Console, notes: Iterable[str] = ()) -> None:
-    """Name the files that were written, after what is to be said of them."""
+def tell_written(
+    console: Console, paths: Sequence[Path] = (), notes: Iterable[str] = (), table: Table | None = None
+) -> None:
+    """Name the files that were written, after the table in them and what is to be said."""
+    if table:
+        console.print(to_rich(table))
     for note in notes:
         console.print(note, markup=False)
-    console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+    if paths:
+        console.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -67,25 +73,20 @@ def compare(
     tables: cli.TablesOption = Path("tables"),
     every: Annotated[bool, option("Runs of all protocols, not of one.", "--all")] = False,
     settings: SettingsFilter = None,
-    json: JsonOption = False,
+    as_json: cli.JsonOption = False,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Print and write the paper's rows with ours beside them (Markdown, CSV, LaTeX)."""
-    from resrepro.comparison.table import to_json, to_rich, write_table
-    from resrepro.figures import build_table, check_table
-
     names = exhibits or ["table6"]
     for name in names:
-        check_table(name)
+        known.check_table(name)
     found = read_records(runs, settings)
     console = Console(highlight=False)
-    built = [build_table(name, found, every=every) for name in names]
+    built = [known.build_table(name, found, every=every) for name in names]
     written = [write_table(table, tables) for table in built]  # all files first, then the screen
-    if json:
-        return print_json([to_json(table) for table in built])
     for table, paths in zip(built, written, strict=True):
-        console.print(to_rich(table))
-        tell_written(paths, console)
+        tell(**to_json(table))
+        tell_written(console, paths, table=table)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -101,39 +102,28 @@ def plot(
     settings: SettingsFilter = None,
 ) -> None:
     """Draw the paper's figures from run records (PNG, SVG, PDF)."""
-    from resrepro.figures import Style, check_figure, draw_figure
-
     names = exhibits or ["figure6"]
-    style = Style(palette, caption, width, tuple(formats or ("png", "svg")))
+    style = known.Style(palette, caption, width, tuple(formats or ("png", "svg")))
     for name in names:
-        check_figure(name, style)
+        known.check_figure(name, style)
     found = read_records(runs, settings)
     console = Console(highlight=False)
-    drawings = [draw_figure(name, found.runs, figures, paper=paper, style=style) for name in names]
+    drawings = [known.draw_figure(name, found.runs, figures, paper=paper, style=style) for name in names]
     for drawing in drawings:
-        tell_written(drawing.paths, console, drawing.notes)
+        tell_written(console, drawing.paths, drawing.notes)
 
 
 def write_exhibit(
     exhibit: Exhibit, found: Collection, tables: Path, figures: Path
 ) -> Callable[[Console], None]:
-    """Write the table of an exhibit, and draw its figure, from the records of a plan alone.
-
-    Returns what prints it, once all files are written.
-    """
-    from resrepro import figures as known
-    from resrepro.comparison.table import to_rich, write_table
-    from resrepro.records.reading import LAYER_RESPONSES, is_measured
-
+    """Write the table and the figure of an exhibit from a plan's records alone; returns what prints it."""
     own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
     responses = LAYER_RESPONSES in exhibit.measures
     shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
     if exhibit.dataset and not any(shown):
         what = "measured" if responses else "finished"
-        sentence = f"No {what} run for {exhibit.stem} yet: nothing is written."
-        return lambda console: console.print(sentence, markup=False)
-    paths: list[Path] = []
-    notes: tuple[str, ...] = ()
+        return partial(tell_written, notes=[f"No {what} run for {exhibit.stem} yet: nothing is written."])
+    paths, notes, table = list[Path](), tuple[str, ...](), None
     if exhibit.name in known.tables():
         table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
         table = replace(table, name=exhibit.stem)
@@ -142,13 +132,7 @@ def write_exhibit(
         paper = exhibit.dataset in ("cifar10", "imagenet", "folder")
         drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
         paths, notes = [*paths, *drawing.paths], drawing.notes
-
-    def show(console: Console) -> None:
-        if exhibit.name in known.tables():
-            console.print(to_rich(table))
-        tell_written(paths, console, notes)
-
-    return show
+    return partial(tell_written, paths=paths, notes=notes, table=table)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -157,37 +141,34 @@ def claims(
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
     tables: cli.TablesOption = Path("tables"),
-    json: JsonOption = False,
+    json: Annotated[bool, option("Print JSON instead.", "--json")] = False,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Say claim by claim whether the paper's statement held in your runs; by number in detail.
 
     All are written as Markdown, CSV and LaTeX.
     """
-    from resrepro.claims import decided_elsewhere, find_claim, one_line, summary, table, to_rich
-    from resrepro.claims.judging import judge
-    from resrepro.comparison.table import to_json, write_table
-
-    wanted = {find_claim(number).number for number in numbers or ()}
+    wanted = {judged.find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
     verdicts = judge(found.runs)
     shown = [verdict for verdict in verdicts if not wanted or verdict.claim.number in wanted]
-    paths = write_table(table(verdicts, found.sources), tables)
+    table = judged.table(verdicts, found.sources)
+    paths = write_table(table, tables)
     if json:
-        content = to_json(table(verdicts, found.sources))
+        content = to_json(table)
         rows = [row for row in content["rows"] if not wanted or row["claim"] in wanted]
         return print_json(content | {"rows": rows})
     console = Console(highlight=False)
     if wanted:
-        console.print(to_rich(shown, detailed=True))
+        console.print(judged.to_rich(shown, detailed=True))
     for verdict in () if wanted else shown:
-        console.print(one_line(verdict))
-    console.print(f"All {len(verdicts)} claims: {summary(verdicts)}.", markup=False)
-    for sentence in (*found.sources, decided_elsewhere(verdicts)):
+        console.print(judged.one_line(verdict))
+    console.print(f"All {len(verdicts)} claims: {judged.summary(verdicts)}.", markup=False)
+    for sentence in (*found.sources, judged.decided_elsewhere(verdicts)):
         console.print(sentence, markup=False, end="\n" if sentence else "")
     if not wanted:
         console.print("In detail: resrepro claims NUMBER", markup=False)
-    tell_written(paths, console)
+    tell_written(console, paths)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -197,8 +178,6 @@ def report(
     settings: SettingsFilter = None,
 ) -> None:
     """Write one HTML file: verdicts, the paper's numbers beside ours, curves, protocol, departures."""
-    from resrepro.claims.judging import judge
-    from resrepro.records.storage import write_out
     from resrepro.report import GENERATOR, build_report
 
     if out.suffix not in (".html", ".htm") or out.is_dir():
@@ -207,7 +186,7 @@ def report(
         raise UsageError(f"{out} is no report of ours: give --out another name, nothing is overwritten.")
     found = read_records(runs, settings)
     write_out(out, build_report(found, judge(found.runs)).encode())
-    tell_written([out], Console(highlight=False))
+    tell_written(Console(highlight=False), [out])
 
 
 @cli.app.command("list", rich_help_panel="Read")
@@ -233,8 +212,6 @@ def list_experiments(
 
 def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     """Print an experiment's net and recipe."""
-    from resrepro.spec.architecture import architecture_of
-
     spec, recipe, net = experiment.spec(), catalogue.recipes()[experiment.recipe], architecture_of(experiment)
     section = "4.2" if experiment.family == "cifar" else "4.1"
     shortcut = f"shortcut option {spec.shortcut} (stated, Section {section})"
@@ -243,9 +220,8 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     grid = Grid(("part", "output", "layers", "times", "shortcut"), left=5)
     for part in net.parts:
         side, times = part.layers[-1].size, str(part.times) if part.name.endswith("_x") else ""
-        strides = (f" /{each.stride}" if each.stride > 1 else "" for each in part.layers)
-        kernels = (f"{each.kernel}x{each.kernel}, {each.channels}" for each in part.layers)
-        layers = "; ".join(map("".join, zip(kernels, strides, strict=True)))
+        kernels = (f"{each.kernel}x{each.kernel}, {each.channels} /{each.stride}" for each in part.layers)
+        layers = "; ".join(kernel.removesuffix(" /1") for kernel in kernels)
         grid.add(part.name, f"{side}x{side}", layers, times, part.shortcut.kind if part.shortcut else "")
     console.print(grid)
     console.print(

@@ -3,31 +3,34 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from resrepro.cli import JsonOption, QuietOption, RunsOption, app, argument, option
-from resrepro.cli.screen import tell
+from resrepro.cli.view import tell
 from resrepro.comparison.screen import Grid
 from resrepro.errors import UsageError
+from resrepro.launch import Plan, Step
+from resrepro.launch.local import disk_mib, seconds_of, span
+from resrepro.launch.slurm import FOLDER, QueuedJob, QueueError, jobs_of, place_of
+from resrepro.records import Run
+from resrepro.records.collection import Identity, collect, verify
+from resrepro.records.storage import holder_of
 from resrepro.spec.recipe import spell
-
-if TYPE_CHECKING:
-    from resrepro.launch import Plan, Step
-    from resrepro.launch.slurm import QueuedJob
-    from resrepro.records import Run
 
 STYLES = {
     "running": "green", "starting": "green", "waiting": "cyan", "interrupted": "yellow", "failed": "red",
     "diverged": "red", "finished": "dim",
 }  # fmt: skip
-PLANNED = {"done": "dim", "resume": "yellow", "start": "green", "blocked": "red"}
+PLANNED = {
+    "done": ("done", "dim"), "resume": ("to resume", "yellow"), "start": ("to start", "green"),
+    "blocked": ("blocked", "red"),
+}  # fmt: skip
 RECORDS = "With --check: runs, folders of runs, or files that eval wrote. (default: those of --runs)"
 CHECK = "Check records and checkpoints: seals, checksums, nets."
-Row = tuple[str, str, str, str, str, str]  # a run's name, seed, state, iterations, errors, and where it is
 
 
 @app.command(rich_help_panel="Read")
@@ -42,11 +45,23 @@ def status(
     if records and not check:
         raise UsageError("runs are named for --check; --runs DIR names the folder to show.")
     if check:
-        _check(records or [runs])
-        return
+        return _check(records or [runs])
     rows, notices = _look(runs)
     console = Console(highlight=False, soft_wrap=True)
-    _show(rows, console)
+    widths = [max((len(row[k]) for row in rows), default=0) for k in range(6)]
+    name = ""
+    for run, seed, state, done, errors, where in rows:  # in columns that are as wide for all nets
+        if run != name:
+            name = run
+            console.print(Text(name, "bold"))
+        line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
+        line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
+        if len(line) > console.width:
+            parts = filter(None, (f"  {seed} {state}", done, errors, where))
+            line = Text("\n    ".join(parts), STYLES[state])
+        console.print(line)
+    if any(row[4] for row in rows):
+        console.print("Errors: training, then test or validation, as last measured.")
     states = Counter(row[2] for row in rows)
     told = ", ".join(f"{states[state]} {state}" for state in STYLES if states[state])
     console.print(f"{_count(len(rows))}: {told}." if rows else f"No runs in {runs}.", markup=False)
@@ -58,7 +73,6 @@ def status(
 
 def _check(paths: Sequence[Path]) -> None:
     """One line for all records that are whole, one for each thing that is broken; exits with 1 if any is."""
-    from resrepro.records.collection import Identity, verify
 
     def read_checkpoint(path: Path) -> Identity:
         from resrepro.evaluation.sources import read_net  # imports torch
@@ -73,21 +87,17 @@ def _check(paths: Sequence[Path]) -> None:
             print(f"{path}: broken: {trouble.replace(f'{path}/', '')}")
     broken = sum(bool(troubles) for *_, troubles in checked)
     if len(checked) == 1 and not broken:
-        print(f"{path}: whole ({summary})")
-        return
+        return print(f"{path}: whole ({summary})")
     print(f"{len(checked) - broken} whole, {broken} broken.")
     if broken:
         print("The command that started a run restores of it what its checkpoint holds.")
         raise typer.Exit(1)
 
 
-def _look(runs: Path) -> tuple[list[Row], list[str]]:
-    """Every run below a runs folder and every one submitted from it, by name and seed, and a sentence on
-    each file that is broken and on a queue that does not answer. Tells of each run.
+def _look(runs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Of each run below a runs folder, or submitted from it, name, seed, state, iterations, errors and place;
+    and a sentence on each file that is broken and on a queue that does not answer. Tells of each run.
     """
-    from resrepro.launch.slurm import FOLDER, QueueError, jobs_of, place_of
-    from resrepro.records.collection import collect
-
     collection = collect([runs])
     records = {(run.name, run.seed): run for run in collection.runs}
     notices = list(collection.broken)
@@ -98,7 +108,7 @@ def _look(runs: Path) -> tuple[list[Row], list[str]]:
         queue = jobs_of(runs)
     except QueueError as error:
         notices.append(f"Only what lies in {runs} is shown: {error}")
-    rows = []
+    rows = list[tuple[str, ...]]()
     for name, seed in sorted({*records, *submitted, *locked, *queue}):
         run, folder = records.get((name, seed)), runs / name / f"seed{seed}"
         state, where = _state_of(run, queue.get((name, seed)), folder)
@@ -118,42 +128,21 @@ def _look(runs: Path) -> tuple[list[Row], list[str]]:
     return rows, notices
 
 
-def _state_of(run: "Run | None", job: "QueuedJob | None", folder: Path) -> tuple[str, str]:
+def _state_of(run: Run | None, job: QueuedJob | None, folder: Path) -> tuple[str, str]:
     """One of STYLES, and in whose hands a run is: its job's or its process's."""
-    from resrepro.records.storage import holder_of
-
     over = "finished" if run and run.finished else "diverged" if run and run.status == "diverged" else ""
     if job is not None:  # of a run that is over something may be measured
         return over or ("waiting" if job.state == "PENDING" else "running" if run else "starting"), str(job)
-    holder = None if over else holder_of(folder)
-    if holder is not None:
+    if not over and (holder := holder_of(folder)):
         return "running" if run else "starting", f"process {holder.pid} on {holder.host}"
     return over or ("interrupted" if run else "failed"), ""
-
-
-def _show(rows: Sequence[Row], console: Console) -> None:
-    """The runs, those of one name below it, in columns that are as wide in all of them."""
-    widths = [max((len(row[k]) for row in rows), default=0) for k in range(6)]
-    name = ""
-    for run, seed, state, done, errors, where in rows:
-        if run != name:
-            name = run
-            console.print(Text(name, "bold"))
-        line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
-        line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
-        if len(line) > console.width:
-            parts = filter(None, (f"  {seed} {state}", done, errors, where))
-            line = Text("\n    ".join(parts), STYLES[state])
-        console.print(line)
-    if any(row[4] for row in rows):
-        console.print("Errors: training, then test or validation, as last measured.")
 
 
 def _count(runs: int) -> str:
     return f"{runs} run{'s' * (runs != 1)}"
 
 
-def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
+def show_plan(plan: Plan, device: str | None, console: Console) -> None:
     """Print a line for each net and state, what is measured after, and the disk that all of it takes.
 
     No time is told where `device` is None, since the runs are trained elsewhere.
@@ -175,47 +164,40 @@ def show_plan(plan: "Plan", device: str | None, console: Console) -> None:
     lines.append(_totals(plan))
     shown, claims = (", ".join(exhibit.stem for exhibit in plan.exhibits), ", ".join(map(str, plan.claims)))
     if shown:
-        lines.append(
-            f"Shown at the end: {shown}; verdicts on claims {claims}." if claims else f"At the end: {shown}."
-        )
+        lines.append(f"Shown at the end: {shown}{claims and f'; verdicts on claims {claims}'}.")
     for line in lines:
         console.print(line, markup=False)
 
 
-def _table_of(plan: "Plan", device: str | None) -> Grid:
+def _table_of(plan: Plan, device: str | None) -> Grid:
     """Runs of one net that are in one state share a line."""
-    from resrepro.launch.local import disk_mib, seconds_of, span
-    from resrepro.records.collection import collect
-
     seen = collect([plan.runs]).runs if device else ()
     grid = Grid(("run", "seeds", "state", "time each", "MiB each"), left=3)
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in plan.steps:
-        at = f" at {step.done:,} of {step.spec.recipe.iterations:,}" if step.done else ""
-        state = {"resume": f"to resume{at}", "start": "to start"}.get(step.state, step.state)
+        state = PLANNED[step.state][0]
+        if step.state == "resume" and step.done:
+            state += f" at {step.done:,} of {step.spec.recipe.iterations:,}"
         groups.setdefault((step.spec.experiment, state), []).append(step)
     for (name, state), steps in groups.items():
         first = steps[0]
         time = span(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
         disk = f"{disk_mib(first.spec):,.1f}" if first.to_train else ""
         seeds = ", ".join(str(step.seed) for step in steps)
-        grid.add(name, seeds, Text(state, PLANNED[first.state]), time, disk)
+        grid.add(name, seeds, Text(state, PLANNED[first.state][1]), time, disk)
     return grid
 
 
-def _totals(plan: "Plan") -> str:
+def _totals(plan: Plan) -> str:
     """How many runs there are of each state, and the disk that the missing ones take."""
-    from resrepro.launch.local import disk_mib
-
     if not plan.steps:
         return "No run is needed."
-    if not plan.to_train:
+    states = Counter[str](step.state for step in plan.steps)
+    if not any(step.to_train for step in plan.steps):
         left = len(plan.to_measure)
         what = f"{left} measurement{'s' * (left != 1)}" if left else "nothing"
-        which = "all runs are done" if not plan.blocked else "no other run can be trained"
+        which = "no other run can be trained" if states["blocked"] else "all runs are done"
         return f"{_count(len(plan.steps))}: {which}; {what} to do."
-    states = Counter[str](step.state for step in plan.steps)
-    words = {"done": "done", "resume": "to resume", "start": "to start", "blocked": "blocked"}
-    counts = ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
-    disk = sum(disk_mib(step.spec) for step in plan.to_train if step.state == "start")
+    counts = ", ".join(f"{states[key]} {word}" for key, (word, _) in PLANNED.items() if states[key])
+    disk = sum(disk_mib(step.spec) for step in plan.steps if step.state == "start")
     return f"{_count(len(plan.steps))}: {counts}; {disk:,.0f} MiB."

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
-from resrepro.cli.screen import raise_failures, tell
+from resrepro.cli.view import raise_failures, tell
 from resrepro.errors import DataError, Diverged, ResreproError, UsageError
 from resrepro.launch import Plan, Step, option_words, step_of, train_words
 from resrepro.spec import Spec, catalogue, check_shortcut, in_folder

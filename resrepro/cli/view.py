@@ -1,33 +1,125 @@
-"""What is seen of runs: a table in a terminal, lines elsewhere, events for the process that started one."""
+"""What is seen: stdout and stderr, which may end before the work does, be silenced, or given JSON alone; and
+runs under way: a table in a terminal, lines elsewhere, events for the process that started one.
+"""
 
+import io
 import json
 import os
 import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from resrepro.cli.screen import tell
+from resrepro.comparison.groups import SET_NAMES
 from resrepro.comparison.screen import Grid
-from resrepro.errors import Interrupted
+from resrepro.errors import Interrupted, ResreproError
 from resrepro.launch.local import Event, Job, Outcome, RunPool
 from resrepro.records import read_run
 from resrepro.spec import default_shortcut, in_folder, net_label
 from resrepro.spec.catalogue import find
+from resrepro.training import is_first
 from resrepro.training.progress import Pace, Sample, Watcher, clock, sample_line
 
 if TYPE_CHECKING:
     from resrepro.training.measure import Errors
 
 STATES = ("running", "finished", "failed", "stopped", "waiting")
-WORDS = {"train": "training error", "val": "validation error", "test": "test error"}
+
+
+class Screen:
+    """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal.
+
+    What is written after that is dropped, and the work goes on; `lost` is told of the first error, once.
+    """
+
+    def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
+        self.stream, self.lost = stream, lost
+        self.error: OSError | None = None
+        self.silent = False
+        self.told: list[Mapping[str, object]] | None = None  # for --json
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Show a text; returns its length."""
+        if not self.silent:
+            self._attempt(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Show what is waiting."""
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, call: Callable[..., object], *text: str) -> None:
+        try:
+            call(*text)
+        except OSError as error:
+            with suppress(OSError, ValueError):  # where it is no file; what waits in it is dropped as well
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+            if self.error is None:
+                self.error = error
+                self.lost(error)
+
+
+def print_json(content: object) -> None:
+    """Print JSON as --json does."""
+    print(json.dumps(content, indent=2, ensure_ascii=False), flush=True)
+
+
+@contextmanager
+def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
+    """While active, neither stdout, whose end is told to `lost`, nor stderr ends the process."""
+    before = sys.stdout, sys.stderr
+    screen = Screen(sys.stdout or io.StringIO(), lost)  # None: it was closed before the start
+    sys.stdout, sys.stderr = screen, Screen(sys.stderr or io.StringIO(), lambda error: None)
+    try:
+        yield screen
+    finally:
+        if screen.told is not None and is_first():
+            screen.silent = False
+            print_json(screen.told)
+        sys.stdout, sys.stderr = before
+
+
+def silence(option: typer.CallbackParam, wanted: bool) -> bool:
+    """Show nothing on stdout, by --json what `tell` is given, as a list at the end, if that is wanted."""
+    if wanted and isinstance(sys.stdout, Screen):
+        sys.stdout.silent = True
+        if "--json" in option.opts:
+            sys.stdout.told = []
+    return wanted
+
+
+def tell(**content: object) -> None:
+    """Add an object to what --json shows."""
+    if isinstance(sys.stdout, Screen) and sys.stdout.told is not None:
+        sys.stdout.told.append(content)
+
+
+def raise_failures(failed: Mapping[str, str], of: str = "") -> None:
+    """Name what could not be done, each with its reason; raises a ResreproError if there is anything."""
+    if not failed:
+        return
+    console = Console(stderr=True, highlight=False)
+    console.print("Failed:")
+    for name, why in failed.items():
+        console.print(f"  {name}: {why}", markup=False, soft_wrap=not console.is_terminal)
+    raise ResreproError(f"{len(failed)}{of} could not be done; the same command tries again.")
+
+
+# --- runs under way -------------------------------------------------------------------------------------
 
 
 class EventView(Watcher):
@@ -122,7 +214,7 @@ class RunsView:
         usual = shortcut == default_shortcut(dataset, depth)
         label = net_label(depth, run.spec["plain"], None if usual else shortcut)
         errors = {key: value["top1_err"] for key, value in run.result["last"].items()}
-        told = ", ".join(f"{WORDS[key]} {error:.2f} %" for key, error in errors.items())
+        told = ", ".join(f"{SET_NAMES[key]} error {error:.2f} %" for key, error in errors.items())
         lines = [f"{label}, seed {run.seed}: {told} (last iteration)."]
         departures = run.result["departures"]
         tell(record=str(folder), seed=run.seed, status=run.status, top1_err=errors, departures=departures)
@@ -161,10 +253,8 @@ class RunsView:
 
 
 def train_all(pool: RunPool, view: RunsView, way_on: str = "") -> dict[Job, Outcome]:
-    """Train all runs of a pool, shown in a view; returns how those ended that did not finish.
-
-    Raises:
-        Interrupted: after a signal; what was begun has its checkpoint.
+    """Train all runs of a pool, shown in a view; returns how those ended that did not finish (Interrupted
+    after a signal; what was begun has its checkpoint).
     """
     pool.hear, pool.end = view.hear, view.end
     with view.live:

@@ -5,6 +5,7 @@ follow one recipe on the same images in the same mode are a `Protocol`: whatever
 protocol, and of several RULE chooses. Errors are of the last iteration, in percent.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,8 +31,7 @@ SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 FAST = "fast"
 OF_TEST = "the test set", "the test images"  # how notices begin that are about the test images alone
 AFTERWARDS = "test error measured after training, on all 10,000 test images"
-Quantity = Mapping[str, Any]
-"""A column of layouts.toml: its `set` and, where `eval` measures it, `protocol` and `metric`."""
+Quantity = Mapping[str, Any]  # a column of layouts.toml: its `set`, and `protocol` and `metric` of `eval`
 Net = TypeVar("Net")
 
 
@@ -60,7 +60,7 @@ class SeedGroup:
         return [(run, value) for run, value in read if value is not None]
 
     def values(self, quantity: Quantity) -> list[float]:
-        """The same without the runs."""
+        """The values of `measured` without the runs."""
         return [value for _, value in self.measured(quantity)]
 
     def lacking(self, quantity: Quantity) -> list[Run]:
@@ -94,9 +94,7 @@ class SeedGroup:
         images = run.env["data"]["images"].get("val")
         return (run.spec["dataset"], run.classes, run.spec["recipe"]["image_size"], images) == paper
 
-    def caveats(
-        self, quantities: Sequence[Quantity] = ({"set": "held_out"},), as_trained: bool = False
-    ) -> list[str]:
+    def caveats(self, quantities: Sequence[Quantity], as_trained: bool = False) -> list[str]:
         """Everything that must be said beside some of its quantities: departures, notices, data, mode.
 
         `as_trained`: of the test error that was measured while training, whole or not.
@@ -104,12 +102,13 @@ class SeedGroup:
         first, sets = self.first, {self.set_of(quantity) for quantity in quantities}
         images = first.env["data"]["images"]
         sentences = [text for run in self.runs for text in run.result["departures"]]
-        whole_test = "test" in sets and not as_trained and any(run.test for run in self.runs)
+        tested = any(run.error("test") is not None for run in self.runs)
+        whole_test = "test" in sets and not as_trained and tested
         for run in self.runs:
             silent = "test" not in sets or (whole_test and not run.own_test_is_whole)
             sentences += [text for text in run.result["notices"] if not (silent and text.startswith(OF_TEST))]
-            if whole_test and run.test and run.test.evaluation:
-                sentences += [*run.test.evaluation.data.notices, AFTERWARDS]
+            if whole_test and not run.own_test_is_whole and run.test_afterwards:
+                sentences += [*run.test_afterwards.data.notices, AFTERWARDS]
         if first.family == "imagenet":
             sentences += about_images(first.classes, images, sentences)
         if first.env["mode"] != "default":
@@ -155,10 +154,10 @@ def data_told(run: Run | None) -> str:
 
 def spell_data(notices: Iterable[str] = (), classes: int | None = None, side: int | None = None) -> str:
     """The same of what a record says of its images; the folder is named by a notice."""
-    named = (re.match("the folder (.+) has ", notice) for notice in notices)
+    named = filter(None, (re.match("the folder (.+) has ", notice) for notice in notices))
+    name = next((found[1] for found in named), "a folder of images")
     facts = [f"{classes:,} classes"] if classes else []
     facts += [f"images of {side}x{side}"] if side else []
-    name = next((found[1] for found in named if found), "a folder of images")
     return name + (f" ({', '.join(facts)})" if facts else "")
 
 
@@ -167,27 +166,21 @@ def _spell_images(classes: int | None, images: Mapping[str, int]) -> str:
     return f"{sizes} images" if classes is None else f"{classes:,} classes, {sizes} images"
 
 
-def runs_of(experiments: Iterable[str], runs: Iterable[Run]) -> list[Run]:
-    """The runs of some experiments."""
-    names = set(experiments)
-    return [run for run in runs if run.experiment in names]
+def seed_name(run: Run) -> str:
+    """How a run is told: `cifar10-plain56 seed 0`."""
+    return f"{run.name} seed {run.seed}"
 
 
 def unfinished(runs: Iterable[Run]) -> list[str]:
     """The unfinished and diverged among runs: `cifar10-plain56 seed 0 (running at iteration 1,000)`."""
-    return [
-        f"{run.name} seed {run.seed} ({run.status} at iteration {run.result['iteration']:,})"
-        for run in runs
-        if not run.finished
-    ]
+    left = (run for run in runs if not run.finished)
+    return [f"{seed_name(run)} ({run.status} at iteration {run.result['iteration']:,})" for run in left]
 
 
 def seed_groups(runs: Iterable[Run]) -> list[SeedGroup]:
     """Runs by what they share but for the seed, in a fixed order."""
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.seed_group, []).append(run)
-    return [SeedGroup(tuple(sorted(group, key=lambda run: run.seed))) for _, group in sorted(groups.items())]
+    ordered = sorted(runs, key=lambda run: (run.seed_group, run.seed))
+    return [SeedGroup(tuple(own)) for _, own in itertools.groupby(ordered, lambda run: run.seed_group)]
 
 
 def iterations_of(run: Run) -> int:
@@ -196,11 +189,7 @@ def iterations_of(run: Run) -> int:
 
 
 def spec_of(run: Run) -> Spec:
-    """The specification of a run; one of another version may have settings that this one does not know.
-
-    Raises:
-        TypeError, ValueError: if it does.
-    """
+    """The specification of a run; TypeError or ValueError if this version does not know its settings."""
     recipe = recipe_from_json(run.spec["recipe"])
     return catalogue.derive(catalogue.find(run.experiment), **vars(recipe))
 
@@ -227,9 +216,9 @@ class Protocol(Generic[Net]):
         free: the settings in which its nets may differ.
     """
 
-    groups: Mapping[Net, SeedGroup]
-    doubles: Mapping[Net, tuple[SeedGroup, ...]] = field(default_factory=dict)
-    left_out: Mapping[Net, tuple[Run, ...]] = field(default_factory=dict)
+    groups: dict[Net, SeedGroup] = field(default_factory=dict)
+    doubles: dict[Net, list[SeedGroup]] = field(default_factory=dict)
+    left_out: dict[Net, list[Run]] = field(default_factory=dict)
     free: tuple[str, ...] = FREE_SETTINGS
 
     @property
@@ -250,7 +239,8 @@ class Protocol(Generic[Net]):
     @property
     def held_out(self) -> str:
         """The set of its held-out error: the whole test set where all runs have it, else the headline's."""
-        return "test" if all(run.test for run in self.runs) else self.first.headline_split
+        whole = all(run.error("test") is not None for run in self.runs)
+        return "test" if whole else self.first.headline_split
 
     def rank(self, enough: int) -> tuple[Any, ...]:
         """Its place among the protocols of an exhibit; what it says of the paper plays no part.
@@ -322,17 +312,18 @@ def protocols_of(
             shared.setdefault(alike, {}).setdefault(net, []).append(run)
     found: list[Protocol[Net]] = []
     for nets in shared.values():
-        groups: dict[Net, SeedGroup] = {}
-        doubles: dict[Net, tuple[SeedGroup, ...]] = {}
-        left_out: dict[Net, tuple[Run, ...]] = {}
+        protocol: Protocol[Net] = Protocol(free=free)
         for net, own in nets.items():
-            waiting = [run for run in own if not run.finished]
+            waiting = [
+                run for group in seed_groups(run for run in own if not run.finished) for run in group.runs
+            ]
             if finished := seed_groups(run for run in own if run.finished):
                 shown = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
-                groups[net], doubles[net] = shown, tuple(group for group in finished if group is not shown)
+                protocol.groups[net] = shown
+                protocol.doubles[net] = [group for group in finished if group is not shown]
                 waiting = [run for run in waiting if run.seed_group == shown.first.seed_group]
             if waiting:
-                left_out[net] = tuple(sorted(waiting, key=lambda run: (run.seed_group, run.seed)))
-        if groups:
-            found.append(Protocol(groups, doubles, left_out, free))
+                protocol.left_out[net] = waiting
+        if protocol.groups:
+            found.append(protocol)
     return sorted(found, key=lambda one: one.rank(enough), reverse=True)

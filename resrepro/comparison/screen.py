@@ -25,11 +25,10 @@ FULL = 80  # columns from which on a table that is too wide becomes two, not blo
 WRAP = 24  # columns that a cell of sentences needs at least
 NO_BREAK = "\u00a0"
 SPREAD = re.compile(r" (?=\([\d.,]+(±|\+-))")  # before a mean in brackets
-SHORT = {
+SHORT = {  # words of headings that are longer than what stands below
     "difference": "diff.", "training": "train", "validation": "val.", "params": "par.", "layers": "lay.",
     "sample": "smp.",
 }  # fmt: skip
-"""Words of headings that are longer than what stands below."""
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
@@ -89,8 +88,8 @@ class Grid:
         plain = [head.replace(":", "") for head in heads]
         whole = [head.replace(" ", NO_BREAK) for head in plain]
         short = [" ".join(SHORT.get(word, word) for word in head.split(" ")) for head in plain]
-        tries = [(whole, rows, [every]), (short, rows, [every]), (short, rows, [telling])]
-        tries.append((short, below, [telling]))
+        tries = [(whole, rows, [every])]
+        tries += [(short, rows, [every]), (short, rows, [telling]), (short, below, [telling])]
         if options.max_width >= FULL:
             middle = len(telling) // 2 + 1
             tries.append((short, below, [telling[:middle], [0, *telling[middle:]]]))

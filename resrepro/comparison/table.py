@@ -107,11 +107,7 @@ def run_folders(runs: Iterable[Run]) -> str:
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write `<name>.md`, `.csv` and `.tex` into a folder and return their paths.
-
-    Raises:
-        RecordError: if the folder cannot be written.
-    """
+    """Write `<name>.md`, `.csv` and `.tex` into a folder, return their paths; RecordError if that fails."""
     texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
     for kind, text in texts.items():
         write_out(folder / f"{table.name}.{kind}", text.encode())

@@ -2,7 +2,8 @@
 
 Runs share a cell only if they are identical but for the seed, and a table only if they follow one protocol
 (`comparison.groups`). Errors are those of the last iteration; "best run" and "best sample" stand in columns
-of their own.
+of their own, and so do the paper's ensembles and ours: its errors are of the ILSVRC test set, whose labels
+are not public, ours of validation images.
 """
 
 import math
@@ -10,37 +11,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from resrepro.comparison.groups import (
-    RULE,
-    SET_NAMES,
-    Protocol,
-    Quantity,
-    SeedGroup,
-    data_told,
-    protocols_of,
-    runs_of,
-    unfinished,
-)
-from resrepro.comparison.table import (
-    DASH,
-    GAPS,
-    NONE,
-    Notes,
-    Row,
-    Table,
-    eval_command,
-    spell_mean,
-    train_command,
-)
-from resrepro.comparison.tables_1_and_5 import table_5
+from resrepro.comparison import groups, table
+from resrepro.comparison.groups import Protocol, Quantity, SeedGroup
+from resrepro.comparison.table import DASH, NONE, Notes, Row, Table, train_command
 from resrepro.paper import Number, layouts, published
-from resrepro.records import Run
+from resrepro.records import FINISHED, Run
 from resrepro.records.reading import Ensemble
 from resrepro.spec import catalogue
 
 PAPER, OURS, DIFFERENCE = "paper", "ours", "difference"
 MEAN = "Ours: mean ± standard deviation (n runs; n−1 in the deviation) of the last-iteration error."
-SAMPLE = "at any sampling point, chosen on the very set it is measured on, hence optimistic"
 ASSUMED = (
     "Where the paper is silent we assume: `resrepro list <experiment>` marks each setting as stated, "
     "derived or assumed."
@@ -52,10 +32,10 @@ NO_DIFFERENCE = (
 )
 SHORTENED = "Runs of the paper's length are made by:"
 APART = "iterations", "mode", "split"  # by which protocols are told apart first
-Plan = Mapping[str, Any]
-"""An exhibit's entry in layouts.toml, with its `name`."""
-Line = Mapping[str, Any]
-"""One of its rows."""
+ENSEMBLE_COMMAND = "resrepro eval RUN RUN ... --ensemble --protocol multi_scale --data DIR"
+SET = "val"  # of ensembles
+Plan = Mapping[str, Any]  # an exhibit's entry in layouts.toml, with its `name`
+Line = Mapping[str, Any]  # one of its rows
 
 
 def build(
@@ -63,14 +43,15 @@ def build(
 ) -> Table:
     """The table of an exhibit of layouts.toml from runs (and for Table 5 ensembles) that were read already.
 
-    Of the runs the one protocol is shown that RULE chooses; with `every` those of all protocols, each in rows
-    of its own below the net's.
+    Of the runs the one protocol is shown that `groups.RULE` chooses; with `every` those of all protocols,
+    each in rows of its own below the net's.
     """
     plan = {"name": exhibit, **layouts()[exhibit]}
     if "members" in plan:
-        return table_5(plan, runs, ensembles)
+        return _table_5(plan, runs, ensembles)
     nets = {line["label"]: line["experiment"] for line in plan["rows"] if "experiment" in line}
-    protocols = protocols_of({label: runs_of([experiment], runs) for label, experiment in nets.items()})
+    members = {label: [run for run in runs if run.experiment == name] for label, name in nets.items()}
+    protocols = groups.protocols_of(members)
     shown = protocols[0] if protocols else None
     notes, rows, records = Notes(), [], []
     for line in plan["rows"]:
@@ -82,20 +63,20 @@ def build(
             rows.append(Row(cells, notes.number(told), section))
             records.append(_record(plan, line, group))
     gaps = tuple(_missing(plan, nets, shown))
-    longer: tuple[tuple[str, str], ...] = ()  # of the nets shown without a run of full length
+    longer = []  # of the nets shown without a run of full length
     for label in shown.groups if shown else ():
-        groups = [each.groups[label] for each in protocols if label in each.groups]
-        if all(group.first.status == "shortened" for group in groups):
-            longer += ((label, train_command(nets[label])),)
-    left_out = unfinished(runs_of(nets.values(), runs))
+        firsts = (each.groups[label].first for each in protocols if label in each.groups)
+        if all(run.status == "shortened" for run in firsts):
+            longer.append((label, train_command(nets[label])))
+    left_out = groups.unfinished(run for run in runs if run.experiment in nets.values())
     return Table(
         name=exhibit,
-        title=plan["title"].format(data=data_told(shown.first if shown else None)),
+        title=plan["title"].format(data=groups.data_told(shown.first if shown else None)),
         columns=tuple(heading for heading, _ in _fields(plan, plan["rows"][0], None)),
         rows=tuple(rows),
         notes=tuple(notes),
-        missing=gaps or longer,
-        lead=GAPS if gaps or not longer else SHORTENED,
+        missing=gaps or tuple(longer),
+        lead=table.GAPS if gaps or not longer else SHORTENED,
         remarks=tuple(_remarks(plan, left_out, protocols, every)),
         records=tuple(records),
     )
@@ -181,7 +162,7 @@ def _ours(line: Line, quantity: Quantity, group: SeedGroup | None) -> str:
     if group is None:
         return DASH if "experiment" in line else ""
     if values := group.values(quantity):
-        return spell_mean(values)
+        return table.spell_mean(values)
     return DASH if group.set_of(quantity) in group.first.env["data"]["images"] else ""
 
 
@@ -202,7 +183,7 @@ def _missing(plan: Plan, nets: Mapping[str, str], shown: Protocol[str] | None) -
             yield label, shown.command(experiment, {}, seeds)
         else:
             lacking = [(group.lacking(q), q.get("protocol")) for q in plan["quantities"]]
-            wanted = [eval_command(runs, name) for runs, name in lacking if runs]
+            wanted = [table.eval_command(runs, name) for runs, name in lacking if runs]
             # Published records have no checkpoint: who has none makes one.
             published = group.first.folder.parents[1].name == "results"
             train = [shown.command(experiment, {}, len(group.runs))] * published
@@ -212,12 +193,11 @@ def _missing(plan: Plan, nets: Mapping[str, str], shown: Protocol[str] | None) -
 def _remarks(
     plan: Plan, left_out: Sequence[str], protocols: Sequence[Protocol[str]], every: bool
 ) -> Iterable[str]:
-    """The sentences below the notes."""
     quantities = plan["quantities"]
-    groups = [group for protocol in protocols[: None if every else 1] for group in protocol.groups.values()]
+    drawn = [group for one in protocols[: None if every else 1] for group in one.groups.values()]
     if protocols:
         shown, *others = protocols
-        yield f"Runs shown: {shown.name} ({shown.size}). Rule: {RULE}."
+        yield f"Runs shown: {shown.name} ({shown.size}). Rule: {groups.RULE}."
         if others:
             told = "; ".join(f"{other.name} ({other.size})" for other in others)
             settings = [(key, one.first.setting(key)) for key in APART for one in others]
@@ -229,16 +209,17 @@ def _remarks(
         yield f"Not in the table: {', '.join(left_out)}."
     if any(quantity["set"] == "train" for quantity in quantities):
         yield TRAINING_ERROR
-    has_paper = any("value" in quantity for quantity in quantities)
-    if has_paper and any(not group.comparable for group in groups):
+    if any("value" in each for each in quantities) and not all(group.comparable for group in drawn):
         yield NO_DIFFERENCE
     yield from plan.get("remarks", ())
     for name in dict.fromkeys(quantity["protocol"] for quantity in quantities if "protocol" in quantity):
         yield catalogue.protocols()[name].assumptions()
-    if plan.get("best") and groups:
-        name, part = _headline(plan, groups[0])["name"], SET_NAMES[groups[0].first.headline_split]
-        best = f"Best run: the lowest {name} of a run. Best sample: the lowest {part} error {SAMPLE}."
-        yield f"{MEAN} {best}"
+    if plan.get("best") and drawn:
+        name, part = _headline(plan, drawn[0])["name"], groups.SET_NAMES[drawn[0].first.headline_split]
+        yield (
+            f"{MEAN} Best run: the lowest {name} of a run. Best sample: the lowest {part} error at any "
+            "sampling point, chosen on the very set it is measured on, hence optimistic."
+        )
     else:
         yield MEAN
     yield ASSUMED
@@ -270,3 +251,87 @@ def _record(plan: Plan, line: Line, group: SeedGroup | None) -> dict[str, object
     row["iterations"] = group.first.result["iterations"] if group else NONE
     row["departures"] = "; ".join(group.caveats(plan["quantities"])) if group else ""
     return row
+
+
+def _table_5(plan: Plan, runs: Sequence[Run], ensembles: Iterable[Ensemble]) -> Table:
+    """The paper's ensembles and those of ours in which every net was trained to its end."""
+    dataset = plan["members"][0].partition("-")[0]
+    reasons = [(ensemble, _why_left_out(ensemble, dataset)) for ensemble in ensembles]
+    ours = [ensemble for ensemble, reason in reasons if not reason]
+    left_out = [f"the ensemble of {_spell_members(one)} ({reason})" for one, reason in reasons if reason]
+    left_out += groups.unfinished(run for run in runs if run.experiment in plan["members"])
+    exact = {run.experiment for run in runs if run.finished and run.paper_exact}
+    lacking = [name for name in plan["members"] if name not in exact]
+    untrained = [(catalogue.find(name).label, train_command(name)) for name in lacking]
+    notes, rows, records = Notes(), [], []
+    for line in plan["rows"]:
+        paper = published()["table5", line["label"], "top5_err"].value
+        gap = DASH if line.get("ours") and not ours else ""
+        rows.append(Row((line["label"], "", "", f"{paper:.2f}", gap)))
+        records.append(_ensemble_record(line["label"], paper, None))
+        for ensemble in ours if line.get("ours") else ():
+            error, size = ensemble.errors[SET]["top5_err"], str(len(ensemble.members))
+            cells = f"↳ ensemble of {size}", size, ensemble.protocol, "", f"{error:.2f}"
+            rows.append(Row(cells, notes.number(_ensemble_caveats(ensemble))))
+            records.append(_ensemble_record(cells[0], None, ensemble))
+    data = groups.spell_data(ours[0].data.notices, ours[0].data.classes) if ours else groups.spell_data()
+    return Table(
+        name=plan["name"],
+        title=plan["title"].format(data=data),
+        columns=("ensemble", "nets", "protocol", "top-5 error: paper (test)", "ours (val)"),
+        rows=tuple(rows),
+        notes=tuple(notes),
+        missing=() if ours else (*untrained, ("ensemble", ENSEMBLE_COMMAND)),
+        remarks=(*((f"Not in the table: {', '.join(left_out)}.",) if left_out else ()), *plan["remarks"]),
+        records=tuple(records),
+    )
+
+
+def _why_left_out(ensemble: Ensemble, dataset: str) -> str:
+    """Why an ensemble has no place in the table of ensembles on a dataset; empty if it has one."""
+    if ensemble.data.name != dataset or SET not in ensemble.errors:
+        return f"measured on {ensemble.data.name}"
+    for member in ensemble.members:
+        if member.status not in FINISHED:
+            return f"{member.label} is {member.status} at iteration {member.iteration:,}"
+    return ""
+
+
+def _spell_members(ensemble: Ensemble) -> str:
+    """`ResNet-34 (B) seed 0, ResNet-152 seeds 0 and 1`."""
+    seeds: dict[str, list[str]] = {}
+    for member in ensemble.members:
+        seeds.setdefault(member.label, []).append(str(member.seed))
+    return ", ".join(
+        f"{label} seed{'s' if own[1:] else ''} {' and '.join(own)}" for label, own in seeds.items()
+    )
+
+
+def _ensemble_caveats(ensemble: Ensemble) -> list[str]:
+    """The members, and everything that must be said of them and of the data."""
+    sentences = [_spell_members(ensemble)]
+    for text in dict.fromkeys(text for member in ensemble.members for text in member.told):
+        labels = dict.fromkeys(member.label for member in ensemble.members if text in member.told)
+        every = all(text in member.told for member in ensemble.members)
+        sentences.append(text if every else f"{', '.join(labels)}: {text}")
+    data, size = ensemble.data, {SET: ensemble.data.images[SET]}
+    sentences += groups.not_said_yet(data.notices, data.classes, size, sentences)
+    sentences += groups.about_images(data.classes, size, sentences)
+    if ensemble.bn_stats == "precise":
+        sentences.append("BN statistics averaged over training batches")
+    return list(dict.fromkeys(sentences))
+
+
+def _ensemble_record(label: str, paper: float | None, ensemble: Ensemble | None) -> dict[str, object]:
+    errors = ensemble.errors[SET] if ensemble else {}
+    return {
+        "ensemble": label,
+        "members": _spell_members(ensemble) if ensemble else "",
+        "n": len(ensemble.members) if ensemble else NONE,
+        "protocol": ensemble.protocol if ensemble else "",
+        "bn_stats": ensemble.bn_stats if ensemble else "",
+        "top-5_error_paper_test": NONE if paper is None else paper,
+        "top-5_error_ours_val": errors.get("top5_err", NONE),
+        "top-1_error_ours_val": errors.get("top1_err", NONE),
+        "departures": "; ".join(_ensemble_caveats(ensemble)) if ensemble else "",
+    }

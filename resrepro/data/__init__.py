@@ -36,8 +36,8 @@ class Images:
         digest.update(self.labels.astype(np.uint8).tobytes())
         return digest.hexdigest()
 
-    def part(self, start: int, stop: int | None = None) -> "Images":
-        """Images start..stop as views, not copies."""
+    def part(self, start: int, stop: int) -> "Images":
+        """Images start..stop-1 as views, not copies."""
         return Images(self.pixels[start:stop], self.labels[start:stop])
 
 
@@ -82,9 +82,9 @@ class Dataset:
     @property
     def info(self) -> DatasetInfo:
         """What is known of it."""
-        sizes = {"train": len(self.train)} | {name: len(part) for name, part in self.held_out.items()}
-        parts = tuple(self.held_out)
-        return DatasetInfo(self.name, None, self.num_classes, sizes, self.checksums, self.notices, parts)
+        sizes = {name: len(part) for name, part in {"train": self.train, **self.held_out}.items()}
+        told = self.checksums, self.notices, tuple(self.held_out)
+        return DatasetInfo(self.name, None, self.num_classes, sizes, *told)
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,11 @@ def load_digits() -> Dataset:
 
     package = distribution("scikit-learn")  # not imported, since that takes longer than some updates do
     digits = np.loadtxt(str(package.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
-    grey = np.rint(digits[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    large = grey.repeat(2, axis=1).repeat(2, axis=2)
-    pixels = np.repeat(large[:, None], 3, axis=1)  # (1797, 3, 16, 16)
+    grey = np.rint(digits[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    pixels = grey.repeat(3, axis=1).repeat(2, axis=2).repeat(2, axis=3)  # (1797, 3, 16, 16)
     labels = digits[:, -1].astype(np.int64)
     held_out = np.arange(len(labels)) % 5 == 4
-    train, test = Images(pixels[~held_out], labels[~held_out]), Images(pixels[held_out], labels[held_out])
+    train, test = (Images(pixels[chosen], labels[chosen]) for chosen in (~held_out, held_out))
     return Dataset("digits", 10, train, {"test": test}, {"train": train.sha256(), "test": test.sha256()})
 
 

@@ -1,19 +1,24 @@
 """The order of a run's images and their augmentation, every choice a function of seed and iteration alone.
 
 Images in memory stay on the training device as uint8; each batch is drawn, augmented and normalised there as
-a whole (Section 4.2). A resumed run therefore sees the same batches, whatever the number of processes.
+a whole (Section 4.2), photographs are scaled and cut one by one (Section 3.4). A resumed run therefore sees
+the same batches, whatever the number of processes.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data import ALONE, Images, ProcessGroup
-from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
+from resrepro.data.photos import Pixels
+from resrepro.spec.catalogue import Protocol
+from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe, scaled
 
 Floats = npt.NDArray[np.float64]
 ORDER, AUGMENTATION, INITIAL_WEIGHTS = range(3)  # independent random streams of one seed
@@ -35,9 +40,8 @@ class EpochSampler:
     Each epoch has its own order, always drawn on the CPU; the last batch of one goes on into the next.
     """
 
-    def __init__(self, recipe: Recipe, count: int, seed: int, device: torch.device | None = None) -> None:
-        self.recipe, self.count, self.seed = recipe, count, seed
-        self.device = device or torch.device("cpu")
+    def __init__(self, recipe: Recipe, count: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.recipe, self.count, self.seed, self.device = recipe, count, seed, device
         self._orders: dict[int, Tensor] = {}
 
     def indices(self, iteration: int) -> Tensor:
@@ -65,10 +69,9 @@ class EpochSampler:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of images and activations: channels last, which is faster on the CPU (measured) than NCHW.
+    """The layout of images and activations: channels last, which is faster (measured) than NCHW.
 
-    Not on MPS, whose BN gradients are wrong for channels-last inputs in some PyTorch releases
-    (pytorch issue 175189).
+    Not on MPS, whose BN gradients are then wrong in some PyTorch releases (pytorch issue 175189).
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
@@ -76,17 +79,6 @@ def memory_format(device: torch.device) -> torch.memory_format:
 def laid_out(images: Tensor) -> Tensor:
     """The images in the memory layout that their device is fast with."""
     return images.contiguous(memory_format=memory_format(images.device))
-
-
-def mean_over(mean: str, image: Floats) -> Tensor:
-    """The mean that a recipe subtracts, from the mean image (3, H, W): per pixel, per channel, or none."""
-    if mean == "per_channel":
-        image = image.mean(axis=(1, 2), keepdims=True)
-    return torch.as_tensor(image if mean != "none" else np.zeros((3, 1, 1)), dtype=torch.float32)
-
-
-Draws = tuple[Tensor | None, Tensor | None]
-"""Corners of the crops (2, N) in the padded images, and coins (N, 1, 1, 1) for the flips; None for none."""
 
 
 class Normalisation:
@@ -110,63 +102,25 @@ class Normalisation:
         return laid_out((pixels.float() - self.mean.mean((1, 2), keepdim=True)) / self.divisor)
 
 
-class Augmentation(Normalisation):
-    """From uint8 pixels to what a CIFAR net sees: mean subtraction, padding, crop, flip (Section 4.2)."""
-
-    def __init__(self, recipe: CifarRecipe, mean: Tensor, std: Tensor | None = None) -> None:
-        super().__init__(recipe, mean, std)
-        self.recipe = recipe
-
-    @classmethod
-    def from_training_images(cls, recipe: CifarRecipe, train: Images, device: torch.device) -> "Augmentation":
-        """Take the recipe's mean from the images trained on."""
-        return cls(recipe, mean_over(recipe.mean, train.pixels.mean(axis=0, dtype=np.float64)).to(device))
-
-    def draw(self, generator: torch.Generator, share: slice) -> Draws:
-        """Choose crops and flips for a batch, of which this process has a share.
-
-        All (2 pad + 1)^2 offsets are equally likely (81 for the paper's 4 pixels).
-        """
-        recipe, count, device = self.recipe, self.recipe.batch_size, generator.device
-        offsets = coins = None
-        if recipe.pad:
-            offsets = torch.randint(2 * recipe.pad + 1, (2, count), generator=generator, device=device)[
-                :, share
-            ]
-        if recipe.flip:
-            coins = torch.rand(count, 1, 1, 1, generator=generator, device=device)[share]
-        return offsets, coins
-
-    def train(self, pixels: Tensor, draws: Draws) -> Tensor:
-        """A crop of each padded image or its flip, as drawn: uint8 (N, 3, H, W) -> float32, same shape."""
-        recipe, (offsets, coins) = self.recipe, draws
-        mean_first = recipe.pad_order == "mean_first"
-        images = (pixels.float() - self.mean) / self.divisor if mean_first else pixels.float()
-        if offsets is not None:
-            images = crop(images, recipe.pad, recipe.pad_value, offsets)
-        if not mean_first:
-            images = (images - self.mean) / self.divisor
-        if coins is not None:
-            images = torch.where(coins < 0.5, images.flip(3), images)
-        return laid_out(images)
-
-
-def crop(images: Tensor, pad: int, value: float, offsets: Tensor) -> Tensor:
-    """Pad (N, C, H, W) by `pad` on each side with `value`, then cut the H x W window at (2, N) offsets."""
-    count, _, height, width = images.shape
-    windows = F.pad(images, (pad,) * 4, value=value).unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(count, device=images.device), :, offsets[0], offsets[1]]
+def normalisation_by(recipe: Recipe, image: Floats, device: torch.device) -> Normalisation:
+    """What a recipe subtracts of the mean image (3, H, W): itself, the mean of each channel, or nothing."""
+    if recipe.mean == "per_channel":
+        image = image.mean(axis=(1, 2), keepdims=True)
+    mean = torch.as_tensor(image if recipe.mean != "none" else np.zeros((3, 1, 1)), dtype=torch.float32)
+    return Normalisation(recipe, mean.to(device))
 
 
 class TrainingBatches:
-    """The training set on a device, giving this process's share of batch after batch."""
+    """The training set on a device, giving this process's share of batch after batch.
+
+    Images are padded, cut, flipped and normalised as the recipe says (Section 4.2).
+    """
 
     def __init__(
-        self, recipe: CifarRecipe, train: Images, augmentation: Augmentation, seed: int,
-        group: ProcessGroup = ALONE,
-    ) -> None:  # fmt: skip
-        device = augmentation.mean.device
-        self.augmentation, self.seed = augmentation, seed
+        self, recipe: CifarRecipe, train: Images, device: torch.device, seed: int, group: ProcessGroup = ALONE
+    ) -> None:
+        self.recipe, self.seed = recipe, seed
+        self.normalisation = normalisation_by(recipe, train.pixels.mean(axis=0, dtype=np.float64), device)
         self.pixels, self.labels = on_device(train, device)
         self.generator = torch.Generator(device)
         self.sampler = EpochSampler(recipe, len(self.labels), seed, device)
@@ -176,15 +130,43 @@ class TrainingBatches:
         """Images (n, 3, H, W) float32 and labels (n,) of this process's share of update `iteration`."""
         return self.made(*self.choices(iteration))
 
-    def choices(self, iteration: int) -> tuple[Tensor, Draws]:
-        """The images of an update, (n,) int64, and what becomes of them."""
-        self.generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
-        draws = self.augmentation.draw(self.generator, self.share)
-        return self.sampler.indices(iteration)[self.share], draws
+    def choices(self, iteration: int) -> list[Tensor]:
+        """What makes up an update: indices of images (n,) int64 and, where the recipe pads, corners (2, n).
 
-    def made(self, indices: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        All (2 pad + 1)^2 corners are equally likely (81 for the paper's 4 pixels). Where the recipe flips a
+        coin (n, 1, 1, 1) in [0, 1) for each image follows.
+        """
+        generator, device = self.generator, self.generator.device
+        generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
+        pad, count, drawn = (
+            self.recipe.pad,
+            self.recipe.batch_size,
+            [self.sampler.indices(iteration)[self.share]],
+        )
+        if pad:
+            corners = torch.randint(2 * pad + 1, (2, count), generator=generator, device=device)
+            drawn.append(corners[:, self.share])
+        if self.recipe.flip:
+            drawn.append(torch.rand(count, 1, 1, 1, generator=generator, device=device)[self.share])
+        return drawn
+
+    def made(self, indices: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """The batch of some choices; work of the device alone."""
-        return self.augmentation.train(self.pixels[indices], draws), self.labels[indices]
+        recipe, rest = self.recipe, list(drawn)
+        mean, divisor = self.normalisation.mean, self.normalisation.divisor
+        images, mean_first = self.pixels[indices].float(), recipe.pad_order == "mean_first"
+        if mean_first:
+            images = (images - mean) / divisor
+        if recipe.pad:
+            (down, right), (height, width) = rest.pop(0), images.shape[2:]
+            padded = F.pad(images, (recipe.pad,) * 4, value=recipe.pad_value)
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+            images = windows[torch.arange(len(images), device=images.device), :, down, right]
+        if not mean_first:
+            images = (images - mean) / divisor
+        if recipe.flip:
+            images = torch.where(rest.pop(0) < 0.5, images.flip(3), images)
+        return laid_out(images), self.labels[indices]
 
 
 def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -218,3 +200,66 @@ class Lighting:
     def shifts(self, colours: Floats) -> Tensor:
         """Standard normal numbers (N, 3) -> shifts of R, G and B on the scale 0 to 255, (N, 3, 1, 1)."""
         return torch.as_tensor(colours @ self.axes.T, dtype=torch.float32)[:, :, None, None]
+
+
+# --- photographs scaled and cut ---------------------------------------------------------------------------
+
+
+def planes(image: Image.Image) -> Pixels:
+    """An RGB image as (3, H, W)."""
+    return np.asarray(image, np.uint8).transpose(2, 0, 1)
+
+
+def scaled_to(image: Image.Image, shorter: int) -> Image.Image:
+    """Scale an image so that its shorter side has `shorter` pixels (bilinear, antialiased)."""
+    width, height = image.size
+    if min(width, height) == shorter:
+        return image
+    longer = int(shorter * max(width, height) / min(width, height))
+    size = (shorter, longer) if width <= height else (longer, shorter)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def cut(image: Image.Image, left: int, top: int, size: int) -> Pixels:
+    """The crop of `size` x `size` pixels at a place, (3, size, size)."""
+    return planes(image.crop((left, top, left + size, top + size)))
+
+
+def center_crop(image: Image.Image, size: int) -> Pixels:
+    """The crop in the middle, (3, size, size); of two middles the one that rounding to even takes."""
+    left, top = (round((side - size) / 2) for side in image.size)
+    return cut(image, left, top, size)
+
+
+def ten_crops(image: Image.Image, size: int) -> Pixels:
+    """Four corners and centre of the image, then those of its flip, (10, 3, size, size) [21]."""
+    crops = []
+    for side in (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+        right, bottom = side.width - size, side.height - size
+        crops += [cut(side, *place, size) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+        crops.append(center_crop(side, size))
+    return np.stack(crops)
+
+
+def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pixels]:
+    """The views of one image: per scale crops (V, 3, S, S), or the whole image (1, 3, h, w)."""
+    large = [scaled_to(image, scaled(side, image_size)) for side in protocol.sides]
+    if protocol.crops == "dense":
+        return [planes(scale)[None] for scale in large]
+    if protocol.crops == "ten":
+        return [ten_crops(scale, image_size) for scale in large]
+    return [center_crop(scale, image_size)[None] for scale in large]
+
+
+def training_crop(image: Image.Image, recipe: ImageNetRecipe, choice: Sequence[float]) -> Pixels:
+    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`.
+
+    The shorter side is uniform on the whole numbers of the recipe's range, the place on all that the crop
+    fits in; half of the crops are flipped.
+    """
+    low, high = recipe.scale
+    size = recipe.image_size
+    large = scaled_to(image, low + int(choice[0] * (high - low + 1)))
+    left, top = (int(u * (side - size + 1)) for u, side in zip(choice[1:3], large.size, strict=True))
+    crop = cut(large, left, top, size)
+    return crop[:, :, ::-1] if recipe.flip and choice[3] < 0.5 else crop

@@ -78,7 +78,7 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
             raise DataError(f"the 45k/5k split takes {TRAINING:,} training images, not {len(train):,}.")
     held_out = {"test": test}
     if split == "45k5k":
-        held_out = {"val": train.part(len(train) - VALIDATION), "test": test}
+        held_out = {"val": train.part(len(train) - VALIDATION, len(train)), "test": test}
         train = train.part(0, len(train) - VALIDATION)
     return Dataset("cifar10", 10, train, held_out, checksums, tuple(notices))
 
@@ -141,7 +141,7 @@ def _read_folder(root: Path, split: str) -> Images:
 
     The last 5,000 of 50,000 so have 500 of each class, as the validation images should.
     """
-    from resrepro.data.photos import BadImage, planes, read_image, scan
+    from resrepro.data.photos import BadImage, read_image, scan
 
     photos = scan(root, split).labelled_by(CLASSES, "CIFAR-10")
     counts = np.bincount(photos.labels, minlength=len(CLASSES))
@@ -157,7 +157,7 @@ def _read_folder(root: Path, split: str) -> Images:
         if image.size != (32, 32):
             size = f"{image.width}x{image.height}"
             raise DataError(f"{photos.path(index)} has {size} pixels, and CIFAR-10's images have 32x32.")
-        pixels[place] = planes(image)
+        pixels[place] = np.asarray(image).transpose(2, 0, 1)
     return Images(pixels, photos.labels[order])
 
 

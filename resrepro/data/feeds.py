@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
-from resrepro.data.augment import Augmentation, Lighting, Normalisation, TrainingBatches, mean_over, on_device
-from resrepro.data.loader import BadImages, CropReader, Loading, PhotoViews, Views, photo_batches
-from resrepro.data.photos import PhotoSet, notices_of, scan_both
-from resrepro.data.statistics import statistics_of
-from resrepro.spec import Spec
+from resrepro.data.augment import Lighting, Normalisation, TrainingBatches, normalisation_by, on_device
+from resrepro.data.loader import CropReader, Loading, PhotoViews, Views, check_bad, left_out, photo_batches
+from resrepro.data.photos import PhotoSet, imagenet_classes, scan_both
+from resrepro.data.statistics import decoded_once, statistics_of
+from resrepro.spec import IMAGENET_IMAGES, Spec
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
 ROWS = 100  # updates whose choices lie on the device at a time
 EVAL_BATCH, EVAL_BATCH_GPU = 500, 2500  # images at most; large enough to keep cores, or a GPU, busy
+TOLD_WAITING, TELL_AFTER = 0.05, 100  # of the time; updates
 PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
 
 
@@ -39,10 +40,7 @@ class Feed(ABC):
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
-        """Images (n, 3, H, W) float32 and labels (n,) of updates start..stop-1.
-
-        n is the batch size, or this process's share of it.
-        """
+        """Images (n, 3, H, W) float32 and labels (n,) of updates start..stop-1, this process's share."""
 
     def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> "Slots":
         """Where a recorded update finds its batch; `batches` are those of the updates to come."""
@@ -59,8 +57,7 @@ class Feed(ABC):
     @property
     def precise_batches(self) -> int:
         """How many those are."""
-        epoch = -(-self.about.sizes["train"] // self.recipe.batch_size)
-        return min(PRECISE_BATCHES, epoch)
+        return min(PRECISE_BATCHES, -(-self.about.sizes["train"] // self.recipe.batch_size))
 
 
 class Slots:
@@ -102,9 +99,7 @@ class MemorySlots(Slots):
             updates = range(first, min(first + ROWS, stop))
             self.row.zero_()
             for row, update in enumerate(updates):
-                indices, draws = self.batches.choices(update)
-                self.drawn = [draw is not None for draw in draws]
-                parts = [indices, *(draw for draw in draws if draw is not None)]
+                parts = self.batches.choices(update)
                 self.tables = self.tables or [part.new_zeros(ROWS, *part.shape) for part in parts]
                 for table, part in zip(self.tables, parts, strict=True):
                     table[row].copy_(part)
@@ -113,10 +108,9 @@ class MemorySlots(Slots):
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Gather and augment the images of a row, and go to the next."""
-        indices, *draws = (table.index_select(0, self.row)[0] for table in self.tables)
+        choices = [table.index_select(0, self.row)[0] for table in self.tables]
         self.row += 1
-        offsets, coins = (draws.pop(0) if drawn else None for drawn in self.drawn)
-        return self.batches.made(indices, (offsets, coins))
+        return self.batches.made(*choices)
 
 
 class MemoryFeed(Feed):
@@ -128,8 +122,8 @@ class MemoryFeed(Feed):
     ) -> None:  # fmt: skip
         self.recipe, self.about, self.group = recipe, dataset.info, group
         self.protocol = protocol_for(recipe.test_view, "cifar")
-        self.normalisation = Augmentation.from_training_images(recipe, dataset.train, device)
-        self.training_batches = TrainingBatches(recipe, dataset.train, self.normalisation, seed, group)
+        self.training_batches = TrainingBatches(recipe, dataset.train, device, seed, group)
+        self.normalisation = self.training_batches.normalisation
         self._held_out = {name: on_device(part, device) for name, part in dataset.held_out.items()}
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
@@ -153,6 +147,21 @@ def memory_views(pixels: Tensor, labels: Tensor, group: ProcessGroup = ALONE) ->
     return (Views([part], truth) for part, truth in parts)
 
 
+def notices_of(dataset: str, photos: PhotoSet) -> tuple[str, ...]:
+    """What must be said of the images beside every number."""
+    train, val = photos
+    sizes = {"train": len(train), "val": len(val)}
+    if dataset == "imagenet" and train.classes == imagenet_classes() and sizes == IMAGENET_IMAGES:
+        return ()
+    told = f"{len(train.classes):,} classes, {len(train):,} training and {len(val):,} validation images"
+    if dataset == "imagenet":
+        told = f"the images are not those of ImageNet: {told} instead of 1,000, 1,281,167 and 50,000"
+    else:
+        told = f"the folder {train.root.resolve().name} has {told}"
+    unseen = len(train.classes) - len(set(val.labels.tolist()))
+    return (told, f"val has no images of {unseen} of the classes") if unseen else (told,)
+
+
 class PhotoFeed(Feed):
     """Photographs that workers read and cut while the net computes."""
 
@@ -165,22 +174,20 @@ class PhotoFeed(Feed):
         self.recipe, self.device, self.loading, self.group = recipe, device, loading, group
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         statistics = statistics_of(photos, recipe.image_size, loading, say, group)
-        bad = group.on_first(lambda: BadImages(loading.max_bad_images, statistics.bad))
-        train, val = (part.without(bad.reasons) for part in photos)
+        bad = statistics.bad
+        group.on_first(lambda: check_bad(bad, loading.max_bad_images))
+        train, val = photos = PhotoSet(*(part.without(bad) for part in photos))
+        notices = notices_of(spec.dataset, photos) + left_out(bad)
+        sizes = {"train": len(train), "val": len(val)}
         self.about = DatasetInfo(
-            name=spec.dataset,
-            classes=train.classes,
-            num_classes=len(train.classes),
-            sizes={"train": len(train), "val": len(val)},
-            checksums=statistics.checksums,
-            notices=notices_of(spec.dataset, PhotoSet(train, val)) + bad.notices(),
-            held_out=("val",),
+            spec.dataset, train.classes, len(train.classes), sizes, statistics.checksums, notices, ("val",)
         )
-        self.normalisation = Normalisation(recipe, mean_over(recipe.mean, statistics.mean)).to(device)
+        self.normalisation = normalisation_by(recipe, statistics.mean, device)
         lighting = Lighting(recipe, statistics.components, statistics.variances)
+        train, val = decoded_once(photos, statistics.size, loading, say, group)
         self._reader = CropReader(train, recipe, lighting, seed, group)
         self._views = PhotoViews(val, self.protocol, recipe.image_size, loading, group)
-        self.waited = 0.0
+        self.waited, self.say = 0.0, say
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
         """This process's share of updates start..stop-1, read ahead."""
@@ -188,11 +195,22 @@ class PhotoFeed(Feed):
         with contextlib.closing(
             photo_batches(self._reader, wanted, self.normalisation, self.loading, self.group)
         ) as batches:
-            for _ in wanted:
-                begun = time.perf_counter()
+            before, begun = self.waited or 0, time.perf_counter()
+            for made in range(len(wanted)):
+                asked = time.perf_counter()
                 batch = next(batches)
-                self.waited = (self.waited or 0) + time.perf_counter() - begun
+                self.waited = (self.waited or 0) + time.perf_counter() - asked
+                if made == 0:  # until here workers had to start
+                    before, begun = self.waited, time.perf_counter()
+                elif made % TELL_AFTER == 0:
+                    self.tell((self.waited - before) / (time.perf_counter() - begun))
                 yield batch
+
+    def tell(self, waited: float) -> None:
+        """Say once which part of the time goes by waiting, if it is more than a little."""
+        if waited > TOLD_WAITING:
+            self.say(f"So far {waited:.0%} of the time goes by waiting for images: see --workers.")
+            self.say = lambda text: None
 
     def views(self, name: str) -> Iterator[Views]:
         """The recipe's view of `val`, read anew each time."""
@@ -205,9 +223,7 @@ def open_feed(
 ) -> Feed:  # fmt: skip
     """The data of a run.
 
-    Raises:
-        DataError: if they are missing or damaged.
-        UsageError: for a split that the dataset does not have.
+    DataError if they are missing or damaged, UsageError for a split that the dataset does not have.
     """
     recipe = spec.recipe
     if not isinstance(recipe, CifarRecipe):

@@ -4,22 +4,33 @@ A training batch depends only on the seed and its number: not on the number of w
 where an interrupted run was resumed.
 """
 
+import hashlib
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.augment import EpochSampler, Lighting, Normalisation, crop_choices, laid_out
-from resrepro.data.photos import BadImage, Photos, Pixels, checksum, read_image, training_crop, views_of
+from resrepro.data.augment import (
+    EpochSampler,
+    Lighting,
+    Normalisation,
+    crop_choices,
+    laid_out,
+    training_crop,
+    views_of,
+)
+from resrepro.data.photos import BadImage, Photos
 from resrepro.errors import DataError, UsageError
 from resrepro.machine import cores
 from resrepro.spec.catalogue import Protocol
@@ -59,37 +70,24 @@ class Loading:
         return min(MOST_WORKERS, max(1, share // 4) if needed else share)
 
 
-@dataclass
-class BadImages:
-    """The files that are no readable images, each counted once, and the bound on their number."""
+def told_bad(bad: Mapping[str, str]) -> str:
+    """`2 files are no readable images: a.jpg (truncated), b.txt (not an image)`, of path to reason."""
+    listed = [f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED]]
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    files = "1 file is no readable image" if len(bad) == 1 else f"{len(bad)} files are no readable images"
+    return f"{files}: {', '.join(listed)}{more}"
 
-    most: int
-    reasons: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Check their number (DataError, which names the first)."""
-        self.add({})
+def left_out(bad: Mapping[str, str]) -> tuple[str, ...]:
+    """What must be said of bad files beside every number, if there are any."""
+    return (f"{told_bad(bad)}, left out",) if bad else ()
 
-    def add(self, more: dict[str, str]) -> None:
-        """Take note of bad files, path to reason, and check their number."""
-        self.reasons |= more
-        if len(self.reasons) > self.most:
-            raise DataError(
-                f"{self.describe()}. Mend or convert them, or leave them out with "
-                f"--max-bad-images {len(self.reasons)}."
-            )
 
-    def describe(self) -> str:
-        """`2 files are no readable images: a.jpg (truncated), b.txt (not an image)`."""
-        count = len(self.reasons)
-        listed = [f"{path} ({reason})" for path, reason in list(self.reasons.items())[:NAMED]]
-        more = f" and {count - NAMED} more" if count > NAMED else ""
-        files = "1 file is no readable image" if count == 1 else f"{count} files are no readable images"
-        return f"{files}: {', '.join(listed)}{more}"
-
-    def notices(self) -> tuple[str, ...]:
-        """What must be said of them beside every number, if there are any."""
-        return (f"{self.describe()}, left out",) if self.reasons else ()
+def check_bad(bad: Mapping[str, str], most: int) -> None:
+    """DataError, which names the first, if more files than that are no readable images."""
+    if len(bad) > most:
+        way_out = f"Mend or convert them, or leave them out with --max-bad-images {len(bad)}."
+        raise DataError(f"{told_bad(bad)}. {way_out}")
 
 
 # --- workers ----------------------------------------------------------------------------------------------
@@ -105,7 +103,6 @@ def read_ahead(
     dies.
     """
     workers = min(loading.workers_beside(device, group.local_size), len(items))
-    pinned = device is not None and device.type == "cuda"
     # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
     # without that it tells of it where the next item is awaited.
     before = signal.getsignal(signal.SIGCHLD)
@@ -118,7 +115,7 @@ def read_ahead(
                 batch_size=None,
                 num_workers=workers,
                 collate_fn=give,  # type: ignore[arg-type]
-                pin_memory=pinned,
+                pin_memory=device is not None and device.type == "cuda",
                 worker_init_fn=_start_worker,
             )
             batches = iter(loader)
@@ -145,15 +142,12 @@ def _start_worker(worker: int) -> None:
 
 
 class CropBatch(NamedTuple):
-    """This process's share of a batch: crops (n, 3, S, S) uint8, labels (n,), shifts (n, 3, 1, 1).
+    """This process's share of a batch."""
 
-    `bad` tells of a file that could not be read.
-    """
-
-    crops: Tensor
-    labels: Tensor
-    shifts: Tensor
-    bad: str = ""
+    crops: Tensor  # (n, 3, S, S) uint8
+    labels: Tensor  # (n,)
+    shifts: Tensor  # (n, 3, 1, 1)
+    bad: str = ""  # of a file that could not be read
 
 
 class CropReader:
@@ -174,7 +168,7 @@ class CropReader:
         crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         for place, (index, choice) in enumerate(zip(indices, choices[self.share], strict=True)):
             try:
-                image, _ = read_image(self.photos.path(index))
+                image, _ = self.photos.read(index)
             except BadImage as reason:
                 bad = f"{self.photos.name(index)} ({reason})"
                 break
@@ -192,14 +186,14 @@ def photo_batches(
     DataError if a file that could be read before can be no longer, or a worker dies.
     """
     device = normalisation.mean.device
-    batches = read_ahead(reader.__getitem__, iterations, loading, device, group)
 
-    def whole(batch: CropBatch) -> Sequence[Tensor]:
-        if batch.bad:
-            raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
-        return batch[:3]
+    def whole() -> Iterator[Sequence[Tensor]]:
+        for batch in read_ahead(reader.__getitem__, iterations, loading, device, group):
+            if batch.bad:
+                raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
+            yield batch[:3]
 
-    for crops, labels, shifts in sent_ahead(map(whole, batches), device):
+    for crops, labels, shifts in sent_ahead(whole(), device):
         yield laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
 
 
@@ -229,43 +223,35 @@ def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Ite
 # --- test views -------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Views:
+class Views(NamedTuple):
     """Some images of a split, of equal sizes, as a protocol shows them."""
 
     scales: list[Tensor]  # for each scale (n, V, 3, S, S) crops, or (n, 1, 3, h, w) whole images, uint8
     labels: Tensor  # (n,) int64
 
 
-Groups = list[tuple[list[Pixels], list[int]]]
-
-
 def read_views(
     photos: Photos, protocol: Protocol, image_size: int, number: int
-) -> tuple[Groups, dict[int, str], dict[str, str]]:
-    """The views of chunk `number` of the images: scales and labels of each group of one size.
+) -> tuple[list[list[npt.NDArray[Any]]], dict[int, str], dict[str, str], int]:
+    """The views of chunk `number` of the images: scales, then labels, of each group of one size.
 
     As arrays, since tensors would cost a worker a file descriptor each. Then the content digest of each
-    readable file by its index, and the other files and why.
+    readable file by its index, the other files and why, and the bytes of all decoded pixels.
     """
     chunk = CHUNKS[protocol.crops]
-    digests, bad = {}, {}
-    groups: dict[tuple[tuple[int, ...], ...], tuple[list[list[Pixels]], list[int]]] = {}
+    digests, bad, size = {}, {}, 0
+    groups = defaultdict[tuple[tuple[int, ...], ...], list[tuple[npt.NDArray[Any], ...]]](list)
     for index in range(number * chunk, min((number + 1) * chunk, len(photos))):
         try:
-            image, digests[index] = read_image(photos.path(index))
+            image, digests[index] = photos.read(index)
         except BadImage as reason:
             bad[photos.name(index)] = str(reason)
             continue
+        size += 3 * image.width * image.height
         views = views_of(image, protocol, image_size)
-        images, labels = groups.setdefault(tuple(view.shape for view in views), ([], []))
-        images.append(views)
-        labels.append(int(photos.labels[index]))
-    stacked = [
-        ([np.stack(scale) for scale in zip(*images, strict=True)], labels)
-        for images, labels in groups.values()
-    ]
-    return stacked, digests, bad
+        groups[tuple(view.shape for view in views)].append((*views, photos.labels[index]))
+    stacked = [[np.stack(part) for part in zip(*group, strict=True)] for group in groups.values()]
+    return stacked, digests, bad, size
 
 
 class PhotoViews:
@@ -279,28 +265,37 @@ class PhotoViews:
         self.chunks = range(group.rank, -(-len(photos) // CHUNKS[protocol.crops]), group.size)
         self.give = partial(read_views, photos, protocol, image_size)
         self.digests: dict[int, str] = {}  # of the content of each readable file, by its index
-        self.bad = BadImages(loading.max_bad_images)
+        self.bad: dict[str, str] = {}  # the files that are no readable images, and why
+        self.size = 0  # bytes of the decoded pixels of what was read
 
     def read(self, device: torch.device | None) -> Iterator[Views]:
         """Groups of images of equal size, while `device` computes.
 
         DataError if too many files are no readable images, or a worker dies.
         """
-        for groups, digests, bad in read_ahead(self.give, self.chunks, self.loading, device, self.group):
+        chunks = read_ahead(self.give, self.chunks, self.loading, device, self.group)
+        for groups, digests, bad, size in chunks:
             self.digests |= digests
-            self.bad.add(bad)
-            for scales, labels in groups:
-                yield Views([torch.from_numpy(scale) for scale in scales], torch.tensor(labels))
+            self.size += size
+            self.bad |= bad
+            check_bad(self.bad, self.loading.max_bad_images)
+            for group in groups:
+                *scales, labels = map(torch.from_numpy, group)
+                yield Views(scales, labels)
 
     def gather(self) -> tuple[Photos, str]:
         """The readable images of the split and their checksum, once all processes have read their shares.
 
-        DataError if too many files of all shares together are no readable images.
+        The checksum is the SHA-256 (hex) over the name and content digest of each image, in order. DataError
+        if too many files of all shares together are no readable images.
         """
         bad: dict[str, str] = {}
-        for digests, names in self.group.all_gather((self.digests, self.bad.reasons)):
+        for digests, names in self.group.all_gather((self.digests, self.bad)):
             self.digests |= digests
             bad |= names
-        self.bad = BadImages(self.bad.most, dict(sorted(bad.items())))
-        readable = self.photos.without(bad)
-        return readable, checksum(readable, [self.digests[index] for index in sorted(self.digests)])
+        self.bad = dict(sorted(bad.items()))
+        check_bad(self.bad, self.loading.max_bad_images)
+        readable, total = self.photos.without(bad), hashlib.sha256()
+        for path, index in zip(readable.paths, sorted(self.digests), strict=True):
+            total.update(b"%s %s\n" % (path, self.digests[index].encode()))
+        return readable, total.hexdigest()

@@ -1,38 +1,41 @@
-"""Photographs, `train/<class>/*` and `val/<class>/*` or as published: listed, decoded, scaled and cut.
+"""Photographs, `train/<class>/*` and `val/<class>/*` or as published: listed, numbered by class, decoded.
 
-All pixels here are uint8; crops are (3, S, S), as a net wants them (Section 3.4). Links are followed, out of
-the folder too: data sets are often put together of links, and what one leads to must be an image.
+Links are followed, out of the folder too: data sets are often put together of links, and what one leads to
+must be an image. All pixels are uint8.
 """
 
 import hashlib
 import io
 import os
+import re
+import unicodedata
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from resrepro.data.classes import by_class, one_form, ordered
 from resrepro.errors import DataError
-from resrepro.spec import IMAGENET_IMAGES
-from resrepro.spec.catalogue import Protocol
-from resrepro.spec.recipe import ImageNetRecipe, scaled
 
 # What Pillow decodes itself; of others, EPS would start Ghostscript. An MPO is a JPEG of several views.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 UNREADABLE = "cannot be read"  # the disk's fault, not the file's
 LONGEST = 40  # times the shorter side; a longer strip is no photograph, and costs memory without bound
+ORDER = "class_order.txt"
+ANNOTATIONS, SOLUTION = "val_annotations.txt", "LOC_val_solution.csv"  # Tiny-ImageNet's, and Kaggle's
+SYNSETS = "imagenet_2012_validation_synset_labels.txt"  # WordNet ids of ImageNet's images in order
+NUMBERED = "ILSVRC2012_val_{:08}"  # images of ImageNet's val, counted from 1
+SUFFIXES = {".jpeg", ".jpg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}  # in a flat folder
+ALL_TOLD = 20  # classes; of more the first and the last are told
 Pixels = npt.NDArray[np.uint8]
-
-
-# --- listing ----------------------------------------------------------------------------------------------
+File = tuple[bytes, bytes]  # path below the split; size and time of change
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Photos:
     paths: npt.NDArray[np.bytes_]  # below the split, `<class>/<file>`, (N,): one array, which workers share
     labels: npt.NDArray[np.int64]  # (N,)
     stamp: str  # SHA-256 (hex) of the names, sizes and times of change of all files
+    decoded: "Decoded | None" = None  # their pixels, if these are kept
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -57,13 +61,19 @@ class Photos:
         """Where image `index` lies."""
         return self.root / self.name(index)
 
+    def read(self, index: int) -> tuple[Image.Image, str]:
+        """Image `index` as `read_image` gives it; of one whose pixels are kept the checksum is empty."""
+        return read_image(self.path(index)) if self.decoded is None else (self.decoded.image(index), "")
+
+    def pixels(self, index: int) -> Pixels:
+        """Image `index` as (h, w, 3) (BadImage)."""
+        return np.asarray(self.read(index)[0])
+
     def without(self, bad: Collection[str]) -> "Photos":
         """The same without some of the names; those of another split do not count."""
         start = f"{self.split}/"
         own = [os.fsencode(name.removeprefix(start)) for name in bad if name.startswith(start)]
-        if not own:
-            return self
-        kept = ~np.isin(self.paths, own)
+        kept = ~np.isin(self.paths, own) if own else slice(None)
         return replace(self, paths=self.paths[kept], labels=self.labels[kept])
 
     def labelled_by(self, classes: Sequence[str], whose: str) -> "Photos":
@@ -110,28 +120,16 @@ def scan(root: Path, split: str) -> Photos:
                 f"{root} has no folder {split!r}: expected {split}/<class>/<image> there, "
                 "with one folder per class."
             )
-        listed = by_class(root, split)
+        listed = _by_class(root, split)
         classes = ordered(listed, root)
     except OSError as error:
         raise DataError(f"{error.filename or top} cannot be read: {error.strerror}.") from None
     if not classes:
         raise DataError(f"{top} has no classes: expected one folder per class there.")
     files = [file for name in classes for file in listed[name]]
-    stamp = hashlib.sha256()
-    for path, about in files:
-        stamp.update(b"%s %s\n" % (path, about))
+    stamp = hashlib.sha256(b"".join(b"%s %s\n" % file for file in files)).hexdigest()
     labels = np.repeat(np.arange(len(classes)), [len(listed[name]) for name in classes])
-    return Photos(
-        root, split, tuple(classes), np.array([path for path, _ in files]), labels, stamp.hexdigest()
-    )
-
-
-def checksum(photos: Photos, digests: Sequence[str]) -> str:
-    """SHA-256 (hex) over the name and content digest of each image, in order."""
-    total = hashlib.sha256()
-    for path, digest in zip(photos.paths, digests, strict=True):
-        total.update(b"%s %s\n" % (path, digest.encode()))
-    return total.hexdigest()
+    return Photos(root, split, tuple(classes), np.array([path for path, _ in files]), labels, stamp)
 
 
 @cache
@@ -141,19 +139,122 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def notices_of(dataset: str, photos: PhotoSet) -> tuple[str, ...]:
-    """What must be said of the images beside every number."""
-    train, val = photos
-    sizes = {"train": len(train), "val": len(val)}
-    if dataset == "imagenet" and train.classes == imagenet_classes() and sizes == IMAGENET_IMAGES:
+# --- classes: of which a file is, and their order ---------------------------------------------------------
+
+
+def one_form(name: str) -> str:
+    """A class's name in Unicode's form NFC: macOS and some archives write the same name otherwise."""
+    return unicodedata.normalize("NFC", name)
+
+
+def ordered(names: Collection[str], root: Path) -> list[str]:
+    """The order of classes: that of `class_order.txt`, else of numbers where all are some, else of text."""
+    try:
+        given = [one_form(name.strip()) for name in _lines(root / ORDER)]
+    except FileNotFoundError:
+        if all(re.fullmatch(r"-?\d+(\.\d+)?", name, re.ASCII) for name in names):
+            return sorted(names, key=lambda name: (Decimal(name), name))
+        return sorted(names)
+    if missing := sorted(set(names) - set(given)):
+        raise DataError(f"{root / ORDER} lacks the class {missing[0]!r}: give each class a line.")
+    return [name for name in dict.fromkeys(given) if name in names]
+
+
+def told(classes: Iterable[str]) -> str:
+    """Classes in their order, as a sentence tells them: `0, 1, 2, 10`."""
+    names = [name if name.isprintable() else ascii(name) for name in classes]
+    return ", ".join(names if len(names) <= ALL_TOLD else [*names[: ALL_TOLD // 2], "..", names[-1]])
+
+
+def warn_of_text(classes: Sequence[str]) -> tuple[str, ...]:
+    """What to say of another's checkpoint where loaders that sort names as text count otherwise."""
+    if sorted(classes) == list(classes):
         return ()
-    told = f"{len(train.classes):,} classes, {len(train):,} training and {len(val):,} validation images"
-    if dataset == "imagenet":
-        told = f"the images are not those of ImageNet: {told} instead of 1,000, 1,281,167 and 50,000"
-    else:
-        told = f"the folder {train.root.resolve().name} has {told}"
-    unseen = len(train.classes) - len(set(val.labels.tolist()))
-    return (told, f"val has no images of {unseen} of the classes") if unseen else (told,)
+    return (
+        f"if the checkpoint counts names in order of text ({told(sorted(classes))}), as torchvision's "
+        f"ImageFolder does, these errors are wrong: then list them so in {ORDER}, one a line, beside val",
+    )
+
+
+def _by_class(root: Path, split: str) -> dict[str, list[File]]:
+    """The files of each class of a split: of its folder, or of a flat `val` as the list beside it says."""
+    top = root / split
+    entries = [entry for entry in os.scandir(top) if not entry.name.startswith(".")]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    # Tiny-ImageNet has all images in one folder, ImageNet in none.
+    in_one = folders == ["images"] and not (root / "train" / "images").is_dir()
+    is_flat = not folders and any(Path(entry.name).suffix.lower() in SUFFIXES for entry in entries)
+    if split == "val" and (in_one or is_flat):
+        return _listed(root, top, _files(top / "images", "images") if in_one else _files(top))
+    found: dict[str, list[File]] = {}
+    for folder in folders:
+        name = one_form(folder)
+        if name in found:
+            raise DataError(f"{top} has two folders of the class {name!r}, spelled in two forms of Unicode.")
+        found[name] = list(_files(top / folder, folder))
+        if not found[name]:
+            raise DataError(
+                f"the class {name!r} in {top} is empty: put images there, or move its folder elsewhere."
+            )
+    return found
+
+
+def _files(folder: Path, below: str = "") -> Iterator[File]:
+    """Relative path of each file below a class folder, in order; and its size and time of change."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        name = f"{below}/{entry.name}" if below else entry.name
+        if entry.name.startswith(".") or entry.name == f"{folder.name}_boxes.txt":
+            continue
+        if entry.is_dir():
+            yield from _files(folder / entry.name, name)
+        elif entry.is_file():
+            about = entry.stat()
+            yield os.fsencode(name), b"%d %d" % (about.st_size, about.st_mtime_ns)
+        elif entry.is_symlink() and not Path(entry.path).exists():
+            yield os.fsencode(name), b""
+
+
+def _listed(root: Path, top: Path, files: Iterable[File]) -> dict[str, list[File]]:
+    """The images of a flat folder `top` by the class that the official list beside it gives them."""
+    above = [root, *root.resolve().parents[:3]]  # Kaggle's list lies three folders up
+    lists = (folder / name for folder in (top, *above) for name in (ANNOTATIONS, SOLUTION, SYNSETS))
+    source = next((path for path in lists if path.is_file()), None)
+    if source is None:
+        raise DataError(
+            f"{top} has images but no class folders: put {SOLUTION} (Kaggle's) or {SYNSETS} into {root}, or "
+            f"sort the images into {top.name}/<class>/."
+        )
+    labels = _labels(source)
+    found: dict[str, list[File]] = {}
+    for path, about in files:
+        name = Path(os.fsdecode(path))
+        if name.stem in labels:
+            found.setdefault(labels[name.stem], []).append((path, about))
+        elif name.suffix.lower() in SUFFIXES:
+            raise DataError(f"{source} has no label of {top.name}/{name}: name images and list of one set.")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _labels(path: Path) -> Mapping[str, str]:
+    """The class of each image by its name without ending, of an official list."""
+    lines = _lines(path)
+    if path.name == SOLUTION:
+        lines = [line.replace(",", " ", 1) for line in lines if not line.startswith("ImageId,")]
+    elif path.name == SYNSETS:
+        lines = [f"{NUMBERED.format(number)} {name}" for number, name in enumerate(lines, 1)]
+    try:
+        fields = (line.split("\t" if "\t" in line else None)[:2] for line in lines)
+        pairs = {(Path(image).stem, one_form(name)) for image, name in fields}
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("an image of two classes")
+    except ValueError:
+        raise DataError(f"{path} is not the official list of labels: get it again.") from None
+    return dict(pairs)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------
@@ -220,64 +321,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-# --- scaling and cutting ----------------------------------------------------------------------------------
+class Decoded:
+    """The pixels of `count` images, which all processes map from one file.
 
-
-def scaled_to(image: Image.Image, shorter: int) -> Image.Image:
-    """Scale an image so that its shorter side has `shorter` pixels (bilinear, antialiased)."""
-    width, height = image.size
-    if min(width, height) == shorter:
-        return image
-    longer = int(shorter * max(width, height) / min(width, height))
-    size = (shorter, longer) if width <= height else (longer, shorter)
-    return image.resize(size, Image.Resampling.BILINEAR)
-
-
-def planes(image: Image.Image) -> Pixels:
-    """An RGB image as (3, H, W)."""
-    return np.asarray(image, np.uint8).transpose(2, 0, 1)
-
-
-def cut(image: Image.Image, left: int, top: int, size: int) -> Pixels:
-    """The crop of `size` x `size` pixels at a place, (3, size, size)."""
-    return planes(image.crop((left, top, left + size, top + size)))
-
-
-def center_crop(image: Image.Image, size: int) -> Pixels:
-    """The crop in the middle, (3, size, size); of two middles the one that rounding to even takes."""
-    left, top = (round((side - size) / 2) for side in image.size)
-    return cut(image, left, top, size)
-
-
-def ten_crops(image: Image.Image, size: int) -> Pixels:
-    """Four corners and centre of the image, then those of its flip, (10, 3, size, size) [21]."""
-    crops = []
-    for side in (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
-        right, bottom = side.width - size, side.height - size
-        crops += [cut(side, *place, size) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
-        crops.append(center_crop(side, size))
-    return np.stack(crops)
-
-
-def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pixels]:
-    """The views of one image: per scale crops (V, 3, S, S), or the whole image (1, 3, h, w)."""
-    large = [scaled_to(image, scaled(side, image_size)) for side in protocol.sides]
-    if protocol.crops == "dense":
-        return [planes(scale)[None] for scale in large]
-    if protocol.crops == "ten":
-        return [ten_crops(scale, image_size) for scale in large]
-    return [center_crop(scale, image_size)[None] for scale in large]
-
-
-def training_crop(image: Image.Image, recipe: ImageNetRecipe, choice: Sequence[float]) -> Pixels:
-    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`.
-
-    The shorter side is uniform on the whole numbers of the recipe's range, the place on all that the crop
-    fits in; half of the crops are flipped.
+    It has (h, w, 3) uint8 of each, then h and w of all. OSError or ValueError if it is missing or not whole.
     """
-    low, high = recipe.scale
-    size = recipe.image_size
-    large = scaled_to(image, low + int(choice[0] * (high - low + 1)))
-    left, top = (int(u * (side - size + 1)) for u, side in zip(choice[1:3], large.size, strict=True))
-    crop = cut(large, left, top, size)
-    return crop[:, :, ::-1] if recipe.flip and choice[3] < 0.5 else crop
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+        self.pixels = np.memmap(path, np.uint8, "r")
+        self.sizes = self.pixels[-8 * count :].view(np.uint32).reshape(count, 2).astype(np.int64)
+        self.ends = 3 * self.sizes.prod(axis=1).cumsum()
+        if self.ends[-1] + 8 * count != len(self.pixels):
+            raise ValueError(f"{path} is damaged")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Decoded, (self.path, self.count)  # a process maps the file anew
+
+    def image(self, index: int) -> Image.Image:
+        """Image `index` in RGB."""
+        (height, width), end = self.sizes[index], self.ends[index]
+        return Image.fromarray(self.pixels[end - 3 * height * width : end].reshape(height, width, 3))

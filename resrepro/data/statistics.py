@@ -1,30 +1,34 @@
-"""One pass over the photographs: which can be read, their checksums, their mean and their colours.
+"""What is kept of photographs in the user's cache: the result of a pass over them, and their pixels.
+
+The pass tells which can be read, their checksums, their mean and their colours.
 
 The mean image is that of the centre crops of the training images (the paper says per pixel, not of which
 crops); the colour components are the principal components of their RGB values (Section 3.4, [21]).
 """
 
 import hashlib
-import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.loader import Loading, PhotoViews
-from resrepro.data.photos import UNREADABLE, PhotoSet
+from resrepro.data.loader import Loading, PhotoViews, read_ahead
+from resrepro.data.photos import UNREADABLE, BadImage, Decoded, Photos, PhotoSet
 from resrepro.errors import RecordError
-from resrepro.records.storage import write_out
-from resrepro.records.write import cache_folder
+from resrepro.machine import cache_folder, free_memory
+from resrepro.records.reading import json_bytes, read_json
+from resrepro.records.storage import make_folder, write_out, write_whole
 from resrepro.spec.catalogue import protocol_for
 
 Array = npt.NDArray[np.float64]
+ARRAYS = ("mean", "components", "variances")
+MOST_KEPT = 4 * 10**9  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Statistics:
     variances: Array  # their eigenvalues for pixels in 0 to 1, (3,)
     bad: dict[str, str]  # the files that are no readable images, `<split>/<class>/<file>`, and why
     checksums: dict[str, str]  # by split, SHA-256 over names and contents of the readable ones
+    size: int  # bytes of the decoded pixels of the readable ones
 
 
 def statistics_of(
@@ -46,9 +51,8 @@ def statistics_of(
 
     They are kept in the user's cache under the fingerprint of the files, unless the disk had a fault.
     """
-    stamps = f"{photos.train.stamp} {photos.val.stamp}"
-    stamp: str = group.on_first(lambda: hashlib.sha256(stamps.encode()).hexdigest())
-    path = cache_folder() / f"{stamp[:32]}-{image_size}.json"
+    stamp = hashlib.sha256(f"{photos.train.stamp} {photos.val.stamp}".encode()).hexdigest()
+    path = cache_folder() / f"{stamp[:32]}.{image_size}.json"
     statistics: Statistics | None = group.on_first(lambda: _read(path))
     if statistics is None:
         count = len(photos.train) + len(photos.val)
@@ -74,15 +78,15 @@ def _pass(photos: PhotoSet, image_size: int, loading: Loading, group: ProcessGro
         count += len(crops)
     for _ in val.read(None):
         pass  # for the digests and bad files
-    gathered = group.all_gather((total, products, count))
-    total, products, count = (sum(parts) for parts in zip(*gathered, strict=True))
+    gathered = group.all_gather((total, products, count, train.size + val.size))
+    total, products, count, size = (sum(parts) for parts in zip(*gathered, strict=True))
     count = max(count, 1)
     mean = total / count
     channel = mean.mean(axis=(1, 2)) / 255
     covariance = products / (count * image_size**2) / 255**2 - np.outer(channel, channel)
     variances, components = principal_axes(covariance)
     checksums = {views.photos.split: views.gather()[1] for views in (train, val)}
-    return Statistics(mean, components, variances, train.bad.reasons | val.bad.reasons, checksums)
+    return Statistics(mean, components, variances, train.bad | val.bad, checksums, size)
 
 
 def principal_axes(covariance: Array) -> tuple[Array, Array]:
@@ -96,18 +100,58 @@ def principal_axes(covariance: Array) -> tuple[Array, Array]:
 def _read(path: Path) -> Statistics | None:
     """The statistics in a cache file; None if there is none, or it is not as it was written."""
     try:
-        seal, _, text = path.read_bytes().partition(b"\n")
-    except OSError:
+        stored = read_json(path)
+    except RecordError:
         return None
-    if seal != hashlib.sha256(text).hexdigest().encode():
-        return None
-    stored: dict[str, Any] = json.loads(text)
-    arrays = {name: np.array(stored[name]) for name in ("mean", "components", "variances")}
-    return Statistics(**stored | arrays)
+    return Statistics(**stored | {name: np.array(stored[name]) for name in ARRAYS})
 
 
 def _write(path: Path, statistics: Statistics) -> None:
-    """Where that fails, the next run makes the pass anew."""
-    text = json.dumps(vars(statistics), default=np.ndarray.tolist).encode()
-    with suppress(RecordError):
-        write_out(path, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+    lists = {name: getattr(statistics, name).tolist() for name in ARRAYS}
+    with suppress(RecordError):  # the next run makes the pass anew
+        write_out(path, json_bytes(vars(statistics) | lists))
+
+
+# --- decoded pixels ---------------------------------------------------------------------------------------
+
+
+def decoded_once(
+    photos: PhotoSet, size: int, loading: Loading, say: Callable[[str], None], group: ProcessGroup = ALONE
+) -> PhotoSet:
+    """The images, all readable, with their pixels kept, of `size` bytes together: they are decoded once.
+
+    As they are where that is more than 4 GB, a tenth of the free disk or a quarter of the free memory, or the
+    disk refuses.
+    """
+    folder = cache_folder()
+
+    def kept(part: Photos) -> Decoded | None:
+        with suppress(OSError, ValueError):
+            return Decoded(folder / f"{part.stamp[:32]}.pixels", len(part))
+        return None
+
+    def decoded(part: Photos) -> Iterator[bytes]:
+        """The content of such a file: the pixels of all images, then their heights and widths."""
+        sizes: list[tuple[int, ...]] = []
+        for pixels in read_ahead(part.pixels, range(len(part)), loading, None, group):
+            yield pixels.tobytes()
+            sizes.append(pixels.shape[:2])
+        yield np.array(sizes, np.uint32).tobytes()
+
+    def write_missing() -> None:
+        missing = [part for part in photos if kept(part) is None]
+        if not missing or size > MOST_KEPT:
+            return
+        try:
+            make_folder(folder)
+            if size <= min(shutil.disk_usage(folder).free / 10, free_memory() / 4):
+                say(f"Keeping the decoded images, {size / 1e6:,.0f} MB, in {folder} for all epochs and runs.")
+                for part in missing:
+                    write_whole(folder / f"{part.stamp[:32]}.pixels", decoded(part))
+        except (OSError, RecordError):
+            say(f"The decoded images cannot be written to {folder}: each is decoded whenever it is needed.")
+        except BadImage:
+            pass  # it has changed since the pass, and the run will tell of it
+
+    group.on_first(write_missing)
+    return PhotoSet(*(replace(part, decoded=kept(part)) for part in photos))

@@ -4,23 +4,22 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from resrepro.data import data_folder, load_dataset
 from resrepro.data.augment import on_device
-from resrepro.data.classes import told, warn_of_text
 from resrepro.data.feeds import memory_views, open_feed
-from resrepro.data.loader import Loading, PhotoViews, Views
-from resrepro.data.photos import Photos, imagenet_classes, scan
+from resrepro.data.loader import Loading, PhotoViews, Views, left_out
+from resrepro.data.photos import Photos, imagenet_classes, scan, told, warn_of_text
 from resrepro.errors import UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
-from resrepro.records.reading import FORMAT
-from resrepro.records.storage import json_bytes, write_out
+from resrepro.records.reading import FORMAT, json_bytes
+from resrepro.records.storage import write_out
 from resrepro.spec import IMAGENET_IMAGES
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import ImageNetRecipe
@@ -47,7 +46,8 @@ def evaluate(
     third_party: ThirdPartyCheckpoint | None = None, runs: str | Path = "runs", device: str = "auto",
     threads: int | None = None, loading: Loading | None = None, say: Say = lambda text: None,
 ) -> dict[str, Errors]:  # fmt: skip
-    """Measure a checkpoint, or several as one ensemble, on the held-out sets and record the result.
+    """Measure a checkpoint, or several as one ensemble, on the held-out sets, record the result and return
+    it: errors by set ("test" or "val"), in percent.
 
     Args:
         target: a run folder, one of our checkpoints, or another's (then `third_party` says what it is).
@@ -61,9 +61,6 @@ def evaluate(
         third_party: net and normalisation of a checkpoint that is not ours.
         runs: where results of foreign checkpoints and of ensembles are kept (`foreign/`, `ensembles/`).
         device: as `threads`, `loading` and `say`, see `train`.
-
-    Returns:
-        Errors by set ("test" or "val"), in percent.
 
     Raises:
         UsageError: if what was asked for does not fit a net, or nets do not fit together.
@@ -94,9 +91,8 @@ def evaluate(
         members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
         if dense:
             forget_shapes_soon()
-        errors = {
-            part: measure_errors(members, views(), dense, chosen) for part, views in held_out.sets.items()
-        }
+        sets = held_out.sets.items()
+        errors = {part: measure_errors(members, views(), dense, chosen) for part, views in sets}
     about = {"bn_stats": statistics, "precision": first.precision_on(chosen)}
     _record(nets, view, about, held_out, errors, Path(runs), say)
     return errors
@@ -188,8 +184,7 @@ def _member(
 # --- the images that it is measured on --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """Some sets of images under a protocol."""
 
     name: str  # of the dataset, with its split where it has one, for file names
@@ -246,12 +241,9 @@ def _photos(
         )
     numbered = photos.labelled_by(classes, whose)
     views = PhotoViews(numbered, protocol, net.recipe.image_size, loading, group)
+    order = f"the net's outputs stand for the classes in this order: {told(numbered.classes)}"
+    remarks = (order, *(warn_of_text(numbered.classes) if net.classes is None else ()))
     notices: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = (
-        f"the net's outputs stand for the classes in this order: {told(numbered.classes)}",
-    )
-    if net.classes is None:
-        remarks += warn_of_text(numbered.classes)
     text = f"{len(photos):,} validation images of {len(photos.classes):,} classes"
     if name != "imagenet":
         notices = (f"the folder {photos.root.resolve().name} has {text}",)
@@ -263,7 +255,7 @@ def _photos(
         return {
             "name": name, "images": {"val": len(readable)}, "classes": net.num_classes,
             "class_names": numbered.classes, "sha256": {"val": checksum},
-            "notices": [*notices, *views.bad.notices()],
+            "notices": [*notices, *left_out(views.bad)],
         }  # fmt: skip
 
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, remarks)
@@ -278,27 +270,26 @@ def _record(
 ) -> None:  # fmt: skip
     """Write what was measured, beside the run or where foreign checkpoints and ensembles are kept."""
     data = held_out.describe()
-    key_set = "test" if "test" in held_out.sets else "val"
-    measured_on = data["sha256"][key_set]
+    part = "test" if "test" in held_out.sets else "val"
+    measured_on = data["sha256"][part]
     for sentence in data["notices"]:
         if sentence not in held_out.notices:
             say(f"Note: {sentence}.")
     for net in nets:
-        if net.seed is not None and net.trained_on.get(key_set) != measured_on:
+        if net.seed is not None and net.trained_on.get(part) != measured_on:
             say(
                 f"Note: these are not the images of {net.name}, so no table takes these errors (but those on "
                 "all 10,000 test images of CIFAR-10, where the run had the first of them)."
             )
-    if len(nets) == 1:
-        facts, folder, iteration = nets[0].facts, nets[0].record, nets[0].iteration
-        key = _digest(facts) if iteration is None else f"at{iteration}"
-    else:
+    facts, folder, iteration = nets[0].facts, nets[0].record, nets[0].iteration
+    if len(nets) > 1:
         ours = all(net.seed is not None for net in nets)
         facts = {"members": [net.as_member() if ours else net.facts for net in nets]}
-        folder = runs / ("ensembles" if ours else "foreign")
-        key = _digest(facts["members"])
-    parts = [view.name, *(["precise"] if about["bn_stats"] == "precise" else []), held_out.name, key]
-    path = folder / ("-".join([*parts, measured_on[:8]]) + ".json")
+        folder, iteration = runs / ("ensembles" if ours else "foreign"), None
+    identity = json.dumps(facts.get("members", facts), sort_keys=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:8] if iteration is None else f"at{iteration}"
+    how = [view.name, *(["precise"] if about["bn_stats"] == "precise" else [])]
+    path = folder / f"{'-'.join([*how, held_out.name, key, measured_on[:8]])}.json"
     content = {"format": FORMAT, "protocol": view.name, **about, **facts, "data": data}
     content["errors"] = {  # JSON knows no infinity
         part: {key: number if math.isfinite(number) else None for key, number in asdict(error).items()}
@@ -307,7 +298,3 @@ def _record(
     if is_first():
         write_out(path, json_bytes(content))
     say(f"Recorded in {path}.")
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,8 +1,7 @@
 """Whose tensor is which: sets of weights in other people's files, and their places in our nets.
 
-A module is the tensors whose names differ in their last part alone. Modules are matched by name where the
-file has all of ours, else by order; then everything that their names say must agree with our net: which BN
-is beside which convolution, what is one block or stage, what is a shortcut.
+Modules (tensors whose names differ in their last part) are matched by name where the file has all of ours,
+else by order; then all that their names say of blocks, shortcuts and BN must agree with our net.
 """
 
 import contextlib
@@ -10,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ KIND = re.compile(r"(conv(olution)?|batch_?norm(alization)?|bn|norm(alization)?)
 BESIDE = re.compile(r"loss|criterion|metric|acc", re.IGNORECASE)  # of training: their weights are no layers'
 DEEPEST = 8  # levels at which sets of weights are looked for
 
+Fit = TypeVar("Fit")
 Module = dict[str, tuple[str, Tensor]]  # names and tensors by the groups of PART
 
 
@@ -39,15 +39,15 @@ class Matched(NamedTuple):
 
 
 def sets_of(content: Any) -> dict[str, dict[str, Tensor]]:
-    """All sets of tensors in a checkpoint by the keys that lead to them, joined by dots; "" at its top.
-
-    Where names begin with those of several whole nets (`student.`, `teacher.`), each is a set; what stands
-    beside a single one (`net.`, `module.`) stays in its set, under its own name.
+    """All sets of tensors in a checkpoint by the keys that lead to them; "" at its top. What all names of a
+    set begin with (`module.`) is left out.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensors in _dicts(content, (), set()):
         weights = {name: value for name, value in tensors.items() if not name.endswith(UNUSED)}
-        found |= {".".join(part for part in (key, own) if part): each for own, each in _nets(weights)}
+        while len({name.partition(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
+            weights = {name.partition(".")[2]: value for name, value in weights.items()}
+        found[key] = weights
     return found
 
 
@@ -56,62 +56,42 @@ def _dicts(content: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tupl
         return
     seen.add(id(content))
     items = content.items() if isinstance(content, Mapping) else enumerate(content)
-    named = [(str(key), value) for key, value in items]
-    if tensors := {key: value for key, value in named if isinstance(value, Tensor)}:
+    named = {str(key): value for key, value in items}
+    if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
         yield ".".join(path), tensors
-    for key, value in named:
+    for key, value in named.items():
         yield from _dicts(value, (*path, key), seen)
 
 
-def _nets(tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The nets whose names have different beginnings, without these."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        head, _, rest = name.partition(".")
-        groups.setdefault(head, {})[rest] = tensor
-    whole = [head for head, group in groups.items() if {2, 4} <= {tensor.ndim for tensor in group.values()}]
-    beside = {name: each for name, each in tensors.items() if name.partition(".")[0] not in whole}
-    if not whole or any(groups[head].keys() & beside.keys() for head in whole):
-        yield "", tensors
-        return
-    for head in whole:
-        for own, inner in _nets(groups[head]):
-            yield ".".join(part for part in (head * (len(whole) > 1), own) if part), inner | beside
-
-
 def choose(
-    content: Any, name: str, wanted: str | None, check: Callable[[dict[str, Tensor]], object]
-) -> tuple[str, dict[str, Tensor]]:
-    """The set of weights to take, with its key: the one wanted, else the only one that passes the check.
-
-    UsageError if there is none of that name, or several fit and differ; RecordError if there is none at all,
-    and what `check` raises of the largest if none passes.
+    content: Any, name: str, wanted: str | None, fit: Callable[[dict[str, Tensor]], Fit]
+) -> tuple[str, Fit]:
+    """The key of the set of weights to take, the one wanted or else the only one that fits, and what `fit`
+    makes of it. UsageError if there is none of that name, or several fit and differ; RecordError if there is
+    none at all, and what `fit` raises of the largest if none fits.
     """
     sets = sets_of(content)
     if wanted is not None:
         if wanted not in sets:
             layered = [key for key, each in sets.items() if any(tensor.ndim == 4 for tensor in each.values())]
             raise UsageError(f"{name} has no weights under {wanted!r}; it has {_listed(layered)}.")
-        return wanted, sets[wanted]
+        return wanted, fit(sets[wanted])
     if not sets:
         raise RecordError(f"{name} holds no state dict: there are no weights in it.")
-    fitting: dict[str, dict[str, Tensor]] = {}
+    fitting: dict[str, Fit] = {}
     for key, tensors in sets.items():
         with contextlib.suppress(RecordError):
-            check(tensors)
-            fitting[key] = tensors
+            fitting[key] = fit(tensors)
     if not fitting:
-        check(max(sets.values(), key=len))
-    key, first = next(iter(fitting.items()))
-    if not all(
-        first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
-        for other in fitting.values()
-    ):
-        raise UsageError(
-            f"{name} holds several sets of weights that fit, {_listed(fitting)}: choose one with --weights, "
-            f"such as --weights {shlex.quote(list(fitting)[-1])}."
-        )
-    return key, first
+        fit(max(sets.values(), key=len))
+    first = sets[next(iter(fitting))]
+    for other in (sets[key] for key in fitting):
+        if first.keys() != other.keys() or not all(torch.equal(first[key], other[key]) for key in first):
+            raise UsageError(
+                f"{name} holds several sets of weights that fit, {_listed(fitting)}: choose one with "
+                f"--weights, such as --weights {shlex.quote(list(fitting)[-1])}."
+            )
+    return next(iter(fitting.items()))
 
 
 def _listed(keys: Iterable[str]) -> str:
@@ -185,19 +165,16 @@ def _kind(module: Module) -> str:
 
 
 def _in_order(modules: Mapping[str, Module]) -> list[str]:
-    """Modules in the order of our nets: each shortcut at the end of its block, the classifier at the end.
-
-    A file that was alphabetical (as `.safetensors` are: each bias before its weight) has no order of its own
-    and gets that of the numbers in its names.
+    """Modules in the order of our nets: each shortcut at the end of its block, the classifier at the end. An
+    alphabetical file (as `.safetensors` are: each bias before its weight) gets that of the numbers in its
+    names.
     """
     names = [[name for name, _ in module.values()] for module in modules.values()]
     keys = [key for key in modules if _kind(modules[key]) != "linear"]
     if all(each == sorted(each) for each in names):
-        stem = [
-            key for key, each in modules.items() if "weight" in each and each["weight"][1].shape[1:2] == (3,)
-        ]
-        first = _steps(stem[0]) if stem else ()
-        keys.sort(key=lambda key: (_steps(key) != first, _steps(key), _kind(modules[key])))
+        weights = {key: module["weight"][1] for key, module in modules.items() if "weight" in module}
+        stem = next((_steps(key) for key, weight in weights.items() if weight.shape[1:2] == (3,)), ())
+        keys.sort(key=lambda key: (_steps(key) != stem, _steps(key), _kind(modules[key])))
     for key in [key for key in keys if SHORTCUT.search(key)]:
         block = re.split(rf"[^.]*(?:{SHORTCUT.pattern})", key, flags=re.IGNORECASE)[0]
         if block:
@@ -248,11 +225,8 @@ def _spans(keys: Sequence[str], separator: str) -> dict[str, tuple[int, int]]:
 def _alike(convolution: str, norm: str) -> bool:
     """Whether the numbers in two last parts of names agree as far as both have some (`conv1_3x3`, `bn1`)."""
     steps = [key.rpartition(".")[2] for key in (convolution, norm)]
-    if any(step.isdigit() for step in steps):
-        return True
-    return all(
-        a == b for a, b in zip(*(re.findall(r"\d+", KIND.sub("", step)) for step in steps), strict=False)
-    )
+    numbers = [re.findall(r"\d+", KIND.sub("", step)) for step in steps]
+    return any(step.isdigit() for step in steps) or all(a == b for a, b in zip(*numbers, strict=False))
 
 
 def _contradiction(misfit: str, pairs: Sequence[tuple[str, str]], place: int, hint: str) -> RecordError:

@@ -1,7 +1,5 @@
-"""Measuring how strong each layer's response is, and how strong the gradient that comes back (Figure 7).
-
-A response is what BN gives, before ReLU or the addition of the shortcut. Both are measured in float32,
-whatever arithmetic the net was trained in, and nothing of the run changes but its `responses.csv`.
+"""Measuring how strong each layer's response is (what BN gives, before ReLU or the addition of the shortcut),
+and how strong the gradient that comes back (Figure 7): in float32, whatever the net was trained in.
 """
 
 import copy
@@ -23,7 +21,8 @@ from resrepro.evaluation.sources import LoadedNet, read_net
 from resrepro.nets import Net
 from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
 from resrepro.records import Run, read_run
-from resrepro.records.reading import Responses, read_responses, write_responses
+from resrepro.records.reading import RESPONSES, Responses, read_responses
+from resrepro.records.storage import write_whole
 from resrepro.training.engine import choose_device, telling_memory, threads_used, use_precision
 from resrepro.training.loop import initial_net
 from resrepro.training.measure import bn_stats_of, in_passes, with_precise_statistics
@@ -34,10 +33,8 @@ def measure_responses(
     folder: str | Path, *, data: str | Path | None = None, device: str = "auto", threads: int | None = None,
     loading: Loading | None = None, say: Callable[[str], None] = lambda text: None,
 ) -> Responses:  # fmt: skip
-    """Measure responses and gradients of every 3x3 layer of a finished run, and write `responses.csv`.
-
-    The responses are those to the images of the run's headline set: the test images, or under the 45k/5k
-    split (and of photographs) the validation images. Arguments are as for `train`.
+    """Measure responses (to the images of the run's headline set) and gradients of every 3x3 layer of a
+    finished run, and write `responses.csv`. Arguments are as for `train`.
 
     Raises:
         UsageError: if the run is not finished.
@@ -66,7 +63,8 @@ def measure_responses(
     say(f"{loaded.name}: {loaded.label}, {run.headline_split} set, {images:,} images.")
     with threads_used(threads), telling_memory("a training batch of this net: try --device cpu"):
         responses = _measure(loaded, run, feed, chosen)
-    say(f"Recorded in {write_responses(folder, responses)}.")
+    write_whole(folder / RESPONSES, responses.to_bytes())
+    say(f"Recorded in {folder / RESPONSES}.")
     return read_responses(run) or responses
 
 
@@ -74,7 +72,7 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
     start = initial_net(loaded.spec, run.seed, loaded.num_classes)
     nets = [net.to(device).to(memory_format=memory_format(device)) for net in (start, loaded.net)]
     images, labels = next(iter(feed.batches(0, 1)))
-    norms = [gradient_norms(net, images, labels, loaded.recipe.bn_group) for net in nets]
+    norms = [tuple(gradient_norms(net, images, labels, loaded.recipe.bn_group).values()) for net in nets]
     trained, part = nets[1], run.headline_split
     if bn_stats_of(feed.recipe) == "precise":
         trained = with_precise_statistics(trained, feed.first_batches(), feed.recipe)
@@ -85,13 +83,11 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
         for pixels in in_passes(crops.flatten(0, 1))
     )
     std = response_std(trained, tested)
-    if not all(map(math.isfinite, (*std.values(), *norms[0].values(), *norms[1].values()))):
+    if not all(map(math.isfinite, (*std.values(), *norms[0], *norms[1]))):
         raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")
     return Responses(
-        layers=tuple(std), std=tuple(std.values()),
-        gradient_norm_start=tuple(norms[0].values()), gradient_norm_end=tuple(norms[1].values()),
-        part=part, images=feed.about.sizes[part], batch=len(images), bn_stats=bn_stats_of(feed.recipe),
-        digest=run.digest, seed=run.seed, iteration=loaded.recipe.iterations,
+        tuple(std), tuple(std.values()), norms[0], norms[1], part, feed.about.sizes[part], len(images),
+        bn_stats_of(feed.recipe), run.digest, run.seed, loaded.recipe.iterations,
     )  # fmt: skip
 
 
@@ -102,10 +98,8 @@ def layers_of(net: Net) -> dict[str, GroupedBatchNorm2d]:
 
 
 def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
-    """Standard deviation of each 3x3 layer's response over all images, channels and positions together.
-
-    The net is put into evaluation mode; images are (n, 3, H, W) each, as it sees them. Layers are called as
-    their convolutions.
+    """Standard deviation of each 3x3 layer's response over all images, channels and positions together, by
+    the name of its convolution. The net is put into evaluation mode; images (n, 3, H, W) are as it sees them.
     """
     layers = layers_of(net.eval())
     parts: dict[str, list[tuple[float, ...]]] = {name: [] for name in layers}
@@ -127,13 +121,10 @@ def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
 
 
 def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) -> dict[str, float]:
-    """L2 norm of the gradient of the mean loss with respect to each 3x3 layer's response, training mode.
-
-    It is the signal that comes back to the layer: all images, channels and positions together. (The gradient
-    of a weight would also depend on the weight's own length, which BN makes arbitrary.)
-
-    A copy of the net is measured, on a training batch (N, 3, H, W). `bn_group` images that share BN
-    statistics take a pass of their own; 0 for the whole batch.
+    """L2 norm of the gradient of the mean loss with respect to each 3x3 layer's response, training mode: all
+    images, channels and positions together. (The gradient of a weight would also depend on the weight's own
+    length, which BN makes arbitrary.) A copy of the net is measured, on a training batch (N, 3, H, W), in
+    passes of `bn_group` images that share BN statistics; 0 for the whole batch.
     """
     net = copy.deepcopy(net).train()
     layers = layers_of(net)

@@ -36,8 +36,7 @@ class ThirdPartyCheckpoint:
     """How to understand a checkpoint that is not ours: the net, and the normalisation it expects.
 
     `mean` and `std` are per channel, on pixels scaled to 0..1; `mean` may also be "per_pixel", the mean image
-    of the training set, or the `.npy` file of one. `weights` is the key of a set, where the file has several.
-    Where `option_a_zeros` is None, both places are tried.
+    of the training set, or the `.npy` file of one.
     """
 
     depth: int | None = None
@@ -45,19 +44,15 @@ class ThirdPartyCheckpoint:
     shortcut: str | None = None
     mean: Sequence[float] | str | Path | None = None
     std: Sequence[float] | None = None
-    option_a_zeros: str | None = None
+    option_a_zeros: str | None = None  # where None, both places are tried
     stride_3x3: bool = False
     image_size: int | None = None
-    weights: str | None = None
+    weights: str | None = None  # the key of a set, where the file has several
 
 
 @dataclass(frozen=True)
 class LoadedNet:
-    """A net ready to be measured.
-
-    `classes` are the names that its outputs stand for; None for CIFAR-10 and digits, and where another's
-    checkpoint does not say.
-    """
+    """A net ready to be measured."""
 
     net: Net
     normalisation: Normalisation
@@ -65,7 +60,7 @@ class LoadedNet:
     label: str
     path: Path
     num_classes: int
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None  # that its outputs stand for; None of CIFAR and where it is not known
     facts: dict[str, Any]  # what its evaluation records of it
     record: Path  # the folder in which its evaluations lie
     iteration: int | None = None  # updates made, None if not known
@@ -128,14 +123,10 @@ def read_net(
     target: str | Path, dataset: str | None = None, third_party: ThirdPartyCheckpoint | None = None,
     runs: Path = Path("runs"), data: str | Path | None = None, split: str | None = None,
 ) -> LoadedNet:  # fmt: skip
-    """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file.
-
-    It is to be measured on `dataset`; evaluations of others' checkpoints are kept in `<runs>/foreign/`.
-    A mean per pixel is that of the training images in `data`, of a `split`.
-
-    Raises:
-        UsageError: if another's checkpoint comes without net or normalisation, or ours with them.
-        RecordError: if the checkpoint is damaged, unsafe or does not fit the net.
+    """The net of a run folder, of a checkpoint of ours, or of another's, which may be a `.safetensors` file,
+    to be measured on `dataset`. Evaluations of others' are kept in `<runs>/foreign/`; their mean per pixel is
+    that of the training images in `data`, of a `split`. UsageError if another's checkpoint comes without
+    net or normalisation, or ours with them; RecordError if one is damaged, unsafe or does not fit the net.
     """
     path = Path(target)
     if path.is_dir():
@@ -230,16 +221,13 @@ def _theirs(
     if side is not None and mean.shape[1:] not in ((1, 1), (side, side)):
         raise UsageError(f"--mean {named_mean} is not of the crops' {side}x{side} pixels (--image-size).")
 
-    def classes_of(tensors: Mapping[str, Tensor]) -> int:
+    def fit(tensors: Mapping[str, Tensor]) -> tuple[int, Matched]:
         matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
-        return 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
-
-    def fit(tensors: Mapping[str, Tensor]) -> Matched:
+        num_classes = 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
         hint = " Check --depth, --plain and --shortcut."
-        return fitted(spec, classes_of(tensors), tensors, str(path), label, hint)
+        return num_classes, fitted(spec, num_classes, tensors, str(path), label, hint)
 
-    key, tensors = choose(content, str(path), third_party.weights, fit)
-    num_classes, found = classes_of(tensors), fit(tensors)
+    key, (num_classes, found) = choose(content, str(path), third_party.weights, fit)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {
@@ -253,8 +241,7 @@ def _theirs(
     net = fill(spec, num_classes, found, str(path))
     return LoadedNet(
         net, Normalisation(recipe, mean, per_channel), spec, label, path, num_classes,
-        imagenet_classes() if named else None, facts,
-        runs / "foreign" / f"{path.stem}-{sha256[:8]}",
+        imagenet_classes() if named else None, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
     )  # fmt: skip
 
 
@@ -262,16 +249,15 @@ def _theirs(
 
 
 class TrainedNet(nn.Module):
-    """A trained net in evaluation mode, on images as they are stored, that answers as `eval` measures it.
-
-    That is in the arithmetic of its training, with BN folded into the convolutions. `net` is the net alone,
-    in float32 and on normalised images: `trained.net(trained.normalise(pixels))`.
+    """A trained net in evaluation mode, on images as they are stored, that answers as `eval` measures it: in
+    the arithmetic of its training, BN folded into the convolutions. `net` is the net alone, in float32 and on
+    normalised images: `trained.net(trained.normalise(pixels))`.
     """
 
     mean: Tensor
     divisor: Tensor
 
-    def __init__(self, net: Net, normalisation: Normalisation, precision: str = "float32") -> None:
+    def __init__(self, net: Net, normalisation: Normalisation, precision: str) -> None:
         super().__init__()
         self.net, self.precision = net, precision
         self.register_buffer("mean", normalisation.mean)
@@ -284,18 +270,13 @@ class TrainedNet(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels 0..255 (N, 3, H, W) -> logits (N, classes), float32."""
         with arithmetic(self.precision, pixels.device):
-            logits: Tensor = folded(self.net)(self.normalise(pixels)).float()
-        return logits
+            return folded(self.net)(self.normalise(pixels)).float()  # type: ignore[no-any-return]
 
 
 def load_net(run: str | Path, seed: int = 0) -> TrainedNet:
-    """The trained net of a run, from its published weights or its checkpoint, on the CPU.
-
-    `run` is a run's folder, or that of all its seeds, of which `seed` tells the one.
-
-    Raises:
-        UsageError: if there is no such folder, or neither weights nor a checkpoint in it.
-        RecordError: if the file is damaged.
+    """The trained net of a run, from its published weights or its checkpoint, on the CPU; `run` is its
+    folder, or that of all its seeds, of which `seed` tells the one. UsageError if there is no such folder, or
+    neither weights nor a checkpoint in it; RecordError if the file is damaged.
     """
     folder = Path(run)
     folder = folder if (folder / SPEC).exists() or folder.is_file() else folder / f"seed{seed}"

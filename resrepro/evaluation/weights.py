@@ -1,8 +1,7 @@
 """Weights in files: those of a state dict on our nets, and what we publish of a run.
 
 `weights.safetensors` beside a published record holds the net's tensors in float32 under `net.<name>`, the
-mean image as `mean`, and what else a checkpoint says of its run as JSON in the file's metadata, sealed
-together with the tensors.
+mean image as `mean`, and as sealed JSON in its metadata what else a checkpoint says of its run.
 """
 
 import hashlib
@@ -23,8 +22,8 @@ from resrepro.evaluation.matching import Matched, match
 from resrepro.nets import Net, net_of
 from resrepro.nets.layers import norms_of
 from resrepro.records import Run
-from resrepro.records.reading import CHECKPOINT, WEIGHTS
-from resrepro.records.storage import SEAL, write_out
+from resrepro.records.reading import CHECKPOINT, SEAL, WEIGHTS
+from resrepro.records.storage import write_out
 from resrepro.spec import Spec
 from resrepro.spec.recipe import FAMILIES
 from resrepro.training.checkpoint import HEAD, load_checkpoint, sign_of
@@ -37,10 +36,9 @@ FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration"
 def fitted(
     spec: Spec, num_classes: int, tensors: Mapping[str, Tensor], name: str, label: str = "", hint: str = ""
 ) -> Matched:
-    """The weights of a file for the net of a specification, of which no memory is taken.
-
-    `tensors` come without BN's step counters; `name` of the file, `label` of the net and `hint` are for
-    messages. RecordErrors name the first tensor that does not fit, or is no finite number in float32.
+    """The weights of a file for the net of a specification, of which no memory is taken; `tensors` come
+    without BN's step counters. `name` of the file, `label` of the net and `hint` are for messages:
+    RecordErrors, which name the first tensor that does not fit, or is no finite number in float32.
     """
     layers = len({tensor.data_ptr() for tensor in tensors.values() if tensor.ndim >= 2})
     if layers < spec.depth:  # told apart by their memory
@@ -92,10 +90,9 @@ def in_range(numbers: Sequence[float], least: float = 1e-6) -> tuple[float, ...]
 def mean_of(
     mean: Sequence[float] | str | Path, dataset: str, data: str | Path | None, split: str | None
 ) -> tuple[Tensor, Any]:
-    """The mean to subtract, (3, 1, 1) or (3, H, W) in 0..255, and what the record calls it.
-
-    A `.npy` file has a mean image of 0..1 or 0..255, channels first or last.
-    UsageError if it is out of range, or of photographs per pixel; RecordError if its file is no mean image.
+    """The mean to subtract, (3, 1, 1) or (3, H, W) in 0..255, and what the record calls it. A `.npy` file has
+    a mean image of 0..1 or 0..255, channels first or last. UsageError if it is out of range, or of
+    photographs per pixel; RecordError if its file is no mean image.
     """
     if not isinstance(mean, str | Path):
         numbers = in_range(mean, 0)
@@ -130,10 +127,9 @@ def mean_of(
 
 
 def write_weights(run: Run, folder: Path) -> Path | None:
-    """Write the weights of a finished run of full length beside its published record.
-
-    None if the run is shortened, or its checkpoint is not at hand. RecordError if that is damaged or not of
-    the last iteration, or other weights lie there.
+    """Write the weights of a finished run of full length beside its published record; None if it is
+    shortened, or its checkpoint not at hand. RecordError if that is damaged or not of the last iteration, or
+    other weights lie there.
     """
     checkpoint, path = run.folder / CHECKPOINT, folder / WEIGHTS
     if run.status != "complete" or not checkpoint.exists():
@@ -163,9 +159,8 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a `.safetensors` file holds: of ours the entries of a checkpoint, of others their tensors.
-
-    RecordError if it cannot be read, is no such file, or does not match its seal.
+    """What a `.safetensors` file holds: of ours the entries of a checkpoint, of others their tensors
+    (RecordError if it cannot be read, is no such file, or does not match its seal).
     """
     try:
         tensors: dict[str, Any] = dict(load_file(path))

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from resrepro.comparison import tables as record_tables
 from resrepro.comparison.table import Table, write_table
-from resrepro.comparison.tables_1_and_5 import table_1
 from resrepro.errors import UsageError
 from resrepro.figures import architecture, curves, responses
 from resrepro.figures.drawing import draw_sheet, own_settings
@@ -121,7 +120,7 @@ def check_figure(exhibit: str, style: Style) -> None:
 def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Table:
     """The table of one of `tables()`, from the records that it shows; with `every` of all protocols."""
     if exhibit == TABLE_1:
-        return table_1()
+        return architecture.table_1()
     if exhibit == FIGURE_7:
         table = responses.build(found.runs)
     else:
@@ -135,8 +134,7 @@ def draw_figure(
 ) -> Drawing:  # fmt: skip
     """Draw one of `figures()` into a folder, as files of its own name or another `stem`.
 
-    Raises:
-        RecordError: if there is nothing to draw, or the files cannot be written.
+    RecordError if there is nothing to draw, or the files cannot be written.
     """
     notes: tuple[str, ...] = ()
     caption, width = style.caption, style.inches()

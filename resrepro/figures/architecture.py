@@ -1,16 +1,20 @@
-"""Figure 3: VGG-19, the plain and the residual 34-layer net as columns of boxes, one box per layer.
+"""What is drawn from the nets themselves, without runs: Figure 3 and Table 1.
 
-Layers of one output size stand at the same height in all columns.
+The figure has VGG-19, the plain and the residual 34-layer net as columns of boxes, one box per layer; layers
+of one output size stand at the same height in all columns.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from resrepro.comparison.table import Notes, Row, Table
 from resrepro.figures.curves import palette_named, read_layout
 from resrepro.figures.drawing import QUIET, own_settings, wrap
 from resrepro.paper import published
-from resrepro.spec.architecture import Architecture, Layer, architectures, vgg19
+from resrepro.spec import IMAGENET_DEPTHS
+from resrepro.spec.architecture import Architecture, Layer, Part, architectures, vgg19
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +27,7 @@ HEAD, FOOT_LINE = 0.74, 0.17
 BULGE = 0.46  # how far an arc leaves its column
 TEXT, HEADING = 8.5, 10.5  # points
 INK, LINE = "#303030", 0.9
+UNIT = 1e9  # the paper gives FLOPs in 10^9
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
+        middle: Any = {"ha": "center", "va": "center"}
         for size, row in starts.items():
             axes.text(
                 0.14, _middle(row), f"output\nsize: {size}", fontsize=TEXT, va="center", linespacing=1.1
@@ -70,7 +76,13 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
             axes.plot([0.12, width - 0.12], hairline, color="#dddddd", linewidth=0.6, zorder=0.5)
         for number, (column, net) in enumerate(zip(layout["columns"], nets, strict=True)):
             centre = MARGIN + number * (BOX + GAP) + BOX / 2
-            _draw_heading(axes, centre, column, net)
+            printed, counted = published()["figure3", column["published"], "flops"].value, net.multiply_adds
+            axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", **middle)
+            for y, flops in (
+                (0.41, f"{printed / UNIT:.1f} billion FLOPs (paper)"),
+                (0.58, f"{counted / UNIT:.2f} billion FLOPs (counted)"),
+            ):
+                axes.text(centre, y, flops, fontsize=TEXT, color=INK, **middle)
             _draw_column(axes, centre, boxes_of(net, starts), colours)
         for number, line in enumerate(lines):
             axes.text(0.14, height - foot + 0.16 + FOOT_LINE * number, line, fontsize=TEXT, color=QUIET)
@@ -109,26 +121,14 @@ def boxes_of(net: Architecture, starts: Mapping[int, int]) -> Iterator[Box]:
     """One box per layer; a block's shortcut goes with its first layer."""
     free = dict(starts)
     for part in net.walk():
-        rows = []
-        for layer in part.layers:
-            rows.append(free[layer.size])
+        last = free[part.size] + len(part.layers) - 1
+        for number, layer in enumerate(part.layers):
+            yield Box(free[layer.size], layer, None if number else part.shortcut, last)
             free[layer.size] += 1
-        for number, (row, layer) in enumerate(zip(rows, part.layers, strict=True)):
-            yield Box(row, layer, None if number else part.shortcut, rows[-1])
 
 
 def _middle(row: int) -> float:
-    """The height of a row's middle, inches from the top."""
     return HEAD + (row + 0.5) * PITCH
-
-
-def _draw_heading(axes: "Axes", centre: float, column: Mapping[str, str], net: Architecture) -> None:
-    printed = published()["figure3", column["published"], "flops"].value / 1e9
-    counted = net.multiply_adds / 1e9
-    axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", ha="center", va="center")
-    told = (0.41, f"{printed:.1f} billion FLOPs (paper)"), (0.58, f"{counted:.2f} billion FLOPs (counted)")
-    for height, text in told:
-        axes.text(centre, height, text, fontsize=TEXT, ha="center", va="center", color=INK)
 
 
 def _draw_column(axes: "Axes", centre: float, boxes: Iterable[Box], colours: Mapping[str, str]) -> None:
@@ -181,3 +181,86 @@ def _draw_arc(axes: "Axes", centre: float, box: Box, *, dotted: bool) -> None:
         )
     )  # fmt: skip
     _draw_arrow(axes, (centre + 0.06, join), (centre, join))
+
+
+def table_1() -> Table:
+    """Table 1 from the layouts of the nets, in the paper's form, with our multiply-adds beside its FLOPs."""
+    words = read_layout("table1")
+    nets = {f"{depth}-layer": architectures()[f"imagenet-resnet{depth}"] for depth in IMAGENET_DEPTHS}
+    printed = [published()["table1", heading, "flops"].value / UNIT for heading in nets]
+    counted = [net.multiply_adds / UNIT for net in nets.values()]
+    gaps = [f"{ours - paper:+.2f}".replace("-", "−") for ours, paper in zip(counted, printed, strict=True)]
+    cut_off = [
+        f"{heading}: {ours:.2f} is {paper:.1f} only when cut off, not rounded"
+        for heading, ours, paper in zip(nets, counted, printed, strict=True)
+        if f"{ours:.1f}" != f"{paper:.1f}"
+    ]
+    projecting = {heading: net for heading, net in nets.items() if net.projections}
+    without = [f"{(net.multiply_adds - net.projections) / UNIT:.2f}" for net in projecting.values()]
+    would = f"without projections {', '.join(projecting)} would have {', '.join(without)}"
+    notes = Notes()
+    above = notes.number([words["flops"], would])
+    cut, below = notes.number(cut_off), notes.number([words["parameters"]])
+    return Table(
+        name="table1",
+        title=words["title"],
+        columns=("layer", "output", *nets),
+        rows=(
+            *_layer_rows(list(nets.values())),
+            Row(("FLOPs, 1e9", "paper", *(f"{value:.1f}" for value in printed))),
+            Row(("FLOPs, 1e9", "ours", *(f"{value:.2f}" for value in counted)), above),
+            Row(("FLOPs, 1e9", "diff.", *gaps), cut),
+            Row(("parameters", "ours", *(f"{net.parameters:,}" for net in nets.values())), below),
+        ),
+        notes=tuple(notes),
+        remarks=(words["layers"],),
+        records=tuple(_net_record(heading, net) for heading, net in nets.items()),
+    )
+
+
+def _layer_rows(nets: Sequence[Architecture]) -> Iterator[Row]:
+    """The upper part: a block's layers below each other, as the paper stacks them, then their number."""
+    conv1 = [net.layer("conv1") for net in nets]
+    yield Row(("conv1", _side(conv1[0]), *(f"{_kernel(layer)} /{layer.stride}" for layer in conv1)))
+    for number, stage in enumerate(nets[0].stages):
+        stacks = [list(map(_kernel, net.stages[number].layers)) for net in nets]
+        lines = list(itertools.zip_longest(*stacks, fillvalue=""))
+        if number == 0:  # the pooling belongs to conv2_x
+            pools = [net.layer("max pool") for net in nets]
+            lines.insert(0, tuple(f"{pool.kernel}x{pool.kernel} max /{pool.stride}" for pool in pools))
+        yield Row((stage.name, _side(stage), *lines[0]))
+        yield from (Row(("", "", *line)) for line in lines[1:])
+        yield Row(("", "blocks", *(f"x {net.stages[number].times}" for net in nets)))
+    fc = [net.layer("fc") for net in nets]
+    yield Row(("fc", _side(fc[0]), *("avg pool" for _ in fc)))
+    yield Row(("", "", *(f"{layer.channels}-d fc" for layer in fc)))
+
+
+def _side(part: Layer | Part) -> str:
+    return f"{part.size}x{part.size}"
+
+
+def _kernel(layer: Layer) -> str:
+    return f"{layer.kernel}x{layer.kernel}, {layer.channels}"
+
+
+def _net_record(heading: str, net: Architecture) -> dict[str, object]:
+    """One net as raw numbers, under the names that the paper's numbers have in published.csv."""
+    stages = {}
+    for stage in net.stages:
+        stages[f"blocks_{stage.name}"] = stage.times
+        stages[f"width_{stage.name}"] = stage.width
+        stages[f"out_channels_{stage.name}"] = stage.channels
+        stages[f"output_size_{stage.name}"] = stage.size
+    return {
+        "net": heading,
+        "layers": net.layers,
+        "conv1_channels": net.layer("conv1").channels,
+        "convs_per_block": len(net.stages[0].layers),
+        **stages,
+        "fc_outputs": net.layer("fc").channels,
+        "parameters": net.parameters,
+        "flops_paper": int(published()["table1", heading, "flops"].value),
+        "flops": net.multiply_adds,
+        "flops_of_projections": net.projections,
+    }

@@ -9,15 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resrepro.comparison.groups import (
-    RULE,
-    SET_NAMES,
-    SeedGroup,
-    about_images,
-    data_told,
-    iterations_of,
-    protocols_of,
-)
+from resrepro.comparison import groups
+from resrepro.comparison.groups import SeedGroup
 from resrepro.comparison.tables import TRAINING_ERROR
 from resrepro.errors import RecordError, UsageError
 from resrepro.paper import curves as paper_curves
@@ -29,7 +22,7 @@ from resrepro.spec.recipe import FAMILIES, read_toml
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
 ANOTHER = "Not drawn, another protocol"
 Layout = Mapping[str, Any]  # a figure's entry in figures.toml
-Groups = Mapping[str, SeedGroup]  # the runs drawn, by net label, plain nets first, by depth
+Groups = dict[str, SeedGroup]  # the runs drawn, by net label, plain nets first, by depth
 
 
 @dataclass(frozen=True)
@@ -165,27 +158,27 @@ def palette_named(name: str, figures: str = "figures") -> Mapping[str, Any]:
 def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palette: str = "paper") -> Sheet:
     """The figure as data, with the paper's curves if asked; RecordError if there is nothing to draw."""
     layout, colours = exhibits()[exhibit], palette_named(palette)
-    groups, notes = choose(layout, runs)
-    first = first_of(groups) if groups else None
-    layout = {**layout, "title": layout["title"].format(data=data_told(first))}
-    scale = iterations_of(first) / paper_iterations(layout) if first else 1.0
+    drawn, notes = choose(layout, runs)
+    first = first_of(drawn) if drawn else None
+    layout = {**layout, "title": layout["title"].format(data=groups.data_told(first))}
+    scale = groups.iterations_of(first) / paper_iterations(layout) if first else 1.0
     panels = []
     for panel in layout["panels"]:
-        shown = [group for group in groups.values() if _shows(panel, group.first)]
+        shown = [group for group in drawn.values() if _shows(panel, group.first)]
         ours = [mean_curve(group, kind) for group in shown for kind in panel["kinds"]]
         theirs = _paper_curves(exhibit, layout, panel, scale) if paper and "paper" in layout else ()
         panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs)))
     nets = {curve.net for panel in panels for curve in panel.paper}
     if paper and not nets:
         notes = (*notes, f"The paper has no curves for {exhibit}.")
-    if not groups and not nets:
+    if not drawn and not nets:
         command = command_for(catalogue.find(layout["example"]).spec())
         rest = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
         raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{rest}")
-    iterations = iterations_of(first) if first else int(layout["paper"]["drawn_to"])
-    below = tuple(filter(None, _footnote(layout, groups, nets, notes)))
+    iterations = groups.iterations_of(first) if first else int(layout["paper"]["drawn_to"])
+    below = tuple(filter(None, _footnote(layout, drawn, nets, notes)))
     told = held_out_names(layout, first)
-    return Sheet(layout, tuple(panels), iterations, *told, colours, groups, below, notes)
+    return Sheet(layout, tuple(panels), iterations, *told, colours, drawn, below, notes)
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
@@ -203,22 +196,19 @@ def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]
     for run in sorted(known, key=lambda run: (not run.spec["plain"], run.spec["depth"])):
         if run not in shortcuts:
             members.setdefault(net_label(run.spec["depth"], run.spec["plain"]), []).append(run)
-    protocols = protocols_of(members)
-    shown, others = (protocols[0], protocols[1:]) if protocols else (None, [])
-    doubles = [run for groups in shown.doubles.values() for g in groups for run in g.runs] if shown else []
-    unfinished = [
-        f"{seed_name(run)} ({run.status} at iteration {run.result['iteration']:,})"
-        for run in known
-        if not run.finished
-    ]
+    protocols = groups.protocols_of(members)
+    drawn = {net: one.groups[net] for one in protocols[:1] for net in members if net in one.groups}
+    doubles = [group.runs for one in protocols[:1] for own in one.doubles.values() for group in own]
     notes = [
-        ("Not drawn, unfinished", unfinished),
-        ("Not drawn, shortcut option B or C (the figure shows A)", list(map(seed_name, shortcuts))),
-        *((ANOTHER, [f"{other.name} ({other.size})"]) for other in others),
-        ("Not drawn, other settings than the runs drawn of the same net", list(map(seed_name, doubles))),
+        ("Not drawn, unfinished", groups.unfinished(known)),
+        ("Not drawn, shortcut option B or C (the figure shows A)", list(map(groups.seed_name, shortcuts))),
+        *((ANOTHER, [f"{other.name} ({other.size})"]) for other in protocols[1:]),
+        (
+            "Not drawn, other settings than the runs drawn of the same net",
+            list(map(groups.seed_name, itertools.chain(*doubles))),
+        ),
     ]
-    groups = {net: shown.groups[net] for net in members if net in shown.groups} if shown else {}
-    return groups, tuple(f"{about}: {', '.join(names)}." for about, names in notes if names)
+    return drawn, tuple(f"{about}: {', '.join(names)}." for about, names in notes if names)
 
 
 def paper_iterations(layout: Layout) -> int:
@@ -226,19 +216,14 @@ def paper_iterations(layout: Layout) -> int:
     return catalogue.paper_recipe(FAMILIES[layout["datasets"][0]]).recipe.iterations
 
 
-def first_of(groups: Groups) -> Run:
+def first_of(drawn: Groups) -> Run:
     """Any of the runs drawn, for what they share."""
-    return next(iter(groups.values())).first
+    return next(iter(drawn.values())).first
 
 
 def _shows(panel: Layout, run: Run) -> bool:
     depth = run.spec["depth"]
     return bool(run.spec["plain"] == panel["plain"] and depth in panel.get("depths", [depth]))
-
-
-def seed_name(run: Run) -> str:
-    """How a run is told: `cifar10-plain56 seed 0`."""
-    return f"{run.name} seed {run.seed}"
 
 
 def mean_curve(group: SeedGroup, kind: str) -> Curve | None:
@@ -274,23 +259,18 @@ def _paper_curves(exhibit: str, layout: Layout, panel: Layout, scale: float) -> 
 
 def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:
     """The set of the bold lines, and what the legend says of them; `run` is any of those drawn, if any."""
-    name = layout["paper"]["held_out"] if run is None else SET_NAMES[run.headline_split]
+    name = layout["paper"]["held_out"] if run is None else groups.SET_NAMES[run.headline_split]
     size = run.env["data"]["images"].get(run.headline_split) if run and name != "test" else None
     images = layout.get("view", f"{size:,} held-out training images" if size else "")
     return name, f"{name} error ({images})" if images else f"{name} error"
 
 
-def _footnote(layout: Layout, groups: Groups, theirs: set[str], notes: Iterable[str]) -> Iterator[str]:
+def _footnote(layout: Layout, drawn: Groups, theirs: set[str], notes: Iterable[str]) -> list[str]:
     """What a reader must know beside the curves; `theirs` are the nets of which the paper's are drawn."""
-    if not groups:
-        yield alone(layout)
-        return
-    yield lead(layout, groups)
-    yield departures_told(groups)
-    yield TRAINING_ERROR
-    yield spell_rule(notes)
-    if theirs:
-        yield _whose(layout, groups, theirs)
+    if not drawn:
+        return [alone(layout)]
+    whose = _whose(layout, drawn, theirs) if theirs else ""
+    return [lead(layout, drawn), departures_told(drawn), TRAINING_ERROR, spell_rule(notes), whose]
 
 
 def alone(layout: Layout) -> str:
@@ -301,15 +281,16 @@ def alone(layout: Layout) -> str:
 
 def spell_rule(notes: Iterable[str]) -> str:
     """By which rule the runs were chosen, where others are not drawn."""
-    return f"Of several protocols one is drawn: {RULE}." if any(n.startswith(ANOTHER) for n in notes) else ""
+    several = any(note.startswith(ANOTHER) for note in notes)
+    return f"Of several protocols one is drawn: {groups.RULE}." if several else ""
 
 
-def lead(layout: Layout, groups: Groups) -> str:
+def lead(layout: Layout, drawn: Groups) -> str:
     """Length of the runs, number of seeds and split, in one sentence."""
-    first = first_of(groups)
-    ours, full = iterations_of(first), paper_iterations(layout)
+    first = first_of(drawn)
+    ours, full = groups.iterations_of(first), paper_iterations(layout)
     length = f"{ours:,} iterations" if ours == full else f"{ours:,} of the paper's {full:,} iterations"
-    counts = {label: len(group.runs) for label, group in groups.items()}
+    counts = {label: len(group.runs) for label, group in drawn.items()}
     usual = statistics.mode(counts.values())
     more = [f"{label}: {count}" for label, count in counts.items() if count != usual]
     seeds = f"{usual} seed{'s' if usual > 1 else ''} per net" + (f" ({', '.join(more)})" if more else "")
@@ -318,28 +299,28 @@ def lead(layout: Layout, groups: Groups) -> str:
     return f"{prefix}{length}, {seeds}{split}."
 
 
-def departures_told(groups: Groups) -> str:
+def departures_told(drawn: Groups) -> str:
     """How the runs depart from the paper; where not all nets do, which."""
     told: dict[str, list[str]] = {}
-    for label, group in groups.items():
+    for label, group in drawn.items():
         for sentence in group.caveats([{"set": group.first.headline_split}], as_trained=True):
             told.setdefault(sentence, []).append(label)
     parts = [
-        sentence if len(labels) == len(groups) else f"{sentence} ({', '.join(labels)})"
+        sentence if len(labels) == len(drawn) else f"{sentence} ({', '.join(labels)})"
         for sentence, labels in told.items()
         if " iterations instead of " not in sentence  # said in the lead
     ]
     return f"Departures from the paper: {'; '.join(parts)}." if parts else ""
 
 
-def _whose(layout: Layout, groups: Groups, theirs: set[str]) -> str:
+def _whose(layout: Layout, drawn: Groups, theirs: set[str]) -> str:
     """Which lines are the paper's, and how they differ from ours."""
-    first = first_of(groups)
+    first = first_of(drawn)
     told = "Pale lines" if layout["training"] == "thin" else "Thin lines"
-    told += f"{'' if theirs <= groups.keys() else ' and names in italics'}: the paper's curves"
-    if first.family == "imagenet" and about_images(first.classes, first.env["data"]["images"]):
+    told += f"{'' if theirs <= drawn.keys() else ' and names in italics'}: the paper's curves"
+    if first.family == "imagenet" and groups.about_images(first.classes, first.env["data"]["images"]):
         told += f" of ImageNet's {IMAGENET_CLASSES:,} classes"
-    if iterations_of(first) != paper_iterations(layout):
+    if groups.iterations_of(first) != paper_iterations(layout):
         told += ", x scaled to this schedule"
     ours, paper = held_out_names(layout, first)[0], layout["paper"]["held_out"]
     return told + ("." if ours == paper else f"; theirs are {paper} errors where ours are {ours} errors.")

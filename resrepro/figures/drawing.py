@@ -52,10 +52,7 @@ SETTINGS: Any = {
 def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None) -> "Figure":
     """The figure as a matplotlib object, as wide as its layout says or so many inches."""
     with own_settings():
-        from matplotlib.figure import Figure
-
         width = width or float(sheet.layout["width"])
-        rows = _rows(sheet, width)
         off_scale = [
             f"{curve.net} ends above the frame, at {curve.y[-1]:.1f} % "
             f"({'training' if curve.kind == 'train' else sheet.held_out})."
@@ -64,21 +61,38 @@ def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None
             if curve.y[-1] > sheet.top
         ]
         lines = wrap(" ".join([*sheet.footnote, *off_scale]), width - 0.5, SMALL) if caption else []
-        keys = _legend_keys(sheet)
-        columns, legend = arrange(keys, width - LEFT)
+        rows = _rows(sheet, width)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
         tall = min(PANEL_HEIGHT, 1.3 + width / 4)
         pitch, foot = titles + tall + BOTTOM, LINE * len(lines) + 0.1
-        height = foot + len(rows) * pitch + legend + TOP
-        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+        figure, height = page(width, foot + len(rows) * pitch, TOP, _legend_keys(sheet), lines)
         for number, row in enumerate(rows):
             low = foot + BOTTOM + (len(rows) - 1 - number) * pitch
             for panel, left, own in row:
                 axes = figure.add_axes((left / width, low / height, own / width, tall / height))
                 _draw_panel(axes, sheet, panel)
-        add_legend(figure, keys, columns)
-        write_below(figure, lines)
     return figure
+
+
+def page(
+    width: float, tall: float, top: float, keys: "Sequence[Artist]", lines: Sequence[str]
+) -> "tuple[Figure, float]":
+    """A figure with keys above and lines at the foot of what is so tall, and its whole height (inches)."""
+    from matplotlib.figure import Figure
+
+    columns, legend = _arrange(keys, width - LEFT)
+    height = tall + legend + top
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    if keys:
+        figure.legend(
+            handles=keys, loc="upper left", bbox_to_anchor=(LEFT / width, 1 - 0.06 / height), ncols=columns,
+            frameon=False, fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0,
+            borderpad=0.2,
+        )  # fmt: skip
+    for number, line in enumerate(reversed(lines)):
+        y = (0.12 + LINE * number) / height
+        figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
+    return figure, height
 
 
 def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
@@ -106,7 +120,7 @@ def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[Place]:
     return row
 
 
-def arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
+def _arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
     """How many keys fit side by side into so many inches, wider ones wrapped, and the height of all."""
     for key in keys:
         key.set_label("\n".join(wrap(str(key.get_label()), room - HANDLE, SMALL)))
@@ -118,25 +132,6 @@ def arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
         if sum(max(widths[low:high]) for low, high in itertools.pairwise(starts)) <= room:
             return columns, LEGEND + KEY_PITCH * (rows + (longer > 0) - 1)
     return 1, LEGEND + KEY_PITCH * (sum(map(len, told)) - 1) if keys else 0.0
-
-
-def add_legend(figure: "Figure", keys: "Sequence[Artist]", columns: int) -> None:
-    """Put keys, if there are any, in so many columns at the top of a figure."""
-    width, height = map(float, figure.get_size_inches())
-    if keys:
-        figure.legend(
-            handles=keys, loc="upper left", bbox_to_anchor=(LEFT / width, 1 - 0.06 / height), ncols=columns,
-            frameon=False, fontsize=SMALL, handlelength=2.6, columnspacing=2.0, borderaxespad=0.0,
-            borderpad=0.2,
-        )  # fmt: skip
-
-
-def write_below(figure: "Figure", lines: Sequence[str]) -> None:
-    """Write lines of text at the foot of a figure, the last one lowest."""
-    width, height = map(float, figure.get_size_inches())
-    for number, line in enumerate(reversed(lines)):
-        y = (0.12 + LINE * number) / height
-        figure.text(0.2 / width, y, line, fontsize=SMALL, color=QUIET, va="baseline")
 
 
 @contextlib.contextmanager
@@ -153,13 +148,12 @@ def _imported() -> Any:
     with contextlib.suppress(ValueError, OSError):
         return importlib.import_module("matplotlib")
     found = importlib.util.find_spec("matplotlib")
-    assert found is not None
-    assert found.origin is not None
+    package = Path(str(found and found.origin)).parent
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         del sys.modules[name]  # half of it was read
     backend = os.environ.pop("MPLBACKEND", None)
     try:
-        with contextlib.chdir(Path(found.origin).parent / "mpl-data"):  # whose own matplotlibrc comes first
+        with contextlib.chdir(package / "mpl-data"):  # whose own matplotlibrc comes first
             return importlib.import_module("matplotlib")
     finally:
         if backend is not None:
@@ -188,10 +182,8 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     if sheet.layout["grid"]:
         axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
         axes.set_axisbelow(True)
-    for curve in panel.paper:
-        _draw_curve(axes, sheet, curve, faint=sheet.has_ours)
-    for curve in panel.ours:
-        _draw_curve(axes, sheet, curve, faint=False)
+    for curve in (*panel.paper, *panel.ours):
+        _draw_curve(axes, sheet, curve)
     if not panel.curves:
         axes.text(
             0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
@@ -205,7 +197,8 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     _label_nets(axes, sheet, panel)
 
 
-def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> None:
+def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
+    faint = curve.paper and sheet.has_ours
     bold = curve.kind != "train" or sheet.layout["training"] == "solid"
     style = _stroke(sheet, bold=bold, faint=faint)
     marker = sheet.palette["markers"].get(str(curve.depth))
@@ -213,26 +206,23 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve, *, faint: bool) -> Non
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
         begin = sheet.depths.index(str(curve.depth)) / 40
         style |= {"marker": marker, "markersize": 6, "markevery": (begin, 0.16)}
-    style["zorder"] = 2.0 if faint else 3.5 if bold else 3.0
-    band = {"alpha": 0.22, "zorder": 2.5}
-    draw_curve(axes, curve, sheet.colour(curve.depth), style, band, faint=faint, unit=sheet.unit)
+    colour = sheet.colour(curve.depth)
+    style |= {"color": pale(colour) if faint else colour, "zorder": 2.0 if faint else 3.5 if bold else 3.0}
+    draw_curve(axes, curve, style, {"alpha": 0.22, "zorder": 2.5}, unit=sheet.unit)
 
 
 def draw_curve(
-    axes: "Axes", curve: Curve, colour: str, style: Mapping[str, Any], band: Mapping[str, Any], *,
-    faint: bool, unit: int = 1,
-) -> None:  # fmt: skip
-    """Draw a curve, pale if it is faint, x in so many units, and its spread over seeds as a band."""
+    axes: "Axes", curve: Curve, style: Mapping[str, Any], band: Mapping[str, Any], unit: int = 1
+) -> None:
+    """Draw a curve, x in so many units, and its spread over seeds as a band."""
     x = [value / unit for value in curve.x]
     told = f"{curve.net} {curve.kind}".strip()
-    axes.plot(
-        x, curve.y, label=f"{'paper' if curve.paper else 'ours'} {told}", markeredgecolor="white",
-        markeredgewidth=0.6, color=mixed(colour, 0.55) if faint else colour, **style,
-    )  # fmt: skip
+    label = f"{'paper' if curve.paper else 'ours'} {told}"
+    axes.plot(x, curve.y, label=label, markeredgecolor="white", markeredgewidth=0.6, **style)
     if curve.std is not None:
         low, high = curve.band
         low = [max(0.0, value) for value in low]
-        axes.fill_between(x, low, high, color=colour, linewidth=0, label=f"band {told}", **band)
+        axes.fill_between(x, low, high, color=style["color"], linewidth=0, label=f"band {told}", **band)
 
 
 def _stroke(sheet: Sheet, *, bold: bool, faint: bool) -> dict[str, Any]:
@@ -266,7 +256,7 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     width, height = (side * INCH / axes.figure.dpi for side in axes.bbox.size)
     floor, top = sheet.floor, sheet.top
     ends = [(min(curve.y[-1], top) - floor) / (top - floor) * height for curve in curves]
-    places = spread(ends, LABEL_PITCH, 0.0, height)
+    places = spread(ends, LABEL_PITCH, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = sheet.colour(curve.depth, text=True)
         theirs = curve.paper and sheet.has_ours
@@ -299,14 +289,14 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
         keys.append(Patch(color=DARK, alpha=0.22, linewidth=0, label=BAND))
     if beside_theirs:
         told = f"the paper's curves ({'pale' if training == 'thin' else 'thin'})"
-        keys.append(Line2D([], [], color=mixed(DARK, 0.55), linewidth=1.0, label=told))
+        keys.append(Line2D([], [], color=pale(DARK), linewidth=1.0, label=told))
     return keys
 
 
-def spread(positions: Sequence[float], pitch: float, low: float, high: float) -> list[float]:
+def spread(positions: Sequence[float], pitch: float, high: float) -> list[float]:
     """Positions as close as possible to those given (least squares), at least `pitch` apart.
 
-    All within `low` to `high` where there is room for them; the order is kept.
+    All within 0 to `high` where there is room for them; the order is kept.
     """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     blocks: list[list[float]] = []  # sum and count of neighbours that must move as one
@@ -316,10 +306,10 @@ def spread(positions: Sequence[float], pitch: float, low: float, high: float) ->
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
     shifted = [total / count for total, count in blocks for _ in range(int(count))]
-    ceiling = max(low, high - (len(positions) - 1) * pitch)
+    ceiling = max(0.0, high - (len(positions) - 1) * pitch)
     placed = [0.0] * len(positions)
     for rank, (index, value) in enumerate(zip(order, shifted, strict=True)):
-        placed[index] = min(max(value, low), ceiling) + rank * pitch
+        placed[index] = min(max(value, 0.0), ceiling) + rank * pitch
     return placed
 
 
@@ -344,6 +334,6 @@ def wrap(text: str, width: float, size: float) -> list[str]:
     return lines
 
 
-def mixed(colour: str, white: float) -> str:
-    """A colour with a share of white (0 to 1) in it."""
-    return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in bytes.fromhex(colour[1:]))
+def pale(colour: str) -> str:
+    """A colour with much white in it."""
+    return "#" + "".join(f"{round(part + (255 - part) * 0.55):02x}" for part in bytes.fromhex(colour[1:]))

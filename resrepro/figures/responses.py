@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.groups import SET_NAMES, Protocol
+from resrepro.comparison.groups import SET_NAMES, Protocol, seed_name
 from resrepro.comparison.table import DASH, NONE, Row, Table, spell_mean
 from resrepro.errors import RecordError
 from resrepro.figures import curves, drawing
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXHIBIT = "figure7"
+PLAN = curves.read_layout(EXHIBIT)  # title, nets, frame and panels
 LEFT, RIGHT, TOP, GAP, PANEL_HEIGHT, BOTTOM = 0.62, 0.16, 0.14, 0.56, 2.25, 0.56  # inches
 HEADING = 0.26  # inches, above the panels of runs that are not on CIFAR-10
 ROOM = 1.02  # of the frame above the highest line or band
@@ -37,12 +38,6 @@ STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "mean": ("response_std_mean_over_layers", statistics.fmean),
     "median": ("response_std_median", statistics.median),
 }  # by column: the name that the paper's number has in published.csv, and ours from the layers' std
-RATIOS = "ratio: start", "ratio: end"
-
-
-def plan() -> Mapping[str, Any]:
-    """Title, nets, frame and panels (figure7.toml)."""
-    return curves.read_layout(EXHIBIT)
 
 
 def make_figure(
@@ -61,7 +56,7 @@ def make_figure(
         ours.append(curves.averaged(group.first, "", range(1, len(std[0]) + 1), std))
     theirs = list(_paper_lines()) if paper else []
     if not ours and not theirs:
-        train = command_for(catalogue.find(plan()["example"]).spec())
+        train = command_for(catalogue.find(PLAN["example"]).spec())
         way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
         raise RecordError(
             f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws "
@@ -69,7 +64,7 @@ def make_figure(
         )
     ends = _frame_of([*ours, *theirs])
     told = " ".join(_footnote(groups, theirs, ends, notes)) if caption else ""
-    heading = plan()["headings"].get(curves.first_of(groups).spec["dataset"], "") if groups else ""
+    heading = PLAN["headings"].get(curves.first_of(groups).spec["dataset"], "") if groups else ""
     return _draw(ours, theirs, curves.palette_named(palette), ends, heading, told, width), notes
 
 
@@ -80,12 +75,12 @@ def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
     """
     runs = list(runs)
     notes: list[str] = []
-    for dataset in plan()["datasets"]:
-        layout = {**plan(), "panels": plan()["nets"], "datasets": [dataset]}
+    for dataset in PLAN["datasets"]:
+        layout = {**PLAN, "panels": PLAN["nets"], "datasets": [dataset]}
         groups, told = curves.choose(layout, [run for run in runs if run.responses is not None])
         bare, _ = curves.choose(layout, [run for run in runs if run.responses is None])
         notes += told
-        if lacking := [curves.seed_name(run) for group in bare.values() for run in group.runs]:
+        if lacking := [seed_name(run) for group in bare.values() for run in group.runs]:
             notes.append(f"Not drawn, not measured by `resrepro eval RUN --responses`: {', '.join(lacking)}.")
         if groups:
             return groups, tuple(notes)
@@ -95,8 +90,8 @@ def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
 def _paper_lines() -> Iterator[Curve]:
     """The paper's curves, read off its figure, in the order of the legend."""
     frame = paper_curves(EXHIBIT)
-    frame = frame[frame["panel"] == plan()["panels"][0]["name"]].sort_values("x")
-    for group in plan()["nets"]:
+    frame = frame[frame["panel"] == PLAN["panels"][0]["name"]].sort_values("x")
+    for group in PLAN["nets"]:
         for depth in group["depths"]:
             rows = frame[frame["series"] == net_label(depth, group["plain"])]
             yield Curve(depth, group["plain"], "", tuple(rows["x"]), tuple(rows["value"]), paper=True)
@@ -104,7 +99,7 @@ def _paper_lines() -> Iterator[Curve]:
 
 def _frame_of(lines: Iterable[Curve]) -> tuple[float, float]:
     """The ends of the axis of std: the paper's, or further out by halves where a line or band needs it."""
-    low, high = plan()["frame"]
+    low, high = PLAN["frame"]
     for line in lines:
         below, above = line.band
         low, high = min(low, *below), max(high, ROOM * max(above))
@@ -116,39 +111,35 @@ def _draw(
     heading: str, told: str, width: float | None,
 ) -> "Figure":  # fmt: skip
     with drawing.own_settings():
-        from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
-        width = width or float(plan()["width"])
+        width = width or float(PLAN["width"])
         lines = drawing.wrap(told, width - 0.4, drawing.SMALL)
         foot = BOTTOM + drawing.LINE * len(lines) + 0.08
-        keys = _legend_keys(ours, theirs, palette)
-        columns, legend = drawing.arrange(keys, width - LEFT)
-        height = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1) + legend + TOP
-        figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-        for number, panel in enumerate(plan()["panels"]):
+        tall = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1)
+        figure, height = drawing.page(width, tall, TOP, _legend_keys(ours, theirs, palette), lines)
+        for number, panel in enumerate(PLAN["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
             place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
             axes = figure.add_axes(place)
-            axes.set_xlim(0, plan()["layers"])
-            axes.set_xticks(plan()["layer_ticks"])
+            axes.set_xlim(0, PLAN["layers"])
+            axes.set_xticks(PLAN["layer_ticks"])
             axes.set_xlabel(panel["xlabel"])
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             axes.set_ylim(*ends)
             axes.set_ylabel("std of the response")
             for line in [*theirs, *ours]:
                 drawn = replace(line, y=tuple(sorted(line.y, reverse=True)), std=None)
-                shown, faint = drawn if panel["sorted"] else line, bool(line.paper and ours)
-                style, colour = _style(line, palette, faint=faint), palette["colours"][str(line.depth)]
-                drawing.draw_curve(axes, shown, colour, style, {"alpha": 0.18}, faint=faint)
+                style = _style(line, palette, faint=bool(line.paper and ours))
+                drawing.draw_curve(axes, drawn if panel["sorted"] else line, style, {"alpha": 0.18})
         figure.axes[0].set_title(heading, pad=5)
-        drawing.add_legend(figure, keys, columns)
-        drawing.write_below(figure, lines)
     return figure
 
 
 def _style(line: Curve, palette: Mapping[str, Any], *, faint: bool) -> dict[str, Any]:
+    colour = palette["colours"][str(line.depth)]
     style: dict[str, Any] = {
+        "color": drawing.pale(colour) if faint else colour,
         "linestyle": drawing.DASHES if line.plain else "-",
         "linewidth": 0.8 if faint else drawing.BOLD - 0.5,
         "zorder": 2.0 if faint else 3.0,
@@ -160,9 +151,7 @@ def _style(line: Curve, palette: Mapping[str, Any], *, faint: bool) -> dict[str,
     return style
 
 
-def _legend_keys(
-    ours: Sequence[Curve], theirs: Sequence[Curve], palette: Mapping[str, Any]
-) -> "list[Artist]":
+def _legend_keys(ours: list[Curve], theirs: list[Curve], palette: Mapping[str, Any]) -> "list[Artist]":
     """The nets of ours, or the paper's without any, then the paper's pale lines and the bands."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -170,15 +159,13 @@ def _legend_keys(
     own = {line.net for line in ours}
     keys: list[Artist] = []
     for line in [*ours, *(line for line in theirs if line.net not in own)]:
-        faint, colour = bool(line.paper and ours), palette["colours"][str(line.depth)]
+        faint = bool(line.paper and ours)
         style = _style(line, palette, faint=faint) | {"markevery": None}
-        style["color"] = drawing.mixed(colour, 0.55) if faint else colour
-        told = f"{line.net}, the paper's alone" if faint else line.net
-        keys.append(Line2D([], [], label=told, **style))
+        keys.append(Line2D([], [], label=f"{line.net}, the paper's alone" if faint else line.net, **style))
     if any(line.std for line in ours):
         keys.append(Patch(color=drawing.DARK, alpha=0.18, linewidth=0, label=drawing.BAND))
     if own.intersection(line.net for line in theirs):
-        pale = drawing.mixed(drawing.DARK, 0.55)
+        pale = drawing.pale(drawing.DARK)
         keys.append(Line2D([], [], color=pale, linewidth=0.8, label="the paper's curves (pale)"))
     return keys
 
@@ -187,29 +174,27 @@ def _measured_on(groups: Groups) -> str:
     """What a response is and on which images it was measured, in sentences."""
     found = curves.first_of(groups).responses
     assert found is not None
-    measured: str = plan()["measured"]
+    measured: str = PLAN["measured"]
     return measured.format(images=f"{found.images:,} {SET_NAMES[found.part]} images")
 
 
 def _footnote(
     groups: Groups, theirs: Sequence[Curve], ends: tuple[float, float], notes: Iterable[str]
-) -> Iterator[str]:
-    """What a reader must know beside the lines, sentence by sentence."""
+) -> list[str]:
+    """What a reader must know beside the lines, in sentences; empty where there is nothing to say."""
     if not groups:
-        yield curves.alone(plan())
-        return
-    yield _measured_on(groups)
-    yield curves.lead(plan(), groups)
-    if any(len(group.runs) > 1 for group in groups.values()):
-        yield "Lines: mean over seeds; bands: ± standard deviation (n−1)."
-    yield curves.departures_told(groups)
-    yield curves.spell_rule(notes)
-    if theirs:
-        accuracy = plan()["paper"]["accuracy"]
-        yield f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})."
-    low, high = plan()["frame"]
-    if ends != (low, high):
-        yield f"The paper's own frame ends at {low:g} and {high:g}."
+        return [curves.alone(PLAN)]
+    several = any(len(group.runs) > 1 for group in groups.values())
+    accuracy, (low, high) = PLAN["paper"]["accuracy"], PLAN["frame"]
+    return [
+        _measured_on(groups),
+        curves.lead(PLAN, groups),
+        "Lines: mean over seeds; bands: ± standard deviation (n−1)." if several else "",
+        curves.departures_told(groups),
+        curves.spell_rule(notes),
+        f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})." if theirs else "",
+        f"The paper's own frame ends at {low:g} and {high:g}." if ends != (low, high) else "",
+    ]
 
 
 def build(runs: Iterable[Run]) -> Table:
@@ -217,48 +202,52 @@ def build(runs: Iterable[Run]) -> Table:
     groups, left_out = select(runs)
     rows: list[Row] = []
     records, missing = [], []
-    for kind in plan()["nets"]:
+    for kind in PLAN["nets"]:
         for depth in kind["depths"]:
             label = net_label(depth, kind["plain"])
             ours = [run.responses for run in (groups[label].runs if label in groups else ()) if run.responses]
-            rows += _rows(label, ours)
-            records.append(_record(label, ours))
+            both, record = _in_numbers(label, ours)
+            rows += both
+            records.append(record)
             if not ours:
                 missing.append((label, _command(depth, kind["plain"], groups)))
-    told = [plan()["table"]["rows"]]
+    told = [PLAN["table"]["rows"]]
     if groups:
-        told += [_measured_on(groups), curves.lead(plan(), groups), curves.departures_told(groups)]
+        told += [_measured_on(groups), curves.lead(PLAN, groups), curves.departures_told(groups)]
     return Table(
         name=EXHIBIT,
-        title=plan()["table"]["title"],
-        columns=("net", *STD, *RATIOS),
+        title=PLAN["table"]["title"],
+        columns=("net", *STD, "ratio: start", "ratio: end"),
         rows=tuple(rows),
         missing=tuple(missing),
-        remarks=(*filter(None, told), plan()["table"]["ratios"], *left_out),
+        remarks=(*filter(None, told), PLAN["table"]["ratios"], *left_out),
         records=tuple(records),
     )
 
 
-def _rows(label: str, ours: Sequence[Responses]) -> Iterator[Row]:
-    """The paper's row and ours."""
-    paper = [published()[EXHIBIT, label, metric].value for metric, _ in STD.values()]
-    yield Row((label, *(f"{value:.2f}" for value in paper), "", ""))
-    if not ours:
-        yield Row(("↳ ours", *(DASH for _ in (*STD, *RATIOS))))
-        return
-    std = [spell_mean([of(each.std) for each in ours]).partition(" ")[0] for _, of in STD.values()]
-    ratios = (f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" for ratio in _ratios(ours))
-    yield Row(("↳ ours", *std, *ratios))
+def _in_numbers(label: str, ours: Sequence[Responses]) -> tuple[tuple[Row, Row], dict[str, object]]:
+    """The paper's row of a net and ours, and both as raw numbers, NaN where there is none.
 
-
-def _ratios(ours: Sequence[Responses]) -> tuple[float, ...]:
-    """The largest over the smallest gradient norm of the layers, at start and end; mean over runs.
-
-    Infinite if one layer gets no gradient at all.
+    A ratio of gradients is infinite if one layer gets none at all.
     """
-    norms = [[each.gradient_norm_start for each in ours], [each.gradient_norm_end for each in ours]]
-    ratios = [[max(n) / min(n) if min(n) > 0 else math.inf for n in runs] or [0.0] for runs in norms]
-    return tuple(map(statistics.fmean, ratios))
+    record: dict[str, object] = {"net": label}
+    theirs, own = [], []
+    for metric, of in STD.values():
+        paper, std = published()[EXHIBIT, label, metric].value, [of(each.std) for each in ours]
+        theirs.append(f"{paper:.2f}")
+        own.append(spell_mean(std).partition(" ")[0] if ours else DASH)
+        record[f"{metric}_paper"] = paper
+        record[f"{metric}_ours"] = round(statistics.fmean(std or [NONE]), 6)
+    for when in ("start", "end"):
+        norms = [getattr(each, f"gradient_norm_{when}") for each in ours]
+        ratios = [max(norm) / min(norm) if min(norm) > 0 else math.inf for norm in norms]
+        ratio = statistics.fmean(ratios or [NONE])
+        own.append((f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}") if ours else DASH)
+        record[f"gradient_ratio_{when}"] = float(f"{ratio:.6g}")
+    record["n"] = len(ours)
+    record["set"] = ours[0].part if ours else ""
+    record["images"] = ours[0].images if ours else NONE
+    return (Row((label, *theirs, "", "")), Row(("↳ ours", *own))), record
 
 
 def _command(depth: int, plain: bool, groups: Groups) -> str:
@@ -271,17 +260,3 @@ def _command(depth: int, plain: bool, groups: Groups) -> str:
     top = shown.first.runs_folder.as_posix() if groups else "runs"
     folders = shlex.join(f"{top}/{spec.name}/seed{seed}" for seed in range(seeds))
     return f"{train} && resrepro eval {folders} --responses"
-
-
-def _record(label: str, ours: Sequence[Responses]) -> dict[str, object]:
-    """One net as raw numbers, NaN where there is none."""
-    row: dict[str, object] = {"net": label}
-    for key, of in STD.values():
-        row[f"{key}_paper"] = published()[EXHIBIT, label, key].value
-        row[f"{key}_ours"] = round(statistics.fmean(of(each.std) for each in ours), 6) if ours else NONE
-    for when, ratio_of in zip(("start", "end"), _ratios(ours), strict=True):
-        row[f"gradient_ratio_{when}"] = float(f"{ratio_of:.6g}") if ours else NONE
-    row["n"] = len(ours)
-    row["set"] = ours[0].part if ours else ""
-    row["images"] = ours[0].images if ours else NONE
-    return row

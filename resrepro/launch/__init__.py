@@ -4,31 +4,30 @@ A plan is read off the records in a runs folder, each time anew, so that whateve
 however it ended, it holds what is missing. `local` and `slurm` run the commands.
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from importlib import resources
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.paper import layouts
 from resrepro.records import Run, read_run
 from resrepro.records.collection import Collection, read_ensembles
 from resrepro.records.reading import LAYER_RESPONSES, RESULT, Ensemble, is_measured
-from resrepro.records.write import has_checkpoint, run_folder
+from resrepro.records.storage import has_checkpoint, run_folder
 from resrepro.spec import Spec, catalogue, command_for, in_folder
-from resrepro.spec.recipe import FAMILIES, Value, spell
+from resrepro.spec.recipe import FAMILIES, Value, read_toml, spell
 
 ALL = "all"
 ENSEMBLE_PROTOCOL = "multi_scale"  # of the paper's ensembles (Table 5)
 SMALL, PHOTOS = "cifar", "imagenet"  # families of nets, in the order in which they are trained
+FACTS: Mapping[str, Mapping[str, Any]] = read_toml("reproduction.toml", "resrepro.paper")
+"""By exhibit that can be reproduced, in the paper's order: dataset, experiments, responses, claims."""
 State = Literal["done", "resume", "start", "blocked"]
 
 
-@dataclass(frozen=True)
-class Exhibit:
+class Exhibit(NamedTuple):
     """A table or figure of the paper, or its stand-in on other images, and what it is made of."""
 
     name: str  # as `compare` and `plot` know it
@@ -40,18 +39,6 @@ class Exhibit:
     claims: tuple[int, ...]  # numbers of the paper's claims that it bears on
 
 
-@cache
-def _facts() -> Mapping[str, Mapping[str, Any]]:
-    """By exhibit: its dataset, experiments where the catalogue does not say so, responses, claims."""
-    text = resources.files("resrepro.paper").joinpath("reproduction.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def exhibit_names() -> tuple[str, ...]:
-    """The exhibits that can be reproduced, in the order of the paper's tables and figures."""
-    return tuple(_facts())
-
-
 def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[Exhibit, ...]:
     """The exhibits of these names, or "all" of the paper, on another dataset if one is given (UsageError if a
     name or the dataset is unknown, or the dataset has no such exhibit).
@@ -60,9 +47,9 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(FAMILIES)}.")
     chosen: dict[str, Exhibit] = {}
     for name in names:
-        if name not in (*_facts(), ALL):
-            raise UsageError(f"no exhibit {name!r} to reproduce: there are {', '.join(_facts())} and {ALL}.")
-        of_the_paper = [each for each, facts in _facts().items() if "extra" not in facts]
+        if name not in (*FACTS, ALL):
+            raise UsageError(f"no exhibit {name!r} to reproduce: there are {', '.join(FACTS)} and {ALL}.")
+        of_the_paper = [each for each, facts in FACTS.items() if "extra" not in facts]
         found = [_exhibit(each, dataset) for each in (of_the_paper if name == ALL else [name])]
         if not any(found):
             others = " or ".join(other for other in FAMILIES if _exhibit(name, other))
@@ -75,33 +62,24 @@ def choose_exhibits(names: Iterable[str], dataset: str | None = None) -> tuple[E
 
 def _exhibit(name: str, dataset: str | None) -> Exhibit | None:
     """An exhibit on a dataset; None if there is none of its kind."""
-    facts = _facts()[name]
-    own = facts.get("dataset")
-    dataset = dataset if own and dataset else own
-    if own and FAMILIES[str(dataset)] != FAMILIES[own]:
-        return None
+    facts = FACTS[name]
+    own, claims = facts.get("dataset"), tuple(facts["claims"])
+    if not own:
+        return Exhibit(name, name, None, (), (), False, claims)
+    dataset = dataset or own
     stem = name if dataset == own else f"{name}-{dataset}"
     shown = stem if stem in layouts() else name
-    experiments = _experiments(name, shown, dataset) if dataset else ()
-    if dataset and not experiments:
+    source, exhibit = ("imagenet", name) if dataset == "folder" else (dataset, shown)
+    listed = [each.replace(own, source, 1) for each in facts.get("experiments", ())]
+    of_it = [each for each in catalogue.experiments().values() if each.dataset == source]
+    nets = [each.name for each in of_it if (each.name in listed if listed else exhibit in each.exhibits)]
+    if not nets or FAMILIES[dataset] != FAMILIES[own]:
         return None
+    experiments = tuple(each.replace("imagenet-", f"{dataset}-") for each in nets)
     layout = layouts().get(shown, {})
     protocols = dict.fromkeys(q["protocol"] for q in layout.get("quantities", ()) if "protocol" in q)
     measures = (*protocols, *((LAYER_RESPONSES,) if facts.get("responses") else ()))
-    return Exhibit(shown, stem, dataset, experiments, measures, "members" in layout, tuple(facts["claims"]))
-
-
-def _experiments(name: str, shown: str, dataset: str) -> tuple[str, ...]:
-    """The experiments of an exhibit: those of which the catalogue says so, or that its facts list."""
-    listed, own = _facts()[name].get("experiments"), _facts()[name]["dataset"]
-    source, exhibit = ("imagenet", name) if dataset == "folder" else (dataset, shown)
-    wanted = {each.replace(own, source, 1) for each in listed or ()}
-    chosen = [
-        each.name
-        for each in catalogue.experiments().values()
-        if each.dataset == source and (each.name in wanted if listed else exhibit in each.exhibits)
-    ]
-    return tuple(catalogue.twin_on_folder(each) if dataset == "folder" else each for each in chosen)
+    return Exhibit(shown, stem, dataset, experiments, measures, "members" in layout, claims)
 
 
 @dataclass(frozen=True)
@@ -130,8 +108,7 @@ class Step:
         return self.state in ("resume", "start")
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """A test protocol, or LAYER_RESPONSES, to measure of a trained net, or of several as one ensemble."""
 
     what: str
@@ -142,15 +119,8 @@ class Measurement:
         count = len(self.steps)
         return f"{self.what} of {self.steps[0] if count == 1 else f'an ensemble of {count}'}"
 
-    def words(self, runs: Path, **options: object) -> list[str]:
-        """The command that measures it, without `resrepro`."""
-        what = {"responses": True} if self.what == LAYER_RESPONSES else {"protocol": self.what, "runs": runs}
-        words = option_words({}, **what, ensemble=len(self.steps) > 1, **options)
-        return ["eval", *(str(step.folder) for step in self.steps), *words]
 
-
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What there is and what is missing of some exhibits in a runs folder, as the records say now."""
 
     runs: Path
@@ -159,20 +129,10 @@ class Plan:
     measurements: tuple[Measurement, ...] = ()
 
     @property
-    def to_train(self) -> tuple[Step, ...]:
-        """The runs that training would begin or go on with."""
-        return tuple(step for step in self.steps if step.to_train)
-
-    @property
     def to_measure(self) -> tuple[Measurement, ...]:
         """What can be measured now, its nets being trained, and was not."""
         missing = (each for each in self.measurements if not each.done)
         return tuple(each for each in missing if all(step.state == "done" for step in each.steps))
-
-    @property
-    def blocked(self) -> tuple[Step, ...]:
-        """The runs that nothing can be done about."""
-        return tuple(step for step in self.steps if step.state == "blocked")
 
     @property
     def claims(self) -> tuple[int, ...]:
@@ -189,7 +149,7 @@ class Plan:
 
 
 def make_plan(
-    exhibits: Sequence[Exhibit], runs: Path, *, seeds: Sequence[int] | None = None,
+    exhibits: Sequence[Exhibit], runs: Path, seeds: Sequence[int] | None = None,
     without: Sequence[str] = (), settings: Mapping[str, Value] | None = None,
 ) -> Plan:  # fmt: skip
     """What is done and what is missing of some exhibits in a runs folder, which need not exist.
@@ -198,10 +158,9 @@ def make_plan(
     one does not fit, or an experiment to leave out is none of theirs.
     """
     wanted = dict.fromkeys(name for exhibit in exhibits for name in exhibit.experiments)
-    datasets = {str(exhibit.dataset) for exhibit in exhibits}
     left: set[str] = set()
     for name in without:
-        named = {catalogue.full_name(name, dataset) for dataset in datasets} & wanted.keys()
+        named = {catalogue.full_name(name, str(exhibit.dataset)) for exhibit in exhibits} & wanted.keys()
         if not named:
             raise UsageError(f"{name} is no part of what is asked for: that is {', '.join(wanted)}.")
         left |= named

@@ -18,20 +18,20 @@ from dataclasses import dataclass, field
 from itertools import chain, cycle, islice
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from resrepro.errors import Interrupted, UsageError
-from resrepro.machine import cores, free_memory, gpus, gpus_are_shared, named_gpus
+from resrepro.machine import cores, cpu_model, free_memory, gpus, gpus_are_shared, named_gpus
 from resrepro.records import Run
-from resrepro.records.write import cpu_model
 from resrepro.spec import Spec
-from resrepro.spec.architecture import architectures
-from resrepro.spec.recipe import FAMILIES, CifarRecipe
+from resrepro.spec.architecture import architecture_of
+from resrepro.spec.catalogue import find
+from resrepro.spec.recipe import CifarRecipe
+from resrepro.training.progress import SIGNALS
 
 COMMAND = (sys.executable, "-m", "resrepro")
 EVENTS = "RESREPRO_EVENTS"  # to a command that is to tell its events: the process that hears them
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-PAUSE = 0.25  # seconds between looks at signals, and between drawings of the table
+PAUSE = 0.25  # seconds between looks at signals
 ON_GPU = 6  # runs side by side on one GPU under MPS; without it they gain nothing (measured on one H200)
 BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (measured, rounded up)
 LAYER_BYTES = 100 * 2**10  # more for each weighted layer and image of a pass (measured, rounded up)
@@ -68,12 +68,9 @@ def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple
 
 def disk_mib(spec: Spec) -> float:
     """Of a run's folder: two checkpoints, and the curves of two sets at every sample."""
-    own = "cifar10" if FAMILIES[spec.dataset] == "cifar" else "imagenet"
-    net = architectures().get(spec.experiment.replace(spec.dataset, own, 1))
-    # Of a depth 6n+2 that the paper lacks parameters grow with n.
-    near = architectures()["cifar10-resnet20"].parameters * (spec.depth - 2) / 18
+    net = architecture_of(find(spec.experiment))
     samples = math.ceil(spec.recipe.iterations / spec.recipe.sampled_every(1))  # or fewer
-    return (CHECKPOINT_BYTES * (net.parameters if net else near) + 2 * samples * ROW_BYTES) / 2**20
+    return (CHECKPOINT_BYTES * net.parameters + 2 * samples * ROW_BYTES) / 2**20
 
 
 def span(seconds: tuple[float, float] | None) -> str:
@@ -147,8 +144,7 @@ def threads_each(jobs: int) -> int | None:
 
 def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
     """Look for CIFAR-10 once (DataError without), before several processes want to download it."""
-    recipes = [spec.recipe for spec in specs if spec.dataset == "cifar10"]
-    for split in {recipe.split for recipe in recipes if isinstance(recipe, CifarRecipe)}:
+    for split in {getattr(spec.recipe, "split", "") for spec in specs if spec.dataset == "cifar10"}:
         from resrepro.data import load_dataset  # imports torch
 
         load_dataset("cifar10", split, data)
@@ -169,8 +165,7 @@ class Job:
         return f"{self.run}, seed {self.seed}"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a command ended: its exit code, the sentence on it, and the trace of what nobody expected."""
 
     code: int
@@ -234,7 +229,7 @@ class Command:
 class RunPool:
     """Trains `jobs`, one in each of `places` (see `choose_places`) with `threads`; a failure stops no other.
 
-    `hear` is told of each event of a run, `end` how it ended; `look` is called a few times a second.
+    `hear` is told of each event of a run, `end` how it ended.
     """
 
     jobs: Sequence[Job]
@@ -242,7 +237,6 @@ class RunPool:
     threads: int | None = None
     hear: Callable[[Job, Event], None] = lambda job, event: None
     end: Callable[[Job, Outcome], None] = lambda job, outcome: None
-    look: Callable[[], None] = lambda: None
     outcomes: dict[Job, Outcome] = field(default_factory=dict)  # of those begun, in the order of their ends
     received: int = 0  # the signal that stopped it
 
@@ -261,7 +255,6 @@ class RunPool:
                     self._start(waiting.pop(0))
                 with suppress(queue.Empty):
                     self._take(*self.told.get(timeout=PAUSE))
-                self.look()
         finally:
             for command in self.running.values():
                 command.end()

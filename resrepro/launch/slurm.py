@@ -11,11 +11,12 @@ import getpass
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from resrepro.errors import ResreproError, UsageError
 from resrepro.launch.local import COMMAND, Job
@@ -75,25 +76,20 @@ def _run_command(words: Sequence[str]) -> None:
     code = process.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-    if code and received and _still_runs(os.environ["SLURM_JOB_ID"]):
+    if code and received:
+        with suppress(QueueError):  # requeueing would bring back what Slurm has cancelled or requeued already
+            if all(each.state != "RUNNING" for each in _squeue(f"--jobs={os.environ['SLURM_JOB_ID']}")):
+                raise SystemExit(1)
         signal.raise_signal(signal.SIGUSR2)
     if code:
         raise SystemExit(1)
 
 
-def _still_runs(job: str) -> bool:
-    """Whether Slurm has not cancelled or requeued this job already: requeueing would bring it back."""
-    try:
-        return any(each.state == "RUNNING" for each in _squeue(f"--jobs={job}"))
-    except QueueError:
-        return True
-
-
 def submit(
     wanted: Sequence[QueuedRun], runs: Path, options: Mapping[str, str], threads: int | None
-) -> "list[tuple[QueuedRun, str, QueuedJob | None]]":
+) -> "Iterator[tuple[QueuedRun, str, QueuedJob | None]]":
     """Hand runs of a runs folder, which every node must see, to the queue, a job each; those that wait or run
-    there already are left. Returns of each run the id of its job, and what the queue said if it was there.
+    there already are left. Yields of each run the id of its job, and what the queue said if it was there.
 
     `options` are those of sbatch by their long names, an empty value makes one a switch; `threads` are the
     CPU cores of a job where the options do not say it. UsageError if submitit or Slurm is missing, QueueError
@@ -107,18 +103,17 @@ def submit(
             "--launcher slurm needs submitit, which is not installed: pip install submitit."
         ) from None
     own = {} if threads is None else {"cpus_per_task": str(threads)}
-    parameters = DEFAULTS | own | {key.replace("-", "_"): value for key, value in options.items()}
-    others = {key: value or True for key, value in parameters.items()}
-    there, submitted = jobs_of(runs), list[tuple[QueuedRun, str, QueuedJob | None]]()
+    others = {key: value or True for key, value in (DEFAULTS | own | dict(options)).items()}
+    there = jobs_of(runs)
     for each in wanted:
         if job := there.get((each.run, each.seed)):
-            submitted.append((each, job.id, job))
+            yield each, job.id, job
             continue
         try:  # not resolved: a node may know the folder by this name only
             place = runs.absolute() / FOLDER / each.run / f"seed{each.seed}"
             executor = SlurmExecutor(place, max_num_timeout=TIME_LIMITS)
             executor.update_parameters(stderr_to_stdout=True, additional_parameters=others)
-            submitted.append((each, str(executor.submit(each).job_id), None))
+            yield each, str(executor.submit(each).job_id), None
         except (FailedJobError, FailedSubmissionError) as error:
             told = " ".join(str(error).split()).removeprefix("sbatch: error: ")
             raise ResreproError(f"sbatch refused the jobs: {told}") from None
@@ -127,11 +122,9 @@ def submit(
                 "--launcher slurm needs Slurm's commands (sbatch, srun, squeue), which are not on the PATH "
                 "here: submit from a login node of the cluster."
             ) from None
-    return submitted
 
 
-@dataclass(frozen=True)
-class QueuedJob:
+class QueuedJob(NamedTuple):
     """What squeue says of a job: its state, the time used, why it waits or where it is, its script."""
 
     id: str

@@ -49,11 +49,8 @@ def published() -> Mapping[tuple[str, str, str], Number]:
 
 def curves(exhibit: str) -> "pd.DataFrame":
     """The curves of one figure: panel, series, kind, x (1e4 iterations), value (percent), point."""
-    import pandas as pd
-
-    frame = _frame("curves.csv")
-    frame = frame[frame["exhibit"] == exhibit].drop(columns="exhibit").reset_index(drop=True)
-    return frame.assign(x=pd.to_numeric(frame["x"]), value=pd.to_numeric(frame["value"]))
+    frame = _frame("curves.csv").astype({"x": float, "value": float})
+    return frame[frame["exhibit"] == exhibit].drop(columns="exhibit").reset_index(drop=True)
 
 
 @cache

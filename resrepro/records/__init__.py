@@ -8,42 +8,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from resrepro.errors import RecordError, UsageError
-from resrepro.records.reading import (
-    ENV,
-    EVALS,
-    MEASURED,
-    METRICS,
-    RESULT,
-    SPEC,
-    Curve,
-    Ensemble,
-    Evaluation,
-    Responses,
-    evaluation_from,
-    naming,
-    need,
-    read_curve,
-    read_json,
-    read_responses,
-    require,
-)
+from resrepro.records import reading
+from resrepro.records.reading import Curve, Ensemble, Evaluation, Responses, naming, need, read_json, require
 from resrepro.spec import digest_of
 from resrepro.spec.catalogue import find
 from resrepro.spec.recipe import FAMILIES, spell
 
 FINISHED = ("complete", "shortened")
-STATUSES = (*FINISHED, "partial", "diverged")
 NEEDED = ("status", "iteration", "iterations", "headline", "last", "best", "seconds", "departures", "notices")
 CIFAR10_TEST = 10_000  # images of its whole test set
 Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
-
-
-@dataclass(frozen=True)
-class TestError:
-    """A top-1 error (percent) on a whole test set; `evaluation` where it was measured after training."""
-
-    top1_err: float
-    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -164,27 +138,22 @@ class Run:
         return images is not None and (self.spec["dataset"] != "cifar10" or images == CIFAR10_TEST)
 
     @property
-    def test(self) -> TestError | None:
-        """The error on the whole test set at the last iteration: its own, or what `eval` measured afterwards
-        of a net that was trained on the same images.
-        """
-        own = self.last("test")
-        if not self.finished or own is None:
-            return None
-        if self.own_test_is_whole:
-            return TestError(own)
-        view = str(self.spec["recipe"].get("test_view", "single"))
-        for found in self._own_evaluations(view):
+    def test_afterwards(self) -> Evaluation | None:
+        """What `eval` measured on CIFAR-10's whole test set, of a net that was trained on the same images."""
+        for found in self._own_evaluations(str(self.spec["recipe"].get("test_view", "single"))):
             same = found.data.checksums.get("train") == self.env["data"]["sha256"]["train"]
             if same and "test" in found.errors and found.data.images["test"] == CIFAR10_TEST:
-                return TestError(found.errors["test"]["top1_err"], found)
+                return found
         return None
 
     def error(self, part: str) -> float | None:
-        """The top-1 error (percent) at the last iteration on a set; the test set counts only whole."""
-        if part != "test":
+        """The top-1 error (percent) at the last iteration on a set; of the test set only that of a finished
+        run on the whole of it: its own, or what was measured afterwards.
+        """
+        if part != "test" or (self.finished and self.own_test_is_whole):
             return self.last(part)
-        return None if self.test is None else self.test.top1_err
+        found = self.test_afterwards
+        return None if found is None else found.errors["test"]["top1_err"]
 
     @property
     def best(self) -> float | None:
@@ -195,7 +164,7 @@ class Run:
     @cached_property
     def curve(self) -> Curve:
         """The columns of metrics.csv by name (RecordError if it is broken)."""
-        return read_curve(self.folder / METRICS, self.result.get("metrics"))
+        return reading.read_curve(self.folder / reading.METRICS, self.result.get("metrics"))
 
     def top1_errors(self, split: str) -> dict[int, float]:
         """The sampled top-1 errors of a set by iteration, in percent."""
@@ -207,18 +176,18 @@ def read_run(folder: Path) -> Run:
     """The record in one run folder (RecordError on the file that is missing or broken), with evaluations and
     responses; what of these is broken is in `broken`.
     """
-    head, env, result = (read_json(folder / name) for name in (SPEC, ENV, RESULT))
-    with naming(folder / SPEC):
+    head, env, result = (read_json(folder / name) for name in (reading.SPEC, reading.ENV, reading.RESULT))
+    with naming(folder / reading.SPEC):
         spec = head["spec"]
         need(spec, "experiment", "dataset", "depth", "plain", "shortcut", "recipe")
         require(head["digest"] == digest_of(spec), "its digest does not match its content")
         run = Run(folder, str(head["name"]), int(head["seed"]), spec, env, result)
     _check(run)
     _ = run.curve
-    evaluations, broken = read_all(folder / EVALS, evaluation_from)
+    evaluations, broken = read_all(folder / reading.EVALS, reading.evaluation_from)
     responses = None
     try:
-        responses = read_responses(run)
+        responses = reading.read_responses(run)
     except RecordError as error:
         broken.append(str(error))
     return replace(run, evaluations=tuple(evaluations), responses=responses, broken=tuple(broken))
@@ -226,19 +195,19 @@ def read_run(folder: Path) -> Run:
 
 def _check(run: Run) -> None:
     """Check that the three JSON files of a record have what readers need, and belong to each other."""
-    with naming(run.folder / SPEC):
+    with naming(run.folder / reading.SPEC):
         need(run.spec["recipe"], "iterations", "batch_size")
         require(run.spec["dataset"] in FAMILIES, f"no dataset {run.spec['dataset']!r}")
-    with naming(run.folder / RESULT):
+    with naming(run.folder / reading.RESULT):
         need(run.result, *NEEDED)
         stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
         require(stated == (run.digest, run.seed), "it is the result of another run")
-        require(run.status in STATUSES, f"no status {run.status!r}")
+        require(run.status in (*FINISHED, "partial", "diverged"), f"no status {run.status!r}")
         for figures in run.result["last"].values():
-            need(figures, *MEASURED)
+            need(figures, *reading.MEASURED)
         headline = run.last(run.headline_split)
         require(not run.finished or headline is not None, "a finished run without a headline error")
-    with naming(run.folder / ENV):
+    with naming(run.folder / reading.ENV):
         need(run.env["data"]["images"], "train", run.headline_split)
         need(run.env["data"], "sha256", *(["classes"] if run.family == "imagenet" else []))
         need(run.env, "mode")

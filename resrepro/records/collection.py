@@ -3,29 +3,14 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resrepro.errors import RecordError, ResreproError, UsageError
-from resrepro.records import Run, read_all, read_run
-from resrepro.records.reading import (
-    CHECKPOINT,
-    ENSEMBLES,
-    EVALS,
-    PREVIOUS,
-    RECORD_FILES,
-    RESPONSES,
-    SPEC,
-    WEIGHTS,
-    Ensemble,
-    ensemble_from,
-    evaluation_from,
-    naming,
-    read_bytes,
-    read_json,
-)
+from resrepro.records import Run, read_all, read_run, reading
+from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, SPEC, ensemble_from, naming, read_json
 from resrepro.records.storage import write_out
 from resrepro.spec.recipe import parse, spell
 
@@ -48,7 +33,7 @@ class Collection:
 
     runs: tuple[Run, ...]
     broken: tuple[str, ...]
-    ensembles: tuple[Ensemble, ...] = ()
+    ensembles: tuple[reading.Ensemble, ...] = ()
     folders: tuple[Path, ...] = ()  # those that were named
 
     @property
@@ -75,18 +60,15 @@ class Collection:
         return replace(self, runs=kept)
 
 
-def collect(folders: Iterable[Path]) -> Collection:
-    """All runs and ensembles below some runs folders (RecordError if one is a file), in a fixed order;
-    folders set aside are passed over.
-
-    A run that appears twice (in `runs/` and published to `results/`) counts once: the first one that
-    is finished, else the first.
+def collect(folders: Sequence[Path]) -> Collection:
+    """All runs and ensembles below some runs folders (RecordError if one is a file), in a fixed order,
+    without those set aside. Of a run that appears twice (in `runs/` and published to `results/`) the first
+    one that is finished counts, else the first.
     """
-    tops = list(folders)
     copies: dict[tuple[object, ...], list[Run]] = {}
-    ensembles: dict[str, Ensemble] = {}
+    ensembles: dict[str, reading.Ensemble] = {}
     broken: list[str] = []
-    for top in tops:
+    for top in folders:
         if top.is_file():
             raise RecordError(f"{top} is a file, not a folder of runs.")
         for folder in _run_folders(top, "*/seed*"):
@@ -108,7 +90,7 @@ def collect(folders: Iterable[Path]) -> Collection:
         tuple(sorted(chosen, key=lambda run: (run.name, run.seed))),
         tuple(broken),
         tuple(ensembles[key] for key in sorted(ensembles)),
-        tuple(tops),
+        tuple(folders),
     )
 
 
@@ -117,9 +99,9 @@ def _run_folders(top: Path, pattern: str) -> list[Path]:
     return sorted(folder for folder in top.glob(pattern) if RUN_FOLDER.fullmatch(folder.name))
 
 
-def read_ensembles(top: Path) -> tuple[list[Ensemble], list[str]]:
+def read_ensembles(top: Path) -> tuple[list[reading.Ensemble], list[str]]:
     """The ensembles of a runs folder, and a sentence on each that is broken."""
-    return read_all(top / ENSEMBLES, ensemble_from)
+    return read_all(top / reading.ENSEMBLES, ensemble_from)
 
 
 def load_runs(*folders: str | Path) -> "pd.DataFrame":
@@ -159,9 +141,9 @@ def publish(run: Run, results: Path) -> Path:
     if not run.finished:
         raise RecordError(f"{run.folder} is {run.status}, not finished: only finished runs are published.")
     target = results / run.name / f"seed{run.seed}"
-    measured = [*run.folder.glob(RESPONSES), *sorted((run.folder / EVALS).glob("*.json"))]
-    sources = [*(run.folder / name for name in RECORD_FILES), *measured]
-    _copy({target / source.relative_to(run.folder): read_bytes(source) for source in sources})
+    measured = [*run.folder.glob(reading.RESPONSES), *sorted((run.folder / EVALS).glob("*.json"))]
+    sources = [*(run.folder / name for name in reading.RECORD_FILES), *measured]
+    _copy({target / source.relative_to(run.folder): reading.read_bytes(source) for source in sources})
     return target
 
 
@@ -169,15 +151,15 @@ def publish_ensemble(path: Path, results: Path) -> Path:
     """Copy the record of an ensemble to `results/ensembles/`; returns the copy (errors as of `publish`)."""
     with naming(path):
         ensemble_from(read_json(path))
-    target = results / ENSEMBLES / path.name
-    _copy({target: read_bytes(path)})
+    target = results / reading.ENSEMBLES / path.name
+    _copy({target: reading.read_bytes(path)})
     return target
 
 
 def _copy(copies: Mapping[Path, bytes]) -> None:
     """Write files that are not there yet; where one of them has other content (RecordError), none."""
     for path, content in copies.items():
-        if path.exists() and read_bytes(path) != content:
+        if path.exists() and reading.read_bytes(path) != content:
             raise RecordError(
                 f"{path} holds another record already: move it away first, nothing is overwritten."
             )
@@ -190,11 +172,9 @@ ReadCheckpoint = Callable[[Path], Identity]  # loads the net, else a ResreproErr
 
 
 def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[tuple[Path, str, list[str]]]:
-    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote, one after the other
-    (RecordError if there is nothing to check at one of the places).
-
-    Yields the run's folder or the file, what it holds in a few words (empty if it is broken), and a sentence
-    on each thing that is broken or missing.
+    """Check runs (folders of runs, or of one), and JSON files that `eval` wrote: the run's folder or the
+    file, what it holds in a few words (empty if it is broken), and a sentence on each thing that is broken or
+    missing. RecordError if there is nothing to check at one of the places.
     """
     for place in dict.fromkeys(place for path in paths for place in _places_at(path)):
         try:
@@ -207,12 +187,12 @@ def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[t
 
 def _places_at(path: Path) -> list[Path]:
     """The run folders and files of evaluations at a place (RecordError if there are none)."""
-    if path.is_file() and path.suffix == ".json" and path.name not in RECORD_FILES:
+    if path.is_file() and path.suffix == ".json" and path.name not in reading.RECORD_FILES:
         return [path]
     folders = [path, *_run_folders(path, "*/seed*"), *_run_folders(path, "seed*")]
-    kept = (*RECORD_FILES, CHECKPOINT, PREVIOUS)
+    kept = (*reading.RECORD_FILES, CHECKPOINT, PREVIOUS)
     places = [folder for folder in folders if any((folder / name).exists() for name in kept)]
-    for folder in (ENSEMBLES, FOREIGN):
+    for folder in (reading.ENSEMBLES, FOREIGN):
         places += sorted((path / folder).glob("**/[!.]*.json"))
     if not places:
         raise RecordError(f"there is no record at {path}: name a run's folder, or a folder of runs.")
@@ -224,7 +204,7 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
     troubles: list[str] = []
     nets: dict[str, Identity] = {}
     # The checkpoints come first: of a run that goes on the record is then as new, or newer.
-    there = [name for name in (CHECKPOINT, PREVIOUS, WEIGHTS) if (folder / name).exists()]
+    there = [name for name in (CHECKPOINT, PREVIOUS, reading.WEIGHTS) if (folder / name).exists()]
     for name in there:
         try:
             nets[name] = read_checkpoint(folder / name)
@@ -255,5 +235,6 @@ def _check_measured(path: Path) -> str:
         if all("digest" in net for net in content.get("members", [{}])):
             ensemble = ensemble_from(content)
             return f"ensemble, {ensemble.protocol} on {ensemble.data.name}"
-        other = evaluation_from({"digest": "", "iteration": 0, **content})  # other people's have neither
+        content = {"digest": "", "iteration": 0, **content}  # other people's have neither
+        other = reading.evaluation_from(content)
         return f"evaluation, {other.protocol} on {other.data.name}"

@@ -1,8 +1,7 @@
 """The files of a record as they lie on the disk, seals verified, one sentence on what is broken; and what was
 measured of trained nets: evaluations, ensembles, and responses of layers (Figure 7), errors in percent.
 
-`responses.csv` begins with one line of JSON behind a `#`: what was measured on which net, and a checksum;
-below it stands a plain table, one row per 3x3 layer.
+`responses.csv` is a table, a row per 3x3 layer, behind one line of JSON: what was measured, and a checksum.
 """
 
 import hashlib
@@ -12,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resrepro.errors import RecordError
-from resrepro.records.storage import SEAL, seal_of, write_whole
+from resrepro.spec import digest_of
 from resrepro.spec.architecture import parts_of
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ RESPONSES = "responses.csv"  # of a run whose layers were measured
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 WEIGHTS = "weights.safetensors"  # of a published run of full length
 EVALS = "evals"  # in a run's folder
+SEAL = "checksum"  # key of a JSON record: SHA-256 (hex) of all its other entries
 ENSEMBLES = "ensembles"  # in a folder of runs
 RECORD_FILES = (SPEC, ENV, METRICS, RESULT)
 FORMAT = 2  # of records and checkpoints; those of format 1 had no checksums
@@ -89,8 +89,13 @@ def parse_json(text: bytes) -> dict[str, Any]:
     require(form in (1, FORMAT), f"it is of format {form}, which this version cannot read")
     seal = content.pop(SEAL, None)
     require(seal is not None or form == 1, "its checksum is missing")
-    require(seal in (None, seal_of(content)), "its checksum does not match its content")
+    require(seal in (None, digest_of(content)), "its checksum does not match its content")
     return content  # type: ignore[no-any-return]
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """A JSON record as it lies on the disk, sealed with its checksum; NaN and infinity are ValueErrors."""
+    return (json.dumps({**content, SEAL: digest_of(content)}, indent=2, allow_nan=False) + "\n").encode()
 
 
 def describe_curve(rows: bytes) -> dict[str, Any]:
@@ -99,10 +104,8 @@ def describe_curve(rows: bytes) -> dict[str, Any]:
 
 
 def read_curve(path: Path, vouched: Mapping[str, Any] | None = None) -> Curve:
-    """The columns of metrics.csv (RecordError if it is broken); `vouched` is what result.json says of it.
-
-    Only what was there when result.json was written counts: a run that is going on, or was killed, may
-    have written more.
+    """The columns of metrics.csv (RecordError if it is broken). Of it counts what `vouched`, by result.json,
+    says: a run that is going on, or was killed, may have written more.
     """
     rows = read_bytes(path)
     with naming(path):
@@ -125,8 +128,7 @@ def read_table(rows: bytes, columns: Sequence[str]) -> list[tuple[str, ...]]:
     return list(zip(*table, strict=True)) if table else [()] * len(columns)
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(NamedTuple):
     """The images that were measured: name of the dataset, and by set how many and their checksum."""
 
     name: str
@@ -141,8 +143,7 @@ class Data:
         return bool(self.name == other["name"] if here is None or there is None else here == there)
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """One test protocol over one checkpoint."""
 
     protocol: str
@@ -153,8 +154,7 @@ class Evaluation:
     errors: Mapping[str, Mapping[str, float]]  # by set, then `top1_err` and `top5_err`
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One run of an ensemble, as it was when its checkpoint was measured."""
 
     name: str
@@ -166,8 +166,7 @@ class Member:
     told: tuple[str, ...]  # its departures and notices
 
 
-@dataclass(frozen=True)
-class Ensemble:
+class Ensemble(NamedTuple):
     """One test protocol over several checkpoints whose softmax outputs were averaged."""
 
     protocol: str
@@ -205,9 +204,8 @@ def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
 
 def _data_and_errors(content: Mapping[str, Any]) -> tuple[Data, dict[str, dict[str, float]]]:
     """The errors by set, and the data, which has to say of each how many images were measured."""
-    about = content["data"]
-    told = about.get("classes"), tuple(about.get("notices", ()))
-    data = Data(about["name"], about["images"], about["sha256"], *told)
+    about, notices = content["data"], tuple(content["data"].get("notices", ()))
+    data = Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)
     errors = {
         part: {metric: float(figures[metric]) for metric in MEASURED}
         for part, figures in content["errors"].items()
@@ -245,27 +243,21 @@ class Responses:
     seed: int
     iteration: int
 
-
-def write_responses(folder: Path, responses: Responses) -> Path:
-    """Write `responses.csv` into a run's folder, in one step; returns its path (RecordError if refused)."""
-    lines = [",".join(COLUMNS)]
-    columns = responses.std, responses.gradient_norm_start, responses.gradient_norm_end
-    for index, (layer, *figures) in enumerate(zip(responses.layers, *columns, strict=True), 1):
-        lines.append(",".join([str(index), layer, *(f"{figure:.8g}" for figure in figures)]))
-    rows = ("\n".join(lines) + "\n").encode()
-    about = {key: getattr(responses, key) for key in ABOUT}
-    head = {"format": FORMAT, **TOLD, "set": responses.part, **about, "rows": describe_curve(rows)}
-    path = folder / RESPONSES
-    first = json.dumps({**head, SEAL: seal_of(head)}, allow_nan=False)
-    write_whole(path, LEAD + first.encode() + b"\n" + rows)
-    return path
+    def to_bytes(self) -> bytes:
+        """The content of `responses.csv`."""
+        lines, columns = [",".join(COLUMNS)], (self.std, self.gradient_norm_start, self.gradient_norm_end)
+        for index, (layer, *figures) in enumerate(zip(self.layers, *columns, strict=True), 1):
+            lines.append(",".join([str(index), layer, *(f"{figure:.8g}" for figure in figures)]))
+        rows = ("\n".join(lines) + "\n").encode()
+        about = {"set": self.part, **{key: getattr(self, key) for key in ABOUT}}
+        head = {"format": FORMAT, **TOLD, **about, "rows": describe_curve(rows)}
+        sealed = json.dumps({**head, SEAL: digest_of(head)}, allow_nan=False)
+        return LEAD + sealed.encode() + b"\n" + rows
 
 
 def read_responses(run: "Run") -> Responses | None:
-    """What `responses.csv` of a run's folder says; None if there is no such file.
-
-    Raises:
-        RecordError: if it is broken, or was not measured on the trained net of this run.
+    """What `responses.csv` of a run's folder says, None if there is no such file (RecordError if it is
+    broken, or was not measured on the trained net of this run).
     """
     path = run.folder / RESPONSES
     if not path.exists():
@@ -277,8 +269,7 @@ def read_responses(run: "Run") -> Responses | None:
         require(head["rows"] == describe_curve(rows), "its rows do not match their checksum")
         _, layers, *figures = read_table(rows, COLUMNS)
         std, start, end = (tuple(map(float, texts)) for texts in figures)
-        about = {key: head[key] for key in ABOUT}
-        responses = Responses(layers, std, start, end, head["set"], **about)
+        responses = Responses(layers, std, start, end, head["set"], *(head[key] for key in ABOUT))
     found = responses.digest, responses.seed, responses.iteration, len(responses.layers)
     layers_of_net = count_layers(run.spec["dataset"], run.spec["depth"])
     if found != (run.digest, run.seed, run.spec["recipe"]["iterations"], layers_of_net):
@@ -291,8 +282,8 @@ def read_responses(run: "Run") -> Responses | None:
 
 def count_layers(dataset: str, depth: int) -> int:
     """The 3x3 convolutions of a net, projections aside: 6n+1 of 6n+2 layers (Section 4.2)."""
-    parts = parts_of(dataset, depth)
-    return sum(part.times for part in parts for layer in part.layers if layer.kernel == 3 and layer.weights)
+    layers = [(part.times, layer) for part in parts_of(dataset, depth) for layer in part.layers]
+    return sum(times for times, layer in layers if layer.kernel == 3 and layer.weights)
 
 
 LAYER_RESPONSES = "responses"  # of every layer (Figure 7); whatever else is measured is a test protocol

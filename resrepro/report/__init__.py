@@ -7,12 +7,10 @@ content security policy lets nothing run but the page's own scripts, known by th
 
 import base64
 import hashlib
-import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -50,38 +48,26 @@ def build_report(
     folder = any(run.spec["dataset"] == "folder" for run in found.runs)
     own = ("table2-folder", "figure4-folder") if folder else ()
     every = [name for name in all_exhibits() if name in own or not name.endswith(("demo", "-folder"))]
-    names = every if exhibits is None else exhibits
-    shown = [section(name, found) for name in names]
-    style, scripts = "\n".join(map(_file, STYLES)), [_file(name) for name in SCRIPTS]
+    shown = [section(name, found) for name in (every if exhibits is None else exhibits)]
     finished = [run for run in found.runs if run.finished]
     counts = Counter(verdict.verdict for verdict in verdicts)
+    loader = jinja2.PackageLoader("resrepro", "report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resrepro", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    files = {name: loader.get_source(environment, name)[0].strip() for name in (*STYLES, *SCRIPTS)}
+    style, scripts = "\n".join(files[name] for name in STYLES), [files[name] for name in SCRIPTS]
     environment.filters["prose"] = prose
+    environment.globals["kinds"] = KINDS
     return environment.get_template("page.html.j2").render(
-        generator=GENERATOR,
-        policy=_policy(style, scripts),
-        style=Markup(style),
-        scripts=[Markup(script) for script in scripts],
-        data=curve_data(shown),
-        verdicts=[
-            (one, KINDS[one.verdict], [(each, KINDS[each.verdict]) for each in one.others])
-            for one in verdicts
-        ],
-        counts=[(kind, counts[word]) for word, kind in KINDS.items()],
-        elsewhere=decided_elsewhere(verdicts),
-        sections=shown,
-        lead=_lead(shown),
-        runs=len(finished),
-        unfinished=len(found.runs) - len(finished),
-        broken=len(found.broken),
-        datasets=_datasets(finished),
-        departures=_departures(finished),
-        surroundings=surroundings(finished),
-        protocols=protocols(),
-    )
+        generator=GENERATOR, policy=_policy(style, scripts), style=Markup(style),
+        scripts=[Markup(script) for script in scripts], data=curve_data(shown), verdicts=verdicts,
+        counts=[(kind, counts[word]) for word, kind in KINDS.items()], elsewhere=decided_elsewhere(verdicts),
+        sections=shown, lead=_lead(shown), runs=len(finished), unfinished=len(found.runs) - len(finished),
+        broken=len(found.broken), datasets=_datasets(finished), departures=_departures(finished),
+        surroundings=surroundings(finished), protocols=protocols(),
+    )  # fmt: skip
 
 
 def prose(text: str) -> Markup:
@@ -93,10 +79,6 @@ def curve_data(shown: Iterable[Section]) -> Markup:
     """The curves as JSON that no text in it can end."""
     charts = {section.name: section.chart.data for section in shown if section.chart}
     return htmlsafe_json_dumps(charts, dumps=json.dumps, sort_keys=True, separators=(",", ":"))
-
-
-def _file(name: str) -> str:
-    return resources.files("resrepro.report").joinpath(name).read_text(encoding="utf-8").strip()
 
 
 def _policy(style: str, scripts: Iterable[str]) -> str:
@@ -117,24 +99,19 @@ def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
         return None
     table = exhibit.table
     places = [table.columns.index(name) for name in LEAD_COLUMNS]
-    return {
-        "picture": figure.picture,
-        "footnote": figure.chart.footnote if figure.chart else (),
-        "columns": LEAD_COLUMNS,
-        "rows": [[row.cells[place] for place in places] for row in table.rows if is_ours(row)],
-        "caption": next((text for text in table.remarks if text.startswith("Runs shown")), ""),
-    }
+    rows = [[row.cells[place] for place in places] for row in table.rows if is_ours(row)]
+    caption = next((text for text in table.remarks if text.startswith("Runs shown")), "")
+    told = {"footnote": figure.chart.footnote if figure.chart else (), "caption": caption}
+    return {"picture": figure.picture, "columns": LEAD_COLUMNS, "rows": rows, **told}
 
 
 def _datasets(runs: Iterable[Run]) -> list[str]:
     """`CIFAR-10: 5 runs of 4 nets, shortened to 2,000 of 64,000 iterations.`, by dataset and length."""
-
-    def kind(run: Run) -> tuple[str, int, str]:
-        return str(run.spec["dataset"]), iterations_of(run), run.status
-
+    kinds: dict[tuple[str, int, str], list[Run]] = {}
+    for run in runs:
+        kinds.setdefault((str(run.spec["dataset"]), iterations_of(run), run.status), []).append(run)
     sentences = []
-    for (dataset, iterations, status), group in itertools.groupby(sorted(runs, key=kind), kind):
-        same = list(group)
+    for (dataset, iterations, status), same in sorted(kinds.items()):
         nets = {net_label(run.spec["depth"], run.spec["plain"], run.spec["shortcut"]) for run in same}
         whole = catalogue.paper_recipe(same[0].family).recipe.iterations
         length = f"{iterations:,} iterations"

@@ -8,9 +8,9 @@ import itertools
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from resrepro import figures as exhibits
@@ -33,8 +33,7 @@ OURS, SEED, PAPER = "ours", "seed", "paper"  # whose a line is: our mean, one of
 DECIMALS = 3  # of an error in percent: the curves of the paper were read to ±0.03
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A figure of curves."""
 
     title: str
@@ -46,8 +45,7 @@ class Chart:
     notes: tuple[str, ...]  # what was left out
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure as `plot` draws it: its title, and the SVG file as a data URL, also for narrow screens."""
 
     title: str
@@ -55,8 +53,7 @@ class Picture:
     narrow: str | None
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """What the page shows of one exhibit; `lacking` are the rows of nets of which we have nothing."""
 
     name: str
@@ -95,6 +92,10 @@ def is_ours(row: Row) -> bool:
     return any(map(OURS_CELL.search, row.cells[1:]))
 
 
+def _rounded(number: re.Match[bytes]) -> bytes:
+    return b"%.2f" % float(number[0])
+
+
 def _picture_of(name: str, found: Collection) -> Picture | None:
     """The figure as `plot --paper` draws it; None if there is nothing to draw.
 
@@ -112,16 +113,10 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
             except RecordError:
                 return None
             content = drawing.paths[0].read_bytes()
-            slim = PATH_DATA.sub(
-                lambda path: LONG_NUMBER.sub(lambda n: b"%.2f" % float(n[0]), path[0]), content
-            )
+            slim = PATH_DATA.sub(lambda path: LONG_NUMBER.sub(_rounded, path[0]), content)
             urls.append("data:image/svg+xml;base64," + base64.b64encode(SPACE.sub(b" ", slim)).decode())
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
     return Picture(title or name, urls[0], urls[1] if urls[1:] else None)
-
-
-def _rounded(number: re.Match[bytes]) -> bytes:
-    return b"%.2f" % float(number[0])
 
 
 def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
@@ -131,19 +126,6 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
     except RecordError:
         return None
     seeds = any(len(group.runs) > 1 for group in sheet.groups.values())
-    return Chart(
-        title=str(sheet.layout["title"]),
-        data={"unit": sheet.unit, "panels": [_panel(sheet, panel) for panel in sheet.panels]},
-        depths=tuple(sorted(int(depth) for depth in sheet.depths)),
-        lines=_switches(sheet, seeds),
-        told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
-        footnote=sheet.footnote,
-        notes=sheet.notes,
-    )
-
-
-def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
-    """The kinds of lines that there are: name, words, and whether they are shown at first."""
     kinds = {curve.kind for curve in sheet.curves}
     switches = [
         ("train", "training error", "train" in kinds),
@@ -152,7 +134,15 @@ def _switches(sheet: Sheet, seeds: bool) -> tuple[tuple[str, str, bool], ...]:
         (SEED, "ours, each seed", seeds),
         (PAPER, "the paper's", any(curve.paper for curve in sheet.curves)),
     ]
-    return tuple((name, words, name != SEED) for name, words, there in switches if there)
+    return Chart(
+        title=str(sheet.layout["title"]),
+        data={"unit": sheet.unit, "panels": [_panel(sheet, panel) for panel in sheet.panels]},
+        depths=tuple(sorted(int(depth) for depth in sheet.depths)),
+        lines=tuple((name, words, name != SEED) for name, words, there in switches if there),
+        told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
+        footnote=sheet.footnote,
+        notes=sheet.notes,
+    )
 
 
 def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
@@ -166,23 +156,18 @@ def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
                 lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
     start = float(panel.layout.get("start", 0)) * sheet.iterations
     return {
-        "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)],
-        "lines": lines,
+        "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)], "lines": lines,
         "share": float(panel.layout.get("share", 1)),
         "ylabel": str(panel.layout["ylabel"]).format(held_out=sheet.held_out),
-    }
+    }  # fmt: skip
 
 
 def _line(sheet: Sheet, curve: Curve, whose: str) -> dict[str, Any]:
     return {
-        "net": curve.net,
-        "depth": curve.depth,
-        "kind": "train" if curve.kind == "train" else "held_out",
-        "told": _set_name(sheet, curve),
-        "whose": whose,
-        "x": [round(iteration, 1) for iteration in curve.x],
+        "net": curve.net, "depth": curve.depth, "kind": "train" if curve.kind == "train" else "held_out",
+        "told": _set_name(sheet, curve), "whose": whose, "x": [round(at, 1) for at in curve.x],
         "y": [round(error, DECIMALS) for error in curve.y],
-    }
+    }  # fmt: skip
 
 
 def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:

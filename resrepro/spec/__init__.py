@@ -1,6 +1,5 @@
-"""What a run is: a net, a dataset and a recipe, as a frozen `Spec` with a name and a digest.
-
-What differs from the catalogue's experiment is part of the name: no run is filed under another's.
+"""What a run is: a net, a dataset and a recipe, as a frozen `Spec` with a name and a digest. What differs
+from the catalogue's experiment is part of the name: no run is filed under another's.
 """
 
 import hashlib
@@ -21,11 +20,10 @@ IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}  # Section 4.1: 1.28 milli
 IMAGENET_CLASSES = 1000
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)  # Table 1
 BOTTLENECK_FROM = 50  # layers: from here on blocks of three convolutions, Figure 5 right
-OPTIONS = {
+OPTIONS = {  # settings with an option of `train` of their own; the others take `--set`
     "shortcut", "iterations", "batch_size", "split", "image_size", "bn_group", "bn_stats", "precision",
     "eval_every",
 }  # fmt: skip
-"""Settings with an option of `train` of their own; the others take `--set`."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ class Spec:
     plain: bool
     shortcut: Shortcut | None
     recipe: Recipe
-    changes: tuple[tuple[str, Value], ...] = ()
-    """Settings (and shortcut) that differ from the catalogue experiment, in recipe order."""
+    changes: tuple[tuple[str, Value], ...] = ()  # from the catalogue's experiment, in the order of settings
 
     @property
     def name(self) -> str:

@@ -1,14 +1,12 @@
-"""The paper's nets as formulas: layers, output sizes, parameters and multiply-adds, without building a net.
-
-A net is a list of parts in the order of the forward pass: a single layer, or a block of a stage and how
-often it is repeated (Table 1; Section 4.2).
+"""The paper's nets as formulas: layers, output sizes, parameters and multiply-adds, without building a net: a
+list of parts in the order of the forward pass, layers or blocks of a stage (Table 1; Section 4.2).
 """
 
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 from resrepro.spec import BOTTLENECK_FROM, check_depth, check_shortcut, default_shortcut
 from resrepro.spec.catalogue import Experiment, experiments
@@ -23,19 +21,14 @@ IMAGENET_BLOCKS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What distinguishes the nets.
+class Layout(NamedTuple):
+    """What distinguishes the nets."""
 
-    `blocks` and `widths` are those of the stages, `stem` is the kernel and stride of the first convolution,
-    `pool` tells whether a 3x3 max pooling of stride 2 follows it.
-    """
-
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...]  # of each stage
     widths: tuple[int, ...]
     bottleneck: bool
-    stem: tuple[int, int]
-    pool: bool
+    stem: tuple[int, int]  # kernel and stride of the first convolution
+    pool: bool  # whether a 3x3 max pooling of stride 2 follows it
 
     @property
     def expansion(self) -> int:
@@ -52,21 +45,15 @@ def layout_of(dataset: str, depth: int) -> Layout:
     return Layout(IMAGENET_BLOCKS[depth], (64, 128, 256, 512), bottleneck, stem=(7, 2), pool=True)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One layer, or the shortcut of a block.
+class Layer(NamedTuple):
+    """One layer, or the shortcut of a block."""
 
-    `kind` is "conv", "max pool", "avg pool" or "fc"; of a shortcut "identity", "zeros" (option A where
-    the size changes) or "projection". A fully connected layer has the kernel that it would have as a
-    convolution. `size` is the side of the output map in pixels.
-    """
-
-    kind: str
-    kernel: int
+    kind: str  # "conv", "max pool", "avg pool", "fc"; of a shortcut "identity", "zeros" (A), "projection"
+    kernel: int  # of a fully connected layer that which it would have as a convolution
     inputs: int
     channels: int
     stride: int
-    size: int
+    size: int  # side of the output map in pixels
 
     @property
     def weights(self) -> int:
@@ -80,8 +67,7 @@ class Layer:
         return self.weights * self.size**2
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A layer (`conv1`, `fc`) or a block of a stage (`conv2_x`, a row of Table 1), `times` in a row."""
 
     name: str
@@ -110,8 +96,7 @@ class Part:
         return self.layers[-1].size
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """A net at the image size that the paper trains it at; `bn` tells whether BN follows convolutions."""
 
     name: str
@@ -150,7 +135,7 @@ class Architecture:
         """The stages of blocks, in order; the layers are those of a stage's last block."""
         last = {part.name: part for part in self.parts if part.name.endswith("_x")}
         blocks = Counter(part.name for part in self.walk())
-        return tuple(replace(part, times=blocks[name]) for name, part in last.items())
+        return tuple(part._replace(times=blocks[name]) for name, part in last.items())
 
     def layer(self, name: str) -> Layer:
         """The layer outside the stages of that name: `conv1`, `max pool`, `avg pool`, `fc`."""
@@ -165,15 +150,14 @@ class Architecture:
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """The nets that the catalogue trains for the paper, by experiment name, in its order."""
-    of_the_paper = [each for each in experiments().values() if each.dataset in ("cifar10", "imagenet")]
-    return {experiment.name: architecture_of(experiment) for experiment in of_the_paper}
+    own = ("cifar10", "imagenet")
+    return {name: architecture_of(each) for name, each in experiments().items() if each.dataset in own}
 
 
 def architecture_of(experiment: Experiment) -> Architecture:
     """The net of an experiment; a folder's with as many classes as ImageNet has."""
-    net = experiment.dataset, experiment.depth, experiment.plain, experiment.shortcut
-    size = IMAGE_SIZES[experiment.dataset]
-    return Architecture(experiment.name, experiment.label, size, tuple(parts_of(*net)))
+    parts = parts_of(experiment.dataset, experiment.depth, experiment.plain, experiment.shortcut)
+    return Architecture(experiment.name, experiment.label, IMAGE_SIZES[experiment.dataset], tuple(parts))
 
 
 def parts_of(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Iterator[Part]:

@@ -1,6 +1,5 @@
-"""The catalogue: recipes, experiments and test protocols as data (TOML), and what differs from them.
-
-Every setting is marked: stated by the paper, derived from it, or assumed by us.
+"""The catalogue: recipes, experiments and test protocols as data (TOML), and what differs from them. Every
+setting is marked: stated by the paper, derived from it, or assumed by us.
 """
 
 import difflib
@@ -8,13 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any, NamedTuple
 
 from resrepro.errors import UsageError
 from resrepro.spec import Shortcut, Spec, check_depth, check_shortcut, default_shortcut, net_label
 from resrepro.spec.recipe import (
     DATASETS,
     FAMILIES,
-    RECIPES,
     SETTING_TYPES,
     ImageNetRecipe,
     NamedRecipe,
@@ -25,7 +24,6 @@ from resrepro.spec.recipe import (
     frozen,
     ordered_settings,
     read_toml,
-    setting_from,
     spell,
 )
 
@@ -34,7 +32,7 @@ STAND_INS = {
     "digits": "dataset digits instead of CIFAR-10",
     "folder": "a folder of other images instead of ImageNet",
 }
-DEPARTURES = {
+DEPARTURES = {  # changes with words of their own: {0} the value, {1} the paper's, {2} a plural's s
     "split": "trained on 45,000 images and validated on the last 5,000",
     "lr_policy": "rate divided when the error plateaus (Section 3.4), not where Figure 4 drops",
     "bn_stats": "BN statistics at test: plain averages over training batches, as in the authors' README",
@@ -43,7 +41,6 @@ DEPARTURES = {
     "eval_every": "sampled every {0} iterations; as densely as the paper's curves: every {1}",
     "image_size": "crops of {0} pixels instead of {1} (all sizes of the views in proportion)",
 }
-"""Settings whose change has words of its own: {0} the value, {1} the paper's, {2} a plural's s."""
 FOLLOW = {"lr_drops", "eval_every", "scale"}  # follow from `iterations` or `image_size` unless set by hand
 
 
@@ -84,13 +81,13 @@ def recipes() -> Mapping[str, NamedRecipe]:
     for name, table in read_toml("recipes.toml").items():
         base = named.get(table.get("base", ""))
         family = base.family if base else table["family"]
-        settings = dict(base.settings) if base else {}
-        for key, entry in table["settings"].items():
-            settings[key] = setting_from(key, entry)
-            check_setting(key, settings[key].value)
-        keys = ordered_settings(RECIPES[family])
-        named[name] = NamedRecipe(name, table["title"], family, {key: settings[key] for key in keys})
+        settings = {**(base.settings if base else {}), **_settings(table)}
+        named[name] = NamedRecipe(name, table["title"], family, settings)
     return named
+
+
+def _settings(table: Mapping[str, Any]) -> dict[str, Setting]:
+    return {key: Setting(key, **entry) for key, entry in frozen(table["settings"]).items()}
 
 
 def paper_recipe(family: str) -> NamedRecipe:
@@ -101,12 +98,11 @@ def paper_recipe(family: str) -> NamedRecipe:
 @cache
 def experiments() -> Mapping[str, Experiment]:
     """All experiments of the catalogue by name, in its order."""
-    entries = read_toml("experiments.toml")["experiments"].items()
-    return {name: Experiment(name, **{key: frozen(v) for key, v in entry.items()}) for name, entry in entries}
+    entries = frozen(read_toml("experiments.toml")["experiments"])
+    return {name: Experiment(name, **entry) for name, entry in entries.items()}
 
 
-@dataclass(frozen=True)
-class Protocol:
+class Protocol(NamedTuple):
     """A named view of the test images; `crops` is "whole", "center", "ten" or "dense"."""
 
     name: str
@@ -130,11 +126,8 @@ class Protocol:
 @cache
 def protocols() -> Mapping[str, Protocol]:
     """All test protocols by name."""
-    views = {}
-    for name, entry in read_toml("protocols.toml").items():
-        settings = {key: setting_from(key, setting) for key, setting in entry["settings"].items()}
-        views[name] = Protocol(name, **entry | {"settings": settings})
-    return views
+    entries = read_toml("protocols.toml").items()
+    return {name: Protocol(name, **entry | {"settings": _settings(entry)}) for name, entry in entries}
 
 
 def protocol_for(name: str, family: str) -> Protocol:
@@ -168,17 +161,11 @@ def find(name: str) -> Experiment:
     raise UsageError(f"no experiment {name!r}: {hint}`resrepro list` shows them all.")
 
 
-def twin_on_folder(name: str) -> str:
-    """The name of an ImageNet experiment's twin on a folder of other images; other names are their own."""
-    return name.replace("imagenet-", "folder-", 1) if name.startswith("imagenet-") else name
-
-
 def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str | None = None) -> Experiment:
-    """The experiment of a dataset and net, from the catalogue or by its default recipe.
-
-    A shortcut option has an experiment of its own only where the paper trains it as one (ResNet-34 B and
-    C on ImageNet); else it is a change to that of the depth. `folder` takes ImageNet's experiments.
-    UsageError: if the dataset is unknown, the depth impossible, or the shortcut not A, B or C.
+    """The experiment of a dataset and net, from the catalogue or by its default recipe; `folder` takes
+    ImageNet's. A shortcut option has one of its own only where the paper trains it as one (ResNet-34 B and C
+    on ImageNet); else it is a change to that of the depth. UsageError if the dataset is unknown, the depth
+    impossible, or the shortcut not A, B or C.
     """
     if dataset not in DATASETS:
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(DATASETS[:-1])} and {DATASETS[-1]}.")
@@ -187,7 +174,7 @@ def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str 
     base = f"{dataset}-{'plain' if plain else 'resnet'}{depth}"
     if dataset == "folder":
         twin = experiment_for("imagenet", depth, plain, shortcut)
-        return replace(twin, name=twin_on_folder(twin.name), dataset=dataset)
+        return replace(twin, name=twin.name.replace("imagenet", dataset), dataset=dataset)
     for name in (f"{base}-{str(option).lower()}", base):
         if name in experiments():
             return experiments()[name]
@@ -201,9 +188,7 @@ def derive(experiment: Experiment, shortcut: str | None = None, **settings: Valu
     `iterations` keeps the schedule's shape (`lr_drops` and `eval_every` follow unless given), and
     `image_size` that of the views (`scale` follows). A shortcut option that has an experiment of its own
     takes that one, and a batch that does not divide into the experiment's BN groups is one group.
-
-    Raises:
-        UsageError: if a setting is unknown, out of range, or does not fit the others.
+    UsageError if a setting is unknown, out of range, or does not fit the others.
     """
     if shortcut is not None:
         experiment = experiment_for(experiment.dataset, experiment.depth, experiment.plain, shortcut)
@@ -262,9 +247,8 @@ def _check_together(recipe: Recipe, dataset: str) -> None:
 
 
 def departures(spec: Spec) -> list[str]:
-    """How the spec departs from the paper's recipe, one sentence each; empty for a paper-exact run.
-
-    A changed setting on which the paper is silent is listed too, marked as such.
+    """How the spec departs from the paper's recipe, one sentence each; empty for a paper-exact run. A changed
+    setting on which the paper is silent is listed too, marked as such.
     """
     experiment = find(spec.experiment)
     named, paper = recipes()[experiment.recipe], paper_recipe(experiment.family)

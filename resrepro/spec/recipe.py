@@ -1,6 +1,5 @@
-"""The settings that decide what a run computes: their types and marks, and which values each takes.
-
-`settings.toml` lists them in the order in which a run's name and `resrepro list` tell them.
+"""The settings that decide what a run computes: their types and marks, and which values each takes; in
+`settings.toml` they stand in the order in which a run's name and `resrepro list` tell them.
 """
 
 import math
@@ -11,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import cache
 from importlib import resources
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from resrepro.errors import UsageError
 
@@ -21,9 +20,8 @@ Mark = Literal["stated", "derived", "assumed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings that all recipes share (paper Sections 3.4 and 4.2; meanings in settings.toml).
-
-    Iterations count updates from 0; `lr_drops` are the numbers of updates made at the rate before.
+    """The settings that all recipes share (Sections 3.4 and 4.2; meanings in settings.toml). Iterations count
+    updates from 0; `lr_drops` are the numbers of updates made at the rate before.
     """
 
     iterations: int
@@ -117,8 +115,8 @@ def scaled(side: int, image_size: int, reference: int = 224) -> int:
 
 
 RECIPES: Mapping[str, type[Recipe]] = {"cifar": CifarRecipe, "imagenet": ImageNetRecipe}
+# Which nets, recipe and views a dataset takes: those of Section 4.2, or those of Sections 3.3 and 3.4.
 FAMILIES = {"cifar10": "cifar", "digits": "cifar", "imagenet": "imagenet", "folder": "imagenet"}
-"""Which nets, recipe and views a dataset takes: those of Section 4.2, or those of Sections 3.3 and 3.4."""
 DATASETS = tuple(FAMILIES)
 SETTING_TYPES: Mapping[str, Any] = {f.name: f.type for recipe in RECIPES.values() for f in fields(recipe)}
 
@@ -142,17 +140,17 @@ def ordered_settings(recipe: Recipe | type[Recipe]) -> tuple[str, ...]:
 
 def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
     """The recipe of a record or checkpoint (TypeError if a setting is missing or unknown)."""
-    typed: Any = {key: frozen(value) for key, value in values.items()}
-    return RECIPES["imagenet" if "image_size" in typed else "cifar"](**typed)
+    return RECIPES["imagenet" if "image_size" in values else "cifar"](**frozen(dict(values)))
 
 
 def frozen(value: Any) -> Any:
-    """A value of JSON or TOML as settings hold it: a list as a tuple."""
+    """What JSON or TOML holds with tuples for lists, as settings have it."""
+    if isinstance(value, dict):
+        return {key: frozen(inner) for key, inner in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting of a recipe: its value and how it is known."""
 
     key: str
@@ -162,13 +160,7 @@ class Setting:
     note: str = ""
 
 
-def setting_from(key: str, entry: Mapping[str, Any]) -> Setting:
-    """A setting from its entry in a TOML file."""
-    return Setting(key, **{name: frozen(told) for name, told in entry.items()})
-
-
-@dataclass(frozen=True)
-class NamedRecipe:
+class NamedRecipe(NamedTuple):
     """A recipe of the catalogue with the mark of each setting."""
 
     name: str

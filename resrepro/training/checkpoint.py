@@ -7,6 +7,7 @@ of the files of others, nothing is executed: tensors, plain values and what is i
 import argparse
 import datetime
 import hashlib
+import io
 import os
 import re
 import types
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
-from resrepro.records.storage import not_written, replacing
+from resrepro.records.storage import not_written, write_whole
 from resrepro.spec import Spec
 from resrepro.training import rank, world_size
 from resrepro.training.engine import choose_device
@@ -80,16 +81,14 @@ class Damaged(RecordError):
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint with its checksum beside its place, then move it there; keep the one before.
 
-    Raises:
-        RecordError: if it cannot be written; the newest that was there is then untouched.
+    RecordError if it cannot be written; the newest that was there is then untouched.
     """
     before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
-    try:
-        with replacing(path, keep=before) as sink:
-            torch.save(_apart({"format": FORMAT, **state}), sink)  # type: ignore[arg-type]
-            sink.write(MARK + sink.sha256().encode() + b"\n")
-    except RuntimeError as error:
-        raise RecordError(f"cannot write the checkpoint {path}: {str(error).splitlines()[0]}") from None
+    buffer = io.BytesIO()
+    torch.save(_apart({"format": FORMAT, **state}), buffer)
+    sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.write(MARK + sha256.encode() + b"\n")
+    write_whole(path, [buffer.getbuffer()], keep=before)
 
 
 def _apart(value: Any) -> Any:
@@ -104,9 +103,8 @@ def _apart(value: Any) -> Any:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; of ours the checksum is verified first.
 
-    Raises:
-        RecordError: if the file is missing, no checkpoint, too large, damaged, or holds pickled objects
-            other than tensors, plain values and numpy scalars.
+    RecordError if the file is missing, no checkpoint, too large, damaged, or holds pickled objects other than
+    tensors, plain values and numpy scalars.
     """
     if path.is_fifo() or path.is_char_device():
         raise RecordError(f"{path} is a pipe or device, not a file: name a checkpoint.")
@@ -114,7 +112,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
         content = _read_pickled(path)
     except FileNotFoundError:
-        raise _missing(path) from None
+        seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
+        hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
+        if path.with_name(RESULT).exists():
+            hint = " Records that were published have none: name the folder of the run itself."
+        raise RecordError(f"there is no checkpoint {path}.{hint}") from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
     except MemoryError:
@@ -132,10 +134,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
     """The newest checkpoint of a run that is whole, and a notice if it is not the newest; None without any.
 
-    A damaged newest one is moved aside: the next one would push the whole one out.
-
-    Raises:
-        RecordError: if there are some, and none is whole.
+    A damaged newest one is moved aside: the next one would push the whole one out. RecordError if there are
+    some, and none is whole.
     """
     newest, before = folder / CHECKPOINT, folder / PREVIOUS
     if not newest.exists():
@@ -203,14 +203,6 @@ def _read_pickled(path: Path) -> Any:
 def sign_of(head: bytes) -> str | None:
     """What a file is that begins so, with a way out, if it is often taken for a checkpoint."""
     return next((words for sign, words in SIGNS if re.match(sign, head)), None)
-
-
-def _missing(path: Path) -> RecordError:
-    seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
-    hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
-    if path.with_name(RESULT).exists():
-        hint = " Records that were published have none: name the folder of the run itself."
-    return RecordError(f"there is no checkpoint {path}.{hint}")
 
 
 # --- what a run keeps of itself ------------------------------------------------------------------------

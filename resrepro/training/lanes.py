@@ -48,18 +48,18 @@ class LaneUpdates(Updates):
 
     def _lay_tables(self) -> None:
         """Lay the tables of all lanes' choices (see `MemorySlots`) side by side, to be read by one kernel."""
-        indices, draws = self.images.choices(0)
-        parts = [indices, *(draw for draw in draws if draw is not None)]
+        parts = self.images.choices(0)
         tables = [part.new_zeros(len(self.runs), ROWS, *part.shape) for part in parts]
         self.row = self.slots[0].row
         for lane, slots in enumerate(self.slots):
             slots.row, slots.tables = self.row, [table[lane] for table in tables]
         order, *rest = tables
-        drawn = [order if draw is None else rest.pop(0) for draw in draws]  # what is not drawn is not read
-        normalisation, side = self.images.augmentation, self.lanes.side
+        corners = rest.pop(0) if self.images.recipe.pad else order  # what is not drawn is not read
+        coins = rest.pop(0) if self.images.recipe.flip else order
+        normalisation, side = self.images.normalisation, self.lanes.side
         mean = normalisation.mean.expand(3, side, side).contiguous()
         divisor = normalisation.divisor.flatten().expand(3).contiguous()
-        self.read = [mean, divisor, self.row, order, *drawn]
+        self.read = [mean, divisor, self.row, order, corners, coins]
 
     def stretch(self, start: int, stop: int, rate: float | Sequence[float]) -> Iterator[Work]:
         """Updates start..stop-1, each run's at a rate, 0 of one that has ended; each to be called in turn."""
@@ -80,7 +80,7 @@ class LaneUpdates(Updates):
 
     def draw_images(self) -> tuple[Tensor, Tensor]:
         """The lanes' images, (L, N x side x side, STEM), and labels, (L, N), as the tables have them."""
-        lanes, images, recipe = self.lanes, self.images, self.images.augmentation.recipe
+        lanes, images, recipe = self.lanes, self.images, self.images.recipe
         M = lanes.images * lanes.side**2
         draw_images[cdiv(M, PIXELS), lanes.count](
             images.pixels, images.labels, *self.read, lanes.x, lanes.truth, lanes.images, M, ROWS,

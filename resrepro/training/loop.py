@@ -15,7 +15,8 @@ from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
 from resrepro.data.feeds import Feed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
-from resrepro.records.write import RunWriter
+from resrepro.records.reading import CHECKPOINT
+from resrepro.records.storage import RunWriter
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training import parallel, updates, world_size
@@ -310,7 +311,7 @@ class Trainer:
         )
 
         def write() -> None:
-            save_checkpoint(self.writer.checkpoint, state_of(self, shares))
+            save_checkpoint(self.writer.folder / CHECKPOINT, state_of(self, shares))
             self.writer.result(self.result("partial"))
 
         parallel.on_first(write)

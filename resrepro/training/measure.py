@@ -13,7 +13,6 @@ from resrepro.data.loader import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
-from resrepro.training import world_size
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
 
@@ -55,11 +54,8 @@ class ErrorSums:
 
     def read_all(self) -> Errors:
         """The means over the images of all processes of the run."""
-        if world_size() == 1:
-            return self.read()
-        own = self.sums if self.count else torch.zeros_like(self.sums)  # the mean loss of no images is NaN
-        whole = ErrorSums(own.device)
-        whole.sums = total(own.clone())
+        whole = ErrorSums(self.sums.device)
+        whole.sums = total(self.sums.clone() if self.count else whole.sums)  # the mean loss of none is NaN
         return whole.read()
 
     @property
@@ -132,35 +128,24 @@ def measure_held_out(
 
 def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:
     """The log of the averaged softmax of each image, (n, classes)."""
-    if len(members) == 1 and not dense and len(scales) == 1 and scales[0].shape[1] == 1:
+    if not dense and len(members) == len(scales) == scales[0].shape[1] == 1:
         return logits_of(members[0], scales[0][:, 0]).log_softmax(1)
-    score = dense_scores if dense else crop_scores
-    average = torch.stack([score(member, scales) for member in members]).mean(0)
+    scores = [[_scores(member, views, dense) for views in scales] for member in members]
+    average = torch.stack([torch.stack(each).mean(0) for each in scores]).mean(0)
     return average.clamp_min(torch.finfo(average.dtype).tiny).log()
 
 
-def crop_scores(member: Member, scales: Sequence[Tensor]) -> Tensor:
-    """Softmax averaged over all crops (n, V, 3, S, S) of all scales, (n, classes)."""
-    averages = [
-        logits_of(member, crops.flatten(0, 1)).softmax(1).reshape(*crops.shape[:2], -1).mean(1)
-        for crops in scales
-    ]
-    return torch.stack(averages).mean(0)
+def _scores(member: Member, views: Tensor, dense: bool) -> Tensor:
+    """Softmax averaged over crops (n, V, 3, S, S), or everywhere in images (n, 1, 3, h, w): (n, classes)."""
+    if dense:
+        return torch.cat([_everywhere(member, part) for part in in_passes(views[:, 0], each=2)])
+    return logits_of(member, views.flatten(0, 1)).softmax(1).reshape(*views.shape[:2], -1).mean(1)
 
 
 def logits_of(member: Member, pixels: Tensor) -> Tensor:
     """Logits of crops (N, 3, S, S) uint8, float32 (N, classes), in passes of bounded size."""
     with arithmetic(member.precision, pixels.device):
         return torch.cat([member.net(member.normalisation.test(part)).float() for part in in_passes(pixels)])
-
-
-def dense_scores(member: Member, scales: Sequence[Tensor]) -> Tensor:
-    """The net applied everywhere: softmax at each place, averaged over places, flips and scales."""
-    averages = [
-        torch.cat([_everywhere(member, part) for part in in_passes(images[:, 0], each=2)])
-        for images in scales
-    ]
-    return torch.stack(averages).mean(0)
 
 
 def _everywhere(member: Member, pixels: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ import atexit
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -29,8 +28,7 @@ LONGEST_WAIT = timedelta(hours=1)  # while the first process downloads a data se
 OF_THE_CONNECTION = ("gloo", "nccl", "connection", "socket", "tcpstore", "process group")
 
 
-@dataclass(frozen=True)
-class BatchSplit:
+class BatchSplit(NamedTuple):
     """Images per update on each process (`local`), and per forward and backward pass (`micro`)."""
 
     local: int
@@ -56,11 +54,7 @@ class BatchSplit:
 
 
 def split_batch(batch_size: int, processes: int, micro_batch: int | None = None) -> BatchSplit:
-    """The share of each process and of each pass.
-
-    Raises:
-        UsageError: if the batch does not divide.
-    """
+    """The share of each process and of each pass (UsageError if the batch does not divide)."""
     if batch_size % processes:
         raise UsageError(
             f"a batch of {batch_size} does not divide among {processes} processes: choose a --batch-size "
@@ -78,25 +72,20 @@ def split_batch(batch_size: int, processes: int, micro_batch: int | None = None)
 def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
     """The images that share BN statistics when a batch is split so; 0 for the whole batch.
 
-    If `bn_group` was asked for (`given`), another will not do.
-
-    Raises:
-        UsageError: if what was asked for cannot be had.
+    If `bn_group` was asked for (`given`) and cannot be had, that is a UsageError.
     """
     group = recipe.bn_group
     if split.micro % (group or recipe.batch_size) == 0:
         return group
-    if given and not group:
-        raise UsageError(
-            "BN over the whole batch needs the batch in one process and one pass: leave torchrun and "
-            "--micro-batch out, or name a --bn-group."
-        )
-    if given:
-        raise UsageError(
-            f"BN groups of {group} images do not divide the {split.micro} that a process has in one pass: "
-            "choose a smaller --bn-group, or fewer processes."
-        )
-    return split.micro
+    if not given:
+        return split.micro
+    raise UsageError(
+        f"BN groups of {group} images do not divide the {split.micro} that a process has in one pass: "
+        "choose a smaller --bn-group, or fewer processes."
+        if group
+        else "BN over the whole batch needs the batch in one process and one pass: leave torchrun and "
+        "--micro-batch out, or name a --bn-group."
+    )
 
 
 def plan(
@@ -104,8 +93,7 @@ def plan(
 ) -> tuple[Spec, BatchSplit]:
     """The run that these options ask for on these processes, and how its batch is split among them.
 
-    Raises:
-        UsageError: if an option is wrong, or the batch cannot be split so.
+    UsageError if an option is wrong, or the batch cannot be split so.
     """
     entry = catalogue.find(experiment)
     spec = catalogue.derive(entry, shortcut, **settings)
@@ -167,9 +155,7 @@ def in_parallel(net: nn.Module, device: torch.device) -> nn.Module:
 
 def exchanging(model: nn.Module, last: bool) -> AbstractContextManager[object]:
     """The context of one of the passes of an update: gradients are exchanged in the last one only."""
-    if isinstance(model, DistributedDataParallel) and not last:
-        return model.no_sync()
-    return nullcontext()
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
 def total(tensor: Tensor) -> Tensor:
@@ -201,18 +187,17 @@ def on_first(work: Callable[[], T]) -> T:
     """Do something in the first process alone; all get its result, or its error."""
     if world_size() == 1:
         return work()
-    outcome: list[Any] = [None, None]
+    outcome: list[Any] = [None]
     if is_first():
         try:
-            outcome[0] = work()
+            outcome = [work()]
         except ResreproError as trouble:
-            outcome[1] = trouble
+            outcome = [trouble]
     distributed.broadcast_object_list(outcome, src=0)
-    result, error = outcome
-    if error is not None:
-        error.told = not is_first()
-        raise error
-    return result  # type: ignore[no-any-return]
+    if isinstance(outcome[0], ResreproError):
+        outcome[0].told = not is_first()
+        raise outcome[0]
+    return outcome[0]  # type: ignore[no-any-return]
 
 
 def agreed(*numbers: int) -> list[int]:

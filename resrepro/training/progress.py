@@ -152,13 +152,9 @@ class CheckpointInterval:
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """`500` -> 500 iterations; `10m` -> 600 seconds; `500,10m` -> both; None -> neither.
-
-        Raises:
-            UsageError: if it is none of these.
-        """
+        """`500` -> 500 iterations; `10m` -> 600 seconds; `500,10m` -> both; None -> neither (UsageError)."""
         limits: dict[str, int] = {}
-        for part in [] if text is None else text.replace(" ", "").split(","):
+        for part in text.replace(" ", "").split(",") if text is not None else ():
             match = PART.fullmatch(part)
             kind = "seconds" if match and match[2] else "iterations"
             if match is None or kind in limits or not 1 <= int(match[1]) <= 10**9:

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from resrepro.data.classes import told
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
+from resrepro.data.photos import told
 from resrepro.errors import Diverged, RecordError, ResreproError, UsageError
+from resrepro.machine import describe_environment
 from resrepro.nets.cpu import load_kernels
 from resrepro.records import read_run
-from resrepro.records.reading import ENV, RESULT, read_json
-from resrepro.records.storage import locked
-from resrepro.records.write import Onlooker, describe_environment, has_checkpoint, open_run, run_folder
+from resrepro.records.reading import ENV, FORMAT, RESULT, read_json
+from resrepro.records.storage import Onlooker, has_checkpoint, locked, open_run, run_folder
 from resrepro.spec import Spec, command_for
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import engine as engines
@@ -246,7 +246,7 @@ class Session:
                 f"a batch of {spec.recipe.batch_size} is larger than the training set of "
                 f"{feed.about.sizes['train']:,} images: choose a smaller --batch-size."
             )
-        writer = on_first(lambda: open_run(self.folder.parents[1], spec, self.seed, fresh=self.fresh))
+        writer = on_first(lambda: open_run(self.folder, spec, fresh=self.fresh))
         if writer.aside:
             say(f"The earlier run is kept in {writer.aside}.")
         for sentence in feed.about.notices:
@@ -257,7 +257,7 @@ class Session:
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
         trainer = Trainer(spec, self.seed, feed, Target(device, self.split, name), writer, self.watcher)
-        now = describe_environment() | engines.describe_device(device, self.split.micro)
+        now = {"format": FORMAT} | describe_environment() | engines.describe_device(device, self.split.micro)
         now |= {"engine": name, "kernels": load_kernels().key if name == engines.KERNELS else None}
         if state:
             self.go_on(trainer, state, notice, now)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 # A job waits for as long as credentials last before it begins again: two minutes by Slurm's default.
@@ -57,14 +57,9 @@ PartitionName=high Nodes=localhost PriorityTier=2 PreemptMode=OFF
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class OneNode:
@@ -114,11 +109,9 @@ class OneNode:
         self.wait_until(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T").stdout)
 
     def _daemon(self, *words: str) -> None:
-        log = (self.folder / f"{words[0]}.out").open("wb")
-        with log:
-            self.daemons.append(
-                subprocess.Popen(words, env=self.env, stdout=log, stderr=log, start_new_session=True)
-            )
+        own = {"env": self.env, "start_new_session": True}
+        with (self.folder / f"{words[0]}.out").open("wb") as log:
+            self.daemons.append(subprocess.Popen(words, stdout=log, stderr=log, **own))
 
     def ask(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands."""

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from one_node import OneNode
-from runs import differences, env_of, json_of
+from runs import differences, json_of
 
 pytestmark = pytest.mark.cluster
 NAME = "digits-resnet8+iterations=80+eval_every=10"
@@ -23,7 +22,7 @@ LONG = 300.0  # seconds for what takes ten, on a machine that is busy
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneNode]:
+def slurm(tmp_path_factory):
     """A cluster of one node with two cores."""
     cluster = OneNode(tmp_path_factory.mktemp("slurm"))
     with cluster:
@@ -32,7 +31,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneNode]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory):
     """The runs folder of the same runs, trained here and without a break."""
     runs = tmp_path_factory.mktemp("undisturbed")
     command = [*TRAIN, "--seeds", "0-4", "--jobs", "2", "--runs", str(runs)]
@@ -41,12 +40,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory):
     """The runs folder of the cluster."""
     return tmp_path_factory.mktemp("runs")
 
 
-def submit(slurm: OneNode, runs: Path, seeds: str, *options: str) -> list[str]:
+def submit(slurm, runs, seeds, *options):
     """Submit runs by the command; returns the ids of their jobs."""
     which = "--seeds" if "-" in seeds else "--seed"
     words = [*TRAIN, which, seeds, "--runs", str(runs), "--launcher", "slurm", "--slurm", "partition=low"]
@@ -56,20 +55,20 @@ def submit(slurm: OneNode, runs: Path, seeds: str, *options: str) -> list[str]:
     return [line.partition(" (")[0] for line in lines]  # what may follow is whether it is there already
 
 
-def cpus(count: int) -> list[str]:
+def cpus(count):
     return ["--slurm", f"cpus-per-task={count}"]
 
 
-def status(slurm: OneNode, runs: Path) -> str:
+def status(slurm, runs):
     words = [sys.executable, "-m", "resrepro", "status", "--runs", str(runs)]
     return subprocess.run(words, env=slurm.env, capture_output=True, text=True, check=True).stdout
 
 
-def folder(runs: Path, seed: int) -> Path:
+def folder(runs, seed):
     return runs / NAME / f"seed{seed}"
 
 
-def done(runs: Path, seed: int) -> int:
+def done(runs, seed):
     """The iteration that a run's record has come to."""
     try:
         return int(json_of(folder(runs, seed), "result")["iteration"])
@@ -77,33 +76,33 @@ def done(runs: Path, seed: int) -> int:
         return 0
 
 
-def starts(runs: Path, seed: int) -> list[int]:
+def starts(runs, seed):
     """The iterations that the run was taken up again from."""
-    return [each["from_iteration"] for each in env_of(folder(runs, seed)).get("later_sessions", [])]
+    return [each["from_iteration"] for each in json_of(folder(runs, seed), "env").get("later_sessions", [])]
 
 
-def restarts(slurm: OneNode, job: str) -> int:
+def restarts(slurm, job):
     told = slurm.ask("scontrol", "show", "job", job).stdout
     return int(told.partition("Restarts=")[2].split()[0])
 
 
-def log(runs: Path, seed: int) -> str:
+def log(runs, seed):
     return "".join(path.read_text() for path in (runs / "slurm" / NAME / f"seed{seed}").glob("*_log.out"))
 
 
-def gone(slurm: OneNode, jobs: list[str]) -> bool:
+def gone(slurm, jobs):
     """Whether Slurm has ended them all, and well."""
     states = {job: slurm.ask("scontrol", "show", "job", job).stdout for job in jobs}
     assert not [text for text in states.values() if "JobState=FAILED" in text], slurm.logs()
     return all("JobState=COMPLETED" in text for text in states.values())
 
 
-def trainer_of(runs: Path, seed: int) -> int:
+def trainer_of(runs, seed):
     """The process that trains a run, as its lock names it."""
     return int(json.loads((runs / NAME / f".seed{seed}.lock.json").read_text())["pid"])
 
 
-def is_held(pid: int, number: signal.Signals) -> bool:
+def is_held(pid, number):
     """Whether a process is stopped, and no such signal waits for it."""
     try:
         told = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -114,7 +113,7 @@ def is_held(pid: int, number: signal.Signals) -> bool:
 
 
 @contextmanager
-def held(*pids: int) -> Iterator[None]:
+def held(*pids):
     """While active, runs stand still: they are not to be over before Slurm has done what it is to do."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -126,9 +125,7 @@ def held(*pids: int) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
-def test_a_preempted_run_of_a_grid_is_requeued_and_ends_as_if_nothing_had_been(
-    slurm: OneNode, runs: Path, undisturbed: Path
-) -> None:
+def test_a_preempted_run_of_a_grid_is_requeued_and_ends_as_if_nothing_had_been(slurm, runs, undisturbed):
     jobs = submit(slurm, runs, "0-2", *cpus(1))
     assert submit(slurm, runs, "0-2", *cpus(1)) == jobs  # which are not submitted twice
     slurm.wait_until(lambda: done(runs, 0) >= 10 and done(runs, 1) >= 10, LONG)
@@ -149,9 +146,7 @@ def test_a_preempted_run_of_a_grid_is_requeued_and_ends_as_if_nothing_had_been(
     assert "3 runs: 3 finished." in status(slurm, runs)
 
 
-def test_a_run_with_a_grace_time_is_requeued_by_its_own_wish(
-    slurm: OneNode, runs: Path, undisturbed: Path
-) -> None:
+def test_a_run_with_a_grace_time_is_requeued_by_its_own_wish(slurm, runs, undisturbed):
     slurm.ask("scontrol", "update", "PartitionName=low", "GraceTime=60")
     try:
         jobs = submit(slurm, runs, "3", *cpus(2))
@@ -166,9 +161,7 @@ def test_a_run_with_a_grace_time_is_requeued_by_its_own_wish(
     assert differences(folder(runs, 3), folder(undisturbed, 3)) == []
 
 
-def test_a_run_that_comes_to_its_time_limit_is_requeued(
-    slurm: OneNode, runs: Path, undisturbed: Path
-) -> None:
+def test_a_run_that_comes_to_its_time_limit_is_requeued(slurm, runs, undisturbed):
     jobs = submit(slurm, runs, "4", *cpus(2))
     slurm.wait_until(lambda: done(runs, 4) >= 10, LONG)
     with held(trainer := trainer_of(runs, 4)):
@@ -181,7 +174,7 @@ def test_a_run_that_comes_to_its_time_limit_is_requeued(
     assert differences(folder(runs, 4), folder(undisturbed, 4)) == []
 
 
-def test_a_cancelled_run_writes_a_checkpoint_and_is_not_brought_back(slurm: OneNode, runs: Path) -> None:
+def test_a_cancelled_run_writes_a_checkpoint_and_is_not_brought_back(slurm, runs):
     jobs = submit(slurm, runs, "5", *cpus(2))
     slurm.wait_until(lambda: done(runs, 5) >= 10, LONG)
     with held(trainer_of(runs, 5)):
@@ -192,7 +185,7 @@ def test_a_cancelled_run_writes_a_checkpoint_and_is_not_brought_back(slurm: OneN
     assert "1 interrupted" in status(slurm, runs)
 
 
-def test_what_sbatch_refuses_is_told_in_a_sentence(slurm: OneNode, runs: Path) -> None:
+def test_what_sbatch_refuses_is_told_in_a_sentence(slurm, runs):
     words = [*TRAIN, "--runs", str(runs), "--launcher", "slurm", "--slurm", "partition=nowhere"]
     told = subprocess.run([*words, "--seed", "9"], env=slurm.env, capture_output=True, text=True, check=False)
     assert told.returncode == 1
@@ -200,7 +193,7 @@ def test_what_sbatch_refuses_is_told_in_a_sentence(slurm: OneNode, runs: Path) -
     assert "Traceback" not in told.stderr
 
 
-def reproduce(slurm: OneNode, place: Path, exhibit: str, *options: str) -> tuple[list[str], str]:
+def reproduce(slurm, place, exhibit, *options):
     """Hand an exhibit on the digits to the queue; returns the ids of new jobs, and all that is said."""
     words = [
         sys.executable, "-m", "resrepro", "reproduce", exhibit, "--dataset", "digits", "--device", "cpu",
@@ -212,7 +205,7 @@ def reproduce(slurm: OneNode, place: Path, exhibit: str, *options: str) -> tuple
     return [line.rpartition("job ")[2] for line in lines], told.stdout
 
 
-def test_an_exhibit_is_reproduced_through_the_queue(slurm: OneNode, tmp_path: Path) -> None:
+def test_an_exhibit_is_reproduced_through_the_queue(slurm, tmp_path):
     """The command that README shows, handed to the queue, and again once that has worked it off."""
     jobs, submitted = reproduce(slurm, tmp_path, "figure1", "--seeds", "3")
     assert len(jobs) == 6

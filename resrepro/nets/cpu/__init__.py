@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resrepro.errors import ResreproError
+from resrepro.machine import cache_folder
 from resrepro.nets import Block, Bottleneck, Net
 from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, pairs_of, relu
-from resrepro.records.write import cache_folder
 
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: sums keep their order, and NaN stays NaN.
@@ -58,15 +58,22 @@ class Kernels(NamedTuple):
 def load_kernels() -> Kernels:
     """The kernels, compiled by CC or the first of COMPILERS if this machine has not done so before.
 
-    Raises:
-        NoCompiler: if there is no compiler, or what it makes does not load.
+    NoCompiler if there is no compiler, or what it makes does not load.
     """
     compiler = _compiler()
     sources = {name: Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES}
     key = _key(compiler, sources)
     path = cache_folder() / "kernels" / f"{key}.so"
     if not path.exists():
-        _compile(compiler, path)
+        code = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".c")]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=path.parent) as work:
+                made = Path(work, path.name)
+                _run([*compiler, *FLAGS, "-o", str(made), *code, "-lm"])
+                made.replace(path)  # moved: other processes see all of it or nothing
+        except OSError as error:
+            raise NoCompiler(f"{path.parent} cannot be written ({error.strerror or error})") from None
     maps = {f"{name}_{kind}": (f"{types} i", None) for name, types in MAPS.items() for kind in TYPES.values()}
     try:
         library = ctypes.CDLL(str(path))
@@ -100,19 +107,6 @@ def _key(compiler: list[str], sources: dict[str, str]) -> str:
     version = _run([*compiler, "--version"])
     parts = [*sources.values(), *FLAGS, *compiler, version, platform.machine(), processor]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _compile(compiler: list[str], path: Path) -> None:
-    """Compile beside the destination, then move: other processes see all of it or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            made = Path(work, path.name)
-            code = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".c")]
-            _run([*compiler, *FLAGS, "-o", str(made), *code, "-lm"])
-            made.replace(path)
-    except OSError as error:
-        raise NoCompiler(f"{path.parent} cannot be written ({error.strerror or error})") from None
 
 
 def _run(command: list[str]) -> str:
@@ -167,11 +161,17 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        gradient = _channels_last(gradient)
+        library, (x, weight), gradient = ctx.library, ctx.saved_tensors, _channels_last(gradient)
         _, of_data, of_filters = ctx.needs_input_grad
-        of_x = _convolve(ctx.library, gradient, weight, turned=True) if of_data else None
-        of_weight = _correlate(ctx.library, x, gradient, weight) if of_filters else None
+        of_x = _convolve(library, gradient, weight, turned=True) if of_data else None
+        if not of_filters:
+            return None, of_x, None
+        images, inputs, height, width = x.shape
+        outputs, threads, of_weight = gradient.shape[1], torch.get_num_threads(), torch.empty_like(weight)
+        buffers = torch.empty(threads * library.scratch(width, inputs, outputs, 0))
+        tensors = x, gradient, of_weight, buffers, torch.empty(library.parts() * weight.numel())
+        kernel = getattr(library, f"correlate_{TYPES[x.dtype]}")
+        kernel(*_addresses(*tensors), images, height, width, inputs, outputs, threads)
         return None, of_x, of_weight
 
 
@@ -186,18 +186,6 @@ def _convolve(library: ctypes.CDLL, x: Tensor, weight: Tensor, *, turned: bool) 
     kernel = getattr(library, f"convolve_{TYPES[x.dtype]}")
     kernel(*_addresses(x, filters, y, buffers), images, height, width, inputs, outputs, threads)
     return y
-
-
-def _correlate(library: ctypes.CDLL, x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of the filters."""
-    images, inputs, height, width = x.shape
-    outputs, threads = gradient.shape[1], torch.get_num_threads()
-    of_weight = torch.empty_like(weight)
-    buffers = torch.empty(threads * library.scratch(width, inputs, outputs, 0))
-    tensors = x, gradient, of_weight, buffers, torch.empty(library.parts() * weight.numel())
-    kernel = getattr(library, f"correlate_{TYPES[x.dtype]}")
-    kernel(*_addresses(*tensors), images, height, width, inputs, outputs, threads)
-    return of_weight
 
 
 class _WideGradient(torch.autograd.Function):
@@ -251,8 +239,9 @@ class _Normalise(torch.autograd.Function):
         y, saved, partial = torch.empty_like(x), torch.empty(4, width), torch.empty(len(x), 2, width)
         norm.num_batches_tracked.add_(1)
         tensors = x, shortcut, y, *affine, norm.running_mean, norm.running_var, saved, partial
+        ctx.sizes = len(x), x.shape[2] * x.shape[3], x.shape[1], torch.get_num_threads()
         kernel = getattr(library, f"forward_{TYPES[x.dtype]}")
-        kernel(*_addresses(*tensors), norm.momentum, norm.eps, *_sizes(x))
+        kernel(*_addresses(*tensors), norm.momentum, norm.eps, *ctx.sizes)
         ctx.library, ctx.added = library, shortcut is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, saved, *([y] if ctx.added else []))
@@ -270,13 +259,8 @@ class _Normalise(torch.autograd.Function):
         partial = torch.empty(len(x), 2, width)
         maps = dy, side[0] if side else None, y[0] if y else None, x, dx, shortcut
         kernel = getattr(ctx.library, f"backward_{TYPES[x.dtype]}")
-        kernel(*_addresses(*maps, saved, weight, bias, factors, partial), *_sizes(x))
+        kernel(*_addresses(*maps, saved, weight, bias, factors, partial), *ctx.sizes)
         return None, None, dx, shortcut, weight, bias
-
-
-def _sizes(x: Tensor) -> tuple[int, int, int, int]:
-    """Images, pixels, channels, threads."""
-    return len(x), x.shape[2] * x.shape[3], x.shape[1], torch.get_num_threads()
 
 
 # --- the net of them --------------------------------------------------------------------------------
