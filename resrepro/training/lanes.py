@@ -63,7 +63,7 @@ class LaneUpdates(Updates):
 
     def stretch(self, start: int, stop: int, rate: float | Sequence[float]) -> Iterator[Work]:
         """Updates start..stop-1, each run's at a rate, 0 of one that has ended; each to be called in turn."""
-        rates = [rate] if isinstance(rate, float) else rate
+        rates = [rate] * len(self.runs) if isinstance(rate, float) else rate
         for run, own in zip(self.runs, rates, strict=True):
             if own:
                 set_learning_rate(run.optimizer, own, self.recipe.momentum_form)
