@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commands import call
 from runs import differences
 from torch.nn import functional as F
 
-from resrepro.data import load_dataset
+from resrepro.data import Dataset, Images, load_dataset
 from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.records.storage import Onlooker
@@ -67,12 +68,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(updates, "BEFORE_RECORDING", 1)
 
 
-def trainer(net: str, seed: int = 0, engine: str = LANES, **settings: Any) -> Trainer:
+def trainer(
+    net: str, seed: int = 0, engine: str = LANES, data: Dataset | None = None, **settings: Any
+) -> Trainer:
     spec = catalogue.derive(catalogue.find(net), None, **SHORT | settings)
-    feed = MemoryFeed(spec.recipe, load_dataset("digits", "all", None), DEVICE, seed)
-    run = Trainer(
-        spec, seed, feed, Target(DEVICE, BatchSplit(8, 8), engine), Onlooker(Path("nowhere")), Watcher()
-    )
+    feed = MemoryFeed(spec.recipe, data or load_dataset("digits", "all", None), DEVICE, seed)
+    size = spec.recipe.batch_size
+    target = Target(DEVICE, BatchSplit(size, size), engine)
+    run = Trainer(spec, seed, feed, target, Onlooker(Path("nowhere")), Watcher())
     run.save = lambda: None  # type: ignore[method-assign]
     return run
 
@@ -186,17 +189,25 @@ def test_a_command_tells_of_each_of_its_runs(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_the_interpreter_trains_a_net_as_pytorch_does() -> None:
-    """20 updates of a plain and a residual net, in float32, within rounding."""
-    settings = {"iterations": 20, "eval_every": 20, "lr_drops": (10,), "lr": 0.02, "batch_size": 8}
+def test_our_kernels_train_a_net_as_pytorch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 updates of a plain and a residual net on digits of 8 x 8, in float32, within rounding."""
+    monkeypatch.setattr(updates, "BEFORE_RECORDING", 1)
+    digits = load_dataset("digits", "all", None)
+    small = {
+        name: Images(np.ascontiguousarray(part.pixels[:100, :, ::2, ::2]), part.labels[:100])
+        for name, part in (("train", digits.train), *digits.held_out.items())
+    }
+    data = Dataset("digits", 10, small.pop("train"), small, {})
+    settings = {"iterations": 20, "eval_every": 20, "lr_drops": (10,), "lr": 0.005, "batch_size": 4}
     kinds = [("digits-plain8", 0), ("digits-resnet8", 1)]
+    wanted, found = (
+        [trainer(*kind, engine, data, **settings) for kind in kinds] for engine in (EAGER, LANES)
+    )
     with Interrupts() as interrupts:
-        wanted = [trainer(*each, engine=EAGER, **settings) for each in kinds]
         for run in wanted:
             run.run(interrupts)
-        found = [trainer(*each, **settings) for each in kinds]
         assert lanes.run_side_by_side(found, interrupts) == {}
     for one, other in zip(wanted, found, strict=True):
-        assert other.last["train"].loss == pytest.approx(one.last["train"].loss, rel=1e-4)
+        assert other.last["train"].loss == pytest.approx(one.last["train"].loss, rel=1e-3)
         for name, tensor in one.net.state_dict().items():
             torch.testing.assert_close(other.net.state_dict()[name], tensor, rtol=2e-2, atol=2e-3, msg=name)
