@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
-from resrepro.data.feeds import Feed
+from resrepro.data.feeds import Feed, MemoryFeed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
 from resrepro.records.reading import CHECKPOINT
@@ -22,7 +22,7 @@ from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training import parallel, updates, world_size
 from resrepro.training.checkpoint import save_checkpoint, state_of
 from resrepro.training.engine import EAGER, GRAPH, LANES, accelerate, arithmetic
-from resrepro.training.measure import Errors, ErrorSums, measure_held_out
+from resrepro.training.measure import Errors, ErrorSums, RecordedErrors, measure_held_out
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # updates; each look waits for the device
@@ -81,6 +81,9 @@ class Trainer:
             from resrepro.training.lanes import LaneUpdates  # imports Triton
 
             self.updates = LaneUpdates([self])
+        self.errors: RecordedErrors | None = None
+        if target.engine in (GRAPH, LANES) and isinstance(feed, MemoryFeed):
+            self.errors = RecordedErrors(feed, net, self.device)
         self.done = self.sampled = 0
         self.saved: tuple[int, int] | None = None
         self.interval = CheckpointInterval()
@@ -229,7 +232,10 @@ class Trainer:
         train = self.since_sample.read_all()  # waits for the device: the time is of finished work
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
-        held_out = measure_held_out(self.feed, self.net, self.device, lambda: bool(interrupts.received))
+        if self.errors is None:
+            held_out = measure_held_out(self.feed, self.net, self.device, lambda: bool(interrupts.received))
+        else:
+            held_out = self.errors.measure()
         (signal_number,) = parallel.agreed(interrupts.received)
         if signal_number:
             self.stop(signal_number)
