@@ -96,7 +96,6 @@ class SeedGroup:
 
     def caveats(self, quantities: Sequence[Quantity], as_trained: bool = False) -> list[str]:
         """Everything that must be said beside some of its quantities: departures, notices, data, mode.
-
         `as_trained`: of the test error that was measured while training, whole or not.
         """
         first, sets = self.first, {self.set_of(quantity) for quantity in quantities}
@@ -123,9 +122,8 @@ class SeedGroup:
 
 
 def about_images(classes: int | None, images: Mapping[str, int], said: Iterable[str] = ()) -> list[str]:
-    """What images of ImageNet's kind there were: `10 classes, 5,000 training and 500 validation images`.
-
-    None if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
+    """What images of ImageNet's kind there were: `10 classes, 5,000 training and 500 validation images`. None
+    if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
     """
     if classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items():
         return []
@@ -243,10 +241,8 @@ class Protocol(Generic[Net]):
         return "test" if whole else self.first.headline_split
 
     def rank(self, enough: int) -> tuple[Any, ...]:
-        """Its place among the protocols of an exhibit; what it says of the paper plays no part.
-
-        Images of the paper's own dataset come first, then RULE; ties go to the paper's own protocol and
-        fewest changes.
+        """Its place among the protocols of an exhibit; what it says of the paper plays no part. Images of the
+        paper's own dataset come first, then RULE; ties go to the paper's own protocol and fewest changes.
         """
         run, counts = self.first, [len(group.runs) for group in self.groups.values()]
         own = catalogue.find(run.experiment).spec().recipe

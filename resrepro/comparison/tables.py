@@ -42,7 +42,6 @@ def build(
     exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = (), *, every: bool = False
 ) -> Table:
     """The table of an exhibit of layouts.toml from runs (and for Table 5 ensembles) that were read already.
-
     Of the runs the one protocol is shown that `groups.RULE` chooses; with `every` those of all protocols,
     each in rows of its own below the net's.
     """
@@ -95,10 +94,9 @@ def _groups_of(label: str, protocols: Sequence[Protocol[str]], every: bool) -> l
 
 
 def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) -> list[tuple[str, str]]:
-    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one.
-
-    Of several quantities with a paper's value each has its own three columns; of a single one the paper's
-    value comes first, and the difference last.
+    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one. Of
+    several quantities with a paper's value each has its own three columns; of a single one the paper's value
+    comes first, and the difference last.
     """
     label = line["label"]
     if group and number:  # what sets it apart, in a word or two: `2,000 it. (fast)`

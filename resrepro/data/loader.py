@@ -60,7 +60,6 @@ class Loading:
 
     def workers_beside(self, device: torch.device | None, local_size: int = 1) -> int:
         """The number of workers: the cores of this process's share, few where the net needs them too.
-
         `device` is where the net computes, None while it does not; `local_size` processes share the machine.
         """
         if self.workers is not None:
@@ -97,10 +96,8 @@ def read_ahead(
     give: Callable[[int], T], items: Sequence[int], loading: Loading, device: torch.device | None = None,
     group: ProcessGroup = ALONE,
 ) -> Iterator[T]:  # fmt: skip
-    """What `give` returns for each item, in order, called by workers while `device` computes.
-
-    For a GPU tensors come in pinned memory, from which they are copied without waiting. DataError if a worker
-    dies.
+    """What `give` returns for each item, in order, called by workers while `device` computes. For a GPU
+    tensors come in pinned memory, from which they are copied without waiting. DataError if a worker dies.
     """
     workers = min(loading.workers_beside(device, group.local_size), len(items))
     # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
@@ -182,7 +179,6 @@ def photo_batches(
     group: ProcessGroup = ALONE,
 ) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Images (n, 3, S, S) float32 and labels (n,) of some updates, on the normalisation's device, read ahead.
-
     DataError if a file that could be read before can be no longer, or a worker dies.
     """
     device = normalisation.mean.device
@@ -233,10 +229,9 @@ class Views(NamedTuple):
 def read_views(
     photos: Photos, protocol: Protocol, image_size: int, number: int
 ) -> tuple[list[list[npt.NDArray[Any]]], dict[int, str], dict[str, str], int]:
-    """The views of chunk `number` of the images: scales, then labels, of each group of one size.
-
-    As arrays, since tensors would cost a worker a file descriptor each. Then the content digest of each
-    readable file by its index, the other files and why, and the bytes of all decoded pixels.
+    """The views of chunk `number` of the images: scales, then labels, of each group of one size. As arrays,
+    since tensors would cost a worker a file descriptor each. Then the content digest of each readable file by
+    its index, the other files and why, and the bytes of all decoded pixels.
     """
     chunk = CHUNKS[protocol.crops]
     digests, bad, size = {}, {}, 0
@@ -269,9 +264,8 @@ class PhotoViews:
         self.size = 0  # bytes of the decoded pixels of what was read
 
     def read(self, device: torch.device | None) -> Iterator[Views]:
-        """Groups of images of equal size, while `device` computes.
-
-        DataError if too many files are no readable images, or a worker dies.
+        """Groups of images of equal size, while `device` computes. DataError if too many files are no
+        readable images, or a worker dies.
         """
         chunks = read_ahead(self.give, self.chunks, self.loading, device, self.group)
         for groups, digests, bad, size in chunks:
@@ -284,10 +278,9 @@ class PhotoViews:
                 yield Views(scales, labels)
 
     def gather(self) -> tuple[Photos, str]:
-        """The readable images of the split and their checksum, once all processes have read their shares.
-
-        The checksum is the SHA-256 (hex) over the name and content digest of each image, in order. DataError
-        if too many files of all shares together are no readable images.
+        """The readable images of the split and their checksum, once all processes have read their shares. The
+        checksum is the SHA-256 (hex) over the name and content digest of each image, in order. DataError if
+        too many files of all shares together are no readable images.
         """
         bad: dict[str, str] = {}
         for digests, names in self.group.all_gather((self.digests, self.bad)):

@@ -40,9 +40,8 @@ FORMATS: Mapping[str, dict[str, str | None]] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a figure is drawn: colours, caption, width, and the kinds of its files.
-
-    `width` is in inches, or one of `WIDTHS`; by default it is the figure's own.
+    """How a figure is drawn: colours, caption, width, and the kinds of its files. `width` is in inches, or
+    one of `WIDTHS`; by default it is the figure's own.
     """
 
     palette: str = "paper"
@@ -132,9 +131,8 @@ def draw_figure(
     exhibit: str, runs: Sequence[Run], folder: Path, *,
     paper: bool = False, style: Style = Style(), stem: str | None = None,
 ) -> Drawing:  # fmt: skip
-    """Draw one of `figures()` into a folder, as files of its own name or another `stem`.
-
-    RecordError if there is nothing to draw, or the files cannot be written.
+    """Draw one of `figures()` into a folder, as files of its own name or another `stem`. RecordError if there
+    is nothing to draw, or the files cannot be written.
     """
     notes: tuple[str, ...] = ()
     caption, width = style.caption, style.inches()

@@ -27,9 +27,8 @@ Groups = dict[str, SeedGroup]  # the runs drawn, by net label, plain nets first,
 
 @dataclass(frozen=True)
 class Curve:
-    """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer.
-
-    `std` is that of `y` over seeds (n-1), where several are averaged.
+    """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer. `std` is that
+    of `y` over seeds (n-1), where several are averaged.
     """
 
     depth: int
@@ -68,9 +67,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A whole figure, ready to be drawn; `notes` tell what is not in it.
-
-    `held_out` names the set of the bold lines, `held_out_told` says in the legend what it is.
+    """A whole figure, ready to be drawn; `notes` tell what is not in it. `held_out` names the set of the bold
+    lines, `held_out_told` says in the legend what it is.
     """
 
     layout: Layout
@@ -146,7 +144,6 @@ def exhibits() -> Mapping[str, Layout]:
 
 def palette_named(name: str, figures: str = "figures") -> Mapping[str, Any]:
     """Colours and markers of the nets by depth, for "figure3" of boxes by the side of the output map.
-
     UsageError if there is no palette of that name.
     """
     known: Mapping[str, Mapping[str, Any]] = read_layout(figures)["palettes"]
@@ -182,9 +179,8 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
-    """The runs that a figure draws, by net, and a sentence on each kind of run that it leaves out.
-
-    Drawn are finished runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
+    """The runs that a figure draws, by net, and a sentence on each kind of run that it leaves out. Drawn are
+    finished runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
     """
     known = [
         run

@@ -294,9 +294,8 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
 
 
 def spread(positions: Sequence[float], pitch: float, high: float) -> list[float]:
-    """Positions as close as possible to those given (least squares), at least `pitch` apart.
-
-    All within 0 to `high` where there is room for them; the order is kept.
+    """Positions as close as possible to those given (least squares), at least `pitch` apart. All within 0 to
+    `high` where there is room for them; the order is kept.
     """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     blocks: list[list[float]] = []  # sum and count of neighbours that must move as one

@@ -97,10 +97,9 @@ def _rounded(number: re.Match[bytes]) -> bytes:
 
 
 def _picture_of(name: str, found: Collection) -> Picture | None:
-    """The figure as `plot --paper` draws it; None if there is nothing to draw.
-
-    The page writes the caption itself where it has one. Coordinates are rounded to a hundredth of a point
-    (1/72 inch); what scales a drawing keeps its digits.
+    """The figure as `plot --paper` draws it; None if there is nothing to draw. The page writes the caption
+    itself where it has one. Coordinates are rounded to a hundredth of a point (1/72 inch); what scales a
+    drawing keeps its digits.
     """
     style = exhibits.Style("safe", caption=name not in curves.exhibits(), formats=("svg",))
     widths = [None, PHONE] if name in SHOWN_NARROW else [None]
@@ -171,9 +170,8 @@ def _line(sheet: Sheet, curve: Curve, whose: str) -> dict[str, Any]:
 
 
 def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:
-    """A sentence for each net of a panel: where its curves end, ours and the paper's.
-
-    `plain-56: ours ends at 5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ends at ...`
+    """A sentence for each net of a panel: where its curves end, ours and the paper's. `plain-56: ours ends at
+    5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ends at ...`
     """
     curves = sorted((*panel.ours, *panel.paper), key=lambda curve: (curve.depth, curve.plain))
     sentences = []
