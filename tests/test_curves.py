@@ -345,10 +345,10 @@ def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path, exhibit
     import matplotlib
 
     with matplotlib.rc_context({"lines.linewidth": 9.0, "font.size": 20, "svg.hashsalt": "mine"}):
-        changed = draw_figure(exhibit, [], tmp_path / "a", paper=True)
+        changed, _ = draw_figure(exhibit, [], tmp_path / "a", paper=True)
         assert matplotlib.rcParams["svg.hashsalt"] == "mine"
-    plain = draw_figure(exhibit, [], tmp_path / "b", paper=True)
-    assert [path.read_bytes() for path in changed.paths] == [path.read_bytes() for path in plain.paths]
+    plain, _ = draw_figure(exhibit, [], tmp_path / "b", paper=True)
+    assert [path.read_bytes() for path in changed] == [path.read_bytes() for path in plain]
 
 
 def test_nothing_in_the_environment_keeps_a_figure_from_being_drawn(tmp_path: Path) -> None:

@@ -134,11 +134,8 @@ class TrainingBatches:
         """
         generator, device = self.generator, self.generator.device
         generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
-        pad, count, drawn = (
-            self.recipe.pad,
-            self.recipe.batch_size,
-            [self.sampler.indices(iteration)[self.share]],
-        )
+        pad, count = self.recipe.pad, self.recipe.batch_size
+        drawn = [self.sampler.indices(iteration)[self.share]]
         if pad:
             corners = torch.randint(2 * pad + 1, (2, count), generator=generator, device=device)
             drawn.append(corners[:, self.share])

@@ -20,16 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.augment import (
-    EpochSampler,
-    Lighting,
-    Normalisation,
-    crop_choices,
-    laid_out,
-    training_crop,
-    views_of,
-)
+from resrepro.data import ALONE, ProcessGroup, augment
 from resrepro.data.photos import BadImage, Photos
 from resrepro.errors import DataError, UsageError
 from resrepro.machine import cores
@@ -151,16 +142,16 @@ class CropReader:
     """Reads and cuts this process's share of batch `i`."""
 
     def __init__(
-        self, photos: Photos, recipe: ImageNetRecipe, lighting: Lighting, seed: int,
+        self, photos: Photos, recipe: ImageNetRecipe, lighting: augment.Lighting, seed: int,
         group: ProcessGroup = ALONE,
     ) -> None:  # fmt: skip
         self.photos, self.recipe, self.lighting, self.seed = photos, recipe, lighting, seed
-        self.sampler = EpochSampler(recipe, len(photos), seed)
+        self.sampler = augment.EpochSampler(recipe, len(photos), seed)
         self.share = group.share(recipe.batch_size)
 
     def __getitem__(self, iteration: int) -> CropBatch:
         indices = self.sampler.indices(iteration)[self.share].tolist()
-        choices, colours = crop_choices(self.seed, iteration, self.recipe.batch_size)
+        choices, colours = augment.crop_choices(self.seed, iteration, self.recipe.batch_size)
         size, bad = self.recipe.image_size, ""
         crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         for place, (index, choice) in enumerate(zip(indices, choices[self.share], strict=True)):
@@ -169,13 +160,14 @@ class CropReader:
             except BadImage as reason:
                 bad = f"{self.photos.name(index)} ({reason})"
                 break
-            crops[place] = torch.from_numpy(np.ascontiguousarray(training_crop(image, self.recipe, choice)))
+            crop = augment.training_crop(image, self.recipe, choice)
+            crops[place] = torch.from_numpy(np.ascontiguousarray(crop))
         labels = torch.from_numpy(self.photos.labels[indices])
         return CropBatch(crops, labels, self.lighting.shifts(colours[self.share]), bad)
 
 
 def photo_batches(
-    reader: CropReader, iterations: range, normalisation: Normalisation, loading: Loading,
+    reader: CropReader, iterations: range, normalisation: augment.Normalisation, loading: Loading,
     group: ProcessGroup = ALONE,
 ) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Images (n, 3, S, S) float32 and labels (n,) of some updates, on the normalisation's device, read ahead.
@@ -190,7 +182,7 @@ def photo_batches(
             yield batch[:3]
 
     for crops, labels, shifts in sent_ahead(whole(), device):
-        yield laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
+        yield augment.laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
 
 
 def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[Sequence[Tensor]]:
@@ -243,7 +235,7 @@ def read_views(
             bad[photos.name(index)] = str(reason)
             continue
         size += 3 * image.width * image.height
-        views = views_of(image, protocol, image_size)
+        views = augment.views_of(image, protocol, image_size)
         groups[tuple(view.shape for view in views)].append((*views, photos.labels[index]))
     stacked = [[np.stack(part) for part in zip(*group, strict=True)] for group in groups.values()]
     return stacked, digests, bad, size

@@ -108,11 +108,11 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
         for width in widths:
             shown = replace(style, width=width)
             try:
-                drawing = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, style=shown)
+                [path], _ = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, style=shown)
             except RecordError:
                 return None
-            content = drawing.paths[0].read_bytes()
-            slim = PATH_DATA.sub(lambda path: LONG_NUMBER.sub(_rounded, path[0]), content)
+            content = path.read_bytes()
+            slim = PATH_DATA.sub(lambda data: LONG_NUMBER.sub(_rounded, data[0]), content)
             urls.append("data:image/svg+xml;base64," + base64.b64encode(SPACE.sub(b" ", slim)).decode())
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
     return Picture(title or name, urls[0], urls[1] if urls[1:] else None)
