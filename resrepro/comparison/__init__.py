@@ -64,12 +64,8 @@ def estimate(nets: Sequence[Sequence[float]], resolution: float = 0.0) -> Estima
     parts = sum(share**2 / (count - 1) for share, count in zip(shares, counts, strict=True))
     squares = sum(variance * (count - 1) for variance, count in zip(variances, counts, strict=True))
     first, *second = map(statistics.fmean, nets)
-    return Estimate(
-        value=first - sum(second),
-        error=math.sqrt(sum(shares)),
-        freedom=sum(shares) ** 2 / parts,
-        std=math.sqrt(squares / (sum(counts) - len(nets))),
-    )
+    freedom, std = sum(shares) ** 2 / parts, math.sqrt(squares / (sum(counts) - len(nets)))
+    return Estimate(first - sum(second), math.sqrt(sum(shares)), freedom, std)
 
 
 def power_of(effect: float, seeds: int, level: float = LEVEL) -> float:

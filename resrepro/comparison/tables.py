@@ -84,12 +84,8 @@ def build(
 def _groups_of(label: str, protocols: Sequence[Protocol[str]], every: bool) -> list[SeedGroup | None]:
     """The group of a net that is shown, None where it has none, and with `every` all its others."""
     shown = protocols[0].groups.get(label) if protocols else None
-    known = [
-        group
-        for protocol in protocols
-        if every and label in protocol.groups
-        for group in (protocol.groups[label], *protocol.doubles[label])
-    ]
+    others = [one for one in protocols if label in one.groups] if every else []
+    known = [group for one in others for group in (one.groups[label], *one.doubles[label])]
     return [shown, *(group for group in known if group is not shown)]
 
 

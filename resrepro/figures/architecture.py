@@ -246,21 +246,13 @@ def _kernel(layer: Layer) -> str:
 
 def _net_record(heading: str, net: Architecture) -> dict[str, object]:
     """One net as raw numbers, under the names that the paper's numbers have in published.csv."""
-    stages = {}
+    stages: dict[str, object] = {}
     for stage in net.stages:
-        stages[f"blocks_{stage.name}"] = stage.times
-        stages[f"width_{stage.name}"] = stage.width
-        stages[f"out_channels_{stage.name}"] = stage.channels
-        stages[f"output_size_{stage.name}"] = stage.size
+        stages |= {f"blocks_{stage.name}": stage.times, f"width_{stage.name}": stage.width}
+        stages |= {f"out_channels_{stage.name}": stage.channels, f"output_size_{stage.name}": stage.size}
     return {
-        "net": heading,
-        "layers": net.layers,
-        "conv1_channels": net.layer("conv1").channels,
-        "convs_per_block": len(net.stages[0].layers),
-        **stages,
-        "fc_outputs": net.layer("fc").channels,
-        "parameters": net.parameters,
-        "flops_paper": int(published()["table1", heading, "flops"].value),
-        "flops": net.multiply_adds,
-        "flops_of_projections": net.projections,
-    }
+        "net": heading, "layers": net.layers, "conv1_channels": net.layer("conv1").channels,
+        "convs_per_block": len(net.stages[0].layers), **stages, "fc_outputs": net.layer("fc").channels,
+        "parameters": net.parameters, "flops_paper": int(published()["table1", heading, "flops"].value),
+        "flops": net.multiply_adds, "flops_of_projections": net.projections,
+    }  # fmt: skip

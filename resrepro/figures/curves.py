@@ -85,15 +85,12 @@ class Sheet:
     def top(self) -> int:
         """The upper end of the error axis, percent: the paper's, or higher where curves need it."""
         start = self.iterations * self.layout.get("settled", 2 / 3)
-        settled = [
-            error
-            for panel in self.panels
-            for curve in panel.curves
-            if curve.depth not in panel.layout.get("off_scale", ())
-            for iteration, error in zip(curve.x, curve.y, strict=True)
-            if iteration >= start
-        ]
-        need = min(max([self.layout["frame"], *settled]), 100)
+        settled = [float(self.layout["frame"])]
+        for panel in self.panels:
+            for curve in panel.curves:
+                if curve.depth not in panel.layout.get("off_scale", ()):
+                    settled += [error for at, error in zip(curve.x, curve.y, strict=True) if at >= start]
+        need = min(max(settled), 100)
         frames: Sequence[int] = self.layout.get("frames", FRAMES)
         return next(frame for frame in frames if frame >= need)
 
@@ -113,11 +110,6 @@ class Sheet:
     def has_ours(self) -> bool:
         """Whether any run of ours is drawn."""
         return any(panel.ours for panel in self.panels)
-
-    @property
-    def depths(self) -> list[str]:
-        """The depths of all nets drawn."""
-        return sorted({str(curve.depth) for curve in self.curves})
 
     @property
     def unit(self) -> int:

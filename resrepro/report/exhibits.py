@@ -136,7 +136,7 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
     return Chart(
         title=str(sheet.layout["title"]),
         data={"unit": sheet.unit, "panels": [_panel(sheet, panel) for panel in sheet.panels]},
-        depths=tuple(sorted(int(depth) for depth in sheet.depths)),
+        depths=tuple(sorted({curve.depth for curve in sheet.curves})),
         lines=tuple((name, words, name != SEED) for name, words, there in switches if there),
         told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
         footnote=sheet.footnote,
