@@ -85,16 +85,8 @@ def errors_of(runs: list[Run], case: Case, mode: str, name: str) -> dict[int, fl
 def train(case: Case, mode: str, asked: argparse.Namespace) -> None:
     """Train the seeds of one mode that are missing, each with one thread."""
     words = [sys.executable, "-m", "resrepro", "train", case.experiment, *case.options]
-    words += [
-        "--seeds",
-        f"0-{case.seeds - 1}",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-        "--runs",
-        str(asked.runs),
-    ]
+    words += ["--seeds", f"0-{case.seeds - 1}", "--threads", "1", "--device", "cpu"]
+    words += ["--runs", str(asked.runs)]
     words += ["--data", str(asked.data)] if case.experiment.startswith("cifar") else []
     words += ["--fast"] if mode == "fast" else []
     subprocess.run(words, cwd=ROOT, check=True)
