@@ -344,7 +344,7 @@ def test_a_named_gpu_is_made_the_default_one_before_anything_is_computed(
     def made_default(device: torch.device) -> None:
         raise UsageError(f"first {device}")
 
-    for module in (engine, evaluation, responses):
+    for module in (engine, responses):
         monkeypatch.setattr(module, "choose_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", made_default)
     with pytest.raises(UsageError, match="first cuda:1"):

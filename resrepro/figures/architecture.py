@@ -78,11 +78,9 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
             centre = MARGIN + number * (BOX + GAP) + BOX / 2
             printed, counted = published()["figure3", column["published"], "flops"].value, net.multiply_adds
             axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", **middle)
-            for y, flops in (
-                (0.41, f"{printed / UNIT:.1f} billion FLOPs (paper)"),
-                (0.58, f"{counted / UNIT:.2f} billion FLOPs (counted)"),
-            ):
-                axes.text(centre, y, flops, fontsize=TEXT, color=INK, **middle)
+            small: Any = {**middle, "fontsize": TEXT, "color": INK}
+            axes.text(centre, 0.41, f"{printed / UNIT:.1f} billion FLOPs (paper)", **small)
+            axes.text(centre, 0.58, f"{counted / UNIT:.2f} billion FLOPs (counted)", **small)
             _draw_column(axes, centre, boxes_of(net, starts), colours)
         for number, line in enumerate(lines):
             axes.text(0.14, height - foot + 0.16 + FOOT_LINE * number, line, fontsize=TEXT, color=QUIET)
