@@ -68,10 +68,9 @@ def _numbers(folder: Path, *names: str) -> list[int]:
 
 
 def gpus() -> dict[str, int | None]:
-    """The NVIDIA GPUs, or parts of one, that this process may use, as CUDA_VISIBLE_DEVICES calls them.
-
-    Those that it names, else all by their UUIDs, which do not depend on an order; none without nvidia-smi.
-    With each the bytes that are free, None where that is not told.
+    """The NVIDIA GPUs, or parts of one, that this process may use, as CUDA_VISIBLE_DEVICES calls them: those
+    that it names, else all by their UUIDs, which do not depend on an order; none without nvidia-smi. With
+    each the bytes that are free, None where that is not told.
     """
     told = ""
     with suppress(OSError, subprocess.SubprocessError):

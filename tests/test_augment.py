@@ -60,11 +60,8 @@ def test_a_batch_may_hold_several_whole_epochs() -> None:
 
 
 def test_the_order_is_another_one_in_each_epoch_and_for_each_seed() -> None:
-    orders = [
-        tuple(chosen(batches_of(numbered(256), seed), 2, 2 * epoch))
-        for seed in range(3)
-        for epoch in range(4)
-    ]
+    each = itertools.product([batches_of(numbered(256), seed) for seed in range(3)], range(4))
+    orders = [tuple(chosen(batches, 2, 2 * epoch)) for batches, epoch in each]
     assert len(set(orders)) == 12
     assert tuple(range(256)) not in orders
     for one, other in itertools.combinations(orders, 2):  # two random orders agree in about one place
@@ -193,10 +190,7 @@ def test_the_test_view_is_the_image_minus_the_mean_of_the_training_images() -> N
 
 
 def test_a_given_std_takes_the_place_of_the_divisor_channel_by_channel() -> None:
-    mean, std = (
-        torch.tensor([100.0, 110, 120]).reshape(3, 1, 1),
-        torch.tensor([50.0, 60, 70]).reshape(3, 1, 1),
-    )
+    mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in ([100.0, 110, 120], [50.0, 60, 70]))
     images = noise(5)
     ours = Normalisation(recipe_with(), mean, std).test(torch.from_numpy(images.pixels)).numpy()
     for channel in range(3):

@@ -156,6 +156,7 @@ def test_experiments_are_labelled_with_the_option_that_is_not_the_depths_own():
     nets = ("cifar10-resnet56", "imagenet-plain18", "imagenet-resnet34", "imagenet-resnet34-c")
     labels = ["ResNet-56", "plain-18", "ResNet-34", "ResNet-34 (C)"]
     assert [catalogue.find(name).label for name in nets] == labels
+    assert derived("cifar10-resnet20", "B").label == "ResNet-20 (B)"
 
 
 def test_options_b_and_c_of_resnet_34_are_experiments_and_of_other_nets_changes():

@@ -43,15 +43,12 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"iteration,epoch\n1,2\n",
-        b"\x89PNG\r\n\x1a\n" + bytes(200),
-        bytes(range(256)) * 9,
-        zip_of(**{"readme.txt": "x"}),
-        zip_of(archive__version="3", archive__notes="x"),
+        b"iteration,epoch\n1,2\n", b"\x89PNG\r\n\x1a\n" + bytes(200), bytes(range(256)) * 9,
+        zip_of(**{"readme.txt": "x"}), zip_of(archive__version="3", archive__notes="x"),
         zip_of(model__code__a="x", model__constants="y"),
     ],
     ids=["text", "png", "bytes", "zip", "zip-in-a-folder", "zip-of-code"],
-)
+)  # fmt: skip
 def test_a_file_of_another_kind_is_refused_by_name_as_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.pt"
     path.write_bytes(content)

@@ -146,12 +146,7 @@ def test_the_count_of_a_projection_is_that_done_by_hand():
         (around(13.3), around(9.7), HELD, "plain-56 less plain-20 3.60 [3.15, 4.05]"),
         (around(9.7), around(13.3), FAILED, "the other way"),
         # a gap of half a deviation: Cohen's 64
-        (
-            around(9.8),
-            around(9.7),
-            UNDECIDED,
-            "within the spread over seeds; such a gap takes about 64 seeds",
-        ),
+        (around(9.8), around(9.7), UNDECIDED, "within the spread over seeds; such a gap takes about 64"),
         ([13.3], [9.7], UNDECIDED, "needs more than one seed of plain-56, plain-20"),
         (around(13.3), [9.7], UNDECIDED, "needs more than one seed of plain-20"),
         ([5.0, 5.0], [4.0, 4.0], HELD, "plain-56 less plain-20 1.00 [0.99, 1.01]"),  # of 10,000 images
@@ -215,10 +210,8 @@ def test_the_papers_own_protocol_comes_first_whatever_it_says_and_others_stand_b
         train(net, *around(error), end=240)
     found = verdict(1, folder)
     assert (found.protocol, found.verdict) == ("CIFAR-10, 64,000 iterations", UNDECIDED)
-    assert [(other.protocol.split(",")[0], other.verdict) for other in found.others] == [
-        ("CIFAR-10", HELD),
-        ("digits", FAILED),
-    ]
+    others = [(other.protocol.split(",")[0], other.verdict) for other in found.others]
+    assert others == [("CIFAR-10", HELD), ("digits", FAILED)]
 
 
 @pytest.mark.parametrize(
@@ -452,10 +445,8 @@ def test_a_diverged_seed_keeps_its_net_undecided_and_is_told(train, tmp_path):
     assert verdict(1, tmp_path).verdict == HELD
     write_run(tmp_path, "cifar10-plain56", 3, curve=[(3000, 90, 90)], status="partial")
     running = verdict(1, tmp_path)
-    assert (running.verdict, running.notes) == (
-        HELD,
-        ("Left out: plain-56 seed 3 (partial at iteration 3,000).",),
-    )
+    told = ("Left out: plain-56 seed 3 (partial at iteration 3,000).",)
+    assert (running.verdict, running.notes) == (HELD, told)
     write_run(tmp_path, "cifar10-plain56", 4, curve=[(2000, 90, 90)], status="diverged")
     found = verdict(1, tmp_path)
     assert (found.verdict, found.commands) == (UNDECIDED, ())
@@ -533,8 +524,8 @@ def test_a_net_with_settings_is_the_papers_own_only_if_trained_as_the_paper_did(
 
 
 def test_an_error_on_a_part_of_the_test_set_waits_for_the_whole(train, tmp_path):
-    for experiment, errors in (("cifar10-plain56", (13.1, 13.3)), ("cifar10-plain20", (9.6, 9.8))):
-        train(experiment, *errors, test_images=1000)
+    train("cifar10-plain56", 13.1, 13.3, test_images=1000)
+    train("cifar10-plain20", 9.6, 9.8, test_images=1000)
     found = verdict(1, tmp_path)
     assert found.verdict == UNDECIDED
     assert "not measured yet of plain-56" in found.why

@@ -387,15 +387,11 @@ def test_a_whole_number_is_understood_however_it_is_written(number):
 @pytest.mark.parametrize(
     ("words", "written"),
     [
-        ("compare 6", "table6"),
-        ("compare fig1", "figure1"),
-        ("compare Table_6", "table6"),
-        ("compare fig 1", "figure1"),
-        ("plot fig6 --paper", "figure6"),
-        ("plot figure-6 --paper", "figure6"),
+        ("compare 6", "table6"), ("compare fig1", "figure1"), ("compare Table_6", "table6"),
+        ("compare fig 1", "figure1"), ("plot fig6 --paper", "figure6"), ("plot figure-6 --paper", "figure6"),
         ("plot 3", "figure3"),
     ],
-)
+)  # fmt: skip
 def test_exhibits_are_understood_however_they_are_written(words, written):
     code, told, _ = call(words)
     assert (code, f"{written}." in told.partition("Written: ")[2]) == (0, True)

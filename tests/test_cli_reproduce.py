@@ -186,12 +186,10 @@ def test_the_demo_trains_four_nets_and_shows_them_and_again_trains_none(trained)
     ("errors", "words"),
     [
         ((0.1, 70.0, 0.0, 0.2), "degrades the plain net and shortcuts cure it"),
-        ((0.1, 70.0, 0.0, 30.0), "and shortcuts lessen it"),
-        ((0.1, 0.1, 0.0, 0.0), "do not show"),
-        ((5.0, 1.0, 0.0, 0.0), "do not show"),
-        ((1.0, 3.0, 1.0, 9.0), "do not show"),
+        ((0.1, 70.0, 0.0, 30.0), "and shortcuts lessen it"), ((0.1, 0.1, 0.0, 0.0), "do not show"),
+        ((5.0, 1.0, 0.0, 0.0), "do not show"), ((1.0, 3.0, 1.0, 9.0), "do not show"),
     ],
-)
+)  # fmt: skip
 def test_the_verdict_follows_the_training_errors(errors, words):
     for name, error in zip(DEMO, errors, strict=True):
         write_run(Path("runs"), name, curve=[(240, error, error)])

@@ -176,12 +176,9 @@ def test_a_test_error_measured_afterwards_counts_and_says_so(make_run, tmp_path)
     [
         {"images": 9980},
         {"data": {"name": "cifar10", "images": {"test": 10_000}, "sha256": {"train": "0" * 64}}},
-        {"iteration": 63_000},
-        {"protocol": "ten_crop"},
-        {"digest": "f" * 64},
-        {"bn_stats": "precise"},
+        {"iteration": 63_000}, {"protocol": "ten_crop"}, {"digest": "f" * 64}, {"bn_stats": "precise"},
     ],
-)
+)  # fmt: skip
 def test_no_other_evaluation_is_the_test_error(make_run, tmp_path, changed):
     folder = make_run(tmp_path, split="45k5k", test_images=1000)
     write_test_eval(folder, 8.7, **changed)

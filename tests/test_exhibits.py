@@ -36,8 +36,8 @@ def test_figure_3_needs_no_runs(tmp_path):
     assert [path.name for path in paths] == ["figure3.png", "figure3.svg"]
     assert all(path.stat().st_size > 10_000 for path in paths)
     assert paths._repr_html_().startswith('<img style="max-width:100%" src="data:image/png;base64,iVBOR')
-    drawing = exhibits.draw_figure("figure3", (), tmp_path, paper=True)
-    assert drawing.notes == ("The paper has no curves for figure3.",)
+    _, notes = exhibits.draw_figure("figure3", (), tmp_path, paper=True)
+    assert notes == ("The paper has no curves for figure3.",)
 
 
 def test_all_others_come_from_records(make_run, tmp_path):
@@ -46,7 +46,7 @@ def test_all_others_come_from_records(make_run, tmp_path):
     table = resrepro.compare("table6", runs=tmp_path / "runs", tables=None)
     assert table == comparison.build("table6", found.runs) == exhibits.build_table("table6", found)
     ours = resrepro.plot("figure6", runs=tmp_path / "runs", figures=tmp_path / "a", paper=True)
-    theirs = exhibits.draw_figure("figure6", found.runs, tmp_path / "b", paper=True, stem="mine").paths
+    theirs = exhibits.draw_figure("figure6", found.runs, tmp_path / "b", paper=True, stem="mine")[0]
     assert [path.name for path in theirs] == ["mine.png", "mine.svg"]
     assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
 

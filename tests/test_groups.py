@@ -81,10 +81,7 @@ def test_unfinished_runs_are_of_no_group_and_make_no_protocol(some: Nets, tmp_pa
     ("options", "name"),
     [
         ({}, "CIFAR-10, 64,000 iterations"),
-        (
-            {"split": "45k5k", "mode": "fast", "precision": "bf16"},
-            "CIFAR-10, 64,000 iterations, split 45k5k, fast",
-        ),
+        ({**SPLIT, **FAST, "precision": "bf16"}, "CIFAR-10, 64,000 iterations, split 45k5k, fast"),
         ({"iterations": 2000, "lr": 0.05}, "CIFAR-10, 2,000 of 64,000 iterations, lr 0.05"),
         ({"precision": "bf16"}, "CIFAR-10, 64,000 iterations, precision bf16"),
         ({"dataset": "digits"}, "digits, 240 iterations"),
@@ -149,14 +146,11 @@ def test_the_best_sample_is_of_a_whole_set(tmp_path: Path, options: list[dict], 
 @pytest.mark.parametrize(
     ("experiment", "options", "comparable"),
     [
-        ("cifar10-resnet20", {}, True),
-        ("cifar10-resnet20", {"split": "45k5k", "mode": "fast"}, True),
-        ("cifar10-resnet20", {"iterations": 2000}, False),
-        ("imagenet-resnet18", {}, True),
-        ("imagenet-resnet18", {"image_size": 64}, False),
-        ("folder-resnet18", {}, False),
+        ("cifar10-resnet20", {}, True), ("cifar10-resnet20", {"split": "45k5k", "mode": "fast"}, True),
+        ("cifar10-resnet20", {"iterations": 2000}, False), ("imagenet-resnet18", {}, True),
+        ("imagenet-resnet18", {"image_size": 64}, False), ("folder-resnet18", {}, False),
     ],
-)
+)  # fmt: skip
 def test_shortened_runs_and_other_images_are_not_comparable(
     tmp_path: Path, experiment: str, options: dict, comparable: bool
 ) -> None:

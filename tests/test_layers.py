@@ -13,18 +13,7 @@ STREET = (
     "errors", "machine", "spec", "paper", "records", "data", "nets", "training", "evaluation", "comparison",
     "claims", "figures", "report", "bench", "launch", "cli",
 )  # fmt: skip
-TORCH_FREE = (
-    "machine",
-    "spec",
-    "paper",
-    "records",
-    "comparison",
-    "claims",
-    "figures",
-    "report",
-    "launch",
-    "cli",
-)
+TORCH_FREE = {*STREET} - {"errors", "data", "nets", "training", "evaluation", "bench"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -13,21 +13,11 @@ from torch.nn import functional as F
 
 from resrepro.machine import cache_folder
 from resrepro.nets import Net, build_net, cpu
-from resrepro.nets.cpu import (
-    KernelNet,
-    NoCompiler,
-    _compiler,
-    can_convolve,
-    can_normalise,
-    convolve,
-    load_kernels,
-    normalise,
-)
 from resrepro.nets.layers import GroupedBatchNorm2d
 
 try:
-    KERNELS = load_kernels()
-except NoCompiler as missing:
+    KERNELS = cpu.load_kernels()
+except cpu.NoCompiler as missing:
     pytest.skip(f"no kernels here: {missing}", allow_module_level=True)
 
 # Channels and side of the maps: of the CIFAR nets, the digits' nets, ImageNet's nets, and odd ones.
@@ -51,7 +41,7 @@ def norms(channels: int) -> tuple[GroupedBatchNorm2d, GroupedBatchNorm2d]:
 
 
 def relu(norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return normalise(KERNELS.library, norm, x, shortcut)
+    return cpu.normalise(KERNELS.library, norm, x, shortcut)
 
 
 def reference(norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -79,7 +69,7 @@ def test_values_gradients_and_averages_are_those_of_the_definition(
     x = maps(6, channels, side, kind, 1).requires_grad_()
     shortcut = maps(6, channels, side, kind, 2).requires_grad_() if added else None
     upstream = [maps(6, channels, side, kind, seed) for seed in (3, 4)]
-    assert can_normalise(x)
+    assert cpu.can_normalise(x)
 
     y, same = relu(fused, x, shortcut)
     assert torch.equal(y, same)
@@ -127,7 +117,7 @@ def test_a_loss_that_is_no_number_stays_none(kind: torch.dtype) -> None:
      ((1, 64, 1, 1), torch.float32), ((4, 16, 8, 8), torch.float16), ((4, 16, 8, 8), torch.float64)],
 )  # fmt: skip
 def test_other_maps_are_left_to_pytorch(shape: tuple[int, ...], kind: torch.dtype) -> None:
-    assert not can_normalise(torch.zeros(shape, dtype=kind))
+    assert not cpu.can_normalise(torch.zeros(shape, dtype=kind))
 
 
 # --- 3x3 convolutions ------------------------------------------------------------------------------
@@ -162,8 +152,8 @@ def test_convolutions_and_their_gradients_are_those_of_the_definition(
     x = conv_maps(images, inputs, height, width, kind, 1).requires_grad_()
     upstream = conv_maps(images, outputs, height, width, kind, 2)
     weight = filters(outputs, inputs).requires_grad_()
-    assert can_convolve(x, weight)
-    y = convolve(KERNELS.library, x, weight)
+    assert cpu.can_convolve(x, weight)
+    y = cpu.convolve(KERNELS.library, x, weight)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     assert y.dtype == kind
     near(y.detach(), exact.detach(), CONV_TYPES[kind])
@@ -178,7 +168,7 @@ def test_convolutions_and_their_gradients_are_those_of_the_definition(
 def test_a_pixel_that_is_no_number_is_not_lost() -> None:
     x = conv_maps(2, 16, 12, 12, torch.float32, 1)
     x[1, 3, 5, 5] = float("nan")
-    y = convolve(KERNELS.library, x, filters(16, 16))
+    y = cpu.convolve(KERNELS.library, x, filters(16, 16))
     assert y[1, :, 4:7, 4:7].isnan().all()
     assert not y[0].isnan().any()
 
@@ -187,7 +177,7 @@ def test_a_pixel_that_is_no_number_is_not_lost() -> None:
 def test_only_the_gradient_that_is_wanted_is_taken(wanted: int) -> None:
     leaves = conv_maps(2, 16, 8, 8, torch.float32, 1), filters(16, 16)
     leaves[wanted].requires_grad_()
-    convolve(KERNELS.library, *leaves).sum().backward()
+    cpu.convolve(KERNELS.library, *leaves).sum().backward()
     assert [leaf.grad is not None for leaf in leaves] == [wanted == 0, wanted == 1]
 
 
@@ -201,7 +191,7 @@ def test_only_the_gradient_that_is_wanted_is_taken(wanted: int) -> None:
 def test_other_convolutions_are_left_to_pytorch(
     shape: tuple[int, ...], outputs: int, kind: torch.dtype
 ) -> None:
-    assert not can_convolve(torch.zeros(shape, dtype=kind), filters(outputs, shape[1]))
+    assert not cpu.can_convolve(torch.zeros(shape, dtype=kind), filters(outputs, shape[1]))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -234,7 +224,7 @@ def test_groups_and_passes_are_left_to_pytorch(change: dict[str, int]) -> None:
     images = torch.randn(4, 3, 16, 16, generator=seeded(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "can_convolve", lambda x, weight: False)
-        assert torch.equal(KernelNet(nets[0], KERNELS)(images), nets[1](images))
+        assert torch.equal(cpu.KernelNet(nets[0], KERNELS)(images), nets[1](images))
     assert all(map(torch.equal, nets[0].buffers(), nets[1].buffers()))
 
 
@@ -244,7 +234,7 @@ def test_a_net_uses_them_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None
         real = getattr(cpu, name)
         monkeypatch.setattr(cpu, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
     net = build_net("cifar10", 8, shortcut="B", generator=seeded(1))
-    KernelNet(net, KERNELS)(torch.randn(2, 3, 16, 16, generator=seeded(2)))
+    cpu.KernelNet(net, KERNELS)(torch.randn(2, 3, 16, 16, generator=seeded(2)))
     # Of seven 3x3 convolutions the first has three channels, and two have stride 2.
     assert (calls.count("convolve"), calls.count("normalise")) == (4, 7)
 
@@ -256,25 +246,25 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         torch.set_num_threads(threads)
         fused, _ = norms(32)
         leaves = x.clone().requires_grad_(), filters(32, 32).requires_grad_()
-        y, _ = relu(fused, convolve(KERNELS.library, *leaves), shortcut)
+        y, _ = relu(fused, cpu.convolve(KERNELS.library, *leaves), shortcut)
         gradients = torch.autograd.grad(y, (*leaves, *fused.parameters()), upstream)
         told.append((y.detach(), *gradients, fused.running_mean, fused.running_var))
     for other in told[1:]:
         assert all(torch.equal(mine, first) for mine, first in zip(other, told[0], strict=True))
 
 
-def with_kernels(make: Callable[[], Net]) -> tuple[Net, KernelNet]:
+def with_kernels(make: Callable[[], Net]) -> tuple[Net, cpu.KernelNet]:
     """The same net without kernels and with them."""
     usual, fused = make(), make()
     disturb(usual)
     fused.load_state_dict(usual.state_dict())
     last = torch.channels_last
-    return usual.to(memory_format=last), KernelNet(fused.to(memory_format=last), KERNELS)
+    return usual.to(memory_format=last), cpu.KernelNet(fused.to(memory_format=last), KERNELS)
 
 
-def gradients(model: Net | KernelNet, images: Tensor, kind: torch.dtype) -> dict[str, Tensor]:
+def gradients(model: Net | cpu.KernelNet, images: Tensor, kind: torch.dtype) -> dict[str, Tensor]:
     """Loss, gradients and running averages of one training pass."""
-    net = model.net if isinstance(model, KernelNet) else model
+    net = model.net if isinstance(model, cpu.KernelNet) else model
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
         logits = model(images)
     loss = F.cross_entropy(logits.to(images.dtype), torch.arange(len(images)) % logits.shape[1])
@@ -318,9 +308,9 @@ def test_a_step_with_kernels_is_the_eager_step_to_rounding(kind: str) -> None:
 
 
 def test_they_are_compiled_once_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = cache_folder() / "kernels" / f"{load_kernels().key}.so"
+    path = cache_folder() / "kernels" / f"{cpu.load_kernels().key}.so"
     made = path.stat().st_mtime_ns
-    assert load_kernels().key == KERNELS.key
+    assert cpu.load_kernels().key == KERNELS.key
     assert path.stat().st_mtime_ns == made
     assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
     key = cpu._key(["cc"], {})
@@ -347,8 +337,8 @@ def test_a_compiler_that_is_missing_or_broken_is_told(
     if script is not None:
         (tmp_path / "broken").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "broken").chmod(0o755)
-    with pytest.raises(NoCompiler, match=words):
-        load_kernels()
+    with pytest.raises(cpu.NoCompiler, match=words):
+        cpu.load_kernels()
 
 
 @pytest.mark.parametrize(
@@ -359,7 +349,7 @@ def test_the_compilers_command_may_have_arguments(given, found, monkeypatch):
     monkeypatch.setenv("CC", given)
     monkeypatch.setattr("shutil.which", lambda name: name if name in ("env", "cc") else None)
     if isinstance(found, str):
-        with pytest.raises(NoCompiler, match=found):
-            _compiler()
+        with pytest.raises(cpu.NoCompiler, match=found):
+            cpu._compiler()
     else:
-        assert _compiler() == (found or ["cc"])
+        assert cpu._compiler() == (found or ["cc"])

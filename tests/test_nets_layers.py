@@ -8,13 +8,7 @@ from seeds import disturb, seeded
 from torch import Tensor, nn
 
 from resrepro.nets import Net, build_net
-from resrepro.nets.layers import (
-    GroupedBatchNorm2d,
-    averaging,
-    folded,
-    norms_of,
-    pairs_of,
-)
+from resrepro.nets.layers import GroupedBatchNorm2d, averaging, folded, norms_of, pairs_of
 
 MOMENTUM = 0.3
 
@@ -101,12 +95,9 @@ def test_the_group_reaches_every_bn_layer_of_a_net() -> None:
 @pytest.mark.parametrize(
     ("group", "passes", "equal_group"),
     [
-        (4, (8, 4), 4),
-        (2, (4, 4, 4), 2),
-        (0, (6, 6), 6),
-        (0, (12,), 12),
+        (4, (8, 4), 4), (2, (4, 4, 4), 2), (0, (6, 6), 6), (0, (12,), 12),
     ],
-)
+)  # fmt: skip
 def test_the_averages_do_not_depend_on_how_an_update_is_cut_into_passes(
     group: int, passes: tuple[int, ...], equal_group: int
 ) -> None:

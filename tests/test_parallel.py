@@ -20,24 +20,9 @@ from resrepro.nets import Net, net_of
 from resrepro.nets.layers import running_statistics
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import Recipe
-from resrepro.training import engine, session
+from resrepro.training import engine, parallel, session
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
-from resrepro.training.parallel import (
-    BatchSplit,
-    agreed,
-    average_statistics,
-    bn_group_for,
-    collected,
-    exchanging,
-    in_parallel,
-    join,
-    on_first,
-    plan,
-    process_group,
-    split_batch,
-    told_as_lost,
-    total,
-)
+from resrepro.training.parallel import collected, exchanging, in_parallel, join, on_first, process_group
 
 CPU = torch.device("cpu")
 
@@ -74,7 +59,7 @@ def gradients_of(spec: Spec, group: int, processes: int, passes: int) -> tuple[l
     for number, (part, truth) in enumerate(zip(images, labels, strict=True), 1):
         with exchanging(model, number == passes):
             (F.cross_entropy(model(part), truth) / passes).backward()
-    average_statistics(net)
+    parallel.average_statistics(net)
     gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
     return gradients, running_statistics(net)
 
@@ -155,10 +140,11 @@ def test_sums_lists_and_averages_are_those_of_all_processes() -> None:
         net = build(DIGITS, 0)
         for number, buffer in enumerate(running_statistics(net)):
             buffer.fill_(10.0 * number + rank)
-        average_statistics(net)
+        parallel.average_statistics(net)
         found = [set(buffer.tolist()) for buffer in running_statistics(net)]
-        heard = agreed(signal.SIGTERM * (rank == 1), rank == 2)
-        return collected(f"of {rank}"), total(torch.tensor(rank + 1)).item(), heard, sums.read_all(), found
+        heard = parallel.agreed(signal.SIGTERM * (rank == 1), rank == 2)
+        total = parallel.total(torch.tensor(rank + 1)).item()
+        return collected(f"of {rank}"), total, heard, sums.read_all(), found
 
     answers = in_ranks(3, work)
     assert answers[0] == answers[1] == answers[2]
@@ -172,8 +158,8 @@ def test_sums_lists_and_averages_are_those_of_all_processes() -> None:
 def test_alone_nothing_is_sent_and_everything_is_ones_own() -> None:
     join(CPU)
     assert not distributed.is_initialized()
-    assert (collected(7), on_first(lambda: 8), total(torch.tensor(9)).item()) == ([7], 8, 9)
-    assert agreed(15, True) == [15, 1]
+    assert (collected(7), on_first(lambda: 8), parallel.total(torch.tensor(9)).item()) == ([7], 8, 9)
+    assert parallel.agreed(15, True) == [15, 1]
     net = build(DIGITS, 0)
     assert in_parallel(net, CPU) is net
 
@@ -204,16 +190,16 @@ def test_what_the_first_process_does_all_learn_and_its_errors_too() -> None:
 
 def test_other_errors_of_pytorch_are_not_taken_for_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
     as_one_of(2, monkeypatch)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), told_as_lost():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), parallel.told_as_lost():
         torch.ones(2, 3) @ torch.ones(2, 3)
-    with pytest.raises(torch.OutOfMemoryError), told_as_lost():
+    with pytest.raises(torch.OutOfMemoryError), parallel.told_as_lost():
         raise torch.OutOfMemoryError("out of memory")
     for error in (
         RuntimeError("[gloo/tcp/pair.cc:547] Connection closed by peer [::1]:4711\nException raised from"),
         RuntimeError("NCCL communicator was aborted on rank 0"),
         distributed.DistStoreError("wait timeout after 10 ms"),
     ):
-        with pytest.raises(PeerLost, match=r"the last checkpoint\.") as lost, told_as_lost():
+        with pytest.raises(PeerLost, match=r"the last checkpoint\.") as lost, parallel.told_as_lost():
             raise error
         assert "Exception raised" not in str(lost.value)
 
@@ -253,7 +239,7 @@ IMAGENET = catalogue.find("imagenet-resnet18").spec().recipe
 def test_every_process_and_every_pass_has_equally_many_images(
     batch: int, processes: int, micro: int | None, split: tuple[int, int]
 ) -> None:
-    assert split_batch(batch, processes, micro) == BatchSplit(*split)
+    assert parallel.split_batch(batch, processes, micro) == parallel.BatchSplit(*split)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +255,7 @@ def test_a_batch_that_does_not_divide_is_refused(
     batch: int, processes: int, micro: int | None, complaint: str
 ) -> None:
     with pytest.raises(UsageError, match=complaint):
-        split_batch(batch, processes, micro)
+        parallel.split_batch(batch, processes, micro)
 
 
 @pytest.mark.parametrize(
@@ -290,8 +276,8 @@ def test_a_batch_that_does_not_divide_is_refused(
 def test_bn_takes_the_groups_of_the_recipe_or_what_one_process_has_in_one_pass(
     recipe: Recipe, processes: int, micro: int | None, group: int
 ) -> None:
-    split = split_batch(recipe.batch_size, processes, micro)
-    assert bn_group_for(recipe, split, given=False) == group
+    split = parallel.split_batch(recipe.batch_size, processes, micro)
+    assert parallel.bn_group_for(recipe, split, given=False) == group
 
 
 @pytest.mark.parametrize(
@@ -309,7 +295,7 @@ def test_what_was_asked_for_and_cannot_be_had_is_refused(
 ) -> None:  # fmt: skip
     as_one_of(processes, monkeypatch)
     with pytest.raises(UsageError, match=complaint):
-        plan("cifar10-resnet20", None, micro, {"bn_group": group})
+        parallel.plan("cifar10-resnet20", None, micro, {"bn_group": group})
 
 
 def test_a_group_that_was_asked_for_and_fits_is_kept_under_any_number_of_processes(
@@ -318,7 +304,7 @@ def test_a_group_that_was_asked_for_and_fits_is_kept_under_any_number_of_process
     names = set()
     for processes in (1, 2, 4):
         as_one_of(processes, monkeypatch)
-        names.add(plan("cifar10-resnet20", None, None, {"bn_group": 32})[0].name)
+        names.add(parallel.plan("cifar10-resnet20", None, None, {"bn_group": 32})[0].name)
     assert names == {"cifar10-resnet20+bn_group=32"}
 
 
@@ -326,12 +312,12 @@ def test_two_processes_make_another_run_of_cifar_and_the_same_of_imagenet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     as_one_of(2, monkeypatch)
-    cifar, split = plan("cifar10-resnet20", None, None, {})
-    assert (cifar.name, split) == ("cifar10-resnet20+bn_group=64", BatchSplit(64, 64))
+    cifar, split = parallel.plan("cifar10-resnet20", None, None, {})
+    assert (cifar.name, split) == ("cifar10-resnet20+bn_group=64", parallel.BatchSplit(64, 64))
     assert [told for told in catalogue.departures(cifar) if told.startswith("bn_group 64 instead of 0")]
-    assert plan("imagenet-resnet18", None, None, {})[0].name == "imagenet-resnet18"
+    assert parallel.plan("imagenet-resnet18", None, None, {})[0].name == "imagenet-resnet18"
     as_one_of(16, monkeypatch)
-    imagenet, _ = plan("imagenet-resnet18", None, None, {})
+    imagenet, _ = parallel.plan("imagenet-resnet18", None, None, {})
     assert imagenet.name == "imagenet-resnet18+bn_group=16"
     assert [told for told in catalogue.departures(imagenet) if told.startswith("bn_group 16 instead of 32")]
 
@@ -358,7 +344,7 @@ def test_a_named_gpu_is_made_the_default_one_before_anything_is_computed(
     def made_default(device: torch.device) -> None:
         raise UsageError(f"first {device}")
 
-    for module in (engine, evaluation, responses):
+    for module in (engine, responses):
         monkeypatch.setattr(module, "choose_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", made_default)
     with pytest.raises(UsageError, match="first cuda:1"):

@@ -14,16 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from resrepro.data import ALONE, ProcessGroup, loader
-from resrepro.data.augment import (
-    PUBLISHED_COMPONENTS,
-    PUBLISHED_VARIANCES,
-    Lighting,
-    Normalisation,
-    crop_choices,
-    planes,
-    training_crop,
-)
+from resrepro.data import ALONE, ProcessGroup, augment, loader
+from resrepro.data.augment import Lighting, Normalisation, crop_choices, planes, training_crop
 from resrepro.data.feeds import open_feed
 from resrepro.data.loader import CropBatch, CropReader, Loading, PhotoViews, Views, photo_batches
 from resrepro.data.photos import Photos, read_image, scan, scan_both
@@ -257,7 +249,8 @@ def test_shifts_have_the_covariance_of_the_closed_form(colour: str, strength: fl
     if colour == "pca_computed":
         wanted = in_closed_form(variances, components, strength)
     else:
-        wanted = in_closed_form(np.array(PUBLISHED_VARIANCES), np.array(PUBLISHED_COMPONENTS), strength)
+        published = np.array(augment.PUBLISHED_VARIANCES), np.array(augment.PUBLISHED_COMPONENTS)
+        wanted = in_closed_form(*published, strength)
     lighting = Lighting(recipe_with(colour=colour, colour_std=strength), components, variances)
     single = lighting.shifts(np.eye(3))[:, :, 0, 0].double().numpy()  # three draws of one each
     assert np.allclose(single.T @ single, wanted, rtol=1e-5)

@@ -96,15 +96,6 @@ def test_a_protocol_scores_an_image_as_the_slow_loop_over_its_views(
     assert wanted.max() - wanted.min() > 0.01  # the scores say something
 
 
-def test_the_fully_convolutional_pass_at_the_training_size_is_the_ordinary_one() -> None:
-    net = worn_net()
-    pixels = torch.rand(3, 3, SIZE, SIZE)
-    with torch.no_grad():
-        places = net.dense(pixels, 2)
-        assert places.shape == (3, CLASSES, 1, 1)
-        torch.testing.assert_close(places[:, :, 0, 0], net(pixels), rtol=1e-4, atol=1e-5)
-
-
 def test_an_ensemble_averages_the_softmax_of_its_members_and_its_loss_is_that_of_the_average() -> None:
     nets = [worn_net(0), worn_net(1)]
     images, labels = [photo(90, 70, seed) for seed in range(3)], [0, 3, 6]

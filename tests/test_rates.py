@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
-from resrepro.training.updates import (
-    Plateau,
-    learning_rate,
-    make_optimizer,
-    set_learning_rate,
-)
+from resrepro.training.updates import Plateau, learning_rate, make_optimizer, set_learning_rate
 
 # --- schedule --------------------------------------------------------------------------------------
 

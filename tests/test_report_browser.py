@@ -147,7 +147,7 @@ def test_no_request_leaves_the_page_and_no_record_runs_as_a_script(browser, page
 def test_the_pages_picture_is_the_png_that_plot_writes(browser, page, tmp_path, exhibit):
     style = Style("safe", caption=exhibit != "figure6", formats=("png",))
     runs = collect([page.parent / "runs"]).runs
-    [path] = draw_figure(exhibit, runs, tmp_path, paper=True, style=style).paths
+    [path], _ = draw_figure(exhibit, runs, tmp_path, paper=True, style=style)
     wanted = Image.open(path)
     browser.show(page, wanted.width)
     place = "glance" if exhibit == "figure6" else exhibit

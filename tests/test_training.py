@@ -654,16 +654,13 @@ def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"seed": -1}, "not -1"),
-        ({"iterations": 0}, "iterations must be at least 1"),
-        ({"batch_size": 201}, "batch of 201 is larger than the training set"),
-        ({"split": "45k5k"}, "45k/5k"),
+        ({"seed": -1}, "not -1"), ({"iterations": 0}, "iterations must be at least 1"),
+        ({"batch_size": 201}, "batch of 201 is larger than the training set"), ({"split": "45k5k"}, "45k/5k"),
         ({"experiment": "digits-resnet9"}, r"8 or 14"),
-        ({"experiment": "digits-plain8", "shortcut": "A"}, "exclude each other"),
-        ({"rate": 1.0}, "'rate'"),
+        ({"experiment": "digits-plain8", "shortcut": "A"}, "exclude each other"), ({"rate": 1.0}, "'rate'"),
         ({"threads": 0}, "--threads must be at least 1"),
     ],
-)
+)  # fmt: skip
 def test_a_request_that_cannot_be_met_is_refused_and_leaves_no_record(
     tmp_path: Path, options: dict, complaint: str
 ) -> None:

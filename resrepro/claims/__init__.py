@@ -48,9 +48,8 @@ class Net:
         return self.spec.label + (f" ({self.told})" if self.told else "")
 
     def has(self, run: Run) -> bool:
-        """Whether a run is one of this net, on whichever images and however long.
-
-        The shortcuts and the whole warm-up belong to the net, and so do the settings that it names.
+        """Whether a run is one of this net, on whichever images and however long. The shortcuts and the whole
+        warm-up belong to the net, and so do the settings that it names.
         """
         if run.experiment not in (self.experiment, on_stand_in(self.experiment)):
             return False
@@ -69,7 +68,6 @@ class Net:
 @dataclass(frozen=True)
 class Check:
     """One of the things that must hold for a claim; see the head of claims.toml for the kinds and fields.
-
     `paper` is the exhibit that has the paper's own values; of a count `ratio` has their entries instead.
     """
 
@@ -164,7 +162,6 @@ class Ruling:
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Ruling):
     """A claim, its quantity and the paper's values in words, and the ruling of the protocol that counts.
-
     `others` are the rulings of all other protocols.
     """
 

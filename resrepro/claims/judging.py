@@ -32,10 +32,8 @@ def judge(runs: Sequence[Run]) -> tuple[Verdict, ...]:
 
 
 def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
-    """The verdict on one claim.
-
-    Which protocol is first does not depend on what it says. Runs of one protocol may differ in how often they
-    are sampled, unless a test depends on it.
+    """The verdict on one claim. Which protocol is first does not depend on what it says. Runs of one protocol
+    may differ in how often they are sampled, unless a test depends on it.
     """
     if claim.untestable:
         rulings = [Ruling("", "", UNTESTABLE, claim.untestable)]
@@ -112,9 +110,8 @@ def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:
 
 
 def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "test") -> str:
-    """What is told of each test, each thing once, led by its quantity where that is not clear.
-
-    It is not where they are of several, or where the paper's is a test error and these are none.
+    """What is told of each test, each thing once, led by its quantity where that is not clear. It is not
+    where they are of several, or where the paper's is a test error and these are none.
     """
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
@@ -137,7 +134,6 @@ def _together(states: Sequence[str]) -> str:
 
 def _try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> Outcome:
     """The outcome of a test on the runs of a protocol (None if there are none), or on the nets as built.
-
     `comparisons` is how many its claim makes in all.
     """
     if test.kind == "count":
@@ -193,10 +189,9 @@ def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The mean of one net, or that of a first less a second, that is to lie in a region.
-
-    It is one of so many `comparisons` of its claim: the more, the more it takes to fail. `estimate` is None
-    where the error of its value is not known.
+    """The mean of one net, or that of a first less a second, that is to lie in a region. It is one of so many
+    `comparisons` of its claim: the more, the more it takes to fail. `estimate` is None where the error of its
+    value is not known.
     """
 
     seeds: Mapping[Net, Seeds]
@@ -298,9 +293,8 @@ def _undecided(each: Comparison, measure: Measure) -> tuple[str, int]:
 def _throughout(
     test: Check, protocol: Protocol[Net], measured: Mapping[Net, Seeds], comparisons: int
 ) -> Outcome:
-    """A test of two curves: their means over the whole run by Welch's test, and no stretch the other way.
-
-    A stretch is the mean of `window` samples in a row that all runs have.
+    """A test of two curves: their means over the whole run by Welch's test, and no stretch the other way. A
+    stretch is the mean of `window` samples in a row that all runs have.
     """
     tried = _by_means(test, protocol, measured, comparisons)
     if len(measured) < len(test.nets) or any(seeds.open for seeds in measured.values()):

@@ -75,9 +75,8 @@ class Measure:
 
 
 def reached(curve: Mapping[At, float], level: float, *, for_good: bool = False) -> At | None:
-    """The first sample that is below a level, or from which on all are; None if there is none.
-
-    Where the level is what a net has by chance (90 % of ten classes), a single dip says nothing.
+    """The first sample that is below a level, or from which on all are; None if there is none. Where the
+    level is what a net has by chance (90 % of ten classes), a single dip says nothing.
     """
     marks = sorted(curve)
     if for_good:
@@ -127,9 +126,8 @@ def _responses(title: str, key: str, over_layers: OverLayers = weakest, *metrics
 
 
 def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
-    """How long until an error is below a level, the training error's for good.
-
-    Of a run that never gets there its whole length, as a lower bound.
+    """How long until an error is below a level, the training error's for good. Of a run that never gets there
+    its whole length, as a lower bound.
     """
 
     def curve(run: Run) -> dict[int, float]:
@@ -226,7 +224,6 @@ def _counted(measure: str, net: str | Source) -> tuple[str, float]:
 
 def projection_ratios(net: Architecture) -> list[float]:
     """Multiply-adds of each block of identity shortcut, with a projection in its place over those without.
-
     Such a block has as many channels at its start as at its end, so its projection is a square matrix, and
     its weights grow by the same ratio.
     """

@@ -110,7 +110,7 @@ def plot(
     console = Console(highlight=False)
     drawings = [known.draw_figure(name, found.runs, figures, paper=paper, style=style) for name in names]
     for drawing in drawings:
-        tell_written(console, drawing.paths, drawing.notes)
+        tell_written(console, *drawing)
 
 
 def write_exhibit(
@@ -130,8 +130,8 @@ def write_exhibit(
         paths += write_table(table, tables)
     if exhibit.name in known.figures():
         paper = exhibit.dataset in ("cifar10", "imagenet", "folder")
-        drawing = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
-        paths, notes = [*paths, *drawing.paths], drawing.notes
+        drawn, notes = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
+        paths += drawn
     return partial(tell_written, paths=paths, notes=notes, table=table)
 
 

@@ -17,9 +17,8 @@ MOST_SEEDS = 100  # per net that are named; nobody trains more
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, or a difference of two: its value, standard error and degrees of freedom.
-
-    `std` is the standard deviation of the seeds about the mean of their net.
+    """A mean, or a difference of two: its value, standard error and degrees of freedom. `std` is the standard
+    deviation of the seeds about the mean of their net.
     """
 
     value: float
@@ -35,9 +34,8 @@ class Estimate:
         return self.value - reach, self.value + reach
 
     def lies_in(self, low: float, high: float, comparisons: int = 1) -> bool | None:
-        """Whether it lies between two bounds, as far as its interval tells; None if that does not.
-
-        One of several comparisons lies outside only by a stricter interval.
+        """Whether it lies between two bounds, as far as its interval tells; None if that does not. One of
+        several comparisons lies outside only by a stricter interval.
         """
         first, last = self.interval()
         if low < first and last < high:
@@ -53,7 +51,6 @@ def strict_level(comparisons: int) -> float:
 
 def estimate(nets: Sequence[Sequence[float]], resolution: float = 0.0) -> Estimate | None:
     """The mean of one net's seeds, or that of a first net less that of a second, unequal spreads allowed.
-
     None where a net has fewer than two seeds, and where there is neither a spread nor a resolution.
     """
     if min(map(len, nets)) < 2:
@@ -67,18 +64,13 @@ def estimate(nets: Sequence[Sequence[float]], resolution: float = 0.0) -> Estima
     parts = sum(share**2 / (count - 1) for share, count in zip(shares, counts, strict=True))
     squares = sum(variance * (count - 1) for variance, count in zip(variances, counts, strict=True))
     first, *second = map(statistics.fmean, nets)
-    return Estimate(
-        value=first - sum(second),
-        error=math.sqrt(sum(shares)),
-        freedom=sum(shares) ** 2 / parts,
-        std=math.sqrt(squares / (sum(counts) - len(nets))),
-    )
+    freedom, std = sum(shares) ** 2 / parts, math.sqrt(squares / (sum(counts) - len(nets)))
+    return Estimate(first - sum(second), math.sqrt(sum(shares)), freedom, std)
 
 
 def power_of(effect: float, seeds: int, level: float = LEVEL) -> float:
-    """How often a two-sided two-sample t test with so many seeds per net tells two nets apart.
-
-    `effect` is their difference in standard deviations (Cohen's d).
+    """How often a two-sided two-sample t test with so many seeds per net tells two nets apart. `effect` is
+    their difference in standard deviations (Cohen's d).
     """
     from scipy.special import nctdtr, stdtrit
 
@@ -91,9 +83,8 @@ def power_of(effect: float, seeds: int, level: float = LEVEL) -> float:
 
 
 def seeds_needed(gap: float, std: float, level: float = LEVEL) -> int | None:
-    """Seeds per net with which a gap is told from chance (two-sided, at a level) in four cases of five.
-
-    None if that would take more than `MOST_SEEDS`, as it does where there is no gap.
+    """Seeds per net with which a gap is told from chance (two-sided, at a level) in four cases of five. None
+    if that would take more than `MOST_SEEDS`, as it does where there is no gap.
     """
     effect = abs(gap) / std
     return next((n for n in range(2, MOST_SEEDS + 1) if power_of(effect, n, level) >= POWER), None)

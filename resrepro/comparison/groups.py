@@ -96,7 +96,6 @@ class SeedGroup:
 
     def caveats(self, quantities: Sequence[Quantity], as_trained: bool = False) -> list[str]:
         """Everything that must be said beside some of its quantities: departures, notices, data, mode.
-
         `as_trained`: of the test error that was measured while training, whole or not.
         """
         first, sets = self.first, {self.set_of(quantity) for quantity in quantities}
@@ -123,9 +122,8 @@ class SeedGroup:
 
 
 def about_images(classes: int | None, images: Mapping[str, int], said: Iterable[str] = ()) -> list[str]:
-    """What images of ImageNet's kind there were: `10 classes, 5,000 training and 500 validation images`.
-
-    None if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
+    """What images of ImageNet's kind there were: `10 classes, 5,000 training and 500 validation images`. None
+    if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
     """
     if classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items():
         return []
@@ -207,19 +205,14 @@ def with_seeds(command: str, seeds: int) -> str:
 
 @dataclass(frozen=True)
 class Protocol(Generic[Net]):
-    """The runs of one protocol, by net; a net without finished runs is missing.
-
-    Attributes:
-        groups: of each net the seed group of fewest changes and most seeds.
-        doubles: its others, which were sampled more often, say.
-        left_out: further seeds of `groups`, and of missing nets, that are unfinished or diverged.
-        free: the settings in which its nets may differ.
+    """The runs of one protocol, by net; a net without finished runs is missing. `left_out` are further seeds
+    of `groups`, and of missing nets, that are unfinished or diverged.
     """
 
-    groups: dict[Net, SeedGroup] = field(default_factory=dict)
-    doubles: dict[Net, list[SeedGroup]] = field(default_factory=dict)
+    groups: dict[Net, SeedGroup] = field(default_factory=dict)  # those of fewest changes and most seeds
+    doubles: dict[Net, list[SeedGroup]] = field(default_factory=dict)  # others: sampled more often, say
     left_out: dict[Net, list[Run]] = field(default_factory=dict)
-    free: tuple[str, ...] = FREE_SETTINGS
+    free: tuple[str, ...] = FREE_SETTINGS  # the settings in which its nets may differ
 
     @property
     def first(self) -> Run:
@@ -243,10 +236,8 @@ class Protocol(Generic[Net]):
         return "test" if whole else self.first.headline_split
 
     def rank(self, enough: int) -> tuple[Any, ...]:
-        """Its place among the protocols of an exhibit; what it says of the paper plays no part.
-
-        Images of the paper's own dataset come first, then RULE; ties go to the paper's own protocol and
-        fewest changes.
+        """Its place among the protocols of an exhibit; what it says of the paper plays no part. Images of the
+        paper's own dataset come first, then RULE; ties go to the paper's own protocol and fewest changes.
         """
         run, counts = self.first, [len(group.runs) for group in self.groups.values()]
         own = catalogue.find(run.experiment).spec().recipe
@@ -293,12 +284,10 @@ class Protocol(Generic[Net]):
 def protocols_of(
     members: Mapping[Net, Iterable[Run]], enough: int = 2, free: tuple[str, ...] = FREE_SETTINGS
 ) -> list[Protocol[Net]]:
-    """The protocols under which there are finished runs of some nets, the one that is shown first.
-
-    Args:
-        members: the runs of each net, finished or not; those that this version does not know are passed over.
-        enough: nets with which a protocol has enough to compare; more do not outweigh a longer schedule.
-        free: the settings in which runs of one protocol may differ.
+    """The protocols under which there are finished runs of some nets, the one that is shown first. `members`
+    are the runs of each net, finished or not; those that this version does not know are passed over. With
+    `enough` nets a protocol has enough to compare: more do not outweigh a longer schedule. In the settings
+    `free` runs of one protocol may differ.
     """
     shared: dict[str, dict[Net, list[Run]]] = {}
     for net, runs in members.items():
@@ -314,9 +303,8 @@ def protocols_of(
     for nets in shared.values():
         protocol: Protocol[Net] = Protocol(free=free)
         for net, own in nets.items():
-            waiting = [
-                run for group in seed_groups(run for run in own if not run.finished) for run in group.runs
-            ]
+            others = seed_groups(run for run in own if not run.finished)
+            waiting = [run for group in others for run in group.runs]
             if finished := seed_groups(run for run in own if run.finished):
                 shown = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
                 protocol.groups[net] = shown

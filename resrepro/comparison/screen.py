@@ -55,21 +55,15 @@ def prepare() -> None:
 
 @dataclass
 class Grid:
-    """Rows below headings; where they do not fit a terminal, a block for each row.
-
-    Attributes:
-        heads: of the columns; the first has the row's name, and a row without one goes on with that above.
-        left: how many first columns are aligned to the left.
-        wraps: whether the last column has sentences, which may go on below.
-        said: headings of columns that say what the row's name says as well.
-        rows: cells with their style, and whether a line stands above.
+    """Rows below headings; where they do not fit a terminal, a block for each row. The first column has the
+    row's name, and a row without one goes on with that above.
     """
 
     heads: Sequence[str]
-    left: int = 1
-    wraps: bool = False
-    said: Sequence[str] = ()
-    rows: list[tuple[list[Text], bool]] = field(default_factory=list)
+    left: int = 1  # how many first columns are aligned to the left
+    wraps: bool = False  # whether the last column has sentences, which may go on below
+    said: Sequence[str] = ()  # headings of columns that say what the row's name says as well
+    rows: list[tuple[list[Text], bool]] = field(default_factory=list)  # cells, and whether a line is above
 
     def add(self, *cells: str | Text, style: str = "", section: bool = False) -> None:
         """Add a row."""

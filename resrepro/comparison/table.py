@@ -42,11 +42,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """An exhibit's table.
-
-    `notes` are numbered from 1; `missing` pairs a row label with the command that would fill it;
-    `remarks` are sentences below the notes. `records` are the same rows as raw numbers, for CSV. A table of
-    sentences has the share of the page that each column `wraps` at, and its own `lead` to what is missing.
+    """An exhibit's table. `notes` are numbered from 1; `missing` pairs a row label with the command that
+    would fill it; `remarks` are sentences below the notes. `records` are the same rows as raw numbers, for
+    CSV. A table of sentences has the share of the page that each column `wraps` at, and its own `lead` to
+    what is missing.
     """
 
     name: str
@@ -98,10 +97,9 @@ def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:
 
 
 def run_folders(runs: Iterable[Run]) -> str:
-    """The folders of some runs, as words of a command that needs their checkpoints.
-
-    Published records have no checkpoint, so they are named by the run that they were published from; and
-    a command that is written to a table holds no path of this machine.
+    """The folders of some runs, as words of a command that needs their checkpoints. Published records have no
+    checkpoint, so they are named by the run that they were published from; and a command that is written to a
+    table holds no path of this machine.
     """
     return shlex.join((run.runs_folder / run.name / run.folder.name).as_posix() for run in runs)
 

@@ -42,7 +42,6 @@ def build(
     exhibit: str, runs: Sequence[Run], ensembles: Sequence[Ensemble] = (), *, every: bool = False
 ) -> Table:
     """The table of an exhibit of layouts.toml from runs (and for Table 5 ensembles) that were read already.
-
     Of the runs the one protocol is shown that `groups.RULE` chooses; with `every` those of all protocols,
     each in rows of its own below the net's.
     """
@@ -85,20 +84,15 @@ def build(
 def _groups_of(label: str, protocols: Sequence[Protocol[str]], every: bool) -> list[SeedGroup | None]:
     """The group of a net that is shown, None where it has none, and with `every` all its others."""
     shown = protocols[0].groups.get(label) if protocols else None
-    known = [
-        group
-        for protocol in protocols
-        if every and label in protocol.groups
-        for group in (protocol.groups[label], *protocol.doubles[label])
-    ]
+    others = [one for one in protocols if label in one.groups] if every else []
+    known = [group for one in others for group in (one.groups[label], *one.doubles[label])]
     return [shown, *(group for group in known if group is not shown)]
 
 
 def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) -> list[tuple[str, str]]:
-    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one.
-
-    Of several quantities with a paper's value each has its own three columns; of a single one the paper's
-    value comes first, and the difference last.
+    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one. Of
+    several quantities with a paper's value each has its own three columns; of a single one the paper's value
+    comes first, and the difference last.
     """
     label = line["label"]
     if group and number:  # what sets it apart, in a word or two: `2,000 it. (fast)`

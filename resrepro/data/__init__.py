@@ -43,10 +43,9 @@ class Images:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a run's data before the first batch.
-
-    `held_out` names the sets that are evaluated ("val", "test"), that of the headline error first; `classes`
-    are those of a folder of photographs. `notices` are sentences that must stand under every number.
+    """What is known of a run's data before the first batch. `held_out` names the sets that are evaluated
+    ("val", "test"), that of the headline error first; `classes` are those of a folder of photographs.
+    `notices` are sentences that must stand under every number.
     """
 
     name: str
@@ -90,7 +89,6 @@ class Dataset:
 @dataclass(frozen=True)
 class ProcessGroup:
     """Which of the `size` processes of a run this is, `local_size` on this machine; by default one alone.
-
     `all_gather` gives an object of each process, in the order of ranks; `on_first` calls a function in the
     first process alone, and all get its result or its error.
     """
@@ -140,7 +138,6 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
 
 def load_digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, which need no download; every fifth is held out, 1,438 / 359.
-
     Upsampled from 8x8 to 16x16 (each pixel of 0..16 becomes a 2x2 square of 0..255), grey in 3 channels.
     """
     from importlib.metadata import distribution

@@ -35,9 +35,8 @@ def stream_seed(seed: int, stream: int, index: int = 0) -> int:
 
 
 class EpochSampler:
-    """Which of `count` images make up each batch of a run, on a device.
-
-    Each epoch has its own order, always drawn on the CPU; the last batch of one goes on into the next.
+    """Which of `count` images make up each batch of a run, on a device. Each epoch has its own order, always
+    drawn on the CPU; the last batch of one goes on into the next.
     """
 
     def __init__(self, recipe: Recipe, count: int, seed: int, device: torch.device | str = "cpu") -> None:
@@ -69,9 +68,8 @@ class EpochSampler:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of images and activations: channels last, which is faster (measured) than NCHW.
-
-    Not on MPS, whose BN gradients are then wrong in some PyTorch releases (pytorch issue 175189).
+    """The layout of images and activations: channels last, which is faster (measured) than NCHW. Not on MPS,
+    whose BN gradients are then wrong in some PyTorch releases (pytorch issue 175189).
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
@@ -111,9 +109,8 @@ def normalisation_by(recipe: Recipe, image: Floats, device: torch.device) -> Nor
 
 
 class TrainingBatches:
-    """The training set on a device, giving this process's share of batch after batch.
-
-    Images are padded, cut, flipped and normalised as the recipe says (Section 4.2).
+    """The training set on a device, giving this process's share of batch after batch. Images are padded, cut,
+    flipped and normalised as the recipe says (Section 4.2).
     """
 
     def __init__(
@@ -132,17 +129,13 @@ class TrainingBatches:
 
     def choices(self, iteration: int) -> list[Tensor]:
         """What makes up an update: indices of images (n,) int64 and, where the recipe pads, corners (2, n).
-
         All (2 pad + 1)^2 corners are equally likely (81 for the paper's 4 pixels). Where the recipe flips a
         coin (n, 1, 1, 1) in [0, 1) for each image follows.
         """
         generator, device = self.generator, self.generator.device
         generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
-        pad, count, drawn = (
-            self.recipe.pad,
-            self.recipe.batch_size,
-            [self.sampler.indices(iteration)[self.share]],
-        )
+        pad, count = self.recipe.pad, self.recipe.batch_size
+        drawn = [self.sampler.indices(iteration)[self.share]]
         if pad:
             corners = torch.randint(2 * pad + 1, (2, count), generator=generator, device=device)
             drawn.append(corners[:, self.share])
@@ -176,19 +169,17 @@ def on_device(images: Images, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def crop_choices(seed: int, iteration: int, count: int) -> tuple[Floats, Floats]:
-    """The random choices for the N photographs of an update (Section 3.4): of views, and of colours.
-
-    The first (N, 4) in [0, 1): shorter side, place across and down, flip; the others (N, 3), standard normal.
+    """The random choices for the N photographs of an update (Section 3.4): of views, and of colours. The
+    first (N, 4) in [0, 1): shorter side, place across and down, flip; the others (N, 3), standard normal.
     """
     source = np.random.default_rng(stream_seed(seed, AUGMENTATION, iteration))
     return source.random((count, 4)), source.standard_normal((count, 3))
 
 
 class Lighting:
-    """AlexNet's colour augmentation [21]: RGB shifts along the principal components of the pixels.
-
-    Each shift is the sum of the components (columns), each times its eigenvalue (of pixels in 0 to 1; the
-    scale is assumed) and a normal number of the recipe's standard deviation.
+    """AlexNet's colour augmentation [21]: RGB shifts along the principal components of the pixels. Each shift
+    is the sum of the components (columns), each times its eigenvalue (of pixels in 0 to 1; the scale is
+    assumed) and a normal number of the recipe's standard deviation.
     """
 
     def __init__(self, recipe: ImageNetRecipe, components: npt.ArrayLike, variances: npt.ArrayLike) -> None:
@@ -252,10 +243,9 @@ def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pi
 
 
 def training_crop(image: Image.Image, recipe: ImageNetRecipe, choice: Sequence[float]) -> Pixels:
-    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`.
-
-    The shorter side is uniform on the whole numbers of the recipe's range, the place on all that the crop
-    fits in; half of the crops are flipped.
+    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`. The shorter
+    side is uniform on the whole numbers of the recipe's range, the place on all that the crop fits in; half
+    of the crops are flipped.
     """
     low, high = recipe.scale
     size = recipe.image_size

@@ -39,7 +39,6 @@ PNG = "the images are PNG files in class folders, not the official files"
 
 def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False) -> Dataset:
     """Read CIFAR-10 from `folder` (or the layout or archive itself), downloading it there if allowed.
-
     DataError if it is missing and may not or cannot be downloaded, or a file is damaged.
     """
     source = _find(folder)
@@ -137,9 +136,8 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
 
 
 def _read_folder(root: Path, split: str) -> Images:
-    """PNG files in class folders, the first of each class, then the second of each, and so on.
-
-    The last 5,000 of 50,000 so have 500 of each class, as the validation images should.
+    """PNG files in class folders, the first of each class, then the second of each, and so on. The last 5,000
+    of 50,000 so have 500 of each class, as the validation images should.
     """
     from resrepro.data.photos import BadImage, read_image, scan
 

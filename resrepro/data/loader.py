@@ -20,16 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from resrepro.data import ALONE, ProcessGroup
-from resrepro.data.augment import (
-    EpochSampler,
-    Lighting,
-    Normalisation,
-    crop_choices,
-    laid_out,
-    training_crop,
-    views_of,
-)
+from resrepro.data import ALONE, ProcessGroup, augment
 from resrepro.data.photos import BadImage, Photos
 from resrepro.errors import DataError, UsageError
 from resrepro.machine import cores
@@ -60,7 +51,6 @@ class Loading:
 
     def workers_beside(self, device: torch.device | None, local_size: int = 1) -> int:
         """The number of workers: the cores of this process's share, few where the net needs them too.
-
         `device` is where the net computes, None while it does not; `local_size` processes share the machine.
         """
         if self.workers is not None:
@@ -97,10 +87,8 @@ def read_ahead(
     give: Callable[[int], T], items: Sequence[int], loading: Loading, device: torch.device | None = None,
     group: ProcessGroup = ALONE,
 ) -> Iterator[T]:  # fmt: skip
-    """What `give` returns for each item, in order, called by workers while `device` computes.
-
-    For a GPU tensors come in pinned memory, from which they are copied without waiting. DataError if a worker
-    dies.
+    """What `give` returns for each item, in order, called by workers while `device` computes. For a GPU
+    tensors come in pinned memory, from which they are copied without waiting. DataError if a worker dies.
     """
     workers = min(loading.workers_beside(device, group.local_size), len(items))
     # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
@@ -154,16 +142,16 @@ class CropReader:
     """Reads and cuts this process's share of batch `i`."""
 
     def __init__(
-        self, photos: Photos, recipe: ImageNetRecipe, lighting: Lighting, seed: int,
+        self, photos: Photos, recipe: ImageNetRecipe, lighting: augment.Lighting, seed: int,
         group: ProcessGroup = ALONE,
     ) -> None:  # fmt: skip
         self.photos, self.recipe, self.lighting, self.seed = photos, recipe, lighting, seed
-        self.sampler = EpochSampler(recipe, len(photos), seed)
+        self.sampler = augment.EpochSampler(recipe, len(photos), seed)
         self.share = group.share(recipe.batch_size)
 
     def __getitem__(self, iteration: int) -> CropBatch:
         indices = self.sampler.indices(iteration)[self.share].tolist()
-        choices, colours = crop_choices(self.seed, iteration, self.recipe.batch_size)
+        choices, colours = augment.crop_choices(self.seed, iteration, self.recipe.batch_size)
         size, bad = self.recipe.image_size, ""
         crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         for place, (index, choice) in enumerate(zip(indices, choices[self.share], strict=True)):
@@ -172,17 +160,17 @@ class CropReader:
             except BadImage as reason:
                 bad = f"{self.photos.name(index)} ({reason})"
                 break
-            crops[place] = torch.from_numpy(np.ascontiguousarray(training_crop(image, self.recipe, choice)))
+            crop = augment.training_crop(image, self.recipe, choice)
+            crops[place] = torch.from_numpy(np.ascontiguousarray(crop))
         labels = torch.from_numpy(self.photos.labels[indices])
         return CropBatch(crops, labels, self.lighting.shifts(colours[self.share]), bad)
 
 
 def photo_batches(
-    reader: CropReader, iterations: range, normalisation: Normalisation, loading: Loading,
+    reader: CropReader, iterations: range, normalisation: augment.Normalisation, loading: Loading,
     group: ProcessGroup = ALONE,
 ) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Images (n, 3, S, S) float32 and labels (n,) of some updates, on the normalisation's device, read ahead.
-
     DataError if a file that could be read before can be no longer, or a worker dies.
     """
     device = normalisation.mean.device
@@ -194,7 +182,7 @@ def photo_batches(
             yield batch[:3]
 
     for crops, labels, shifts in sent_ahead(whole(), device):
-        yield laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
+        yield augment.laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
 
 
 def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[Sequence[Tensor]]:
@@ -233,10 +221,9 @@ class Views(NamedTuple):
 def read_views(
     photos: Photos, protocol: Protocol, image_size: int, number: int
 ) -> tuple[list[list[npt.NDArray[Any]]], dict[int, str], dict[str, str], int]:
-    """The views of chunk `number` of the images: scales, then labels, of each group of one size.
-
-    As arrays, since tensors would cost a worker a file descriptor each. Then the content digest of each
-    readable file by its index, the other files and why, and the bytes of all decoded pixels.
+    """The views of chunk `number` of the images: scales, then labels, of each group of one size. As arrays,
+    since tensors would cost a worker a file descriptor each. Then the content digest of each readable file by
+    its index, the other files and why, and the bytes of all decoded pixels.
     """
     chunk = CHUNKS[protocol.crops]
     digests, bad, size = {}, {}, 0
@@ -248,7 +235,7 @@ def read_views(
             bad[photos.name(index)] = str(reason)
             continue
         size += 3 * image.width * image.height
-        views = views_of(image, protocol, image_size)
+        views = augment.views_of(image, protocol, image_size)
         groups[tuple(view.shape for view in views)].append((*views, photos.labels[index]))
     stacked = [[np.stack(part) for part in zip(*group, strict=True)] for group in groups.values()]
     return stacked, digests, bad, size
@@ -269,9 +256,8 @@ class PhotoViews:
         self.size = 0  # bytes of the decoded pixels of what was read
 
     def read(self, device: torch.device | None) -> Iterator[Views]:
-        """Groups of images of equal size, while `device` computes.
-
-        DataError if too many files are no readable images, or a worker dies.
+        """Groups of images of equal size, while `device` computes. DataError if too many files are no
+        readable images, or a worker dies.
         """
         chunks = read_ahead(self.give, self.chunks, self.loading, device, self.group)
         for groups, digests, bad, size in chunks:
@@ -284,10 +270,9 @@ class PhotoViews:
                 yield Views(scales, labels)
 
     def gather(self) -> tuple[Photos, str]:
-        """The readable images of the split and their checksum, once all processes have read their shares.
-
-        The checksum is the SHA-256 (hex) over the name and content digest of each image, in order. DataError
-        if too many files of all shares together are no readable images.
+        """The readable images of the split and their checksum, once all processes have read their shares. The
+        checksum is the SHA-256 (hex) over the name and content digest of each image, in order. DataError if
+        too many files of all shares together are no readable images.
         """
         bad: dict[str, str] = {}
         for digests, names in self.group.all_gather((self.digests, self.bad)):

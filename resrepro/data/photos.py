@@ -97,9 +97,8 @@ class PhotoSet(NamedTuple):
 
 
 def scan_both(root: Path) -> PhotoSet:
-    """The training and validation images of a folder.
-
-    DataError if a split is missing or empty, or `val` has a class that `train` lacks.
+    """The training and validation images of a folder. DataError if a split is missing or empty, or `val` has
+    a class that `train` lacks.
     """
     train, val = scan(root, "train"), scan(root, "val")
     if len(train.classes) < 2:
@@ -108,10 +107,9 @@ def scan_both(root: Path) -> PhotoSet:
 
 
 def scan(root: Path, split: str) -> Photos:
-    """List the images of one split: classes in their order, or a flat `val` as its list labels it.
-
-    Hidden files and Tiny-ImageNet's boxes are passed over; all else counts as an image until it is opened, a
-    link to nothing too. DataError if the split is missing, a class is empty, or an image has no label.
+    """List the images of one split: classes in their order, or a flat `val` as its list labels it. Hidden
+    files and Tiny-ImageNet's boxes are passed over; all else counts as an image until it is opened, a link to
+    nothing too. DataError if the split is missing, a class is empty, or an image has no label.
     """
     top = root / split
     try:
@@ -265,10 +263,8 @@ class BadImage(Exception):
 
 
 def read_image(path: Path) -> tuple[Image.Image, str]:
-    """An image file in RGB, and the SHA-256 (hex) of its content.
-
-    EXIF rotation is ignored, as ImageNet's usual loaders do. BadImage if it cannot be read, is no image, cut
-    short, or too large or long to be one.
+    """An image file in RGB, and the SHA-256 (hex) of its content. EXIF rotation is ignored, as ImageNet's
+    usual loaders do. BadImage if it cannot be read, is no image, cut short, or too large or long to be one.
     """
     try:
         content = path.read_bytes()
@@ -299,9 +295,8 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: grey repeated, palettes looked up, alpha dropped, others scaled by their range.
-
-    Those are floats from 0 to 1, and grey of 16 bits or fewer; of others nothing tells what is white.
+    """Any mode as RGB: grey repeated, palettes looked up, alpha dropped, others scaled by their range. Those
+    are floats from 0 to 1, and grey of 16 bits or fewer; of others nothing tells what is white.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         grey, tags = np.asarray(image, np.float64), getattr(image, "tag_v2", {})  # TIFF's
@@ -322,9 +317,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class Decoded:
-    """The pixels of `count` images, which all processes map from one file.
-
-    It has (h, w, 3) uint8 of each, then h and w of all. OSError or ValueError if it is missing or not whole.
+    """The pixels of `count` images, which all processes map from one file. It has (h, w, 3) uint8 of each,
+    then h and w of all. OSError or ValueError if it is missing or not whole.
     """
 
     def __init__(self, path: Path, count: int) -> None:

@@ -47,9 +47,8 @@ def statistics_of(
     photos: PhotoSet, image_size: int, loading: Loading, say: Callable[[str], None] = lambda text: None,
     group: ProcessGroup = ALONE,
 ) -> Statistics:  # fmt: skip
-    """The statistics of a folder, by a pass over it that all processes share.
-
-    They are kept in the user's cache under the fingerprint of the files, unless the disk had a fault.
+    """The statistics of a folder, by a pass over it that all processes share. They are kept in the user's
+    cache under the fingerprint of the files, unless the disk had a fault.
     """
     stamp = hashlib.sha256(f"{photos.train.stamp} {photos.val.stamp}".encode()).hexdigest()
     path = cache_folder() / f"{stamp[:32]}.{image_size}.json"
@@ -118,9 +117,8 @@ def _write(path: Path, statistics: Statistics) -> None:
 def decoded_once(
     photos: PhotoSet, size: int, loading: Loading, say: Callable[[str], None], group: ProcessGroup = ALONE
 ) -> PhotoSet:
-    """The images, all readable, with their pixels kept, of `size` bytes together: they are decoded once.
-
-    As they are where that is more than 4 GB, a tenth of the free disk or a quarter of the free memory, or the
+    """The images, all readable, with their pixels kept, of `size` bytes together: they are decoded once. As
+    they are where that is more than 4 GB, a tenth of the free disk or a quarter of the free memory, or the
     disk refuses.
     """
     folder = cache_folder()

@@ -23,14 +23,7 @@ from resrepro.records.storage import write_out
 from resrepro.spec import IMAGENET_IMAGES
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import ImageNetRecipe
-from resrepro.training import is_first, world_size
-from resrepro.training.engine import (
-    choose_device,
-    forget_shapes_soon,
-    telling_memory,
-    threads_used,
-    use_precision,
-)
+from resrepro.training import engine, is_first, world_size
 from resrepro.training.measure import Errors, Member, bn_stats_of, measure_errors, with_precise_statistics
 from resrepro.training.parallel import bn_group_for, join, process_group, split_batch, told_as_lost
 
@@ -68,7 +61,7 @@ def evaluate(
         DataError: if the images are missing or damaged.
         PeerLost: if another process of a `torchrun` ended.
     """
-    chosen, loading = choose_device(device), loading or Loading()
+    chosen, loading = engine.choose_device(device), loading or Loading()
     join(chosen)
     say = say if is_first() else lambda text: None
     targets = [target] if isinstance(target, str | Path) else target
@@ -83,14 +76,14 @@ def evaluate(
     if first.family == "imagenet":
         look = partial(_photos, first, view, name, data, chosen, loading)
     held_out, dense = look(), view.crops == "dense"
-    use_precision(first.precision_on(chosen), chosen)
-    memory = telling_memory("these views of the net: try --device cpu, or a GPU with more")
-    with memory, threads_used(threads):
+    engine.use_precision(first.precision_on(chosen), chosen)
+    memory = engine.telling_memory("these views of the net: try --device cpu, or a GPU with more")
+    with memory, engine.threads_used(threads):
         nets = [_better_zeros(net, theirs, read, look, dense, chosen, say) for net in nets]
         _announce(nets, view, name, held_out.notices + held_out.remarks, say)
         members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
         if dense:
-            forget_shapes_soon()
+            engine.forget_shapes_soon()
         sets = held_out.sets.items()
         errors = {part: measure_errors(members, views(), dense, chosen) for part, views in sets}
     about = {"bn_stats": statistics, "precision": first.precision_on(chosen)}

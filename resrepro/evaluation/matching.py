@@ -104,10 +104,9 @@ def _listed(keys: Iterable[str]) -> str:
 def match(
     outline: Mapping[str, Tensor], tensors: Mapping[str, Tensor], misfit: str, hint: str = ""
 ) -> Matched:
-    """The tensors under the net's own names, which `outline` has.
-
-    A convolution's bias becomes part of the running mean of its BN, which is exact. RecordErrors name the
-    first tensor that does not fit, or both orders, after the words `misfit`.
+    """The tensors under the net's own names, which `outline` has. A convolution's bias becomes part of the
+    running mean of its BN, which is exact. RecordErrors name the first tensor that does not fit, or both
+    orders, after the words `misfit`.
     """
     ours, _ = _modules({key: value for key, value in outline.items() if not key.endswith(UNUSED)})
     theirs, others = _modules(tensors)

@@ -76,12 +76,8 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
     trained, part = nets[1], run.headline_split
     if bn_stats_of(feed.recipe) == "precise":
         trained = with_precise_statistics(trained, feed.first_batches(), feed.recipe)
-    tested = (
-        feed.normalisation.test(pixels.to(device))
-        for group in feed.views(part)
-        for crops in group.scales
-        for pixels in in_passes(crops.flatten(0, 1))
-    )
+    shown = (crops.flatten(0, 1) for group in feed.views(part) for crops in group.scales)
+    tested = (feed.normalisation.test(pixels.to(device)) for crops in shown for pixels in in_passes(crops))
     std = response_std(trained, tested)
     if not all(map(math.isfinite, (*std.values(), *norms[0], *norms[1]))):
         raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")

@@ -33,10 +33,9 @@ USUAL = {  # the normalisation that most public checkpoints of a family were tra
 
 @dataclass(frozen=True)
 class ThirdPartyCheckpoint:
-    """How to understand a checkpoint that is not ours: the net, and the normalisation it expects.
-
-    `mean` and `std` are per channel, on pixels scaled to 0..1; `mean` may also be "per_pixel", the mean image
-    of the training set, or the `.npy` file of one.
+    """How to understand a checkpoint that is not ours: the net, and the normalisation it expects. `mean` and
+    `std` are per channel, on pixels scaled to 0..1; `mean` may also be "per_pixel", the mean image of the
+    training set, or the `.npy` file of one.
     """
 
     depth: int | None = None

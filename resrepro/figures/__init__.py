@@ -40,9 +40,8 @@ FORMATS: Mapping[str, dict[str, str | None]] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a figure is drawn: colours, caption, width, and the kinds of its files.
-
-    `width` is in inches, or one of `WIDTHS`; by default it is the figure's own.
+    """How a figure is drawn: colours, caption, width, and the kinds of its files. `width` is in inches, or
+    one of `WIDTHS`; by default it is the figure's own.
     """
 
     palette: str = "paper"
@@ -61,14 +60,6 @@ class Style:
         raise UsageError(
             f"no width {self.width!r}: give {NARROW:g} to {WIDE:g} inches, or {' or '.join(WIDTHS)}."
         )
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """The files of a figure, and sentences on what is not in it."""
-
-    paths: tuple[Path, ...]
-    notes: tuple[str, ...]
 
 
 class Paths(list[Path]):
@@ -131,10 +122,9 @@ def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Tabl
 def draw_figure(
     exhibit: str, runs: Sequence[Run], folder: Path, *,
     paper: bool = False, style: Style = Style(), stem: str | None = None,
-) -> Drawing:  # fmt: skip
-    """Draw one of `figures()` into a folder, as files of its own name or another `stem`.
-
-    RecordError if there is nothing to draw, or the files cannot be written.
+) -> tuple[list[Path], tuple[str, ...]]:  # fmt: skip
+    """Draw one of `figures()` into a folder, as files of its own name or another `stem`; returns these and
+    sentences on what is not in it. RecordError if there is nothing to draw, or they cannot be written.
     """
     notes: tuple[str, ...] = ()
     caption, width = style.caption, style.inches()
@@ -159,17 +149,13 @@ def draw_figure(
             figure.savefig(content, format=kind, dpi=PRINTED if width else SHOWN, metadata=about)
         paths.append(folder / f"{stem or exhibit}.{kind}")
         write_out(paths[-1], content.getvalue())
-    return Drawing(tuple(paths), notes)
+    return paths, notes
 
 
 def compare(
-    exhibit: str = "table6",
-    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
-    tables: str | Path | None = "tables",
-    *,
-    settings: Mapping[str, Value] | None = None,
-    every: bool = False,
-) -> Table:
+    exhibit: str = "table6", runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
+    tables: str | Path | None = "tables", *, settings: Mapping[str, Value] | None = None, every: bool = False,
+) -> Table:  # fmt: skip
     """Set our runs, or for Table 1 our nets, beside the paper's numbers; `.frame` holds the raw numbers.
 
     Args:
@@ -191,17 +177,11 @@ def compare(
 
 
 def plot(
-    exhibit: str = "figure6",
-    runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
-    figures: str | Path = "figures",
-    *,
-    paper: bool = False,
-    palette: str = "paper",
-    caption: bool = True,
-    width: float | str | None = None,
-    formats: Iterable[str] = ("png", "svg"),
+    exhibit: str = "figure6", runs: str | Path | Sequence[str | Path] = DEFAULT_FOLDERS,
+    figures: str | Path = "figures", *, paper: bool = False, palette: str = "paper", caption: bool = True,
+    width: float | str | None = None, formats: Iterable[str] = ("png", "svg"),
     settings: Mapping[str, Value] | None = None,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Draw a figure from our runs, or Figure 3 from our nets; equal records give equal bytes.
 
     Args:
@@ -222,7 +202,7 @@ def plot(
     style = Style(palette, caption, width, tuple(formats))
     check_figure(exhibit, style)
     found = _warned(runs, settings).runs
-    return Paths(draw_figure(exhibit, found, Path(figures), paper=paper, style=style).paths)
+    return Paths(draw_figure(exhibit, found, Path(figures), paper=paper, style=style)[0])
 
 
 def _warned(runs: str | Path | Sequence[str | Path], settings: Mapping[str, Value] | None) -> Collection:

@@ -78,11 +78,9 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
             centre = MARGIN + number * (BOX + GAP) + BOX / 2
             printed, counted = published()["figure3", column["published"], "flops"].value, net.multiply_adds
             axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", **middle)
-            for y, flops in (
-                (0.41, f"{printed / UNIT:.1f} billion FLOPs (paper)"),
-                (0.58, f"{counted / UNIT:.2f} billion FLOPs (counted)"),
-            ):
-                axes.text(centre, y, flops, fontsize=TEXT, color=INK, **middle)
+            small: Any = {**middle, "fontsize": TEXT, "color": INK}
+            axes.text(centre, 0.41, f"{printed / UNIT:.1f} billion FLOPs (paper)", **small)
+            axes.text(centre, 0.58, f"{counted / UNIT:.2f} billion FLOPs (counted)", **small)
             _draw_column(axes, centre, boxes_of(net, starts), colours)
         for number, line in enumerate(lines):
             axes.text(0.14, height - foot + 0.16 + FOOT_LINE * number, line, fontsize=TEXT, color=QUIET)
@@ -246,21 +244,13 @@ def _kernel(layer: Layer) -> str:
 
 def _net_record(heading: str, net: Architecture) -> dict[str, object]:
     """One net as raw numbers, under the names that the paper's numbers have in published.csv."""
-    stages = {}
+    stages: dict[str, object] = {}
     for stage in net.stages:
-        stages[f"blocks_{stage.name}"] = stage.times
-        stages[f"width_{stage.name}"] = stage.width
-        stages[f"out_channels_{stage.name}"] = stage.channels
-        stages[f"output_size_{stage.name}"] = stage.size
+        stages |= {f"blocks_{stage.name}": stage.times, f"width_{stage.name}": stage.width}
+        stages |= {f"out_channels_{stage.name}": stage.channels, f"output_size_{stage.name}": stage.size}
     return {
-        "net": heading,
-        "layers": net.layers,
-        "conv1_channels": net.layer("conv1").channels,
-        "convs_per_block": len(net.stages[0].layers),
-        **stages,
-        "fc_outputs": net.layer("fc").channels,
-        "parameters": net.parameters,
-        "flops_paper": int(published()["table1", heading, "flops"].value),
-        "flops": net.multiply_adds,
-        "flops_of_projections": net.projections,
-    }
+        "net": heading, "layers": net.layers, "conv1_channels": net.layer("conv1").channels,
+        "convs_per_block": len(net.stages[0].layers), **stages, "fc_outputs": net.layer("fc").channels,
+        "parameters": net.parameters, "flops_paper": int(published()["table1", heading, "flops"].value),
+        "flops": net.multiply_adds, "flops_of_projections": net.projections,
+    }  # fmt: skip

@@ -27,9 +27,8 @@ Groups = dict[str, SeedGroup]  # the runs drawn, by net label, plain nets first,
 
 @dataclass(frozen=True)
 class Curve:
-    """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer.
-
-    `std` is that of `y` over seeds (n-1), where several are averaged.
+    """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer. `std` is that
+    of `y` over seeds (n-1), where several are averaged.
     """
 
     depth: int
@@ -68,9 +67,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A whole figure, ready to be drawn; `notes` tell what is not in it.
-
-    `held_out` names the set of the bold lines, `held_out_told` says in the legend what it is.
+    """A whole figure, ready to be drawn; `notes` tell what is not in it. `held_out` names the set of the bold
+    lines, `held_out_told` says in the legend what it is.
     """
 
     layout: Layout
@@ -87,15 +85,12 @@ class Sheet:
     def top(self) -> int:
         """The upper end of the error axis, percent: the paper's, or higher where curves need it."""
         start = self.iterations * self.layout.get("settled", 2 / 3)
-        settled = [
-            error
-            for panel in self.panels
-            for curve in panel.curves
-            if curve.depth not in panel.layout.get("off_scale", ())
-            for iteration, error in zip(curve.x, curve.y, strict=True)
-            if iteration >= start
-        ]
-        need = min(max([self.layout["frame"], *settled]), 100)
+        settled = [float(self.layout["frame"])]
+        for panel in self.panels:
+            for curve in panel.curves:
+                if curve.depth not in panel.layout.get("off_scale", ()):
+                    settled += [error for at, error in zip(curve.x, curve.y, strict=True) if at >= start]
+        need = min(max(settled), 100)
         frames: Sequence[int] = self.layout.get("frames", FRAMES)
         return next(frame for frame in frames if frame >= need)
 
@@ -115,11 +110,6 @@ class Sheet:
     def has_ours(self) -> bool:
         """Whether any run of ours is drawn."""
         return any(panel.ours for panel in self.panels)
-
-    @property
-    def depths(self) -> list[str]:
-        """The depths of all nets drawn."""
-        return sorted({str(curve.depth) for curve in self.curves})
 
     @property
     def unit(self) -> int:
@@ -146,7 +136,6 @@ def exhibits() -> Mapping[str, Layout]:
 
 def palette_named(name: str, figures: str = "figures") -> Mapping[str, Any]:
     """Colours and markers of the nets by depth, for "figure3" of boxes by the side of the output map.
-
     UsageError if there is no palette of that name.
     """
     known: Mapping[str, Mapping[str, Any]] = read_layout(figures)["palettes"]
@@ -182,9 +171,8 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
-    """The runs that a figure draws, by net, and a sentence on each kind of run that it leaves out.
-
-    Drawn are finished runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
+    """The runs that a figure draws, by net, and a sentence on each kind of run that it leaves out. Drawn are
+    finished runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
     """
     known = [
         run

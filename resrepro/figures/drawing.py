@@ -53,14 +53,12 @@ def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None
     """The figure as a matplotlib object, as wide as its layout says or so many inches."""
     with own_settings():
         width = width or float(sheet.layout["width"])
-        off_scale = [
-            f"{curve.net} ends above the frame, at {curve.y[-1]:.1f} % "
-            f"({'training' if curve.kind == 'train' else sheet.held_out})."
-            for panel in sheet.panels
-            for curve in _labelled(panel)
-            if curve.y[-1] > sheet.top
-        ]
-        lines = wrap(" ".join([*sheet.footnote, *off_scale]), width - 0.5, SMALL) if caption else []
+        told = list(sheet.footnote)
+        for curve in (curve for panel in sheet.panels for curve in _labelled(panel)):
+            if (end := curve.y[-1]) > sheet.top:
+                kind = "training" if curve.kind == "train" else sheet.held_out
+                told.append(f"{curve.net} ends above the frame, at {end:.1f} % ({kind}).")
+        lines = wrap(" ".join(told), width - 0.5, SMALL) if caption else []
         rows = _rows(sheet, width)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
         tall = min(PANEL_HEIGHT, 1.3 + width / 4)
@@ -204,7 +202,8 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
     marker = sheet.palette["markers"].get(str(curve.depth))
     if marker and bold and not faint:
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
-        begin = sheet.depths.index(str(curve.depth)) / 40
+        depths = sorted({str(each.depth) for each in sheet.curves})
+        begin = depths.index(str(curve.depth)) / 40
         style |= {"marker": marker, "markersize": 6, "markevery": (begin, 0.16)}
     colour = sheet.colour(curve.depth)
     style |= {"color": pale(colour) if faint else colour, "zorder": 2.0 if faint else 3.5 if bold else 3.0}
@@ -294,9 +293,8 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
 
 
 def spread(positions: Sequence[float], pitch: float, high: float) -> list[float]:
-    """Positions as close as possible to those given (least squares), at least `pitch` apart.
-
-    All within 0 to `high` where there is room for them; the order is kept.
+    """Positions as close as possible to those given (least squares), at least `pitch` apart. All within 0 to
+    `high` where there is room for them; the order is kept.
     """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     blocks: list[list[float]] = []  # sum and count of neighbours that must move as one

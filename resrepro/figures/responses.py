@@ -44,10 +44,9 @@ def make_figure(
     runs: Iterable[Run], *, paper: bool = False, palette: str = "paper",
     caption: bool = True, width: float | None = None,
 ) -> "tuple[Figure, tuple[str, ...]]":  # fmt: skip
-    """The figure as a matplotlib object, and sentences on what was left out.
-
-    Of runs that are identical but for the seed the mean is drawn; with `paper` the paper's own curves pale
-    behind ours, or alone where there are no runs. RecordError if there is nothing to draw.
+    """The figure as a matplotlib object, and sentences on what was left out. Of runs that are identical but
+    for the seed the mean is drawn; with `paper` the paper's own curves pale behind ours, or alone where there
+    are no runs. RecordError if there is nothing to draw.
     """
     groups, notes = select(runs)
     ours = []
@@ -69,9 +68,8 @@ def make_figure(
 
 
 def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
-    """The runs that are drawn, by net, and a sentence on each kind of run that is left out.
-
-    Runs on CIFAR-10 come before those on the digits, whatever their length.
+    """The runs that are drawn, by net, and a sentence on each kind of run that is left out. Runs on CIFAR-10
+    come before those on the digits, whatever their length.
     """
     runs = list(runs)
     notes: list[str] = []
@@ -226,9 +224,8 @@ def build(runs: Iterable[Run]) -> Table:
 
 
 def _in_numbers(label: str, ours: Sequence[Responses]) -> tuple[tuple[Row, Row], dict[str, object]]:
-    """The paper's row of a net and ours, and both as raw numbers, NaN where there is none.
-
-    A ratio of gradients is infinite if one layer gets none at all.
+    """The paper's row of a net and ours, and both as raw numbers, NaN where there is none. A ratio of
+    gradients is infinite if one layer gets none at all.
     """
     record: dict[str, object] = {"net": label}
     theirs, own = [], []

@@ -152,10 +152,9 @@ def make_plan(
     exhibits: Sequence[Exhibit], runs: Path, seeds: Sequence[int] | None = None,
     without: Sequence[str] = (), settings: Mapping[str, Value] | None = None,
 ) -> Plan:  # fmt: skip
-    """What is done and what is missing of some exhibits in a runs folder, which need not exist.
-
-    `seeds` are those of every net (default: the paper's), `settings` of the recipe are changed. UsageError if
-    one does not fit, or an experiment to leave out is none of theirs.
+    """What is done and what is missing of some exhibits in a runs folder, which need not exist. `seeds` are
+    those of every net (default: the paper's), `settings` of the recipe are changed. UsageError if one does
+    not fit, or an experiment to leave out is none of theirs.
     """
     wanted = dict.fromkeys(name for exhibit in exhibits for name in exhibit.experiments)
     left: set[str] = set()

@@ -42,9 +42,8 @@ class QueuedRun(Job):
     measures: tuple[Sequence[str], ...] = ()
 
     def __call__(self) -> None:
-        """Run the commands; SystemExit if one fails, or was stopped.
-
-        A job that begins again goes on where it was to start anew, and takes over the lock of its last node.
+        """Run the commands; SystemExit if one fails, or was stopped. A job that begins again goes on where it
+        was to start anew, and takes over the lock of its last node.
         """
         restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
         again = [*(word for word in self.words if word != "--fresh"), "--break-lock"]
@@ -59,10 +58,9 @@ class QueuedRun(Job):
 
 
 def _run_command(words: Sequence[str]) -> None:
-    """Run a command of ours and pass signals on to it; SystemExit if it failed or was stopped.
-
-    Where it is to go on submitit's handler ends the process and requeues the job: in a partition with a grace
-    time a job that ends early on SIGTERM would have failed.
+    """Run a command of ours and pass signals on to it; SystemExit if it failed or was stopped. Where it is to
+    go on submitit's handler ends the process and requeues the job: in a partition with a grace time a job
+    that ends early on SIGTERM would have failed.
     """
     threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     process = subprocess.Popen([*COMMAND, *words], env=os.environ | {"OMP_NUM_THREADS": threads})
@@ -90,7 +88,6 @@ def submit(
 ) -> "Iterator[tuple[QueuedRun, str, QueuedJob | None]]":
     """Hand runs of a runs folder, which every node must see, to the queue, a job each; those that wait or run
     there already are left. Yields of each run the id of its job, and what the queue said if it was there.
-
     `options` are those of sbatch by their long names, an empty value makes one a switch; `threads` are the
     CPU cores of a job where the options do not say it. UsageError if submitit or Slurm is missing, QueueError
     if the queue cannot be asked what is there already, ResreproError if sbatch refuses a job.

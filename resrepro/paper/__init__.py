@@ -34,9 +34,8 @@ def _frame(name: str) -> "pd.DataFrame":
 
 @cache
 def published() -> Mapping[tuple[str, str, str], Number]:
-    """Published numbers by (exhibit, row, metric), e.g. ("table6", "ResNet-20", "test_err").
-
-    Entries that are no numbers (such as "2n") are left out; of two readings the first counts.
+    """Published numbers by (exhibit, row, metric), e.g. ("table6", "ResNet-20", "test_err"). Entries that are
+    no numbers (such as "2n") are left out; of two readings the first counts.
     """
     numbers: dict[tuple[str, str, str], Number] = {}
     rows = _frame("published.csv")[["exhibit", "row", "metric", "value", "std"]]
@@ -60,9 +59,8 @@ def layouts() -> Mapping[str, Mapping[str, Any]]:
 
 
 def with_twins(layouts: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
-    """Some exhibits' layouts, and of those on ImageNet also their twins' on a folder of images.
-
-    A twin is `of` the paper's exhibit, whose numbers stand in it; its title has a place for `data`.
+    """Some exhibits' layouts, and of those on ImageNet also their twins' on a folder of images. A twin is
+    `of` the paper's exhibit, whose numbers stand in it; its title has a place for `data`.
     """
     twins = {}
     for name, layout in layouts.items():

@@ -116,21 +116,14 @@ def load_runs(*folders: str | Path) -> "pd.DataFrame":
     collection = collect([Path(folder) for folder in folders or DEFAULT_FOLDERS])
     for sentence in collection.broken:
         warnings.warn(sentence, stacklevel=2)
-    rows = [
-        {
-            **run.spec,
-            **run.result,
-            "name": run.name,
-            "seed": run.seed,
-            "iterations": run.result["iteration"],
-            "top1_err": run.last(run.headline_split),
-            "best_err": run.best,
-            "train_err": run.last("train"),
-            "departures": "; ".join(run.result["departures"]),
-            "folder": str(run.folder),
-        }
-        for run in collection.runs
-    ]
+    rows = []
+    for run in collection.runs:
+        figures = {
+            "name": run.name, "seed": run.seed, "iterations": run.result["iteration"],
+            "top1_err": run.last(run.headline_split), "best_err": run.best, "train_err": run.last("train"),
+            "departures": "; ".join(run.result["departures"]), "folder": str(run.folder),
+        }  # fmt: skip
+        rows.append({**run.spec, **run.result, **figures})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

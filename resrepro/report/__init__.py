@@ -41,7 +41,6 @@ def build_report(
     found: Collection, verdicts: Sequence[Verdict] = (), exhibits: Iterable[str] | None = None
 ) -> str:
     """The report as one HTML page, with verdicts in the order of the claims. Equal records give equal text.
-
     `exhibits` are shown in this order; by default all but the demo, whose nets stand in Figure 6 on digits,
     and of a folder of images, where there are such runs, Table 2 and Figure 4.
     """
@@ -152,7 +151,6 @@ def surroundings(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 def protocols() -> list[dict[str, Any]]:
     """The recipes (variants with what they change only) and the test protocols, with their settings.
-
     `settings` are each setting with its value in words and what it is, `counts` how many are stated, derived
     and assumed.
     """

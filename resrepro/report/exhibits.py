@@ -97,10 +97,9 @@ def _rounded(number: re.Match[bytes]) -> bytes:
 
 
 def _picture_of(name: str, found: Collection) -> Picture | None:
-    """The figure as `plot --paper` draws it; None if there is nothing to draw.
-
-    The page writes the caption itself where it has one. Coordinates are rounded to a hundredth of a point
-    (1/72 inch); what scales a drawing keeps its digits.
+    """The figure as `plot --paper` draws it; None if there is nothing to draw. The page writes the caption
+    itself where it has one. Coordinates are rounded to a hundredth of a point (1/72 inch); what scales a
+    drawing keeps its digits.
     """
     style = exhibits.Style("safe", caption=name not in curves.exhibits(), formats=("svg",))
     widths = [None, PHONE] if name in SHOWN_NARROW else [None]
@@ -109,11 +108,11 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
         for width in widths:
             shown = replace(style, width=width)
             try:
-                drawing = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, style=shown)
+                [path], _ = exhibits.draw_figure(name, found.runs, Path(folder), paper=True, style=shown)
             except RecordError:
                 return None
-            content = drawing.paths[0].read_bytes()
-            slim = PATH_DATA.sub(lambda path: LONG_NUMBER.sub(_rounded, path[0]), content)
+            content = path.read_bytes()
+            slim = PATH_DATA.sub(lambda data: LONG_NUMBER.sub(_rounded, data[0]), content)
             urls.append("data:image/svg+xml;base64," + base64.b64encode(SPACE.sub(b" ", slim)).decode())
     title = ElementTree.fromstring(content).findtext(".//{http://purl.org/dc/elements/1.1/}title")
     return Picture(title or name, urls[0], urls[1] if urls[1:] else None)
@@ -137,7 +136,7 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
     return Chart(
         title=str(sheet.layout["title"]),
         data={"unit": sheet.unit, "panels": [_panel(sheet, panel) for panel in sheet.panels]},
-        depths=tuple(sorted(int(depth) for depth in sheet.depths)),
+        depths=tuple(sorted({curve.depth for curve in sheet.curves})),
         lines=tuple((name, words, name != SEED) for name, words, there in switches if there),
         told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
         footnote=sheet.footnote,
@@ -171,9 +170,8 @@ def _line(sheet: Sheet, curve: Curve, whose: str) -> dict[str, Any]:
 
 
 def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:
-    """A sentence for each net of a panel: where its curves end, ours and the paper's.
-
-    `plain-56: ours ends at 5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ends at ...`
+    """A sentence for each net of a panel: where its curves end, ours and the paper's. `plain-56: ours ends at
+    5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ends at ...`
     """
     curves = sorted((*panel.ours, *panel.paper), key=lambda curve: (curve.depth, curve.plain))
     sentences = []

@@ -183,12 +183,11 @@ def experiment_for(dataset: str, depth: int, plain: bool = False, shortcut: str 
 
 
 def derive(experiment: Experiment, shortcut: str | None = None, **settings: Value | None) -> Spec:
-    """The experiment's spec with some settings changed; None leaves a setting as it is.
-
-    `iterations` keeps the schedule's shape (`lr_drops` and `eval_every` follow unless given), and
-    `image_size` that of the views (`scale` follows). A shortcut option that has an experiment of its own
-    takes that one, and a batch that does not divide into the experiment's BN groups is one group.
-    UsageError if a setting is unknown, out of range, or does not fit the others.
+    """The experiment's spec with some settings changed; None leaves a setting as it is. `iterations` keeps
+    the schedule's shape (`lr_drops` and `eval_every` follow unless given), and `image_size` that of the views
+    (`scale` follows). A shortcut option that has an experiment of its own takes that one, and a batch that
+    does not divide into the experiment's BN groups is one group. UsageError if a setting is unknown, out of
+    range, or does not fit the others.
     """
     if shortcut is not None:
         experiment = experiment_for(experiment.dataset, experiment.depth, experiment.plain, shortcut)
