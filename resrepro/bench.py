@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +93,8 @@ def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
         return ",".join(MODES[:3]), 3.0, USUAL_WORKERS
     narrow = engines.fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
     modes = [*USUALS, EAGER + FAST, GRAPH, GRAPH + FAST] if narrow else [USUAL, EAGER, GRAPH]
-    modes += [LANES + FAST] if narrow and find_spec("triton") else []
+    spec = catalogue.derive(catalogue.find("cifar10-resnet20"), None, precision="bf16")
+    modes += [LANES + FAST] if narrow and not engines.trouble_with_kernels(chosen, spec) else []
     return ",".join(modes), 1.0, (min(MOST_ON_GPU, cores()),)
 
 
@@ -247,10 +247,10 @@ def our_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[No
     choice = asked if asked in ENGINES else AUTO
     experiment = catalogue.experiment_for("cifar10", loop.depth, plain=False)
     spec = catalogue.derive(experiment, batch_size=loop.batch_size, precision=precision)
+    engines.use_precision(precision, device)
     engine = engines.choose_engine(choice, device, spec, loop.batch_size, ENDLESS, None, lambda text: None)
     if device.type == "cpu":
         engines.keep_memory()
-    engines.use_precision(precision, device)
     data = Dataset("made up", 10, made_up_images(TRAINING_IMAGES), {"test": made_up_images(1)}, {})
     target, trainers = Target(device, BatchSplit(loop.batch_size, loop.batch_size), engine), list[Trainer]()
     for seed in range(loop.nets):

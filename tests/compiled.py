@@ -34,14 +34,14 @@ KINDS = {
 
 
 def launches(precision: str) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Each launch of an update of ResNet-8 on CIFAR-10 that is not like one before."""
+    """Each launch of an update of ResNet-14 on CIFAR-10 that is not like one before."""
     found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
 
     def note(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         found.setdefault(str(signature_of(self, arguments)), (self, arguments, options))
 
     triton.runtime.JITFunction.run = note
-    spec = catalogue.derive(catalogue.find("cifar10-resnet8"), None, precision=precision)
+    spec = catalogue.derive(catalogue.find("cifar10-resnet14"), None, precision=precision)
     images = Images(np.zeros((128, 3, 32, 32), np.uint8), np.zeros(128, np.int64))
     cpu = torch.device("cpu")
     feed = MemoryFeed(spec.recipe, Dataset("made up", 10, images, {"test": images}, {}), cpu, 0)  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose kernels need no compiling."""
     monkeypatch.setattr(engine, "load_kernels", lambda: None)
-    monkeypatch.setattr(engine, "_trouble_with_kernels", lambda device, spec: "")
+    monkeypatch.setattr(engine, "trouble_with_kernels", lambda device, spec: "")
 
 
 def broken() -> None:
@@ -57,7 +57,7 @@ def chosen(
     ("choice", "device", "updates", "engine"),
     [
         ("auto", CPU, 64_000, KERNELS), ("auto", CPU, 49, EAGER), ("auto", CPU, 50, KERNELS),
-        ("auto", GPU, 1, LANES), ("auto", APPLE, 64_000, EAGER), ("kernels", CPU, 1, KERNELS),
+        ("auto", GPU, 1, GRAPH), ("auto", APPLE, 64_000, EAGER), ("kernels", CPU, 1, KERNELS),
         ("graph", GPU, 1, GRAPH), ("lanes", GPU, 1, LANES), ("eager", GPU, 64_000, EAGER),
         ("graph", CPU, 1, GRAPH),
     ],
@@ -106,14 +106,15 @@ def test_an_unknown_choice_is_refused() -> None:
 
 @pytest.mark.parametrize("net", ["imagenet-resnet18", "cifar10-resnet1202", "cifar10-plain110"])
 def test_lanes_are_nets_of_section_4_2(net: str) -> None:
-    assert chosen("auto", GPU, net=net) == (GRAPH if "imagenet" in net else LANES, [])
+    assert chosen("auto", GPU, net=net, precision="bf16") == (GRAPH if "imagenet" in net else LANES, [])
 
 
 def test_passes_and_kernels_that_are_wrong_here_leave_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    name, (told,) = chosen("auto", GPU, micro=64)
+    name, (told,) = chosen("auto", GPU, micro=64, precision="tf32")
     assert (name, "in one pass" in told) == (GRAPH, True)
-    monkeypatch.setattr(engine, "_trouble_with_kernels", lambda device, spec: "our kernels disagree")
-    assert chosen("auto", GPU) == (GRAPH, ["Note: the engine is graph, as our kernels disagree."])
+    monkeypatch.setattr(engine, "trouble_with_kernels", lambda device, spec: "our kernels disagree")
+    told = ["Note: the engine is graph, as our kernels disagree."]
+    assert chosen("auto", GPU, precision="bf16") == (GRAPH, told)
     with pytest.raises(UsageError, match="--engine lanes: our kernels disagree"):
         chosen("lanes", GPU)
 

@@ -18,7 +18,7 @@ from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue
-from resrepro.training.engine import EAGER, LANES
+from resrepro.training.engine import EAGER, LANES, use_precision
 from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import BatchSplit
 from resrepro.training.progress import Interrupts, Watcher
@@ -76,6 +76,7 @@ def trainer(
     size = spec.recipe.batch_size
     target = Target(DEVICE, BatchSplit(size, size), engine)
     run = Trainer(spec, seed, feed, target, Onlooker(Path("nowhere")), Watcher())
+    use_precision(spec.recipe.precision, DEVICE)
     run.save = lambda: None  # type: ignore[method-assign]
     return run
 
@@ -153,8 +154,8 @@ def side_by_side(
         make_session(net, seed, DEVICE, runs=folder, watcher=watcher, **WHERE, **SHORT): f"{net}/{seed}"
         for net, seed in runs
     }
-    failed = train_side_by_side(list(sessions), DEVICE.type, LANES, None, break_lock=False)
-    return {sessions[session]: error for session, error in failed.items()}
+    ended = train_side_by_side(list(sessions), DEVICE.type, LANES, None, break_lock=False)
+    return {sessions[session]: error for session, error in ended if error}
 
 
 @pytest.mark.usefixtures("quick")

@@ -373,44 +373,57 @@ def test_without_a_terminal_every_line_says_whose_it_is():
 # --- which runs share a command ----------------------------------------------------------------------
 
 
-def shared(
-    monkeypatch: pytest.MonkeyPatch, free: dict[str, int | None], *names: str, **options: Any
-) -> list[Any]:
-    """The words of the commands of some nets with seeds 0, 1 and 2, where there are such GPUs."""
+def shared(monkeypatch, places, free, *names):
+    """The words of the commands of some nets with seeds 0, 1 and 2, on GPUs that have so much free."""
     monkeypatch.setattr(sharing, "gpus", lambda: free)
-    specs = [catalogue.derive(catalogue.find(name), None, **options.pop("settings", {})) for name in names]
+    specs = [catalogue.derive(catalogue.find(name), None) for name in names]
     wanted = [(spec, seed) for spec in specs for seed in range(3)]
-    jobs = sharing.share_commands(wanted, ["--fast"], "cuda" if free else "cpu", **options)
-    assert sorted((job.run, job.seed) for job in jobs) == sorted(
-        (spec.experiment, seed) for spec, seed in wanted
-    )
+    jobs = sharing.share_commands(wanted, ["--fast"], places)
+    assert {(job.run, job.seed) for job in jobs} == {(spec.experiment, seed) for spec, seed in wanted}
     return list(dict.fromkeys(job.words for job in jobs))
 
 
-def test_nets_of_one_depth_and_recipe_share_a_command_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
-    nets = ["cifar10-plain20", "cifar10-resnet20", "cifar10-resnet56", "folder-resnet18"]
-    one = {"GPU-1": 80 * 2**30}
-    words = shared(monkeypatch, one, *nets)
+NETS = ["cifar10-plain20", "cifar10-resnet20"]
+LARGE = 80 * 2**30
+
+
+def test_nets_of_one_depth_and_recipe_share_a_command_on_a_gpu(monkeypatch):
+    nets = [*NETS, "cifar10-resnet56", "folder-resnet18"]
+    words = shared(monkeypatch, ["GPU-1"], {"GPU-1": LARGE, "GPU-2": 2**20}, *nets)
     assert words[:2] == [
-        ("train", "cifar10-plain20", "cifar10-resnet20", "--seeds", "0,1,2", "--fast"),
+        ("train", *NETS, "--seeds", "0,1,2", "--fast"),
         ("train", "cifar10-resnet56", "--seeds", "0,1,2", "--fast"),
     ]
     assert words[2:] == [("train", "folder-resnet18", "--seed", str(seed), "--fast") for seed in range(3)]
-    assert len(shared(monkeypatch, {}, *nets)) == 12
-    assert len(shared(monkeypatch, one, *nets, jobs=3)) == 12
-    assert len(shared(monkeypatch, one, *nets, engine="graph")) == 12
-    assert len(shared(monkeypatch, one, *nets, jobs=3, engine="lanes")) == 5
+    assert shared(monkeypatch, [""], {}, *NETS) == words[:1]
 
 
-def test_a_command_has_no_more_runs_than_its_gpu_holds_and_every_gpu_has_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("triton")
-    four = {f"GPU-{number}": 80 * 2**30 for number in range(4)}
-    nets = ["cifar10-plain20", "cifar10-resnet20"]
-    assert [words[-2] for words in shared(monkeypatch, four, *nets)] == ["0", "1", "2"]
-    narrow = {"GPU-1": local.BASE_BYTES + 4 * local.LAYER_BYTES * 20 * 128, "GPU-2": None}
-    assert [words[-2] for words in shared(monkeypatch, narrow, *nets)] == ["0", "1", "2"]
-    narrow = {"GPU-1": local.BASE_BYTES + 4 * local.LAYER_BYTES * 20 * 128}
-    assert [words[-2] for words in shared(monkeypatch, narrow, *nets)] == ["0,1", "2"]
+def test_a_command_has_no_more_runs_than_its_gpu_holds_and_each_gpu_is_busy(monkeypatch):
+    four = [f"GPU-{number}" for number in range(4)]
+    words = shared(monkeypatch, four, dict.fromkeys(four, LARGE), *NETS)
+    assert [each[-2] for each in words] == ["0", "1", "2"]
+    six = [*four, "GPU-4", "GPU-5"]
+    assert len(shared(monkeypatch, six, dict.fromkeys(six, LARGE), *NETS)) == 6
+    words = shared(monkeypatch, four[:2], dict.fromkeys(four, LARGE), *NETS, "cifar10-resnet110")
+    assert [each[1:-1] for each in words] == [
+        (*NETS, "--seeds", "0,1,2"),
+        ("cifar10-resnet110", "--seeds", "0,1"), ("cifar10-resnet110", "--seed", "2"),
+    ]  # fmt: skip
+    for room, seeds in ((4, ["0,1", "2"]), (1, ["0", "1", "2"] * 2), (0, ["0", "1", "2"] * 2)):
+        narrow = {"GPU-1": local.BASE_BYTES + room * local.LAYER_BYTES * 20 * 128}
+        assert [each[-2] for each in shared(monkeypatch, ["GPU-1"], narrow, *NETS)] == seeds
+
+
+@pytest.mark.parametrize(
+    ("asked", "pays"),
+    [
+        (("auto", None, None, "bf16"), True), (("auto", 3, None, "bf16"), False),
+        (("auto", None, 64, "bf16"), False), (("auto", None, None, "float32"), False),
+        (("graph", None, None, "bf16"), False), (("lanes", 3, None, "float32"), True),
+    ],
+)  # fmt: skip
+def test_when_runs_share_commands(monkeypatch, asked, pays):
+    monkeypatch.setattr(sharing, "find_spec", lambda name: name)
+    monkeypatch.setattr(sharing, "device_kind", lambda device: device)
+    assert sharing.sharing_pays("cuda", *asked) == pays
+    assert not sharing.sharing_pays("cpu", *asked)

@@ -18,8 +18,8 @@ from resrepro.cli.status import show_plan
 from resrepro.cli.train import FreshOption, submit_runs
 from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
-from resrepro.launch.local import RunPool, choose_places, prepare_images, run_command, threads_each
-from resrepro.launch.sharing import share_commands
+from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, run_command, threads_each
+from resrepro.launch.sharing import share_commands, sharing_pays
 from resrepro.records.collection import Collection
 from resrepro.records.reading import LAYER_RESPONSES, OTHER_IMAGES
 from resrepro.spec.recipe import Value
@@ -81,8 +81,14 @@ class Reproduction:
             steps = [step for step in missing if step.family == family]
             device, names = self.options["device"], {(s.spec.experiment, s.seed): str(s) for s in steps}
             places = choose_places(self.jobs, [step.spec for step in steps], device)
-            wanted = [(step.spec, step.seed) for step in steps]
-            each = share_commands(wanted, self.words(family), device, jobs=self.jobs)
+            wanted, words = [(step.spec, step.seed) for step in steps], self.words(family)
+            each = [
+                Job(spec.experiment, seed, launch.train_words(spec, seed, words)) for spec, seed in wanted
+            ]
+            precision = steps[0].spec.recipe.precision if steps else ""
+            if sharing_pays(device, "auto", self.jobs, None, precision):
+                places = list(dict.fromkeys(places))
+                each = share_commands(wanted, words, places)
             pool = RunPool(each, places, threads_each(len(places)))
             failed = train_all(pool, RunsView(each, onward=False))
             self.failures |= {names[job.run, job.seed]: end.sentence for job, end in failed.items()}

@@ -176,15 +176,19 @@ def _train_several(
 ) -> None:  # fmt: skip
     """Train several runs, as many at once as there is room for, by commands of their own."""
     from resrepro.cli.view import RunsView, train_all
-    from resrepro.launch.local import EVENTS, RunPool, choose_places, prepare_images, threads_each
-    from resrepro.launch.sharing import share_commands
+    from resrepro.launch.local import EVENTS, Job, RunPool, choose_places, prepare_images, threads_each
+    from resrepro.launch.sharing import share_commands, sharing_pays
 
     if EVENTS in os.environ:  # this is such a command
         _train_side_by_side(wanted, options | dict(changed), int(os.environ[EVENTS]))
         return
-    specs, device, engine = [spec for spec, _ in wanted], options["device"], options["engine"]
-    each = share_commands(wanted, words, device, engine=engine, jobs=jobs)
-    places = choose_places(jobs, specs, device, options["micro_batch"])
+    specs, device, micro_batch = [spec for spec, _ in wanted], options["device"], options["micro_batch"]
+    places = choose_places(jobs, specs, device, micro_batch)
+    each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
+    precision = "bf16" if options["fast"] else specs[0].recipe.precision
+    if sharing_pays(device, options["engine"], jobs, micro_batch, precision):
+        places = list(dict.fromkeys(places))
+        each = share_commands(wanted, words, places)
     alone = all(spec.dataset == "cifar10" for spec in specs)
     with nullcontext() if alone else suppress(DataError):  # of each run, where others need no CIFAR-10
         prepare_images(specs, options["data"])
@@ -211,12 +215,11 @@ def _train_side_by_side(wanted: Wanted, options: dict[str, Any], parent: int) ->
         view = EventView(parent=parent, run=str(Job(spec.experiment, seed, ())))
         views[make_session(spec.experiment, seed, device, watcher=view, **options)] = view
     with threads_used(threads):
-        failed = train_side_by_side(list(views), *how)
-    for session, view in views.items():
-        if error := failed.get(session):
-            view.tell("fail", code=error.exit_code, sentence=str(error))
-        else:
-            view.tell("finish", folder=str(session.folder))
+        for session, error in train_side_by_side(list(views), *how):
+            if error:
+                views[session].tell("fail", code=error.exit_code, sentence=str(error))
+            else:
+                views[session].tell("finish", folder=str(session.folder))
 
 
 def submit_runs(

@@ -1,47 +1,57 @@
 """Which runs share a command: those that one program trains side by side on a GPU."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 from resrepro.launch.local import BASE_BYTES, LAYER_BYTES, Job, device_kind
 from resrepro.machine import gpus
 from resrepro.spec import Spec
-from resrepro.training import lane_group
+from resrepro.training import LANES_BY_DEFAULT, lane_group
+
+Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 
 
-def share_commands(
-    wanted: Sequence[tuple[Spec, int]], words: Sequence[str], device: str, *, engine: str = "auto",
-    jobs: int | None = None,
-) -> list[Job]:  # fmt: skip
-    """The jobs of runs that share the options `words`.
+def sharing_pays(device: str, engine: str, jobs: int | None, micro_batch: int | None, precision: str) -> bool:
+    """Whether runs on a device may be lanes: `auto` takes them unless the options ask for another way."""
+    by_default = engine == "auto" and jobs is micro_batch is None and precision in LANES_BY_DEFAULT
+    on_gpu = device_kind(device) == "cuda" and find_spec("triton") is not None
+    return on_gpu and (engine == "lanes" or by_default)
 
-    Those that can be lanes of one program (see `training.lane_group`) share commands on NVIDIA GPUs: at least
-    as many as there are GPUs, and no more runs in one than the memory of the fullest GPU holds. Where it is
-    said how many `jobs` run at once each has its own, unless the engine is named as well.
+
+def share_commands(wanted: Wanted, words: Sequence[str], places: Sequence[str]) -> list[Job]:
+    """The jobs of runs that share the options `words`, on the GPUs of `places`.
+
+    Those that can be lanes of one program (see `training.lane_group`) share commands: no more in one than the
+    memory of the fullest of these GPUs holds, and as many commands as keep all busy, larger nets on more.
     """
-    shared = engine == "lanes" or (engine == "auto" and jobs is None)
-    on_gpu = shared and device_kind(device) == "cuda" and find_spec("triton") is not None
-    free = list(gpus().values()) if on_gpu else []
     groups: dict[object, list[tuple[Spec, int]]] = {}
     for spec, seed in wanted:
-        groups.setdefault((lane_group(spec) if on_gpu else None) or (spec, seed), []).append((spec, seed))
-    each_job = []
+        groups.setdefault(lane_group(spec) or (spec, seed), []).append((spec, seed))
+    free = [size for gpu, size in gpus().items() if gpu in places and size is not None]
+    work, count = sum(spec.depth for spec, _ in wanted), len(set(places))
+    jobs = []
     for group in groups.values():
         first = group[0][0]
-        each = LAYER_BYTES * first.depth * first.recipe.batch_size
-        rooms = [(size - BASE_BYTES) // each for size in free if size is not None]
-        most = min([math.ceil(len(wanted) / max(1, len(free))), *rooms])
-        seeds_of: dict[Spec, tuple[int, ...]] = {}
-        for spec, seed in group:
-            seeds_of[spec] = (*seeds_of.get(spec, ()), seed)
-        for seeds in dict.fromkeys(seeds_of.values()):  # a command takes each of its nets with each seed
-            names = [spec.experiment for spec, own in seeds_of.items() if own == seeds]
-            step = max(1, most // len(names))
-            for part in (seeds[start : start + step] for start in range(0, len(seeds), step)):
-                told = ["--seeds", ",".join(map(str, part))]
-                if len(part) == 1:  # `--seeds 3` would be three of them
-                    told = ["--seed", str(part[0])]
-                command = ("train", *names, *told, *words)
-                each_job += [Job(name, seed, command) for name in names for seed in part]
-    return each_job
+        rooms = [
+            (size - BASE_BYTES) // (LAYER_BYTES * first.depth * first.recipe.batch_size) for size in free
+        ]
+        commands = math.ceil(count * first.depth * len(group) / work)
+        for names, seeds in _commands(group, max(1, min([math.ceil(len(group) / commands), *rooms]))):
+            told = ("train", *names, "--seeds", ",".join(map(str, seeds)), *words)
+            if len(seeds) == 1:  # `--seeds 3` would be three of them
+                told = ("train", *names, "--seed", str(seeds[0]), *words)
+            jobs += [Job(name, seed, told) for name in names for seed in seeds]
+    return jobs
+
+
+def _commands(group: Wanted, most: int) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """Nets and seeds of commands, each of which takes every one of its nets with every one of its seeds."""
+    seeds_of: dict[str, tuple[int, ...]] = {}
+    for spec, seed in group:
+        seeds_of[spec.experiment] = (*seeds_of.get(spec.experiment, ()), seed)
+    for seeds in dict.fromkeys(seeds_of.values()):
+        names = [name for name, own in seeds_of.items() if own == seeds]
+        for some in (names[start : start + most] for start in range(0, len(names), most)):
+            step = max(1, most // len(some))
+            yield from ((some, seeds[start : start + step]) for start in range(0, len(seeds), step))

@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 import torch
 from torch import nn
@@ -18,7 +19,14 @@ from resrepro.nets import Net
 from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
 from resrepro.spec import Spec
 from resrepro.spec.architecture import IMAGE_SIZES
-from resrepro.training import LARGEST_BATCH, lane_group, local_rank, local_world_size, world_size
+from resrepro.training import (
+    LANES_BY_DEFAULT,
+    LARGEST_BATCH,
+    lane_group,
+    local_rank,
+    local_world_size,
+    world_size,
+)
 
 AUTO = "auto"
 EAGER, KERNELS, GRAPH, LANES = ENGINES = ("eager", "kernels", "graph", "lanes")
@@ -37,9 +45,9 @@ def choose_engine(
     """The engine of a run: the one it began with, else the one that `--engine` names, else the fastest.
 
     Args:
-        choice: an engine; "auto" takes lanes on an NVIDIA GPU where the run can be one and our kernels prove
-            right there, else graphs; the kernels on a CPU for FEWEST updates and more; eager where these
-            cannot be had.
+        choice: an engine; "auto" takes lanes on an NVIDIA GPU where the run can be one, in bf16 or tf32, and
+            our kernels prove right there, else graphs; the kernels on a CPU for FEWEST updates and more;
+            eager where these cannot be had.
         device, spec, micro: where the run computes, what, and how many images in a pass.
         updates: how many it has ahead.
         begun: the engine of a run that goes on.
@@ -59,11 +67,15 @@ def choose_engine(
     named = begun or (None if choice == AUTO else choice)
     too_few = device.type == "cpu" and updates < FEWEST
     troubles: list[str] = []
-    for engine in (named,) if named else () if too_few else MADE_FOR.get(device.type, ()):
+    suited = () if too_few else MADE_FOR.get(device.type, ())
+    if spec.recipe.precision not in LANES_BY_DEFAULT:
+        suited = tuple(engine for engine in suited if engine != LANES)
+    for engine in (named,) if named else suited:
         trouble = _trouble(engine, device, spec, micro)
         if trouble and begun:
             raise UsageError(
-                f"this run was begun with the engine {begun}, but {trouble}: start anew with --fresh."
+                f"this run was begun with the engine {begun}, but {trouble}: if that stays so, start anew "
+                "with --fresh."
             )
         if trouble and named:
             raise UsageError(f"--engine {choice}: {trouble}.")
@@ -88,7 +100,7 @@ def _trouble(engine: str, device: torch.device, spec: Spec, micro: int) -> str:
                 "lanes are CIFAR's nets, plain or with option A, in float32, tf32 or bf16, with BN over the "
                 f"whole batch of at most {LARGEST_BATCH:,} images, in one pass"
             )
-        return _trouble_with_kernels(device, spec)
+        return trouble_with_kernels(device, spec)
     if engine == GRAPH:
         if device.type == "mps":
             return "only NVIDIA's GPUs record graphs"
@@ -103,7 +115,7 @@ def _trouble(engine: str, device: torch.device, spec: Spec, micro: int) -> str:
     return ""
 
 
-def _trouble_with_kernels(device: torch.device, spec: Spec) -> str:
+def trouble_with_kernels(device: torch.device, spec: Spec) -> str:
     """Why our kernels for GPUs cannot be had; they are tried once in each process."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < LANES_NEED:
         return "our kernels are for NVIDIA GPUs of compute capability 8.0 and more"
@@ -115,6 +127,13 @@ def _trouble_with_kernels(device: torch.device, spec: Spec) -> str:
     if device.type != "cuda":
         return "" if INTERPRETED else "our kernels are for NVIDIA GPUs"
     return disagreement(device, IMAGE_SIZES[spec.dataset], spec.recipe.precision)
+
+
+def code_of(engine: str) -> str | None:
+    """What names the code of an engine's kernels in a record, for it decides how they round."""
+    if engine == LANES:
+        return f"triton {version('triton')}"
+    return load_kernels().key if engine == KERNELS else None
 
 
 def accelerate(net: Net, engine: str) -> nn.Module:

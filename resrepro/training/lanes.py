@@ -1,5 +1,7 @@
 """Runs side by side on one GPU, lanes of one program: they make updates together and meet events alone."""
 
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
@@ -101,6 +103,8 @@ def run_side_by_side(runs: Sequence["Trainer"], interrupts: Interrupts) -> Mappi
         events = {run: stack.enter_context(closing(run.events(interrupts))) for run in runs}
         failed = dict["Trainer", ResreproError]()
         while ahead := _met(events, failed):
+            for run in (run for run in ahead if run.sampled == done):
+                run.mark = time.perf_counter()  # the others were measured after it
             rates = {run: run.rate_of(done) if run in ahead else 0.0 for run in runs}
             for update in updates.stretch(done, min(ahead.values()), list(rates.values())):
                 update()
@@ -109,6 +113,9 @@ def run_side_by_side(runs: Sequence["Trainer"], interrupts: Interrupts) -> Mappi
                     run.count(rates[run])
                 if any(run.has_to_pause(interrupts) for run in ahead):
                     break
+            if any(run.interval.due(done) for run in ahead):  # all at once, for then all can go on together
+                for run in ahead:
+                    run.interval.last = -math.inf
     return failed
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ from resrepro.data.loader import Loading
 from resrepro.data.photos import told
 from resrepro.errors import Diverged, RecordError, ResreproError, UsageError
 from resrepro.machine import describe_environment
-from resrepro.nets.cpu import load_kernels
 from resrepro.records import read_run
 from resrepro.records.reading import ENV, FORMAT, RESULT, read_json
 from resrepro.records.storage import Onlooker, has_checkpoint, locked, open_run, run_folder
 from resrepro.spec import Spec, command_for
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import engine as engines
-from resrepro.training import is_first
+from resrepro.training import is_first, lane_group
 from resrepro.training.checkpoint import differences, frozen_device, load_state, restore
 from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
@@ -75,46 +73,43 @@ def train(
 
 def train_side_by_side(
     sessions: Sequence["Session"], device: str, engine: str, checkpoint_every: str | None, break_lock: bool,
-) -> Mapping["Session", ResreproError]:  # fmt: skip
-    """Train runs of one group (see `training.lane_group`); gives those that failed, and why.
+) -> Iterator[tuple["Session", ResreproError | None]]:  # fmt: skip
+    """Train runs of one group (see `training.lane_group`); tells of each that it has ended, or why it failed.
 
     Those of the engine `lanes` that stand at the same update are made together, others one after the other.
     """
-    chosen = engines.choose_device(device)
-    failed, opened = dict[Session, ResreproError](), dict[Trainer, Session]()
+    chosen, opened = engines.choose_device(device), dict[Trainer, Session]()
+    join(chosen)
     with Interrupts() as interrupts, ExitStack() as stack:
         for session in sessions:
             interval = CheckpointInterval.parse(checkpoint_every)
             try:
-                if not session.is_over(chosen):
-                    trainer = session.opened(device, chosen, engine, interval, break_lock)
-                    opened[stack.enter_context(trainer)] = session
+                if session.is_over(chosen):
+                    yield session, None
+                    continue
+                trainer = session.opened(device, chosen, engine, interval, break_lock)
+                opened[stack.enter_context(trainer)] = session
             except ResreproError as error:
-                failed[session] = error
-        for (in_lanes, _), group in groupby(sorted(opened, key=_group), _group):
-            ended = (_made_together if in_lanes else _made_in_turn)(list(group), interrupts)
-            failed |= {opened[run]: error for run, error in ended.items()}
-    return failed
+                yield session, error
+        groups: dict[object, list[Trainer]] = {}
+        for run in opened:
+            together = run.target.engine == engines.LANES
+            groups.setdefault((lane_group(run.spec), run.done) if together else run, []).append(run)
+        for group in groups.values():
+            failed = _train_group(group, interrupts)
+            yield from ((opened[run], failed.get(run)) for run in group)
 
 
-def _group(run: Trainer) -> tuple[bool, int]:
-    return run.target.engine == engines.LANES, run.done
+def _train_group(runs: Sequence[Trainer], interrupts: Interrupts) -> Mapping[Trainer, ResreproError]:
+    if runs[0].target.engine == engines.LANES:
+        from resrepro.training.lanes import run_side_by_side  # imports Triton
 
-
-def _made_together(runs: Sequence[Trainer], interrupts: Interrupts) -> Mapping[Trainer, ResreproError]:
-    from resrepro.training.lanes import run_side_by_side  # imports Triton
-
-    return run_side_by_side(runs, interrupts)
-
-
-def _made_in_turn(runs: Sequence[Trainer], interrupts: Interrupts) -> Mapping[Trainer, ResreproError]:
-    failed = dict[Trainer, ResreproError]()
-    for run in runs:
-        try:
-            run.run(interrupts)
-        except ResreproError as error:
-            failed[run] = error
-    return failed
+        return run_side_by_side(runs, interrupts)
+    try:
+        runs[0].run(interrupts)
+    except ResreproError as error:
+        return {runs[0]: error}
+    return {}
 
 
 def make_session(
@@ -258,7 +253,7 @@ class Session:
         writer = writer if is_first() else Onlooker(writer.folder)
         trainer = Trainer(spec, self.seed, feed, Target(device, self.split, name), writer, self.watcher)
         now = {"format": FORMAT} | describe_environment() | engines.describe_device(device, self.split.micro)
-        now |= {"engine": name, "kernels": load_kernels().key if name == engines.KERNELS else None}
+        now |= {"engine": name, "kernels": engines.code_of(name)}
         if state:
             self.go_on(trainer, state, notice, now)
         else:

@@ -1,17 +1,21 @@
-"""Whether the kernels compute on this GPU what PyTorch computes: one update of a small net, before a run."""
+"""Whether the kernels compute on this GPU what PyTorch computes: two updates of small nets, before a run."""
 
 import copy
 import functools
 import math
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resrepro.errors import ResreproError
 from resrepro.nets import build_net
 from resrepro.nets.gpu import Lanes
 
-DEPTH, IMAGES = 8, 32
-# How far, of its length, the gradient may be from PyTorch's; its own in bf16 is off by up to 0.2 (measured).
+DEPTH, IMAGES = 14, 32  # the least depth that has every kind of layer
+RATE, MOMENTUM, DECAY = 1e-3, 0.9, 1e-2
+# How far, of its length, a net's way may be from PyTorch's in float32, whose own gradients in bf16 are off by
+# up to 0.2 (measured).
 TOLERANCE = {"float32": 1e-3, "tf32": 0.1, "bf16": 0.3}
 
 
@@ -19,39 +23,59 @@ TOLERANCE = {"float32": 1e-3, "tf32": 0.1, "bf16": 0.3}
 def disagreement(device: torch.device, side: int, precision: str) -> str:
     """Why the kernels are not to be used for images of `side` pixels; empty if they compute the right thing.
 
-    What does not compile, or cannot be launched, counts as wrong.
+    What does not compile, or cannot be launched, counts as wrong. A full memory is raised as it is, and as a
+    ResreproError a fault after which this process can use the GPU no more.
     """
     try:
-        error = gradient_error(device, side, precision)
+        error = distance(device, side, precision)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as trouble:  # of a compiler, a driver, a GPU that nobody has tried
-        return f"our kernels do not run on this GPU ({type(trouble).__name__}: {str(trouble).strip()[:100]})"
+        told = f"our kernels do not run on this GPU ({type(trouble).__name__}: {str(trouble).strip()[:100]})"
+        try:
+            torch.zeros(1, device=device).item()
+        except RuntimeError:
+            raise ResreproError(f"{told}: use --engine graph.") from None
+        return told
     if error <= TOLERANCE[precision]:
         return ""
-    return f"our kernels disagree with PyTorch on this GPU (gradients differ by {error:.1e})"
+    return f"our kernels disagree with PyTorch on this GPU (updates differ by {error:.1e})"
 
 
-def gradient_error(device: torch.device, side: int, precision: str) -> float:
-    """The distance of a net's gradient from PyTorch's, relative: the larger of a plain and a residual net."""
+def distance(device: torch.device, side: int, precision: str) -> float:
+    """How far two nets' ways, in parameters and in running averages, are from PyTorch's, of their length."""
     source = torch.Generator().manual_seed(0)
-    nets = [build_net("cifar10", DEPTH, plain, generator=source).to(device) for plain in (True, False)]
-    references = copy.deepcopy(nets)
-    optimizers = [torch.optim.SGD(net.parameters(), 1.0) for net in nets]
-    for optimizer, net in zip(optimizers, nets, strict=True):
-        for parameter in net.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    before = copy.deepcopy(nets)
-    lanes = Lanes(nets, optimizers, IMAGES, side, precision)
+    before = [build_net("cifar10", DEPTH, plain, generator=source).to(device) for plain in (True, False)]
+    nets, references = copy.deepcopy(before), copy.deepcopy(before)
     images = torch.randn(2, IMAGES, 3, side, side, generator=source).to(device)
+    truth = torch.randint(10, (2, IMAGES), generator=source).to(device)
+    lanes = Lanes(nets, [_sgd(net) for net in nets], IMAGES, side, precision)
     lanes.x.view(2, IMAGES, side, side, -1)[..., :3] = images.permute(0, 1, 3, 4, 2)
-    lanes.truth.copy_(torch.randint(10, (2, IMAGES), generator=source))
-    lanes.rates.fill_(1.0)
-    lanes.update()
+    lanes.truth.copy_(truth)
+    lanes.rates.fill_(RATE)
+    for _ in range(2):
+        lanes.update()
     errors = list[float]()
     for lane, (net, reference) in enumerate(zip(nets, references, strict=True)):
-        loss = F.cross_entropy(reference.train()(images[lane]), lanes.truth[lane])
-        gradient = torch.autograd.grad(loss, list(reference.parameters()))
-        wanted = torch.cat([part.flatten() for part in gradient])
-        moved = zip(before[lane].parameters(), net.parameters(), strict=True)
-        found = torch.cat([(old - new).flatten() for old, new in moved])
-        errors.append(((found - wanted).norm() / wanted.norm()).item())
+        optimizer = _sgd(reference)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            for _ in range(2):
+                optimizer.zero_grad()
+                F.cross_entropy(reference.train()(images[lane]), truth[lane]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        for start, end, wanted in zip(*map(_state, (before[lane], net, reference)), strict=True):
+            errors.append(((end - wanted).norm() / (wanted - start).norm()).item())
     return max(errors, key=lambda error: (math.isnan(error), error))
+
+
+def _sgd(net: nn.Module) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
+    for parameter in net.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _state(net: nn.Module) -> list[Tensor]:
+    """All parameters as one row of numbers, and all running averages."""
+    parts = list(net.parameters()), [buffer for buffer in net.buffers() if buffer.ndim]
+    return [torch.cat([tensor.detach().flatten() for tensor in part]) for part in parts]

@@ -212,4 +212,5 @@ def activate(
         carried = tl.load(x + lane * MX * C + source, mask=known, other=0.0).to(tl.float32)
         value += tl.load(residual + lane) * carried
     z += lane * M * K + at
-    tl.store(z, tl.maximum(value, 0.0).to(z.dtype.element_ty), mask=live)
+    value = tl.where(value <= 0.0, 0.0, value)  # NaN stays what it is, and is seen in the loss
+    tl.store(z, value.to(z.dtype.element_ty), mask=live)
