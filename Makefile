@@ -13,7 +13,7 @@ test: .venv/developing  ## the default test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: .venv/developing  ## the long tests, minutes in all
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 test-browser: .venv/developing  ## the report in headless Chromium, which is installed from Debian's packages
 	{ command -v chromium && command -v chromedriver; } || { apt-get update && apt-get install -y chromium chromium-driver; }

@@ -39,7 +39,7 @@ from resrepro.machine import cores, describe_environment
 from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue, net_label
 from resrepro.training import engine as engines
-from resrepro.training.engine import AUTO, EAGER, ENGINES
+from resrepro.training.engine import AUTO, EAGER, ENGINES, GRAPH, LANES
 from resrepro.training.loop import LOOK_FOR_DIVERGENCE, Target, Trainer
 from resrepro.training.parallel import BatchSplit, join
 from resrepro.training.progress import Watcher
@@ -57,18 +57,24 @@ SETTLE = 0.3  # seconds in which workers fill up what was taken, and threads sto
 
 
 class Loop(NamedTuple):
-    """One way to train one net; `workers` are those of the usual loop's DataLoader."""
+    """One way to train one net, or several as lanes; `workers` are those of the usual loop's DataLoader."""
 
     mode: str
     depth: int
     batch_size: int = 128
     workers: int | None = None
+    nets: int = 1
+
+    @property
+    def name(self) -> str:
+        """`lanes-fast x 5`."""
+        return self.mode + (f" x {self.nets}" if self.nets > 1 else "")
 
     @property
     def label(self) -> str:
         """`ResNet-56, fast`, for sentences."""
         workers = "" if self.workers is None else f" with {self.workers} workers"
-        return f"{net_label(self.depth, plain=False)}, {self.mode}{workers}"
+        return f"{net_label(self.depth, plain=False)}, {self.name}{workers}"
 
 
 class Speed(NamedTuple):
@@ -85,21 +91,32 @@ def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
     chosen = engines.choose_device(device)
     if chosen.type != "cuda":
         return ",".join(MODES[:3]), 3.0, USUAL_WORKERS
-    engine = engines.fastest_engine(chosen, ENDLESS)
     narrow = engines.fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
-    modes = (*USUALS, EAGER + FAST, engine, engine + FAST) if narrow else (USUAL, EAGER, engine)
+    modes = [*USUALS, EAGER + FAST, GRAPH, GRAPH + FAST] if narrow else [USUAL, EAGER, GRAPH]
+    spec = catalogue.derive(catalogue.find("cifar10-resnet20"), None, precision="bf16")
+    modes += [LANES + FAST] if narrow and not engines.trouble_with_kernels(chosen, spec) else []
     return ",".join(modes), 1.0, (min(MOST_ON_GPU, cores()),)
 
 
-def loops_of(modes: str, depth: int, batch_size: int, workers: Sequence[int] = USUAL_WORKERS) -> list[Loop]:
-    """`usual,fast` -> the loops of a net, the usual one once for each number of workers (UsageError if a mode
-    is unknown, named twice, or there is none).
+def loops_of(
+    modes: str,
+    depth: int,
+    batch_size: int,
+    workers: Sequence[int] = USUAL_WORKERS,
+    nets: Sequence[int] = (1,),
+) -> list[Loop]:
+    """`usual,fast` -> the loops of a net, the usual one once for each number of workers, lanes for each of
+    `nets` (UsageError if a mode is unknown, named twice, or there is none).
     """
     names = [part.strip() for part in modes.split(",")]
     if len(set(names)) < len(names) or not set(names) <= set(MODES):
         raise UsageError(f"--modes takes modes, each once, of {', '.join(MODES)}, not {modes!r}.")
-    counts = {mode: workers if mode in USUALS else (None,) for mode in names}
-    return [Loop(mode, depth, batch_size, count) for mode in names for count in counts[mode]]
+    return [
+        Loop(mode, depth, batch_size, count, side_by_side)
+        for mode in names
+        for count in (workers if mode in USUALS else (None,))
+        for side_by_side in (nets if mode.startswith(LANES) else (1,))
+    ]
 
 
 def measure_speeds(
@@ -144,11 +161,11 @@ def compare_with_usual(loops: Sequence[Loop], reached: Sequence[Sequence[float]]
     """Speeds from images per second by round; a usual loop is that of the better number of workers."""
     best: dict[str, Sequence[float]] = {}
     for loop, images in zip(loops, reached, strict=True):
-        best[loop.mode] = max(best.get(loop.mode, images), images, key=statistics.median)
+        best[loop.name] = max(best.get(loop.name, images), images, key=statistics.median)
     speeds = []
     for loop, images in zip(loops, reached, strict=True):
         ratios = [one / other for one, other in zip(images, best.get(USUAL, ()), strict=False)]
-        speeds.append(Speed(loop, tuple(images), tuple(ratios), images is best[loop.mode]))
+        speeds.append(Speed(loop, tuple(images), tuple(ratios), images is best[loop.name]))
     return speeds
 
 
@@ -185,7 +202,21 @@ def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, obje
             next(updates)
         ready = loop, updates, device, threads
         take_turn(1.0)
-        return engines.describe_device(device, loop.batch_size)
+        return engines.describe_device(device, loop.batch_size) | {"copied": copy_speed(device)}
+
+
+def copy_speed(device: torch.device) -> float | None:
+    """Bytes per second that a GPU reads and writes while it copies: what its memory allows at most."""
+    if device.type != "cuda":
+        return None
+    here, there = (torch.empty(2**28, dtype=torch.uint8, device=device) for _ in range(2))
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+    for event in events:
+        there.copy_(here)
+        event.record()
+    torch.cuda.synchronize(device)
+    milliseconds: float = events[0].elapsed_time(events[1])
+    return 2 * 2**28 / milliseconds * 1000
 
 
 def take_turn(seconds: float) -> float:
@@ -200,7 +231,7 @@ def take_turn(seconds: float) -> float:
             torch.accelerator.synchronize(device)
         elapsed = time.perf_counter() - start
     time.sleep(SETTLE)
-    return count * loop.batch_size / elapsed
+    return count * loop.batch_size * loop.nets / elapsed
 
 
 def made_up_images(count: int) -> Images:
@@ -214,23 +245,29 @@ def our_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[No
     """One update of the real trainer at each step, in stretches between two looks for divergence."""
     asked = loop.mode.removesuffix(FAST)
     choice = asked if asked in ENGINES else AUTO
-    engine = engines.choose_engine(choice, device, precision, ENDLESS, None, lambda text: None)
     experiment = catalogue.experiment_for("cifar10", loop.depth, plain=False)
     spec = catalogue.derive(experiment, batch_size=loop.batch_size, precision=precision)
+    engines.use_precision(precision, device)
+    engine = engines.choose_engine(choice, device, spec, loop.batch_size, ENDLESS, None, lambda text: None)
     if device.type == "cpu":
         engines.keep_memory()
-    engines.use_precision(precision, device)
     data = Dataset("made up", 10, made_up_images(TRAINING_IMAGES), {"test": made_up_images(1)}, {})
-    feed = MemoryFeed(spec.recipe, data, device, seed=0)  # type: ignore[arg-type]
-    target = Target(device, BatchSplit(loop.batch_size, loop.batch_size), engine)
-    trainer = Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Watcher())
-    trainer.net.train()
-    with trainer.updates.of(0, ENDLESS):
+    target, trainers = Target(device, BatchSplit(loop.batch_size, loop.batch_size), engine), list[Trainer]()
+    for seed in range(loop.nets):
+        feed = MemoryFeed(spec.recipe, data, device, seed)  # type: ignore[arg-type]
+        trainers.append(Trainer(spec, seed, feed, target, Onlooker(Path("nowhere")), Watcher()))
+        trainers[-1].net.train()
+    updates, rate = trainers[0].updates, spec.recipe.lr
+    if loop.nets > 1:
+        from resrepro.training.lanes import LaneUpdates  # imports Triton
+
+        updates = LaneUpdates(trainers)
+    with updates.of(0, ENDLESS):
         for start in range(0, ENDLESS, LOOK_FOR_DIVERGENCE):
-            for update in trainer.updates.stretch(start, start + LOOK_FOR_DIVERGENCE, trainer.recipe.lr):
+            for update in updates.stretch(start, start + LOOK_FOR_DIVERGENCE, rate):
                 update()
                 yield
-            trainer.since_sample.read()
+            trainers[0].since_sample.read()
 
 
 # --- the loop that everybody writes; nothing in it is slowed down on purpose ---------------------------

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from queues import Queue
 
+from resrepro.machine import gpus
 from resrepro.records.reading import json_bytes, read_json
+
+if not gpus():  # Triton computes on the CPU then; asked when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD_BYTES = 3073  # of one image in CIFAR-10's binary layout: a label, then 3 x 32 x 32 pixels

@@ -10,7 +10,7 @@ loop = None
 
 def player(folder, mode, speed=100.0):
     """A loop that `prepare` takes; it leaves its turns in a folder."""
-    return SimpleNamespace(mode=mode, label=f"ResNet-20, {mode}", speed=speed, folder=str(folder))
+    return SimpleNamespace(mode=mode, name=mode, label=f"ResNet-20, {mode}", speed=speed, folder=str(folder))
 
 
 def begin():

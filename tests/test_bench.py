@@ -12,7 +12,7 @@ from rich.console import Console
 
 from resrepro import bench
 from resrepro.bench import Loop, Speed, compare_with_usual, loops_of, made_up_images, usual_net
-from resrepro.cli.measure import speed_table, to_csv
+from resrepro.cli.measure import parse_counts, speed_table, to_csv
 from resrepro.errors import ResreproError, UsageError
 from resrepro.nets import build_net
 from resrepro.training.loop import Trainer
@@ -71,7 +71,8 @@ def test_the_usual_loop_makes_updates(precision, layout, monkeypatch):
 def test_on_an_nvidia_gpu_there_are_other_modes_and_shorter_turns(monkeypatch):
     monkeypatch.setattr(bench.engines, "choose_device", torch.device)
     monkeypatch.setattr(bench, "cores", lambda: 6)
-    modes = {"bf16": "usual,usual-fast,eager-fast,graph,graph-fast", "fp16": "usual,eager,graph"}
+    monkeypatch.setattr(bench.engines, "trouble_with_kernels", lambda device, spec: "")
+    modes = {"bf16": "usual,usual-fast,eager-fast,graph,graph-fast,lanes-fast", "fp16": "usual,eager,graph"}
     for precision in modes:
         monkeypatch.setattr(bench.engines, "fast_precision", lambda device, own=precision: own)
         assert bench.defaults_on("cuda:1") == (modes[precision], 1.0, (6,))
@@ -103,6 +104,21 @@ def test_our_loop_is_the_real_trainer_on_the_papers_recipe(mode, precision, choi
     recipe = trainer.spec.recipe
     assert (recipe.precision, recipe.batch_size, recipe.lr) == (precision, 16, 0.1)
     assert (trainer.since_sample.count, trainer.net.training, asked) == (32, True, [choice])
+
+
+def test_lanes_of_the_bench_make_their_updates_together(monkeypatch):
+    """Two nets whose kernels do nothing: the images are drawn, and each batch counts twice."""
+    lanes = pytest.importorskip("resrepro.training.lanes")
+    monkeypatch.setattr(lanes.Lanes, "update", lambda self: self.seen.add_(1))
+    monkeypatch.setattr(bench, "TRAINING_IMAGES", 16)
+    monkeypatch.setattr(bench.engines, "choose_engine", lambda choice, *rest: choice)
+    loop = Loop("lanes", 8, batch_size=2, nets=2)
+    updates = bench.our_updates(loop, CPU, "float32")
+    next(updates)
+    monkeypatch.setattr(bench, "ready", (loop, updates, CPU, 1), raising=False)
+    monkeypatch.setattr(bench, "SETTLE", 0)
+    monkeypatch.setattr(bench.time, "perf_counter", iter([0.0, 1.0, 2.0]).__next__)
+    assert bench.take_turn(0.5) == 1 * 2 * 2 / 2.0
 
 
 # --- turns ------------------------------------------------------------------------------------------
@@ -178,6 +194,11 @@ def test_the_table_fits_80_columns_and_says_what_was_measured():
 
 def test_modes_are_parsed_and_unknown_ones_refused():
     assert [loop.mode for loop in loops_of("default, fast", 20, 128)] == ["default", "fast"]
+    several = loops_of("graph,lanes", 20, 128, nets=parse_counts("1,5"))
+    assert [loop.name for loop in several] == ["graph", "lanes", "lanes x 5"]
+    for text in ("0", "", "1,two"):
+        with pytest.raises(UsageError, match="--lanes takes numbers of nets"):
+            parse_counts(text)
     for text in ("", "slow", "fast,fast"):
         with pytest.raises(UsageError):
             loops_of(text, 20, 128)

@@ -62,7 +62,7 @@ def sentence(code, stdout, stderr):
         ("reproduce table6 --momentum --plain", 2, "--set momentum=.."),
         ("train --depth 20 --seeds 0-99999999999999999999", 2, "at most 10,000 seeds"),
         ("train --depth 20 --fast --precision bf16", 2, "leave one of the two out"),
-        ("train --depth 20 --engine always", 2, "auto, eager, kernels or graph, not 'always'"),
+        ("train --depth 20 --engine always", 2, "auto, eager, kernels, graph or lanes, not 'always'"),
         ("train --depth 20 --threads 0", 2, "--threads must be at least 1"),
         ("train --depth 20 --seeds 0-1 --jobs 0", 2, "--jobs must be at least 1"),
         ("train --depth 20 --seeds 0-1 --jobs 2 --data nowhere", 1, "nowhere (--data) does not exist"),

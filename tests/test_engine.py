@@ -11,12 +11,14 @@ from resrepro.data.augment import memory_format
 from resrepro.errors import UsageError
 from resrepro.nets import build_net
 from resrepro.nets.cpu import NoCompiler
+from resrepro.spec import catalogue
 from resrepro.training import engine
 from resrepro.training.engine import (
     EAGER,
     ENGINES,
     GRAPH,
     KERNELS,
+    LANES,
     arithmetic,
     choose_device,
     choose_engine,
@@ -34,6 +36,7 @@ CPU, GPU, APPLE = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose kernels need no compiling."""
     monkeypatch.setattr(engine, "load_kernels", lambda: None)
+    monkeypatch.setattr(engine, "trouble_with_kernels", lambda device, spec: "")
 
 
 def broken() -> None:
@@ -42,11 +45,12 @@ def broken() -> None:
 
 def chosen(
     choice: str, device: torch.device = CPU, updates: int = 1000, begun: str | None = None,
-    precision: str = "float32",
+    precision: str = "float32", net: str = "cifar10-resnet20", micro: int = 128,
 ) -> tuple[str, list[str]]:  # fmt: skip
     """The engine, and what is said of it."""
     told: list[str] = []
-    return choose_engine(choice, device, precision, updates, begun, told.append), told
+    spec = catalogue.derive(catalogue.find(net), None, precision=precision)
+    return choose_engine(choice, device, spec, micro, updates, begun, told.append), told
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,8 @@ def chosen(
     [
         ("auto", CPU, 64_000, KERNELS), ("auto", CPU, 49, EAGER), ("auto", CPU, 50, KERNELS),
         ("auto", GPU, 1, GRAPH), ("auto", APPLE, 64_000, EAGER), ("kernels", CPU, 1, KERNELS),
-        ("graph", GPU, 1, GRAPH), ("eager", GPU, 64_000, EAGER), ("graph", CPU, 1, GRAPH),
+        ("graph", GPU, 1, GRAPH), ("lanes", GPU, 1, LANES), ("eager", GPU, 64_000, EAGER),
+        ("graph", CPU, 1, GRAPH),
     ],
 )  # fmt: skip
 def test_the_rule(choice: str, device: torch.device, updates: int, engine: str) -> None:
@@ -95,8 +100,23 @@ def test_an_engine_of_another_kind_of_device_is_refused(engine: str, device: tor
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(UsageError, match="auto, eager, kernels or graph, not 'maybe'"):
+    with pytest.raises(UsageError, match="auto, eager, kernels, graph or lanes, not 'maybe'"):
         chosen("maybe")
+
+
+@pytest.mark.parametrize("net", ["imagenet-resnet18", "cifar10-resnet1202", "cifar10-plain110"])
+def test_lanes_are_nets_of_section_4_2(net: str) -> None:
+    assert chosen("auto", GPU, net=net, precision="bf16") == (GRAPH if "imagenet" in net else LANES, [])
+
+
+def test_passes_and_kernels_that_are_wrong_here_leave_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, (told,) = chosen("auto", GPU, micro=64, precision="tf32")
+    assert (name, "in one pass" in told) == (GRAPH, True)
+    monkeypatch.setattr(engine, "trouble_with_kernels", lambda device, spec: "our kernels disagree")
+    told = ["Note: the engine is graph, as our kernels disagree."]
+    assert chosen("auto", GPU, precision="bf16") == (GRAPH, told)
+    with pytest.raises(UsageError, match="--engine lanes: our kernels disagree"):
+        chosen("lanes", GPU)
 
 
 def test_fp16_and_several_processes_do_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from runs import checkpoint_of, differences, json_of
 
 from resrepro.cli.view import EventView, RunsView, train_all
 from resrepro.errors import Interrupted, UsageError
-from resrepro.launch import local
+from resrepro.launch import local, sharing
 from resrepro.launch.local import Job, Outcome, RunPool, choose_places, device_kind, run_command, threads_each
 from resrepro.records.storage import locked
 from resrepro.spec import catalogue
@@ -104,6 +104,10 @@ if name == "waits" and seed:
 if name == "deaf":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 tell("begin", done=0, iterations=10)
+if name == "shares":
+    tell("finish", folder="there", run="net, seed 0")
+    tell("fail", code=1, sentence="it diverged.", run="net, seed 1")
+    os._exit(7)
 if (name == "waits" and seed) or name == "deaf":
     time.sleep(120)
 asked = "CUDA_VISIBLE_DEVICES" if name == "computes" else "OMP_NUM_THREADS"
@@ -139,6 +143,20 @@ def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(p
         of_it = [event for whose, *event in heard if whose == seed]
         assert of_it == [["start", None], ["begin", None], ["say", "3"]]
     assert max(most) == 2
+
+
+def test_runs_that_share_a_command_begin_together_and_end_each_in_its_way(pool_of: Any) -> None:
+    """Of three runs one finishes and one fails; the third ends as the command does."""
+    jobs = [Job("net", seed, ("shares", "0")) for seed in range(3)]
+    heard, ended = [], []
+    pool = RunPool(jobs, [""], hear=lambda job, event: heard.append((job.seed, event["event"])))
+    pool.end = lambda job, outcome: ended.append(job.seed)
+    pool.run()
+    assert heard[:3] == [(seed, "start") for seed in range(3)]
+    assert (heard.count((0, "finish")), (1, "finish") in heard) == (1, False)
+    assert [pool.outcomes[job].code for job in jobs] == [0, 1, 7]
+    assert pool.outcomes[jobs[1]].sentence == "it diverged."
+    assert sorted(ended) == [0, 1, 2]
 
 
 def test_each_run_sees_the_gpu_of_its_place_alone(pool_of, monkeypatch):
@@ -196,7 +214,7 @@ def test_a_second_ctrl_c_ends_all_at_once(pool_of):
 
     def hear(job, event):
         if event["event"] == "begin":
-            processes.append(pool.running[job].process)
+            processes.append(pool.running[job.words].process)
         if len(processes) == 2:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -350,3 +368,62 @@ def test_without_a_terminal_every_line_says_whose_it_is():
         "digits-resnet8, seed 1: Warm-up over.",
         "digits-resnet8, seed 1: it broke.",
     ]
+
+
+# --- which runs share a command ----------------------------------------------------------------------
+
+
+def shared(monkeypatch, places, free, *names):
+    """The words of the commands of some nets with seeds 0, 1 and 2, on GPUs that have so much free."""
+    monkeypatch.setattr(sharing, "gpus", lambda: free)
+    specs = [catalogue.derive(catalogue.find(name), None) for name in names]
+    wanted = [(spec, seed) for spec in specs for seed in range(3)]
+    jobs = sharing.share_commands(wanted, ["--fast"], places)
+    assert {(job.run, job.seed) for job in jobs} == {(spec.experiment, seed) for spec, seed in wanted}
+    return list(dict.fromkeys(job.words for job in jobs))
+
+
+NETS = ["cifar10-plain20", "cifar10-resnet20"]
+LARGE = 80 * 2**30
+
+
+def test_nets_of_one_depth_and_recipe_share_a_command_on_a_gpu(monkeypatch):
+    nets = [*NETS, "cifar10-resnet56", "folder-resnet18"]
+    words = shared(monkeypatch, ["GPU-1"], {"GPU-1": LARGE, "GPU-2": 2**20}, *nets)
+    assert words[:2] == [
+        ("train", *NETS, "--seeds", "0,1,2", "--fast"),
+        ("train", "cifar10-resnet56", "--seeds", "0,1,2", "--fast"),
+    ]
+    assert words[2:] == [("train", "folder-resnet18", "--seed", str(seed), "--fast") for seed in range(3)]
+    assert shared(monkeypatch, [""], {}, *NETS) == words[:1]
+
+
+def test_a_command_has_no_more_runs_than_its_gpu_holds_and_each_gpu_is_busy(monkeypatch):
+    four = [f"GPU-{number}" for number in range(4)]
+    words = shared(monkeypatch, four, dict.fromkeys(four, LARGE), *NETS)
+    assert [each[-2] for each in words] == ["0", "1", "2"]
+    six = [*four, "GPU-4", "GPU-5"]
+    assert len(shared(monkeypatch, six, dict.fromkeys(six, LARGE), *NETS)) == 6
+    words = shared(monkeypatch, four[:2], dict.fromkeys(four, LARGE), *NETS, "cifar10-resnet110")
+    assert [each[1:-1] for each in words] == [
+        (*NETS, "--seeds", "0,1,2"),
+        ("cifar10-resnet110", "--seeds", "0,1"), ("cifar10-resnet110", "--seed", "2"),
+    ]  # fmt: skip
+    for room, seeds in ((4, ["0,1", "2"]), (1, ["0", "1", "2"] * 2), (0, ["0", "1", "2"] * 2)):
+        narrow = {"GPU-1": local.BASE_BYTES + room * local.LAYER_BYTES * 20 * 128}
+        assert [each[-2] for each in shared(monkeypatch, ["GPU-1"], narrow, *NETS)] == seeds
+
+
+@pytest.mark.parametrize(
+    ("asked", "pays"),
+    [
+        (("auto", None, None, "bf16"), True), (("auto", 3, None, "bf16"), False),
+        (("auto", None, 64, "bf16"), False), (("auto", None, None, "float32"), False),
+        (("graph", None, None, "bf16"), False), (("lanes", 3, None, "float32"), True),
+    ],
+)  # fmt: skip
+def test_when_runs_share_commands(monkeypatch, asked, pays):
+    monkeypatch.setattr(sharing, "find_spec", lambda name: name)
+    monkeypatch.setattr(sharing, "device_kind", lambda device: device)
+    assert sharing.sharing_pays("cuda", *asked) == pays
+    assert not sharing.sharing_pays("cpu", *asked)

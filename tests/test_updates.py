@@ -20,9 +20,10 @@ from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted
 from resrepro.records.storage import Onlooker
 from resrepro.spec import catalogue
+from resrepro.training import measure
 from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import EAGER, GRAPH, use_precision
-from resrepro.training.loop import Target, Trainer
+from resrepro.training.loop import Target, Trainer, initial_net
 from resrepro.training.parallel import split_batch
 from resrepro.training.progress import Interrupts, Sample, Watcher
 from resrepro.training.session import train
@@ -184,6 +185,34 @@ def test_an_update_waits_for_nothing(net: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("resrepro.training.updates.recorded", watched)
     trained("cpu", GRAPH, **NETS[net])
     assert len(calls) == SHORT["iterations"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_recorded_measurement_follows_the_net_and_waits_for_nothing(device, monkeypatch):
+    """It gives what the plain one gives, also once the parameters have changed where they lie."""
+    if device == "cpu":
+        monkeypatch.setattr(measure, "recorded", lambda work, changed: watched_work(work))
+    spec = catalogue.derive(catalogue.find("digits-resnet8"), None, **SHORT)
+    where = torch.device(device)
+    feed = MemoryFeed(spec.recipe, digits(), where, seed=0)
+    net = initial_net(spec, 0, 10).to(where).train()
+    recording = measure.RecordedErrors(feed, net, where)
+    for factor in (1.0, 0.5):
+        with torch.no_grad():
+            net.fc.weight.mul_(factor)
+            net.bn1.running_var.mul_(factor)
+        wanted, found = measure.measure_held_out(feed, net, where), recording.measure()
+        assert wanted.keys() == found.keys()
+        for name, errors in wanted.items():
+            assert vars(found[name]) == pytest.approx(vars(errors), rel=1e-4 if device == "cuda" else 0)
+
+
+def watched_work(work):
+    def replay():
+        with Unwaiting():
+            work()
+
+    return replay
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -42,6 +42,7 @@ LEGEND = (
     "in float32 and NCHW, with the better number of DataLoader workers. Modes with fast are in bf16 (fp16 on "
     "older GPUs); usual-fast has autocast and channels-last maps. Images are made up; no data set is needed."
 )
+LANES = "Nets side by side, of the modes lanes and lanes-fast."
 MODES = "Of usual, usual-fast, default, fast, eager, eager-fast, .. (default: by device)"
 
 
@@ -171,6 +172,7 @@ def bench(
         float | None, typer.Option(min=0.01, max=3600, help="Of a turn. (default: 3, on an NVIDIA GPU 1)")
     ] = None,
     modes: Annotated[str | None, option(MODES, "--modes")] = None,
+    lanes: Annotated[str, option(LANES, "--lanes", metavar="1,5,10")] = "1,5",
     threads: cli.ThreadsOption = None,
     device: cli.DeviceOption = "auto",
     csv_file: Annotated[Path | None, option("Write the numbers.", "--csv", metavar="FILE")] = None,
@@ -188,16 +190,30 @@ def bench(
         own_modes, own_seconds, workers = defaults_on(device)
         modes, seconds = own_modes if modes is None else modes, seconds or own_seconds
         speeds: list[Speed] = []
-        for loops in [loops_of(modes, one, batch_size, workers) for one in depths]:
+        nets = parse_counts(lanes)
+        for loops in [loops_of(modes, one, batch_size, workers, nets) for one in depths]:
             reached, machine = measure_speeds(loops, rounds, seconds, device, threads, status.update)
             speeds += reached
     where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
+    if copied := machine.get("copied"):
+        where += f", {copied / 1e12:.2f} TB/s copied"
     console.print(f"{where}: batches of {batch_size}, {rounds} rounds of {seconds:g} s")
     console.print(speed_table(speeds))
     console.print(Text(LEGEND, style="dim"))
     if csv_file:
         write_out(csv_file, to_csv(speeds, machine, seconds).encode())
         console.print(f"Written: {csv_file}", markup=False, soft_wrap=True)
+
+
+def parse_counts(text: str) -> list[int]:
+    """`1,5,10` -> [1, 5, 10] (UsageError if one is no number above 0)."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise UsageError(f"--lanes takes numbers of nets, such as 1,5,10, not {text!r}.")
+    return counts
 
 
 def speed_table(speeds: "Sequence[Speed]") -> Grid:
@@ -207,9 +223,9 @@ def speed_table(speeds: "Sequence[Speed]") -> Grid:
     for speed in speeds:
         loop = speed.loop
         label, new, depth = net_label(loop.depth, plain=False), loop.depth != depth, loop.depth
-        per_update = 1000 * loop.batch_size / statistics.median(speed.images_per_s)
+        per_update = 1000 * loop.batch_size * loop.nets / statistics.median(speed.images_per_s)
         grid.add(
-            f"{label} {loop.mode}", "" if loop.workers is None else str(loop.workers), f"{per_update:,.1f}",
+            f"{label} {loop.name}", "" if loop.workers is None else str(loop.workers), f"{per_update:,.1f}",
             _spread(speed.images_per_s, 0 if min(speed.images_per_s) >= 100 else 1), _spread(speed.ratios, 2),
             style="" if speed.counted else "dim", section=new,
         )  # fmt: skip
@@ -231,7 +247,7 @@ def to_csv(speeds: "Sequence[Speed]", machine: Mapping[str, Any], seconds: float
         loop = speed.loop
         row = {key: machine.get(key) for key in MACHINE} | {
             "counted": speed.counted, "net": net_label(loop.depth, plain=False), "depth": loop.depth,
-            "plain": False, "batch_size": loop.batch_size, "mode": loop.mode, "workers": loop.workers,
+            "plain": False, "batch_size": loop.batch_size, "mode": loop.name, "workers": loop.workers,
             "rounds": len(speed.images_per_s), "turn_s": seconds,
         }  # fmt: skip
         for name, values in (("images_per_s", speed.images_per_s), ("ratio_to_usual", speed.ratios)):

@@ -19,6 +19,7 @@ from resrepro.cli.train import FreshOption, submit_runs
 from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, run_command, threads_each
+from resrepro.launch.sharing import share_commands, sharing_pays
 from resrepro.records.collection import Collection
 from resrepro.records.reading import LAYER_RESPONSES, OTHER_IMAGES
 from resrepro.spec.recipe import Value
@@ -53,10 +54,10 @@ class Reproduction:
         """The folder of a run's images."""
         return launch.data_folder_of(step.family, self.data)
 
-    def train_words(self, step: launch.Step) -> tuple[str, ...]:
-        """The command that trains a run."""
-        own = {"data": self.data_of(step), "runs": self.runs, "fresh": self.fresh} | self.options
-        return launch.train_words(step.spec, step.seed, launch.option_words(self.settings, **own))
+    def words(self, family: str) -> list[str]:
+        """The options of the commands that train nets of a family."""
+        own = {"data": launch.data_folder_of(family, self.data), "runs": self.runs, "fresh": self.fresh}
+        return launch.option_words(self.settings, **own, **self.options)
 
     def measure_words(self, measurement: launch.Measurement) -> list[str]:
         """The command that measures something, without `resrepro`."""
@@ -78,11 +79,19 @@ class Reproduction:
                 missing = [step for step in missing if step not in on_cifar]
         for family in (launch.SMALL, launch.PHOTOS):
             steps = [step for step in missing if step.family == family]
-            places = choose_places(self.jobs, [step.spec for step in steps], self.options["device"])
-            names = {Job(s.spec.experiment, s.seed, self.train_words(s)): str(s) for s in steps}
-            pool = RunPool(list(names), places, threads_each(len(places)))
-            failed = train_all(pool, RunsView(pool.jobs, onward=False))
-            self.failures |= {names[job]: outcome.sentence for job, outcome in failed.items()}
+            device, names = self.options["device"], {(s.spec.experiment, s.seed): str(s) for s in steps}
+            places = choose_places(self.jobs, [step.spec for step in steps], device)
+            wanted, words = [(step.spec, step.seed) for step in steps], self.words(family)
+            each = [
+                Job(spec.experiment, seed, launch.train_words(spec, seed, words)) for spec, seed in wanted
+            ]
+            precision = steps[0].spec.recipe.precision if steps else ""
+            if sharing_pays(device, "auto", self.jobs, None, precision):
+                places = list(dict.fromkeys(places))
+                each = share_commands(wanted, words, places)
+            pool = RunPool(each, places, threads_each(len(places)))
+            failed = train_all(pool, RunsView(each, onward=False))
+            self.failures |= {names[job.run, job.seed]: end.sentence for job, end in failed.items()}
 
     def measure(self, console: Console) -> None:
         """Measure what the exhibits need of trained nets; what fails, or gives no number of use, is kept."""
@@ -105,7 +114,8 @@ class Reproduction:
             if step.to_train or (step.state == "done" and own):
                 prepare_images([step.spec], self.data_of(step))
                 measures = tuple(self.measure_words(each) for each in own)
-                runs.append((step.spec.name, step.seed, self.train_words(step), measures))
+                words = launch.train_words(step.spec, step.seed, self.words(step.family))
+                runs.append((step.spec.name, step.seed, words, measures))
         if runs:
             submit_runs(runs, self.runs, slurm, self.options["threads"])
             console.print("The same command shows what is there when they have ended.", markup=False)

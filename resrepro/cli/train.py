@@ -23,7 +23,7 @@ from resrepro.training import is_first, world_size
 Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
-ENGINE = "How updates are computed: graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
+ENGINE = "How updates are computed: lanes, graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
 NAMES = "Names as in `resrepro list`."
 DATASET = "cifar10, digits, imagenet, or folder: photographs of your own."
@@ -60,7 +60,7 @@ def train(
     threads: cli.ThreadsOption = None,
     fast: cli.FastOption = False,
     engine: Annotated[
-        str, typer.Option(metavar="auto|eager|kernels|graph", rich_help_panel="Speed", help=ENGINE)
+        str, typer.Option(metavar="auto|eager|kernels|graph|lanes", rich_help_panel="Speed", help=ENGINE)
     ] = "auto",
     jobs: cli.JobsOption = None,
     micro_batch: Annotated[int | None, option(PASS)] = None,
@@ -108,7 +108,7 @@ def train(
         queued = [(spec.name, number, train_words(spec, number, words)) for spec, number in wanted]
         submit_runs(queued, runs, slurm_options, threads)
     elif len(wanted) > 1 and world_size() == 1:
-        _train_at_once(wanted, jobs, options, words)
+        _train_several(wanted, jobs, options, words, changed)
     else:
         _train_here(wanted, options | changed)
 
@@ -170,24 +170,56 @@ def _train_here(wanted: Wanted, options: dict[str, Any]) -> None:
     raise_failures(failed, f" of {len(each)} runs")
 
 
-def _train_at_once(
-    wanted: Wanted, jobs: int | None, options: Mapping[str, Any], words: Sequence[str]
-) -> None:
-    """Train several runs, as many at once as there is room for, each by a command of its own."""
+def _train_several(
+    wanted: Wanted, jobs: int | None, options: dict[str, Any], words: Sequence[str],
+    changed: Mapping[str, Value],
+) -> None:  # fmt: skip
+    """Train several runs, as many at once as there is room for, by commands of their own."""
     from resrepro.cli.view import RunsView, train_all
-    from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, threads_each
+    from resrepro.launch.local import EVENTS, Job, RunPool, choose_places, prepare_images, threads_each
+    from resrepro.launch.sharing import share_commands, sharing_pays
 
-    specs = [spec for spec, _ in wanted]
-    places = choose_places(jobs, specs, options["device"], options["micro_batch"])
+    if EVENTS in os.environ:  # this is such a command
+        _train_side_by_side(wanted, options | dict(changed), int(os.environ[EVENTS]))
+        return
+    specs, device, micro_batch = [spec for spec, _ in wanted], options["device"], options["micro_batch"]
+    places = choose_places(jobs, specs, device, micro_batch)
+    each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
+    precision = "bf16" if options["fast"] else specs[0].recipe.precision
+    if sharing_pays(device, options["engine"], jobs, micro_batch, precision):
+        places = list(dict.fromkeys(places))
+        each = share_commands(wanted, words, places)
     alone = all(spec.dataset == "cifar10" for spec in specs)
     with nullcontext() if alone else suppress(DataError):  # of each run, where others need no CIFAR-10
         prepare_images(specs, options["data"])
-    each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
     way_on = " without --fresh" if options["fresh"] else ""
     failed = train_all(RunPool(each, places, threads_each(len(places))), RunsView(each), way_on)
     if len(failed) == len(each) and {outcome.code for outcome in failed.values()} == {UsageError.exit_code}:
         raise UsageError(failed[each[0]].sentence)
     raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(each)} runs")
+
+
+def _train_side_by_side(wanted: Wanted, options: dict[str, Any], parent: int) -> None:
+    """Train runs that share this process, and tell the process `parent` of each."""
+    from resrepro.cli.view import EventView
+    from resrepro.data.loader import Loading
+    from resrepro.launch.local import Job
+    from resrepro.training.engine import choose_device, threads_used
+    from resrepro.training.session import make_session, train_side_by_side
+
+    how = [options.pop(name) for name in ("device", "engine", "checkpoint_every", "break_lock")]
+    device, threads = choose_device(how[0]), options.pop("threads")
+    options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
+    views = {}
+    for spec, seed in wanted:
+        view = EventView(parent=parent, run=str(Job(spec.experiment, seed, ())))
+        views[make_session(spec.experiment, seed, device, watcher=view, **options)] = view
+    with threads_used(threads):
+        for session, error in train_side_by_side(list(views), *how):
+            if error:
+                views[session].tell("fail", code=error.exit_code, sentence=str(error))
+            else:
+                views[session].tell("finish", folder=str(session.folder))
 
 
 def submit_runs(

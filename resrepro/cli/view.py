@@ -123,10 +123,15 @@ def raise_failures(failed: Mapping[str, str], of: str = "") -> None:
 
 
 class EventView(Watcher):
-    """Makes events of a run, for `hear` or printed for the process `parent`, with which the run ends."""
+    """Makes events of a run, for `hear` or printed for the process `parent`, with which the run ends.
 
-    def __init__(self, hear: Callable[[Event], None] | None = None, parent: int | None = None) -> None:
-        self.hear = hear or (lambda event: print(json.dumps(event), flush=True))
+    `run` names it among those that share this process.
+    """
+
+    def __init__(
+        self, hear: Callable[[Event], None] | None = None, parent: int | None = None, run: str | None = None
+    ) -> None:
+        self.hear = hear or (lambda event: print(json.dumps({**event, "run": run}), flush=True))
         self.parent, self.pace = parent, Pace(0, 0, 0)
 
     def tell(self, event: str, **details: object) -> None:

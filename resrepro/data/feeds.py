@@ -122,17 +122,17 @@ class MemoryFeed(Feed):
     ) -> None:  # fmt: skip
         self.recipe, self.about, self.group = recipe, dataset.info, group
         self.protocol = protocol_for(recipe.test_view, "cifar")
-        self._batches = TrainingBatches(recipe, dataset.train, device, seed, group)
-        self.normalisation = self._batches.normalisation
+        self.training_batches = TrainingBatches(recipe, dataset.train, device, seed, group)
+        self.normalisation = self.training_batches.normalisation
         self._held_out = {name: on_device(part, device) for name, part in dataset.held_out.items()}
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
         """This process's share of updates start..stop-1, made on the device."""
-        return (self._batches[iteration] for iteration in range(start, stop))
+        return (self.training_batches[iteration] for iteration in range(start, stop))
 
     def slots(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Slots:
         """Tables of the choices; the batches are made from them."""
-        return MemorySlots(self._batches)
+        return MemorySlots(self.training_batches)
 
     def views(self, name: str) -> Iterator[Views]:
         """The single view of a held-out set."""

@@ -40,6 +40,7 @@ ROW_BYTES = 75  # of a line of metrics.csv
 CHECKPOINT_BYTES = 2 * 4 * 2  # of a parameter: float32 and its momentum, the newest and the one before
 
 Event = Mapping[str, Any]
+Words = tuple[str, ...]
 
 
 def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple[float, float] | None:
@@ -151,11 +152,14 @@ def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train: what it is called, its seed, and the words after `resrepro` that do it."""
+    """A run to train: what it is called, its seed, and the words after `resrepro` that do it.
+
+    Runs of the same words are trained together, by one command.
+    """
 
     run: str
     seed: int
-    words: tuple[str, ...]
+    words: Words
 
     def __str__(self) -> str:
         return f"{self.run}, seed {self.seed}"
@@ -240,8 +244,9 @@ class RunPool:
         """Train all, or until a signal comes: the first is passed on, and the runs stop after their update; a
         second Ctrl-C, or an error, ends them at once.
         """
-        waiting, self.running, self.taken = list(self.jobs), dict[Job, Command](), dict[Job, int]()
-        self.told: queue.Queue[tuple[Job, Event | Outcome]] = queue.Queue()
+        self.running, self.taken, self.finished = dict[Words, Command](), dict[Words, int](), set[Job]()
+        self.told: queue.Queue[tuple[Words, Event | Outcome]] = queue.Queue()
+        waiting = list(dict.fromkeys(job.words for job in self.jobs))
         heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # by nohup
         before = {number: signal.signal(number, self._pass_on) for number in heard}
         try:
@@ -256,21 +261,37 @@ class RunPool:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _start(self, job: Job) -> None:
-        self.taken[job] = min(set(range(len(self.places))) - set(self.taken.values()))
-        gpu = self.places[self.taken[job]]
-        self.running[job] = Command(job.words, lambda told: self.told.put((job, told)), self.threads, gpu)
-        self.hear(job, {"event": "start"})
+    def _start(self, words: Words) -> None:
+        self.taken[words] = min(set(range(len(self.places))) - set(self.taken.values()))
+        gpu = self.places[self.taken[words]]
+        self.running[words] = Command(words, lambda told: self.told.put((words, told)), self.threads, gpu)
+        for job in self._jobs_of(words):
+            self.hear(job, {"event": "start"})
 
-    def _take(self, job: Job, told: Event | Outcome) -> None:
+    def _jobs_of(self, words: Words, event: Event | None = None) -> list[Job]:
+        """The runs of a command that have not ended; those of one of its events."""
+        left = [job for job in self.jobs if job.words == words and job not in self.outcomes]
+        return left if event is None else [job for job in left if event.get("run") in (None, str(job))]
+
+    def _take(self, words: Words, told: Event | Outcome) -> None:
         if not isinstance(told, Outcome):
-            self.hear(job, told)
+            for job in self._jobs_of(words, told):
+                if told["event"] == "fail":
+                    self._end(job, Outcome(told["code"], told["sentence"]))
+                    continue
+                self.hear(job, told)
+                if told["event"] == "finish":
+                    self.finished.add(job)
             return
-        del self.running[job], self.taken[job]
+        del self.running[words], self.taken[words]
         if self.received and told.code == -self.received:  # it had no hand free yet to write a checkpoint
             told = Outcome(128 + self.received, "Stopped before it began.")
-        self.outcomes[job] = told
-        self.end(job, told)
+        for job in self._jobs_of(words):
+            self._end(job, Outcome(0) if job in self.finished else told)
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        self.outcomes[job] = outcome
+        self.end(job, outcome)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:

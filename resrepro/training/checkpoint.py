@@ -85,10 +85,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
+    torch.save(_apart({"format": FORMAT, **state}), buffer)
     sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.write(MARK + sha256.encode() + b"\n")
     write_whole(path, [buffer.getbuffer()], keep=before)
+
+
+def _apart(value: Any) -> Any:
+    """A state without the numbers beside its tensors: of a view PyTorch saves all that it is a view of."""
+    if isinstance(value, Tensor):
+        return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+    if isinstance(value, dict):
+        return {key: _apart(each) for key, each in value.items()}
+    return type(value)(map(_apart, value)) if isinstance(value, list | tuple) else value
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 import torch
 from torch import nn
@@ -16,26 +17,38 @@ from resrepro.errors import ResreproError, UsageError
 from resrepro.machine import cores
 from resrepro.nets import Net
 from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
-from resrepro.training import local_rank, local_world_size, world_size
+from resrepro.spec import Spec
+from resrepro.spec.architecture import IMAGE_SIZES
+from resrepro.training import (
+    LANES_BY_DEFAULT,
+    LARGEST_BATCH,
+    lane_group,
+    local_rank,
+    local_world_size,
+    world_size,
+)
 
 AUTO = "auto"
-EAGER, KERNELS, GRAPH = ENGINES = ("eager", "kernels", "graph")
+EAGER, KERNELS, GRAPH, LANES = ENGINES = ("eager", "kernels", "graph", "lanes")
 SUCCESSORS = {"inductor": GRAPH}  # engines of earlier versions, and what goes on with their runs
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FULL_GPU = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # CUDA's own words, cuDNN's and cuBLAS's
+MADE_FOR = {"cpu": (KERNELS,), "cuda": (LANES, GRAPH)}  # by kind of device, the fastest first
+LANES_NEED = (8, 0)  # NVIDIA's compute capability
 FEWEST = 50  # updates for which compiling the kernels, a second or two, is assumed to pay
 
 
 def choose_engine(
-    choice: str, device: torch.device, precision: str, updates: int, begun: str | None,
+    choice: str, device: torch.device, spec: Spec, micro: int, updates: int, begun: str | None,
     say: Callable[[str], None],
 ) -> str:  # fmt: skip
     """The engine of a run: the one it began with, else the one that `--engine` names, else the fastest.
 
     Args:
-        choice: an engine; "auto" takes graphs on an NVIDIA GPU, the kernels on a CPU for FEWEST updates and
-            more, and eager where these cannot be had.
-        device, precision: where and with what arithmetic the run computes.
+        choice: an engine; "auto" takes lanes on an NVIDIA GPU where the run can be one, in bf16 or tf32, and
+            our kernels prove right there, else graphs; the kernels on a CPU for FEWEST updates and more;
+            eager where these cannot be had.
+        device, spec, micro: where the run computes, what, and how many images in a pass.
         updates: how many it has ahead.
         begun: the engine of a run that goes on.
         say: told why "auto" does not take what is made for the device.
@@ -44,42 +57,54 @@ def choose_engine(
         UsageError: for an unknown engine, one that cannot be had here, or another than a run was begun with.
     """
     if choice not in (AUTO, *ENGINES):
-        raise UsageError(f"--engine is auto, eager, kernels or graph, not {choice!r}.")
+        raise UsageError(f"--engine is auto, {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {choice!r}.")
     begun = SUCCESSORS.get(begun or "", begun)
     if begun and choice not in (AUTO, begun):
         raise UsageError(
             f"this run was begun with the engine {begun}, and another would round differently: "
             "leave --engine out, or start anew with --fresh."
         )
-    engine = begun or (fastest_engine(device, updates) if choice == AUTO else choice)
-    trouble = _trouble(engine, device, precision)
-    if trouble and begun:
-        raise UsageError(
-            f"this run was begun with the engine {begun}, but {trouble}: start anew with --fresh."
-        )
-    if trouble and choice != AUTO:
-        raise UsageError(f"--engine {choice}: {trouble}.")
-    if trouble:
-        say(f"Note: the engine is eager, as {trouble}.")
-        return EAGER
+    named = begun or (None if choice == AUTO else choice)
+    too_few = device.type == "cpu" and updates < FEWEST
+    troubles: list[str] = []
+    suited = () if too_few else MADE_FOR.get(device.type, ())
+    if spec.recipe.precision not in LANES_BY_DEFAULT:
+        suited = tuple(engine for engine in suited if engine != LANES)
+    for engine in (named,) if named else suited:
+        trouble = _trouble(engine, device, spec, micro)
+        if trouble and begun:
+            raise UsageError(
+                f"this run was begun with the engine {begun}, but {trouble}: if that stays so, start anew "
+                "with --fresh."
+            )
+        if trouble and named:
+            raise UsageError(f"--engine {choice}: {trouble}.")
+        if not trouble:
+            break
+        if engine != LANES or lane_group(spec):  # of nets that lanes are not made for nothing is said
+            troubles.append(trouble)
+    else:
+        engine = EAGER
+    if troubles:
+        say(f"Note: the engine is {engine}, as {troubles[-1]}.")
     return engine
 
 
-def fastest_engine(device: torch.device, updates: int) -> str:
-    """The engine that is made for a kind of device."""
-    if device.type == "cpu" and updates < FEWEST:
-        return EAGER
-    return {"cpu": KERNELS, "cuda": GRAPH}.get(device.type, EAGER)
-
-
-def _trouble(engine: str, device: torch.device, precision: str) -> str:
+def _trouble(engine: str, device: torch.device, spec: Spec, micro: int) -> str:
     """Why an engine cannot be had here; empty if it can."""
+    if engine in (GRAPH, LANES) and world_size() > 1:
+        return "several processes share the run"
+    if engine == LANES:
+        if lane_group(spec) is None or micro != spec.recipe.batch_size:
+            return (
+                "lanes are CIFAR's nets, plain or with option A, in float32, tf32 or bf16, with BN over the "
+                f"whole batch of at most {LARGEST_BATCH:,} images, in one pass"
+            )
+        return trouble_with_kernels(device, spec)
     if engine == GRAPH:
         if device.type == "mps":
             return "only NVIDIA's GPUs record graphs"
-        if precision == "fp16":
-            return "fp16 decides after each update whether it counts"
-        return "several processes share the run" if world_size() > 1 else ""
+        return "fp16 decides after each update whether it counts" if spec.recipe.precision == "fp16" else ""
     if engine == KERNELS:
         if device.type != "cpu":
             return "the kernels are code for CPUs"
@@ -88,6 +113,27 @@ def _trouble(engine: str, device: torch.device, precision: str) -> str:
         except NoCompiler as missing:
             return str(missing)
     return ""
+
+
+def trouble_with_kernels(device: torch.device, spec: Spec) -> str:
+    """Why our kernels for GPUs cannot be had; they are tried once in each process."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LANES_NEED:
+        return "our kernels are for NVIDIA GPUs of compute capability 8.0 and more"
+    try:
+        from resrepro.nets.gpu.check import disagreement
+        from resrepro.nets.gpu.forward import INTERPRETED
+    except ImportError:
+        return "Triton is not installed"
+    if device.type != "cuda":
+        return "" if INTERPRETED else "our kernels are for NVIDIA GPUs"
+    return disagreement(device, IMAGE_SIZES[spec.dataset], spec.recipe.precision)
+
+
+def code_of(engine: str) -> str | None:
+    """What names the code of an engine's kernels in a record, for it decides how they round."""
+    if engine == LANES:
+        return f"triton {version('triton')}"
+    return load_kernels().key if engine == KERNELS else None
 
 
 def accelerate(net: Net, engine: str) -> nn.Module:

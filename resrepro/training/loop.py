@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
-from resrepro.data.feeds import Feed
+from resrepro.data.feeds import Feed, MemoryFeed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
 from resrepro.records.reading import CHECKPOINT
@@ -19,8 +21,8 @@ from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training import parallel, updates, world_size
 from resrepro.training.checkpoint import save_checkpoint, state_of
-from resrepro.training.engine import EAGER, GRAPH, accelerate, arithmetic
-from resrepro.training.measure import Errors, ErrorSums, measure_held_out
+from resrepro.training.engine import EAGER, GRAPH, LANES, accelerate, arithmetic
+from resrepro.training.measure import Errors, ErrorSums, RecordedErrors, measure_held_out
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # updates; each look waits for the device
@@ -71,10 +73,17 @@ class Trainer:
         self.headline = feed.about.held_out[0]
         self.sample_every = self.recipe.sampled_every(feed.about.sizes["train"])
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
-        self.updates = updates.Updates(self.step, feed, self.optimizer)
+        self.updates: updates.Updates = updates.Updates(self.step, feed, self.optimizer)
         if target.engine == GRAPH:
             changed = [*net.parameters(), *net.buffers(), *(part.sums for part in self.sums)]
             self.updates = updates.RecordedUpdates(self.step, feed, self.optimizer, changed)
+        elif target.engine == LANES:
+            from resrepro.training.lanes import LaneUpdates  # imports Triton
+
+            self.updates = LaneUpdates([self])
+        self.errors: RecordedErrors | None = None
+        if target.engine in (GRAPH, LANES) and isinstance(feed, MemoryFeed):
+            self.errors = RecordedErrors(feed, net, self.device)
         self.done = self.sampled = 0
         self.saved: tuple[int, int] | None = None
         self.interval = CheckpointInterval()
@@ -90,30 +99,46 @@ class Trainer:
 
     def run(self, interrupts: Interrupts) -> None:
         """Make the missing updates in stretches, each up to the next event, then close the record."""
+        alone = world_size() == 1
+        with self.updates.of(self.done, self.recipe.iterations), closing(self.events(interrupts)) as events:
+            for event in events:
+                rate = self.rate_of(self.done)
+                for update in self.updates.stretch(self.done, event, rate):
+                    update()
+                    self.count(rate)
+                    if alone and self.has_to_pause(interrupts):
+                        break
+
+    def events(self, interrupts: Interrupts) -> Generator[int]:
+        """After which update each next event comes; it happens when the one after it is asked for.
+
+        At the end the record is closed.
+        """
         last = self.recipe.iterations
         self.watcher.begin(self.spec.name, self.seed, self.done, last, self.recipe.batch_size)
         self.session_start = self.mark = time.perf_counter()
         self.images_before_mark = self.since_sample.count
         self.net.train()
-        alone = world_size() == 1
         try:
-            with self.updates.of(self.done, last):
-                self.meet_event(interrupts)  # what a signal may have kept the session before from
-                while self.done < last:
-                    rate = self.rate_of(self.done)
-                    for update in self.updates.stretch(self.done, self.next_event(), rate):
-                        update()
-                        self.done += 1
-                        self.watcher.step(self.done, rate, self.since_sample.read)
-                        if alone and (interrupts.received or self.interval.due(self.done)):
-                            break
-                    self.meet_event(interrupts)
+            self.meet_event(interrupts)  # what a signal may have kept the session before from
+            while self.done < last:
+                yield self.next_event()
+                self.meet_event(interrupts)
             self.finish()
             (signal_number,) = parallel.agreed(interrupts.received)
             if signal_number:  # the run is whole, but nothing may follow it
                 raise Interrupted(f"{self.writer.folder} is finished; stopped there.", signal_number)
         finally:
             self.watcher.end()
+
+    def count(self, rate: float) -> None:
+        """Count an update that was made at a rate."""
+        self.done += 1
+        self.watcher.step(self.done, rate, self.since_sample.read)
+
+    def has_to_pause(self, interrupts: Interrupts) -> bool:
+        """Whether an event is due that no number of updates tells: a signal, or a checkpoint by the clock."""
+        return bool(interrupts.received) or self.interval.due(self.done)
 
     def next_event(self) -> int:
         """The update after which there is a sample, a look, a checkpoint, an agreement, a drop or the end."""
@@ -207,7 +232,10 @@ class Trainer:
         train = self.since_sample.read_all()  # waits for the device: the time is of finished work
         images = (self.since_sample.count - self.images_before_mark) * world_size()
         speed = images / max(time.perf_counter() - self.mark, 1e-9) if images else math.nan
-        held_out = measure_held_out(self.feed, self.net, self.device, lambda: bool(interrupts.received))
+        if self.errors is None:
+            held_out = measure_held_out(self.feed, self.net, self.device, lambda: bool(interrupts.received))
+        else:
+            held_out = self.errors.measure()
         (signal_number,) = parallel.agreed(interrupts.received)
         if signal_number:
             self.stop(signal_number)

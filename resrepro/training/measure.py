@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.data.augment import Normalisation
-from resrepro.data.feeds import EVAL_BATCH, EVAL_BATCH_GPU, Feed
+from resrepro.data.feeds import EVAL_BATCH, EVAL_BATCH_GPU, Feed, MemoryFeed
 from resrepro.data.loader import Views
 from resrepro.nets import Net
 from resrepro.nets.layers import averaging, folded
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
+from resrepro.training.updates import Work, recorded
 
 # Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
 PIXELS_PER_PASS = 3_300_000
@@ -101,6 +102,14 @@ def measure_errors(
     rest is left out, and what comes out is to be thrown away.
     """
     sums = ErrorSums(device)
+    _add_errors(sums, members, views, dense, device, stop)
+    return sums.read_all()
+
+
+def _add_errors(
+    sums: ErrorSums, members: Sequence[Member], views: Iterable[Views], dense: bool, device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:  # fmt: skip
     with torch.inference_mode():
         members = [replace(member, net=folded(member.net)) for member in members]
         for group in views:
@@ -110,7 +119,6 @@ def measure_errors(
             scales = [scale.to(device, non_blocking=True) for scale in group.scales]
             scores = log_scores(members, scales, dense)
             sums.add(F.nll_loss(scores, labels), scores, labels)
-    return sums.read_all()
 
 
 def measure_held_out(
@@ -124,6 +132,34 @@ def measure_held_out(
     return {
         name: measure_errors([member], feed.views(name), dense, device, stop) for name in feed.about.held_out
     }
+
+
+class RecordedErrors:
+    """What `measure_held_out` gives of images in memory, by a recording of all its passes (see `recorded`).
+
+    It is made when they are first asked for; the net's parameters must stay where they are from then on.
+    """
+
+    def __init__(self, feed: MemoryFeed, net: Net, device: torch.device) -> None:
+        self.feed, self.device = feed, device
+        self.member = Member(net, feed.normalisation, feed.recipe.precision, window_of(feed.recipe))
+        self.recordings: dict[str, tuple[ErrorSums, Work]] = {}
+
+    def measure(self) -> dict[str, Errors]:
+        """The errors on every held-out set."""
+        return {name: self._measured(name) for name in self.feed.about.held_out}
+
+    def _measured(self, name: str) -> Errors:
+        if name not in self.recordings:
+            sums, device = ErrorSums(self.device), self.device
+            replay = recorded(
+                lambda: _add_errors(sums, [self.member], self.feed.views(name), False, device), [sums.sums]
+            )
+            self.recordings[name] = sums, replay
+        sums, replay = self.recordings[name]
+        sums.reset()
+        replay()
+        return sums.read()
 
 
 def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """Training one experiment: from its name to a finished record, or on from where it was interrupted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,15 @@ import torch
 from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.data.photos import told
-from resrepro.errors import Diverged, RecordError, UsageError
+from resrepro.errors import Diverged, RecordError, ResreproError, UsageError
 from resrepro.machine import describe_environment
-from resrepro.nets.cpu import load_kernels
 from resrepro.records import read_run
 from resrepro.records.reading import ENV, FORMAT, RESULT, read_json
 from resrepro.records.storage import Onlooker, has_checkpoint, locked, open_run, run_folder
 from resrepro.spec import Spec, command_for
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import engine as engines
-from resrepro.training import is_first
+from resrepro.training import is_first, lane_group
 from resrepro.training.checkpoint import differences, frozen_device, load_state, restore
 from resrepro.training.loop import Target, Trainer
 from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
@@ -43,7 +42,7 @@ def train(
         runs: folder in which the run's own folder is made.
         device, threads: "auto", "cpu", "cuda", "cuda:1" or "mps"; CPU threads, by default one per core.
         fast: bf16 arithmetic where the hardware has it (fp16 on older GPUs) instead of float32.
-        engine: "auto", "eager", "kernels" or "graph": see `training.engine.choose_engine`.
+        engine: "auto", "eager", "kernels", "graph" or "lanes": see `training.engine.choose_engine`.
         micro_batch: images per pass; fewer than a process's share of a batch accumulate gradients.
         loading: how image files are read.
         fresh: set an existing run aside and start anew.
@@ -59,33 +58,86 @@ def train(
         UsageError, DataError, RecordError: for what is asked, the data, the record and its lock.
         Diverged, Interrupted, PeerLost: the run was stopped; its record is kept.
     """
+    chosen, interval = engines.choose_device(device), CheckpointInterval.parse(checkpoint_every)
+    join(chosen)
+    with told_as_lost(), Interrupts() as interrupts, engines.threads_used(threads):
+        session = make_session(
+            experiment, seed, chosen, shortcut=shortcut, data=data, runs=runs, fast=fast,
+            micro_batch=micro_batch, loading=loading, fresh=fresh, watcher=watcher, **settings,
+        )  # fmt: skip
+        if not session.is_over(chosen):
+            with session.opened(device, chosen, engine, interval, break_lock) as trainer:
+                trainer.run(interrupts)
+    return session.folder
+
+
+def train_side_by_side(
+    sessions: Sequence["Session"], device: str, engine: str, checkpoint_every: str | None, break_lock: bool,
+) -> Iterator[tuple["Session", ResreproError | None]]:  # fmt: skip
+    """Train runs of one group (see `training.lane_group`); tells of each that it has ended, or why it failed.
+
+    Those of the engine `lanes` that stand at the same update are made together, others one after the other.
+    """
+    chosen, opened = engines.choose_device(device), dict[Trainer, Session]()
+    join(chosen)
+    with Interrupts() as interrupts, ExitStack() as stack:
+        for session in sessions:
+            interval = CheckpointInterval.parse(checkpoint_every)
+            try:
+                if session.is_over(chosen):
+                    yield session, None
+                    continue
+                trainer = session.opened(device, chosen, engine, interval, break_lock)
+                opened[stack.enter_context(trainer)] = session
+            except ResreproError as error:
+                yield session, error
+        groups: dict[object, list[Trainer]] = {}
+        for run in opened:
+            together = run.target.engine == engines.LANES
+            groups.setdefault((lane_group(run.spec), run.done) if together else run, []).append(run)
+        for group in groups.values():
+            failed = _train_group(group, interrupts)
+            yield from ((opened[run], failed.get(run)) for run in group)
+
+
+def _train_group(runs: Sequence[Trainer], interrupts: Interrupts) -> Mapping[Trainer, ResreproError]:
+    if runs[0].target.engine == engines.LANES:
+        from resrepro.training.lanes import run_side_by_side  # imports Triton
+
+        return run_side_by_side(runs, interrupts)
+    try:
+        runs[0].run(interrupts)
+    except ResreproError as error:
+        return {runs[0]: error}
+    return {}
+
+
+def make_session(
+    experiment: str, seed: int, device: torch.device, *, shortcut: str | None, data: str | Path | None,
+    runs: str | Path, fast: bool, micro_batch: int | None, loading: Loading | None, fresh: bool,
+    watcher: Watcher | None, **settings: Value | None,
+) -> "Session":  # fmt: skip
+    """A run by the words of whoever wants it (see `train`), on a device.
+
+    Raises:
+        UsageError: if they do not fit together.
+    """
+    watcher = (watcher if is_first() else None) or Watcher()
     if seed < 0:
         raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-    chosen, interval = engines.choose_device(device), CheckpointInterval.parse(checkpoint_every)
-    watcher = (watcher if is_first() else None) or Watcher()
-    join(chosen)
     if fast and settings.get("precision") is not None:
         raise UsageError("--fast chooses the precision itself: leave one of the two out.")
     if fast:
-        settings["precision"] = engines.fast_precision(chosen)
+        settings["precision"] = engines.fast_precision(device)
         if settings["precision"] == "float32":
             watcher.say(
                 "Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default."
             )
-    with told_as_lost(), Interrupts() as interrupts, engines.threads_used(threads):
-        spec, split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
-        folder = run_folder(Path(runs), spec, seed)
-        session = Session(spec, seed, folder, split, data, loading, fresh, watcher)
-        if session.is_over(chosen):
-            return folder
-        with session.alone(break_lock), engines.telling_memory(split.memory_hint()):
-            trainer = session.open(device, chosen, engine)
-            trainer.interval = interval
-            trainer.run(interrupts)
-    return folder
+    spec, split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
+    return Session(spec, seed, run_folder(Path(runs), spec, seed), split, data, loading, fresh, watcher)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Session:
     """A run as one call of `train` wants it."""
 
@@ -160,6 +212,17 @@ class Session:
                 with suppress(OSError):
                     parent.rmdir()
 
+    @contextmanager
+    def opened(
+        self, device_name: str, chosen: torch.device, engine: str, interval: CheckpointInterval,
+        break_lock: bool,
+    ) -> Iterator[Trainer]:  # fmt: skip
+        """The trainer of the run, which nobody else trains meanwhile; a full memory is told in a sentence."""
+        with self.alone(break_lock), engines.telling_memory(self.split.memory_hint()):
+            trainer = self.open(device_name, chosen, engine)
+            trainer.interval = interval
+            yield trainer
+
     def open(self, device_name: str, chosen: torch.device, engine: str) -> Trainer:
         """The trainer of the run, its record begun or brought to the state of its checkpoint."""
         spec, say = self.spec, self.watcher.say
@@ -169,9 +232,9 @@ class Session:
         env = state["env"] if state else {}
         device = frozen_device(device_name, chosen, env.get("device", chosen.type))
         ahead = spec.recipe.iterations - (state["iteration"] if state else 0)
-        precision, begun = spec.recipe.precision, env.get("engine")
-        name = on_first(lambda: engines.choose_engine(engine, device, precision, ahead, begun, say))
-        engines.use_precision(precision, device)
+        begun, micro = env.get("engine"), self.split.micro
+        engines.use_precision(spec.recipe.precision, device)
+        name = on_first(lambda: engines.choose_engine(engine, device, spec, micro, ahead, begun, say))
         feed = self.feed(device)
         if spec.recipe.batch_size > feed.about.sizes["train"]:
             raise UsageError(
@@ -190,7 +253,7 @@ class Session:
         writer = writer if is_first() else Onlooker(writer.folder)
         trainer = Trainer(spec, self.seed, feed, Target(device, self.split, name), writer, self.watcher)
         now = {"format": FORMAT} | describe_environment() | engines.describe_device(device, self.split.micro)
-        now |= {"engine": name, "kernels": load_kernels().key if name == engines.KERNELS else None}
+        now |= {"engine": name, "kernels": engines.code_of(name)}
         if state:
             self.go_on(trainer, state, notice, now)
         else:

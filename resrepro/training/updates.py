@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from inspect import unwrap
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -220,9 +221,15 @@ def recorded(work: Work, changed: Sequence[Tensor]) -> Work:
     torch._foreach_copy_(list(changed), before)
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as that which pins the memory of photographs, go on meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # Recordings are replayed one after the other, so that all can work in the same memory.
+    with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
         work()
     return graph.replay
+
+
+@functools.cache
+def _memory() -> Any:
+    return torch.cuda.graph_pool_handle()
 
 
 def _repeat(work: Work) -> None:
