@@ -258,7 +258,7 @@ def our_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[No
         trainers.append(Trainer(spec, seed, feed, target, Onlooker(Path("nowhere")), Watcher()))
         trainers[-1].net.train()
     updates, rate = trainers[0].updates, spec.recipe.lr
-    if loop.nets > 1:
+    if engine == LANES:
         from resrepro.training.lanes import LaneUpdates  # imports Triton
 
         updates = LaneUpdates(trainers)

@@ -47,9 +47,9 @@ def launches(precision: str) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, A
     feed = MemoryFeed(spec.recipe, Dataset("made up", 10, images, {"test": images}, {}), cpu, 0)  # type: ignore[arg-type]
     target = Target(cpu, BatchSplit(128, 128), LANES)
     trainer = Trainer(spec, 0, feed, target, Onlooker(None), Watcher())  # type: ignore[arg-type]
-    assert isinstance(trainer.updates, LaneUpdates)
-    with trainer.updates.of(0, 1):
-        trainer.updates.update()
+    updates = LaneUpdates([trainer])
+    with updates.of(0, 1):
+        updates.update()
     yield from found.values()
 
 

@@ -290,6 +290,7 @@ def test_two_updates_are_as_near_to_pytorchs_as_their_arithmetic_allows(
 ) -> None:
     """The check before a run, on fewer images; PyTorch's own bf16 is as far off."""
     monkeypatch.setattr(check, "IMAGES", 8)
+    monkeypatch.setattr(check, "DEPTH", 8 if forward.INTERPRETED else 14)
     assert low <= check.distance(DEVICE, 8, precision) < high <= check.TOLERANCE["bf16"]
 
 

@@ -21,8 +21,7 @@ def compiled(arch: int, precision: str, *kernels: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize(("arch", "precision"), [(80, "bf16"), (80, "float32"), (90, "tf32"), (90, "bf16")])
 @pytest.mark.slow
 def test_every_kernel_compiles_without_spilling(arch: int, precision: str) -> None:
     found = compiled(arch, precision)

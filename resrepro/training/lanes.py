@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +12,9 @@ from resrepro.data.feeds import ROWS, MemoryFeed, MemorySlots
 from resrepro.errors import ResreproError
 from resrepro.nets.gpu import STEM, Lanes
 from resrepro.nets.gpu.forward import cdiv, draw_images
+from resrepro.training.loop import Trainer
 from resrepro.training.progress import Interrupts
 from resrepro.training.updates import Updates, Work, recorded, set_learning_rate
-
-if TYPE_CHECKING:  # which imports this module for a run of this engine
-    from resrepro.training.loop import Trainer
 
 PIXELS = 256  # of a program that draws images
 
@@ -25,7 +22,7 @@ PIXELS = 256  # of a program that draws images
 class LaneUpdates(Updates):
     """The updates of runs that stand at the same one and share recipe and images, made together."""
 
-    def __init__(self, runs: Sequence["Trainer"]) -> None:
+    def __init__(self, runs: Sequence[Trainer]) -> None:
         first = runs[0]
         super().__init__(first.step, first.feed, first.optimizer)
         self.runs, self.recipe = runs, first.recipe
@@ -92,7 +89,7 @@ class LaneUpdates(Updates):
         return lanes.x, lanes.truth
 
 
-def run_side_by_side(runs: Sequence["Trainer"], interrupts: Interrupts) -> Mapping["Trainer", ResreproError]:
+def run_side_by_side(runs: Sequence[Trainer], interrupts: Interrupts) -> Mapping[Trainer, ResreproError]:
     """Train runs that stand at the same update to their ends; gives those that did not come there, and why.
 
     A run that diverges stops alone: its lane computes on, at a rate of zero, and nobody looks. After a signal
@@ -101,7 +98,7 @@ def run_side_by_side(runs: Sequence["Trainer"], interrupts: Interrupts) -> Mappi
     updates, done = LaneUpdates(runs), runs[0].done
     with updates.of(done, updates.recipe.iterations), ExitStack() as stack:
         events = {run: stack.enter_context(closing(run.events(interrupts))) for run in runs}
-        failed = dict["Trainer", ResreproError]()
+        failed = dict[Trainer, ResreproError]()
         while ahead := _met(events, failed):
             for run in (run for run in ahead if run.sampled == done):
                 run.mark = time.perf_counter()  # the others were measured after it
@@ -119,11 +116,9 @@ def run_side_by_side(runs: Sequence["Trainer"], interrupts: Interrupts) -> Mappi
     return failed
 
 
-def _met(
-    events: Mapping["Trainer", Iterator[int]], failed: dict["Trainer", ResreproError]
-) -> dict["Trainer", int]:
+def _met(events: Mapping[Trainer, Iterator[int]], failed: dict[Trainer, ResreproError]) -> dict[Trainer, int]:
     """Let every run meet its event; gives when the next one is of those that go on."""
-    ahead = dict["Trainer", int]()
+    ahead = dict[Trainer, int]()
     for run, own in events.items():
         if run in failed:
             continue

@@ -77,10 +77,6 @@ class Trainer:
         if target.engine == GRAPH:
             changed = [*net.parameters(), *net.buffers(), *(part.sums for part in self.sums)]
             self.updates = updates.RecordedUpdates(self.step, feed, self.optimizer, changed)
-        elif target.engine == LANES:
-            from resrepro.training.lanes import LaneUpdates  # imports Triton
-
-            self.updates = LaneUpdates([self])
         self.errors: RecordedErrors | None = None
         if target.engine in (GRAPH, LANES) and isinstance(feed, MemoryFeed):
             self.errors = RecordedErrors(feed, net, self.device)

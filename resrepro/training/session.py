@@ -252,6 +252,10 @@ class Session:
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
         trainer = Trainer(spec, self.seed, feed, Target(device, self.split, name), writer, self.watcher)
+        if name == engines.LANES:
+            from resrepro.training.lanes import LaneUpdates  # imports Triton
+
+            trainer.updates = LaneUpdates([trainer])
         now = {"format": FORMAT} | describe_environment() | engines.describe_device(device, self.split.micro)
         now |= {"engine": name, "kernels": engines.code_of(name)}
         if state:
