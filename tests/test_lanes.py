@@ -96,7 +96,7 @@ def test_a_kernel_draws_the_images_of_the_plain_loop(settings: dict[str, Any]) -
         together.replay = lambda: None
         for update, _ in enumerate(together.stretch(5, 8, [0.1, 0.1]), 5):
             x, truth = together.draw_images()
-            together.row += 1
+            together.slots[0].advance()
             for lane, run in enumerate(runs):
                 images, labels = run.feed.training_batches[update]  # type: ignore[attr-defined]
                 found = x[lane].view(8, 16, 16, STEM).permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resrepro.data import Dataset, load_dataset
+from resrepro.data.augment import TrainingBatches
 from resrepro.data.feeds import MemoryFeed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted
@@ -112,6 +113,22 @@ def test_replayed_updates_are_those_of_the_plain_loop(net: str, device: str) -> 
     assert [sample[:2] for sample in same] == [sample[:2] for sample in curve]
     if exact:
         assert str(same) == str(curve)
+
+
+def test_tables_of_a_few_rows_give_the_same(monkeypatch):
+    """Rows are drawn ahead, over the end of the tables, and not again where a stretch goes on."""
+    monkeypatch.setattr("resrepro.data.feeds.ROWS", 6)
+    drawn: list[int] = []
+    choices = TrainingBatches.choices
+    monkeypatch.setattr(
+        TrainingBatches, "choices", lambda self, update: drawn.append(update) or choices(self, update)
+    )
+    plain, curve = trained("cpu", EAGER)
+    drawn.clear()
+    replayed, same = trained("cpu", GRAPH)
+    assert str(same) == str(curve)
+    assert all(torch.equal(tensor, replayed[name]) for name, tensor in plain.items())
+    assert drawn == list(range(max(drawn) + 1))
 
 
 def photographs(folder: Path) -> Path:

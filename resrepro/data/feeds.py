@@ -23,7 +23,7 @@ from resrepro.spec import IMAGENET_IMAGES, Spec
 from resrepro.spec.catalogue import Protocol, protocol_for
 from resrepro.spec.recipe import CifarRecipe, ImageNetRecipe, Recipe
 
-ROWS = 100  # updates whose choices lie on the device at a time
+ROWS = 200  # updates whose choices lie on the device: one half is made while the other is drawn
 EVAL_BATCH, EVAL_BATCH_GPU = 500, 2500  # images at most; large enough to keep cores, or a GPU, busy
 TOLD_WAITING, TELL_AFTER = 0.05, 100  # of the time; updates
 PRECISE_BATCHES = 50  # training batches, or one epoch if that is less, that plain BN averages are taken over
@@ -90,27 +90,37 @@ class MemorySlots(Slots):
 
     def __init__(self, batches: TrainingBatches) -> None:
         self.batches, self.tables = batches, list[Tensor]()
+        self.drawn: dict[int, int] = {}  # by row, the update whose choices lie there
         self.row = torch.zeros(1, dtype=torch.int64, device=batches.labels.device)
         self.changed = [self.row]
 
     def fill(self, start: int, stop: int) -> Iterator[None]:
-        """Draw the choices of as many updates as the tables hold, again and again."""
-        for first in range(start, stop, ROWS):
-            updates = range(first, min(first + ROWS, stop))
-            self.row.zero_()
-            for row, update in enumerate(updates):
-                parts = self.batches.choices(update)
-                self.tables = self.tables or [part.new_zeros(ROWS, *part.shape) for part in parts]
-                for table, part in zip(self.tables, parts, strict=True):
-                    table[row].copy_(part)
-            for _ in updates:
+        """Draw the choices of the updates to come, and of as many more while the device makes those."""
+        self.row.fill_(start % ROWS)
+        for first in range(start, stop, ROWS // 2):
+            end = min(first + ROWS // 2, stop)
+            self._draw(range(first, end))
+            for _ in range(first, end):
                 yield
+            self._draw(range(end, 2 * end - first))
+
+    def _draw(self, updates: range) -> None:
+        for update in (update for update in updates if self.drawn.get(update % ROWS) != update):
+            parts = self.batches.choices(update)
+            self.tables = self.tables or [part.new_zeros(ROWS, *part.shape) for part in parts]
+            for table, part in zip(self.tables, parts, strict=True):
+                table[update % ROWS].copy_(part)
+            self.drawn[update % ROWS] = update
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Gather and augment the images of a row, and go to the next."""
         choices = [table.index_select(0, self.row)[0] for table in self.tables]
-        self.row += 1
+        self.advance()
         return self.batches.made(*choices)
+
+    def advance(self) -> None:
+        """Go to the next row, after the last one to the first."""
+        self.row.add_(1).remainder_(ROWS)
 
 
 class MemoryFeed(Feed):

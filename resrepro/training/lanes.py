@@ -75,7 +75,7 @@ class LaneUpdates(Updates):
         """Draw the images of a row of the tables, make the update, go to the next row."""
         self.draw_images()
         self.lanes.update()
-        self.row += 1
+        self.slots[0].advance()
 
     def draw_images(self) -> tuple[Tensor, Tensor]:
         """The lanes' images, (L, N x side x side, STEM), and labels, (L, N), as the tables have them."""
