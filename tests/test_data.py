@@ -232,6 +232,7 @@ def test_an_archive_is_read_and_nothing_is_left_beside_it(
             load_dataset("cifar10", folder=folder)
 
 
+@pytest.mark.slow
 def test_a_pickle_in_an_archive_is_unpickled_only_if_it_is_official(
     python_layout: FakeCifar, vouched: dict[str, str], loaded: Dataset, tmp_path: Path
 ) -> None:

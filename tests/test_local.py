@@ -44,6 +44,7 @@ def sampled(runs):
 # --- whole commands ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_other(tmp_path):
     wanted = {"runs": tmp_path / "alone", "threads": 1, "engine": "eager", "iterations": 4}
     alone = [train(seed=seed, **wanted, **DIGITS) for seed in (0, 1)]

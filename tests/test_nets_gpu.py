@@ -266,9 +266,8 @@ def test_an_update_is_that_of_autograd(kinds: Sequence[str], zeros: str, side: i
     assert torch.equal(lanes.since_sample, lanes.since_look)
 
 
-@pytest.mark.parametrize(
-    "precision", ["tf32", *(pytest.param(each, marks=pytest.mark.slow) for each in ("float32", "bf16"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
 def test_a_lane_is_the_same_alone(precision: str) -> None:
     """Bit by bit: parameters, momentum, averages, sums."""
     images, truth = normal(2, 2, 3, 8, 8, seed=3), torch.tensor([[1, 2], [3, 4]], device=DEVICE)

@@ -32,6 +32,7 @@ def test_every_kernel_compiles_without_spilling(arch: int, precision: str) -> No
         assert (each["products"] > 0) == (multiplies and precision != "float32"), each
 
 
+@pytest.mark.slow
 def test_a_kernel_compiles_for_a_gpu_that_is_not_here() -> None:
     found = compiled(90, "bf16", "go_through_norm")
     assert [each["spilled"] for each in found] == [0, 0, 0]
