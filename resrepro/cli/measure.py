@@ -171,7 +171,7 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(min=0.01, max=3600, help="Of a turn. (default: 3, on an NVIDIA GPU 1)")
     ] = None,
-    modes: Annotated[str | None, option(MODES, "--modes")] = None,
+    modes: Annotated[str | None, option(MODES, "--modes", "--engine")] = None,
     lanes: Annotated[str, option(LANES, "--lanes", metavar="1,5,10")] = "1,5",
     threads: cli.ThreadsOption = None,
     device: cli.DeviceOption = "auto",
