@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES, json_bytes
 from resrepro.spec.recipe import Recipe
-from resrepro.training import checkpoint, engine, loop, session
+from resrepro.training import checkpoint, engine, session
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
 from resrepro.training.measure import Errors
 from resrepro.training.progress import SIGNALS, Sample, Watcher
@@ -390,7 +392,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_end(
 def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
-    write, written = loop.save_checkpoint, []
+    write, written = checkpoint.save_checkpoint, []
 
     def fail_fourth(path: Path, state: dict) -> None:
         written.append(state["iteration"])
@@ -399,7 +401,7 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
         write(path, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", fail_fourth)
+        patch.setattr(checkpoint, "save_checkpoint", fail_fourth)
         with pytest.raises(RecordError, match="disk is full"):
             short(tmp_path, checkpoint_every="3")
     assert written == [0, 3, 6, 9]
@@ -409,6 +411,62 @@ def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
     short(tmp_path, watcher=watcher)
     assert watcher.began == [(6, 12)]
     assert differences(folder, whole) == []
+
+
+@pytest.fixture
+def written_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are written by a thread, as those of a GPU."""
+    prepare = checkpoint.CheckpointWriter.__init__
+
+    def prepared(writer: checkpoint.CheckpointWriter, *about: Any) -> None:
+        prepare(writer, *about)
+        writer.thread = ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "__init__", prepared)
+
+
+def test_a_checkpoint_written_beside_the_next_updates_holds_nothing_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_beside: None, whole: Path
+) -> None:
+    write, later, kept = checkpoint.save_checkpoint, threading.Event(), tmp_path / "kept.pt"
+
+    def write_late(path: Path, state: dict) -> None:
+        if state["iteration"] == 3:
+            assert later.wait(60)
+        write(path, state)
+        if state["iteration"] == 3:
+            shutil.copy(path, kept)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", write_late)
+        folder = short(tmp_path / "runs", checkpoint_every="3", watcher=Recorder({5: later.set}))
+    assert differences(folder, whole) == []
+    assert load_checkpoint(kept)["iteration"] == 3
+    (folder / "result.json").unlink()
+    shutil.copy(kept, folder / "checkpoint.pt")
+    watcher = Recorder()
+    short(tmp_path / "runs", watcher=watcher)
+    assert watcher.began == [(3, 12)]
+    assert differences(folder, whole) == []
+
+
+def test_a_checkpoint_that_could_not_be_written_beside_stops_the_run_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_beside: None
+) -> None:
+    write = checkpoint.save_checkpoint
+
+    def fail_second(path: Path, state: dict) -> None:
+        if state["iteration"] == 3:
+            raise RecordError("the disk is full")
+        write(path, state)
+
+    watcher = Recorder()
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fail_second)
+    with pytest.raises(RecordError, match="disk is full"):
+        short(tmp_path, checkpoint_every="3", watcher=watcher)
+    assert watcher.steps[-1] == 6
+    (folder,) = tmp_path.glob("*/seed0")
+    assert load_checkpoint(folder / "checkpoint.pt")["iteration"] == 0
 
 
 def test_a_crash_before_the_second_checkpoint_starts_from_the_first(tmp_path: Path, whole: Path) -> None:
@@ -635,13 +693,13 @@ def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    write = loop.save_checkpoint
+    write = checkpoint.save_checkpoint
 
     def note(path: Path, state: dict) -> None:
         written.append(state["iteration"])
         write(path, state)
 
-    monkeypatch.setattr(loop, "save_checkpoint", note)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", note)
     for every, wanted in ((None, [0, 12]), ("5", [0, 5, 10, 12]), ("12", [0, 12]), ("10m", [0, 12])):
         written.clear()
         short(tmp_path / str(every), checkpoint_every=every)

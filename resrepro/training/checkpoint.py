@@ -12,7 +12,8 @@ import os
 import re
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -85,19 +86,59 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
     buffer = io.BytesIO()
-    torch.save(_apart({"format": FORMAT, **state}), buffer)
+    torch.save(_each({"format": FORMAT, **state}, _apart), buffer)
     sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.write(MARK + sha256.encode() + b"\n")
     write_whole(path, [buffer.getbuffer()], keep=before)
 
 
-def _apart(value: Any) -> Any:
-    """A state without the numbers beside its tensors: of a view PyTorch saves all that it is a view of."""
+class CheckpointWriter:
+    """Writes the checkpoints of a run, on a GPU while it makes the next updates.
+
+    Its queue then copies the state off between the updates before and those after.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path = path
+        self.queue = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self.thread = None if self.queue is None else ThreadPoolExecutor(1)
+        self.under_way: Future[None] | None = None
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write a state, or begin to. RecordError if it, or the one before, cannot be written."""
+        self.finish()
+        if self.thread is None:
+            save_checkpoint(self.path, state)
+            return
+        state = _each(state, lambda tensor: tensor.to("cpu", non_blocking=True, copy=True))
+        copied = None if self.queue is None else self.queue.record_event()
+        self.under_way = self.thread.submit(self._write_copied, state, copied)
+
+    def _write_copied(self, state: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+        if copied is not None:
+            with torch.cuda.device(copied.device):  # a thread begins on the first GPU, and would occupy it
+                copied.synchronize()
+        save_checkpoint(self.path, state)
+
+    def finish(self) -> None:
+        """Wait until the last one is on the disk. RecordError if it cannot be written."""
+        under_way, self.under_way = self.under_way, None
+        if under_way is not None:
+            under_way.result()
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A state with each of its tensors changed."""
     if isinstance(value, Tensor):
-        return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+        return change(value)
     if isinstance(value, dict):
-        return {key: _apart(each) for key, each in value.items()}
-    return type(value)(map(_apart, value)) if isinstance(value, list | tuple) else value
+        return {key: _each(each, change) for key, each in value.items()}
+    return type(value)(_each(each, change) for each in value) if isinstance(value, list | tuple) else value
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """A tensor without the numbers beside it: of a view PyTorch saves all that it is a view of."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from resrepro.records.storage import RunWriter
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training import parallel, updates, world_size
-from resrepro.training.checkpoint import save_checkpoint, state_of
+from resrepro.training.checkpoint import CheckpointWriter, state_of
 from resrepro.training.engine import EAGER, GRAPH, LANES, accelerate, arithmetic
 from resrepro.training.measure import Errors, ErrorSums, RecordedErrors, measure_held_out
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
@@ -83,6 +83,7 @@ class Trainer:
         self.done = self.sampled = 0
         self.saved: tuple[int, int] | None = None
         self.interval = CheckpointInterval()
+        self.checkpoints = CheckpointWriter(writer.folder / CHECKPOINT, self.device)
         self.way_on = "The same command goes on from here."
         self.warmup_switch: int | None = None
         adaptive = isinstance(self.recipe, ImageNetRecipe) and self.recipe.lr_policy == "plateau"
@@ -184,6 +185,7 @@ class Trainer:
         """Close the record."""
         if self.saved != (self.done, self.sampled):
             self.save()
+        parallel.on_first(self.checkpoints.finish)
         exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
         if (waited := self.waited_share()) > TOLD_WAITING:
@@ -306,14 +308,14 @@ class Trainer:
         }  # fmt: skip
 
     def save(self) -> None:
-        """Write the checkpoint and, with it, how far the run has come; all processes wait for it."""
+        """Write the checkpoint, or begin to, and how far the run has come; all processes wait for it."""
         start = time.perf_counter()
         shares = parallel.collected(
             [(part.sums[:3].cpu(), part.count) for part in (self.since_sample, self.since_look)]
         )
 
         def write() -> None:
-            save_checkpoint(self.writer.folder / CHECKPOINT, state_of(self, shares))
+            self.checkpoints.write(state_of(self, shares))
             self.writer.result(self.result("partial"))
 
         parallel.on_first(write)
@@ -323,6 +325,7 @@ class Trainer:
     def stop(self, signal_number: int) -> None:
         """Checkpoint, and leave by raising Interrupted because of a signal."""
         self.save()
+        parallel.on_first(self.checkpoints.finish)
         raise Interrupted(
             f"Stopped at iteration {self.done:,} of {self.recipe.iterations:,}, checkpoint written. "
             f"{self.way_on}",

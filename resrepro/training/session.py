@@ -221,7 +221,11 @@ class Session:
         with self.alone(break_lock), engines.telling_memory(self.split.memory_hint()):
             trainer = self.open(device_name, chosen, engine)
             trainer.interval = interval
-            yield trainer
+            try:
+                yield trainer
+            finally:
+                with suppress(RecordError):  # a run that ends well has waited for it
+                    trainer.checkpoints.finish()
 
     def open(self, device_name: str, chosen: torch.device, engine: str) -> Trainer:
         """The trainer of the run, its record begun or brought to the state of its checkpoint."""
