@@ -295,9 +295,16 @@ def test_other_images_are_said_to_be_that_and_the_papers_curves_to_be_imagenets(
     assert "Shortened: 720 of the paper's 600,000 iterations" in told
     assert "10 classes, 5,000 training and 500 validation images" in told
     assert "a folder of other images instead of ImageNet" in told
-    assert "the paper's curves of ImageNet's 1,000 classes, x scaled to this schedule" in told
+    assert "Lower panels: the paper's curves of ImageNet's 1,000 classes, x scaled to this schedule" in told
     assert "theirs are" not in told  # both are validation errors
-    assert line(figure.axes[0], "paper plain-18 held_out")[0][-1] == pytest.approx(55 / 60 * 720)
+    ours, _, theirs, _ = figure.axes
+    assert not [each for each in ours.lines if str(each.get_label()).startswith("paper")]
+    assert line(theirs, "paper plain-18 held_out")[0][-1] == pytest.approx(55 / 60 * 720)
+    assert (ours.get_ylim(), theirs.get_ylim()) == ((40, 63), (20, 63))
+    assert (ours.get_title(), theirs.get_title()) == (
+        "plain nets on a folder of images",
+        "plain nets on ImageNet, the paper's",
+    )
 
 
 def test_figure4_shows_option_a_of_18_and_34_layers_alone(four: Path) -> None:

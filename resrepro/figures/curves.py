@@ -6,7 +6,7 @@ Drawn is one seed group per net, all of one protocol, with the paper's own curve
 import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from resrepro.comparison import groups
@@ -81,25 +81,22 @@ class Sheet:
     footnote: tuple[str, ...]
     notes: tuple[str, ...]
 
-    @property
-    def top(self) -> int:
-        """The upper end of the error axis, percent: the paper's, or higher where curves need it."""
+    def frame(self, panel: Panel) -> tuple[int, int]:
+        """The ends of a panel's error axis, percent: the paper's, or further where curves need it."""
+        sharing = [other for other in self.panels if not self.apart or bool(other.ours) == bool(panel.ours)]
         start = self.iterations * self.layout.get("settled", 2 / 3)
         settled = [float(self.layout["frame"])]
-        for panel in self.panels:
-            for curve in panel.curves:
-                if curve.depth not in panel.layout.get("off_scale", ()):
+        for other in sharing:
+            for curve in other.curves:
+                if curve.depth not in other.layout.get("off_scale", ()):
                     settled += [error for at, error in zip(curve.x, curve.y, strict=True) if at >= start]
-        need = min(max(settled), 100)
         frames: Sequence[int] = self.layout.get("frames", FRAMES)
-        return next(frame for frame in frames if frame >= need)
-
-    @property
-    def floor(self) -> int:
-        """The lower end of the error axis, percent: the paper's, or 0 where curves fall below it."""
+        top = next(frame for frame in frames if frame >= min(max(settled), 100))
         floor = int(self.layout.get("floor", 0))
-        lowest = min((min(curve.y) for curve in self.curves), default=floor)
-        return floor if lowest >= floor else 0
+        lowest = min((min(curve.y) for other in sharing for curve in other.curves), default=floor)
+        if self.apart and panel.ours:
+            return int(lowest) // 20 * 20, top
+        return floor if lowest >= floor else 0, top
 
     @property
     def curves(self) -> list[Curve]:
@@ -110,6 +107,11 @@ class Sheet:
     def has_ours(self) -> bool:
         """Whether any run of ours is drawn."""
         return any(panel.ours for panel in self.panels)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the paper's curves have panels of their own, below ours: they are of other images."""
+        return self.has_ours and any(panel.paper for panel in self.panels) and "of" in self.layout
 
     @property
     def unit(self) -> int:
@@ -158,6 +160,12 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
         theirs = _paper_curves(exhibit, layout, panel, scale) if paper and "paper" in layout else ()
         panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs)))
     nets = {curve.net for panel in panels for curve in panel.paper}
+    if drawn and nets and "of" in layout:  # errors on other images are no answer to the paper's
+        own = groups.data_told(first).partition(" (")[0]
+        panels = [
+            *(replace(_titled(panel, f"on {own}"), paper=()) for panel in panels),
+            *(replace(_titled(panel, "on ImageNet, the paper's"), ours=()) for panel in panels),
+        ]
     if paper and not nets:
         notes = (*notes, f"The paper has no curves for {exhibit}.")
     if not drawn and not nets:
@@ -197,6 +205,10 @@ def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]
         ),
     ]
     return drawn, tuple(f"{about}: {', '.join(names)}." for about, names in notes if names)
+
+
+def _titled(panel: Panel, more: str) -> Panel:
+    return replace(panel, layout={**panel.layout, "title": f"{panel.layout['title']} {more}"})
 
 
 def paper_iterations(layout: Layout) -> int:
@@ -306,6 +318,8 @@ def _whose(layout: Layout, drawn: Groups, theirs: set[str]) -> str:
     first = first_of(drawn)
     told = "Pale lines" if layout["training"] == "thin" else "Thin lines"
     told += f"{'' if theirs <= drawn.keys() else ' and names in italics'}: the paper's curves"
+    if "of" in layout:
+        told = "Lower panels: the paper's curves"
     if first.family == "imagenet" and groups.about_images(first.classes, first.env["data"]["images"]):
         told += f" of ImageNet's {IMAGENET_CLASSES:,} classes"
     if groups.iterations_of(first) != paper_iterations(layout):

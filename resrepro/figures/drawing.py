@@ -54,10 +54,11 @@ def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None
     with own_settings():
         width = width or float(sheet.layout["width"])
         told = list(sheet.footnote)
-        for curve in (curve for panel in sheet.panels for curve in _labelled(panel)):
-            if (end := curve.y[-1]) > sheet.top:
-                kind = "training" if curve.kind == "train" else sheet.held_out
-                told.append(f"{curve.net} ends above the frame, at {end:.1f} % ({kind}).")
+        for panel in sheet.panels:
+            for curve in _labelled(panel):
+                if (end := curve.y[-1]) > sheet.frame(panel)[1]:
+                    kind = "training" if curve.kind == "train" else sheet.held_out
+                    told.append(f"{curve.net} ends above the frame, at {end:.1f} % ({kind}).")
         lines = wrap(" ".join(told), width - 0.5, SMALL) if caption else []
         rows = _rows(sheet, width)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
@@ -95,7 +96,7 @@ def page(
 
 def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
     """The panels of each row, as many as leave each wide enough."""
-    for most in range(len(sheet.panels), 0, -1):
+    for most in range(len(sheet.panels) // (2 if sheet.apart else 1), 0, -1):
         starts = range(0, len(sheet.panels), most)
         rows = [_row(sheet, sheet.panels[start : start + most], width) for start in starts]
         if all(own >= NARROWEST * panel.layout.get("share", 1) for row in rows for panel, _, own in row):
@@ -105,11 +106,11 @@ def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
 
 def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[Place]:
     """Panels side by side with the names of their nets right of them."""
-    names = [[_label_text(sheet, curve) for curve in _labelled(panel)] for panel in panels]
+    names = [[_label_text(sheet, panel, curve) for curve in _labelled(panel)] for panel in panels]
     margins = [(LEADER + 4) / INCH + max([text_width(name, TEXT) for name in own] or [0.1]) for own in names]
     shares = [float(panel.layout.get("share", 1)) for panel in panels]
     unit = (width - LEFT - sum(margins) - GAP * (len(panels) - 1)) / sum(shares)
-    if len(panels) < len(sheet.panels):
+    if len(panels) < len(sheet.panels) and not sheet.apart:
         unit = min(unit, WIDEST)
     row, left = [], LEFT
     for panel, share, margin in zip(panels, shares, margins, strict=True):
@@ -162,13 +163,13 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     from matplotlib.ticker import MaxNLocator
 
     start = float(panel.layout.get("start", 0)) * sheet.iterations / sheet.unit
-    end, top = sheet.iterations / sheet.unit, sheet.top
+    end, (floor, top) = sheet.iterations / sheet.unit, sheet.frame(panel)
     axes.set_xlim(start, end)
-    axes.set_ylim(sheet.floor, top)
+    axes.set_ylim(floor, top)
     own = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
     errors = own.get(str(top), TICKS.get(top, range(0, 101, 20)))
-    apart = (top - sheet.floor) * TEXT / (axes.bbox.height * INCH / axes.figure.dpi)
-    ticks = [float(error) for error in errors if error >= sheet.floor]
+    apart = (top - floor) * TEXT / (axes.bbox.height * INCH / axes.figure.dpi)
+    ticks = [float(error) for error in errors if error >= floor]
     axes.set_yticks(ticks[:1] + [high for low, high in itertools.pairwise(ticks) if high - low >= apart])
     few = min(7, int(axes.bbox.width / axes.figure.dpi / PER_TICK))
     locator = MaxNLocator(nbins=few, steps=[1, 2, 2.5, 5, 10], integer=sheet.unit == 1)
@@ -187,7 +188,7 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
             0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
             bbox={"facecolor": "white", "edgecolor": "none"},
         )  # fmt: skip
-    elif not panel.ours and sheet.has_ours:
+    elif not panel.ours and sheet.has_ours and not sheet.apart:
         axes.text(
             0.97, 0.95, "no runs yet,\nthe paper's alone", transform=axes.transAxes, ha="right", va="top",
             color=QUIET, fontsize=SMALL, linespacing=1.3,
@@ -196,7 +197,7 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
 
 
 def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
-    faint = curve.paper and sheet.has_ours
+    faint = curve.paper and sheet.has_ours and not sheet.apart
     bold = curve.kind != "train" or sheet.layout["training"] == "solid"
     style = _stroke(sheet, bold=bold, faint=faint)
     marker = sheet.palette["markers"].get(str(curve.depth))
@@ -244,21 +245,21 @@ def _labelled(panel: Panel) -> list[Curve]:
     return list(chosen.values())
 
 
-def _label_text(sheet: Sheet, curve: Curve) -> str:
+def _label_text(sheet: Sheet, panel: Panel, curve: Curve) -> str:
     name = str(sheet.layout.get("label", "{net}")).format(net=curve.net, depth=curve.depth)
-    return name + (" ↑" if curve.y[-1] > sheet.top else "")
+    return name + (" ↑" if curve.y[-1] > sheet.frame(panel)[1] else "")
 
 
 def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     """Write each net's name right of the frame, at the height of its curve's end or close to it."""
     curves = _labelled(panel)
     width, height = (side * INCH / axes.figure.dpi for side in axes.bbox.size)
-    floor, top = sheet.floor, sheet.top
+    floor, top = sheet.frame(panel)
     ends = [(min(curve.y[-1], top) - floor) / (top - floor) * height for curve in curves]
     places = spread(ends, LABEL_PITCH, height)
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = sheet.colour(curve.depth, text=True)
-        theirs = curve.paper and sheet.has_ours
+        theirs = curve.paper and sheet.has_ours and not sheet.apart
         x = [1 + points / width for points in (1.5, 4, LEADER - 5)]
         marker = "" if theirs else sheet.palette["markers"].get(str(curve.depth), "")
         axes.plot(
@@ -266,7 +267,7 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
             markevery=[2], markersize=4.5, transform=axes.transAxes, clip_on=False, label="leader",
         )  # fmt: skip
         axes.text(
-            1 + LEADER / width, place / height, _label_text(sheet, curve), transform=axes.transAxes,
+            1 + LEADER / width, place / height, _label_text(sheet, panel, curve), transform=axes.transAxes,
             va="center_baseline", color=colour, fontstyle="italic" if theirs else "normal",
         )  # fmt: skip
 
@@ -276,7 +277,7 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
     from matplotlib.patches import Patch
 
     curves, training = sheet.curves, sheet.layout["training"]
-    beside_theirs = sheet.has_ours and any(curve.paper for curve in curves)
+    beside_theirs = sheet.has_ours and any(curve.paper for curve in curves) and not sheet.apart
     keys: list[Artist] = []
     if training != "solid" and curves:
         stroke = _stroke(sheet, bold=False, faint=False)

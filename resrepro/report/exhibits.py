@@ -153,9 +153,9 @@ def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
         for run in runs if len(runs) > 1 else ():
             if curve := mean_curve(SeedGroup((run,)), mean.kind):
                 lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
-    start = float(panel.layout.get("start", 0)) * sheet.iterations
+    start, (floor, top) = float(panel.layout.get("start", 0)) * sheet.iterations, sheet.frame(panel)
     return {
-        "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)], "lines": lines,
+        "frame": [start, float(sheet.iterations), float(floor), float(top)], "lines": lines,
         "share": float(panel.layout.get("share", 1)),
         "ylabel": str(panel.layout["ylabel"]).format(held_out=sheet.held_out),
     }  # fmt: skip
