@@ -37,7 +37,7 @@ types: .venv/developing
 tables: .venv/installed  ## regenerate tables/ from the committed records
 	$(BIN)/resrepro compare table1 table2 table3 table4 table5 table6 $(RESULTS) --tables tables
 	$(BIN)/resrepro compare figure1 figure4 figure6 figure7 demo $(RESULTS) --tables tables
-	$(BIN)/resrepro compare table2-folder table3-folder table5-folder figure4-folder $(RESULTS) --tables tables
+	$(BIN)/resrepro compare table2-folder figure4-folder $(RESULTS) --tables tables
 	$(BIN)/resrepro compare table6-digits figure1-digits figure6-digits $(RESULTS) --tables tables
 	$(BIN)/resrepro claims $(RESULTS) --tables tables
 

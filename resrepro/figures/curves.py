@@ -94,8 +94,8 @@ class Sheet:
         top = next(frame for frame in frames if frame >= min(max(settled), 100))
         floor = int(self.layout.get("floor", 0))
         lowest = min((min(curve.y) for other in sharing for curve in other.curves), default=floor)
-        if self.apart and panel.ours:
-            return int(lowest) // 20 * 20, top
+        if top > self.layout["frame"] and "of" in self.layout:  # far from the paper's errors
+            return min(int(lowest) // 20 * 20, top - 40), top
         return floor if lowest >= floor else 0, top
 
     @property

@@ -119,9 +119,11 @@ def _picture_of(name: str, found: Collection) -> Picture | None:
 
 
 def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
-    """The chart of a figure of curves, the paper's behind ours; None if there is nothing to draw."""
+    """The chart of a figure of curves, the paper's behind ours unless they are of other images and stand in
+    the chart above; None if there is nothing to draw.
+    """
     try:
-        sheet = make_sheet(exhibit, runs, paper=True)
+        sheet = make_sheet(exhibit, runs, paper="of" not in curves.exhibits()[exhibit])
     except RecordError:
         return None
     seeds = any(len(group.runs) > 1 for group in sheet.groups.values())
