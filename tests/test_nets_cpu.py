@@ -41,7 +41,7 @@ def norms(channels: int) -> tuple[GroupedBatchNorm2d, GroupedBatchNorm2d]:
 
 
 def relu(norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return cpu.normalise(KERNELS.library, norm, x, shortcut)
+    return cpu._Normalise.apply(KERNELS.library, norm, x, shortcut, norm.weight, norm.bias)
 
 
 def reference(norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -153,7 +153,7 @@ def test_convolutions_and_their_gradients_are_those_of_the_definition(
     upstream = conv_maps(images, outputs, height, width, kind, 2)
     weight = filters(outputs, inputs).requires_grad_()
     assert cpu.can_convolve(x, weight)
-    y = cpu.convolve(KERNELS.library, x, weight)
+    y = cpu._Convolve.apply(KERNELS.library, x, weight)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     assert y.dtype == kind
     near(y.detach(), exact.detach(), CONV_TYPES[kind])
@@ -168,7 +168,7 @@ def test_convolutions_and_their_gradients_are_those_of_the_definition(
 def test_a_pixel_that_is_no_number_is_not_lost() -> None:
     x = conv_maps(2, 16, 12, 12, torch.float32, 1)
     x[1, 3, 5, 5] = float("nan")
-    y = cpu.convolve(KERNELS.library, x, filters(16, 16))
+    y = cpu._Convolve.apply(KERNELS.library, x, filters(16, 16))
     assert y[1, :, 4:7, 4:7].isnan().all()
     assert not y[0].isnan().any()
 
@@ -177,7 +177,7 @@ def test_a_pixel_that_is_no_number_is_not_lost() -> None:
 def test_only_the_gradient_that_is_wanted_is_taken(wanted: int) -> None:
     leaves = conv_maps(2, 16, 8, 8, torch.float32, 1), filters(16, 16)
     leaves[wanted].requires_grad_()
-    cpu.convolve(KERNELS.library, *leaves).sum().backward()
+    cpu._Convolve.apply(KERNELS.library, *leaves).sum().backward()
     assert [leaf.grad is not None for leaf in leaves] == [wanted == 0, wanted == 1]
 
 
@@ -230,13 +230,13 @@ def test_groups_and_passes_are_left_to_pytorch(change: dict[str, int]) -> None:
 
 def test_a_net_uses_them_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for name in ("convolve", "normalise"):
-        real = getattr(cpu, name)
-        monkeypatch.setattr(cpu, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    for kind in (cpu._Convolve, cpu._Normalise):
+        real, name = kind.apply, kind.__name__
+        monkeypatch.setattr(kind, "apply", lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
     net = build_net("cifar10", 8, shortcut="B", generator=seeded(1))
     cpu.KernelNet(net, KERNELS)(torch.randn(2, 3, 16, 16, generator=seeded(2)))
     # Of seven 3x3 convolutions the first has three channels, and two have stride 2.
-    assert (calls.count("convolve"), calls.count("normalise")) == (4, 7)
+    assert (calls.count("_Convolve"), calls.count("_Normalise")) == (4, 7)
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
@@ -246,7 +246,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         torch.set_num_threads(threads)
         fused, _ = norms(32)
         leaves = x.clone().requires_grad_(), filters(32, 32).requires_grad_()
-        y, _ = relu(fused, cpu.convolve(KERNELS.library, *leaves), shortcut)
+        y, _ = relu(fused, cpu._Convolve.apply(KERNELS.library, *leaves), shortcut)
         gradients = torch.autograd.grad(y, (*leaves, *fused.parameters()), upstream)
         told.append((y.detach(), *gradients, fused.running_mean, fused.running_var))
     for other in told[1:]:
@@ -313,9 +313,9 @@ def test_they_are_compiled_once_and_found_again(monkeypatch: pytest.MonkeyPatch)
     assert cpu.load_kernels().key == KERNELS.key
     assert path.stat().st_mtime_ns == made
     assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
-    key = cpu._key(["cc"], {})
+    key = cpu._key(["cc"], [])
     monkeypatch.setattr(cpu, "FLAGS", (*cpu.FLAGS, "-DOTHER"))
-    assert cpu._key(["cc"], {}) != key
+    assert cpu._key(["cc"], []) != key
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from resrepro.nets import Net, build_net
 from resrepro.training.updates import SGD
 
 pytest.importorskip("triton")
-from resrepro.nets.gpu import STEM, Lanes, backward, check, forward
+from resrepro.nets import gpu
+from resrepro.nets.gpu import STEM, Lanes, backward, forward
 
 DEVICE = torch.device("cpu" if forward.INTERPRETED else "cuda")
 pytestmark = [] if forward.INTERPRETED else [pytest.mark.gpu]
@@ -288,17 +289,17 @@ def test_two_updates_are_as_near_to_pytorchs_as_their_arithmetic_allows(
     precision: str, low: float, high: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check before a run, on fewer images; PyTorch's own bf16 is as far off."""
-    monkeypatch.setattr(check, "IMAGES", 8)
-    monkeypatch.setattr(check, "DEPTH", 8 if forward.INTERPRETED else 14)
-    assert low <= check.distance(DEVICE, 8, precision) < high <= check.TOLERANCE["bf16"]
+    monkeypatch.setattr(gpu, "IMAGES", 8)
+    monkeypatch.setattr(gpu, "DEPTH", 8 if forward.INTERPRETED else 14)
+    assert low <= gpu.distance(DEVICE, 8, precision) < high <= gpu.TOLERANCE["bf16"]
 
 
 def test_kernels_that_fail_or_disagree_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> float:
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(check, "distance", fail)
-    assert "do not run on this GPU (RuntimeError: no kernel" in check.disagreement(DEVICE, 1, "float32")
+    monkeypatch.setattr(gpu, "distance", fail)
+    assert "do not run on this GPU (RuntimeError: no kernel" in gpu.disagreement(DEVICE, 1, "float32")
     for error, told in ((float("nan"), "differ by nan"), (0.5, "differ by 5.0e-01"), (1e-4, "")):
-        monkeypatch.setattr(check, "distance", lambda *_, error=error: error)
-        assert told in check.disagreement(DEVICE, 2 + int(error == 0.5) + 2 * int(error == 1e-4), "float32")
+        monkeypatch.setattr(gpu, "distance", lambda *_, error=error: error)
+        assert told in gpu.disagreement(DEVICE, 2 + int(error == 0.5) + 2 * int(error == 1e-4), "float32")

@@ -1,7 +1,6 @@
 """The layers that PyTorch has not: BN over groups of images, and shortcuts (Sections 3.3 and 3.4)."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -56,40 +55,30 @@ class ZeroPadShortcut(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, zeros: str) -> None:
         super().__init__()
-        extra = out_channels - in_channels
-        before = extra // 2 if zeros == "symmetric" else 0
-        self.stride = stride
-        self.place = slice(before, before + in_channels)  # of x among the channels
-        self.channels = out_channels
+        self.extra, self.stride = out_channels - in_channels, stride
+        self.before = self.extra // 2 if zeros == "symmetric" else 0  # of the new channels
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C + extra, ceil(H / stride), ceil(W / stride))."""
-        return _ZeroPad.apply(x, self.stride, self.place, self.channels)  # type: ignore[no-any-return]
+        return _ZeroPad.apply(x, self.stride, self.before, self.extra)  # type: ignore[no-any-return]
 
 
 class _ZeroPad(torch.autograd.Function):
-    """Striding and padding with one allocation each way; PyTorch's own operations take three."""
+    """PyTorch's own operations change the memory layout on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stride: int, place: slice, channels: int) -> Tensor:
-        ctx.stride, ctx.place, ctx.shape = stride, place, x.shape
-        strided = x[:, :, ::stride, ::stride]
-        padded = _zeros_like(x, (len(x), channels, *strided.shape[2:]))
-        padded[:, place] = strided
-        return padded
+    def forward(ctx: Any, x: Tensor, stride: int, before: int, extra: int) -> Tensor:
+        ctx.stride, ctx.before, ctx.shape = stride, before, x.shape
+        return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, extra - before))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        spread = _zeros_like(gradient, ctx.shape)
-        spread[:, :, :: ctx.stride, :: ctx.stride] = gradient[:, ctx.place]
+        last = gradient.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        spread = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=layout)
+        own = gradient[:, ctx.before : ctx.before + ctx.shape[1]]
+        spread.zero_()[:, :, :: ctx.stride, :: ctx.stride] = own
         return spread, None, None, None
-
-
-def _zeros_like(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros of another shape in the type and layout of x."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout).zero_()
 
 
 class ProjectionShortcut(nn.Sequential):

@@ -18,16 +18,6 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: computes on a CPU, slowly
 
 
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
-
-
-def next_power_of_2(a: int) -> int:
-    """The least power of 2 that is not less than a, above 0."""
-    return 1 << (a - 1).bit_length()
-
-
 @triton.jit
 def place_of(p, H: tl.constexpr, W: tl.constexpr):
     """Image, row and column of pixels."""
