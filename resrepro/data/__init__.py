@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,6 @@ def load_digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, which need no download; every fifth is held out, 1,438 / 359.
     Upsampled from 8x8 to 16x16 (each pixel of 0..16 becomes a 2x2 square of 0..255), grey in 3 channels.
     """
-    from importlib.metadata import distribution
-
     package = distribution("scikit-learn")  # not imported, since that takes longer than some updates do
     digits = np.loadtxt(str(package.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
     grey = np.rint(digits[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)

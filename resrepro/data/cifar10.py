@@ -104,13 +104,11 @@ def _read(source: Path) -> tuple[Images, Images]:
     if source.is_file():
         found = _unpacked(source)
     else:
-        found = {}
-        for path in source.iterdir():
-            if path.name.removesuffix(".bin") in OFFICIAL_MD5:
-                try:
-                    found[path.name] = path.read_bytes()
-                except OSError as error:
-                    raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        paths = [path for path in source.iterdir() if path.name.removesuffix(".bin") in OFFICIAL_MD5]
+        try:
+            found = {path.name: path.read_bytes() for path in paths}
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from None
     names = _batches(found)
     for name in names:
         if name not in found:

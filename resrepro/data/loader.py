@@ -6,10 +6,10 @@ where an interrupted run was resumed.
 
 import hashlib
 import signal
-import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -90,24 +90,22 @@ def read_ahead(
     """What `give` returns for each item, in order, called by workers while `device` computes. For a GPU
     tensors come in pinned memory, from which they are copied without waiting. DataError if a worker dies.
     """
-    workers = min(loading.workers_beside(device, group.local_size), len(items))
     # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
     # without that it tells of it where the next item is awaited.
     before = signal.getsignal(signal.SIGCHLD)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+            warnings.simplefilter("ignore")  # of more workers than cores, and of forks beside threads
             loader: DataLoader[T] = DataLoader(
                 items,  # type: ignore[arg-type]
                 batch_size=None,
-                num_workers=workers,
+                num_workers=min(loading.workers_beside(device, group.local_size), len(items)),
                 collate_fn=give,  # type: ignore[arg-type]
                 pin_memory=device is not None and device.type == "cuda",
                 worker_init_fn=_start_worker,
             )
             batches = iter(loader)
-        if before is not None and threading.current_thread() is threading.main_thread():
+        with suppress(ValueError):  # not in the main thread, where PyTorch sets no handler
             signal.signal(signal.SIGCHLD, before)
         yield from batches
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -142,10 +140,10 @@ class CropReader:
     """Reads and cuts this process's share of batch `i`."""
 
     def __init__(
-        self, photos: Photos, recipe: ImageNetRecipe, lighting: augment.Lighting, seed: int,
+        self, photos: Photos, recipe: ImageNetRecipe, axes: augment.Floats, seed: int,
         group: ProcessGroup = ALONE,
     ) -> None:  # fmt: skip
-        self.photos, self.recipe, self.lighting, self.seed = photos, recipe, lighting, seed
+        self.photos, self.recipe, self.axes, self.seed = photos, recipe, axes, seed
         self.sampler = augment.EpochSampler(recipe, len(photos), seed)
         self.share = group.share(recipe.batch_size)
 
@@ -163,7 +161,8 @@ class CropReader:
             crop = augment.training_crop(image, self.recipe, choice)
             crops[place] = torch.from_numpy(np.ascontiguousarray(crop))
         labels = torch.from_numpy(self.photos.labels[indices])
-        return CropBatch(crops, labels, self.lighting.shifts(colours[self.share]), bad)
+        shifts = torch.as_tensor(colours[self.share] @ self.axes.T, dtype=torch.float32)
+        return CropBatch(crops, labels, shifts[:, :, None, None], bad)
 
 
 def photo_batches(
@@ -182,7 +181,7 @@ def photo_batches(
             yield batch[:3]
 
     for crops, labels, shifts in sent_ahead(whole(), device):
-        yield augment.laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
+        yield normalisation.test(crops + shifts), labels
 
 
 def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[Sequence[Tensor]]:

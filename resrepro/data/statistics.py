@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from resrepro.data import ALONE, ProcessGroup
+from resrepro.data.augment import Floats
 from resrepro.data.loader import Loading, PhotoViews, read_ahead
 from resrepro.data.photos import UNREADABLE, BadImage, Decoded, Photos, PhotoSet
 from resrepro.errors import RecordError
@@ -26,7 +26,6 @@ from resrepro.records.reading import json_bytes, read_json
 from resrepro.records.storage import make_folder, write_out, write_whole
 from resrepro.spec.catalogue import protocol_for
 
-Array = npt.NDArray[np.float64]
 ARRAYS = ("mean", "components", "variances")
 MOST_KEPT = 4 * 10**9  # bytes
 
@@ -35,9 +34,9 @@ MOST_KEPT = 4 * 10**9  # bytes
 class Statistics:
     """What one pass over both splits tells."""
 
-    mean: Array  # training image, (3, S, S), pixels 0 to 255
-    components: Array  # principal axes of RGB as columns, (3, 3)
-    variances: Array  # their eigenvalues for pixels in 0 to 1, (3,)
+    mean: Floats  # training image, (3, S, S), pixels 0 to 255
+    components: Floats  # principal axes of RGB as columns, (3, 3)
+    variances: Floats  # their eigenvalues for pixels in 0 to 1, (3,)
     bad: dict[str, str]  # the files that are no readable images, `<split>/<class>/<file>`, and why
     checksums: dict[str, str]  # by split, SHA-256 over names and contents of the readable ones
     size: int  # bytes of the decoded pixels of the readable ones
@@ -88,7 +87,7 @@ def _pass(photos: PhotoSet, image_size: int, loading: Loading, group: ProcessGro
     return Statistics(mean, components, variances, train.bad | val.bad, checksums, size)
 
 
-def principal_axes(covariance: Array) -> tuple[Array, Array]:
+def principal_axes(covariance: Floats) -> tuple[Floats, Floats]:
     """Eigenvalues, largest first, and unit eigenvectors as columns, the largest entry of each positive."""
     variances, axes = np.linalg.eigh(covariance)
     variances, axes = variances[::-1], axes[:, ::-1]

@@ -6,6 +6,7 @@ option A. The CIFAR nets have 6n+2 weighted layers on maps of size 32, 16, 8 wit
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,50 +23,29 @@ BatchNorm = functools.partial[GroupedBatchNorm2d]
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each followed by BN; y = relu(F(x) + shortcut(x)), or relu(F(x)) if plain."""
+    """Convolutions, each followed by BN: y = relu(F(x) + shortcut(x)), or relu(F(x)) if plain. `layers` are
+    their kernels, channels and strides: two of 3x3, or 1x1, 3x3 and 1x1, a bottleneck (Figure 5 right).
+    """
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, shortcut: nn.Module | None, batch_norm: BatchNorm
-    ) -> None:
+        self, channels: int, layers: Sequence[tuple[int, int, int]], shortcut: nn.Module | None,
+        batch_norm: BatchNorm,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = batch_norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = batch_norm(channels)
+        self.depth = len(layers)
+        for number, (kernel, width, stride) in enumerate(layers, 1):
+            convolution = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+            self.add_module(f"conv{number}", convolution)
+            self.add_module(f"bn{number}", batch_norm(width))
+            channels = width
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
-        y = relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return relu(y if self.shortcut is None else y + self.shortcut(x))
-
-
-class Bottleneck(nn.Module):
-    """Convolutions of 1x1, 3x3 and 1x1, each followed by BN, the last four times as wide (Figure 5 right).
-
-    The stride is on the first 1x1, or with `stride_3x3` on the 3x3, as later implementations have it.
-    """
-
-    def __init__(
-        self, in_channels: int, width: int, stride: int, shortcut: nn.Module | None, batch_norm: BatchNorm,
-        stride_3x3: bool,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        first, second = (1, stride) if stride_3x3 else (stride, 1)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
-        self.bn1 = batch_norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, second, padding=1, bias=False)
-        self.bn2 = batch_norm(width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn3 = batch_norm(4 * width)
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, 4 width, H / stride, W / stride)."""
-        y = relu(self.bn1(self.conv1(x)))
-        y = relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        y = x
+        for number in range(1, self.depth + 1):
+            y = getattr(self, f"conv{number}")(relu(y) if number > 1 else y)
+            y = getattr(self, f"bn{number}")(y)
         return relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
@@ -88,11 +68,12 @@ class Net(nn.Module):
             for number in range(count):
                 stride = 2 if stage > 0 and number == 0 else 1
                 out = width * layout.expansion
+                layers = [(3, width, stride), (3, width, 1)]
+                if layout.bottleneck:  # its stride on the first 1x1, or on the 3x3 as later implementations
+                    first, second = (1, stride) if stride_3x3 else (stride, 1)
+                    layers = [(1, width, first), (3, width, second), (1, out, 1)]
                 way = make_shortcut(shortcut, channels, out, stride, zeros, batch_norm)
-                if layout.bottleneck:
-                    blocks.append(Bottleneck(channels, width, stride, way, batch_norm, stride_3x3))
-                else:
-                    blocks.append(Block(channels, width, stride, way, batch_norm))
+                blocks.append(Block(channels, layers, way, batch_norm))
                 channels = out
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
@@ -108,9 +89,8 @@ class Net(nn.Module):
         return self.fc(pooled)  # type: ignore[no-any-return]
 
     def dense(self, images: Tensor, window: int) -> Tensor:
-        """The fully convolutional net of Section 3.4: logits (N, num_classes, h, w) at each place.
-
-        They are those of `forward` where the average over `window` x `window` features is over all of them.
+        """The fully convolutional net of Section 3.4: logits (N, num_classes, h, w) at each place. They are
+        those of `forward` where the average over `window` x `window` features is over all of them.
         """
         pooled = F.avg_pool2d(self.trunk(images), window, stride=1)
         return F.conv2d(pooled, self.fc.weight[:, :, None, None], self.fc.bias)

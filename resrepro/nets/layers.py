@@ -11,9 +11,8 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over groups of `group` images, as when a batch is spread over several GPUs.
-
-    With `group` 0, or in evaluation, it is ordinary BN. `batch` is the number of images of one update, where
+    """Batch normalisation over groups of `group` images, as when a batch is spread over several GPUs. With
+    `group` 0, or in evaluation, it is ordinary BN. `batch` is the number of images of one update, where
     several passes make one; 0 if every pass is an update. Whatever a batch is spread over (groups, passes,
     processes), the running averages take the plain mean of the groups' statistics.
     """
@@ -124,9 +123,8 @@ def folded(net: N) -> N:
 
 
 def averaging(net: N) -> N:
-    """A copy in training mode whose running averages count each pass alike, and start from nothing.
-
-    So the authors' README has them. The passes must be of one size, and of one BN group each.
+    """A copy in training mode whose running averages count each pass alike, and start from nothing. So the
+    authors' README has them. The passes must be of one size, and of one BN group each.
     """
     net = copy.deepcopy(net).train()
     for norm in norms_of(net):

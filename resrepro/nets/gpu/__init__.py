@@ -261,7 +261,6 @@ class Lanes:
         self, layer: Layer, before: Layer, dy: Tensor, out: Tensor, carried: Tensor | None
     ) -> int:
         """From dy of a layer to the gradient in front of the ReLU before it; gives how many programs sum it.
-
         `carried`, the gradient behind the block, comes back through the shortcut beside these two.
         """
         G: int = cdiv(before.M, PIXELS[layer.K])
@@ -280,7 +279,6 @@ class Lanes:
 @functools.cache
 def disagreement(device: torch.device, side: int, precision: str) -> str:
     """Why the kernels are not to be used for images of `side` pixels; empty if they compute the right thing.
-
     What does not compile, or cannot be launched, counts as wrong. A full memory is raised as it is, and as a
     ResreproError a fault after which this process can use the GPU no more.
     """
