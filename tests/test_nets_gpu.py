@@ -111,12 +111,8 @@ def test_the_way_back_through_a_block(C: int, K: int, S: int, before: int) -> No
         channels_last(each)[None].float().contiguous() for each in (y, z.detach(), dy, carried)
     )
     flat = w.permute(2, 3, 1, 0).reshape(1, -1).contiguous()
-    g, partial, back, parts = (
-        zeros(1, M, C),
-        zeros(1, G, 2, C),
-        zeros(1, 2, C),
-        zeros(1, 4, 2 * C + 9 * C * K),
-    )
+    g, partial, back = zeros(1, M, C), zeros(1, G, 2, C), zeros(1, 2, C)
+    parts = zeros(1, 4, 2 * C + 9 * C * K)
     backward.differentiate[G, 1](
         dy_, flat, z_, y_, stats, carried_, torch.ones(1, device=DEVICE), g, partial, M, MY, G, flat.numel(),
         6, 6, C, K, S, before, True, 64, 16, "ieee",
@@ -176,11 +172,8 @@ def test_what_is_no_number_is_no_right_answer() -> None:
 def test_sgd_adds_the_parts_and_keeps_to_each_lanes_rate(nesterov: bool) -> None:
     """Against PyTorch's: the middle 100 of 110 parameters, four parts, two lanes."""
     p, v, parts = normal(2, 110), normal(2, 110, seed=1), normal(2, 4, 100, seed=2)
-    decay, rates, narrow = (
-        torch.full((110,), 1e-2, device=DEVICE),
-        torch.tensor([0.1, 0.3], device=DEVICE),
-        zeros(2, 110),
-    )
+    decay, narrow = zeros(110) + 1e-2, zeros(2, 110)
+    rates = torch.tensor([0.1, 0.3], device=DEVICE)
     parameter, old = p.double().clone(), p.clone()
     wanted = []
     for lane in (0, 1):
@@ -231,10 +224,9 @@ def updated(net: Net, images: Tensor, truth: Tensor, rate: float) -> Net:
     """A net after the same update in float64, by autograd."""
     net = copy.deepcopy(net).double().train()
     loss = F.cross_entropy(net(images.double()), truth)
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
     with torch.no_grad():
-        for p, gradient in zip(
-            net.parameters(), torch.autograd.grad(loss, list(net.parameters())), strict=True
-        ):
+        for p, gradient in zip(net.parameters(), gradients, strict=True):
             p -= rate * (0.9 * 0.01 + gradient + (1e-2 * p if p.ndim > 1 else 0))
     return net
 
@@ -250,10 +242,8 @@ def test_an_update_is_that_of_autograd(kinds: Sequence[str], zeros: str, side: i
     """Gradients of all layers, decay, momentum, rates, running averages; 3 images fill no program."""
     nets = nets_of(kinds, option_a_zeros=zeros)
     images, truth = normal(len(kinds), 3, 3, side, side, seed=3), torch.tensor([[1, 2, 3]], device=DEVICE)
-    wanted = [
-        updated(net, images[lane], truth[0], 0.1 + 0.1 * lane / (len(kinds) - 1))
-        for lane, net in enumerate(nets)
-    ]
+    rates = torch.linspace(0.1, 0.2, len(kinds)).tolist()
+    wanted = [updated(*each, truth[0], rate) for *each, rate in zip(nets, images, rates, strict=True)]
     before = copy.deepcopy(nets)
     lanes = lanes_of(nets, images, truth.expand(len(kinds), 3))
     lanes.update()

@@ -67,37 +67,13 @@ def test_it_is_ordinary_bn_in_evaluation_and_with_no_group() -> None:
     torch.testing.assert_close(GroupedBatchNorm2d(5)(x), nn.BatchNorm2d(5)(x))
 
 
-@pytest.mark.parametrize("group", [2, 8])
-def test_the_running_averages_take_the_plain_mean_over_groups(group: int) -> None:
-    norm = disturbed_norm(group)
-    old_mean, old_var = norm.running_mean.clone(), norm.running_var.clone()
-    x = images(8)
-    norm(x)
-    mean, var = statistics_of(x, group)
-    keep = 1 - MOMENTUM
-    assert_averages(norm, keep * old_mean + MOMENTUM * mean, keep * old_var + MOMENTUM * var)
-
-
-def test_the_group_reaches_every_bn_layer_of_a_net() -> None:
-    grouped = build_net("digits", 8, bn_group=4, generator=seeded(9))
-    whole = build_net("digits", 8, generator=seeded(9))
-    assert len(norms_of(grouped)) == len([m for m in grouped.modules() if isinstance(m, nn.BatchNorm2d)]) == 7
-    x = torch.randn(8, 3, 16, 16, generator=seeded(10))
-    x[4:] *= 5
-    with torch.no_grad():
-        halves = torch.cat([whole(x[:4]), whole(x[4:])])
-        torch.testing.assert_close(grouped(x), halves, rtol=1e-4, atol=1e-4)
-
-
 # --- several passes of one update -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("group", "passes", "equal_group"),
-    [
-        (4, (8, 4), 4), (2, (4, 4, 4), 2), (0, (6, 6), 6), (0, (12,), 12),
-    ],
-)  # fmt: skip
+    [(4, (8, 4), 4), (2, (4, 4, 4), 2), (0, (6, 6), 6), (0, (12,), 12)],
+)
 def test_the_averages_do_not_depend_on_how_an_update_is_cut_into_passes(
     group: int, passes: tuple[int, ...], equal_group: int
 ) -> None:

@@ -111,10 +111,7 @@ def scan(root: Path, split: str) -> Photos:
     top = root / split
     try:
         if not top.is_dir():
-            raise DataError(
-                f"{root} has no folder {split!r}: expected {split}/<class>/<image> there, "
-                "with one folder per class."
-            )
+            raise DataError(f"{root} has no folder {split!r}: expected {split}/<class>/<image> there.")
         listed = _by_class(root, split)
         classes = ordered(listed, root)
     except OSError as error:
@@ -185,9 +182,7 @@ def _by_class(root: Path, split: str) -> dict[str, list[File]]:
     for folder in folders:
         found.setdefault(one_form(folder), []).extend(_files(top / folder, folder))
     if empty := [name for name, files in found.items() if not files]:
-        raise DataError(
-            f"the class {empty[0]!r} in {top} is empty: put images there, or move its folder elsewhere."
-        )
+        raise DataError(f"the class {empty[0]!r} in {top} is empty: put images there, or move it away.")
     return found
 
 

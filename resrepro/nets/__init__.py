@@ -7,7 +7,6 @@ option A. The CIFAR nets have 6n+2 weighted layers on maps of size 32, 16, 8 wit
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -149,10 +148,9 @@ def build_net(
     )
     classes = num_classes or (1000 if FAMILIES[dataset] == "imagenet" else 10)
     net = Net(layout, option, classes, option_a_zeros, batch_norm, stride_3x3)
-    mode: Literal["fan_in", "fan_out"] = "fan_in" if init == "fan_in" else "fan_out"
     for module in net.modules():  # [13]; biases are zero, BN is the identity
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
+            nn.init.kaiming_normal_(module.weight, mode=init, nonlinearity="relu", generator=generator)  # type: ignore[arg-type]
     nn.init.zeros_(net.fc.bias)
     return net
 

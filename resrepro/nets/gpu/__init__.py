@@ -50,23 +50,14 @@ class Layer:
     S: int
     H: int
     M: int
-    at: int  # place of the filters among the parameters; gamma and beta follow
+    at: int  # place of the filters among the parameters, and of gamma and beta
+    norm_at: int
     zeros: int  # of option A, those that come before the C channels
     y: Tensor  # (L, M, K), the output
     z: Tensor  # the same, after BN, shortcut and ReLU
     stats: Tensor  # (L, 4, K)
     running: Tensor  # (L, 2, K)
     back: Tensor  # (L, 2, K)
-
-    @property
-    def norm_at(self) -> int:
-        """Where gamma and beta lie."""
-        return self.at + 9 * self.C * self.K
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """H, W, C, K, S as the kernels take them."""
-        return self.H, self.H, self.C, self.K, self.S
 
 
 class Lanes:
@@ -122,8 +113,9 @@ class Lanes:
             maps = (self._zeros(M, K, kind=self.maps) for _ in range(2))
             small = (self._zeros(rows, K) for rows in (4, 2, 2))
             zeros = (K - C) // 2 if self.symmetric else 0
-            self.layers.append(Layer(C, K, S, side, M, at, zeros, *maps, *small))
-            at = self.layers[-1].norm_at + 2 * K
+            norm_at = at + 9 * C * K
+            self.layers.append(Layer(C, K, S, side, M, at, norm_at, zeros, *maps, *small))
+            at = norm_at + 2 * K
         self.fc_at, fc = at, self.net.fc
         self.size = 16 * cdiv(at + fc.weight.numel() + len(fc.bias), 16)  # aligned, for wide loads
         ends = [*list(starts.values())[1:], self.size]
@@ -195,7 +187,7 @@ class Lanes:
         norm = self.net.bn1
         forward.convolve[G, self.count](
             x, self.narrow[:, layer.at :], layer.y, self.partial, layer.M, layer.M * S**2, G, self.size,
-            *layer.sizes, PIXELS[K], self.few, self.products,
+            H, H, layer.C, K, S, PIXELS[K], self.few, self.products,
         )  # fmt: skip
         forward.find_statistics[(self.count,)](
             self.partial, self.parameters[:, layer.norm_at :], layer.running, layer.stats, layer.M, G,
@@ -254,7 +246,7 @@ class Lanes:
         chunk = cdiv(cdiv(M, PARTS[K]), block) * block
         backward.differentiate_filters[cdiv(M, chunk), self.count, 9 // TAPS[K]](
             x, dy, gradients, M, M * layer.S**2, chunk, layer.at - start, ROW, PARTS[K],
-            *layer.sizes, TAPS[K], block, self.products, num_stages=1,
+            layer.H, layer.H, layer.C, K, layer.S, TAPS[K], block, self.products, num_stages=1,
         )  # fmt: skip
 
     def _differentiate(
