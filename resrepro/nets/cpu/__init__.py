@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from resrepro.errors import ResreproError
 from resrepro.machine import cache_folder
-from resrepro.nets import Block, Net
-from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, pairs_of, relu
+from resrepro.nets import Block, GroupedBatchNorm2d, Net, pairs_of, relu
 
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: sums keep their order, and NaN stays NaN.
@@ -272,7 +271,7 @@ class KernelNet(nn.Module):
         if not isinstance(self.net.pool, nn.Identity):
             x = same = self.net.pool(x)
         for shortcut, pairs in self.blocks:
-            if isinstance(shortcut, ProjectionShortcut):
+            if isinstance(shortcut, nn.Sequential):  # a projection
                 *pairs, (convolution, norm) = pairs
                 added = norm(self._convolve(convolution, same))
             else:
