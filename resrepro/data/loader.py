@@ -96,15 +96,11 @@ def read_ahead(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of more workers than cores, and of forks beside threads
-            loader: DataLoader[T] = DataLoader(
-                items,  # type: ignore[arg-type]
-                batch_size=None,
+            batches: Iterator[T] = iter(DataLoader(
+                items, batch_size=None, collate_fn=give, worker_init_fn=_start_worker,  # type: ignore[arg-type]
                 num_workers=min(loading.workers_beside(device, group.local_size), len(items)),
-                collate_fn=give,  # type: ignore[arg-type]
                 pin_memory=device is not None and device.type == "cuda",
-                worker_init_fn=_start_worker,
-            )
-            batches = iter(loader)
+            ))  # fmt: skip
         with suppress(ValueError):  # not in the main thread, where PyTorch sets no handler
             signal.signal(signal.SIGCHLD, before)
         yield from batches
@@ -133,7 +129,6 @@ class CropBatch(NamedTuple):
     crops: Tensor  # (n, 3, S, S) uint8
     labels: Tensor  # (n,)
     shifts: Tensor  # (n, 3, 1, 1)
-    bad: str = ""  # of a file that could not be read
 
 
 class CropReader:
@@ -147,22 +142,20 @@ class CropReader:
         self.sampler = augment.EpochSampler(recipe, len(photos), seed)
         self.share = group.share(recipe.batch_size)
 
-    def __getitem__(self, iteration: int) -> CropBatch:
+    def __getitem__(self, iteration: int) -> CropBatch | str:
+        """The share, or which file could not be read, and why."""
         indices = self.sampler.indices(iteration)[self.share].tolist()
         choices, colours = augment.crop_choices(self.seed, iteration, self.recipe.batch_size)
-        size, bad = self.recipe.image_size, ""
-        crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
-        for place, (index, choice) in enumerate(zip(indices, choices[self.share], strict=True)):
+        crops = []
+        for index, choice in zip(indices, choices[self.share], strict=True):
             try:
                 image, _ = self.photos.read(index)
             except BadImage as reason:
-                bad = f"{self.photos.name(index)} ({reason})"
-                break
-            crop = augment.training_crop(image, self.recipe, choice)
-            crops[place] = torch.from_numpy(np.ascontiguousarray(crop))
-        labels = torch.from_numpy(self.photos.labels[indices])
-        shifts = torch.as_tensor(colours[self.share] @ self.axes.T, dtype=torch.float32)
-        return CropBatch(crops, labels, shifts[:, :, None, None], bad)
+                return f"{self.photos.name(index)} ({reason})"
+            crops.append(augment.training_crop(image, self.recipe, choice))
+        shifts = torch.as_tensor(colours[self.share] @ self.axes.T, dtype=torch.float32)[:, :, None, None]
+        stacked, labels = np.stack(crops), self.photos.labels[indices]
+        return CropBatch(torch.from_numpy(stacked), torch.from_numpy(labels), shifts)
 
 
 def photo_batches(
@@ -176,9 +169,9 @@ def photo_batches(
 
     def whole() -> Iterator[Sequence[Tensor]]:
         for batch in read_ahead(reader.__getitem__, iterations, loading, device, group):
-            if batch.bad:
-                raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
-            yield batch[:3]
+            if isinstance(batch, str):
+                raise DataError(f"an image has changed since the run read them all: {batch}.")
+            yield batch
 
     for crops, labels, shifts in sent_ahead(whole(), device):
         yield normalisation.test(crops + shifts), labels

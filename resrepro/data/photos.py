@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,8 +126,7 @@ def scan(root: Path, split: str) -> Photos:
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """The WordNet ids of ImageNet's 1,000 classes in the order of their indices."""
-    text = resources.files(__package__).joinpath("imagenet_classes.txt").read_text(encoding="ascii")
-    return tuple(text.split())
+    return tuple(Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="ascii").split())
 
 
 # --- classes: of which a file is, and their order ---------------------------------------------------------
