@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from seeds import seeded
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +22,7 @@ pytestmark = [] if forward.INTERPRETED else [pytest.mark.gpu]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    return torch.randn(shape, generator=seeded(seed)).to(DEVICE)
 
 
 def zeros(*shape: int) -> Tensor:
@@ -197,8 +198,7 @@ def nets_of(kinds: Sequence[str], **options: Any) -> list[Net]:
     """Nets of 8 layers, `plain` or not, each with its own weights."""
     made = []
     for seed, kind in enumerate(kinds):
-        source = torch.Generator().manual_seed(len(kind) + 10 * seed)
-        made.append(build_net("cifar10", 8, kind == "plain", generator=source, **options).to(DEVICE))
+        made.append(build_net("cifar10", 8, kind == "plain", generator=seeded(seed), **options).to(DEVICE))
     return made
 
 
@@ -233,11 +233,9 @@ def updated(net: Net, images: Tensor, truth: Tensor, rate: float) -> Net:
 
 @pytest.mark.parametrize(
     ("kinds", "zeros", "side"),
-    [
-        (("plain", "A"), "trailing", 8),
-        pytest.param(("A", "plain", "A"), "symmetric", 12, marks=pytest.mark.slow),
-    ],
-)
+    [(("plain", "A"), "trailing", 8),
+     pytest.param(("A", "plain", "A"), "symmetric", 12, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_an_update_is_that_of_autograd(kinds: Sequence[str], zeros: str, side: int) -> None:
     """Gradients of all layers, decay, momentum, rates, running averages; 3 images fill no program."""
     nets = nets_of(kinds, option_a_zeros=zeros)
