@@ -17,7 +17,7 @@ from torchvision import transforms
 from resrepro.data import ALONE, ProcessGroup, augment, loader
 from resrepro.data.augment import Normalisation, colour_axes, crop_choices, planes, training_crop
 from resrepro.data.feeds import open_feed
-from resrepro.data.loader import CropBatch, CropReader, Loading, PhotoViews, Views, photo_batches
+from resrepro.data.loader import CropReader, Loading, PhotoViews, Views, photo_batches
 from resrepro.data.photos import Photos, read_image, scan, scan_both
 from resrepro.data.statistics import principal_axes, statistics_of
 from resrepro.errors import DataError
@@ -166,7 +166,7 @@ def reader_of(
     return CropReader(scan(photographs, "train"), recipe, colour_axes(recipe, *made_up_axes()), seed, group)
 
 
-def same(one: CropBatch, other: CropBatch) -> bool:
+def same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
     return all(map(torch.equal, one, other))
 
 
@@ -256,13 +256,13 @@ def test_without_the_augmentation_nothing_is_shifted(settings: dict[str, object]
 
 def test_a_batch_holds_the_crops_of_its_images(photographs: Path) -> None:
     reader = reader_of(photographs)
-    batch, (choices, colours) = reader[11], crop_choices(0, 11, 8)
+    (crops, labels, shifts), (choices, colours) = reader[11], crop_choices(0, 11, 8)
     for place, index in enumerate(reader.sampler.indices(11).tolist()):
         image = read_image(reader.photos.path(index))[0]
-        assert np.array_equal(batch.crops[place], slow_crop(image, reader.recipe, choices[place]))
-        assert batch.labels[place] == reader.photos.labels[index]
-    assert np.allclose(batch.shifts[:, :, 0, 0], [reader.axes @ numbers for numbers in colours])
-    assert (batch.crops.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+        assert np.array_equal(crops[place], slow_crop(image, reader.recipe, choices[place]))
+        assert labels[place] == reader.photos.labels[index]
+    assert np.allclose(shifts[:, :, 0, 0], [reader.axes @ numbers for numbers in colours])
+    assert (crops.dtype, labels.dtype) == (torch.uint8, torch.int64)
 
 
 def test_a_batch_depends_on_seed_and_iteration_alone(photographs: Path) -> None:
@@ -279,9 +279,9 @@ def test_a_batch_depends_on_seed_and_iteration_alone(photographs: Path) -> None:
 def test_processes_have_the_batch_between_them(world: int, photographs: Path) -> None:
     whole = reader_of(photographs)[5]
     shares = [reader_of(photographs, group=ProcessGroup(rank, world))[5] for rank in range(world)]
-    assert {len(share.labels) for share in shares} == {8 // world}
-    for part in ("crops", "labels", "shifts"):
-        assert torch.equal(torch.cat([getattr(share, part) for share in shares]), getattr(whole, part))
+    for parts, together in zip(zip(*shares, strict=True), whole, strict=True):
+        assert {len(part) for part in parts} == {8 // world}
+        assert torch.equal(torch.cat(parts), together)
 
 
 def batches_of(
@@ -293,12 +293,12 @@ def batches_of(
 
 def test_images_are_shifted_less_the_mean_and_divided(photographs: Path) -> None:
     reader = reader_of(photographs, pixel_divisor=58.0, colour_std=0.3)
-    (images, labels), batch = next(batches_of(reader, 2, 3)), reader[2]
-    wanted = (batch.crops.numpy().astype(float) + batch.shifts.numpy() - MEAN) / 58
+    (images, labels), (crops, truth, shifts) = next(batches_of(reader, 2, 3)), reader[2]
+    wanted = (crops.numpy().astype(float) + shifts.numpy() - MEAN) / 58
     assert np.abs(images.numpy() - wanted).max() < 1e-5
     assert images.dtype == torch.float32
-    assert torch.equal(labels, batch.labels)
-    assert batch.shifts.abs().min() > 0
+    assert torch.equal(labels, truth)
+    assert shifts.abs().min() > 0
 
 
 def test_an_image_that_has_gone_stops_the_run(photographs: Path, tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ ALONE = ProcessGroup()
 
 
 def load_dataset(name: str, split: str = "all", folder: str | Path | None = None) -> Dataset:
-    """Load a dataset by name.
+    """Load a dataset by name. DataError if files are missing, damaged or truncated (the file is named),
+    UsageError for an unknown dataset or split.
 
     Args:
         name: "cifar10" or "digits".
@@ -118,10 +119,6 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
         folder: where CIFAR-10 lies, in the official python or binary layout, as an official archive or as
             `train/<class>/*.png` and `test/<class>/*.png`. By default the folder named by RESREPRO_DATA, else
             `./data`, to which it is downloaded if missing.
-
-    Raises:
-        DataError: if files are missing, damaged or truncated; the file is named.
-        UsageError: for an unknown dataset or split.
     """
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}: there are {' and '.join(SPLITS)}.")

@@ -125,9 +125,8 @@ class TrainingBatches:
         return self.made(*self.choices(iteration))
 
     def choices(self, iteration: int) -> list[Tensor]:
-        """What makes up an update: indices of images (n,) int64 and, where the recipe pads, corners (2, n).
-        All (2 pad + 1)^2 corners are equally likely (81 for the paper's 4 pixels). Where the recipe flips a
-        coin (n, 1, 1, 1) in [0, 1) for each image follows.
+        """What makes up an update: indices of images (n,) int64; where the recipe pads, corners (2, n), all
+        equally likely (81 for the paper's 4 pixels); where it flips, coins (n, 1, 1, 1) in [0, 1).
         """
         generator, device = self.generator, self.generator.device
         generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
@@ -235,9 +234,8 @@ def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pi
 
 
 def training_crop(image: Image.Image, recipe: ImageNetRecipe, choice: Sequence[float]) -> Pixels:
-    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`. The shorter
-    side is uniform on the whole numbers of the recipe's range, the place on all that the crop fits in; half
-    of the crops are flipped.
+    """A crop (3, S, S) of the scaled image, half of the time flipped, by a row of `crop_choices`: the shorter
+    side is uniform on the whole numbers of the recipe's range, the place on all that the crop fits in.
     """
     low, high = recipe.scale
     size = recipe.image_size

@@ -201,9 +201,7 @@ class PhotoFeed(Feed):
         self.say = say
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
-        """This process's share of updates start..stop-1, read ahead. Once it is said which part of the time
-        goes by waiting, if that is more than a little.
-        """
+        """This process's share of updates start..stop-1, read ahead; much waiting is told once."""
         updates = range(start, stop)
         read = photo_batches(self._reader, updates, self.normalisation, self.loading, self.group)
         with contextlib.closing(read) as batches:
@@ -230,9 +228,7 @@ def open_feed(
     spec: Spec, data: str | Path | None, device: torch.device, seed: int, loading: Loading,
     say: Callable[[str], None] = lambda text: None, group: ProcessGroup = ALONE,
 ) -> Feed:  # fmt: skip
-    """The data of a run. DataError if they are missing or damaged, UsageError for a split that the dataset
-    does not have.
-    """
+    """The data of a run. DataError if missing or damaged, UsageError for a split that they do not have."""
     recipe = spec.recipe
     if not isinstance(recipe, CifarRecipe):
         photos = group.on_first(lambda: scan_both(data_folder(data)))

@@ -44,7 +44,6 @@ class Loading:
     max_bad_images: int = 0  # files that may be no readable image; one more stops the run
 
     def __post_init__(self) -> None:
-        """Check the numbers (UsageError)."""
         for option, value in (("--workers", self.workers or 0), ("--max-bad-images", self.max_bad_images)):
             if value < 0:
                 raise UsageError(f"{option} must be at least 0, not {value}.")
@@ -123,14 +122,6 @@ def _start_worker(worker: int) -> None:
 # --- training crops ---------------------------------------------------------------------------------------
 
 
-class CropBatch(NamedTuple):
-    """This process's share of a batch."""
-
-    crops: Tensor  # (n, 3, S, S) uint8
-    labels: Tensor  # (n,)
-    shifts: Tensor  # (n, 3, 1, 1)
-
-
 class CropReader:
     """Reads and cuts this process's share of batch `i`."""
 
@@ -142,8 +133,8 @@ class CropReader:
         self.sampler = augment.EpochSampler(recipe, len(photos), seed)
         self.share = group.share(recipe.batch_size)
 
-    def __getitem__(self, iteration: int) -> CropBatch | str:
-        """The share, or which file could not be read, and why."""
+    def __getitem__(self, iteration: int) -> tuple[Tensor, Tensor, Tensor] | str:
+        """Crops (n, 3, S, S) uint8, labels (n,), shifts (n, 3, 1, 1); or which file is bad, and why."""
         indices = self.sampler.indices(iteration)[self.share].tolist()
         choices, colours = augment.crop_choices(self.seed, iteration, self.recipe.batch_size)
         crops = []
@@ -155,7 +146,7 @@ class CropReader:
             crops.append(augment.training_crop(image, self.recipe, choice))
         shifts = torch.as_tensor(colours[self.share] @ self.axes.T, dtype=torch.float32)[:, :, None, None]
         stacked, labels = np.stack(crops), self.photos.labels[indices]
-        return CropBatch(torch.from_numpy(stacked), torch.from_numpy(labels), shifts)
+        return torch.from_numpy(stacked), torch.from_numpy(labels), shifts
 
 
 def photo_batches(
@@ -248,9 +239,7 @@ class PhotoViews:
         self.size = 0  # bytes of the decoded pixels of what was read
 
     def read(self, device: torch.device | None) -> Iterator[Views]:
-        """Groups of images of equal size, while `device` computes. DataError if too many files are no
-        readable images, or a worker dies.
-        """
+        """Groups of images of one size, while `device` computes (DataError: too many bad, a dead worker)."""
         chunks = read_ahead(self.give, self.chunks, self.loading, device, self.group)
         for groups, digests, bad, size in chunks:
             self.digests |= digests
@@ -262,9 +251,8 @@ class PhotoViews:
                 yield Views(scales, labels)
 
     def gather(self) -> tuple[Photos, str]:
-        """The readable images of the split and their checksum, once all processes have read their shares. The
-        checksum is the SHA-256 (hex) over the name and content digest of each image, in order. DataError if
-        too many files of all shares together are no readable images.
+        """The readable images of the split, once all processes have read their shares, and the SHA-256 (hex)
+        over the name and content digest of each, in order. DataError if too many files of all are bad.
         """
         bad: dict[str, str] = {}
         for digests, names in self.group.all_gather((self.digests, self.bad)):

@@ -93,9 +93,7 @@ class PhotoSet(NamedTuple):
 
 
 def scan_both(root: Path) -> PhotoSet:
-    """The training and validation images of a folder. DataError if a split is missing or empty, or `val` has
-    a class that `train` lacks.
-    """
+    """Both splits. DataError if one is missing or empty, or `val` has a class that `train` lacks."""
     train, val = scan(root, "train"), scan(root, "val")
     if len(train.classes) < 2:
         raise DataError(f"{root / 'train'} has a single class: a classifier needs two or more.")

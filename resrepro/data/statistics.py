@@ -1,9 +1,7 @@
 """What is kept of photographs in the user's cache: the result of a pass over them, and their pixels.
 
-The pass tells which can be read, their checksums, their mean and their colours.
-
-The mean image is that of the centre crops of the training images (the paper says per pixel, not of which
-crops); the colour components are the principal components of their RGB values (Section 3.4, [21]).
+The pass tells which can be read, their checksums, the mean image of the centre crops of the training images
+(the paper says per pixel, not of which crops), and the principal components of their colours (Section 3.4).
 """
 
 import hashlib
@@ -116,9 +114,8 @@ def _write(path: Path, statistics: Statistics) -> None:
 def decoded_once(
     photos: PhotoSet, size: int, loading: Loading, say: Callable[[str], None], group: ProcessGroup = ALONE
 ) -> PhotoSet:
-    """The images, all readable, with their pixels kept, of `size` bytes together: they are decoded once. As
-    they are where that is more than 4 GB, a tenth of the free disk or a quarter of the free memory, or the
-    disk refuses.
+    """The images, all readable, with their pixels of `size` bytes kept: they are decoded once. As they are if
+    that is over 4 GB, a tenth of the free disk or a quarter of the free memory, or the disk refuses.
     """
     folder = cache_folder()
 

@@ -19,8 +19,6 @@ from resrepro.spec import Spec, check_shortcut, default_shortcut
 from resrepro.spec.architecture import Layout, layout_of
 from resrepro.spec.recipe import DATASETS, FAMILIES, ImageNetRecipe, check_setting
 
-# --- layers that PyTorch has not (Sections 3.3 and 3.4) ---------------------------------------------
-
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over groups of `group` images, as when a batch is spread over several GPUs. With
@@ -40,25 +38,19 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         """Normalise x of shape (N, C, H, W), N a multiple of `group` in training."""
         if not self.training or self.is_whole(x):
             return super().forward(x)
-        parts = [
-            F.batch_norm(
-                part, self.running_mean, self.running_var, self.weight, self.bias, True,
-                self._share(len(part), self.batch or len(x)), self.eps,
-            )
-            for part in torch.split(x, self.group or len(x))
-        ]  # fmt: skip
+        assert self.momentum is not None
+        parts, total = [], self.batch or len(x)
+        for part in torch.split(x, self.group or len(x)):  # after `total` images all together have momentum
+            after = total - self._seen - len(part)
+            self._seen = (self._seen + len(part)) % total
+            share = self.momentum * len(part) / total / (1 - self.momentum * after / total)
+            statistics = self.running_mean, self.running_var
+            parts.append(F.batch_norm(part, *statistics, self.weight, self.bias, True, share, self.eps))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def is_whole(self, x: Tensor) -> bool:
         """Whether these images are one group, and one update."""
         return self.group in (0, len(x)) and self.batch in (0, len(x))
-
-    def _share(self, count: int, total: int) -> float:
-        """The weight of the next `count` images: after `total` all groups together have momentum."""
-        assert self.momentum is not None
-        after = total - self._seen - count
-        self._seen = (self._seen + count) % total
-        return self.momentum * count / total / (1 - self.momentum * after / total)
 
 
 class ZeroPadShortcut(nn.Module):
@@ -96,8 +88,6 @@ def relu(x: Tensor) -> Tensor:
     """ReLU in place: no gradient needs what was there."""
     return F.relu(x, inplace=True)
 
-
-# --- nets -------------------------------------------------------------------------------------------
 
 BatchNorm = functools.partial[GroupedBatchNorm2d]
 
@@ -196,7 +186,8 @@ def build_net(
     bn_group: int = 0, bn_batch: int = 0, bn_momentum: float = 0.1, bn_eps: float = 1e-5,
     generator: torch.Generator | None = None,
 ) -> Net:  # fmt: skip
-    """Build a net of the paper, He-initialised.
+    """Build a net of the paper, He-initialised: images (N, 3, H, W), float -> logits (N, num_classes).
+    UsageError (a ValueError) for an unknown or impossible choice.
 
     Args:
         dataset: "cifar10" or "digits" (the nets of Section 4.2; any image size divisible by 4),
@@ -211,12 +202,6 @@ def build_net(
         init: fan of the He initialisation, "fan_in" or "fan_out".
         bn_group, bn_batch, bn_momentum, bn_eps: see `GroupedBatchNorm2d`.
         generator: source of the random initial weights; PyTorch's global one by default.
-
-    Returns:
-        A module from images (N, 3, H, W), float, to logits (N, num_classes).
-
-    Raises:
-        UsageError: (a ValueError) for an unknown or impossible choice.
     """
     if dataset not in DATASETS:
         raise UsageError(f"no dataset {dataset!r}: there are {', '.join(DATASETS[:-1])} and {DATASETS[-1]}.")
@@ -246,9 +231,6 @@ def net_of(spec: Spec, num_classes: int, generator: torch.Generator | None = Non
         init=recipe.init, bn_group=recipe.bn_group, bn_batch=bn_batch, bn_momentum=recipe.bn_momentum,
         bn_eps=recipe.bn_eps, generator=generator,
     )  # fmt: skip
-
-
-# --- parts and copies of nets -----------------------------------------------------------------------
 
 
 def norms_of(net: nn.Module) -> list[GroupedBatchNorm2d]:

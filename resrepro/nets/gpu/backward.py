@@ -59,8 +59,7 @@ def classify(
     y += lane * N * PIXELS * K
     stats += lane * 4 * K + k
     mean, inverse = tl.load(stats + K)[None, None, :], tl.load(stats + 2 * K)[None, None, :]
-    total = tl.zeros((K,), tl.float32)
-    along = tl.zeros((K,), tl.float32)
+    total, along = tl.zeros((K,), tl.float32), tl.zeros((K,), tl.float32)
     for first in range(0, PIXELS, PART):
         known = there[:, None, None] & (first + q < PIXELS)[None, :, None]
         z_ = tl.load(z + at + first * K, mask=known, other=0.0).to(tl.float32)
@@ -98,8 +97,7 @@ def differentiate_norm(
     lane = tl.program_id(0).to(tl.int64)
     k, r = tl.arange(0, K), tl.arange(0, BLOCK)
     partial += lane * G * 2 * K + k[None, :]
-    total = tl.zeros((K,), tl.float32)
-    along = tl.zeros((K,), tl.float32)
+    total, along = tl.zeros((K,), tl.float32), tl.zeros((K,), tl.float32)
     for first in range(0, G, BLOCK):
         at = (first + r)[:, None] * 2 * K
         own = (first + r < G)[:, None]
@@ -238,10 +236,7 @@ def descend(
     p, v = tl.load(parameters + at, mask=own), tl.load(momentum + at, mask=own)
     gradient += tl.load(decay + FROM + i, mask=own) * p
     v = keep * v + gradient
-    step = v
-    if NESTEROV:
-        step = gradient + keep * v
-    p -= tl.load(rates + lane) * step
+    p -= tl.load(rates + lane) * (gradient + keep * v if NESTEROV else v)
     tl.store(momentum + at, v, mask=own)
     tl.store(parameters + at, p, mask=own)
     tl.store(narrow + at, p.to(narrow.dtype.element_ty), mask=own)
