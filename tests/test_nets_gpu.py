@@ -1,11 +1,16 @@
 """Kernels for GPUs against double precision: by Triton's interpreter, or on a GPU where there is one."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from seeds import seeded
 from torch import Tensor
 from torch.nn import functional as F
@@ -291,3 +296,22 @@ def test_kernels_that_fail_or_disagree_are_told(monkeypatch: pytest.MonkeyPatch)
     for error, told in ((float("nan"), "differ by nan"), (0.5, "differ by 5.0e-01"), (1e-4, "")):
         monkeypatch.setattr(gpu, "distance", lambda *_, error=error: error)
         assert told in gpu.disagreement(DEVICE, 2 + int(error == 0.5) + 2 * int(error == 1e-4), "float32")
+
+
+# --- compiled for GPUs that are not there -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arch", "precision"), [(80, "bf16"), (80, "float32"), (90, "tf32"), (90, "bf16")])
+@pytest.mark.slow
+def test_every_kernel_compiles_without_spilling(arch: int, precision: str) -> None:
+    """What ptxas says of the kernels of an update; needs no GPU."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, str(ROOT / "tests" / "compiled.py"), str(arch), precision]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({each["kernel"] for each in found}) == 11
+    for each in found:
+        assert each["spilled"] == 0, each
+        multiplies = each["kernel"] in ("convolve", "differentiate", "differentiate_filters")
+        assert (each["products"] > 0) == (multiplies and precision != "float32"), each
