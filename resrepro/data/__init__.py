@@ -162,7 +162,5 @@ def _named(folder: str | Path | None, layout: str) -> Path | None:
     place = Path(os.path.expanduser(named)) if named else None  # noqa: PTH111 (a name that is no user's stays)
     if place and not place.exists():
         source = "--data" if folder else DATA_VARIABLE
-        raise DataError(
-            f"the data folder {named} ({source}) does not exist: name the folder that holds {layout}."
-        )
+        raise DataError(f"the data folder {named} ({source}) does not exist: name one that holds {layout}.")
     return place

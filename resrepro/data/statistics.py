@@ -52,9 +52,7 @@ def statistics_of(
     statistics: Statistics | None = group.on_first(lambda: _read(path))
     if statistics is None:
         count = len(photos.train) + len(photos.val)
-        say(
-            f"Reading {count:,} images once, for their mean and checksums; the result is kept for later runs."
-        )
+        say(f"Reading {count:,} images once, for their mean and checksums; what is found is kept.")
         statistics = measured = _pass(photos, image_size, loading, group)
         if not any(UNREADABLE in reason for reason in measured.bad.values()):
             group.on_first(lambda: _write(path, measured))

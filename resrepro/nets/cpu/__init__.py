@@ -95,12 +95,10 @@ def _compiler() -> list[str]:
 
 def _key(compiler: list[str], sources: list[str]) -> str:
     """What the result depends on: code, flags, compiler and the processor that -march=native means."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = [platform.processor()]
+    file = Path("/proc/cpuinfo")
+    told = file.read_text(encoding="utf-8", errors="replace") if file.exists() else platform.processor()
     kinds = "model name", "flags", "Features", "CPU part"
-    processor = "\n".join(dict.fromkeys(line for line in lines if line.startswith(kinds))) or "\n".join(lines)
+    processor = "\n".join(dict.fromkeys(line for line in told.splitlines() if line.startswith(kinds))) or told
     version = _run([*compiler, "--version"])
     parts = [*sources, *FLAGS, *compiler, version, platform.machine(), processor]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

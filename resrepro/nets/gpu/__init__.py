@@ -190,7 +190,8 @@ class Lanes:
         )  # fmt: skip
         forward.find_statistics[(self.count,)](
             self.partial, self.parameters[:, layer.norm_at :], layer.running, layer.stats, layer.M, G,
-            self.size, PIXELS[K], norm.eps, norm.momentum, K, self._at_a_time(K, G), num_warps=8,
+            self.size, PIXELS[K], norm.eps, norm.momentum, K, min(SUMMED // K, next_power_of_2(G)),
+            num_warps=8,
         )  # fmt: skip
         way, first = shortcut or (x, layer)  # which is not read without a shortcut
         forward.activate[G, self.count](
@@ -198,9 +199,6 @@ class Lanes:
             H, H, first.C, K, first.S, first.zeros, shortcut is not None, PIXELS[K],
         )  # fmt: skip
         return layer.z
-
-    def _at_a_time(self, K: int, G: int) -> int:
-        return min(SUMMED // K, int(next_power_of_2(G)))
 
     def backward(self) -> None:
         """The gradients of all parameters, in parts, and the sums of errors."""
@@ -236,7 +234,7 @@ class Lanes:
         ROW = gradients.shape[2]
         backward.differentiate_norm[(self.count,)](
             self.partial, layer.back, gradients, M, G, layer.norm_at - start, ROW, PARTS[K], K,
-            self._at_a_time(K, G), num_warps=8,
+            min(SUMMED // K, next_power_of_2(G)), num_warps=8,
         )  # fmt: skip
         backward.go_through_norm[cdiv(M, PIXELS[K]), self.count](
             g, layer.y, layer.stats, layer.back, dy, M, K, PIXELS[K]
