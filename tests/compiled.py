@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,9 @@ KINDS = {
 }  # fmt: skip
 
 
-def launches(precision: str) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+def launches(precision: str) -> Iterable[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """Each launch of an update of ResNet-14 on CIFAR-10 that is not like one before."""
-    found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+    found: dict[str, Any] = {}
 
     def note(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         found.setdefault(str(signature_of(self, arguments)), (self, arguments, options))
@@ -46,11 +47,11 @@ def launches(precision: str) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, A
     cpu = torch.device("cpu")
     feed = MemoryFeed(spec.recipe, Dataset("made up", 10, images, {"test": images}, {}), cpu, 0)  # type: ignore[arg-type]
     target = Target(cpu, BatchSplit(128, 128), LANES)
-    trainer = Trainer(spec, 0, feed, target, Onlooker(None), Watcher())  # type: ignore[arg-type]
+    trainer = Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Watcher())
     updates = LaneUpdates([trainer])
     with updates.of(0, 1):
         updates.update()
-    yield from found.values()
+    return found.values()
 
 
 def signature_of(
@@ -64,10 +65,8 @@ def signature_of(
             continue
         tensor = isinstance(value, torch.Tensor)
         types[parameter.name] = f"*{KINDS[value.dtype]}" if tensor else KINDS[type(value)]
-        if (
-            type(value) is not float
-            and (value.storage_offset() * value.element_size() if tensor else value) % 16 == 0
-        ):
+        at = value.storage_offset() * value.element_size() if tensor else value
+        if type(at) is int and at % 16 == 0:
             divisible[(place,)] = [["tt.divisibility", 16]]
     return types, constants, divisible
 
@@ -83,10 +82,8 @@ def report(arch: int, kernel: Any, arguments: tuple[Any, ...], options: dict[str
         name = f"sm_{arch}" + "a" * (arch >= 90)
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={name}", file.name, "-o", "/dev/null"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    (registers,), (spilled,) = (
-        re.findall(r"Used (\d+) registers", said),
-        re.findall(r"(\d+) bytes spill stores", said),
-    )
+    (registers,) = re.findall(r"Used (\d+) registers", said)
+    (spilled,) = re.findall(r"(\d+) bytes spill stores", said)
     sizes = [value for place, value in constants.items() if kernel.params[place[0]].is_constexpr]
     return {
         "kernel": kernel.__name__, "sizes": sizes, "registers": int(registers), "spilled": int(spilled),
@@ -95,7 +92,5 @@ def report(arch: int, kernel: Any, arguments: tuple[Any, ...], options: dict[str
 
 
 if __name__ == "__main__":
-    only = sys.argv[3:]
-    for kernel, arguments, options in launches(sys.argv[2]):
-        if not only or kernel.__name__ in only:
-            print(json.dumps(report(int(sys.argv[1]), kernel, arguments, options)), flush=True)
+    for launch in launches(sys.argv[2]):
+        print(json.dumps(report(int(sys.argv[1]), *launch)), flush=True)

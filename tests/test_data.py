@@ -91,7 +91,6 @@ def test_the_45k5k_split_validates_on_the_last_5000_and_keeps_the_test_set(
         ("data_batch_5", lambda whole: whole[:-RECORD_BYTES], r"5\.bin .*instead of 30,730,000"),
         ("data_batch_4", lambda whole: whole[:-1], r"4\.bin .*instead of 30,730,000"),
         ("data_batch_4", lambda whole: whole + bytes(1), r"4\.bin is damaged or truncated: 30,730,001 bytes"),
-        ("test_batch", lambda whole: b"", r"test_batch\.bin is damaged or truncated"),
         ("test_batch", lambda whole: whole[:-73], r"test_batch\.bin is damaged or truncated"),
         ("test_batch", lambda whole: b"\n" + whole[1:], r"test_batch\.bin .* holds a label above 9"),
         ("data_batch_3", None, r"incomplete: .*data_batch_3\.bin is missing"),
@@ -122,6 +121,8 @@ def test_the_environment_names_the_folder_and_a_given_folder_wins(
     monkeypatch.setenv("RESREPRO_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"nowhere \(RESREPRO_DATA\) does not exist"):
         load_dataset("cifar10")
+    with pytest.raises(UsageError, match=r"'mnist'.*cifar10 and digits"):
+        load_dataset("mnist")
 
 
 def test_without_a_folder_cifar_is_downloaded_to_data_once(
@@ -144,11 +145,6 @@ def test_without_a_folder_cifar_is_downloaded_to_data_once(
     assert load_dataset("cifar10").checksums == loaded.checksums
     assert load_dataset("cifar10").checksums == loaded.checksums
     assert calls == [("data", True)]
-
-
-def test_an_unknown_dataset_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'mnist'.*cifar10 and digits"):
-        load_dataset("mnist")
 
 
 # --- the python layout ------------------------------------------------------------------------------
@@ -183,14 +179,13 @@ def test_the_python_layout_gives_the_same_dataset_as_the_binary_one(
     assert dataset.info.describe() == loaded.info.describe()
 
 
-@pytest.mark.parametrize("name", ["data_batch_1", "test_batch"])
 def test_a_changed_byte_in_a_pickled_batch_is_refused_by_name(
-    python_layout: FakeCifar, vouched: dict[str, str], tmp_path: Path, name: str
+    python_layout: FakeCifar, vouched: dict[str, str], tmp_path: Path
 ) -> None:
-    content = bytearray((python_layout.layout / name).read_bytes())
+    content = bytearray((python_layout.layout / "data_batch_1").read_bytes())
     content[len(content) // 2] ^= 1
-    with pytest.raises(DataError, match=rf"{name} is damaged: its MD5"):
-        load_dataset("cifar10", folder=python_layout.copy_to(tmp_path, **{name: bytes(content)}))
+    with pytest.raises(DataError, match="data_batch_1 is damaged: its MD5"):
+        load_dataset("cifar10", folder=python_layout.copy_to(tmp_path, data_batch_1=bytes(content)))
 
 
 @pytest.mark.slow

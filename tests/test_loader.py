@@ -15,14 +15,6 @@ from resrepro.errors import DataError, UsageError
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def itself(item: int) -> int:
-    return item
-
-
-def process_of(item: int) -> int:
-    return os.getpid()
-
-
 def itself_and_process(item: int) -> tuple[int, int]:
     return item, os.getpid()
 
@@ -51,12 +43,11 @@ def dying(item: int) -> int:
 # --- settings ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("settings", "option"), [({"workers": -1}, "--workers"), ({"max_bad_images": -1}, "--max-bad-images")]
-)
-def test_numbers_out_of_range_are_refused(settings: dict[str, int], option: str) -> None:
-    with pytest.raises(UsageError, match=f"{option} must be at least"):
-        Loading(**settings)
+def test_numbers_out_of_range_are_refused() -> None:
+    with pytest.raises(UsageError, match="--workers must be at least"):
+        Loading(workers=-1)
+    with pytest.raises(UsageError, match="--max-bad-images must be at least"):
+        Loading(max_bad_images=-1)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +95,8 @@ def test_items_come_in_the_order_asked_for(workers: int) -> None:
 
 def test_more_workers_than_cores_give_no_warning() -> None:
     cores = os.cpu_count() or 1
-    pids = set(read_ahead(process_of, range(cores + 1), Loading(cores + 1)))
-    assert len(pids) == cores + 1
+    found = read_ahead(itself_and_process, range(cores + 1), Loading(cores + 1))
+    assert len({process for _, process in found}) == cores + 1
 
 
 def test_workers_read_while_the_consumer_computes(tmp_path: Path) -> None:
@@ -134,8 +125,8 @@ def test_an_error_of_ours_is_not_told_as_a_dead_worker(workers: int) -> None:
 
 
 def test_workers_end_with_the_reading() -> None:
-    found = read_ahead(process_of, range(30), Loading(workers=1))
-    worker = next(found)
+    found = read_ahead(itself_and_process, range(30), Loading(workers=1))
+    _, worker = next(found)
     found.close()
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.machine import cache_folder
-from resrepro.nets import Net, build_net, cpu
-from resrepro.nets.layers import GroupedBatchNorm2d
+from resrepro.nets import GroupedBatchNorm2d, Net, build_net, cpu
 
 try:
     KERNELS = cpu.load_kernels()
@@ -41,7 +40,7 @@ def norms(channels: int) -> tuple[GroupedBatchNorm2d, GroupedBatchNorm2d]:
 
 
 def relu(norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return cpu.normalise(KERNELS.library, norm, x, shortcut)
+    return cpu._Normalise.apply(KERNELS.library, norm, x, shortcut, norm.weight, norm.bias)
 
 
 def reference(norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -130,8 +129,8 @@ CONVOLUTIONS = [
 CONV_TYPES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of one standard deviation
 
 
-def conv_maps(count: int, channels: int, height: int, width: int, kind: torch.dtype, seed: int) -> Tensor:
-    x = torch.randn(count, channels, height, width, generator=seeded(seed))
+def noise(*shape: int, kind: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    x = torch.randn(shape, generator=seeded(seed))
     return x.to(kind).contiguous(memory_format=torch.channels_last)
 
 
@@ -149,11 +148,11 @@ def near(ours: Tensor, wanted: Tensor, tolerance: float) -> None:
 def test_convolutions_and_their_gradients_are_those_of_the_definition(
     images: int, inputs: int, outputs: int, height: int, width: int, kind: torch.dtype
 ) -> None:
-    x = conv_maps(images, inputs, height, width, kind, 1).requires_grad_()
-    upstream = conv_maps(images, outputs, height, width, kind, 2)
+    x = noise(images, inputs, height, width, kind=kind).requires_grad_()
+    upstream = noise(images, outputs, height, width, kind=kind, seed=2)
     weight = filters(outputs, inputs).requires_grad_()
     assert cpu.can_convolve(x, weight)
-    y = cpu.convolve(KERNELS.library, x, weight)
+    y = cpu._Convolve.apply(KERNELS.library, x, weight)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     assert y.dtype == kind
     near(y.detach(), exact.detach(), CONV_TYPES[kind])
@@ -166,18 +165,18 @@ def test_convolutions_and_their_gradients_are_those_of_the_definition(
 
 
 def test_a_pixel_that_is_no_number_is_not_lost() -> None:
-    x = conv_maps(2, 16, 12, 12, torch.float32, 1)
+    x = noise(2, 16, 12, 12)
     x[1, 3, 5, 5] = float("nan")
-    y = cpu.convolve(KERNELS.library, x, filters(16, 16))
+    y = cpu._Convolve.apply(KERNELS.library, x, filters(16, 16))
     assert y[1, :, 4:7, 4:7].isnan().all()
     assert not y[0].isnan().any()
 
 
 @pytest.mark.parametrize("wanted", [0, 1], ids=["data", "filters"])
 def test_only_the_gradient_that_is_wanted_is_taken(wanted: int) -> None:
-    leaves = conv_maps(2, 16, 8, 8, torch.float32, 1), filters(16, 16)
+    leaves = noise(2, 16, 8, 8), filters(16, 16)
     leaves[wanted].requires_grad_()
-    cpu.convolve(KERNELS.library, *leaves).sum().backward()
+    cpu._Convolve.apply(KERNELS.library, *leaves).sum().backward()
     assert [leaf.grad is not None for leaf in leaves] == [wanted == 0, wanted == 1]
 
 
@@ -197,8 +196,8 @@ def test_other_convolutions_are_left_to_pytorch(
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_wide_gradient_of_a_narrow_convolution(stride: int) -> None:
     usual = torch.nn.Conv2d(16, 32, 3, stride, padding=1, bias=False)
-    x = torch.randn(4, 16, 8, 8, generator=seeded(1)).to(torch.bfloat16)
-    upstream = torch.randn(4, 32, 8 // stride, 8 // stride, generator=seeded(2)).to(torch.bfloat16)
+    x = noise(4, 16, 8, 8, kind=torch.bfloat16)
+    upstream = noise(4, 32, 8 // stride, 8 // stride, kind=torch.bfloat16, seed=2)
     told = []
     for wide in (False, True):
         leaf = x.clone().requires_grad_()
@@ -221,7 +220,7 @@ def test_the_wide_gradient_of_a_narrow_convolution(stride: int) -> None:
 @pytest.mark.parametrize("change", [{"bn_group": 2}, {"bn_batch": 8}])
 def test_groups_and_passes_are_left_to_pytorch(change: dict[str, int]) -> None:
     nets = [build_net("digits", 8, generator=seeded(1), **change) for _ in range(2)]
-    images = torch.randn(4, 3, 16, 16, generator=seeded(2))
+    images = noise(4, 3, 16, 16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "can_convolve", lambda x, weight: False)
         assert torch.equal(cpu.KernelNet(nets[0], KERNELS)(images), nets[1](images))
@@ -230,13 +229,13 @@ def test_groups_and_passes_are_left_to_pytorch(change: dict[str, int]) -> None:
 
 def test_a_net_uses_them_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for name in ("convolve", "normalise"):
-        real = getattr(cpu, name)
-        monkeypatch.setattr(cpu, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    for kind in (cpu._Convolve, cpu._Normalise):
+        real, name = kind.apply, kind.__name__
+        monkeypatch.setattr(kind, "apply", lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
     net = build_net("cifar10", 8, shortcut="B", generator=seeded(1))
-    cpu.KernelNet(net, KERNELS)(torch.randn(2, 3, 16, 16, generator=seeded(2)))
+    cpu.KernelNet(net, KERNELS)(noise(2, 3, 16, 16))
     # Of seven 3x3 convolutions the first has three channels, and two have stride 2.
-    assert (calls.count("convolve"), calls.count("normalise")) == (4, 7)
+    assert (calls.count("_Convolve"), calls.count("_Normalise")) == (4, 7)
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
@@ -246,27 +245,17 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         torch.set_num_threads(threads)
         fused, _ = norms(32)
         leaves = x.clone().requires_grad_(), filters(32, 32).requires_grad_()
-        y, _ = relu(fused, cpu.convolve(KERNELS.library, *leaves), shortcut)
+        y, _ = relu(fused, cpu._Convolve.apply(KERNELS.library, *leaves), shortcut)
         gradients = torch.autograd.grad(y, (*leaves, *fused.parameters()), upstream)
         told.append((y.detach(), *gradients, fused.running_mean, fused.running_var))
     for other in told[1:]:
         assert all(torch.equal(mine, first) for mine, first in zip(other, told[0], strict=True))
 
 
-def with_kernels(make: Callable[[], Net]) -> tuple[Net, cpu.KernelNet]:
-    """The same net without kernels and with them."""
-    usual, fused = make(), make()
-    disturb(usual)
-    fused.load_state_dict(usual.state_dict())
-    last = torch.channels_last
-    return usual.to(memory_format=last), cpu.KernelNet(fused.to(memory_format=last), KERNELS)
-
-
-def gradients(model: Net | cpu.KernelNet, images: Tensor, kind: torch.dtype) -> dict[str, Tensor]:
+def gradients(model: Net | cpu.KernelNet, images: Tensor) -> dict[str, Tensor]:
     """Loss, gradients and running averages of one training pass."""
     net = model.net if isinstance(model, cpu.KernelNet) else model
-    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
-        logits = model(images)
+    logits = model(images)
     loss = F.cross_entropy(logits.to(images.dtype), torch.arange(len(images)) % logits.shape[1])
     loss.backward()
     told = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
@@ -286,13 +275,15 @@ NETS: dict[str, Callable[[], Net]] = {
 def test_a_step_with_kernels_is_the_eager_step_to_rounding(kind: str) -> None:
     """Against the same step in double precision, both err alike; where rounding opens or closes a single
     ReLU, the gradients of the layers before it change by a thousandth."""
-    usual, fused = with_kernels(NETS[kind])
+    usual, fused = (NETS[kind]().to(memory_format=torch.channels_last) for _ in range(2))
+    disturb(usual)
+    disturb(fused)
     exact_net = NETS[kind]().double()
     exact_net.load_state_dict(usual.state_dict())
     side = 64 if kind in ("imagenet", "bottleneck") else 16
-    images = torch.randn(8, 3, side, side, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
-    exact = gradients(exact_net, images.double(), torch.float32)
-    eager, ours = (gradients(net, images, torch.float32) for net in (usual, fused))
+    images = noise(8, 3, side, side)
+    exact = gradients(exact_net, images.double())
+    eager, ours = (gradients(net, images) for net in (usual, cpu.KernelNet(fused, KERNELS)))
     assert exact.keys() == eager.keys() == ours.keys()
 
     def error(told: dict[str, Tensor], name: str) -> float:
@@ -313,19 +304,16 @@ def test_they_are_compiled_once_and_found_again(monkeypatch: pytest.MonkeyPatch)
     assert cpu.load_kernels().key == KERNELS.key
     assert path.stat().st_mtime_ns == made
     assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
-    key = cpu._key(["cc"], {})
+    key = cpu._key(["cc"], [])
     monkeypatch.setattr(cpu, "FLAGS", (*cpu.FLAGS, "-DOTHER"))
-    assert cpu._key(["cc"], {}) != key
+    assert cpu._key(["cc"], []) != key
 
 
 @pytest.mark.parametrize(
     ("script", "words"),
     [
         (None, "no C compiler"),
-        (
-            '[ "$1" = --version ] || { echo "x.c:1: error: no such thing" >&2; exit 1; }',
-            "error: no such thing",
-        ),
+        ('[ "$1" = --version ] || { echo "x.c:1: error: no such" >&2; exit 1; }', "error: no such"),
         ("exit 0", "do not load|cannot be written"),
     ],
 )
@@ -333,10 +321,11 @@ def test_a_compiler_that_is_missing_or_broken_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, words: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CC", str(tmp_path / "broken"))
+    compiler = tmp_path / "broken"
+    monkeypatch.setenv("CC", str(compiler))
     if script is not None:
-        (tmp_path / "broken").write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "broken").chmod(0o755)
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
     with pytest.raises(cpu.NoCompiler, match=words):
         cpu.load_kernels()
 

@@ -1,11 +1,17 @@
 """Kernels for GPUs against double precision: by Triton's interpreter, or on a GPU where there is one."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
+from seeds import seeded
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,14 +19,15 @@ from resrepro.nets import Net, build_net
 from resrepro.training.updates import SGD
 
 pytest.importorskip("triton")
-from resrepro.nets.gpu import STEM, Lanes, backward, check, forward
+from resrepro.nets import gpu
+from resrepro.nets.gpu import STEM, Lanes, backward, forward
 
 DEVICE = torch.device("cpu" if forward.INTERPRETED else "cuda")
 pytestmark = [] if forward.INTERPRETED else [pytest.mark.gpu]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    return torch.randn(shape, generator=seeded(seed)).to(DEVICE)
 
 
 def zeros(*shape: int) -> Tensor:
@@ -110,12 +117,8 @@ def test_the_way_back_through_a_block(C: int, K: int, S: int, before: int) -> No
         channels_last(each)[None].float().contiguous() for each in (y, z.detach(), dy, carried)
     )
     flat = w.permute(2, 3, 1, 0).reshape(1, -1).contiguous()
-    g, partial, back, parts = (
-        zeros(1, M, C),
-        zeros(1, G, 2, C),
-        zeros(1, 2, C),
-        zeros(1, 4, 2 * C + 9 * C * K),
-    )
+    g, partial, back = zeros(1, M, C), zeros(1, G, 2, C), zeros(1, 2, C)
+    parts = zeros(1, 4, 2 * C + 9 * C * K)
     backward.differentiate[G, 1](
         dy_, flat, z_, y_, stats, carried_, torch.ones(1, device=DEVICE), g, partial, M, MY, G, flat.numel(),
         6, 6, C, K, S, before, True, 64, 16, "ieee",
@@ -175,11 +178,8 @@ def test_what_is_no_number_is_no_right_answer() -> None:
 def test_sgd_adds_the_parts_and_keeps_to_each_lanes_rate(nesterov: bool) -> None:
     """Against PyTorch's: the middle 100 of 110 parameters, four parts, two lanes."""
     p, v, parts = normal(2, 110), normal(2, 110, seed=1), normal(2, 4, 100, seed=2)
-    decay, rates, narrow = (
-        torch.full((110,), 1e-2, device=DEVICE),
-        torch.tensor([0.1, 0.3], device=DEVICE),
-        zeros(2, 110),
-    )
+    decay, narrow = zeros(110) + 1e-2, zeros(2, 110)
+    rates = torch.tensor([0.1, 0.3], device=DEVICE)
     parameter, old = p.double().clone(), p.clone()
     wanted = []
     for lane in (0, 1):
@@ -203,8 +203,7 @@ def nets_of(kinds: Sequence[str], **options: Any) -> list[Net]:
     """Nets of 8 layers, `plain` or not, each with its own weights."""
     made = []
     for seed, kind in enumerate(kinds):
-        source = torch.Generator().manual_seed(len(kind) + 10 * seed)
-        made.append(build_net("cifar10", 8, kind == "plain", generator=source, **options).to(DEVICE))
+        made.append(build_net("cifar10", 8, kind == "plain", generator=seeded(seed), **options).to(DEVICE))
     return made
 
 
@@ -230,29 +229,24 @@ def updated(net: Net, images: Tensor, truth: Tensor, rate: float) -> Net:
     """A net after the same update in float64, by autograd."""
     net = copy.deepcopy(net).double().train()
     loss = F.cross_entropy(net(images.double()), truth)
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
     with torch.no_grad():
-        for p, gradient in zip(
-            net.parameters(), torch.autograd.grad(loss, list(net.parameters())), strict=True
-        ):
+        for p, gradient in zip(net.parameters(), gradients, strict=True):
             p -= rate * (0.9 * 0.01 + gradient + (1e-2 * p if p.ndim > 1 else 0))
     return net
 
 
 @pytest.mark.parametrize(
     ("kinds", "zeros", "side"),
-    [
-        (("plain", "A"), "trailing", 8),
-        pytest.param(("A", "plain", "A"), "symmetric", 12, marks=pytest.mark.slow),
-    ],
-)
+    [(("plain", "A"), "trailing", 8),
+     pytest.param(("A", "plain", "A"), "symmetric", 12, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_an_update_is_that_of_autograd(kinds: Sequence[str], zeros: str, side: int) -> None:
     """Gradients of all layers, decay, momentum, rates, running averages; 3 images fill no program."""
     nets = nets_of(kinds, option_a_zeros=zeros)
     images, truth = normal(len(kinds), 3, 3, side, side, seed=3), torch.tensor([[1, 2, 3]], device=DEVICE)
-    wanted = [
-        updated(net, images[lane], truth[0], 0.1 + 0.1 * lane / (len(kinds) - 1))
-        for lane, net in enumerate(nets)
-    ]
+    rates = torch.linspace(0.1, 0.2, len(kinds)).tolist()
+    wanted = [updated(*each, truth[0], rate) for *each, rate in zip(nets, images, rates, strict=True)]
     before = copy.deepcopy(nets)
     lanes = lanes_of(nets, images, truth.expand(len(kinds), 3))
     lanes.update()
@@ -288,17 +282,36 @@ def test_two_updates_are_as_near_to_pytorchs_as_their_arithmetic_allows(
     precision: str, low: float, high: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check before a run, on fewer images; PyTorch's own bf16 is as far off."""
-    monkeypatch.setattr(check, "IMAGES", 8)
-    monkeypatch.setattr(check, "DEPTH", 8 if forward.INTERPRETED else 14)
-    assert low <= check.distance(DEVICE, 8, precision) < high <= check.TOLERANCE["bf16"]
+    monkeypatch.setattr(gpu, "IMAGES", 8)
+    monkeypatch.setattr(gpu, "DEPTH", 8 if forward.INTERPRETED else 14)
+    assert low <= gpu.distance(DEVICE, 8, precision) < high <= gpu.TOLERANCE["bf16"]
 
 
 def test_kernels_that_fail_or_disagree_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> float:
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(check, "distance", fail)
-    assert "do not run on this GPU (RuntimeError: no kernel" in check.disagreement(DEVICE, 1, "float32")
+    monkeypatch.setattr(gpu, "distance", fail)
+    assert "do not run on this GPU (RuntimeError: no kernel" in gpu.disagreement(DEVICE, 1, "float32")
     for error, told in ((float("nan"), "differ by nan"), (0.5, "differ by 5.0e-01"), (1e-4, "")):
-        monkeypatch.setattr(check, "distance", lambda *_, error=error: error)
-        assert told in check.disagreement(DEVICE, 2 + int(error == 0.5) + 2 * int(error == 1e-4), "float32")
+        monkeypatch.setattr(gpu, "distance", lambda *_, error=error: error)
+        assert told in gpu.disagreement(DEVICE, 2 + int(error == 0.5) + 2 * int(error == 1e-4), "float32")
+
+
+# --- compiled for GPUs that are not there -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arch", "precision"), [(80, "bf16"), (80, "float32"), (90, "tf32"), (90, "bf16")])
+@pytest.mark.slow
+def test_every_kernel_compiles_without_spilling(arch: int, precision: str) -> None:
+    """What ptxas says of the kernels of an update; needs no GPU."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, str(ROOT / "tests" / "compiled.py"), str(arch), precision]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({each["kernel"] for each in found}) == 11
+    for each in found:
+        assert each["spilled"] == 0, each
+        multiplies = each["kernel"] in ("convolve", "differentiate", "differentiate_filters")
+        assert (each["products"] > 0) == (multiplies and precision != "float32"), each

@@ -22,8 +22,6 @@ from resrepro.data.feeds import notices_of
 from resrepro.data.photos import BadImage, Photos, PhotoSet, imagenet_classes, read_image, scan, scan_both
 from resrepro.errors import DataError
 
-TIFF_OF_ANOTHER_KIND = "a TIFF, damaged or of a kind that is not read"
-
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(blotches(np.random.default_rng(seed), height, width))
@@ -80,53 +78,14 @@ def test_one_bit_becomes_0_and_255_and_sixteen_are_scaled_to_eight(tmp_path: Pat
     stored = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
     Image.fromarray(stored).save(tmp_path / "a.png")
     assert np.array_equal(rgb(tmp_path / "a.png")[..., 1], stored // 257)
+    (tmp_path / "a.ppm").write_bytes(b"P5 32 32 65535\n" + stored.astype(">u2").tobytes())
+    assert np.array_equal(rgb(tmp_path / "a.ppm")[..., 1], stored // 257)
 
 
-RAMP = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
-
-
-def tiff(pixels: bytes, bits: int, white_is_zero: bool, kind: int) -> bytes:
-    """A grey TIFF of 16 x 16 pixels; `kind` is 1 for unsigned, 2 for signed integers, 3 for floats."""
-    tags = {256: 16, 257: 16, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: 16}
-    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {279: len(pixels)}).items()]
-    entries.append(struct.pack("<HHII", 339, 4, 1, kind))
-    start = struct.pack("<I", 8 + len(pixels))
-    return b"II*\0" + start + pixels + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        tiff(RAMP.tobytes(), 32, False, 3),
-        tiff((1 - RAMP).tobytes(), 32, True, 3),
-        tiff((RAMP * 65535).astype("<u2").tobytes(), 16, False, 1),
-        tiff((65535 - RAMP * 65535).round().astype("<u2").tobytes(), 16, True, 1),
-        b"P5 16 16 65535\n" + (RAMP * 65535).astype(">u2").tobytes(),
-        b"P5 16 16 4095\n" + (RAMP * 4095).astype(">u2").tobytes(),
-    ],
-    ids=["floats", "floats, white is 0", "16 bits", "16 bits, white is 0", "pgm", "12-bit pgm"],
-)
-def test_what_has_a_range_is_scaled_by_it(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "a.tif").write_bytes(content)
-    assert np.abs(rgb(tmp_path / "a.tif")[..., 0] - 255 * RAMP).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (tiff((255 * RAMP).tobytes(), 32, False, 3), "floats beyond 0..1"),
-        (tiff((2 * RAMP - 1).tobytes(), 32, False, 3), "floats beyond 0..1"),
-        (tiff((RAMP + np.nan).tobytes(), 32, False, 3), "floats beyond 0..1"),
-        (tiff((255 * RAMP).astype("<i4").tobytes(), 32, False, 2), "32-bit or signed integers"),
-        (tiff((255 * RAMP).astype("<u4").tobytes(), 32, False, 1), "32-bit or signed integers"),
-        (tiff((255 * RAMP).astype("<i2").tobytes(), 16, False, 2), "32-bit or signed integers"),
-        (tiff(RAMP.astype("<f2").tobytes(), 16, False, 3), TIFF_OF_ANOTHER_KIND),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:invalid value")
-def test_what_nothing_tells_the_white_of_is_refused(content: bytes, why: str, tmp_path: Path) -> None:
-    (tmp_path / "a.tif").write_bytes(content)
-    assert reason(tmp_path / "a.tif").startswith(why)
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_what_nothing_tells_the_white_of_is_refused(kind: type, tmp_path: Path) -> None:
+    Image.fromarray(np.arange(256).reshape(16, 16).astype(kind)).save(tmp_path / "a.tif")
+    assert reason(tmp_path / "a.tif").startswith("floats, signed or 32-bit integers")
 
 
 def test_a_picture_in_the_transparency_alone_is_refused(tmp_path: Path) -> None:
@@ -192,7 +151,7 @@ def test_a_bad_file_says_why(content: bytes, why: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_one_that_cannot_be_read(tmp_path: Path) -> None:
-    assert reason(tmp_path / "a.jpg") == "missing"
+    assert reason(tmp_path / "a.jpg") == "cannot be read: No such file or directory"
     assert reason(tmp_path) == "cannot be read: Is a directory"
 
 
@@ -220,7 +179,7 @@ def test_damage_of_any_sort_is_no_other_error(form: str, tmp_path: Path) -> None
             reasons.add(str(trouble))
     assert readable < 40
     plain = {reason for reason in reasons if not reason.endswith("pixels, too long a strip")}
-    assert plain <= {"damaged", "truncated", "not an image", "too many pixels", TIFF_OF_ANOTHER_KIND}
+    assert plain <= {"damaged", "truncated", "not an image", "too many pixels"}
 
 
 @pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
@@ -285,7 +244,7 @@ def test_classes_that_are_all_numbers_are_counted_as_numbers(tmp_path: Path) -> 
     assert listing.told(both.train.classes) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
     assert listing.told(map(str, range(30))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, .., 29"
     assert listing.told(["a\x1b[2J", "b"]) == "'a\\x1b[2J', b"
-    assert listing.ordered(["1", "-1", "01", "0.5"], tmp_path) == ["-1", "0.5", "01", "1"]
+    assert listing.ordered(["1", "10", "01"], tmp_path) == ["01", "1", "10"]
     assert listing.ordered(["1a", "10", "9"], tmp_path) == ["10", "1a", "9"]
     (warning,) = listing.warn_of_text(both.train.classes)
     assert "(0, 1, 10, 11, 2, 3," in warning
@@ -305,9 +264,6 @@ def test_class_names_are_compared_in_one_form_of_unicode(train: str, val: str, t
     assert (both.train.classes, both.val.labels.tolist()) == (("Grün", "rot"), [0])
     assert both.val.path(0).exists()
     assert both.val.labelled_by([normalize("NFD", "Grün"), "rot"], "").labels.tolist() == [0]
-    made(tmp_path, f"val/{normalize(train, 'Grün')}/2")
-    with pytest.raises(DataError, match="two folders of the class 'Grün'"):
-        scan(tmp_path, "val")
 
 
 def test_tiny_imagenet_is_read_as_it_is_shipped(tmp_path: Path) -> None:
@@ -321,9 +277,6 @@ def test_tiny_imagenet_is_read_as_it_is_shipped(tmp_path: Path) -> None:
     train, val = scan_both(tmp_path)
     assert names_of(train) == ["n1/images/a.JPEG", "n2/images/a.JPEG"]
     assert (names_of(val), val.labels.tolist()) == (["images/val_1.JPEG", "images/val_0.JPEG"], [0, 1])
-    with (tmp_path / "val/val_annotations.txt").open("a") as file:
-        file.write("val_0.JPEG\tn1\t0\t32\t44\t62\n")
-    assert "is not the official list" in refusal(tmp_path)
     (tmp_path / "val/val_annotations.txt").write_text("\ufeffval_0.JPEG n2\nval_1.JPEG n1\n")
     made(tmp_path, "val/images/val_2.JPEG")
     assert "has no label of val/images/val_2.JPEG" in refusal(tmp_path)
@@ -369,25 +322,21 @@ def test_a_flat_val_without_a_list_is_told_which_to_put_there(tmp_path: Path) ->
     assert "has images but no class folders" in refusal(tmp_path / "x")
 
 
-def test_hidden_files_pipes_and_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:
     made(
         tmp_path, "val/a/1.jpg", "val/a/.DS_Store", "val/.cache/x.jpg", "val/a/.thumbs/1.jpg", "val/list.txt"
     )
-    os.mkfifo(tmp_path / "val/a/0.jpg")
     photos = scan(tmp_path, "val")
     assert (photos.classes, names_of(photos)) == (("a",), ["a/1.jpg"])
 
 
-def test_links_are_followed_and_one_to_nothing_counts_as_a_file(tmp_path: Path) -> None:
+def test_links_are_followed(tmp_path: Path) -> None:
     made(tmp_path, "store/a/1.jpg", "secret.txt", "val/b/1.jpg")
     (tmp_path / "val/a").symlink_to(tmp_path / "store/a")
     (tmp_path / "val/b/2.jpg").symlink_to(tmp_path / "secret.txt")
-    (tmp_path / "val/b/3.jpg").symlink_to(tmp_path / "nothing.jpg")
     photos = scan(tmp_path, "val")
-    assert names_of(photos) == ["a/1.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg"]
-    for index, told in ((2, "not an image"), (3, "missing")):
-        with pytest.raises(BadImage, match=f"^{told}$"):
-            read_image(photos.path(index))
+    assert names_of(photos) == ["a/1.jpg", "b/1.jpg", "b/2.jpg"]
+    assert reason(photos.path(2)) == "not an image"
 
 
 def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
@@ -412,19 +361,6 @@ def refusal(top: Path) -> str:
     return text
 
 
-def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
-    ordinary = os.scandir
-
-    def refuse(folder: Path | int) -> object:
-        if not isinstance(folder, int) and folder.name == "b":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return ordinary(folder)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    assert refusal(tmp_path) == f"{tmp_path / 'train/b'} cannot be read: Permission denied."
-
-
 @pytest.mark.parametrize(
     ("files", "told"),
     [
@@ -442,10 +378,13 @@ def test_a_folder_that_cannot_be_trained_on(tmp_path: Path, files: list[str], to
     assert re.search(told, refusal(made(tmp_path, *files)))
 
 
-def test_links_that_lead_round_in_a_circle(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("aim", "told"), [("val", "Too many levels of symbolic links"), ("nowhere", "No such file or directory")]
+)
+def test_links_that_lead_round_in_a_circle_or_nowhere(aim: str, told: str, tmp_path: Path) -> None:
     made(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
-    (tmp_path / "val/loop").symlink_to(tmp_path / "val")
-    assert "cannot be read: Too many levels of symbolic links" in refusal(tmp_path)
+    (tmp_path / "val/a/2.jpg").symlink_to(tmp_path / aim)
+    assert f"2.jpg cannot be read: {told}" in refusal(tmp_path)
 
 
 # --- labels and parts -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from torchvision import transforms
 
 from resrepro.data import loader
-from resrepro.data.augment import Lighting, planes
+from resrepro.data.augment import planes
 from resrepro.data.loader import CropReader, Loading, PhotoViews, left_out, read_ahead
 from resrepro.data.photos import PhotoSet, read_image, scan_both
 from resrepro.data.statistics import Statistics, decoded_once, principal_axes, statistics_of
@@ -72,18 +72,13 @@ def crops(photographs: Path) -> np.ndarray:
     return np.stack([planes(view(read_image(path)[0])) for path in files]).astype(float)
 
 
-def test_the_mean_image_is_that_of_the_centre_crops(photographs: Path, crops: np.ndarray) -> None:
-    found = found_in(photographs)
-    assert found.mean.shape == (3, SIZE, SIZE)
-    assert np.allclose(found.mean, crops.mean(axis=0), rtol=1e-13)
-
-
-def test_the_components_are_those_of_the_covariance_of_all_pixels(
+def test_mean_image_and_components_are_those_of_the_centre_crops(
     photographs: Path, crops: np.ndarray
 ) -> None:
     found = found_in(photographs)
-    pixels = crops.transpose(1, 0, 2, 3).reshape(3, -1) / 255
-    wanted = np.cov(pixels, bias=True)
+    assert found.mean.shape == (3, SIZE, SIZE)
+    assert np.allclose(found.mean, crops.mean(axis=0), rtol=1e-13)
+    wanted = np.cov(crops.transpose(1, 0, 2, 3).reshape(3, -1) / 255, bias=True)
     assert np.allclose((found.components * found.variances) @ found.components.T, wanted, rtol=1e-9)
     assert np.allclose(found.components.T @ found.components, np.eye(3), atol=1e-12)
     assert np.allclose(found.variances, np.linalg.svd(wanted, compute_uv=False), rtol=1e-9)
@@ -226,15 +221,14 @@ def test_kept_pixels_are_those_of_the_files_and_nothing_is_decoded_again(
     ]
     assert sum(path.stat().st_size for path in pixel_files(empty_cache)) == size + 8 * 120
     recipe = catalogue.derive(catalogue.find("folder-resnet18"), image_size=SIZE, batch_size=8).recipe
-    lighting = Lighting(recipe, np.eye(3), np.ones(3))
-    plain = [CropReader(photos.train, recipe, lighting, 0)[number] for number in range(11)]
+    plain = [CropReader(photos.train, recipe, np.eye(3), 0)[number] for number in range(11)]
     views = list(
         PhotoViews(photos.val, catalogue.protocol_for("ten_crop", "imagenet"), SIZE, INLINE).read(None)
     )
     monkeypatch.setattr("resrepro.data.photos.read_image", None)
-    reader = CropReader(kept(photos, said).train, recipe, lighting, 0)
+    reader = CropReader(kept(photos, said).train, recipe, np.eye(3), 0)
     for one, other in zip(read_ahead(reader.__getitem__, range(11), loading), plain, strict=True):
-        assert all(map(torch.equal, one[:3], other[:3]))
+        assert all(map(torch.equal, one, other))
     shown = PhotoViews(both.val, catalogue.protocol_for("ten_crop", "imagenet"), SIZE, loading)
     for one, other in zip(shown.read(None), views, strict=True):
         assert all(map(torch.equal, one.scales, other.scales))

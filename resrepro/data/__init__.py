@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ ALONE = ProcessGroup()
 
 
 def load_dataset(name: str, split: str = "all", folder: str | Path | None = None) -> Dataset:
-    """Load a dataset by name.
+    """Load a dataset by name. DataError if files are missing, damaged or truncated (the file is named),
+    UsageError for an unknown dataset or split.
 
     Args:
         name: "cifar10" or "digits".
@@ -117,10 +119,6 @@ def load_dataset(name: str, split: str = "all", folder: str | Path | None = None
         folder: where CIFAR-10 lies, in the official python or binary layout, as an official archive or as
             `train/<class>/*.png` and `test/<class>/*.png`. By default the folder named by RESREPRO_DATA, else
             `./data`, to which it is downloaded if missing.
-
-    Raises:
-        DataError: if files are missing, damaged or truncated; the file is named.
-        UsageError: for an unknown dataset or split.
     """
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}: there are {' and '.join(SPLITS)}.")
@@ -140,8 +138,6 @@ def load_digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, which need no download; every fifth is held out, 1,438 / 359.
     Upsampled from 8x8 to 16x16 (each pixel of 0..16 becomes a 2x2 square of 0..255), grey in 3 channels.
     """
-    from importlib.metadata import distribution
-
     package = distribution("scikit-learn")  # not imported, since that takes longer than some updates do
     digits = np.loadtxt(str(package.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
     grey = np.rint(digits[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -166,7 +162,5 @@ def _named(folder: str | Path | None, layout: str) -> Path | None:
     place = Path(os.path.expanduser(named)) if named else None  # noqa: PTH111 (a name that is no user's stays)
     if place and not place.exists():
         source = "--data" if folder else DATA_VARIABLE
-        raise DataError(
-            f"the data folder {named} ({source}) does not exist: name the folder that holds {layout}."
-        )
+        raise DataError(f"the data folder {named} ({source}) does not exist: name one that holds {layout}.")
     return place

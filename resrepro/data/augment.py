@@ -48,13 +48,10 @@ class EpochSampler:
         size = self.recipe.batch_size
         if self.recipe.sampling == "replacement":
             return torch.randint(self.count, (size,), generator=self._generator(iteration)).to(self.device)
-        parts = []
-        start, missing = iteration * size, size
-        while missing:
-            epoch, place = divmod(start, self.count)
-            parts.append(self._order(epoch)[place : place + missing])
-            start, missing = start + len(parts[-1]), missing - len(parts[-1])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        epoch, place = divmod(iteration * size, self.count)
+        last = (iteration * size + size - 1) // self.count
+        orders = [self._order(each) for each in range(epoch, last + 1)]
+        return (orders[0] if epoch == last else torch.cat(orders))[place : place + size]
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -128,9 +125,8 @@ class TrainingBatches:
         return self.made(*self.choices(iteration))
 
     def choices(self, iteration: int) -> list[Tensor]:
-        """What makes up an update: indices of images (n,) int64 and, where the recipe pads, corners (2, n).
-        All (2 pad + 1)^2 corners are equally likely (81 for the paper's 4 pixels). Where the recipe flips a
-        coin (n, 1, 1, 1) in [0, 1) for each image follows.
+        """What makes up an update: indices of images (n,) int64; where the recipe pads, corners (2, n), all
+        equally likely (81 for the paper's 4 pixels); where it flips, coins (n, 1, 1, 1) in [0, 1).
         """
         generator, device = self.generator, self.generator.device
         generator.manual_seed(stream_seed(self.seed, AUGMENTATION, iteration))
@@ -176,21 +172,16 @@ def crop_choices(seed: int, iteration: int, count: int) -> tuple[Floats, Floats]
     return source.random((count, 4)), source.standard_normal((count, 3))
 
 
-class Lighting:
-    """AlexNet's colour augmentation [21]: RGB shifts along the principal components of the pixels. Each shift
-    is the sum of the components (columns), each times its eigenvalue (of pixels in 0 to 1; the scale is
-    assumed) and a normal number of the recipe's standard deviation.
+def colour_axes(recipe: ImageNetRecipe, components: npt.ArrayLike, variances: npt.ArrayLike) -> Floats:
+    """AlexNet's colour augmentation [21]: (3, 3), which times three standard normal numbers gives the shifts
+    of R, G and B on the scale 0 to 255. Its columns are the principal components of the pixels, each times
+    its eigenvalue (of pixels in 0 to 1; the scale is assumed) and the recipe's standard deviation.
     """
-
-    def __init__(self, recipe: ImageNetRecipe, components: npt.ArrayLike, variances: npt.ArrayLike) -> None:
-        if recipe.colour == "pca_published":
-            components, variances = PUBLISHED_COMPONENTS, PUBLISHED_VARIANCES
-        strength = 0.0 if recipe.colour == "none" else recipe.colour_std
-        self.axes = 255 * strength * np.array(components) * np.array(variances)
-
-    def shifts(self, colours: Floats) -> Tensor:
-        """Standard normal numbers (N, 3) -> shifts of R, G and B on the scale 0 to 255, (N, 3, 1, 1)."""
-        return torch.as_tensor(colours @ self.axes.T, dtype=torch.float32)[:, :, None, None]
+    if recipe.colour == "pca_published":
+        components, variances = PUBLISHED_COMPONENTS, PUBLISHED_VARIANCES
+    strength = 0.0 if recipe.colour == "none" else recipe.colour_std
+    axes: Floats = 255 * strength * np.array(components) * np.array(variances)
+    return axes
 
 
 # --- photographs scaled and cut ---------------------------------------------------------------------------
@@ -243,9 +234,8 @@ def views_of(image: Image.Image, protocol: Protocol, image_size: int) -> list[Pi
 
 
 def training_crop(image: Image.Image, recipe: ImageNetRecipe, choice: Sequence[float]) -> Pixels:
-    """A crop of the scaled image or its flip, (3, S, S), by a row of the views of `crop_choices`. The shorter
-    side is uniform on the whole numbers of the recipe's range, the place on all that the crop fits in; half
-    of the crops are flipped.
+    """A crop (3, S, S) of the scaled image, half of the time flipped, by a row of `crop_choices`: the shorter
+    side is uniform on the whole numbers of the recipe's range, the place on all that the crop fits in.
     """
     low, high = recipe.scale
     size = recipe.image_size

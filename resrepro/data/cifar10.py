@@ -8,7 +8,6 @@ import hashlib
 import pickle
 import tarfile
 import zlib
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +41,7 @@ def load_cifar10(folder: Path, split: str = "all", *, may_download: bool = False
     DataError if it is missing and may not or cannot be downloaded, or a file is damaged.
     """
     source = _find(folder)
-    present = {path.name for path in source.glob("*")} if source else set()
-    if may_download and not (source and source.is_file()) and not present.issuperset(_batches(present)):
+    if source is None and may_download:
         from torchvision.datasets import CIFAR10  # shows progress and checks the archive's MD5
 
         try:
@@ -93,28 +91,20 @@ def _find(folder: Path) -> Path | None:
     return folder if all((folder / part).is_dir() for part in ("train", "test")) else None
 
 
-def _batches(present: Collection[str]) -> list[str]:
-    """The files of a layout, training batches first; of the binary one if any of it is present."""
-    suffix = ".bin" if any(f"{name}.bin" in present for name in OFFICIAL_MD5) else ""
-    return [f"{name}{suffix}" for name in OFFICIAL_MD5]
-
-
 def _read(source: Path) -> tuple[Images, Images]:
     """Training and test images of a folder in an official layout, or of an archive of one."""
     if source.is_file():
         found = _unpacked(source)
     else:
-        found = {}
-        for path in source.iterdir():
-            if path.name.removesuffix(".bin") in OFFICIAL_MD5:
-                try:
-                    found[path.name] = path.read_bytes()
-                except OSError as error:
-                    raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    names = _batches(found)
-    for name in names:
-        if name not in found:
-            raise DataError(f"CIFAR-10 is incomplete: {source / name} is missing.")
+        paths = [path for path in source.iterdir() if path.name.removesuffix(".bin") in OFFICIAL_MD5]
+        try:
+            found = {path.name: path.read_bytes() for path in paths}
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from None
+    suffix = ".bin" if any(name.endswith(".bin") for name in found) else ""
+    names = [f"{name}{suffix}" for name in OFFICIAL_MD5]  # training batches first
+    if missing := [name for name in names if name not in found]:
+        raise DataError(f"CIFAR-10 is incomplete: {source / missing[0]} is missing.")
     *batches, test = (_images(source / name, found[name]) for name in names)
     pixels, labels = zip(*((batch.pixels, batch.labels) for batch in batches), strict=True)
     return Images(np.concatenate(pixels), np.concatenate(labels)), test
@@ -164,9 +154,7 @@ def _images(path: Path, stored: bytes) -> Images:
     if path.suffix != ".bin":
         # The checksum comes first: unpickling bytes that nobody vouches for can run code.
         if hashlib.md5(stored, usedforsecurity=False).hexdigest() != OFFICIAL_MD5[path.name]:
-            raise DataError(
-                f"{path} is damaged: its MD5 is not the official one. Move it away and get it again."
-            )
+            raise DataError(f"{path} is damaged: its MD5 is not the official one. Get it again.")
         batch = pickle.loads(stored, encoding="bytes")
         pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
         return Images(pixels, np.asarray(batch[b"labels"], np.int64))

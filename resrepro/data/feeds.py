@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resrepro.data import ALONE, Dataset, DatasetInfo, ProcessGroup, data_folder, load_dataset
-from resrepro.data.augment import Lighting, Normalisation, TrainingBatches, normalisation_by, on_device
+from resrepro.data.augment import Normalisation, TrainingBatches, colour_axes, normalisation_by, on_device
 from resrepro.data.loader import CropReader, Loading, PhotoViews, Views, check_bad, left_out, photo_batches
 from resrepro.data.photos import PhotoSet, imagenet_classes, scan_both
 from resrepro.data.statistics import decoded_once, statistics_of
@@ -61,9 +61,8 @@ class Feed(ABC):
 
 
 class Slots:
-    """Tensors on the device that do not move, in which a recorded update finds what it needs.
-
-    Here one batch, into which the next is copied when it is due. `changed` are those that `batch` writes to.
+    """Tensors on the device that do not move, in which a recorded update finds what it needs. Here one batch,
+    into which the next is copied when it is due. `changed` are those that `batch` writes to.
     """
 
     changed: Sequence[Tensor] = ()
@@ -175,6 +174,8 @@ def notices_of(dataset: str, photos: PhotoSet) -> tuple[str, ...]:
 class PhotoFeed(Feed):
     """Photographs that workers read and cut while the net computes."""
 
+    waited: float = 0.0
+
     def __init__(
         self, spec: Spec, photos: PhotoSet, device: torch.device, seed: int, loading: Loading,
         say: Callable[[str], None], group: ProcessGroup = ALONE,
@@ -193,34 +194,30 @@ class PhotoFeed(Feed):
             spec.dataset, train.classes, len(train.classes), sizes, statistics.checksums, notices, ("val",)
         )
         self.normalisation = normalisation_by(recipe, statistics.mean, device)
-        lighting = Lighting(recipe, statistics.components, statistics.variances)
+        axes = colour_axes(recipe, statistics.components, statistics.variances)
         train, val = decoded_once(photos, statistics.size, loading, say, group)
-        self._reader = CropReader(train, recipe, lighting, seed, group)
+        self._reader = CropReader(train, recipe, axes, seed, group)
         self._views = PhotoViews(val, self.protocol, recipe.image_size, loading, group)
-        self.waited, self.say = 0.0, say
+        self.say = say
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
-        """This process's share of updates start..stop-1, read ahead."""
-        wanted = range(start, stop)
-        with contextlib.closing(
-            photo_batches(self._reader, wanted, self.normalisation, self.loading, self.group)
-        ) as batches:
-            before, begun = self.waited or 0, time.perf_counter()
-            for made in range(len(wanted)):
+        """This process's share of updates start..stop-1, read ahead; much waiting is told once."""
+        updates = range(start, stop)
+        read = photo_batches(self._reader, updates, self.normalisation, self.loading, self.group)
+        with contextlib.closing(read) as batches:
+            for made in range(len(updates)):
                 asked = time.perf_counter()
                 batch = next(batches)
-                self.waited = (self.waited or 0) + time.perf_counter() - asked
+                now = time.perf_counter()
+                self.waited += now - asked
                 if made == 0:  # until here workers had to start
-                    before, begun = self.waited, time.perf_counter()
+                    before, begun = self.waited, now
                 elif made % TELL_AFTER == 0:
-                    self.tell((self.waited - before) / (time.perf_counter() - begun))
+                    share = (self.waited - before) / (now - begun)
+                    if share > TOLD_WAITING:
+                        self.say(f"So far {share:.0%} of the time goes by waiting for images: see --workers.")
+                        self.say = lambda text: None
                 yield batch
-
-    def tell(self, waited: float) -> None:
-        """Say once which part of the time goes by waiting, if it is more than a little."""
-        if waited > TOLD_WAITING:
-            self.say(f"So far {waited:.0%} of the time goes by waiting for images: see --workers.")
-            self.say = lambda text: None
 
     def views(self, name: str) -> Iterator[Views]:
         """The recipe's view of `val`, read anew each time."""
@@ -231,10 +228,7 @@ def open_feed(
     spec: Spec, data: str | Path | None, device: torch.device, seed: int, loading: Loading,
     say: Callable[[str], None] = lambda text: None, group: ProcessGroup = ALONE,
 ) -> Feed:  # fmt: skip
-    """The data of a run.
-
-    DataError if they are missing or damaged, UsageError for a split that the dataset does not have.
-    """
+    """The data of a run. DataError if missing or damaged, UsageError for a split that they do not have."""
     recipe = spec.recipe
     if not isinstance(recipe, CifarRecipe):
         photos = group.on_first(lambda: scan_both(data_folder(data)))

@@ -6,10 +6,10 @@ where an interrupted run was resumed.
 
 import hashlib
 import signal
-import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -44,7 +44,6 @@ class Loading:
     max_bad_images: int = 0  # files that may be no readable image; one more stops the run
 
     def __post_init__(self) -> None:
-        """Check the numbers (UsageError)."""
         for option, value in (("--workers", self.workers or 0), ("--max-bad-images", self.max_bad_images)):
             if value < 0:
                 raise UsageError(f"{option} must be at least 0, not {value}.")
@@ -90,24 +89,18 @@ def read_ahead(
     """What `give` returns for each item, in order, called by workers while `device` computes. For a GPU
     tensors come in pinned memory, from which they are copied without waiting. DataError if a worker dies.
     """
-    workers = min(loading.workers_beside(device, group.local_size), len(items))
     # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
     # without that it tells of it where the next item is awaited.
     before = signal.getsignal(signal.SIGCHLD)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
-            loader: DataLoader[T] = DataLoader(
-                items,  # type: ignore[arg-type]
-                batch_size=None,
-                num_workers=workers,
-                collate_fn=give,  # type: ignore[arg-type]
+            warnings.simplefilter("ignore")  # of more workers than cores, and of forks beside threads
+            batches: Iterator[T] = iter(DataLoader(
+                items, batch_size=None, collate_fn=give, worker_init_fn=_start_worker,  # type: ignore[arg-type]
+                num_workers=min(loading.workers_beside(device, group.local_size), len(items)),
                 pin_memory=device is not None and device.type == "cuda",
-                worker_init_fn=_start_worker,
-            )
-            batches = iter(loader)
-        if before is not None and threading.current_thread() is threading.main_thread():
+            ))  # fmt: skip
+        with suppress(ValueError):  # not in the main thread, where PyTorch sets no handler
             signal.signal(signal.SIGCHLD, before)
         yield from batches
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -129,41 +122,31 @@ def _start_worker(worker: int) -> None:
 # --- training crops ---------------------------------------------------------------------------------------
 
 
-class CropBatch(NamedTuple):
-    """This process's share of a batch."""
-
-    crops: Tensor  # (n, 3, S, S) uint8
-    labels: Tensor  # (n,)
-    shifts: Tensor  # (n, 3, 1, 1)
-    bad: str = ""  # of a file that could not be read
-
-
 class CropReader:
     """Reads and cuts this process's share of batch `i`."""
 
     def __init__(
-        self, photos: Photos, recipe: ImageNetRecipe, lighting: augment.Lighting, seed: int,
+        self, photos: Photos, recipe: ImageNetRecipe, axes: augment.Floats, seed: int,
         group: ProcessGroup = ALONE,
     ) -> None:  # fmt: skip
-        self.photos, self.recipe, self.lighting, self.seed = photos, recipe, lighting, seed
+        self.photos, self.recipe, self.axes, self.seed = photos, recipe, axes, seed
         self.sampler = augment.EpochSampler(recipe, len(photos), seed)
         self.share = group.share(recipe.batch_size)
 
-    def __getitem__(self, iteration: int) -> CropBatch:
+    def __getitem__(self, iteration: int) -> tuple[Tensor, Tensor, Tensor] | str:
+        """Crops (n, 3, S, S) uint8, labels (n,), shifts (n, 3, 1, 1); or which file is bad, and why."""
         indices = self.sampler.indices(iteration)[self.share].tolist()
         choices, colours = augment.crop_choices(self.seed, iteration, self.recipe.batch_size)
-        size, bad = self.recipe.image_size, ""
-        crops = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
-        for place, (index, choice) in enumerate(zip(indices, choices[self.share], strict=True)):
+        crops = []
+        for index, choice in zip(indices, choices[self.share], strict=True):
             try:
                 image, _ = self.photos.read(index)
             except BadImage as reason:
-                bad = f"{self.photos.name(index)} ({reason})"
-                break
-            crop = augment.training_crop(image, self.recipe, choice)
-            crops[place] = torch.from_numpy(np.ascontiguousarray(crop))
-        labels = torch.from_numpy(self.photos.labels[indices])
-        return CropBatch(crops, labels, self.lighting.shifts(colours[self.share]), bad)
+                return f"{self.photos.name(index)} ({reason})"
+            crops.append(augment.training_crop(image, self.recipe, choice))
+        shifts = torch.as_tensor(colours[self.share] @ self.axes.T, dtype=torch.float32)[:, :, None, None]
+        stacked, labels = np.stack(crops), self.photos.labels[indices]
+        return torch.from_numpy(stacked), torch.from_numpy(labels), shifts
 
 
 def photo_batches(
@@ -177,12 +160,12 @@ def photo_batches(
 
     def whole() -> Iterator[Sequence[Tensor]]:
         for batch in read_ahead(reader.__getitem__, iterations, loading, device, group):
-            if batch.bad:
-                raise DataError(f"an image has changed since the run read them all: {batch.bad}.")
-            yield batch[:3]
+            if isinstance(batch, str):
+                raise DataError(f"an image has changed since the run read them all: {batch}.")
+            yield batch
 
     for crops, labels, shifts in sent_ahead(whole(), device):
-        yield augment.laid_out((crops.float() + shifts - normalisation.mean) / normalisation.divisor), labels
+        yield normalisation.test(crops + shifts), labels
 
 
 def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[Sequence[Tensor]]:
@@ -256,9 +239,7 @@ class PhotoViews:
         self.size = 0  # bytes of the decoded pixels of what was read
 
     def read(self, device: torch.device | None) -> Iterator[Views]:
-        """Groups of images of equal size, while `device` computes. DataError if too many files are no
-        readable images, or a worker dies.
-        """
+        """Groups of images of one size, while `device` computes (DataError: too many bad, a dead worker)."""
         chunks = read_ahead(self.give, self.chunks, self.loading, device, self.group)
         for groups, digests, bad, size in chunks:
             self.digests |= digests
@@ -270,9 +251,8 @@ class PhotoViews:
                 yield Views(scales, labels)
 
     def gather(self) -> tuple[Photos, str]:
-        """The readable images of the split and their checksum, once all processes have read their shares. The
-        checksum is the SHA-256 (hex) over the name and content digest of each image, in order. DataError if
-        too many files of all shares together are no readable images.
+        """The readable images of the split, once all processes have read their shares, and the SHA-256 (hex)
+        over the name and content digest of each, in order. DataError if too many files of all are bad.
         """
         bad: dict[str, str] = {}
         for digests, names in self.group.all_gather((self.digests, self.bad)):

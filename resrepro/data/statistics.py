@@ -1,9 +1,7 @@
 """What is kept of photographs in the user's cache: the result of a pass over them, and their pixels.
 
-The pass tells which can be read, their checksums, their mean and their colours.
-
-The mean image is that of the centre crops of the training images (the paper says per pixel, not of which
-crops); the colour components are the principal components of their RGB values (Section 3.4, [21]).
+The pass tells which can be read, their checksums, the mean image of the centre crops of the training images
+(the paper says per pixel, not of which crops), and the principal components of their colours (Section 3.4).
 """
 
 import hashlib
@@ -15,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from resrepro.data import ALONE, ProcessGroup
+from resrepro.data.augment import Floats
 from resrepro.data.loader import Loading, PhotoViews, read_ahead
 from resrepro.data.photos import UNREADABLE, BadImage, Decoded, Photos, PhotoSet
 from resrepro.errors import RecordError
@@ -26,7 +24,6 @@ from resrepro.records.reading import json_bytes, read_json
 from resrepro.records.storage import make_folder, write_out, write_whole
 from resrepro.spec.catalogue import protocol_for
 
-Array = npt.NDArray[np.float64]
 ARRAYS = ("mean", "components", "variances")
 MOST_KEPT = 4 * 10**9  # bytes
 
@@ -35,9 +32,9 @@ MOST_KEPT = 4 * 10**9  # bytes
 class Statistics:
     """What one pass over both splits tells."""
 
-    mean: Array  # training image, (3, S, S), pixels 0 to 255
-    components: Array  # principal axes of RGB as columns, (3, 3)
-    variances: Array  # their eigenvalues for pixels in 0 to 1, (3,)
+    mean: Floats  # training image, (3, S, S), pixels 0 to 255
+    components: Floats  # principal axes of RGB as columns, (3, 3)
+    variances: Floats  # their eigenvalues for pixels in 0 to 1, (3,)
     bad: dict[str, str]  # the files that are no readable images, `<split>/<class>/<file>`, and why
     checksums: dict[str, str]  # by split, SHA-256 over names and contents of the readable ones
     size: int  # bytes of the decoded pixels of the readable ones
@@ -55,9 +52,7 @@ def statistics_of(
     statistics: Statistics | None = group.on_first(lambda: _read(path))
     if statistics is None:
         count = len(photos.train) + len(photos.val)
-        say(
-            f"Reading {count:,} images once, for their mean and checksums; the result is kept for later runs."
-        )
+        say(f"Reading {count:,} images once, for their mean and checksums; what is found is kept.")
         statistics = measured = _pass(photos, image_size, loading, group)
         if not any(UNREADABLE in reason for reason in measured.bad.values()):
             group.on_first(lambda: _write(path, measured))
@@ -88,7 +83,7 @@ def _pass(photos: PhotoSet, image_size: int, loading: Loading, group: ProcessGro
     return Statistics(mean, components, variances, train.bad | val.bad, checksums, size)
 
 
-def principal_axes(covariance: Array) -> tuple[Array, Array]:
+def principal_axes(covariance: Floats) -> tuple[Floats, Floats]:
     """Eigenvalues, largest first, and unit eigenvectors as columns, the largest entry of each positive."""
     variances, axes = np.linalg.eigh(covariance)
     variances, axes = variances[::-1], axes[:, ::-1]
@@ -117,9 +112,8 @@ def _write(path: Path, statistics: Statistics) -> None:
 def decoded_once(
     photos: PhotoSet, size: int, loading: Loading, say: Callable[[str], None], group: ProcessGroup = ALONE
 ) -> PhotoSet:
-    """The images, all readable, with their pixels kept, of `size` bytes together: they are decoded once. As
-    they are where that is more than 4 GB, a tenth of the free disk or a quarter of the free memory, or the
-    disk refuses.
+    """The images, all readable, with their pixels of `size` bytes kept: they are decoded once. As they are if
+    that is over 4 GB, a tenth of the free disk or a quarter of the free memory, or the disk refuses.
     """
     folder = cache_folder()
 

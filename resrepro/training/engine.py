@@ -120,7 +120,7 @@ def trouble_with_kernels(device: torch.device, spec: Spec) -> str:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < LANES_NEED:
         return "our kernels are for NVIDIA GPUs of compute capability 8.0 and more"
     try:
-        from resrepro.nets.gpu.check import disagreement
+        from resrepro.nets.gpu import disagreement
         from resrepro.nets.gpu.forward import INTERPRETED
     except ImportError:
         return "Triton is not installed"

@@ -7,11 +7,12 @@ from contextlib import ExitStack, closing, contextmanager
 
 import torch
 from torch import Tensor
+from triton import cdiv
 
 from resrepro.data.feeds import ROWS, MemoryFeed, MemorySlots
 from resrepro.errors import ResreproError
 from resrepro.nets.gpu import STEM, Lanes
-from resrepro.nets.gpu.forward import cdiv, draw_images
+from resrepro.nets.gpu.forward import draw_images
 from resrepro.training.loop import Trainer
 from resrepro.training.progress import Interrupts
 from resrepro.training.updates import Updates, Work, recorded, set_learning_rate

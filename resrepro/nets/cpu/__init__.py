@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from resrepro.errors import ResreproError
 from resrepro.machine import cache_folder
-from resrepro.nets import Block, Bottleneck, Net
-from resrepro.nets.layers import GroupedBatchNorm2d, ProjectionShortcut, pairs_of, relu
+from resrepro.nets import Block, GroupedBatchNorm2d, Net, pairs_of, relu
 
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: sums keep their order, and NaN stays NaN.
@@ -56,20 +55,18 @@ class Kernels(NamedTuple):
 
 
 def load_kernels() -> Kernels:
-    """The kernels, compiled by CC or the first of COMPILERS if this machine has not done so before.
-
-    NoCompiler if there is no compiler, or what it makes does not load.
+    """The kernels, compiled by CC or the first of COMPILERS if this machine has not done so before
+    (NoCompiler if there is none, or what it makes does not load).
     """
-    compiler = _compiler()
-    sources = {name: Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES}
-    key = _key(compiler, sources)
+    compiler, sources = _compiler(), [Path(__file__).with_name(name) for name in SOURCES]
+    key = _key(compiler, [source.read_text(encoding="utf-8") for source in sources])
     path = cache_folder() / "kernels" / f"{key}.so"
     if not path.exists():
-        code = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".c")]
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(dir=path.parent) as work:
                 made = Path(work, path.name)
+                code = [str(source) for source in sources if source.suffix == ".c"]
                 _run([*compiler, *FLAGS, "-o", str(made), *code, "-lm"])
                 made.replace(path)  # moved: other processes see all of it or nothing
         except OSError as error:
@@ -96,16 +93,14 @@ def _compiler() -> list[str]:
     raise NoCompiler(f"no C compiler ({', '.join(names)}) is installed here")
 
 
-def _key(compiler: list[str], sources: dict[str, str]) -> str:
+def _key(compiler: list[str], sources: list[str]) -> str:
     """What the result depends on: code, flags, compiler and the processor that -march=native means."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = [platform.processor()]
+    file = Path("/proc/cpuinfo")
+    told = file.read_text(encoding="utf-8", errors="replace") if file.exists() else platform.processor()
     kinds = "model name", "flags", "Features", "CPU part"
-    processor = "\n".join(dict.fromkeys(line for line in lines if line.startswith(kinds))) or "\n".join(lines)
+    processor = "\n".join(dict.fromkeys(line for line in told.splitlines() if line.startswith(kinds))) or told
     version = _run([*compiler, "--version"])
-    parts = [*sources.values(), *FLAGS, *compiler, version, platform.machine(), processor]
+    parts = [*sources, *FLAGS, *compiler, version, platform.machine(), processor]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -122,13 +117,13 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def _addresses(*tensors: Tensor | None) -> list[int | None]:
     """Where the numbers of tensors lie; None for one that is not there."""
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 # --- 3x3 convolutions of stride 1 by Winograd's method ----------------------------------------------
@@ -146,12 +141,9 @@ def can_convolve(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def convolve(library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, C_in, H, W) and filters (C, C_in, 3, 3), padding 1 -> (N, C, H, W) of x's type, by float32."""
-    return _Convolve.apply(library, x, weight)  # type: ignore[no-any-return]
-
-
 class _Convolve(torch.autograd.Function):
+    """x (N, C_in, H, W) and filters (C, C_in, 3, 3), padding 1 -> (N, C, H, W) of x's type, by float32."""
+
     @staticmethod
     def forward(ctx: Any, library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
         x, weight = _channels_last(x), _channels_last(weight)
@@ -210,7 +202,6 @@ class _WideGradient(torch.autograd.Function):
 
 # --- BN, shortcut and ReLU in two passes over memory each way ---------------------------------------
 
-Pair = tuple[nn.Conv2d, GroupedBatchNorm2d]
 Twice = tuple[Tensor, Tensor]
 """A map for its two uses, the convolutions and the shortcut: two tensors with the same numbers, so that the
 backward pass of BN meets both gradients and adds them as it reads them."""
@@ -223,12 +214,9 @@ def can_normalise(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in TYPES and rows and len(x) * pixels > 1
 
 
-def normalise(library: ctypes.CDLL, norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> Twice:
-    """`relu(norm(x) + shortcut)` in training; x and shortcut are (N, C, H, W) of one type."""
-    return _Normalise.apply(library, norm, x, shortcut, norm.weight, norm.bias)  # type: ignore[no-any-return]
-
-
 class _Normalise(torch.autograd.Function):
+    """`relu(norm(x) + shortcut)` in training; x and shortcut are (N, C, H, W) of one type."""
+
     @staticmethod
     def forward(
         ctx: Any, library: ctypes.CDLL, norm: Any, x: Tensor, shortcut: Tensor | None, *affine: Tensor
@@ -272,7 +260,7 @@ class KernelNet(nn.Module):
     def __init__(self, net: Net, kernels: Kernels) -> None:
         super().__init__()
         self.net, self.library = net, kernels.library
-        blocks = [module for module in net.modules() if isinstance(module, Block | Bottleneck)]
+        blocks = [module for module in net.modules() if isinstance(module, Block)]
         self.blocks = [(block.shortcut, pairs_of(block)) for block in blocks]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -281,31 +269,27 @@ class KernelNet(nn.Module):
         if not isinstance(self.net.pool, nn.Identity):
             x = same = self.net.pool(x)
         for shortcut, pairs in self.blocks:
-            x, same = self._block(shortcut, pairs, x, same)
+            if isinstance(shortcut, nn.Sequential):  # a projection
+                *pairs, (convolution, norm) = pairs
+                added = norm(self._convolve(convolution, same))
+            else:
+                added = None if shortcut is None else shortcut(same)
+            *inner, (last, last_norm) = pairs
+            for convolution, norm in inner:
+                x, _ = self._relu(norm, self._convolve(convolution, x))
+            x, same = self._relu(last_norm, self._convolve(last, x), added)
         return self.net.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
-
-    def _block(self, shortcut: nn.Module | None, pairs: list[Pair], x: Tensor, same: Tensor) -> Twice:
-        if isinstance(shortcut, ProjectionShortcut):
-            *pairs, (convolution, norm) = pairs
-            added = norm(self._convolve(convolution, same))
-        else:
-            added = None if shortcut is None else shortcut(same)
-        *inner, (last, last_norm) = pairs
-        for convolution, norm in inner:
-            x, _ = self._relu(norm, self._convolve(convolution, x))
-        return self._relu(last_norm, self._convolve(last, x), added)
 
     def _convolve(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         shape = layer.kernel_size, layer.stride, layer.padding
         if shape == ((3, 3), (1, 1), (1, 1)) and can_convolve(x, layer.weight):
-            return convolve(self.library, x, layer.weight)
-        narrow = x.dtype == torch.bfloat16 and layer.stride != (1, 1)
-        y: Tensor = _WideGradient.apply(x, layer.weight, *shape[1:]) if narrow else layer(x)
-        return y
+            return _Convolve.apply(self.library, x, layer.weight)  # type: ignore[no-any-return]
+        if x.dtype == torch.bfloat16 and layer.stride != (1, 1):
+            return _WideGradient.apply(x, layer.weight, *shape[1:])  # type: ignore[no-any-return]
+        return layer(x)  # type: ignore[no-any-return]
 
     def _relu(self, norm: GroupedBatchNorm2d, x: Tensor, shortcut: Tensor | None = None) -> Twice:
         if norm.is_whole(x) and can_normalise(x):
-            return normalise(self.library, norm, x, shortcut)
-        y = norm(x)
-        y = relu(y if shortcut is None else y + shortcut)
+            return _Normalise.apply(self.library, norm, x, shortcut, norm.weight, norm.bias)  # type: ignore[no-any-return]
+        y = relu(norm(x) if shortcut is None else norm(x) + shortcut)
         return y, y

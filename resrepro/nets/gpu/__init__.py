@@ -1,20 +1,24 @@
 """Nets of Section 4.2 on an NVIDIA GPU, several of one depth ("lanes") trained as one, by kernels of our own.
 
 The nets may differ in seed and in whether they are plain or residual; nothing of one depends on those beside
-it. `forward` says how everything lies in memory.
+it. `forward` says how everything lies in memory. Before a run `disagreement` tries the kernels on the GPU.
 """
 
+import copy
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from triton import cdiv, next_power_of_2
 
-from resrepro.nets import Block, Net
+from resrepro.errors import ResreproError
+from resrepro.nets import Block, Net, ZeroPadShortcut, build_net, pairs_of
 from resrepro.nets.gpu import backward, forward
-from resrepro.nets.gpu.forward import INTERPRETED, cdiv, next_power_of_2
-from resrepro.nets.layers import ZeroPadShortcut, pairs_of
+from resrepro.nets.gpu.forward import INTERPRETED
 
 STEM = 16  # channels of the images, of which 13 are zero: the least that a product takes
 SUMMED = 8192  # numbers that a program adds at a time
@@ -30,6 +34,11 @@ ARITHMETIC = {
     "bf16": (torch.bfloat16, "wide" if INTERPRETED else "ieee", 9 * 64),
 }
 
+# The check: the least depth that has every kind of layer, images, and how far, of its length, a net's way may
+# be from PyTorch's in float32, whose own gradients in bf16 are off by up to 0.2 (measured).
+DEPTH, IMAGES, RATE = 14, 32, 1e-3
+TOLERANCE = {"float32": 1e-3, "tf32": 0.1, "bf16": 0.3}
+
 
 @dataclass
 class Layer:
@@ -40,30 +49,14 @@ class Layer:
     S: int
     H: int
     M: int
-    at: int  # place of the filters among the parameters; gamma and beta follow
+    at: int  # place of the filters among the parameters, and of gamma and beta
+    norm_at: int
     zeros: int  # of option A, those that come before the C channels
     y: Tensor  # (L, M, K), the output
     z: Tensor  # the same, after BN, shortcut and ReLU
     stats: Tensor  # (L, 4, K)
     running: Tensor  # (L, 2, K)
     back: Tensor  # (L, 2, K)
-
-    @property
-    def norm_at(self) -> int:
-        """Where gamma and beta lie."""
-        return self.at + 9 * self.C * self.K
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """H, W, C, K, S as the kernels take them."""
-        return self.H, self.H, self.C, self.K, self.S
-
-
-class Stage(NamedTuple):
-    """The parameters of a stage (stem and fc layer belong to one), and the parts of their gradients."""
-
-    start: int
-    gradients: Tensor  # (L, parts, parameters)
 
 
 class Lanes:
@@ -91,7 +84,7 @@ class Lanes:
         self.maps, self.products, self.few = ARITHMETIC[precision]
         self.net, self.options, self.device = nets[0], optimizers[0].param_groups[0], nets[0].fc.weight.device
         ways = (module for net in nets for module in net.modules() if isinstance(module, ZeroPadShortcut))
-        self.symmetric = any(way.place.start for way in ways)
+        self.symmetric = any(way.before for way in ways)
         self._lay_out()
         self.parameters, self.momentum = self._zeros(self.size), self._zeros(self.size)
         self.decay, self.seen = self._zeros(self.size)[0], self._zeros(len(self.layers), kind=torch.int64)
@@ -102,15 +95,8 @@ class Lanes:
         for lane, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
             self._move_in(lane, net, optimizer)
         self.narrow = self.parameters if self.maps == torch.float32 else self.parameters.to(self.maps)
-        self.changed = [
-            self.parameters,
-            self.momentum,
-            self.narrow,
-            self.seen,
-            self.since_sample,
-            self.since_look,
-        ]
-        self.changed += [layer.running for layer in self.layers]
+        self.changed = [self.parameters, self.momentum, self.narrow, self.seen]
+        self.changed += [self.since_sample, self.since_look, *(layer.running for layer in self.layers)]
 
     def _zeros(self, *shape: int, kind: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros((self.count, *shape), dtype=kind, device=self.device)
@@ -126,13 +112,16 @@ class Lanes:
             maps = (self._zeros(M, K, kind=self.maps) for _ in range(2))
             small = (self._zeros(rows, K) for rows in (4, 2, 2))
             zeros = (K - C) // 2 if self.symmetric else 0
-            self.layers.append(Layer(C, K, S, side, M, at, zeros, *maps, *small))
-            at = self.layers[-1].norm_at + 2 * K
+            norm_at = at + 9 * C * K
+            self.layers.append(Layer(C, K, S, side, M, at, norm_at, zeros, *maps, *small))
+            at = norm_at + 2 * K
         self.fc_at, fc = at, self.net.fc
         self.size = 16 * cdiv(at + fc.weight.numel() + len(fc.bias), 16)  # aligned, for wide loads
         ends = [*list(starts.values())[1:], self.size]
+        # Of each stage, to which stem and fc layer belong, by its width: where its parameters begin, and the
+        # parts of their gradients (L, parts, parameters).
         self.stages = {
-            K: Stage(start, self._zeros(PARTS[K], end - start))
+            K: (start, self._zeros(PARTS[K], end - start))
             for (K, start), end in zip(starts.items(), ends, strict=True)
         }
         largest = max(layer.M * layer.K for layer in self.layers)
@@ -155,18 +144,15 @@ class Lanes:
         """Let a net's parameters, momentum and buffers lie here from now on."""
         decay = {each: group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
         rows = self.parameters[lane], self.momentum[lane], self.decay
-        for (parameter, place), (_, pace), (_, loss) in zip(
-            *(self._places(net, row) for row in rows), strict=True
-        ):
+        places, paces, losses = (dict(self._places(net, row)) for row in rows)
+        for parameter, place in places.items():
             state = optimizer.state[parameter]
-            state["momentum_buffer"] = pace.copy_(state["momentum_buffer"])
+            state["momentum_buffer"] = paces[parameter].copy_(state["momentum_buffer"])
             parameter.data = place.copy_(parameter.data)
-            loss.fill_(decay[parameter])
+            losses[parameter].fill_(decay[parameter])
+        names = "running_mean", "running_var", "num_batches_tracked"
         for layer, (_, norm), seen in zip(self.layers, pairs_of(net), self.seen[lane], strict=True):
-            places = *layer.running[lane], seen
-            for name, place in zip(
-                ("running_mean", "running_var", "num_batches_tracked"), places, strict=True
-            ):
+            for name, place in zip(names, (*layer.running[lane], seen), strict=True):
                 setattr(norm, name, place.copy_(getattr(norm, name)))
         blocks = [module for module in net.modules() if isinstance(module, Block)]
         self.residual[lane] = float(blocks[0].shortcut is not None)
@@ -177,13 +163,12 @@ class Lanes:
         """One update of every lane, by launches alone: images and labels -> parameters, averages, sums."""
         self.forward()
         self.backward()
-        for stage in self.stages.values():
-            parts, length = stage.gradients.shape[1:]
+        for start, gradients in self.stages.values():
+            parts, length = gradients.shape[1:]
             block = max(64, SUMMED // parts)
             backward.descend[cdiv(length, block), self.count](
-                self.parameters, self.momentum, self.narrow, stage.gradients, self.decay, self.rates,
-                self.size, stage.start, length, self.options["momentum"], parts, self.options["nesterov"],
-                block,
+                self.parameters, self.momentum, self.narrow, gradients, self.decay, self.rates, self.size,
+                start, length, self.options["momentum"], parts, self.options["nesterov"], block,
             )  # fmt: skip
         self.seen += 1
 
@@ -201,11 +186,12 @@ class Lanes:
         norm = self.net.bn1
         forward.convolve[G, self.count](
             x, self.narrow[:, layer.at :], layer.y, self.partial, layer.M, layer.M * S**2, G, self.size,
-            *layer.sizes, PIXELS[K], self.few, self.products,
+            H, H, layer.C, K, S, PIXELS[K], self.few, self.products,
         )  # fmt: skip
         forward.find_statistics[(self.count,)](
             self.partial, self.parameters[:, layer.norm_at :], layer.running, layer.stats, layer.M, G,
-            self.size, PIXELS[K], norm.eps, norm.momentum, K, self._at_a_time(K, G), num_warps=8,
+            self.size, PIXELS[K], norm.eps, norm.momentum, K, min(SUMMED // K, next_power_of_2(G)),
+            num_warps=8,
         )  # fmt: skip
         way, first = shortcut or (x, layer)  # which is not read without a shortcut
         forward.activate[G, self.count](
@@ -213,9 +199,6 @@ class Lanes:
             H, H, first.C, K, first.S, first.zeros, shortcut is not None, PIXELS[K],
         )  # fmt: skip
         return layer.z
-
-    def _at_a_time(self, K: int, G: int) -> int:
-        return min(SUMMED // K, next_power_of_2(G))
 
     def backward(self) -> None:
         """The gradients of all parameters, in parts, and the sums of errors."""
@@ -233,26 +216,25 @@ class Lanes:
     def _classify(self, g: Tensor) -> int:
         """From the last map to the gradient in front of its ReLU; gives how many programs sum it."""
         last, fc, N = self.layers[-1], self.net.fc, self.images
-        stage = self.stages[last.K]
+        start, gradients = self.stages[last.K]
         block = max(16, next_power_of_2(cdiv(N, PARTS[last.K])))
-        G, pixels = cdiv(N, block), last.H**2
+        G, pixels = int(cdiv(N, block)), last.H**2
         part = max(1, min(next_power_of_2(pixels), SUMMED // 2 // (block * last.K)))
         backward.classify[G, self.count](
-            last.z, last.y, last.stats, self.parameters[:, self.fc_at :], self.truth, g, stage.gradients,
-            self.partial, self.tallies, N, G, self.size, self.fc_at - stage.start, stage.gradients.shape[2],
-            pixels, last.K, fc.out_features, max(16, next_power_of_2(fc.out_features)), PARTS[last.K], block,
-            part,
+            last.z, last.y, last.stats, self.parameters[:, self.fc_at :], self.truth, g, gradients,
+            self.partial, self.tallies, N, G, self.size, self.fc_at - start, gradients.shape[2], pixels,
+            last.K, fc.out_features, max(16, next_power_of_2(fc.out_features)), PARTS[last.K], block, part,
         )  # fmt: skip
         backward.add_tallies[(self.count,)](self.tallies, self.since_sample, self.since_look, G)
         return G
 
     def _back(self, layer: Layer, g: Tensor, dy: Tensor, x: Tensor, G: int) -> None:
         """Through a layer's BN: dy, and the gradients of gamma, beta and (with its input x) the filters."""
-        stage, K, M = self.stages[layer.K], layer.K, layer.M
-        ROW = stage.gradients.shape[2]
+        (start, gradients), K, M = self.stages[layer.K], layer.K, layer.M
+        ROW = gradients.shape[2]
         backward.differentiate_norm[(self.count,)](
-            self.partial, layer.back, stage.gradients, M, G, layer.norm_at - stage.start, ROW, PARTS[K], K,
-            self._at_a_time(K, G), num_warps=8,
+            self.partial, layer.back, gradients, M, G, layer.norm_at - start, ROW, PARTS[K], K,
+            min(SUMMED // K, next_power_of_2(G)), num_warps=8,
         )  # fmt: skip
         backward.go_through_norm[cdiv(M, PIXELS[K]), self.count](
             g, layer.y, layer.stats, layer.back, dy, M, K, PIXELS[K]
@@ -260,23 +242,85 @@ class Lanes:
         block = SUMMED // 2 // K // (layer.S if self.maps == torch.bfloat16 else 2)
         chunk = cdiv(cdiv(M, PARTS[K]), block) * block
         backward.differentiate_filters[cdiv(M, chunk), self.count, 9 // TAPS[K]](
-            x, dy, stage.gradients, M, M * layer.S**2, chunk, layer.at - stage.start, ROW, PARTS[K],
-            *layer.sizes, TAPS[K], block, self.products, num_stages=1,
+            x, dy, gradients, M, M * layer.S**2, chunk, layer.at - start, ROW, PARTS[K],
+            layer.H, layer.H, layer.C, K, layer.S, TAPS[K], block, self.products, num_stages=1,
         )  # fmt: skip
 
     def _differentiate(
         self, layer: Layer, before: Layer, dy: Tensor, out: Tensor, carried: Tensor | None
     ) -> int:
         """From dy of a layer to the gradient in front of the ReLU before it; gives how many programs sum it.
-
         `carried`, the gradient behind the block, comes back through the shortcut beside these two.
         """
-        G = cdiv(before.M, PIXELS[layer.K])
+        G: int = cdiv(before.M, PIXELS[layer.K])
         z, g = (before.y, dy) if carried is None else (before.z, carried)  # the others are not read
         backward.differentiate[G, self.count](
             dy, self.narrow[:, layer.at :], z, before.y, before.stats, g, self.residual, out, self.partial,
             before.M, layer.M, G, self.size, before.H, before.H, layer.C, layer.K, layer.S,
-            layer.zeros, carried is not None, PIXELS[layer.K], self.few,
-            self.products,
+            layer.zeros, carried is not None, PIXELS[layer.K], self.few, self.products,
         )  # fmt: skip
         return G
+
+
+# --- whether a GPU computes them right: two updates of small nets -----------------------------------
+
+
+@functools.cache
+def disagreement(device: torch.device, side: int, precision: str) -> str:
+    """Why the kernels are not to be used for images of `side` pixels; empty if they compute the right thing.
+    What does not compile, or cannot be launched, counts as wrong. A full memory is raised as it is, and as a
+    ResreproError a fault after which this process can use the GPU no more.
+    """
+    try:
+        error = distance(device, side, precision)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as trouble:  # of a compiler, a driver, a GPU that nobody has tried
+        told = f"our kernels do not run on this GPU ({type(trouble).__name__}: {str(trouble).strip()[:100]})"
+        try:
+            torch.zeros(1, device=device).item()
+        except RuntimeError:
+            raise ResreproError(f"{told}: use --engine graph.") from None
+        return told
+    if error <= TOLERANCE[precision]:
+        return ""
+    return f"our kernels disagree with PyTorch on this GPU (updates differ by {error:.1e})"
+
+
+def distance(device: torch.device, side: int, precision: str) -> float:
+    """How far two nets' ways, in parameters and in running averages, are from PyTorch's, of their length."""
+    source = torch.Generator().manual_seed(0)
+    before = [build_net("cifar10", DEPTH, plain, generator=source).to(device) for plain in (True, False)]
+    nets, references = copy.deepcopy(before), copy.deepcopy(before)
+    images = torch.randn(2, IMAGES, 3, side, side, generator=source).to(device)
+    truth = torch.randint(10, (2, IMAGES), generator=source).to(device)
+    lanes = Lanes(nets, [_sgd(net) for net in nets], IMAGES, side, precision)
+    lanes.x.view(2, IMAGES, side, side, -1)[..., :3] = images.permute(0, 1, 3, 4, 2)
+    lanes.truth.copy_(truth)
+    lanes.rates.fill_(RATE)
+    for _ in range(2):
+        lanes.update()
+    errors = list[float]()
+    for lane, (net, reference) in enumerate(zip(nets, references, strict=True)):
+        optimizer = _sgd(reference)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            for _ in range(2):
+                optimizer.zero_grad()
+                F.cross_entropy(reference.train()(images[lane]), truth[lane]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        for old, new, wanted in zip(*map(_state, (before[lane], net, reference)), strict=True):
+            errors.append(((new - wanted).norm() / (wanted - old).norm()).item())
+    return max(errors, key=lambda error: (math.isnan(error), error))
+
+
+def _sgd(net: nn.Module) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(net.parameters(), RATE, 0.9, weight_decay=1e-2)
+    for parameter in net.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _state(net: nn.Module) -> list[Tensor]:
+    """All parameters as one row of numbers, and all running averages."""
+    parts = list(net.parameters()), [buffer for buffer in net.buffers() if buffer.ndim]
+    return [torch.cat([tensor.detach().flatten() for tensor in part]) for part in parts]

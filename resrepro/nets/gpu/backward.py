@@ -13,7 +13,6 @@ def classify(
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Average pooling, the fc layer and the loss, and their gradients, of BLOCK images a program.
-
     z (L, N x PIXELS, K) is the last map, y what its BN saw; fc (CLASSES, K) and biases of the first lane.
     Writes the gradient in front of the last ReLU, `partial` as `differentiate` does, the fc layer's part of
     the gradients to row g of (L, ROWS, ROW) from FROM on, and `tallies` (L, G, 4): loss, images whose label
@@ -60,8 +59,7 @@ def classify(
     y += lane * N * PIXELS * K
     stats += lane * 4 * K + k
     mean, inverse = tl.load(stats + K)[None, None, :], tl.load(stats + 2 * K)[None, None, :]
-    total = tl.zeros((K,), tl.float32)
-    along = tl.zeros((K,), tl.float32)
+    total, along = tl.zeros((K,), tl.float32), tl.zeros((K,), tl.float32)
     for first in range(0, PIXELS, PART):
         known = there[:, None, None] & (first + q < PIXELS)[None, :, None]
         z_ = tl.load(z + at + first * K, mask=known, other=0.0).to(tl.float32)
@@ -94,14 +92,12 @@ def differentiate_norm(
     K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradients of gamma and beta, to row 0 of (L, ROWS, ROW) from FROM on.
-
     back (L, 2, K): those of beta and gamma over M.
     """
     lane = tl.program_id(0).to(tl.int64)
     k, r = tl.arange(0, K), tl.arange(0, BLOCK)
     partial += lane * G * 2 * K + k[None, :]
-    total = tl.zeros((K,), tl.float32)
-    along = tl.zeros((K,), tl.float32)
+    total, along = tl.zeros((K,), tl.float32), tl.zeros((K,), tl.float32)
     for first in range(0, G, BLOCK):
         at = (first + r)[:, None] * 2 * K
         own = (first + r < G)[:, None]
@@ -154,7 +150,6 @@ def differentiate(
     BEFORE: tl.constexpr, SHORTCUT: tl.constexpr, BLOCK: tl.constexpr, FEW: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """The gradient (L, M, C) in front of the ReLU that made a convolution's input, and its sums.
-
     dy (L, MY, K) is the gradient of the convolution's output, y what the BN before that ReLU saw. With
     SHORTCUT the input z is that of a block, whose output's gradient `carried` (L, MY, K) comes back through
     the shortcut as well; without it z is not read, but computed from y. `partial`: sums of the gradient, and
@@ -201,7 +196,6 @@ def differentiate_filters(
     TAPS: tl.constexpr, BLOCK: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """The gradient of TAPS of the nine taps over CHUNK pixels, to row g of (L, ROWS, ROW) from FROM on.
-
     x (L, MX, C) is the convolution's input, dy (L, M, K) the gradient of its output: both are read once for
     each tap, out of the cache.
     """
@@ -231,7 +225,6 @@ def descend(
     ROWS: tl.constexpr, NESTEROV: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """SGD on ROW of the P parameters of each lane, from FROM on: the gradients' ROWS parts are added first.
-
     v = keep v + (gradient + decay p), p -= rate v; Nesterov has p -= rate (gradient + decay p + keep v);
     narrow (L, P) takes p in the maps' type.
     """
@@ -243,10 +236,7 @@ def descend(
     p, v = tl.load(parameters + at, mask=own), tl.load(momentum + at, mask=own)
     gradient += tl.load(decay + FROM + i, mask=own) * p
     v = keep * v + gradient
-    step = v
-    if NESTEROV:
-        step = gradient + keep * v
-    p -= tl.load(rates + lane) * step
+    p -= tl.load(rates + lane) * (gradient + keep * v if NESTEROV else v)
     tl.store(momentum + at, v, mask=own)
     tl.store(parameters + at, p, mask=own)
     tl.store(narrow + at, p.to(narrow.dtype.element_ty), mask=own)

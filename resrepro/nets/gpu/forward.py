@@ -18,16 +18,6 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: computes on a CPU, slowly
 
 
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
-
-
-def next_power_of_2(a: int) -> int:
-    """The least power of 2 that is not less than a, above 0."""
-    return 1 << (a - 1).bit_length()
-
-
 @triton.jit
 def place_of(p, H: tl.constexpr, W: tl.constexpr):
     """Image, row and column of pixels."""
@@ -58,7 +48,6 @@ def draw_images(
     FIRST: tl.constexpr, FLIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x (L, M, C): N images, each cropped and flipped as drawn, less the mean; zeros from channel 3 on.
-
     pixels (.., 3, H, W) uint8 and labels are all that there are; mean (3, H, W), divisor (3,). Of the tables
     order (L, ROWS, N), corners (L, ROWS, 2, N) and coins (L, ROWS, N) row number `row` counts. The mean is
     subtracted before padding if FIRST. truth (L, N) are the labels. Reads and writes everything once.
@@ -116,7 +105,6 @@ def convolve(
     BLOCK: tl.constexpr, FEW: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """y (L, M, K): x (L, MX, C) by 3x3 filters of stride S, padding 1; w is that of the first lane.
-
     `partial`: of each program's pixels the mean, and the squared deviations from it. Reads x nine times,
     out of the cache, and writes y once.
     """
@@ -150,7 +138,6 @@ def find_statistics(
     K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BN's statistics of a map from the parts of `convolve`, ROWS pixels each, and the running averages.
-
     affine: gamma and beta of the first lane, P apart; running (L, 2, K): mean and variance. Squares are
     those about the mean (Chan, Golub, LeVeque), so that a mean far from zero costs no digits.
     """
@@ -194,7 +181,6 @@ def activate(
     BEFORE: tl.constexpr, SHORTCUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """z = relu(BN(y) + residual x shortcut(x)), all (L, M, K) but x (L, MX, C); once over each.
-
     residual (L,) is 1, or 0 of a plain net. Option A: every S-th pixel of x, with zeros around its channels,
     which begin at BEFORE. Without SHORTCUT z = relu(BN(y)).
     """
