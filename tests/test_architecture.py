@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from resrepro.nets import Net, ZeroPadShortcut, build_net
+from resrepro.nets import Net, build_net
+from resrepro.nets.layers import ZeroPadShortcut
 from resrepro.spec import catalogue
 from resrepro.spec.architecture import architecture_of, architectures, vgg19
 

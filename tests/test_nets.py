@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torchvision import models
 
 from resrepro.errors import UsageError
-from resrepro.nets import Net, build_net, net_of, norms_of
+from resrepro.nets import Net, build_net, net_of
+from resrepro.nets.layers import norms_of
 from resrepro.spec import catalogue
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

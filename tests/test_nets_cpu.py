@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resrepro.machine import cache_folder
-from resrepro.nets import GroupedBatchNorm2d, Net, build_net, cpu
+from resrepro.nets import Net, build_net, cpu
+from resrepro.nets.layers import GroupedBatchNorm2d
 
 try:
     KERNELS = cpu.load_kernels()

@@ -8,7 +8,8 @@ import torch
 from seeds import disturb, seeded
 from torch import Tensor, nn
 
-from resrepro.nets import GroupedBatchNorm2d, Net, averaging, build_net, folded, norms_of
+from resrepro.nets import Net, build_net
+from resrepro.nets.layers import GroupedBatchNorm2d, averaging, folded, norms_of
 
 MOMENTUM = 0.3
 

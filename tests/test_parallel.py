@@ -16,7 +16,8 @@ from resrepro.data.augment import Normalisation, on_device
 from resrepro.data.feeds import memory_views
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.evaluation import responses
-from resrepro.nets import Net, net_of, running_statistics
+from resrepro.nets import Net, net_of
+from resrepro.nets.layers import running_statistics
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import Recipe
 from resrepro.training import engine, parallel, session

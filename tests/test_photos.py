@@ -85,7 +85,10 @@ def test_one_bit_becomes_0_and_255_and_sixteen_are_scaled_to_eight(tmp_path: Pat
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_what_nothing_tells_the_white_of_is_refused(kind: type, tmp_path: Path) -> None:
     Image.fromarray(np.arange(256).reshape(16, 16).astype(kind)).save(tmp_path / "a.tif")
-    assert reason(tmp_path / "a.tif").startswith("floats, signed or 32-bit integers")
+    assert reason(tmp_path / "a.tif").startswith("floats, signed, inverted or 32-bit integers")
+    sixteen = Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16))
+    sixteen.save(tmp_path / "b.tif", tiffinfo={262: 0})  # white is zero
+    assert reason(tmp_path / "b.tif") == reason(tmp_path / "a.tif")
 
 
 def test_a_picture_in_the_transparency_alone_is_refused(tmp_path: Path) -> None:

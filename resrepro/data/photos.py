@@ -190,7 +190,7 @@ def _files(folder: Path, below: str = "") -> Iterator[File]:
             continue
         if entry.is_dir():
             yield from _files(folder / entry.name, name)
-        else:
+        elif entry.is_file() or entry.is_symlink():  # of pipes and sockets nothing would be read, ever
             about = entry.stat()
             yield os.fsencode(name), b"%d %d" % (about.st_size, about.st_mtime_ns)
 
@@ -273,8 +273,9 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB: grey repeated, palettes looked up, alpha dropped, grey of 16 bits scaled."""
-    if image.mode == "F" or (image.mode == "I" and hasattr(image, "tag_v2")):  # TIFF's tags
-        raise BadImage("floats, signed or 32-bit integers, of which nothing tells what is white")
+    tags = getattr(image, "tag_v2", {})  # TIFF's; 262 is 0 where zero is white, which Pillow minds in 8 bits
+    if image.mode == "F" or (image.mode == "I" and tags) or (image.mode[0] == "I" and tags.get(262) == 0):
+        raise BadImage("floats, signed, inverted or 32-bit integers, of which nothing tells what is white")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image, np.float64) * 255 / 65535).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

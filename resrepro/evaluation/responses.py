@@ -18,7 +18,8 @@ from resrepro.data.feeds import Feed, open_feed
 from resrepro.data.loader import Loading
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.sources import LoadedNet, read_net
-from resrepro.nets import GroupedBatchNorm2d, Net, pairs_of
+from resrepro.nets import Net
+from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of
 from resrepro.records import Run, read_run
 from resrepro.records.reading import RESPONSES, Responses, read_responses
 from resrepro.records.storage import write_whole

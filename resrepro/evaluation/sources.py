@@ -14,7 +14,8 @@ from resrepro.data.photos import imagenet_classes
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.matching import UNUSED, Matched, choose
 from resrepro.evaluation.weights import fill, fitted, in_range, is_safetensors, mean_of, read_weights
-from resrepro.nets import Net, folded
+from resrepro.nets import Net
+from resrepro.nets.layers import folded
 from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, SPEC, WEIGHTS, read_json
 from resrepro.spec import Spec, catalogue, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json

@@ -19,7 +19,8 @@ from torch import Tensor
 from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.matching import Matched, match
-from resrepro.nets import Net, net_of, norms_of
+from resrepro.nets import Net, net_of
+from resrepro.nets.layers import norms_of
 from resrepro.records import Run
 from resrepro.records.reading import CHECKPOINT, SEAL, WEIGHTS
 from resrepro.records.storage import write_out

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from resrepro.data.augment import Normalisation
 from resrepro.data.feeds import EVAL_BATCH, EVAL_BATCH_GPU, Feed, MemoryFeed
 from resrepro.data.loader import Views
-from resrepro.nets import Net, averaging, folded
+from resrepro.nets import Net
+from resrepro.nets.layers import averaging, folded
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resrepro.data import ProcessGroup
 from resrepro.errors import PeerLost, ResreproError, UsageError
-from resrepro.nets import running_statistics
+from resrepro.nets.layers import running_statistics
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import Recipe, Value
 from resrepro.training import is_first, local_world_size, rank, world_size

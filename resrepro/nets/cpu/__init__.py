@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from resrepro.errors import ResreproError
 from resrepro.machine import cache_folder
-from resrepro.nets import Block, GroupedBatchNorm2d, Net, pairs_of, relu
+from resrepro.nets import Block, Bottleneck, Net
+from resrepro.nets.layers import GroupedBatchNorm2d, pairs_of, relu
 
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: sums keep their order, and NaN stays NaN.
@@ -260,7 +261,7 @@ class KernelNet(nn.Module):
     def __init__(self, net: Net, kernels: Kernels) -> None:
         super().__init__()
         self.net, self.library = net, kernels.library
-        blocks = [module for module in net.modules() if isinstance(module, Block)]
+        blocks = [module for module in net.modules() if isinstance(module, Block | Bottleneck)]
         self.blocks = [(block.shortcut, pairs_of(block)) for block in blocks]
 
     def forward(self, images: Tensor) -> Tensor:

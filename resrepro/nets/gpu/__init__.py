@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from triton import cdiv, next_power_of_2
 
 from resrepro.errors import ResreproError
-from resrepro.nets import Block, Net, ZeroPadShortcut, build_net, pairs_of
+from resrepro.nets import Block, Net, build_net
 from resrepro.nets.gpu import backward, forward
 from resrepro.nets.gpu.forward import INTERPRETED
+from resrepro.nets.layers import ZeroPadShortcut, pairs_of
 
 STEM = 16  # channels of the images, of which 13 are zero: the least that a product takes
 SUMMED = 8192  # numbers that a program adds at a time
