@@ -21,8 +21,7 @@ from resrepro.data.augment import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import evaluate
 from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
-from resrepro.evaluation.sources import ThirdPartyCheckpoint
-from resrepro.evaluation.weights import mean_of
+from resrepro.evaluation.sources import ThirdPartyCheckpoint, mean_of
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
 from resrepro.records.reading import count_layers, read_responses
@@ -78,7 +77,7 @@ def test_a_foreign_checkpoint_is_normalised_as_told_and_measured(tmp_path):
     assert errors["test"].top1_err == pytest.approx(100 * float(wrong), abs=0.3)
     assert errors["test"].loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
     said = " ".join(told)
-    assert all(words in said for words in ("ResNet-8 (option A, trailing zeros)", "matched by name"))
+    assert "ResNet-8 (option A, trailing zeros)" in said
     assert len(list((tmp_path / "runs" / "foreign").glob("*/single-digits-all-*.json"))) == 1
 
 

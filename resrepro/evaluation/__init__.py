@@ -117,8 +117,6 @@ def _announce(nets: Sequence[LoadedNet], view: Protocol, name: str, notices: Seq
         say(f"{net.name} is evaluated as {net.label} on {name}, {view.title}.")
         if key := net.facts.get("weights"):
             say(f"Its weights are those under {key!r}.")
-        if matched := net.facts.get("matched_by"):
-            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
         if others := net.facts.get("left_out"):
             say(f"Left out, since they are of no layer: {', '.join(others)}.")
 
