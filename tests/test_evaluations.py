@@ -1,6 +1,5 @@
 """What `eval` recorded: which evaluation counts for a run, and what is broken."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +59,6 @@ def test_an_unfinished_run_has_no_evaluation(tmp_path, curve):
     write_eval(folder, "ten_crop", 20.0, 2.0)
     write_eval(folder, "ten_crop", 20.0, 2.0, name="claims-the-end", iteration=700)
     assert (len(read_run(folder).evaluations), found(folder)) == (2, None)
-
-
-def test_an_older_record_of_cifar_is_read(tmp_path):
-    folder = write_run(tmp_path, curve=[(64_000, 1.0, 8.0)])
-    run, errors = read_run(folder), {"loss": 0.3, "top1_err": 8.25, "top5_err": 0.5, "count": 10_000}
-    content = {
-        "protocol": "single", "digest": run.digest, "iteration": 64_000, "data": run.env["data"],
-        "errors": {"test": errors},
-    }  # fmt: skip
-    (folder / "evals").mkdir()
-    (folder / "evals" / "single-cifar10-all.json").write_text(json.dumps(content))
-    assert found(folder, "single", part="test") == 8.25
 
 
 @pytest.mark.parametrize(

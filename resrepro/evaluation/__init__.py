@@ -64,9 +64,9 @@ def evaluate(
     chosen, loading = engine.choose_device(device), loading or Loading()
     join(chosen)
     say = say if is_first() else lambda text: None
-    targets = [target] if isinstance(target, str | Path) else target
     theirs = third_party or ThirdPartyCheckpoint()
     read = partial(read_net, dataset=dataset, runs=Path(runs), data=data, split=split)
+    targets = [target] if isinstance(target, str | Path) else target
     nets = [read(each, third_party=theirs) for each in targets]
     _check_together(nets)
     first, name = nets[0], dataset or nets[0].spec.dataset
@@ -84,26 +84,24 @@ def evaluate(
         members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
         if dense:
             engine.forget_shapes_soon()
-        sets = held_out.sets.items()
-        errors = {part: measure_errors(members, views(), dense, chosen) for part, views in sets}
+        errors = {
+            part: measure_errors(members, views(), dense, chosen) for part, views in held_out.sets.items()
+        }
     about = {"bn_stats": statistics, "precision": first.precision_on(chosen)}
     _record(nets, view, about, held_out, errors, Path(runs), say)
     return errors
 
 
 def _check_together(nets: Sequence[LoadedNet]) -> None:
-    if not nets:
-        raise UsageError("no checkpoint to measure: name one.")
+    def kind(net: LoadedNet) -> list[Any]:
+        alike = ("image_size", "precision", "bn_stats")
+        return [net.family, net.classes, net.num_classes, *(getattr(net.recipe, key, None) for key in alike)]
+
     first = nets[0]
     if len({json.dumps(net.facts, sort_keys=True) + str(net.seed) for net in nets}) < len(nets):
         raise UsageError("an ensemble is of different nets, and one is named twice: name each once.")
     for other in nets[1:]:
-        alike = ("image_size", "precision", "bn_stats")
-        ours, theirs = (
-            [net.family, net.classes, net.num_classes, *(getattr(net.recipe, key, None) for key in alike)]
-            for net in (first, other)
-        )
-        if ours != theirs:
+        if kind(other) != kind(first):
             raise UsageError(
                 f"{first.name} and {other.name} do not take the same images and classes, or differ in "
                 "precision or bn_stats, so their scores cannot be averaged: leave one of them out."

@@ -1,23 +1,25 @@
 """Reading run records. A record that is broken is named and left out; the others are still used."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records import reading
-from resrepro.records.reading import Curve, Ensemble, Evaluation, Responses, naming, need, read_json, require
+from resrepro.records.reading import Curve, Evaluation, Responses, naming, need, read_json, require
 from resrepro.spec import digest_of
 from resrepro.spec.catalogue import find
 from resrepro.spec.recipe import FAMILIES, spell
 
 FINISHED = ("complete", "shortened")
-NEEDED = ("status", "iteration", "iterations", "headline", "last", "best", "seconds", "departures", "notices")
+NEEDED = (
+    "digest", "seed", "status", "iteration", "iterations", "headline", "last", "best", "seconds",
+    "departures", "notices", "metrics",
+)  # fmt: skip
 CIFAR10_TEST = 10_000  # images of its whole test set
-Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Run:
     @cached_property
     def curve(self) -> Curve:
         """The columns of metrics.csv by name (RecordError if it is broken)."""
-        return reading.read_curve(self.folder / reading.METRICS, self.result.get("metrics"))
+        return reading.read_curve(self.folder / reading.METRICS, self.result["metrics"])
 
     def top1_errors(self, split: str) -> dict[int, float]:
         """The sampled top-1 errors of a set by iteration, in percent."""
@@ -184,7 +186,7 @@ def read_run(folder: Path) -> Run:
         run = Run(folder, str(head["name"]), int(head["seed"]), spec, env, result)
     _check(run)
     _ = run.curve
-    evaluations, broken = read_all(folder / reading.EVALS, reading.evaluation_from)
+    evaluations, broken = read_evaluations(folder / reading.EVALS, reading.OF_ONE)
     responses = None
     try:
         responses = reading.read_responses(run)
@@ -200,7 +202,7 @@ def _check(run: Run) -> None:
         require(run.spec["dataset"] in FAMILIES, f"no dataset {run.spec['dataset']!r}")
     with naming(run.folder / reading.RESULT):
         need(run.result, *NEEDED)
-        stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
+        stated = run.result["digest"], run.result["seed"]
         require(stated == (run.digest, run.seed), "it is the result of another run")
         require(run.status in (*FINISHED, "partial", "diverged"), f"no status {run.status!r}")
         for figures in run.result["last"].values():
@@ -213,14 +215,14 @@ def _check(run: Run) -> None:
         need(run.env, "mode")
 
 
-def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple[list[Measured], list[str]]:
-    """What the JSON files of a folder hold, and a sentence on each that is broken."""
-    found: list[Measured] = []
+def read_evaluations(folder: Path, needs: tuple[str, ...]) -> tuple[list[Evaluation], list[str]]:
+    """What the JSON files of a folder hold, and a sentence on each that is broken or lacks what it needs."""
+    found: list[Evaluation] = []
     broken: list[str] = []
     for path in sorted(folder.glob("[!.]*.json")):
         try:
             with naming(path):
-                found.append(parse(read_json(path)))
+                found.append(reading.evaluation_from(read_json(path), *needs))
         except RecordError as error:
             broken.append(str(error))
     return found, broken
