@@ -64,12 +64,9 @@ def test_an_unfinished_run_has_no_evaluation(tmp_path, curve):
 @pytest.mark.parametrize(
     "tamper",
     [
-        *(lambda content, key=key: content.pop(key) for key in ("protocol", "digest", "data", "errors")),
-        lambda content: content.update(errors={}),
-        lambda content: content["errors"]["val"].pop("top5_err"),
+        lambda content: content.pop("digest"),
         lambda content: content["errors"]["val"].update(top1_err="low"),
         lambda content: content["data"].pop("sha256"),
-        lambda content: content["data"].update(images={"test": 500}),
     ],
 )
 def test_a_broken_evaluation_is_named_and_the_run_and_its_others_still_count(folder, tamper):
@@ -87,13 +84,6 @@ def test_a_file_that_is_no_json_is_named_too(folder):
     with pytest.warns(UserWarning, match=r"ten_crop\.json is broken: it is not valid JSON"):
         frame = load_runs(folder.parent.parent)
     assert frame["top1_err"].tolist() == [31.0]
-
-
-def test_a_record_of_a_folder_without_classes_is_broken(folder):
-    rewrite(folder / "env.json", lambda env: env["data"].pop("classes"))
-    collection = collect([folder.parent.parent])
-    assert collection.runs == ()
-    assert "env.json is broken: it lacks classes" in collection.broken[0]
 
 
 # --- ensembles --------------------------------------------------------------------------------------
@@ -128,10 +118,7 @@ def test_a_published_copy_of_an_ensemble_counts_once(pair, tmp_path):
     "tamper",
     [
         lambda content: content.pop("members"),
-        lambda content: content.update(members=content["members"][:1]),
-        lambda content: content["members"][0].pop("status"),
         lambda content: content["members"][1].update(departures="none"),
-        lambda content: content.pop("data"),
     ],
 )
 def test_a_broken_ensemble_is_named(pair, tmp_path, tamper):

@@ -9,16 +9,12 @@ from typing import Any
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records import reading
-from resrepro.records.reading import Curve, Evaluation, Responses, naming, need, read_json, require
+from resrepro.records.reading import Curve, Evaluation, Responses, naming, read_json, require
 from resrepro.spec import digest_of
 from resrepro.spec.catalogue import find
 from resrepro.spec.recipe import FAMILIES, spell
 
 FINISHED = ("complete", "shortened")
-NEEDED = (
-    "digest", "seed", "status", "iteration", "iterations", "headline", "last", "best", "seconds",
-    "departures", "notices", "metrics",
-)  # fmt: skip
 CIFAR10_TEST = 10_000  # images of its whole test set
 
 
@@ -181,10 +177,11 @@ def read_run(folder: Path) -> Run:
     head, env, result = (read_json(folder / name) for name in (reading.SPEC, reading.ENV, reading.RESULT))
     with naming(folder / reading.SPEC):
         spec = head["spec"]
-        need(spec, "experiment", "dataset", "depth", "plain", "shortcut", "recipe")
         require(head["digest"] == digest_of(spec), "its digest does not match its content")
         run = Run(folder, str(head["name"]), int(head["seed"]), spec, env, result)
-    _check(run)
+    with naming(folder / reading.RESULT):
+        stated = result["digest"], result["seed"]
+        require(stated == (run.digest, run.seed), "it is the result of another run")
     _ = run.curve
     evaluations, broken = read_evaluations(folder / reading.EVALS, reading.OF_ONE)
     responses = None
@@ -193,26 +190,6 @@ def read_run(folder: Path) -> Run:
     except RecordError as error:
         broken.append(str(error))
     return replace(run, evaluations=tuple(evaluations), responses=responses, broken=tuple(broken))
-
-
-def _check(run: Run) -> None:
-    """Check that the three JSON files of a record have what readers need, and belong to each other."""
-    with naming(run.folder / reading.SPEC):
-        need(run.spec["recipe"], "iterations", "batch_size")
-        require(run.spec["dataset"] in FAMILIES, f"no dataset {run.spec['dataset']!r}")
-    with naming(run.folder / reading.RESULT):
-        need(run.result, *NEEDED)
-        stated = run.result["digest"], run.result["seed"]
-        require(stated == (run.digest, run.seed), "it is the result of another run")
-        require(run.status in (*FINISHED, "partial", "diverged"), f"no status {run.status!r}")
-        for figures in run.result["last"].values():
-            need(figures, *reading.MEASURED)
-        headline = run.last(run.headline_split)
-        require(not run.finished or headline is not None, "a finished run without a headline error")
-    with naming(run.folder / reading.ENV):
-        need(run.env["data"]["images"], "train", run.headline_split)
-        need(run.env["data"], "sha256", *(["classes"] if run.family == "imagenet" else []))
-        need(run.env, "mode")
 
 
 def read_evaluations(folder: Path, needs: tuple[str, ...]) -> tuple[list[Evaluation], list[str]]:

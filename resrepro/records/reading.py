@@ -54,12 +54,6 @@ def require(holds: bool, complaint: str) -> None:
         raise ValueError(complaint)
 
 
-def need(content: Mapping[str, Any], *keys: str) -> None:
-    """Refuse a record that lacks one of the keys, with a KeyError."""
-    for key in keys:
-        content[key]
-
-
 def read_bytes(path: Path) -> bytes:
     """The content of a file of a record (RecordError if it is missing or unreadable)."""
     try:
@@ -179,27 +173,22 @@ def evaluation_from(content: Mapping[str, Any], *needs: str) -> Evaluation:
     """An evaluation from its JSON object (or what `naming` catches), which `needs` a digest and an iteration,
     or members, if it is of ours.
     """
-    need(content, *needs)
+    own = {key: content[key] for key in needs}
     about, notices = content["data"], tuple(content["data"].get("notices", ()))
     data = Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)
     errors = {
         part: {metric: float(figures[metric]) for metric in MEASURED}
         for part, figures in content["errors"].items()
     }
-    require(bool(errors), "no set was measured")
-    require(errors.keys() <= data.images.keys(), "it does not say how many images there were")
-    how = content["protocol"], content["bn_stats"], data, errors
-    if needs != OF_SEVERAL:
-        return Evaluation(*how, content.get("digest", ""), content.get("iteration", 0))
-    members = tuple(
-        Member(
-            **{key: one[key] for key in ("name", "label", "seed", "digest", "iteration", "status")},
-            told=tuple(dict.fromkeys(one["departures"] + one["notices"])),
+    if "members" in own:
+        own["members"] = tuple(
+            Member(
+                **{key: one[key] for key in ("name", "label", "seed", "digest", "iteration", "status")},
+                told=tuple(dict.fromkeys(one["departures"] + one["notices"])),
+            )
+            for one in own["members"]
         )
-        for one in content["members"]
-    )
-    require(len(members) > 1, "it has fewer than two members")
-    return Evaluation(*how, members=members)
+    return Evaluation(content["protocol"], content["bn_stats"], data, errors, **own)
 
 
 COLUMNS = ("index", "layer", "std", "gradient_norm_start", "gradient_norm_end")
