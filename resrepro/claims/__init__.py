@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Source = Sequence[str]  # exhibit, row and metric of published.csv
 Region = tuple[float, float]
+FILE = "claims.toml", "resrepro.paper"
 HELD, FAILED, UNDECIDED, UNTESTABLE = "held", "failed", "undecided", "not testable here"
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
 COLUMNS = ("claim", "quantity", "paper", "runs", "ours", "verdict", "why")
@@ -67,9 +68,7 @@ class Net:
 
 @dataclass(frozen=True)
 class Check:
-    """One of the things that must hold for a claim; see the head of claims.toml for the kinds and fields.
-    `paper` is the exhibit that has the paper's own values; of a count `ratio` has their entries instead.
-    """
+    """One of the things that must hold for a claim; see the head of claims.toml for the kinds and fields."""
 
     kind: str
     measure: str
@@ -92,7 +91,7 @@ class Claim:
     section: str
     words: str
     tests: tuple[Check, ...]
-    printed: Sequence[Source] = ()  # each led by what to call it
+    printed: Sequence[Source] = ()  # beside the values of its tests, each led by what to call it
     said: str = ""
     note: str = ""
     quantity: str = ""
@@ -115,16 +114,11 @@ class Claim:
         return sum(len(test.nets) - (test.kind != "within") for test in self.tests if test.kind != "count")
 
 
-def _file() -> Mapping[str, Any]:
-    return read_toml("claims.toml", "resrepro.paper")
-
-
 @cache
 def claims() -> tuple[Claim, ...]:
     """All claims in the paper's order."""
-    return tuple(
-        Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in _file()["claims"]
-    )
+    entries = read_toml(*FILE)["claims"]
+    return tuple(Claim(**each | {"tests": tuple(map(_check, each.get("tests", ())))}) for each in entries)
 
 
 def _check(entry: Mapping[str, Any]) -> Check:
@@ -188,10 +182,10 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
             if ruling is verdict:
                 head = f"{claim.number}. {claim.words} (Section {claim.section})", *paper
                 told = verdict.all_notes
-            ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
-            rows.append(Row((*head, *ours), tuple(notes.number([note])[0] for note in told)))
-            said = *paper, ruling.protocol, ruling.ours, ruling.verdict, ruling.why
-            columns = dict(zip(COLUMNS[1:], said, strict=True))
+            said = ruling.protocol, ruling.ours, ruling.verdict, ruling.why
+            cells = (*head, *(text or DASH for text in said))
+            rows.append(Row(cells, tuple(notes.number([note])[0] for note in told)))
+            columns = dict(zip(COLUMNS[1:], (*paper, *said), strict=True))
             records.append({**known, **columns, "notes": " ".join(ruling.notes)})
         for command in verdict.commands:
             waiting.setdefault(command, []).append(str(claim.number))
@@ -206,7 +200,7 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
         missing=tuple(missing),
-        remarks=tuple(filter(None, (*sources, decided_elsewhere(verdicts), *_file()["remarks"]))),
+        remarks=tuple(filter(None, (*sources, decided_elsewhere(verdicts), *read_toml(*FILE)["remarks"]))),
         records=tuple(records),
         wraps=WRAPS,
         lead="What would decide the rest:",

@@ -45,7 +45,6 @@ def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
         rulings = [_ruling(claim, protocol) for protocol in protocols] or [_ruling(claim, None)]
     measures = [MEASURES[test.measure] for test in claim.tests]
     quantities = [each.title + (f" ({each.unit})" if each.unit else "") for each in measures]
-    # the paper's own values: of the tests, printed beside them, or said in words
     values = _joined(claim.tests, [paper_values(test) for test in claim.tests])
     return Verdict(
         **vars(rulings[0]),

@@ -146,19 +146,8 @@ def _time_to(title: str, level: float, *, training: bool = False, epochs: bool =
     )  # fmt: skip
 
 
-def _mean_of_curve(run: Run) -> float | None:
-    errors = run.top1_errors("train").values()
-    return statistics.fmean(errors) if errors else None
-
-
 def _warmup_lasts(run: Run) -> bool:
     return run.result.get("warmup_switch", 0) is None
-
-
-def _warmup(run: Run) -> float | None:
-    """The iteration at which the warm-up ended, or the whole run if it did not."""
-    switch: int | None = run.result["iteration"] if _warmup_lasts(run) else run.result.get("warmup_switch")
-    return switch
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -175,13 +164,16 @@ MEASURES: Mapping[str, Measure] = {
     "ten_crop_top1": _evaluated("10-crop error", "ten_crop", "top1_err"),
     "multi_scale_top5": _evaluated("multi-scale top-5 error", "multi_scale", "top5_err"),
     "train_curve": Measure(
-        "mean training error of the run", _mean_of_curve, unit="%", resolution=_one_trained_on, sampled=True
+        "mean training error of the run",
+        lambda run: statistics.fmean(errors) if (errors := run.top1_errors("train").values()) else None,
+        unit="%", resolution=_one_trained_on, sampled=True,
     ),
     "iterations_to_50": _time_to("iterations to below 50 % error", 50),
     "iterations_to_90_train": _time_to("iterations to below 90 % training error", 90, training=True),
     "epochs_to_90_train": _time_to("epochs to below 90 % training error", 90, training=True, epochs=True),
     "warmup_iterations": Measure(
-        "iterations of the warm-up", _warmup, digits=0,
+        "iterations of the warm-up",  # the whole run, if it did not end
+        lambda run: run.result.get("iteration" if _warmup_lasts(run) else "warmup_switch"), digits=0,
         resolution=lambda run: _setting(run, "warmup_window"), never=_warmup_lasts,
     ),
     "mean_response": _responses(
