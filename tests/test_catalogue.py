@@ -120,29 +120,6 @@ def test_every_setting_is_marked_and_every_stated_one_has_its_section(name):
         assert setting.source or setting.note, f"{setting.key} is derived, but from what?"
 
 
-@pytest.mark.parametrize(
-    ("family", "mark", "source", "keys"),
-    [
-        ("cifar", "stated", "4.2", "iterations batch_size lr lr_drops momentum weight_decay"),
-        ("cifar", "stated", "4.2", "pad flip mean test_view"),
-        ("cifar", "assumed", "", "bn_group bn_momentum bn_eps option_a_zeros init sampling"),
-        ("cifar", "assumed", "", "decay_bn_bias momentum_form pad_order pad_value"),
-        ("imagenet", "stated", "3.4", "iterations batch_size lr lr_divisor momentum weight_decay"),
-        ("imagenet", "stated", "3.4", "image_size scale mean flip"),
-        ("imagenet", "stated", "4.1", "test_view"),
-        ("imagenet", "derived", "Figure 4", "lr_policy lr_drops eval_every"),
-        ("imagenet", "derived", "authors", "sampling momentum_form bn_group"),
-        ("imagenet", "derived", "3.4", "colour colour_std"),
-        ("imagenet", "derived", "Table 1", "stride_3x3"),
-        ("imagenet", "assumed", "", "bn_momentum bn_eps bn_stats option_a_zeros init decay_bn_bias"),
-        ("imagenet", "assumed", "", "plateau_patience plateau_gain"),
-    ],
-)  # fmt: skip
-def test_each_setting_says_where_it_is_known_from(family, mark, source, keys):
-    settings = [catalogue.paper_recipe(family).settings[key] for key in keys.split()]
-    assert {(setting.mark, setting.source) for setting in settings} == {(mark, source)}
-
-
 def test_every_experiments_name_says_its_dataset_kind_and_depth():
     for name, experiment in catalogue.experiments().items():
         kind = "plain" if experiment.plain else "resnet"
@@ -150,13 +127,6 @@ def test_every_experiments_name_says_its_dataset_kind_and_depth():
         assert name == experiment.name == f"{experiment.dataset}-{kind}{experiment.depth}{option}"
         net = experiment.dataset, experiment.depth, experiment.plain, experiment.shortcut
         assert catalogue.experiment_for(*net) == experiment
-
-
-def test_experiments_are_labelled_with_the_option_that_is_not_the_depths_own():
-    nets = ("cifar10-resnet56", "imagenet-plain18", "imagenet-resnet34", "imagenet-resnet34-c")
-    labels = ["ResNet-56", "plain-18", "ResNet-34", "ResNet-34 (C)"]
-    assert [catalogue.find(name).label for name in nets] == labels
-    assert derived("cifar10-resnet20", "B").label == "ResNet-20 (B)"
 
 
 def test_options_b_and_c_of_resnet_34_are_experiments_and_of_other_nets_changes():
@@ -242,7 +212,6 @@ def test_a_mistyped_experiment_and_the_name_of_a_run_lead_to_the_one_meant():
         ("resnet20", {"lr_drops": (0,)}, "above 0"), ("resnet20", {"lr_drops": (10.0,)}, "lr_drops"),
         ("resnet20", {"lr_drops": "10"}, "lr_drops"), ("resnet20", {"bn_group": 48}, "does not divide"),
         ("resnet20", {"learning_rate": 0.1}, "'learning_rate'"),
-        ("resnet20", {"momentum_form": "nesterov", "momentum": 0.0}, "momentum"),
         ("resnet20", {"image_size": 32}, "^image_size is no setting of cifar10-resnet20"),
         ("digits-resnet20", {"split": "45k5k"}, "45k/5k"),
         ("imagenet-plain34", {"image_size": 31}, "at least 32"),

@@ -153,15 +153,6 @@ def test_validation_images_that_may_have_been_trained_on_are_told(fake_cifar, tm
     assert any("may have been among those trained on" in sentence for sentence in told)
 
 
-def test_of_a_run_whose_checkpoint_is_damaged_the_one_before_is_named(run, tmp_path):
-    before = tmp_path / "checkpoint.previous.pt"
-    before.write_bytes((run / "checkpoint.pt").read_bytes())
-    (tmp_path / "checkpoint.pt").write_bytes(before.read_bytes()[:-100])
-    with pytest.raises(RecordError, match=rf"damaged\. The one before it is {before}\."):
-        evaluate(tmp_path)
-    assert "test" in evaluate(before)
-
-
 def test_a_checkpoint_of_ours_with_a_part_missing_is_refused(run, tmp_path):
     content = torch.load(run / "checkpoint.pt", weights_only=True)
     del content["mean"]

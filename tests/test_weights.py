@@ -193,9 +193,11 @@ def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path)
     loaded = read_net(path, "digits", ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1)), tmp_path)
     assert all(torch.equal(loaded.net.state_dict()[key], tensor) for key, tensor in ours.items())
     whole = path.read_bytes()
-    for content in (b"", whole[:40], whole[:-1], b"\xff" * 8 + whole[8:], b"PK\3\4" + whole):
+    damaged = whole[:40], whole[:-1], b"\xff" * 8 + whole[8:], b"PK\3\4" + whole
+    told = (*["is not a safetensors file, or is damaged"] * 4, "is empty", "a pointer of Git LFS")
+    for content, words in zip((*damaged, b"", b"version https://git-lfs"), told, strict=True):
         path.write_bytes(content)
-        with pytest.raises(RecordError, match="is not a safetensors file, or is damaged"):
+        with pytest.raises(RecordError, match=words):
             read_weights(path)
     path.unlink()
     with pytest.raises(RecordError, match=r"theirs\.safetensors cannot be read"):

@@ -14,13 +14,13 @@ from resrepro.data import load_dataset
 from resrepro.data.augment import Normalisation, laid_out, memory_format
 from resrepro.data.photos import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.weights import COUNTER, Found, choose, fill, fitted, is_safetensors, read_weights
+from resrepro.evaluation.weights import COUNTER, Found, choose, fill, fitted, read_weights
 from resrepro.nets import Net
 from resrepro.nets.layers import folded
-from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, SPEC, WEIGHTS, read_json
+from resrepro.records.reading import CHECKPOINT, EVALS, RESULT, SPEC, WEIGHTS, read_json
 from resrepro.spec import Spec, catalogue, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
-from resrepro.training.checkpoint import Damaged, load_checkpoint
+from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import arithmetic
 from resrepro.training.measure import Member, window_of
 
@@ -136,12 +136,7 @@ def read_net(
             raise UsageError(f"{path} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
         path = found[0]
     third_party = third_party or ThirdPartyCheckpoint()
-    try:
-        content = read_weights(path) if is_safetensors(path) else load_checkpoint(path)
-    except Damaged as damaged:
-        before = path.with_name(PREVIOUS)
-        hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""
-        raise RecordError(f"{damaged}{hint}") from None
+    content = read_weights(path) if path.suffix == ".safetensors" else load_checkpoint(path)
     if not {"digest", "spec", "net", "iteration"} <= content.keys():
         return _theirs(path, content, dataset or "cifar10", third_party, runs, data, split)
     if third_party != ThirdPartyCheckpoint():

@@ -232,15 +232,6 @@ def write_weights(run: Run, folder: Path) -> Path | None:
     return path
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as `.safetensors` files do, or is called one and is none that we know better."""
-    if not path.is_file():
-        return path.suffix == ".safetensors"
-    with path.open("rb") as file:
-        head = file.read(HEAD)
-    return head[8:9] == b"{" or (path.suffix == ".safetensors" and sign_of(head) is None)
-
-
 def read_weights(path: Path) -> dict[str, Any]:
     """What a `.safetensors` file holds: of ours the entries of a checkpoint, of others their tensors
     (RecordError if it cannot be read, is no such file, or does not match its seal).
@@ -252,7 +243,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror or error}.") from None
     except SafetensorError:
-        raise RecordError(f"{path} is not a safetensors file, or is damaged.") from None
+        with path.open("rb") as begun:
+            what = sign_of(begun.read(HEAD)) or "is not a safetensors file, or is damaged"
+        raise RecordError(f"{path} {what}.") from None
     if header is None:
         return tensors
     try:
