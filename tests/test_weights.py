@@ -184,7 +184,7 @@ def test_a_state_dict_is_found_wherever_people_put_it():
 
 def filled(content: Any, spec: Spec = EIGHT) -> Net:
     _, (tensors, _) = choose(content, "x.pt", None, lambda tensors: fitted(spec, 10, tensors, "x.pt"))
-    return fill(spec, 10, tensors, "x.pt")
+    return fill(spec, 10, tensors)
 
 
 def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path):
@@ -209,7 +209,6 @@ def test_a_safetensors_file_fills_a_net_and_its_damage_is_one_sentence(tmp_path)
     [
         ({"fc.bias": None}, r"it has no fc\.bias"),
         (state(8, "B"), "does not fit ResNet-8"),
-        ({"stages.2.0.bn1.running_var": torch.full((64,), -0.1)}, "negative variances"),
         ({"fc.bias": torch.full((10,), torch.nan)}, "NaN or infinite numbers in fc.bias"),
         ({"fc.bias": torch.full((10,), -torch.inf)}, "NaN or infinite numbers in fc.bias"),
         ({"fc.bias": torch.full((10,), 4e38, dtype=torch.float64)}, "infinite"),  # in float32

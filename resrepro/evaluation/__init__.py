@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -170,9 +169,6 @@ def _member(
     return replace(member, net=with_precise_statistics(member.net, feed.first_batches(), net.recipe))
 
 
-# --- the images that it is measured on --------------------------------------------------------------------
-
-
 class HeldOut(NamedTuple):
     """Some sets of images under a protocol."""
 
@@ -250,9 +246,6 @@ def _photos(
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, remarks)
 
 
-# --- the record -------------------------------------------------------------------------------------------
-
-
 def _record(
     nets: Sequence[LoadedNet], view: Protocol, about: Mapping[str, str], held_out: HeldOut,
     errors: Mapping[str, Errors], runs: Path, say: Say,
@@ -280,10 +273,7 @@ def _record(
     how = [view.name, *(["precise"] if about["bn_stats"] == "precise" else [])]
     path = folder / f"{'-'.join([*how, held_out.name, key, measured_on[:8]])}.json"
     content = {"format": FORMAT, "protocol": view.name, **about, **facts, "data": data}
-    content["errors"] = {  # JSON knows no infinity
-        part: {key: number if math.isfinite(number) else None for key, number in asdict(error).items()}
-        for part, error in errors.items()
-    }
+    content["errors"] = {part: asdict(error) for part, error in errors.items()}
     if is_first():
         write_out(path, json_bytes(content))
     say(f"Recorded in {path}.")

@@ -146,9 +146,6 @@ def read_net(
     return _ours(path, content, dataset)
 
 
-# --- checkpoints of ours --------------------------------------------------------------------------------
-
-
 def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet:
     try:
         stored, mean = content["spec"], content["mean"]
@@ -160,7 +157,7 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet
         classes, trained_on = content.get("classes"), dict(content["data"])
         weights = {key: tensor for key, tensor in content["net"].items() if not key.endswith(COUNTER)}
         weights, _ = fitted(spec, num_classes, weights, str(path))
-        net, normalisation = fill(spec, num_classes, weights, str(path)), Normalisation(recipe, mean)
+        net, normalisation = fill(spec, num_classes, weights), Normalisation(recipe, mean)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
     if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
@@ -171,9 +168,6 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet
         None if classes is None else tuple(classes), {"digest": spec.digest, "iteration": iteration},
         path.parent / EVALS, iteration, seed, trained_on,
     )  # fmt: skip
-
-
-# --- other people's -------------------------------------------------------------------------------------
 
 
 def _theirs(
@@ -200,8 +194,6 @@ def _theirs(
     later = ", stride on the 3x3" if isinstance(recipe, ImageNetRecipe) and recipe.stride_3x3 else ""
     label = net_label(spec.depth, spec.plain) + option + later
     side = getattr(recipe, "image_size", None)
-    if side is not None and mean.shape[1:] not in ((1, 1), (side, side)):
-        raise UsageError(f"--mean {named_mean} is not of the crops' {side}x{side} pixels (--image-size).")
 
     def fit(tensors: Mapping[str, Tensor]) -> tuple[int, Found]:
         matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
@@ -221,13 +213,10 @@ def _theirs(
     per_channel = torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1) * 255
     named = dataset == "imagenet" and num_classes == len(imagenet_classes())
     return LoadedNet(
-        fill(spec, num_classes, weights, str(path)), Normalisation(recipe, mean, per_channel), spec, label,
+        fill(spec, num_classes, weights), Normalisation(recipe, mean, per_channel), spec, label,
         path, num_classes,
         imagenet_classes() if named else None, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
     )  # fmt: skip
-
-
-# --- the mean that is subtracted -----------------------------------------------
 
 
 def _in_range(numbers: Sequence[float], least: float = 1e-6) -> tuple[float, ...]:
@@ -274,9 +263,6 @@ def mean_of(
         raise RecordError(f"{path} is no mean image: expected (3, height, width), numbers of 0..1 or 0..255.")
     image = np.ascontiguousarray(image * (255 if image.max() <= 1 else 1))
     return torch.from_numpy(image), f"{path.name}, sha256 {hashlib.sha256(image.data).hexdigest()[:8]}"
-
-
-# --- for those who want the net alone ---------------------------------------------------------------------
 
 
 class TrainedNet(nn.Module):

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.nets import Net, net_of
-from resrepro.nets.layers import norms_of
 from resrepro.records import Run
 from resrepro.records.reading import CHECKPOINT, SEAL, WEIGHTS
 from resrepro.records.storage import write_out
@@ -46,9 +45,6 @@ Fit = TypeVar("Fit")
 Weights = Mapping[str, Tensor]
 Place = tuple[int, bool, str, int]  # number of the block (0 outside), in its shortcut, kind, how manyth
 Found = tuple[dict[str, Tensor], list[str]]  # weights under the names of a net, and what was left out
-
-
-# --- other people's sets of weights, and ours -----------------------------------------------------------
 
 
 def choose(content: Any, name: str, wanted: str | None, fit: Callable[[Weights], Fit]) -> tuple[str, Fit]:
@@ -194,19 +190,11 @@ def _kind(parts: Mapping[str, Tensor]) -> str:
     return {4: "convolution", 2: "linear"}.get(parts["weight"].ndim, "") if "weight" in parts else ""
 
 
-def fill(spec: Spec, num_classes: int, weights: Weights, name: str) -> Net:
+def fill(spec: Spec, num_classes: int, weights: Weights) -> Net:
     """The net with weights known to fill it, so no file asks for more memory than it brings."""
     net = net_of(spec, num_classes)
     net.load_state_dict(weights, strict=False)
-    if any(norm.running_var is not None and bool((norm.running_var < 0).any()) for norm in norms_of(net)):
-        raise RecordError(
-            f"{name} has negative variances in a BN layer, so its errors would mean nothing: "
-            "take another checkpoint."
-        )
     return net
-
-
-# --- what we publish of a run --------------------------------------------------
 
 
 def write_weights(run: Run, folder: Path) -> Path | None:

@@ -208,8 +208,6 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
     if run.status == "diverged":
         troubles = []  # its net need not be finite
     troubles += run.broken
-    if any(evaluation.digest != run.digest for evaluation in run.evaluations):
-        troubles.append(f"{folder / EVALS} holds an evaluation of another run.")
     if CHECKPOINT not in there and (PREVIOUS in there or not run.finished):
         troubles.append(f"{folder / CHECKPOINT} is missing.")
     for name, (digest, seed, iteration) in nets.items():

@@ -89,9 +89,6 @@ def not_written(path: Path, error: OSError) -> RecordError:
     return RecordError(f"cannot write {path}: {error.strerror or error} ({way_out}).")
 
 
-# --- the record of a run --------------------------------------------------------------------------------
-
-
 class RunWriter:
     """The record of one run while it is being made."""
 
@@ -221,9 +218,6 @@ def open_run(folder: Path, spec: Spec, *, fresh: bool = False) -> RunWriter:
 def _refused(folder: Path, error: OSError) -> RecordError:
     trouble = f"{folder.parents[1]}: {error.strerror or error}"
     return RecordError(f"cannot write to the runs folder {trouble}. Choose another with --runs.")
-
-
-# --- locks ----------------------------------------------------------------------------------------------
 
 
 class Holder(NamedTuple):
