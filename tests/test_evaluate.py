@@ -206,9 +206,6 @@ def some_images(count: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(10, (count,), generator=generator)
 
 
-# --- the two quantities -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("plain", [True, False])
 def test_std_is_that_of_all_numbers_of_a_layer_together(plain):
     net = made_net(plain)
@@ -263,9 +260,6 @@ def test_the_layers_are_the_3x3_ones_in_order_without_projections(dataset, depth
         assert names[-1] == f"stages.2.{(depth - 2) // 6 - 1}.conv2"
 
 
-# --- a run ------------------------------------------------------------------------------------------
-
-
 def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_changes(run):
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     found = measure_responses(run, threads=1)
@@ -304,9 +298,6 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
     found = measure_responses(run, threads=1)
     assert found.gradient_norm_start == pytest.approx([float(each.norm()) for each in gradients], rel=1e-3)
     assert found.gradient_norm_end != found.gradient_norm_start
-
-
-# --- refusals ---------------------------------------------------------------------------------------
 
 
 def test_an_untrained_net_is_refused_in_one_sentence(run, tmp_path):

@@ -86,9 +86,6 @@ def test_a_file_that_is_no_json_is_named_too(folder):
     assert frame["top1_err"].tolist() == [31.0]
 
 
-# --- ensembles --------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def pair(folder: Path) -> list[Path]:
     """The run above and one of another seed."""

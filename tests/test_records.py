@@ -25,8 +25,6 @@ from resrepro.records.reading import (
 from resrepro.records.storage import HEADER, RunWriter, open_run, write_whole
 from resrepro.spec import catalogue, digest_of
 
-# --- reading what was written -----------------------------------------------------------------------
-
 
 def test_a_run_is_read_back_as_it_was_written(tmp_path):
     folder = write_run(tmp_path, "cifar10-plain56", 2, curve=[(32_000, 20.0, 25.0), (64_000, 5.5, 13.25)])
@@ -100,9 +98,6 @@ def test_ones_own_runs_are_read_by_default_and_nothing_else(tmp_path, monkeypatc
     assert len(load_runs("runs", "results")) == 2
 
 
-# --- only runs with some settings -------------------------------------------------------------------
-
-
 @pytest.fixture
 def several(tmp_path: Path) -> Collection:
     write_run(tmp_path, "cifar10-resnet20")
@@ -161,8 +156,6 @@ def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(t
     with pytest.raises(RecordError, match="file is a file, not a folder"):
         collect([tmp_path / "file"])
 
-
-# --- broken records ---------------------------------------------------------------------------------
 
 ROW = b"1000,2.56,train,1.2,45.5,4.5,0.1,1000.0,500.00\n"
 
@@ -238,9 +231,6 @@ def test_a_spec_that_was_tampered_with_is_named_however_well_sealed(tmp_path):
     assert collect([tmp_path]).broken[0].endswith("result.json is broken: it is the result of another run.")
 
 
-# --- the frame for notebooks ------------------------------------------------------------------------
-
-
 def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path):
     write_run(tmp_path, "digits-plain20", 4, curve=[(240, 3.0, 8.5)])
     write_run(
@@ -260,8 +250,6 @@ def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path):
     assert (digits["name"], digits["seed"], digits["status"]) == ("digits-plain20", 4, "complete")
     assert (digits["dataset"], digits["top1_err"], digits["train_err"]) == ("digits", 8.5, 3.0)
 
-
-# --- writing ----------------------------------------------------------------------------------------
 
 SPEC = catalogue.find("cifar10-resnet20").spec()
 ROWS = [(k, 0.1, "train", 1.0, 50.0, 5.0, 0.1, 10.0, 1.0) for k in (8, 9, 10, 100)]

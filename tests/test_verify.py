@@ -77,9 +77,6 @@ def spoil(state: dict[str, Any]) -> None:
     next(tensor for name, tensor in state["net"].items() if "running_var" in name)[0] = torch.nan
 
 
-# --- whole --------------------------------------------------------------------------------------------
-
-
 def test_what_train_made_is_whole_and_stays_as_it_is(finished):
     before = {path: path.read_bytes() for path in finished.parents[1].rglob("*") if path.is_file()}
     assert check(finished) == ["whole (shortened, 6 of 6 iterations)"]
@@ -102,9 +99,6 @@ def test_all_records_below_a_folder_that_are_whole_take_one_line(tmp_path):
         "ensemble, multi_scale on imagenet",
         "evaluation, center on imagenet",
     ]
-
-
-# --- damaged ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RECORD_FILES)

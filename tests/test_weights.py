@@ -36,7 +36,6 @@ from resrepro.spec import Spec, catalogue
 
 State = dict[str, torch.Tensor]
 
-# --- other people's --------------------------------------------------------------------------------
 
 EIGHT = catalogue.find("digits-resnet8").spec()
 FIT = lambda tensors: match(state(), tensors, "misfit")  # noqa: E731
@@ -235,8 +234,6 @@ def test_weights_of_another_depth_are_refused_and_no_memory_is_taken_for_them():
     with pytest.raises(RecordError, match="holds no state dict"):
         filled({"epoch": 3, "best_acc": 91.2})
 
-
-# --- ours ------------------------------------------------------------------------------------------
 
 SEEDS = (0, 1)
 ONE = "digits-resnet8+iterations=6"

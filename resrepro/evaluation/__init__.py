@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from resrepro.data import data_folder, load_dataset
+from resrepro.data import DatasetInfo, data_folder, load_dataset
 from resrepro.data.augment import on_device
 from resrepro.data.feeds import memory_views, open_feed
 from resrepro.data.loader import Loading, PhotoViews, Views, left_out
@@ -237,11 +237,8 @@ def _photos(
 
     def describe() -> dict[str, Any]:
         readable, checksum = views.gather()
-        return {
-            "name": name, "images": {"val": len(readable)}, "classes": net.num_classes,
-            "class_names": numbered.classes, "sha256": {"val": checksum},
-            "notices": [*notices, *left_out(views.bad)],
-        }  # fmt: skip
+        found = {"val": len(readable)}, {"val": checksum}, (*notices, *left_out(views.bad))
+        return DatasetInfo(name, numbered.classes, net.num_classes, *found, ("val",)).describe()
 
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, remarks)
 
