@@ -115,7 +115,7 @@ def test_a_published_copy_of_an_ensemble_counts_once(pair, tmp_path):
     "tamper",
     [
         lambda content: content.pop("members"),
-        lambda content: content["members"][1].update(departures="none"),
+        lambda content: content["members"][1].pop("status"),
     ],
 )
 def test_a_broken_ensemble_is_named(pair, tmp_path, tamper):

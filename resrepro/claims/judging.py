@@ -8,7 +8,7 @@ undecided, as it is where seeds are missing. A claim holds if all its comparison
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from resrepro.claims import FAILED, HELD, UNDECIDED, UNTESTABLE, Check, Claim, Net, Ruling, Verdict, claims
 from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, stretches_above
@@ -55,8 +55,7 @@ def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
     )
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a test came out: held, failed or undecided."""
 
     state: str
@@ -157,8 +156,7 @@ def _try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> O
             lacking.append((UNMEASURED, _seeds_told(net, runs) if seeds.values else net.label))
             # what training records, these runs have none of
             commands.append(measure.command(runs) if measure.command else net.command(SEEDS, protocol))
-    return replace(
-        tried,
+    return tried._replace(
         state=_together([tried.state, *(UNDECIDED for net in test.nets if net not in measured)]),
         ours=tuple(f"{net.label} {measure.spell(seeds)}" for net, seeds in measured.items()),
         lacking=(*lacking, *tried.lacking),
@@ -186,8 +184,7 @@ def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The mean of one net, or that of a first less a second, that is to lie in a region. It is one of so many
     `comparisons` of its claim: the more, the more it takes to fail. `estimate` is None where the error of its
     value is not known.
@@ -307,4 +304,4 @@ def _throughout(
         told = f"sampled too rarely for stretches of {test.window} samples throughout the run"
     all_along = len(common) >= FEWEST_SAMPLES and all(above)
     state = _together([tried.state, HELD if all_along else UNDECIDED])
-    return replace(tried, state=state, told=(*tried.told, told))
+    return tried._replace(state=state, told=(*tried.told, told))

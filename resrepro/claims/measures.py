@@ -5,8 +5,7 @@ Errors are top-1 in percent and of the last iteration unless said otherwise.
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from resrepro.claims import Check, Net, Source, value_of
 from resrepro.comparison.groups import Protocol
@@ -20,8 +19,7 @@ At = TypeVar("At", int, float)
 OverLayers = Callable[[Sequence[float]], float]
 
 
-@dataclass(frozen=True)
-class Seeds:
+class Seeds(NamedTuple):
     """What a measure says of the seeds of a net; `resolution` is the step of its values."""
 
     values: tuple[float, ...]  # of each seed that was measured
@@ -36,8 +34,7 @@ class Seeds:
         return bool(self.lacking or self.diverged)
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """A quantity of a run; what is counted on a net as built has a title only."""
 
     title: str

@@ -34,6 +34,7 @@ METRICS_COLUMNS = (
 )  # fmt: skip
 MEASURED = ("top1_err", "top5_err")
 OF_ONE, OF_SEVERAL = ("digest", "iteration"), ("members",)  # what an evaluation of a run, or of runs, needs
+OF_MEMBER = ("name", "label", "seed", "digest", "iteration", "status")
 Curve = dict[str, list[Any]]  # columns of metrics.csv by name
 
 
@@ -182,10 +183,7 @@ def evaluation_from(content: Mapping[str, Any], *needs: str) -> Evaluation:
     }
     if "members" in own:
         own["members"] = tuple(
-            Member(
-                **{key: one[key] for key in ("name", "label", "seed", "digest", "iteration", "status")},
-                told=tuple(dict.fromkeys(one["departures"] + one["notices"])),
-            )
+            Member(**{key: one[key] for key in OF_MEMBER}, told=(*one["departures"], *one["notices"]))
             for one in own["members"]
         )
     return Evaluation(content["protocol"], content["bn_stats"], data, errors, **own)

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +33,17 @@ NOTE = ".lock.json"
 PATIENCE = 0.2  # seconds for a holder of a lock that is just leaving
 
 
-def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], keep: Path | None = None) -> None:
+def write_whole(
+    path: Path, content: bytes | Iterable[bytes | memoryview], keep: Path | None = None, make: bool = False
+) -> None:
     """Write a file (or its pieces) beside its place, force it to disk, then move it there in one step; its
-    folder must be there. What was there before stays as `keep`, if that is given. RecordError if the disk
-    refuses.
+    folder must be there, or is made with `make`. What was there before stays as `keep`, if that is given.
+    RecordError if the disk refuses.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
+        if make:
+            make_folder(path.parent)
         with beside.open("wb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
@@ -54,13 +59,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], keep:
             beside.unlink()
 
 
-def write_out(path: Path, content: bytes) -> None:
-    """The same in a folder that is made if it is missing, for tables, figures and copies."""
-    try:
-        make_folder(path.parent)
-    except OSError as error:
-        raise not_written(path, error) from None
-    write_whole(path, content)
+write_out = partial(write_whole, make=True)  # of tables, figures and copies
 
 
 def make_folder(folder: Path) -> None:
