@@ -193,18 +193,11 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
         (f"claim{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}", command)
         for command, numbers in waiting.items()
     ]
+    remarks = filter(None, (*sources, decided_elsewhere(verdicts), *read_toml(*FILE)["remarks"]))
     return Table(
-        name="claims",
-        title=f"The paper's claims: {summary(verdicts)}",
-        columns=COLUMNS,
-        rows=tuple(rows),
-        notes=tuple(notes),
-        missing=tuple(missing),
-        remarks=tuple(filter(None, (*sources, decided_elsewhere(verdicts), *read_toml(*FILE)["remarks"]))),
-        records=tuple(records),
-        wraps=WRAPS,
-        lead="What would decide the rest:",
-    )
+        "claims", f"The paper's claims: {summary(verdicts)}", COLUMNS, tuple(rows), tuple(notes),
+        tuple(missing), tuple(remarks), tuple(records), wraps=WRAPS, lead="What would decide the rest:",
+    )  # fmt: skip
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:

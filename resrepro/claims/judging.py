@@ -46,13 +46,10 @@ def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
     measures = [MEASURES[test.measure] for test in claim.tests]
     quantities = [each.title + (f" ({each.unit})" if each.unit else "") for each in measures]
     values = _joined(claim.tests, [paper_values(test) for test in claim.tests])
-    return Verdict(
-        **vars(rulings[0]),
-        claim=claim,
-        quantity=claim.quantity or "; ".join(dict.fromkeys(quantities)),
-        paper="; ".join(filter(None, [values, claim.beside, claim.said])),
-        others=tuple(rulings[1:]),
-    )
+    quantity = claim.quantity or "; ".join(dict.fromkeys(quantities))
+    paper = "; ".join(filter(None, [values, claim.beside, claim.said]))
+    others = tuple(rulings[1:])
+    return Verdict(**vars(rulings[0]), claim=claim, quantity=quantity, paper=paper, others=others)
 
 
 class Outcome(NamedTuple):
@@ -81,15 +78,11 @@ def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
         why += [f"{words} {', '.join(dict.fromkeys(names))}"] if names else []
     commands = dict.fromkeys(command for outcome in outcomes for command in outcome.commands)
     without_runs = "none" if claim.nets else "counted on the nets"
+    ours = _joined(claim.tests, [outcome.ours for outcome in outcomes], part)
     return Ruling(
-        protocol=protocol.name if protocol else without_runs,
-        ours=_joined(claim.tests, [outcome.ours for outcome in outcomes], part),
-        verdict=state,
-        why="; ".join(filter(None, why)),
-        notes=_notes(protocol) if protocol else (),
-        commands=tuple(commands) if state == UNDECIDED else (),
-        exact=exact,
-    )
+        protocol.name if protocol else without_runs, ours, state, "; ".join(filter(None, why)),
+        _notes(protocol) if protocol else (), tuple(commands) if state == UNDECIDED else (), exact,
+    )  # fmt: skip
 
 
 def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:

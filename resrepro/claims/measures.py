@@ -250,34 +250,23 @@ def paper_values(test: Check) -> list[str]:
     rows = layouts().get(test.paper, {}).get("rows", ())
     names = {str(row["experiment"]): str(row["label"]) for row in rows if "experiment" in row}
     calls = {net.label: names.get(net.experiment, net.label) for net in test.nets}  # by the exhibit's rows
-    if test.kind == "throughout":
-        return [_paper_curves(test, *calls.values())]
     measure, told = MEASURES[test.measure], []
+    if test.kind == "throughout":
+        drawn = [_paper_curve(test.paper, row) for row in calls.values()]
+        for window, name in ((1, "samples"), (test.window, f"stretches of {test.window}")):
+            above = stretches_above(drawn[0], drawn[1], window)
+            told.append(f"{sum(above)} of {len(above)} {name}")
+        return [f"{' above '.join(calls.values())} at {', '.join(dict.fromkeys(told))}"]
     for label, row in calls.items():
-        if number := _paper_value(measure, test.paper, row):
+        found = [published().get((test.paper, row, metric)) for metric in measure.metrics]
+        if measure.level is not None:
+            level, training = measure.level
+            first = reached(_paper_curve(test.paper, row, training), level, for_good=training)
+            found = [None if first is None else Number(first)]
+        if number := next(filter(None, found), None):
             spread = f"±{number.std:.{measure.digits}f}" if number.std else ""
             told.append(f"{label} {measure.number(number.value)}{spread}")
     return told
-
-
-def _paper_value(measure: Measure, exhibit: str, row: str) -> Number | None:
-    """The paper's own value of a measure, printed or read off its curves; None if it gives none."""
-    if measure.level is not None:
-        level, training = measure.level
-        first = reached(_paper_curve(exhibit, row, training), level, for_good=training)
-        return None if first is None else Number(first)
-    found = (published().get((exhibit, row, metric)) for metric in measure.metrics)
-    return next((number for number in found if number is not None), None)
-
-
-def _paper_curves(test: Check, first: str, second: str) -> str:
-    """At how many of the samples that the paper drew of both nets its first one lies above the second."""
-    curves = [_paper_curve(test.paper, row) for row in (first, second)]
-    told = []
-    for window, name in ((1, "samples"), (test.window, f"stretches of {test.window}")):
-        above = stretches_above(curves[0], curves[1], window)
-        told.append(f"{sum(above)} of {len(above)} {name}")
-    return f"{first} above {second} at {', '.join(dict.fromkeys(told))}"
 
 
 def _paper_curve(exhibit: str, row: str, training: bool = True) -> dict[float, float]:
