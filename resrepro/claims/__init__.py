@@ -234,8 +234,8 @@ def one_line(verdict: Verdict) -> "RenderableType":
     return Text.assemble(f"{verdict.claim.number:>2} ", told, verdict.claim.short or verdict.claim.words)
 
 
-def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
-    """The verdicts for a terminal of 80 columns; in detail with notes and commands."""
+def to_rich(verdicts: Iterable[Verdict]) -> "RenderableType":
+    """The verdicts for a terminal of 80 columns, with notes and commands."""
     from rich.console import Group
     from rich.table import Column
     from rich.table import Table as RichTable
@@ -248,10 +248,9 @@ def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
         for ruling in (verdict, *verdict.others):
             lines += [("runs", ruling.protocol, "dim"), ("ours", ruling.ours, "dim")]
             lines.append((_short(ruling), ruling.why, STYLES[ruling.verdict]))
-            if detailed:
-                told = verdict.all_notes if ruling is verdict else ruling.notes
-                lines += [("note", note, "dim") for note in told]
-                lines += [("do", command, "cyan") for command in ruling.commands]
+            told = verdict.all_notes if ruling is verdict else ruling.notes
+            lines += [("note", note, "dim") for note in told]
+            lines += [("do", command, "cyan") for command in ruling.commands]
         name = Column(no_wrap=True, min_width=len(UNDECIDED))
         below = RichTable.grid(name, Column(overflow="fold"), padding=(0, 1, 0, 0))
         for label, words, style in lines:

@@ -100,10 +100,10 @@ class Run:
         """How many classes the images have; CIFAR's records do not say (None)."""
         return self.env["data"].get("classes")  # type: ignore[no-any-return]
 
-    def last(self, split: str, metric: str = "top1_err") -> float | None:
-        """A figure of the last iteration, None if that set was not measured."""
+    def last(self, split: str) -> float | None:
+        """The top-1 error (percent) at the last iteration, None if that set was not measured."""
         found = self.result["last"].get(split)
-        return None if found is None else float(found[metric])
+        return None if found is None else float(found["top1_err"])
 
     def evaluation(self, protocol: str, part: str) -> Evaluation | None:
         """The evaluation of a set under a test protocol, None if there is none that counts: of this run's
