@@ -26,6 +26,7 @@ Region = tuple[float, float]
 FILE = "claims.toml", "resrepro.paper"
 HELD, FAILED, UNDECIDED, UNTESTABLE = "held", "failed", "undecided", "not testable here"
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
+SHORT = {UNTESTABLE: "no test"}
 COLUMNS = ("claim", "quantity", "paper", "runs", "ours", "verdict", "why")
 WRAPS = (0.22, 0.1, 0.14, 0.1, 0.16, 0.08, 0.14)
 
@@ -222,15 +223,12 @@ def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:
     return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
 
 
-def _short(ruling: Ruling) -> str:
-    return "no test" if ruling.verdict == UNTESTABLE else ruling.verdict
-
-
 def one_line(verdict: Verdict) -> "RenderableType":
     """A verdict in a line of at most 80 columns."""
     from rich.text import Text
 
-    told = (f"{_short(verdict):<{len(UNDECIDED)}} ", STYLES[verdict.verdict])
+    word = SHORT.get(verdict.verdict, verdict.verdict)
+    told = (f"{word:<{len(UNDECIDED)}} ", STYLES[verdict.verdict])
     return Text.assemble(f"{verdict.claim.number:>2} ", told, verdict.claim.short or verdict.claim.words)
 
 
@@ -247,7 +245,7 @@ def to_rich(verdicts: Iterable[Verdict]) -> "RenderableType":
         lines = [("section", verdict.claim.section, "dim"), ("paper", verdict.paper, "dim")]
         for ruling in (verdict, *verdict.others):
             lines += [("runs", ruling.protocol, "dim"), ("ours", ruling.ours, "dim")]
-            lines.append((_short(ruling), ruling.why, STYLES[ruling.verdict]))
+            lines.append((SHORT.get(ruling.verdict, ruling.verdict), ruling.why, STYLES[ruling.verdict]))
             told = verdict.all_notes if ruling is verdict else ruling.notes
             lines += [("note", note, "dim") for note in told]
             lines += [("do", command, "cyan") for command in ruling.commands]
