@@ -78,9 +78,9 @@ def collect(folders: Sequence[Path]) -> Collection:
                 run = read_run(folder)
             except RecordError as error:
                 broken.append(str(error))
-                continue
-            broken += run.broken
-            copies.setdefault((run.name, run.seed, *run.seed_group), []).append(run)
+            else:
+                broken += run.broken
+                copies.setdefault((run.name, run.seed, *run.seed_group), []).append(run)
         found, damaged = read_ensembles(top)
         broken += damaged
         for ensemble in found:
