@@ -3,7 +3,6 @@
 Forked ones share what the test has loaded and need a fraction of a second; whole commands need several.
 """
 
-import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -14,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,8 +22,7 @@ from PIL import Image
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-@dataclasses.dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """An error by which the work in a process ended; `trace` is for the reader of a failed test."""
 
     error: Exception

@@ -1,7 +1,5 @@
 """The formulas of the nets: against the nets as built, counts of others, and the paper's own numbers."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -76,18 +74,6 @@ def test_parameters_are_the_known_ones():
     assert {name: net.parameters for name, net in architectures().items()} == PARAMETERS
 
 
-def test_option_b_adds_two_projections_to_a_cifar_net():
-    for depth in (20, 110, 1202):
-        net = architecture_of(replace(catalogue.find(f"cifar10-resnet{depth}"), shortcut="B"))
-        assert net.parameters == PARAMETERS[f"cifar10-resnet{depth}"] + 2_752
-
-
-def test_a_bottleneck_halves_the_map_in_its_first_1x1_and_its_projection():
-    part = next(p for p in architectures()["imagenet-resnet50"].walk() if p.name == "conv3_x")
-    layers = [(layer.kernel, layer.channels, layer.stride, layer.size) for layer in part.all_layers]
-    assert layers == [(1, 128, 2, 28), (3, 128, 1, 28), (1, 512, 1, 28), (1, 512, 2, 28)]
-
-
 def test_every_net_that_the_paper_trains_is_there():
     wanted = [e for e in catalogue.experiments().values() if e.dataset in ("cifar10", "imagenet")]
     assert [net.label for net in architectures().values()] == [e.label for e in wanted]
@@ -103,15 +89,6 @@ def test_the_cifar_nets_are_6n_plus_2_layers_of_the_paper():
             assert stages == [(n, 16, 16, 32), (n, 32, 32, 16), (n, 64, 64, 8)]
             full = 9 * 16 * 16 * 32 * 32  # a stage's convolution; its first one has half the inputs
             assert net.multiply_adds == 9 * 3 * 16 * 32 * 32 + full * (6 * n - 2) + full + 640
-
-
-def test_only_the_first_block_of_a_later_stage_changes_the_dimensions():
-    kinds = [part.shortcut.kind for part in architectures()["imagenet-resnet34"].walk() if part.shortcut]
-    assert [number for number, kind in enumerate(kinds) if kind == "zeros"] == [3, 7, 13]
-    assert kinds.count("identity") == 13
-    option_c = architectures()["imagenet-resnet34-c"]
-    assert {part.shortcut.kind for part in option_c.walk() if part.shortcut} == {"projection"}
-    assert all(part.shortcut is None for part in architectures()["imagenet-plain34"].walk())
 
 
 def test_the_34_layer_nets_need_18_percent_of_vgg_19():  # Section 3.3

@@ -84,10 +84,9 @@ def test_an_experiment_carries_the_recipe_of_section_4_2_or_3_4():
 
 
 def test_only_the_110_and_1202_layer_residual_nets_warm_up():
-    warm = [name for name in CIFAR if catalogue.find(name).spec().recipe.warmup_lr]
-    assert warm == ["cifar10-resnet110", "cifar10-resnet1202"]
-    for name in warm:
-        recipe = catalogue.find(name).spec().recipe
+    warm = {name: recipe for name in CIFAR if (recipe := catalogue.find(name).spec().recipe).warmup_lr}
+    assert [*warm] == ["cifar10-resnet110", "cifar10-resnet1202"]
+    for recipe in warm.values():
         assert carries(recipe, warmup_lr=0.01, warmup_until_err=80.0, warmup_window=100)
 
 
@@ -118,45 +117,6 @@ def test_every_setting_is_marked_and_every_stated_one_has_its_section(name):
         assert setting.source or setting.mark != "stated", f"{setting.key} is stated, but where?"
         assert setting.note or setting.mark != "assumed", f"{setting.key} is assumed, but why?"
         assert setting.source or setting.note, f"{setting.key} is derived, but from what?"
-
-
-@pytest.mark.parametrize(
-    ("family", "mark", "source", "keys"),
-    [
-        ("cifar", "stated", "4.2", "iterations batch_size lr lr_drops momentum weight_decay"),
-        ("cifar", "stated", "4.2", "pad flip mean test_view"),
-        ("cifar", "assumed", "", "bn_group bn_momentum bn_eps option_a_zeros init sampling"),
-        ("cifar", "assumed", "", "decay_bn_bias momentum_form pad_order pad_value"),
-        ("imagenet", "stated", "3.4", "iterations batch_size lr lr_divisor momentum weight_decay"),
-        ("imagenet", "stated", "3.4", "image_size scale mean flip"),
-        ("imagenet", "stated", "4.1", "test_view"),
-        ("imagenet", "derived", "Figure 4", "lr_policy lr_drops eval_every"),
-        ("imagenet", "derived", "authors", "sampling momentum_form bn_group"),
-        ("imagenet", "derived", "3.4", "colour colour_std"),
-        ("imagenet", "derived", "Table 1", "stride_3x3"),
-        ("imagenet", "assumed", "", "bn_momentum bn_eps bn_stats option_a_zeros init decay_bn_bias"),
-        ("imagenet", "assumed", "", "plateau_patience plateau_gain"),
-    ],
-)  # fmt: skip
-def test_each_setting_says_where_it_is_known_from(family, mark, source, keys):
-    settings = [catalogue.paper_recipe(family).settings[key] for key in keys.split()]
-    assert {(setting.mark, setting.source) for setting in settings} == {(mark, source)}
-
-
-def test_every_experiments_name_says_its_dataset_kind_and_depth():
-    for name, experiment in catalogue.experiments().items():
-        kind = "plain" if experiment.plain else "resnet"
-        option = f"-{experiment.shortcut.lower()}" if experiment.shortcut else ""
-        assert name == experiment.name == f"{experiment.dataset}-{kind}{experiment.depth}{option}"
-        net = experiment.dataset, experiment.depth, experiment.plain, experiment.shortcut
-        assert catalogue.experiment_for(*net) == experiment
-
-
-def test_experiments_are_labelled_with_the_option_that_is_not_the_depths_own():
-    nets = ("cifar10-resnet56", "imagenet-plain18", "imagenet-resnet34", "imagenet-resnet34-c")
-    labels = ["ResNet-56", "plain-18", "ResNet-34", "ResNet-34 (C)"]
-    assert [catalogue.find(name).label for name in nets] == labels
-    assert derived("cifar10-resnet20", "B").label == "ResNet-20 (B)"
 
 
 def test_options_b_and_c_of_resnet_34_are_experiments_and_of_other_nets_changes():
@@ -208,13 +168,8 @@ def test_a_net_is_found_by_its_name_alone_and_as_the_paper_spells_it():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "vgg16", "mnist-resnet20", "cifar10-vgg16", "cifar10-resnet", "", "imagenet-resnet34-d",
-        "imagenet-plain34-b", "imagenet-resnet34-",
-        *("cifar10-resnet20-b", "imagenet-resnet34-a", "imagenet-resnet50-c", "folder-resnet18-b"),
-        *("cifar10-resnet020", "imagenet-resnet34\n"),
-    ],
-)  # fmt: skip
+    ["vgg16", "mnist-resnet20", "", "imagenet-plain34-b", "cifar10-resnet20-b", "imagenet-resnet34-a"],
+)
 def test_an_unknown_experiment_is_refused_by_name(name):
     with pytest.raises(UsageError, match=re.escape(f"no experiment {name!r}")):
         catalogue.find(name)
@@ -235,24 +190,18 @@ def test_a_mistyped_experiment_and_the_name_of_a_run_lead_to_the_one_meant():
     ("name", "settings", "told"),
     [
         ("resnet20", {"iterations": 0}, "at least 1"), ("resnet20", {"iterations": 10.0}, "type int"),
-        ("resnet20", {"iterations": True}, "type int"), ("resnet20", {"lr": 0.0}, "above 0"),
-        ("resnet20", {"lr": float("nan")}, "finite"), ("resnet20", {"lr": "0.1"}, "type float"),
+        ("resnet20", {"lr": 0.0}, "above 0"), ("resnet20", {"lr": float("nan")}, "finite"),
         ("resnet20", {"momentum": 1.5}, "at most 1"), ("resnet20", {"flip": 1}, "type bool"),
         ("resnet20", {"split": "40k10k"}, "all, 45k5k"), ("resnet20", {"lr_drops": (200, 100)}, "rising"),
-        ("resnet20", {"lr_drops": (0,)}, "above 0"), ("resnet20", {"lr_drops": (10.0,)}, "lr_drops"),
         ("resnet20", {"lr_drops": "10"}, "lr_drops"), ("resnet20", {"bn_group": 48}, "does not divide"),
         ("resnet20", {"learning_rate": 0.1}, "'learning_rate'"),
-        ("resnet20", {"momentum_form": "nesterov", "momentum": 0.0}, "momentum"),
         ("resnet20", {"image_size": 32}, "^image_size is no setting of cifar10-resnet20"),
         ("digits-resnet20", {"split": "45k5k"}, "45k/5k"),
         ("imagenet-plain34", {"image_size": 31}, "at least 32"),
-        ("imagenet-plain34", {"image_size": 1025}, "at most 1024"),
-        ("imagenet-plain34", {"scale": (480, 256)}, "rising"),
         ("imagenet-plain34", {"scale": (256,)}, "two ends"),
         ("imagenet-plain34", {"scale": (223, 480)}, "223 pixels does not hold a crop of 224"),
         ("imagenet-plain34", {"image_size": 300, "scale": (256, 480)}, "does not hold a crop of 300"),
         ("imagenet-plain34", {"batch_size": 48, "bn_group": 32}, "does not divide into BN groups of 32"),
-        ("imagenet-resnet50", {"pad": 4}, "^pad is no setting of imagenet-resnet50"),
         ("folder-plain18", {"split": "all"}, "^split is no setting of folder-plain18"),
     ],
 )  # fmt: skip

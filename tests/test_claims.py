@@ -63,9 +63,6 @@ def around(middle, spread=SPREAD):
     return [round(middle + shift, 4) for shift in spread]
 
 
-# --- the data -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("claim", claims(), ids=lambda claim: f"claim{claim.number}")
 def test_every_claim_is_whole_and_every_net_and_number_in_it_exists(claim):
     assert claim.words.endswith(".")
@@ -137,9 +134,6 @@ def test_the_count_of_a_projection_is_that_done_by_hand():
     assert first == pytest.approx((own + 256 * 256) / own)
 
 
-# --- differences over seeds -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("deep", "shallow", "state", "why"),
     [
@@ -177,9 +171,6 @@ def test_of_an_order_every_neighbour_counts_and_a_missing_net_keeps_it_open(trai
     assert verdict(4, folder).verdict == HELD
     train("cifar10-resnet110", *around(7.4, (-0.02, 0, 0.02)))
     assert verdict(4, folder).verdict == FAILED
-
-
-# --- which runs count -----------------------------------------------------------------------------------
 
 
 def test_a_shortened_protocol_gives_a_verdict_that_says_so(train):
@@ -239,9 +230,6 @@ def test_a_record_with_settings_that_this_version_does_not_know_is_passed_over(t
     strange = dataclasses.replace(run, spec=run.spec | {"recipe": run.spec["recipe"] | {"paint": "red"}})
     assert verdict_on(find_claim(3), [run]).protocol == "CIFAR-10, 64,000 iterations"
     assert verdict_on(find_claim(3), [strange]).protocol == "none"
-
-
-# --- the other kinds ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -310,9 +298,6 @@ def test_a_vanishing_gradient_is_seen(train, smallest, state):
     assert verdict(20, folder, 1, 2).verdict == state
     assert weakest((4.0, 1.0, 2.0)) == 0.5
     assert weakest((0.0, 0.0, 0.0)) == 0.0
-
-
-# --- tables and the command line ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -436,9 +421,6 @@ def test_a_warm_up_that_never_ends_is_beyond_any_bound(tmp_path, switches, state
     assert verdict(6, tmp_path, 0).verdict == state
 
 
-# --- seeds without a value ------------------------------------------------------------------------------
-
-
 def test_a_diverged_seed_keeps_its_net_undecided_and_is_told(train, tmp_path):
     train("cifar10-plain20", *around(9.7))
     train("cifar10-plain56", *around(13.7))
@@ -487,9 +469,6 @@ def test_seeds_that_agree_to_the_step_are_no_reason_to_stay_undecided(train, tmp
     assert found.verdict == HELD
     assert "ResNet-110 400 [364, 436], within 200 to 800" in found.why
     assert verdict(8, train("cifar10-resnet1202", *[(0.0, 7.9)] * 3)).verdict == HELD
-
-
-# --- the paper's own data and protocol ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "net"), [(3, "plain110"), (5, "resnet110"), (8, "resnet1202")])

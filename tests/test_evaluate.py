@@ -21,8 +21,7 @@ from resrepro.data.augment import INITIAL_WEIGHTS, stream_seed
 from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation import evaluate
 from resrepro.evaluation.responses import gradient_norms, layers_of, measure_responses, response_std
-from resrepro.evaluation.sources import ThirdPartyCheckpoint
-from resrepro.evaluation.weights import mean_of
+from resrepro.evaluation.sources import ThirdPartyCheckpoint, mean_of
 from resrepro.nets import Net, build_net
 from resrepro.records import read_run
 from resrepro.records.reading import count_layers, read_responses
@@ -78,7 +77,7 @@ def test_a_foreign_checkpoint_is_normalised_as_told_and_measured(tmp_path):
     assert errors["test"].top1_err == pytest.approx(100 * float(wrong), abs=0.3)
     assert errors["test"].loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
     said = " ".join(told)
-    assert all(words in said for words in ("ResNet-8 (option A, trailing zeros)", "matched by name"))
+    assert "ResNet-8 (option A, trailing zeros)" in said
     assert len(list((tmp_path / "runs" / "foreign").glob("*/single-digits-all-*.json"))) == 1
 
 
@@ -154,15 +153,6 @@ def test_validation_images_that_may_have_been_trained_on_are_told(fake_cifar, tm
     assert any("may have been among those trained on" in sentence for sentence in told)
 
 
-def test_of_a_run_whose_checkpoint_is_damaged_the_one_before_is_named(run, tmp_path):
-    before = tmp_path / "checkpoint.previous.pt"
-    before.write_bytes((run / "checkpoint.pt").read_bytes())
-    (tmp_path / "checkpoint.pt").write_bytes(before.read_bytes()[:-100])
-    with pytest.raises(RecordError, match=rf"damaged\. The one before it is {before}\."):
-        evaluate(tmp_path)
-    assert "test" in evaluate(before)
-
-
 def test_a_checkpoint_of_ours_with_a_part_missing_is_refused(run, tmp_path):
     content = torch.load(run / "checkpoint.pt", weights_only=True)
     del content["mean"]
@@ -214,9 +204,6 @@ def some_images(count: int) -> tuple[Tensor, Tensor]:
     generator = seeded(2)
     images = torch.randn(count, 3, 16, 16, generator=generator, dtype=torch.float64) + 5
     return images, torch.randint(10, (count,), generator=generator)
-
-
-# --- the two quantities -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -273,9 +260,6 @@ def test_the_layers_are_the_3x3_ones_in_order_without_projections(dataset, depth
         assert names[-1] == f"stages.2.{(depth - 2) // 6 - 1}.conv2"
 
 
-# --- a run ------------------------------------------------------------------------------------------
-
-
 def test_a_run_is_measured_on_its_test_images_and_first_batch_and_nothing_else_changes(run):
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     found = measure_responses(run, threads=1)
@@ -314,9 +298,6 @@ def test_the_gradients_at_the_start_are_those_of_the_net_that_training_began_wit
     found = measure_responses(run, threads=1)
     assert found.gradient_norm_start == pytest.approx([float(each.norm()) for each in gradients], rel=1e-3)
     assert found.gradient_norm_end != found.gradient_norm_start
-
-
-# --- refusals ---------------------------------------------------------------------------------------
 
 
 def test_an_untrained_net_is_refused_in_one_sentence(run, tmp_path):

@@ -1,6 +1,5 @@
 """What `eval` recorded: which evaluation counts for a run, and what is broken."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -62,27 +61,12 @@ def test_an_unfinished_run_has_no_evaluation(tmp_path, curve):
     assert (len(read_run(folder).evaluations), found(folder)) == (2, None)
 
 
-def test_an_older_record_of_cifar_is_read(tmp_path):
-    folder = write_run(tmp_path, curve=[(64_000, 1.0, 8.0)])
-    run, errors = read_run(folder), {"loss": 0.3, "top1_err": 8.25, "top5_err": 0.5, "count": 10_000}
-    content = {
-        "protocol": "single", "digest": run.digest, "iteration": 64_000, "data": run.env["data"],
-        "errors": {"test": errors},
-    }  # fmt: skip
-    (folder / "evals").mkdir()
-    (folder / "evals" / "single-cifar10-all.json").write_text(json.dumps(content))
-    assert found(folder, "single", part="test") == 8.25
-
-
 @pytest.mark.parametrize(
     "tamper",
     [
-        *(lambda content, key=key: content.pop(key) for key in ("protocol", "digest", "data", "errors")),
-        lambda content: content.update(errors={}),
-        lambda content: content["errors"]["val"].pop("top5_err"),
+        lambda content: content.pop("digest"),
         lambda content: content["errors"]["val"].update(top1_err="low"),
         lambda content: content["data"].pop("sha256"),
-        lambda content: content["data"].update(images={"test": 500}),
     ],
 )
 def test_a_broken_evaluation_is_named_and_the_run_and_its_others_still_count(folder, tamper):
@@ -100,16 +84,6 @@ def test_a_file_that_is_no_json_is_named_too(folder):
     with pytest.warns(UserWarning, match=r"ten_crop\.json is broken: it is not valid JSON"):
         frame = load_runs(folder.parent.parent)
     assert frame["top1_err"].tolist() == [31.0]
-
-
-def test_a_record_of_a_folder_without_classes_is_broken(folder):
-    rewrite(folder / "env.json", lambda env: env["data"].pop("classes"))
-    collection = collect([folder.parent.parent])
-    assert collection.runs == ()
-    assert "env.json is broken: it lacks classes" in collection.broken[0]
-
-
-# --- ensembles --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -141,10 +115,7 @@ def test_a_published_copy_of_an_ensemble_counts_once(pair, tmp_path):
     "tamper",
     [
         lambda content: content.pop("members"),
-        lambda content: content.update(members=content["members"][:1]),
-        lambda content: content["members"][0].pop("status"),
-        lambda content: content["members"][1].update(departures="none"),
-        lambda content: content.pop("data"),
+        lambda content: content["members"][1].pop("status"),
     ],
 )
 def test_a_broken_ensemble_is_named(pair, tmp_path, tamper):

@@ -95,8 +95,6 @@ def test_an_ensemble_is_recorded_with_its_members_and_published(run, photographs
     net = read_net(run)
     with pytest.raises(UsageError, match="same images and classes"):
         _check_together([net, dataclasses.replace(net, seed=1, classes=PHOTO_CLASSES[::-1])])
-    with pytest.raises(UsageError, match="name one"):
-        evaluate([], data=photographs)
     alone = evaluate(run, data=photographs, loading=INLINE)
     assert together["val"].loss != pytest.approx(alone["val"].loss, rel=1e-5)
     found = collect([runs])

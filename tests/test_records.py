@@ -9,16 +9,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import rewrite, write_ensemble, write_eval, write_layers, write_run
+from conftest import rewrite, write_run
 
 from resrepro.errors import RecordError, UsageError
 from resrepro.records import read_run
-from resrepro.records.collection import Collection, collect, load_runs, publish, verify
-from resrepro.records.reading import METRICS_COLUMNS, describe_curve, json_bytes, read_curve, read_json
+from resrepro.records.collection import Collection, collect, load_runs
+from resrepro.records.reading import (
+    METRICS_COLUMNS,
+    RECORD_FILES,
+    describe_curve,
+    json_bytes,
+    read_curve,
+    read_json,
+)
 from resrepro.records.storage import HEADER, RunWriter, open_run, write_whole
 from resrepro.spec import catalogue, digest_of
-
-# --- reading what was written -----------------------------------------------------------------------
 
 
 def test_a_run_is_read_back_as_it_was_written(tmp_path):
@@ -49,7 +54,8 @@ def test_a_diverged_runs_nan_losses_are_read(tmp_path):
     path = tmp_path / "metrics.csv"
     rows = b"1,0.1,train,nan,90.0,50.0,1e+30,5.0,1.0\n2,0.2,test,inf,90,50,0.1,5,1\n"
     path.write_bytes(HEADER + rows)
-    assert [math.isnan(loss) for loss in read_curve(path)["loss"]] == [True, False]
+    curve = read_curve(path, describe_curve(HEADER + rows))
+    assert [math.isnan(loss) for loss in curve["loss"]] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -90,9 +96,6 @@ def test_ones_own_runs_are_read_by_default_and_nothing_else(tmp_path, monkeypatc
     write_run(tmp_path / "runs", "cifar10-plain20")
     assert list(load_runs()["name"]) == ["cifar10-plain20"]
     assert len(load_runs("runs", "results")) == 2
-
-
-# --- only runs with some settings -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -154,8 +157,6 @@ def test_a_runs_folder_that_does_not_exist_holds_no_runs_and_a_file_is_refused(t
         collect([tmp_path / "file"])
 
 
-# --- broken records ---------------------------------------------------------------------------------
-
 ROW = b"1000,2.56,train,1.2,45.5,4.5,0.1,1000.0,500.00\n"
 
 
@@ -215,56 +216,19 @@ def test_the_result_of_another_run_is_refused(tmp_path):
         read_run(one)
 
 
-def test_a_record_of_the_first_format_is_read_as_it_is(tmp_path):
-    folder = write_run(tmp_path)
-    for path in folder.glob("*.json"):
-        content = json.loads(path.read_text())
-        kept = {key: value for key, value in content.items() if key not in ("checksum", "metrics")}
-        path.write_text(json.dumps(kept | {"format": 1}))
-    assert read_run(folder).last("test") == 10
-    assert read_run(folder).curve["iteration"]
-
-
-@pytest.mark.parametrize(
-    ("name", "keys"),
-    [
-        ("result.json", ("status", "iteration", "headline", "last", "best", "notices", "seconds")),
-        ("spec.json", ("name", "digest", "seed", "spec")), ("env.json", ("mode", "data")),
-        ("env.json", ("train", "test")),  # how many images there were
-    ],
-)  # fmt: skip
-def test_a_file_that_is_missing_or_lacks_what_readers_need_is_named(tmp_path, name, keys):
+@pytest.mark.parametrize("name", RECORD_FILES)
+def test_a_file_that_is_missing_is_named(tmp_path, name):
     path = write_run(tmp_path) / name
-    whole = path.read_bytes()
-    for key in keys:
-        path.write_bytes(whole)
-        rewrite(path, lambda it, key=key: (it["data"]["images"] if key in ("train", "test") else it).pop(key))
-        found = collect([tmp_path])
-        assert (found.runs, found.broken) == ((), (f"{path} is broken: it lacks {key}.",))
     path.unlink()
     assert collect([tmp_path]).broken == (() if name == "spec.json" else (f"{path} is missing.",))
 
 
-@pytest.mark.parametrize(
-    "tamper",
-    [
-        lambda spec: spec["recipe"].update(lr=0.2), lambda spec: spec.update(depth=56),
-        lambda spec: spec.pop("shortcut"), lambda spec: spec.update(recipe={"batch_size": 128}),
-        lambda spec: spec.update(dataset="x"),
-    ],
-)  # fmt: skip
-def test_a_spec_that_was_tampered_with_is_named_however_well_sealed(tmp_path, tamper):
+def test_a_spec_that_was_tampered_with_is_named_however_well_sealed(tmp_path):
     path = write_run(tmp_path) / "spec.json"
-    rewrite(path, lambda content: tamper(content["spec"]))
-    (told,) = collect([tmp_path]).broken
-    assert told in (f"{path} is broken: its digest does not match its content.",
-                    f"{path} is broken: it lacks shortcut.")  # fmt: skip
+    rewrite(path, lambda content: content["spec"]["recipe"].update(lr=0.2))
+    assert collect([tmp_path]).broken == (f"{path} is broken: its digest does not match its content.",)
     rewrite(path, lambda content: content.update(digest=digest_of(content["spec"])))
-    (told,) = collect([tmp_path]).broken
-    assert told.startswith(f"{path.parent}")
-
-
-# --- the frame for notebooks ------------------------------------------------------------------------
+    assert collect([tmp_path]).broken[0].endswith("result.json is broken: it is the result of another run.")
 
 
 def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path):
@@ -286,8 +250,6 @@ def test_load_runs_has_a_row_per_run_and_warns_of_each_broken_one(tmp_path):
     assert (digits["name"], digits["seed"], digits["status"]) == ("digits-plain20", 4, "complete")
     assert (digits["dataset"], digits["top1_err"], digits["train_err"]) == ("digits", 8.5, 3.0)
 
-
-# --- writing ----------------------------------------------------------------------------------------
 
 SPEC = catalogue.find("cifar10-resnet20").spec()
 ROWS = [(k, 0.1, "train", 1.0, 50.0, 5.0, 0.1, 10.0, 1.0) for k in (8, 9, 10, 100)]
@@ -321,11 +283,10 @@ def test_going_on_cuts_the_curve_back_to_the_checkpoint_and_drops_a_torn_row(tmp
     writer.append(ROWS[3:])
     whole = (tmp_path / "metrics.csv").read_bytes()
     assert whole == writer.curve
-    torn = [whole + rest for rest in (b"", b"1", b"10", b"11,0.1,tr", b"9,0.1,train,1.0,5")]
-    for found in (*torn, whole.replace(b"\n", b"\r\n")):
-        (tmp_path / "metrics.csv").write_bytes(found)
+    for rest in (b"", b"1", b"10", b"11,0.1,tr", b"9,0.1,train,1.0,5"):
+        (tmp_path / "metrics.csv").write_bytes(whole + rest)
         go_on(tmp_path, at_checkpoint)
-        assert (tmp_path / "metrics.csv").read_bytes() == at_checkpoint, found
+        assert (tmp_path / "metrics.csv").read_bytes() == at_checkpoint, rest
         assert read_json(tmp_path / "result.json")["metrics"] == describe_curve(at_checkpoint)
 
 
@@ -386,22 +347,3 @@ def test_a_folder_that_holds_another_specification_is_not_written_to(tmp_path):
     aside = writer.folder.with_name("seed0.aside1")
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     assert not list(writer.folder.iterdir())
-
-
-def test_a_record_with_the_line_ends_of_windows_is_the_same_record(tmp_path):
-    folder = write_run(tmp_path / "runs", split="45k5k", curve=[(64_000, 1.0, 8.5)])
-    write_layers(folder)
-    write_eval(folder, "single", 8.5, 0.5)
-    write_ensemble(tmp_path / "runs", [folder, folder], 8.0, 0.4)
-    published = publish(read_run(folder), tmp_path / "results")
-    texts = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".csv")]
-    assert len(texts) == 13
-    for path in texts:
-        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    assert (found := collect([tmp_path / "runs"])).broken == ()
-    assert found.runs[0].responses is not None
-    assert [*found.runs[0].curve["top1_err"], len(found.ensembles)] == [1.0, 8.5, 8.5, 1]
-    tops = tmp_path / "runs", tmp_path / "results"
-    assert not any(troubles for *_, troubles in verify(tops, pytest.fail))
-    assert publish(read_run(folder), tmp_path / "results") == published
-    assert not any(b"\r" in path.read_bytes() for path in published.rglob("*.*"))

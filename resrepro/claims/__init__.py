@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 Source = Sequence[str]  # exhibit, row and metric of published.csv
 Region = tuple[float, float]
+FILE = "claims.toml", "resrepro.paper"
 HELD, FAILED, UNDECIDED, UNTESTABLE = "held", "failed", "undecided", "not testable here"
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
+SHORT = {UNTESTABLE: "no test"}
 COLUMNS = ("claim", "quantity", "paper", "runs", "ours", "verdict", "why")
 WRAPS = (0.22, 0.1, 0.14, 0.1, 0.16, 0.08, 0.14)
 
@@ -67,9 +69,7 @@ class Net:
 
 @dataclass(frozen=True)
 class Check:
-    """One of the things that must hold for a claim; see the head of claims.toml for the kinds and fields.
-    `paper` is the exhibit that has the paper's own values; of a count `ratio` has their entries instead.
-    """
+    """One of the things that must hold for a claim; see the head of claims.toml for the kinds and fields."""
 
     kind: str
     measure: str
@@ -92,7 +92,7 @@ class Claim:
     section: str
     words: str
     tests: tuple[Check, ...]
-    printed: Sequence[Source] = ()  # each led by what to call it
+    printed: Sequence[Source] = ()  # beside the values of its tests, each led by what to call it
     said: str = ""
     note: str = ""
     quantity: str = ""
@@ -115,16 +115,11 @@ class Claim:
         return sum(len(test.nets) - (test.kind != "within") for test in self.tests if test.kind != "count")
 
 
-def _file() -> Mapping[str, Any]:
-    return read_toml("claims.toml", "resrepro.paper")
-
-
 @cache
 def claims() -> tuple[Claim, ...]:
     """All claims in the paper's order."""
-    return tuple(
-        Claim(**entry | {"tests": tuple(map(_check, entry.get("tests", ())))}) for entry in _file()["claims"]
-    )
+    entries = read_toml(*FILE)["claims"]
+    return tuple(Claim(**each | {"tests": tuple(map(_check, each.get("tests", ())))}) for each in entries)
 
 
 def _check(entry: Mapping[str, Any]) -> Check:
@@ -188,10 +183,10 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
             if ruling is verdict:
                 head = f"{claim.number}. {claim.words} (Section {claim.section})", *paper
                 told = verdict.all_notes
-            ours = (ruling.protocol or DASH, ruling.ours or DASH, ruling.verdict, ruling.why)
-            rows.append(Row((*head, *ours), tuple(notes.number([note])[0] for note in told)))
-            said = *paper, ruling.protocol, ruling.ours, ruling.verdict, ruling.why
-            columns = dict(zip(COLUMNS[1:], said, strict=True))
+            said = ruling.protocol, ruling.ours, ruling.verdict, ruling.why
+            cells = (*head, *(text or DASH for text in said))
+            rows.append(Row(cells, tuple(notes.number([note])[0] for note in told)))
+            columns = dict(zip(COLUMNS[1:], (*paper, *said), strict=True))
             records.append({**known, **columns, "notes": " ".join(ruling.notes)})
         for command in verdict.commands:
             waiting.setdefault(command, []).append(str(claim.number))
@@ -199,18 +194,11 @@ def table(verdicts: Sequence[Verdict], sources: Sequence[str] = ()) -> Table:
         (f"claim{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}", command)
         for command, numbers in waiting.items()
     ]
+    remarks = filter(None, (*sources, decided_elsewhere(verdicts), *read_toml(*FILE)["remarks"]))
     return Table(
-        name="claims",
-        title=f"The paper's claims: {summary(verdicts)}",
-        columns=COLUMNS,
-        rows=tuple(rows),
-        notes=tuple(notes),
-        missing=tuple(missing),
-        remarks=tuple(filter(None, (*sources, decided_elsewhere(verdicts), *_file()["remarks"]))),
-        records=tuple(records),
-        wraps=WRAPS,
-        lead="What would decide the rest:",
-    )
+        "claims", f"The paper's claims: {summary(verdicts)}", COLUMNS, tuple(rows), tuple(notes),
+        tuple(missing), tuple(remarks), tuple(records), wraps=WRAPS, lead="What would decide the rest:",
+    )  # fmt: skip
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
@@ -235,20 +223,17 @@ def decided_elsewhere(verdicts: Sequence[Verdict]) -> str:
     return f"On other runs, shown with each claim, {'; '.join(told)}." if told else ""
 
 
-def _short(ruling: Ruling) -> str:
-    return "no test" if ruling.verdict == UNTESTABLE else ruling.verdict
-
-
 def one_line(verdict: Verdict) -> "RenderableType":
     """A verdict in a line of at most 80 columns."""
     from rich.text import Text
 
-    told = (f"{_short(verdict):<{len(UNDECIDED)}} ", STYLES[verdict.verdict])
+    word = SHORT.get(verdict.verdict, verdict.verdict)
+    told = (f"{word:<{len(UNDECIDED)}} ", STYLES[verdict.verdict])
     return Text.assemble(f"{verdict.claim.number:>2} ", told, verdict.claim.short or verdict.claim.words)
 
 
-def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
-    """The verdicts for a terminal of 80 columns; in detail with notes and commands."""
+def to_rich(verdicts: Iterable[Verdict]) -> "RenderableType":
+    """The verdicts for a terminal of 80 columns, with notes and commands."""
     from rich.console import Group
     from rich.table import Column
     from rich.table import Table as RichTable
@@ -260,11 +245,10 @@ def to_rich(verdicts: Iterable[Verdict], *, detailed: bool) -> "RenderableType":
         lines = [("section", verdict.claim.section, "dim"), ("paper", verdict.paper, "dim")]
         for ruling in (verdict, *verdict.others):
             lines += [("runs", ruling.protocol, "dim"), ("ours", ruling.ours, "dim")]
-            lines.append((_short(ruling), ruling.why, STYLES[ruling.verdict]))
-            if detailed:
-                told = verdict.all_notes if ruling is verdict else ruling.notes
-                lines += [("note", note, "dim") for note in told]
-                lines += [("do", command, "cyan") for command in ruling.commands]
+            lines.append((SHORT.get(ruling.verdict, ruling.verdict), ruling.why, STYLES[ruling.verdict]))
+            told = verdict.all_notes if ruling is verdict else ruling.notes
+            lines += [("note", note, "dim") for note in told]
+            lines += [("do", command, "cyan") for command in ruling.commands]
         name = Column(no_wrap=True, min_width=len(UNDECIDED))
         below = RichTable.grid(name, Column(overflow="fold"), padding=(0, 1, 0, 0))
         for label, words, style in lines:

@@ -8,7 +8,7 @@ undecided, as it is where seeds are missing. A claim holds if all its comparison
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from resrepro.claims import FAILED, HELD, UNDECIDED, UNTESTABLE, Check, Claim, Net, Ruling, Verdict, claims
 from resrepro.claims.measures import MEASURES, Measure, Seeds, paper_values, ratios_of, stretches_above
@@ -45,53 +45,43 @@ def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
         rulings = [_ruling(claim, protocol) for protocol in protocols] or [_ruling(claim, None)]
     measures = [MEASURES[test.measure] for test in claim.tests]
     quantities = [each.title + (f" ({each.unit})" if each.unit else "") for each in measures]
-    # the paper's own values: of the tests, printed beside them, or said in words
     values = _joined(claim.tests, [paper_values(test) for test in claim.tests])
-    return Verdict(
-        **vars(rulings[0]),
-        claim=claim,
-        quantity=claim.quantity or "; ".join(dict.fromkeys(quantities)),
-        paper="; ".join(filter(None, [values, claim.beside, claim.said])),
-        others=tuple(rulings[1:]),
-    )
+    quantity = claim.quantity or "; ".join(dict.fromkeys(quantities))
+    paper = "; ".join(filter(None, [values, claim.beside, claim.said]))
+    others = tuple(rulings[1:])
+    return Verdict(**vars(rulings[0]), claim=claim, quantity=quantity, paper=paper, others=others)
 
 
-@dataclass(frozen=True)
 class Outcome:
-    """How a test came out: held, failed or undecided."""
+    """What came of the tests of a claim so far."""
 
-    state: str
-    ours: tuple[str, ...] = ()  # our values in words, one by one
-    told: tuple[str, ...] = ()  # its comparisons with their intervals, and what keeps them from deciding
-    lacking: tuple[tuple[str, str], ...] = ()  # one of LACKING, and the net or seeds that it is said of
-    commands: tuple[str, ...] = ()  # what would decide it
+    def __init__(self, claim: Claim) -> None:
+        self.comparisons = claim.comparisons  # in all: the more, the more it takes for one to fail
+        self.states: list[str] = []  # of each comparison: held, failed or undecided
+        self.lacking: dict[str, list[str]] = {words: [] for words in LACKING}  # of which nets or seeds
+        self.commands: list[str] = []  # what would decide it
 
 
 def _ruling(claim: Claim, protocol: Protocol[Net] | None) -> Ruling:
     """What the runs of a protocol, or no runs at all, say of all tests of a claim together."""
-    outcomes = [_try_out(test, protocol, claim.comparisons) for test in claim.tests]
-    state = _together([outcome.state for outcome in outcomes])
+    found = Outcome(claim)
+    ours, told = zip(*(_try_out(test, protocol, found) for test in claim.tests), strict=True)
+    state = HELD if set(found.states) == {HELD} else FAILED if FAILED in found.states else UNDECIDED
     exact = all(
         run.digest == net.spec.digest and run.env["mode"] == "default" and not run.result["notices"]
         for net, group in (protocol.groups.items() if protocol else ())
         for run in group.runs
     )
     part = protocol.held_out if protocol else "test"
-    why = [_joined(claim.tests, [outcome.told for outcome in outcomes], part)]
-    for words in LACKING:
-        names = [name for outcome in outcomes for reason, name in outcome.lacking if reason == words]
+    why = [_joined(claim.tests, told, part)]
+    for words, names in found.lacking.items():
         why += [f"{words} {', '.join(dict.fromkeys(names))}"] if names else []
-    commands = dict.fromkeys(command for outcome in outcomes for command in outcome.commands)
+    commands = tuple(dict.fromkeys(found.commands)) if state == UNDECIDED else ()
     without_runs = "none" if claim.nets else "counted on the nets"
     return Ruling(
-        protocol=protocol.name if protocol else without_runs,
-        ours=_joined(claim.tests, [outcome.ours for outcome in outcomes], part),
-        verdict=state,
-        why="; ".join(filter(None, why)),
-        notes=_notes(protocol) if protocol else (),
-        commands=tuple(commands) if state == UNDECIDED else (),
-        exact=exact,
-    )
+        protocol.name if protocol else without_runs, _joined(claim.tests, ours, part), state,
+        "; ".join(filter(None, why)), _notes(protocol) if protocol else (), commands, exact,
+    )  # fmt: skip
 
 
 def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:
@@ -125,46 +115,39 @@ def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "
     )
 
 
-def _together(states: Sequence[str]) -> str:
-    """Failed if one is, held if all are; nothing at all is undecided."""
-    if FAILED in states:
-        return FAILED
-    return HELD if set(states) == {HELD} else UNDECIDED
-
-
-def _try_out(test: Check, protocol: Protocol[Net] | None, comparisons: int) -> Outcome:
-    """The outcome of a test on the runs of a protocol (None if there are none), or on the nets as built.
-    `comparisons` is how many its claim makes in all.
+def _try_out(
+    test: Check, protocol: Protocol[Net] | None, found: Outcome
+) -> tuple[Sequence[str], Sequence[str]]:
+    """A test on the runs of a protocol (None if there are none), or on the nets as built: our values in
+    words, and its comparisons with their intervals and what keeps them from deciding.
     """
     if test.kind == "count":
-        ratios, told = ratios_of(test)
-        state = HELD if all(test.region[0] <= ratio <= test.region[1] for ratio in ratios) else FAILED
-        return Outcome(state, ours=(told,), told=("counted on the nets as built",))
-    as_the_paper = tuple(net.command(SEEDS) for net in test.nets)
-    if protocol is None:
-        no_runs = tuple((NO_RUNS, net.label) for net in test.nets)
-        return Outcome(UNDECIDED, lacking=no_runs, commands=as_the_paper)
-    if why := _what_it_needs(test, protocol):
-        return Outcome(UNDECIDED, told=(why,), commands=as_the_paper)
+        ratios, ours = ratios_of(test)
+        found.states.append(
+            HELD if all(test.region[0] <= each <= test.region[1] for each in ratios) else FAILED
+        )
+        return [ours], ["counted on the nets as built"]
+    why = _what_it_needs(test, protocol) if protocol else ""
+    if protocol is None or why:
+        found.states.append(UNDECIDED)
+        found.lacking[NO_RUNS] += [] if why else [net.label for net in test.nets]
+        found.commands += [net.command(SEEDS) for net in test.nets]
+        return [], [why] if why else []
     measure = MEASURES[test.measure]
     present = {net: measure.read_seeds(net, protocol) for net in test.nets if net in protocol.groups}
     measured = {net: seeds for net, seeds in present.items() if seeds.values}
-    by_kind = _throughout if test.kind == "throughout" else _by_means
-    tried = by_kind(test, protocol, measured, comparisons)
-    lacking = [(NO_RUNS, net.label) for net in test.nets if net not in present]
-    commands = [net.command(SEEDS, protocol) for net in test.nets if net not in present]
+    found.states += [UNDECIDED for net in test.nets if net not in measured]
+    found.lacking[NO_RUNS] += [net.label for net in test.nets if net not in present]
+    found.commands += [net.command(SEEDS, protocol) for net in test.nets if net not in present]
     for net, seeds in present.items():
         if runs := seeds.lacking:
-            lacking.append((UNMEASURED, _seeds_told(net, runs) if seeds.values else net.label))
+            found.lacking[UNMEASURED].append(_seeds_told(net, runs) if seeds.values else net.label)
             # what training records, these runs have none of
-            commands.append(measure.command(runs) if measure.command else net.command(SEEDS, protocol))
-    return replace(
-        tried,
-        state=_together([tried.state, *(UNDECIDED for net in test.nets if net not in measured)]),
-        ours=tuple(f"{net.label} {measure.spell(seeds)}" for net, seeds in measured.items()),
-        lacking=(*lacking, *tried.lacking),
-        commands=tuple(dict.fromkeys((*commands, *tried.commands))),
-    )
+            found.commands.append(measure.command(runs) if measure.command else net.command(SEEDS, protocol))
+    told = _by_means(test, protocol, measured, found)
+    if test.kind == "throughout" and len(measured) == len(test.nets):
+        told += _throughout(test, protocol, measured, found)
+    return [f"{net.label} {measure.spell(seeds)}" for net, seeds in measured.items()], told
 
 
 def _seeds_told(net: Net, runs: Sequence[Run]) -> str:
@@ -187,11 +170,9 @@ def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The mean of one net, or that of a first less a second, that is to lie in a region. It is one of so many
-    `comparisons` of its claim: the more, the more it takes to fail. `estimate` is None where the error of its
-    value is not known.
+class Comparison(NamedTuple):
+    """The mean of one net, or that of a first less a second, that is to lie in a region; it is one of so many
+    of its claim. `estimate` is None where the error of its value is not known.
     """
 
     seeds: Mapping[Net, Seeds]
@@ -202,33 +183,32 @@ class Comparison:
 
 
 def _by_means(
-    test: Check, protocol: Protocol[Net], measured: Mapping[Net, Seeds], comparisons: int
-) -> Outcome:
-    """A test of means: each comparison told, and what more seeds would decide."""
-    measure = MEASURES[test.measure]
+    test: Check, protocol: Protocol[Net], measured: Mapping[Net, Seeds], found: Outcome
+) -> list[str]:
+    """A test of means: each comparison in words, and what more seeds would decide."""
+    measure, told = MEASURES[test.measure], []
     width = 1 if test.kind == "within" else 2
     region = {"within": test.region, "alike": (-test.margin, test.margin)}.get(test.kind, ABOVE)
     nets = list(measured)  # where nets of an order are missing, that of those at hand must hold too
-    states, told, commands, lacking = [], [], [], []
     for start in range(len(nets) - width + 1):
         pair = {net: measured[net] for net in nets[start : start + width]}
         coarsest = max(seeds.resolution for seeds in pair.values())
-        found = estimate([seeds.values for seeds in pair.values()], coarsest)
+        mean = estimate([seeds.values for seeds in pair.values()], coarsest)
         opened = any(seeds.open for seeds in pair.values())
-        known = None if found is None or opened else found.lies_in(*region, comparisons)
-        states.append(STATES[known])
-        each = Comparison(pair, region, comparisons, found, states[-1])
+        known = None if mean is None or opened else mean.lies_in(*region, found.comparisons)
+        found.states.append(STATES[known])
+        each = Comparison(pair, region, found.comparisons, mean, STATES[known])
         words = _told(each, measure)
-        if each.state == UNDECIDED:
+        if known is None:
             why, wanted = _undecided(each, measure)
             words += why
-            for net, seeds in each.seeds.items():
+            for net, seeds in pair.items():
                 if len(seeds.values) < 2 and not seeds.open:
-                    lacking.append((ONE_SEED, net.label))
+                    found.lacking[ONE_SEED].append(net.label)
                 if wanted > len(seeds.values):
-                    commands.append(net.command(wanted, protocol))
+                    found.commands.append(net.command(wanted, protocol))
         told.append(words)
-    return Outcome(_together(states), told=tuple(told), lacking=tuple(lacking), commands=tuple(commands))
+    return told
 
 
 def _told(each: Comparison, measure: Measure) -> str:
@@ -291,21 +271,19 @@ def _undecided(each: Comparison, measure: Measure) -> tuple[str, int]:
 
 
 def _throughout(
-    test: Check, protocol: Protocol[Net], measured: Mapping[Net, Seeds], comparisons: int
-) -> Outcome:
-    """A test of two curves: their means over the whole run by Welch's test, and no stretch the other way. A
+    test: Check, protocol: Protocol[Net], measured: Mapping[Net, Seeds], found: Outcome
+) -> list[str]:
+    """A test of two curves, beside that of their means over the whole run: no stretch the other way. A
     stretch is the mean of `window` samples in a row that all runs have.
     """
-    tried = _by_means(test, protocol, measured, comparisons)
-    if len(measured) < len(test.nets) or any(seeds.open for seeds in measured.values()):
-        return tried
+    if any(seeds.open for seeds in measured.values()):
+        return []
     curves = [[run.top1_errors("train") for run in protocol.groups[net].runs] for net in test.nets]
     common = set.intersection(*(set(curve) for runs in curves for curve in runs))
     means = [{at: statistics.fmean(curve[at] for curve in runs) for at in common} for runs in curves]
     above = stretches_above(means[0], means[1], test.window)
-    told = f"above at {sum(above)} of {len(above)} stretches of {test.window} samples"
-    if len(common) < FEWEST_SAMPLES:
-        told = f"sampled too rarely for stretches of {test.window} samples throughout the run"
-    all_along = len(common) >= FEWEST_SAMPLES and all(above)
-    state = _together([tried.state, HELD if all_along else UNDECIDED])
-    return replace(tried, state=state, told=(*tried.told, told))
+    enough = len(common) >= FEWEST_SAMPLES
+    found.states.append(HELD if enough and all(above) else UNDECIDED)
+    if not enough:
+        return [f"sampled too rarely for stretches of {test.window} samples throughout the run"]
+    return [f"above at {sum(above)} of {len(above)} stretches of {test.window} samples"]

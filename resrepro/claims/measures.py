@@ -5,8 +5,7 @@ Errors are top-1 in percent and of the last iteration unless said otherwise.
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from resrepro.claims import Check, Net, Source, value_of
 from resrepro.comparison.groups import Protocol
@@ -20,8 +19,7 @@ At = TypeVar("At", int, float)
 OverLayers = Callable[[Sequence[float]], float]
 
 
-@dataclass(frozen=True)
-class Seeds:
+class Seeds(NamedTuple):
     """What a measure says of the seeds of a net; `resolution` is the step of its values."""
 
     values: tuple[float, ...]  # of each seed that was measured
@@ -36,8 +34,7 @@ class Seeds:
         return bool(self.lacking or self.diverged)
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """A quantity of a run; what is counted on a net as built has a title only."""
 
     title: str
@@ -146,19 +143,8 @@ def _time_to(title: str, level: float, *, training: bool = False, epochs: bool =
     )  # fmt: skip
 
 
-def _mean_of_curve(run: Run) -> float | None:
-    errors = run.top1_errors("train").values()
-    return statistics.fmean(errors) if errors else None
-
-
 def _warmup_lasts(run: Run) -> bool:
     return run.result.get("warmup_switch", 0) is None
-
-
-def _warmup(run: Run) -> float | None:
-    """The iteration at which the warm-up ended, or the whole run if it did not."""
-    switch: int | None = run.result["iteration"] if _warmup_lasts(run) else run.result.get("warmup_switch")
-    return switch
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -175,13 +161,16 @@ MEASURES: Mapping[str, Measure] = {
     "ten_crop_top1": _evaluated("10-crop error", "ten_crop", "top1_err"),
     "multi_scale_top5": _evaluated("multi-scale top-5 error", "multi_scale", "top5_err"),
     "train_curve": Measure(
-        "mean training error of the run", _mean_of_curve, unit="%", resolution=_one_trained_on, sampled=True
+        "mean training error of the run",
+        lambda run: statistics.fmean(errors) if (errors := run.top1_errors("train").values()) else None,
+        unit="%", resolution=_one_trained_on, sampled=True,
     ),
     "iterations_to_50": _time_to("iterations to below 50 % error", 50),
     "iterations_to_90_train": _time_to("iterations to below 90 % training error", 90, training=True),
     "epochs_to_90_train": _time_to("epochs to below 90 % training error", 90, training=True, epochs=True),
     "warmup_iterations": Measure(
-        "iterations of the warm-up", _warmup, digits=0,
+        "iterations of the warm-up",  # the whole run, if it did not end
+        lambda run: run.result.get("iteration" if _warmup_lasts(run) else "warmup_switch"), digits=0,
         resolution=lambda run: _setting(run, "warmup_window"), never=_warmup_lasts,
     ),
     "mean_response": _responses(
@@ -261,34 +250,23 @@ def paper_values(test: Check) -> list[str]:
     rows = layouts().get(test.paper, {}).get("rows", ())
     names = {str(row["experiment"]): str(row["label"]) for row in rows if "experiment" in row}
     calls = {net.label: names.get(net.experiment, net.label) for net in test.nets}  # by the exhibit's rows
-    if test.kind == "throughout":
-        return [_paper_curves(test, *calls.values())]
     measure, told = MEASURES[test.measure], []
+    if test.kind == "throughout":
+        drawn = [_paper_curve(test.paper, row) for row in calls.values()]
+        for window, name in ((1, "samples"), (test.window, f"stretches of {test.window}")):
+            above = stretches_above(drawn[0], drawn[1], window)
+            told.append(f"{sum(above)} of {len(above)} {name}")
+        return [f"{' above '.join(calls.values())} at {', '.join(dict.fromkeys(told))}"]
     for label, row in calls.items():
-        if number := _paper_value(measure, test.paper, row):
+        found = [published().get((test.paper, row, metric)) for metric in measure.metrics]
+        if measure.level is not None:
+            level, training = measure.level
+            first = reached(_paper_curve(test.paper, row, training), level, for_good=training)
+            found = [None if first is None else Number(first)]
+        if number := next(filter(None, found), None):
             spread = f"±{number.std:.{measure.digits}f}" if number.std else ""
             told.append(f"{label} {measure.number(number.value)}{spread}")
     return told
-
-
-def _paper_value(measure: Measure, exhibit: str, row: str) -> Number | None:
-    """The paper's own value of a measure, printed or read off its curves; None if it gives none."""
-    if measure.level is not None:
-        level, training = measure.level
-        first = reached(_paper_curve(exhibit, row, training), level, for_good=training)
-        return None if first is None else Number(first)
-    found = (published().get((exhibit, row, metric)) for metric in measure.metrics)
-    return next((number for number in found if number is not None), None)
-
-
-def _paper_curves(test: Check, first: str, second: str) -> str:
-    """At how many of the samples that the paper drew of both nets its first one lies above the second."""
-    curves = [_paper_curve(test.paper, row) for row in (first, second)]
-    told = []
-    for window, name in ((1, "samples"), (test.window, f"stretches of {test.window}")):
-        above = stretches_above(curves[0], curves[1], window)
-        told.append(f"{sum(above)} of {len(above)} {name}")
-    return f"{first} above {second} at {', '.join(dict.fromkeys(told))}"
 
 
 def _paper_curve(exhibit: str, row: str, training: bool = True) -> dict[float, float]:

@@ -139,7 +139,7 @@ class Reproduction:
             show(console)
         if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
             console.rule("claims", align="left")
-            console.print(to_rich(verdicts, detailed=True))
+            console.print(to_rich(verdicts))
 
     def raise_failures(self) -> None:
         """Name what failed or is blocked, each with its reason; raises a ResreproError if there is any."""

@@ -160,7 +160,7 @@ def claims(
         return print_json(content | {"rows": rows})
     console = Console(highlight=False)
     if wanted:
-        console.print(judged.to_rich(shown, detailed=True))
+        console.print(judged.to_rich(shown))
     for verdict in () if wanted else shown:
         console.print(judged.one_line(verdict))
     console.print(f"All {len(verdicts)} claims: {judged.summary(verdicts)}.", markup=False)

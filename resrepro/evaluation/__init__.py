@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from resrepro.data import data_folder, load_dataset
+from resrepro.data import DatasetInfo, data_folder, load_dataset
 from resrepro.data.augment import on_device
 from resrepro.data.feeds import memory_views, open_feed
 from resrepro.data.loader import Loading, PhotoViews, Views, left_out
@@ -64,9 +63,9 @@ def evaluate(
     chosen, loading = engine.choose_device(device), loading or Loading()
     join(chosen)
     say = say if is_first() else lambda text: None
-    targets = [target] if isinstance(target, str | Path) else target
     theirs = third_party or ThirdPartyCheckpoint()
     read = partial(read_net, dataset=dataset, runs=Path(runs), data=data, split=split)
+    targets = [target] if isinstance(target, str | Path) else target
     nets = [read(each, third_party=theirs) for each in targets]
     _check_together(nets)
     first, name = nets[0], dataset or nets[0].spec.dataset
@@ -84,26 +83,24 @@ def evaluate(
         members = [_member(net, statistics, data, chosen, loading, say) for net in nets]
         if dense:
             engine.forget_shapes_soon()
-        sets = held_out.sets.items()
-        errors = {part: measure_errors(members, views(), dense, chosen) for part, views in sets}
+        errors = {
+            part: measure_errors(members, views(), dense, chosen) for part, views in held_out.sets.items()
+        }
     about = {"bn_stats": statistics, "precision": first.precision_on(chosen)}
     _record(nets, view, about, held_out, errors, Path(runs), say)
     return errors
 
 
 def _check_together(nets: Sequence[LoadedNet]) -> None:
-    if not nets:
-        raise UsageError("no checkpoint to measure: name one.")
+    def kind(net: LoadedNet) -> list[Any]:
+        alike = ("image_size", "precision", "bn_stats")
+        return [net.family, net.classes, net.num_classes, *(getattr(net.recipe, key, None) for key in alike)]
+
     first = nets[0]
     if len({json.dumps(net.facts, sort_keys=True) + str(net.seed) for net in nets}) < len(nets):
         raise UsageError("an ensemble is of different nets, and one is named twice: name each once.")
     for other in nets[1:]:
-        alike = ("image_size", "precision", "bn_stats")
-        ours, theirs = (
-            [net.family, net.classes, net.num_classes, *(getattr(net.recipe, key, None) for key in alike)]
-            for net in (first, other)
-        )
-        if ours != theirs:
+        if kind(other) != kind(first):
             raise UsageError(
                 f"{first.name} and {other.name} do not take the same images and classes, or differ in "
                 "precision or bn_stats, so their scores cannot be averaged: leave one of them out."
@@ -117,8 +114,6 @@ def _announce(nets: Sequence[LoadedNet], view: Protocol, name: str, notices: Seq
         say(f"{net.name} is evaluated as {net.label} on {name}, {view.title}.")
         if key := net.facts.get("weights"):
             say(f"Its weights are those under {key!r}.")
-        if matched := net.facts.get("matched_by"):
-            say(f"Its tensors were matched by {matched if matched == 'name' else 'order and shape'}.")
         if others := net.facts.get("left_out"):
             say(f"Left out, since they are of no layer: {', '.join(others)}.")
 
@@ -172,9 +167,6 @@ def _member(
     net.check_images(feed.about.checksums, "train", ", or leave --bn-stats precise out")
     say(f"BN statistics are plain averages over {feed.precise_batches} training batches.")
     return replace(member, net=with_precise_statistics(member.net, feed.first_batches(), net.recipe))
-
-
-# --- the images that it is measured on --------------------------------------------------------------------
 
 
 class HeldOut(NamedTuple):
@@ -245,16 +237,10 @@ def _photos(
 
     def describe() -> dict[str, Any]:
         readable, checksum = views.gather()
-        return {
-            "name": name, "images": {"val": len(readable)}, "classes": net.num_classes,
-            "class_names": numbered.classes, "sha256": {"val": checksum},
-            "notices": [*notices, *left_out(views.bad)],
-        }  # fmt: skip
+        found = {"val": len(readable)}, {"val": checksum}, (*notices, *left_out(views.bad))
+        return DatasetInfo(name, numbered.classes, net.num_classes, *found, ("val",)).describe()
 
     return HeldOut(name, {"val": lambda: views.read(device)}, notices, describe, remarks)
-
-
-# --- the record -------------------------------------------------------------------------------------------
 
 
 def _record(
@@ -284,10 +270,7 @@ def _record(
     how = [view.name, *(["precise"] if about["bn_stats"] == "precise" else [])]
     path = folder / f"{'-'.join([*how, held_out.name, key, measured_on[:8]])}.json"
     content = {"format": FORMAT, "protocol": view.name, **about, **facts, "data": data}
-    content["errors"] = {  # JSON knows no infinity
-        part: {key: number if math.isfinite(number) else None for key, number in asdict(error).items()}
-        for part, error in errors.items()
-    }
+    content["errors"] = {part: asdict(error) for part, error in errors.items()}
     if is_first():
         write_out(path, json_bytes(content))
     say(f"Recorded in {path}.")

@@ -4,13 +4,14 @@ and how strong the gradient that comes back (Figure 7): in float32, whatever the
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resrepro.data.augment import memory_format
@@ -79,8 +80,6 @@ def _measure(loaded: LoadedNet, run: Run, feed: Feed, device: torch.device) -> R
     shown = (crops.flatten(0, 1) for group in feed.views(part) for crops in group.scales)
     tested = (feed.normalisation.test(pixels.to(device)) for crops in shown for pixels in in_passes(crops))
     std = response_std(trained, tested)
-    if not all(map(math.isfinite, (*std.values(), *norms[0], *norms[1]))):
-        raise RecordError(f"the responses of {loaded.name} are not finite, so they are not recorded.")
     return Responses(
         tuple(std), tuple(std.values()), norms[0], norms[1], part, feed.about.sizes[part], len(images),
         bn_stats_of(feed.recipe), run.digest, run.seed, loaded.recipe.iterations,
@@ -100,12 +99,14 @@ def response_std(net: Net, images: Iterable[Tensor]) -> dict[str, float]:
     layers = layers_of(net.eval())
     parts: dict[str, list[tuple[float, ...]]] = {name: [] for name in layers}
 
-    def note(name: str, response: Tensor) -> None:
+    def note(name: str, _: nn.Module, __: object, response: Tensor) -> None:
         wide = response.cpu().double() if response.device.type == "mps" else response.double()  # MPS has none
         variance, mean = torch.var_mean(wide, correction=0)
         parts[name].append((wide.numel(), float(variance), float(mean)))
 
-    with torch.inference_mode(), _watched(layers, note):
+    with torch.inference_mode(), ExitStack() as hooks:
+        for name, norm in layers.items():
+            hooks.enter_context(norm.register_forward_hook(partial(note, name)))
         for batch in images:
             net.trunk(batch)
     found = {}
@@ -126,29 +127,17 @@ def gradient_norms(net: Net, images: Tensor, labels: Tensor, bn_group: int = 0) 
     layers = layers_of(net)
     squares = dict.fromkeys(layers, 0.0)
 
-    def listen(name: str, response: Tensor) -> None:
+    def listen(name: str, _: nn.Module, __: object, response: Tensor) -> None:
         def add(gradient: Tensor) -> None:
             squares[name] += float(torch.linalg.vector_norm(gradient)) ** 2
 
         response.register_hook(add)  # type: ignore[no-untyped-call]
 
     group = bn_group or len(images)
-    with _watched(layers, listen):
+    with ExitStack() as hooks:
+        for name, norm in layers.items():
+            hooks.enter_context(norm.register_forward_hook(partial(listen, name)))
         for part, truth in zip(torch.split(images, group), torch.split(labels, group), strict=True):
             loss = F.cross_entropy(net(part), truth, reduction="sum") / len(images)
             loss.backward()  # type: ignore[no-untyped-call]
     return {name: math.sqrt(square) for name, square in squares.items()}
-
-
-@contextmanager
-def _watched(layers: dict[str, GroupedBatchNorm2d], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """While active, `see` gets the name and the response of each layer as it is computed."""
-    handles = [
-        norm.register_forward_hook(lambda module, arguments, response, name=name: see(name, response))
-        for name, norm in layers.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

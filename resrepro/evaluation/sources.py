@@ -6,25 +6,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resrepro.data import load_dataset
 from resrepro.data.augment import Normalisation, laid_out, memory_format
 from resrepro.data.photos import imagenet_classes
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.matching import UNUSED, Matched, choose
-from resrepro.evaluation.weights import fill, fitted, in_range, is_safetensors, mean_of, read_weights
+from resrepro.evaluation.weights import COUNTER, Found, choose, fill, fitted, read_weights
 from resrepro.nets import Net
 from resrepro.nets.layers import folded
-from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, RESULT, SPEC, WEIGHTS, read_json
+from resrepro.records.reading import CHECKPOINT, EVALS, RESULT, SPEC, WEIGHTS, read_json
 from resrepro.spec import Spec, catalogue, net_label
 from resrepro.spec.recipe import FAMILIES, ImageNetRecipe, Recipe, recipe_from_json
-from resrepro.training.checkpoint import Damaged, load_checkpoint
+from resrepro.training.checkpoint import load_checkpoint
 from resrepro.training.engine import arithmetic
 from resrepro.training.measure import Member, window_of
 
-LARGEST_BATCH = 2**16  # images; twice the largest that ImageNet is known to be trained with
-LARGEST_SIDE = 8192  # pixels of a scaled image's shorter side; ten times those of the paper
+PER_PIXEL = "per_pixel"  # the mean image of the training set
 USUAL = {  # the normalisation that most public checkpoints of a family were trained with
     "cifar": "--mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616",
     "imagenet": "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
@@ -136,12 +136,7 @@ def read_net(
             raise UsageError(f"{path} holds neither {CHECKPOINT} nor {WEIGHTS}: its net is not at hand.")
         path = found[0]
     third_party = third_party or ThirdPartyCheckpoint()
-    try:
-        content = read_weights(path) if is_safetensors(path) else load_checkpoint(path)
-    except Damaged as damaged:
-        before = path.with_name(PREVIOUS)
-        hint = f" The one before it is {before}." if path.name == CHECKPOINT and before.exists() else ""
-        raise RecordError(f"{damaged}{hint}") from None
+    content = read_weights(path) if path.suffix == ".safetensors" else load_checkpoint(path)
     if not {"digest", "spec", "net", "iteration"} <= content.keys():
         return _theirs(path, content, dataset or "cifar10", third_party, runs, data, split)
     if third_party != ThirdPartyCheckpoint():
@@ -151,46 +146,28 @@ def read_net(
     return _ours(path, content, dataset)
 
 
-# --- checkpoints of ours --------------------------------------------------------------------------------
-
-
 def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet:
     try:
         stored, mean = content["spec"], content["mean"]
         recipe = recipe_from_json(stored["recipe"])
         spec = catalogue.derive(catalogue.find(stored["experiment"]), stored["shortcut"], **vars(recipe))
         if spec.to_json() != stored:
-            raise ValueError("the spec is none that this version makes")
-        if recipe.batch_size > LARGEST_BATCH or max(getattr(recipe, "scale", (0,))) > LARGEST_SIDE:
-            raise ValueError("a batch or an image that no memory holds")
-        num_classes, iteration, seed = (content[key] for key in ("num_classes", "iteration", "seed"))
+            raise ValueError
+        num_classes, iteration, seed = (int(content[key]) for key in ("num_classes", "iteration", "seed"))
         classes, trained_on = content.get("classes"), dict(content["data"])
-        weights = {key: tensor for key, tensor in content["net"].items() if not key.endswith(UNUSED)}
-        whole = (
-            all(type(number) is int for number in (num_classes, iteration, seed))
-            and min(num_classes - 1, iteration, seed) >= 0
-            and all(isinstance(tensor, Tensor) for tensor in (mean, *weights.values()))
-            and (mean.ndim == 3 and len(mean) == 3 and mean.is_floating_point())
-            and bool(torch.isfinite(mean).all())
-            and (classes is None or (type(classes) is list and len(classes) == num_classes))
-            and all(type(text) is str for text in [*(classes or []), *trained_on.values()])
-        )
-        if not whole:
-            raise TypeError("parts of another kind")
-        net = fill(spec, num_classes, fitted(spec, num_classes, weights, str(path)), str(path))
+        weights = {key: tensor for key, tensor in content["net"].items() if not key.endswith(COUNTER)}
+        weights, _ = fitted(spec, num_classes, weights, str(path))
+        net, normalisation = fill(spec, num_classes, weights), Normalisation(recipe, mean)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise RecordError(f"{path} is not a whole checkpoint of ours ({type(error).__name__}).") from None
     if dataset is not None and FAMILIES.get(dataset) != FAMILIES[spec.dataset]:
         raise UsageError(f"{path} was trained on {spec.dataset}, whose nets do not fit {dataset}.")
     label = f"{spec.label} after {iteration:,} of {spec.recipe.iterations:,} iterations"
     return LoadedNet(
-        net, Normalisation(spec.recipe, mean), spec, label, path, num_classes,
+        net, normalisation, spec, label, path, num_classes,
         None if classes is None else tuple(classes), {"digest": spec.digest, "iteration": iteration},
         path.parent / EVALS, iteration, seed, trained_on,
     )  # fmt: skip
-
-
-# --- other people's -------------------------------------------------------------------------------------
 
 
 def _theirs(
@@ -205,7 +182,7 @@ def _theirs(
             f"{path} is not a run of ours: give the mean and channel std that its net was trained with, "
             f"e.g. {USUAL[experiment.family]}."
         )
-    std = in_range(third_party.std)
+    std = _in_range(third_party.std)
     mean, named_mean = mean_of(third_party.mean, dataset, data, split)
     spec = catalogue.derive(
         experiment, third_party.shortcut, option_a_zeros=third_party.option_a_zeros,
@@ -217,34 +194,75 @@ def _theirs(
     later = ", stride on the 3x3" if isinstance(recipe, ImageNetRecipe) and recipe.stride_3x3 else ""
     label = net_label(spec.depth, spec.plain) + option + later
     side = getattr(recipe, "image_size", None)
-    if side is not None and mean.shape[1:] not in ((1, 1), (side, side)):
-        raise UsageError(f"--mean {named_mean} is not of the crops' {side}x{side} pixels (--image-size).")
 
-    def fit(tensors: Mapping[str, Tensor]) -> tuple[int, Matched]:
+    def fit(tensors: Mapping[str, Tensor]) -> tuple[int, Found]:
         matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
         num_classes = 10 if experiment.family == "cifar" else len(matrices[-1]) if matrices else 1000
         hint = " Check --depth, --plain and --shortcut."
         return num_classes, fitted(spec, num_classes, tensors, str(path), label, hint)
 
-    key, (num_classes, found) = choose(content, str(path), third_party.weights, fit)
+    key, (num_classes, (weights, left_out)) = choose(content, str(path), third_party.weights, fit)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {
         "checkpoint": path.name, "sha256": sha256, "net": label,
         "option_a_zeros": recipe.option_a_zeros if spec.shortcut == "A" else None,
-        "mean": named_mean, "std": list(std), "image_size": side, "matched_by": found.by,
-        **({"weights": key} if key else {}), **({"left_out": found.left_out} if found.left_out else {}),
+        "mean": named_mean, "std": list(std), "image_size": side, "matched_by": "name",
+        **({"weights": key} if key else {}), **({"left_out": left_out} if left_out else {}),
     }  # fmt: skip
     per_channel = torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1) * 255
     named = dataset == "imagenet" and num_classes == len(imagenet_classes())
-    net = fill(spec, num_classes, found, str(path))
     return LoadedNet(
-        net, Normalisation(recipe, mean, per_channel), spec, label, path, num_classes,
+        fill(spec, num_classes, weights), Normalisation(recipe, mean, per_channel), spec, label,
+        path, num_classes,
         imagenet_classes() if named else None, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
     )  # fmt: skip
 
 
-# --- for those who want the net alone ---------------------------------------------------------------------
+def _in_range(numbers: Sequence[float], least: float = 1e-6) -> tuple[float, ...]:
+    """Three numbers of `--mean` or `--std`, checked (UsageError)."""
+    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):
+        raise UsageError(
+            "--mean and --std take three numbers each, of pixels scaled to 0..1, every --std above 0: "
+            "divide those of 0..255 by 255."
+        )
+    return tuple(numbers)
+
+
+def mean_of(
+    mean: Sequence[float] | str | Path, dataset: str, data: str | Path | None, split: str | None
+) -> tuple[Tensor, Any]:
+    """The mean to subtract, (3, 1, 1) or (3, H, W) in 0..255, and what the record calls it. A `.npy` file has
+    a mean image of 0..1 or 0..255, channels first or last. UsageError if it is out of range, or of
+    photographs per pixel; RecordError if its file is no mean image.
+    """
+    if not isinstance(mean, str | Path):
+        numbers = _in_range(mean, 0)
+        return torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) * 255, list(numbers)
+    if str(mean) == PER_PIXEL:
+        if FAMILIES[dataset] == "imagenet":
+            raise UsageError(
+                "--mean per_pixel is of CIFAR-10 and the digits: for photographs name the mean image's .npy "
+                "file."
+            )
+        pixels = load_dataset(dataset, split or "all", data).train.pixels
+        image = pixels.mean(axis=0, dtype=np.float64)
+        return torch.from_numpy(image).float(), f"{PER_PIXEL}, {dataset}-{split or 'all'}"
+    path = Path(mean)
+    try:
+        image = np.load(path, allow_pickle=False).astype(np.float32)
+    except FileNotFoundError:
+        raise RecordError(
+            f"there is no file {path} (--mean takes R,G,B, per_pixel or a .npy file)."
+        ) from None
+    except (OSError, ValueError, TypeError, EOFError, AttributeError):
+        raise RecordError(f"{path} is no array of numbers of numpy (.npy), or is damaged.") from None
+    if image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
+        image = image.transpose(2, 0, 1)
+    if image.ndim != 3 or len(image) != 3 or not (image.min() >= 0 and image.max() <= 255):
+        raise RecordError(f"{path} is no mean image: expected (3, height, width), numbers of 0..1 or 0..255.")
+    image = np.ascontiguousarray(image * (255 if image.max() <= 1 else 1))
+    return torch.from_numpy(image), f"{path.name}, sha256 {hashlib.sha256(image.data).hexdigest()[:8]}"
 
 
 class TrainedNet(nn.Module):

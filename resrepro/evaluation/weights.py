@@ -1,4 +1,7 @@
-"""Weights in files: those of a state dict on our nets, and what we publish of a run.
+"""Weights in files: whose tensor is which on our nets, and what we publish of a run.
+
+A tensor's place is what its name says: which block, whether in the shortcut, which kind of layer and how
+manyth of it there; so `layer1.0.bn2`, `res2.0.conv2.norm` and `stages.0.0.bn2` are one.
 
 `weights.safetensors` beside a published record holds the net's tensors in float32 under `net.<name>`, the
 mean image as `mean`, and as sealed JSON in its metadata what else a checkpoint says of its run.
@@ -6,36 +9,97 @@ mean image as `mean`, and as sealed JSON in its metadata what else a checkpoint 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from resrepro.data import load_dataset
 from resrepro.errors import RecordError, UsageError
-from resrepro.evaluation.matching import Matched, match
 from resrepro.nets import Net, net_of
-from resrepro.nets.layers import norms_of
 from resrepro.records import Run
 from resrepro.records.reading import CHECKPOINT, SEAL, WEIGHTS
 from resrepro.records.storage import write_out
 from resrepro.spec import Spec
-from resrepro.spec.recipe import FAMILIES
 from resrepro.training.checkpoint import HEAD, load_checkpoint, sign_of
 
-PER_PIXEL = "per_pixel"  # the mean image of the training set
 HEADER = "resrepro"  # the one key of the metadata, so that equal weights give equal files
 FACTS = ("digest", "spec", "num_classes", "classes", "seed", "data", "iteration")
 
+COUNTER = "num_batches_tracked"  # BN's: not a weight, absent from old checkpoints
+PART = re.compile(r"(.*)\.(weight|bias|running_mean|running_var)")
+BLOCK = re.compile(  # the numbers of a stage and of a block in it, and what is in the block
+    r"(?:layer|stages?|res|group|block|conv)[._]?(\d{1,4})(?:_x)?[._](?:layers?|unit|block)?[._]?(\d{1,4})[._](.+)"
+)
+SHORTCUT = re.compile(r"downsample|shortcut|skip|identity|conv_?proj", re.IGNORECASE)
+BESIDE = re.compile(r"loss|criterion|metric|acc", re.IGNORECASE)  # of training: their weights are no layers'
+
+Fit = TypeVar("Fit")
+Weights = Mapping[str, Tensor]
+Place = tuple[int, bool, str, int]  # number of the block (0 outside), in its shortcut, kind, how manyth
+Found = tuple[dict[str, Tensor], list[str]]  # weights under the names of a net, and what was left out
+
+
+def choose(content: Any, name: str, wanted: str | None, fit: Callable[[Weights], Fit]) -> tuple[str, Fit]:
+    """The key of the set of weights to take, the one wanted or else the only one that fits, and what `fit`
+    makes of it. UsageError if there is none of that name, or several fit and differ; RecordError if there is
+    none at all, and what `fit` raises of the largest if none fits.
+    """
+    sets = sets_of(content)
+    if wanted is not None:
+        if wanted not in sets:
+            layered = [key for key, each in sets.items() if any(tensor.ndim == 4 for tensor in each.values())]
+            raise UsageError(f"{name} has no weights under {wanted!r}; it has {_listed(layered)}.")
+        return wanted, fit(sets[wanted])
+    if not sets:
+        raise RecordError(f"{name} holds no state dict: there are no weights in it.")
+    fitting: dict[str, Fit] = {}
+    for key, tensors in sets.items():
+        with suppress(RecordError):
+            fitting[key] = fit(tensors)
+    if not fitting:
+        fit(max(sets.values(), key=len))
+    first = sets[next(iter(fitting))]
+    for other in (sets[key] for key in fitting):
+        if first.keys() != other.keys() or not all(torch.equal(first[key], other[key]) for key in first):
+            raise UsageError(
+                f"{name} holds several sets of weights that fit, {_listed(fitting)}: choose one with "
+                f"--weights, such as --weights {shlex.quote(list(fitting)[-1])}."
+            )
+    return next(iter(fitting.items()))
+
+
+def sets_of(content: Any) -> dict[str, Weights]:
+    """All sets of tensors in a checkpoint by the keys that lead to them; "" at its top."""
+    found: dict[str, Weights] = {}
+    seen: set[int] = set()
+    waiting = [("", content)]
+    while waiting:
+        path, inner = waiting.pop(0)
+        if not isinstance(inner, Mapping) or id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        named = {str(key): value for key, value in inner.items() if not str(key).endswith(COUNTER)}
+        if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
+            found[path] = tensors
+        waiting += [(f"{path}.{key}".lstrip("."), value) for key, value in named.items()]
+    return found
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(key or "'' (the file's top)" for key in keys)
+
 
 def fitted(
-    spec: Spec, num_classes: int, tensors: Mapping[str, Tensor], name: str, label: str = "", hint: str = ""
-) -> Matched:
+    spec: Spec, num_classes: int, tensors: Weights, name: str, label: str = "", hint: str = ""
+) -> Found:
     """The weights of a file for the net of a specification, of which no memory is taken; `tensors` come
     without BN's step counters. `name` of the file, `label` of the net and `hint` are for messages:
     RecordErrors, which name the first tensor that does not fit, or is no finite number in float32.
@@ -47,9 +111,9 @@ def fitted(
         )
     with torch.device("meta"):
         outline = net_of(spec, num_classes).state_dict()
-    found = match(outline, tensors, f"{name} does not fit {label or spec.label}", hint)
+    weights, left_out = match(outline, tensors, f"{name} does not fit {label or spec.label}", hint)
     for key, tensor in tensors.items():
-        if key in found.left_out:
+        if key in left_out:
             continue
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -59,71 +123,78 @@ def fitted(
                 f"{name} has NaN or infinite numbers in {key}, so its errors would mean nothing: "
                 "take another checkpoint."
             )
-    return found
+    return weights, left_out
 
 
-def fill(spec: Spec, num_classes: int, found: Matched, name: str) -> Net:
-    """The net with weights that are known to fill it, so no file asks for more memory than it brings."""
-    net = net_of(spec, num_classes)
-    net.load_state_dict(found.weights, strict=False)
-    if any(norm.running_var is not None and bool((norm.running_var < 0).any()) for norm in norms_of(net)):
-        raise RecordError(
-            f"{name} has negative variances in a BN layer, so its errors would mean nothing: "
-            "take another checkpoint."
-        )
-    return net
-
-
-# --- the mean that is subtracted -----------------------------------------------
-
-
-def in_range(numbers: Sequence[float], least: float = 1e-6) -> tuple[float, ...]:
-    """Three numbers of `--mean` or `--std`, checked (UsageError)."""
-    if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):
-        raise UsageError(
-            "--mean and --std take three numbers each, of pixels scaled to 0..1, every --std above 0: "
-            "divide those of 0..255 by 255."
-        )
-    return tuple(numbers)
-
-
-def mean_of(
-    mean: Sequence[float] | str | Path, dataset: str, data: str | Path | None, split: str | None
-) -> tuple[Tensor, Any]:
-    """The mean to subtract, (3, 1, 1) or (3, H, W) in 0..255, and what the record calls it. A `.npy` file has
-    a mean image of 0..1 or 0..255, channels first or last. UsageError if it is out of range, or of
-    photographs per pixel; RecordError if its file is no mean image.
+def match(outline: Weights, tensors: Weights, misfit: str, hint: str = "") -> Found:
+    """The tensors under the net's own names, which `outline` has. A convolution's bias becomes part of the
+    running mean of its BN, which is exact. RecordErrors name the first tensor that does not fit after the
+    words `misfit`.
     """
-    if not isinstance(mean, str | Path):
-        numbers = in_range(mean, 0)
-        return torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) * 255, list(numbers)
-    if str(mean) == PER_PIXEL:
-        if FAMILIES[dataset] == "imagenet":
-            raise UsageError(
-                "--mean per_pixel is of CIFAR-10 and the digits: for photographs name the mean image's .npy "
-                "file."
+    ours, theirs = _places(outline), _places(tensors)
+    layers = set(theirs.values())
+    left_out = [key for key in tensors if key.rpartition(".")[0] not in layers]
+    for key in left_out:
+        # What may be left out is of no layer, but of a metric, a loss or a normalisation beside the net.
+        if BLOCK.search(key) or (PART.fullmatch(key) and not BESIDE.search(key)):
+            raise RecordError(f"{misfit}: {key} is no part of it, and may not be left out.{hint}")
+    weights: dict[str, Tensor] = {}
+    place_of = {key: place for place, key in ours.items()}
+    for name, wanted in outline.items():
+        if name.endswith(COUNTER):
+            continue
+        key, _, part = name.rpartition(".")
+        their_name = f"{theirs.get(place_of[key], key)}.{part}"
+        value = tensors.get(their_name)
+        if value is None:
+            raise RecordError(f"{misfit}: it has no {their_name}.{hint}")
+        if value.shape != wanted.shape:
+            raise RecordError(
+                f"{misfit}: its {their_name} has shape {tuple(value.shape)} "
+                f"where {name} has {tuple(wanted.shape)}.{hint}"
             )
-        pixels = load_dataset(dataset, split or "all", data).train.pixels
-        image = pixels.mean(axis=0, dtype=np.float64)
-        return torch.from_numpy(image).float(), f"{PER_PIXEL}, {dataset}-{split or 'all'}"
-    path = Path(mean)
-    try:
-        image = np.load(path, allow_pickle=False).astype(np.float32)
-    except FileNotFoundError:
-        raise RecordError(
-            f"there is no file {path} (--mean takes R,G,B, per_pixel or a .npy file)."
-        ) from None
-    except (OSError, ValueError, TypeError, EOFError, AttributeError):
-        raise RecordError(f"{path} is no array of numbers of numpy (.npy), or is damaged.") from None
-    if image.ndim == 3 and image.shape[0] != 3 and image.shape[2] == 3:
-        image = image.transpose(2, 0, 1)
-    if image.ndim != 3 or len(image) != 3 or not (image.min() >= 0 and image.max() <= 255):
-        raise RecordError(f"{path} is no mean image: expected (3, height, width), numbers of 0..1 or 0..255.")
-    image = np.ascontiguousarray(image * (255 if image.max() <= 1 else 1))
-    return torch.from_numpy(image), f"{path.name}, sha256 {hashlib.sha256(image.data).hexdigest()[:8]}"
+        weights[name] = value
+    if len(theirs) != len(ours):
+        raise RecordError(f"{misfit}: it has {len(theirs)} layers and BN instead of {len(ours)}.{hint}")
+    for (block, within, kind, number), key in theirs.items():
+        if kind == "convolution" and (bias := tensors.get(f"{key}.bias")) is not None:
+            mean = f"{ours[block, within, 'norm', number]}.running_mean"
+            weights[mean] = (weights[mean].double() - bias.double()).float()
+    return weights, left_out
 
 
-# --- what we publish of a run --------------------------------------------------
+def _places(tensors: Weights) -> dict[Place, str]:
+    """The convolutions, BN and linear layers (their names without the last part) by their places."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if found := PART.fullmatch(name):
+            parts.setdefault(found[1], {})[found[2]] = tensor
+    layers = []
+    for key, module in parts.items():
+        if kind := _kind(module):
+            found = BLOCK.search(key)
+            block = (int(found[1]), int(found[2])) if found else (-1, -1)
+            inside = found[3] if found else key
+            layers.append((block, bool(found and SHORTCUT.search(inside)), kind, inside, key))
+    blocks = sorted({block for block, *_ in layers})
+    return {
+        (blocks.index(block), within, kind, number): key
+        for (block, within, kind), alike in groupby(sorted(layers), lambda layer: layer[:3])
+        for number, (*_, key) in enumerate(alike)
+    }
+
+
+def _kind(parts: Mapping[str, Tensor]) -> str:
+    if {"running_mean", "running_var"} <= parts.keys():
+        return "norm"
+    return {4: "convolution", 2: "linear"}.get(parts["weight"].ndim, "") if "weight" in parts else ""
+
+
+def fill(spec: Spec, num_classes: int, weights: Weights) -> Net:
+    """The net with weights known to fill it, so no file asks for more memory than it brings."""
+    net = net_of(spec, num_classes)
+    net.load_state_dict(weights, strict=False)
+    return net
 
 
 def write_weights(run: Run, folder: Path) -> Path | None:
@@ -149,15 +220,6 @@ def write_weights(run: Run, folder: Path) -> Path | None:
     return path
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as `.safetensors` files do, or is called one and is none that we know better."""
-    if not path.is_file():
-        return path.suffix == ".safetensors"
-    with path.open("rb") as file:
-        head = file.read(HEAD)
-    return head[8:9] == b"{" or (path.suffix == ".safetensors" and sign_of(head) is None)
-
-
 def read_weights(path: Path) -> dict[str, Any]:
     """What a `.safetensors` file holds: of ours the entries of a checkpoint, of others their tensors
     (RecordError if it cannot be read, is no such file, or does not match its seal).
@@ -169,7 +231,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror or error}.") from None
     except SafetensorError:
-        raise RecordError(f"{path} is not a safetensors file, or is damaged.") from None
+        with path.open("rb") as begun:
+            what = sign_of(begun.read(HEAD)) or "is not a safetensors file, or is damaged"
+        raise RecordError(f"{path} {what}.") from None
     if header is None:
         return tensors
     try:

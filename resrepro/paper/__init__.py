@@ -6,10 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resrepro.spec.recipe import read_toml
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A published value; `std` where the paper gives one. Errors are in percent."""
 
     value: float

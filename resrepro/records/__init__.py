@@ -1,23 +1,21 @@
 """Reading run records. A record that is broken is named and left out; the others are still used."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import RecordError
 from resrepro.records import reading
-from resrepro.records.reading import Curve, Ensemble, Evaluation, Responses, naming, need, read_json, require
+from resrepro.records.reading import Curve, Evaluation, Responses, naming, read_json, require
 from resrepro.spec import digest_of
 from resrepro.spec.catalogue import find
 from resrepro.spec.recipe import FAMILIES, spell
 
 FINISHED = ("complete", "shortened")
-NEEDED = ("status", "iteration", "iterations", "headline", "last", "best", "seconds", "departures", "notices")
 CIFAR10_TEST = 10_000  # images of its whole test set
-Measured = TypeVar("Measured", bound=Evaluation | Ensemble)
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,7 @@ class Run:
         told = self.result["notices"] or (self.result["departures"] and self.spec["dataset"] != "digits")
         if told or self.env["mode"] != "default":
             return False
-        try:
-            return self.digest == find(self.experiment).spec().digest
-        except UsageError:  # an experiment that this version does not know
-            return False
+        return self.digest == find(self.experiment).spec().digest
 
     @property
     def status(self) -> str:
@@ -105,10 +100,10 @@ class Run:
         """How many classes the images have; CIFAR's records do not say (None)."""
         return self.env["data"].get("classes")  # type: ignore[no-any-return]
 
-    def last(self, split: str, metric: str = "top1_err") -> float | None:
-        """A figure of the last iteration, None if that set was not measured."""
+    def last(self, split: str) -> float | None:
+        """The top-1 error (percent) at the last iteration, None if that set was not measured."""
         found = self.result["last"].get(split)
-        return None if found is None else float(found[metric])
+        return None if found is None else float(found["top1_err"])
 
     def evaluation(self, protocol: str, part: str) -> Evaluation | None:
         """The evaluation of a set under a test protocol, None if there is none that counts: of this run's
@@ -164,7 +159,7 @@ class Run:
     @cached_property
     def curve(self) -> Curve:
         """The columns of metrics.csv by name (RecordError if it is broken)."""
-        return reading.read_curve(self.folder / reading.METRICS, self.result.get("metrics"))
+        return reading.read_curve(self.folder / reading.METRICS, self.result["metrics"])
 
     def top1_errors(self, split: str) -> dict[int, float]:
         """The sampled top-1 errors of a set by iteration, in percent."""
@@ -179,12 +174,13 @@ def read_run(folder: Path) -> Run:
     head, env, result = (read_json(folder / name) for name in (reading.SPEC, reading.ENV, reading.RESULT))
     with naming(folder / reading.SPEC):
         spec = head["spec"]
-        need(spec, "experiment", "dataset", "depth", "plain", "shortcut", "recipe")
         require(head["digest"] == digest_of(spec), "its digest does not match its content")
         run = Run(folder, str(head["name"]), int(head["seed"]), spec, env, result)
-    _check(run)
+    with naming(folder / reading.RESULT):
+        stated = result["digest"], result["seed"]
+        require(stated == (run.digest, run.seed), "it is the result of another run")
     _ = run.curve
-    evaluations, broken = read_all(folder / reading.EVALS, reading.evaluation_from)
+    evaluations, broken = read_evaluations(folder / reading.EVALS, reading.OF_ONE)
     responses = None
     try:
         responses = reading.read_responses(run)
@@ -193,34 +189,14 @@ def read_run(folder: Path) -> Run:
     return replace(run, evaluations=tuple(evaluations), responses=responses, broken=tuple(broken))
 
 
-def _check(run: Run) -> None:
-    """Check that the three JSON files of a record have what readers need, and belong to each other."""
-    with naming(run.folder / reading.SPEC):
-        need(run.spec["recipe"], "iterations", "batch_size")
-        require(run.spec["dataset"] in FAMILIES, f"no dataset {run.spec['dataset']!r}")
-    with naming(run.folder / reading.RESULT):
-        need(run.result, *NEEDED)
-        stated = run.result.get("digest", run.digest), run.result.get("seed", run.seed)
-        require(stated == (run.digest, run.seed), "it is the result of another run")
-        require(run.status in (*FINISHED, "partial", "diverged"), f"no status {run.status!r}")
-        for figures in run.result["last"].values():
-            need(figures, *reading.MEASURED)
-        headline = run.last(run.headline_split)
-        require(not run.finished or headline is not None, "a finished run without a headline error")
-    with naming(run.folder / reading.ENV):
-        need(run.env["data"]["images"], "train", run.headline_split)
-        need(run.env["data"], "sha256", *(["classes"] if run.family == "imagenet" else []))
-        need(run.env, "mode")
-
-
-def read_all(folder: Path, parse: Callable[[dict[str, Any]], Measured]) -> tuple[list[Measured], list[str]]:
-    """What the JSON files of a folder hold, and a sentence on each that is broken."""
-    found: list[Measured] = []
+def read_evaluations(folder: Path, needs: tuple[str, ...]) -> tuple[list[Evaluation], list[str]]:
+    """What the JSON files of a folder hold, and a sentence on each that is broken or lacks what it needs."""
+    found: list[Evaluation] = []
     broken: list[str] = []
     for path in sorted(folder.glob("[!.]*.json")):
         try:
             with naming(path):
-                found.append(parse(read_json(path)))
+                found.append(reading.evaluation_from(read_json(path), *needs))
         except RecordError as error:
             broken.append(str(error))
     return found, broken

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resrepro.errors import RecordError, ResreproError, UsageError
-from resrepro.records import Run, read_all, read_run, reading
-from resrepro.records.reading import CHECKPOINT, EVALS, PREVIOUS, SPEC, ensemble_from, naming, read_json
+from resrepro.records import Run, read_evaluations, read_run, reading
+from resrepro.records.reading import CHECKPOINT, EVALS, OF_SEVERAL, PREVIOUS, SPEC, naming, read_json
 from resrepro.records.storage import write_out
 from resrepro.spec.recipe import parse, spell
 
@@ -78,9 +78,9 @@ def collect(folders: Sequence[Path]) -> Collection:
                 run = read_run(folder)
             except RecordError as error:
                 broken.append(str(error))
-                continue
-            broken += run.broken
-            copies.setdefault((run.name, run.seed, *run.seed_group), []).append(run)
+            else:
+                broken += run.broken
+                copies.setdefault((run.name, run.seed, *run.seed_group), []).append(run)
         found, damaged = read_ensembles(top)
         broken += damaged
         for ensemble in found:
@@ -101,7 +101,7 @@ def _run_folders(top: Path, pattern: str) -> list[Path]:
 
 def read_ensembles(top: Path) -> tuple[list[reading.Ensemble], list[str]]:
     """The ensembles of a runs folder, and a sentence on each that is broken."""
-    return read_all(top / reading.ENSEMBLES, ensemble_from)
+    return read_evaluations(top / reading.ENSEMBLES, OF_SEVERAL)
 
 
 def load_runs(*folders: str | Path) -> "pd.DataFrame":
@@ -143,7 +143,7 @@ def publish(run: Run, results: Path) -> Path:
 def publish_ensemble(path: Path, results: Path) -> Path:
     """Copy the record of an ensemble to `results/ensembles/`; returns the copy (errors as of `publish`)."""
     with naming(path):
-        ensemble_from(read_json(path))
+        reading.evaluation_from(read_json(path), *OF_SEVERAL)
     target = results / reading.ENSEMBLES / path.name
     _copy({target: reading.read_bytes(path)})
     return target
@@ -208,8 +208,6 @@ def _check_run(folder: Path, read_checkpoint: ReadCheckpoint) -> tuple[str, list
     if run.status == "diverged":
         troubles = []  # its net need not be finite
     troubles += run.broken
-    if any(evaluation.digest != run.digest for evaluation in run.evaluations):
-        troubles.append(f"{folder / EVALS} holds an evaluation of another run.")
     if CHECKPOINT not in there and (PREVIOUS in there or not run.finished):
         troubles.append(f"{folder / CHECKPOINT} is missing.")
     for name, (digest, seed, iteration) in nets.items():
@@ -225,9 +223,6 @@ def _check_measured(path: Path) -> str:
     """What an evaluation or an ensemble is of (RecordError if it is broken)."""
     with naming(path):
         content = read_json(path)
-        if all("digest" in net for net in content.get("members", [{}])):
-            ensemble = ensemble_from(content)
-            return f"ensemble, {ensemble.protocol} on {ensemble.data.name}"
-        content = {"digest": "", "iteration": 0, **content}  # other people's have neither
-        other = reading.evaluation_from(content)
-        return f"evaluation, {other.protocol} on {other.data.name}"
+        needs = OF_SEVERAL if all("digest" in net for net in content.get("members", [{}])) else ()
+        found = reading.evaluation_from(content, *needs)
+        return f"{'ensemble' if needs else 'evaluation'}, {found.protocol} on {found.data.name}"

@@ -28,11 +28,13 @@ EVALS = "evals"  # in a run's folder
 SEAL = "checksum"  # key of a JSON record: SHA-256 (hex) of all its other entries
 ENSEMBLES = "ensembles"  # in a folder of runs
 RECORD_FILES = (SPEC, ENV, METRICS, RESULT)
-FORMAT = 2  # of records and checkpoints; those of format 1 had no checksums
+FORMAT = 2  # of records and checkpoints
 METRICS_COLUMNS = (
     "iteration", "epoch", "split", "loss", "top1_err", "top5_err", "lr", "images_per_s", "wall_s",
 )  # fmt: skip
 MEASURED = ("top1_err", "top5_err")
+OF_ONE, OF_SEVERAL = ("digest", "iteration"), ("members",)  # what an evaluation of a run, or of runs, needs
+OF_MEMBER = ("name", "label", "seed", "digest", "iteration", "status")
 Curve = dict[str, list[Any]]  # columns of metrics.csv by name
 
 
@@ -53,18 +55,10 @@ def require(holds: bool, complaint: str) -> None:
         raise ValueError(complaint)
 
 
-def need(content: Mapping[str, Any], *keys: str) -> None:
-    """Refuse a record that lacks one of the keys, with a KeyError."""
-    for key in keys:
-        content[key]
-
-
 def read_bytes(path: Path) -> bytes:
-    """The content of a text file of a record (RecordError if it is missing or unreadable), its lines ended by
-    LF alone: git and editors may turn them into Windows' CRLF, and checksums are of what was written.
-    """
+    """The content of a file of a record (RecordError if it is missing or unreadable)."""
     try:
-        return path.read_bytes().replace(b"\r\n", b"\n")
+        return path.read_bytes()
     except FileNotFoundError:
         raise RecordError(f"{path} is missing.") from None
     except OSError as error:
@@ -85,11 +79,11 @@ def parse_json(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ValueError("it is not valid JSON") from None
     require(isinstance(content, dict), "it holds no JSON object")
-    form = content.get("format", 1)
-    require(form in (1, FORMAT), f"it is of format {form}, which this version cannot read")
+    form = content.get("format", FORMAT)
+    require(form == FORMAT, f"it is of format {form}, which this version cannot read")
     seal = content.pop(SEAL, None)
-    require(seal is not None or form == 1, "its checksum is missing")
-    require(seal in (None, digest_of(content)), "its checksum does not match its content")
+    require(seal is not None, "its checksum is missing")
+    require(seal == digest_of(content), "its checksum does not match its content")
     return content  # type: ignore[no-any-return]
 
 
@@ -103,15 +97,14 @@ def describe_curve(rows: bytes) -> dict[str, Any]:
     return {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
 
 
-def read_curve(path: Path, vouched: Mapping[str, Any] | None = None) -> Curve:
+def read_curve(path: Path, vouched: Mapping[str, Any]) -> Curve:
     """The columns of metrics.csv (RecordError if it is broken). Of it counts what `vouched`, by result.json,
     says: a run that is going on, or was killed, may have written more.
     """
     rows = read_bytes(path)
     with naming(path):
-        if vouched is not None:  # as by every result but those of format 1
-            rows = rows[: vouched["bytes"]]
-            require(describe_curve(rows) == vouched, f"it does not match the checksum in {RESULT}")
+        rows = rows[: vouched["bytes"]]
+        require(describe_curve(rows) == vouched, f"it does not match the checksum in {RESULT}")
         texts = zip(METRICS_COLUMNS, read_table(rows, METRICS_COLUMNS), strict=True)
         kinds: dict[str, Callable[[str], Any]] = {"iteration": int, "split": str}
         return {name: [kinds.get(name, float)(text) for text in column] for name, column in texts}
@@ -143,17 +136,6 @@ class Data(NamedTuple):
         return bool(self.name == other["name"] if here is None or there is None else here == there)
 
 
-class Evaluation(NamedTuple):
-    """One test protocol over one checkpoint."""
-
-    protocol: str
-    bn_stats: str
-    digest: str
-    iteration: int
-    data: Data
-    errors: Mapping[str, Mapping[str, float]]  # by set, then `top1_err` and `top5_err`
-
-
 class Member(NamedTuple):
     """One run of an ensemble, as it was when its checkpoint was measured."""
 
@@ -166,14 +148,16 @@ class Member(NamedTuple):
     told: tuple[str, ...]  # its departures and notices
 
 
-class Ensemble(NamedTuple):
-    """One test protocol over several checkpoints whose softmax outputs were averaged."""
+class Evaluation(NamedTuple):
+    """One test protocol over one checkpoint, or over several `members` whose softmax was averaged."""
 
     protocol: str
     bn_stats: str
-    members: tuple[Member, ...]
     data: Data
-    errors: Mapping[str, Mapping[str, float]]
+    errors: Mapping[str, Mapping[str, float]]  # by set, then `top1_err` and `top5_err`
+    digest: str = ""
+    iteration: int = 0
+    members: tuple[Member, ...] = ()
 
     @property
     def key(self) -> str:
@@ -183,36 +167,26 @@ class Ensemble(NamedTuple):
         return json.dumps(shared, sort_keys=True)
 
 
-def evaluation_from(content: Mapping[str, Any]) -> Evaluation:
-    """An evaluation from its JSON object (or what `naming` catches); older records lack `bn_stats`."""
-    how = content["protocol"], content.get("bn_stats", "running")
-    return Evaluation(*how, content["digest"], content["iteration"], *_data_and_errors(content))
+Ensemble = Evaluation  # with members
 
 
-def ensemble_from(content: Mapping[str, Any]) -> Ensemble:
-    """An ensemble from its JSON object (or what `naming` catches)."""
-    members = tuple(
-        Member(
-            **{key: one[key] for key in ("name", "label", "seed", "digest", "iteration", "status")},
-            told=tuple(dict.fromkeys(one["departures"] + one["notices"])),
-        )
-        for one in content["members"]
-    )
-    require(len(members) > 1, "it has fewer than two members")
-    return Ensemble(content["protocol"], content["bn_stats"], members, *_data_and_errors(content))
-
-
-def _data_and_errors(content: Mapping[str, Any]) -> tuple[Data, dict[str, dict[str, float]]]:
-    """The errors by set, and the data, which has to say of each how many images were measured."""
+def evaluation_from(content: Mapping[str, Any], *needs: str) -> Evaluation:
+    """An evaluation from its JSON object (or what `naming` catches), which `needs` a digest and an iteration,
+    or members, if it is of ours.
+    """
+    own = {key: content[key] for key in needs}
     about, notices = content["data"], tuple(content["data"].get("notices", ()))
     data = Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)
     errors = {
         part: {metric: float(figures[metric]) for metric in MEASURED}
         for part, figures in content["errors"].items()
     }
-    require(bool(errors), "no set was measured")
-    require(errors.keys() <= data.images.keys(), "it does not say how many images there were")
-    return data, errors
+    if "members" in own:
+        own["members"] = tuple(
+            Member(**{key: one[key] for key in OF_MEMBER}, told=(*one["departures"], *one["notices"]))
+            for one in own["members"]
+        )
+    return Evaluation(content["protocol"], content["bn_stats"], data, errors, **own)
 
 
 COLUMNS = ("index", "layer", "std", "gradient_norm_start", "gradient_norm_end")

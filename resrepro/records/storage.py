@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +33,17 @@ NOTE = ".lock.json"
 PATIENCE = 0.2  # seconds for a holder of a lock that is just leaving
 
 
-def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], keep: Path | None = None) -> None:
+def write_whole(
+    path: Path, content: bytes | Iterable[bytes | memoryview], keep: Path | None = None, make: bool = False
+) -> None:
     """Write a file (or its pieces) beside its place, force it to disk, then move it there in one step; its
-    folder must be there. What was there before stays as `keep`, if that is given. RecordError if the disk
-    refuses.
+    folder must be there, or is made with `make`. What was there before stays as `keep`, if that is given.
+    RecordError if the disk refuses.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
+        if make:
+            make_folder(path.parent)
         with beside.open("wb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
@@ -54,13 +59,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview], keep:
             beside.unlink()
 
 
-def write_out(path: Path, content: bytes) -> None:
-    """The same in a folder that is made if it is missing, for tables, figures and copies."""
-    try:
-        make_folder(path.parent)
-    except OSError as error:
-        raise not_written(path, error) from None
-    write_whole(path, content)
+write_out = partial(write_whole, make=True)  # of tables, figures and copies
 
 
 def make_folder(folder: Path) -> None:
@@ -87,9 +86,6 @@ def not_written(path: Path, error: OSError) -> RecordError:
     elif error.errno in GONE and not path.parent.exists():
         way_out = "its folder has vanished; bring it back, or start anew"
     return RecordError(f"cannot write {path}: {error.strerror or error} ({way_out}).")
-
-
-# --- the record of a run --------------------------------------------------------------------------------
 
 
 class RunWriter:
@@ -221,9 +217,6 @@ def open_run(folder: Path, spec: Spec, *, fresh: bool = False) -> RunWriter:
 def _refused(folder: Path, error: OSError) -> RecordError:
     trouble = f"{folder.parents[1]}: {error.strerror or error}"
     return RecordError(f"cannot write to the runs folder {trouble}. Choose another with --runs.")
-
-
-# --- locks ----------------------------------------------------------------------------------------------
 
 
 class Holder(NamedTuple):
