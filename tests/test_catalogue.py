@@ -202,6 +202,7 @@ def test_a_mistyped_experiment_and_the_name_of_a_run_lead_to_the_one_meant():
         ("imagenet-plain34", {"scale": (223, 480)}, "223 pixels does not hold a crop of 224"),
         ("imagenet-plain34", {"image_size": 300, "scale": (256, 480)}, "does not hold a crop of 300"),
         ("imagenet-plain34", {"batch_size": 48, "bn_group": 32}, "does not divide into BN groups of 32"),
+        ("resnet20", {"momentum": 0.0, "momentum_form": "nesterov"}, "needs a momentum above 0"),
         ("folder-plain18", {"split": "all"}, "^split is no setting of folder-plain18"),
     ],
 )  # fmt: skip

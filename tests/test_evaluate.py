@@ -355,3 +355,13 @@ def test_of_several_files_all_are_measured_and_then_it_is_said_which_failed(tmp_
     assert (code, out.count("is evaluated as")) == (1, 2)
     assert f"{files[1]} is left out: {files[1]} is not a PyTorch checkpoint" in " ".join(out.split())
     assert told == f"error: 1 of 3 checkpoints were left out, for the reasons above: {files[1]}."
+
+
+def test_a_net_whose_outputs_are_not_finite_is_told_and_not_recorded(tmp_path: Path) -> None:
+    weights = build_net("cifar10", 20).state_dict()
+    weights["bn1.running_var"].fill_(-1.0)
+    torch.save(weights, tmp_path / "theirs.pt")
+    theirs = ThirdPartyCheckpoint(20, False, "A", (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+    with pytest.raises(RecordError, match="not finite"):
+        evaluate(tmp_path / "theirs.pt", dataset="digits", third_party=theirs, runs=tmp_path / "runs")
+    assert not list(tmp_path.rglob("*.json"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +16,7 @@ from resrepro.data.augment import on_device
 from resrepro.data.feeds import memory_views, open_feed
 from resrepro.data.loader import Loading, PhotoViews, Views, left_out
 from resrepro.data.photos import Photos, imagenet_classes, scan, told, warn_of_text
-from resrepro.errors import UsageError
+from resrepro.errors import RecordError, UsageError
 from resrepro.evaluation.sources import LoadedNet, ThirdPartyCheckpoint, read_net
 from resrepro.records.reading import FORMAT, json_bytes
 from resrepro.records.storage import write_out
@@ -86,6 +87,8 @@ def evaluate(
         errors = {
             part: measure_errors(members, views(), dense, chosen) for part, views in held_out.sets.items()
         }
+    if not all(math.isfinite(each.loss) for each in errors.values()):
+        raise RecordError(f"what {first.name} computes is not finite: take another checkpoint.")
     about = {"bn_stats": statistics, "precision": first.precision_on(chosen)}
     _record(nets, view, about, held_out, errors, Path(runs), say)
     return errors

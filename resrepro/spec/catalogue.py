@@ -226,6 +226,8 @@ def _rescaled(recipe: Recipe, settings: Mapping[str, Value]) -> Recipe:
 
 
 def _check_together(recipe: Recipe, dataset: str) -> None:
+    if recipe.momentum_form == "nesterov" and not recipe.momentum:
+        raise UsageError("the Nesterov form needs a momentum above 0: set one, or another momentum_form.")
     if recipe.bn_group and recipe.batch_size % recipe.bn_group:
         raise UsageError(
             f"a batch of {recipe.batch_size} does not divide into BN groups of {recipe.bn_group}: "
