@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import FIRST_IMAGES, runs_in, write_eval, write_test_eval
 
-from resrepro.comparison.groups import RULE, about_images
+from resrepro.comparison.groups import RULE
 from resrepro.comparison.table import DASH, GAPS, to_csv, to_markdown
 from resrepro.comparison.tables import ASSUMED, NO_DIFFERENCE, SHORTENED, build
 from resrepro.figures import compare
@@ -329,40 +329,18 @@ def test_best_run_and_best_sample_stand_in_table_6_alone(make_run, tmp_path):
 
 def test_a_folder_of_other_images_has_a_table_of_its_own_without_differences(make_run, tmp_path):
     notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
-    settings = {"iterations": 700, "image_size": 64, "batch_size": 64}
-    make_run(tmp_path, "folder-resnet18", evals={"ten_crop": (50.0, 10.0)}, **settings)
-    make_run(tmp_path, "folder-plain18", evals={"ten_crop": (51.0, 11.0)}, notices=(notice,), **settings)
-    make_run(tmp_path, "folder-plain34", evals={"ten_crop": (52.0, 12.0)}, classes=1000, **settings)
+    settings = {"iterations": 700, "image_size": 64, "batch_size": 64, "notices": (notice,)}
+    folder = make_run(tmp_path, "folder-resnet18", **settings)
+    said, new = "the folder tiny has 500 validation images of 10 classes", "2 files are no images"
+    data = runs_in(tmp_path)[0].env["data"] | {"notices": [said, new]}
+    write_eval(folder, "ten_crop", 50.0, 10.0, data=data)
+    make_run(tmp_path, "folder-plain34", evals={"ten_crop": (52.0, 12.0)}, **settings)
     table = build("table2-folder", runs_in(tmp_path))
     assert all(row["run"] == "" for row in build("table2", runs_in(tmp_path)).records)
-    assert table.title.startswith("Table 2 on ")
-    assert " classes, images of 64x64) instead of ImageNet: top-1" in table.title
+    assert table.title.startswith("Table 2 on tiny (10 classes, images of 64x64) instead of ImageNet: top-1")
     (row,) = rows_of(table, "ResNet-18")
     assert (row["top-1 error"], row["difference"], row["paper"]) == ("50.00 (1)", "", "27.88")
-    numbers = "10 classes, 5,000 training and 500 validation images"
     shortened = "700 iterations instead of 600,000 (the schedule keeps its shape)"
-    assert {"a folder of other images instead of ImageNet", shortened, numbers} <= set(row["notes"])
+    assert {"a folder of other images instead of ImageNet", shortened, notice, new} <= set(row["notes"])
+    assert said not in table.notes
     assert NO_DIFFERENCE in table.remarks
-    (named,) = rows_of(table, "plain-18")
-    assert (notice in named["notes"], numbers in named["notes"]) == (True, False)  # said by the notice
-    (other,) = rows_of(table, "plain-34")  # as many classes, but not ImageNet's images
-    assert (other["top-1 error"], other["difference"]) == ("52.00 (1)", "")
-
-
-def test_an_evaluation_that_repeats_the_numbers_of_images_adds_no_note(make_run, tmp_path):
-    notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
-    folder = make_run(tmp_path, "folder-resnet18", iterations=700, notices=(notice,))
-    data = runs_in(tmp_path)[0].env["data"]
-    repeated = ["the folder tiny has 500 validation images of 10 classes", "2 files are no images"]
-    write_eval(folder, "ten_crop", 27.5, 9.0, data=data | {"notices": repeated})
-    notes = build("table2-folder", runs_in(tmp_path)).notes
-    assert notice in notes
-    assert "2 files are no images" in notes
-    assert repeated[0] not in notes
-
-
-def test_data_are_told_unless_they_are_imagenets_or_said_already():
-    assert about_images(1000, {"train": 1_281_167, "val": 50_000}) == []
-    assert about_images(1000, {"val": 100}) == ["1,000 classes, 100 validation images"]
-    assert about_images(None, {"val": 100}, ["it has 90 validation images"]) == ["100 validation images"]
-    assert about_images(10, {"val": 100}, ["it has 10 classes and 100 validation images"]) == []

@@ -4,12 +4,8 @@ matplotlib is used through its objects, without pyplot and the user's settings: 
 """
 
 import contextlib
-import importlib.util
 import itertools
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resrepro.figures.curves import Curve, Panel, Sheet
@@ -135,27 +131,11 @@ def _arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
     """While active, figures look the same whatever the user has set up for his own."""
-    matplotlib = _imported()
+    import matplotlib
+
     usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context(usual | SETTINGS):  # rcdefaults() would read his style files
         yield
-
-
-def _imported() -> Any:
-    """matplotlib, even where it cannot read $MPLBACKEND or a matplotlibrc, of which we use neither."""
-    with contextlib.suppress(ValueError, OSError):
-        return importlib.import_module("matplotlib")
-    found = importlib.util.find_spec("matplotlib")
-    package = Path(str(found and found.origin)).parent
-    for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
-        del sys.modules[name]  # half of it was read
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        with contextlib.chdir(package / "mpl-data"):  # whose own matplotlibrc comes first
-            return importlib.import_module("matplotlib")
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
 
 
 def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
@@ -165,8 +145,8 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     end, top = sheet.iterations / sheet.unit, sheet.top
     axes.set_xlim(start, end)
     axes.set_ylim(sheet.floor, top)
-    own = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
-    errors = own.get(str(top), TICKS.get(top, range(0, 101, 20)))
+    own_ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
+    errors = own_ticks.get(str(top), TICKS.get(top, range(0, 101, 20)))
     apart = (top - sheet.floor) * TEXT / (axes.bbox.height * INCH / axes.figure.dpi)
     ticks = [float(error) for error in errors if error >= sheet.floor]
     axes.set_yticks(ticks[:1] + [high for low, high in itertools.pairwise(ticks) if high - low >= apart])
@@ -181,21 +161,19 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
         axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
         axes.set_axisbelow(True)
     for curve in (*panel.paper, *panel.ours):
-        _draw_curve(axes, sheet, curve)
+        style = _style(sheet, curve)
+        draw_curve(axes, curve, style, {"alpha": 0.22, "zorder": 2.5}, unit=sheet.unit)
+    own: Any = {"transform": axes.transAxes, "color": QUIET}
     if not panel.curves:
-        axes.text(
-            0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
-            bbox={"facecolor": "white", "edgecolor": "none"},
-        )  # fmt: skip
+        box = {"facecolor": "white", "edgecolor": "none"}
+        axes.text(0.5, 0.5, "no runs yet", ha="center", va="center", bbox=box, **own)
     elif not panel.ours and sheet.has_ours:
-        axes.text(
-            0.97, 0.95, "no runs yet,\nthe paper's alone", transform=axes.transAxes, ha="right", va="top",
-            color=QUIET, fontsize=SMALL, linespacing=1.3,
-        )  # fmt: skip
+        told = "no runs yet,\nthe paper's alone"
+        axes.text(0.97, 0.95, told, ha="right", va="top", fontsize=SMALL, linespacing=1.3, **own)
     _label_nets(axes, sheet, panel)
 
 
-def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
+def _style(sheet: Sheet, curve: Curve) -> dict[str, Any]:
     faint = curve.paper and sheet.has_ours
     bold = curve.kind != "train" or sheet.layout["training"] == "solid"
     style = _stroke(sheet, bold=bold, faint=faint)
@@ -203,25 +181,21 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
     if marker and bold and not faint:
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
         depths = sorted({str(each.depth) for each in sheet.curves})
-        begin = depths.index(str(curve.depth)) / 40
-        style |= {"marker": marker, "markersize": 6, "markevery": (begin, 0.16)}
+        style |= {"marker": marker, "markersize": 6, "markevery": (depths.index(str(curve.depth)) / 40, 0.16)}
     colour = sheet.colour(curve.depth)
-    style |= {"color": pale(colour) if faint else colour, "zorder": 2.0 if faint else 3.5 if bold else 3.0}
-    draw_curve(axes, curve, style, {"alpha": 0.22, "zorder": 2.5}, unit=sheet.unit)
+    style["color"], style["zorder"] = (pale(colour), 2.0) if faint else (colour, 3.5 if bold else 3.0)
+    return style
 
 
 def draw_curve(
     axes: "Axes", curve: Curve, style: Mapping[str, Any], band: Mapping[str, Any], unit: int = 1
 ) -> None:
     """Draw a curve, x in so many units, and its spread over seeds as a band."""
-    x = [value / unit for value in curve.x]
-    told = f"{curve.net} {curve.kind}".strip()
+    x, told = [value / unit for value in curve.x], f"{curve.net} {curve.kind}".strip()
     label = f"{'paper' if curve.paper else 'ours'} {told}"
     axes.plot(x, curve.y, label=label, markeredgecolor="white", markeredgewidth=0.6, **style)
     if curve.std is not None:
-        low, high = curve.band
-        low = [max(0.0, value) for value in low]
-        axes.fill_between(x, low, high, color=style["color"], linewidth=0, label=f"band {told}", **band)
+        axes.fill_between(x, *curve.band, color=style["color"], linewidth=0, label=f"band {told}", **band)
 
 
 def _stroke(sheet: Sheet, *, bold: bool, faint: bool) -> dict[str, Any]:
@@ -255,8 +229,7 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     width, height = (side * INCH / axes.figure.dpi for side in axes.bbox.size)
     floor, top = sheet.floor, sheet.top
     ends = [(min(curve.y[-1], top) - floor) / (top - floor) * height for curve in curves]
-    places = spread(ends, LABEL_PITCH, height)
-    for curve, end, place in zip(curves, ends, places, strict=True):
+    for curve, end, place in zip(curves, ends, spread(ends, LABEL_PITCH, height), strict=True):
         colour = sheet.colour(curve.depth, text=True)
         theirs = curve.paper and sheet.has_ours
         x = [1 + points / width for points in (1.5, 4, LEADER - 5)]
@@ -296,19 +269,16 @@ def spread(positions: Sequence[float], pitch: float, high: float) -> list[float]
     """Positions as close as possible to those given (least squares), at least `pitch` apart. All within 0 to
     `high` where there is room for them; the order is kept.
     """
-    order = sorted(range(len(positions)), key=lambda index: positions[index])
-    blocks: list[list[float]] = []  # sum and count of neighbours that must move as one
-    for rank, index in enumerate(order):
-        blocks.append([positions[index] - rank * pitch, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    shifted = [total / count for total, count in blocks for _ in range(int(count))]
-    ceiling = max(0.0, high - (len(positions) - 1) * pitch)
-    placed = [0.0] * len(positions)
-    for rank, (index, value) in enumerate(zip(order, shifted, strict=True)):
-        placed[index] = min(max(value, 0.0), ceiling) + rank * pitch
-    return placed
+    import numpy as np
+    from scipy.optimize import isotonic_regression
+
+    if not positions:
+        return []
+    order, steps = np.argsort(positions, kind="stable"), pitch * np.arange(len(positions))
+    shifted = isotonic_regression(np.array(positions)[order] - steps).x
+    placed = np.empty(len(positions))
+    placed[order] = shifted.clip(0, max(0, high - steps[-1])) + steps
+    return [float(place) for place in placed]
 
 
 def text_width(text: str, size: float) -> float:
