@@ -205,7 +205,7 @@ def test_nothing_overlaps_or_is_cut_off(tmp_path: Path, exhibit: str, palette: s
         train(tmp_path, f"cifar10-resnet{depth}", 0.1 if depth > 44 else 9.0)
     for net, seed in itertools.product(("plain18", "plain34", "resnet18", "resnet34"), (0, 1)):
         write_run(tmp_path, f"folder-{net}", seed, curve=steps(720, 50.0 + seed, 35.0), iterations=720)
-    figure = draw_sheet(sheet_of(tmp_path, exhibit, paper=True, palette=palette), width=width)
+    figure = draw_sheet(sheet_of(tmp_path, exhibit, paper=True, palette=palette), Style(width=width))
     renderer = FigureCanvasAgg(figure).get_renderer()
     inside = [*figure.texts, *figure.legends, *(text for axes in figure.axes for text in axes.texts)]
     for box in (artist.get_window_extent(renderer) for artist in inside):

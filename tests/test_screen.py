@@ -32,7 +32,7 @@ def many(tmp_path_factory):
     """Runs of many protocols, with large errors and spreads."""
     top = tmp_path_factory.mktemp("many")
     for seed in range(5):
-        write_run(top, "cifar10-resnet110", seed, curve=[(64_000, 60 + 9 * seed, 50 + 9 * seed)])
+        write_run(top, "cifar10-resnet110", seed, curve=[(64_000, 60 + 2 * seed, 50 + 2 * seed)])
     for experiment in ("cifar10-plain20", "cifar10-resnet20"):
         write_run(top, experiment, iterations=2000, split="45k5k")
     folders, small = [], {"iterations": 700, "batch_size": 64, "image_size": 64}

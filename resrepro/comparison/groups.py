@@ -32,7 +32,6 @@ SET_NAMES = {"train": "training", "val": "validation", "test": "test"}
 FAST = "fast"
 OF_TEST = "the test set", "the test images"  # how notices begin that are about the test images alone
 AFTERWARDS = "test error measured after training, on all 10,000 test images"
-NUMBER = re.compile(r"\d+(?:,\d{3})*")
 Quantity = Mapping[str, Any]  # a column of layouts.toml: its `set`, and `protocol` and `metric` of `eval`
 Net = TypeVar("Net")
 
@@ -110,14 +109,10 @@ class SeedGroup:
         return list(dict.fromkeys(sentences))
 
 
-def not_said_yet(notices: Iterable[str], said: Sequence[str]) -> list[str]:
-    """The notices without those on classes whose every number stands in one of the sentences `said`."""
-
-    def repeats(notice: str) -> bool:
-        numbers = set(NUMBER.findall(notice))
-        return " classes" in notice and any(numbers <= set(NUMBER.findall(text)) for text in said)
-
-    return [notice for notice in notices if not repeats(notice)]
+def not_said_yet(notices: Iterable[str], said: Iterable[str]) -> list[str]:
+    """The notices without those on how many classes and images there are, if one of the sentences said it."""
+    known = any(" classes" in sentence for sentence in said)
+    return [notice for notice in notices if not (known and " classes" in notice)]
 
 
 def data_told(record: Run | Ensemble | None) -> str:
@@ -252,9 +247,8 @@ def protocols_of(
     members: Mapping[Net, Iterable[Run]], enough: int = 2, free: tuple[str, ...] = FREE_SETTINGS
 ) -> list[Protocol[Net]]:
     """The protocols under which there are finished runs of some nets, the one that is shown first. `members`
-    are the runs of each net, finished or not; those that this version does not know are passed over. With
-    `enough` nets a protocol has enough to compare: more do not outweigh a longer schedule. In the settings
-    `free` runs of one protocol may differ.
+    are the runs of each net, finished or not, of which those that this version does not know are passed over;
+    more nets than `enough` do not outweigh a longer schedule; in the settings `free` runs may differ.
     """
     shared: dict[str, dict[Net, list[Run]]] = {}
     for net, runs in members.items():

@@ -42,7 +42,6 @@ ASCII = {
     "±": "+-", "—": "-", "–": "-", "−": "-", "─": "-", "×": "x", "↳": ">", "→": "->", "†": "*", "…": "...",
     "│": "|", "•": "*", "·": ".", "✓": "ok", "“": '"', "”": '"', "’": "'",
 }  # fmt: skip
-FULL = 80  # columns from which on a table that is too wide becomes two, not blocks
 WRAP = 24  # columns that a cell of sentences needs at least
 REPEATING = "layers"  # the heading of a column that says what the row's name says as well
 NO_BREAK = "\u00a0"
@@ -252,16 +251,10 @@ class Grid:
         plain = [head.replace(":", "") for head in heads]
         whole = [head.replace(" ", NO_BREAK) for head in plain]
         short = [" ".join(SHORT.get(word, word) for word in head.split(" ")) for head in plain]
-        tries = [(whole, rows, [every])]
-        tries += [(short, rows, [every]), (short, rows, [telling]), (short, below, [telling])]
-        if options.max_width >= FULL:
-            middle = len(telling) // 2 + 1
-            tries.append((short, below, [telling[:middle], [0, *telling[middle:]]]))
-        for named, shown, parts in tries:
-            widths = [self._widths(part, named, shown, options.max_width) for part in parts]
-            if all(widths):
-                for part, width in zip(parts, widths, strict=True):
-                    yield from self._columns(part, named, shown, width, known("─"))
+        tries = [(whole, rows, every), (short, rows, every), (short, rows, telling), (short, below, telling)]
+        for named, shown, columns in tries:
+            if lines := self._lines(columns, named, shown, options.max_width):
+                yield from lines
                 return
         blocks: list[list[list[str]]] = []  # of each row what its columns tell
         for row in rows:
@@ -271,51 +264,45 @@ class Grid:
                 told += [cell.replace("\n", " ")] if cell else []
         for name, *cells in blocks:
             yield Text(" ".join(name), "bold")
-            lines = zip(heads[1:], cells, strict=True)
-            yield from (Text(f"  {head or 'note'}: {'; '.join(told)}") for head, told in lines if told)
+            for head, told in zip(heads[1:], cells, strict=True):
+                if told:
+                    yield Text(f"  {head or 'note'}: {'; '.join(told)}")
 
-    def _widths(
-        self, part: Sequence[int], heads: Sequence[str], rows: Sequence[Sequence[str]], room: int
-    ) -> list[int]:
-        """The columns' widths; none if there is not enough room."""
-        cells = [max((len(line) for row in rows for line in row[n].split("\n")), default=0) for n in part]
-        words = [max(map(len, heads[n].split(" "))) for n in part]
-        widths = list(map(max, cells, words))
+    def _lines(
+        self, columns: Sequence[int], heads: Sequence[str], rows: Sequence[Sequence[str]], room: int
+    ) -> list[Text]:
+        """The heading, a rule, and the rows below; nothing if there is not enough room."""
+        cells = [max((len(line) for row in rows for line in row[n].split("\n")), default=0) for n in columns]
+        widths = list(map(max, cells, (max(map(len, heads[n].split(" "))) for n in columns)))
         spare = room - sum(widths) - len(widths) + 1
-        if self.wraps and spare < 0 and widths[-1] + spare >= WRAP:
+        if spare < 0:
             widths[-1] += spare
-            return widths
-        return widths if spare >= 0 else []
-
-    def _columns(
-        self, part: Sequence[int], heads: Sequence[str], rows: Sequence[Sequence[str]],
-        widths: Sequence[int], rule: str,
-    ) -> Iterator[Text]:  # fmt: skip
-        """The heading, a rule, and the rows below."""
+            if not self.wraps or widths[-1] < WRAP:
+                return []
 
         def line(cells: Sequence[str]) -> str:
-            places = zip(part, cells, widths, strict=True)
+            places = zip(columns, cells, widths, strict=True)
             return " ".join(c.ljust(w) if n < self.left else c.rjust(w) for n, c, w in places).rstrip()
 
-        stacks = [textwrap.wrap(heads[n], max(w, 1)) for n, w in zip(part, widths, strict=True)]
-        lines = max(map(len, stacks))
-        for each in zip(*([""] * (lines - len(stack)) + stack for stack in stacks), strict=True):
-            yield Text(line(each).replace(NO_BREAK, " "))
-        yield Text(rule * (sum(widths) + len(widths) - 1))
+        stacks = [textwrap.wrap(heads[n], max(w, 1)) for n, w in zip(columns, widths, strict=True)]
+        tall = max(map(len, stacks))
+        above = zip(*([""] * (tall - len(stack)) + stack for stack in stacks), strict=True)
+        lines = [Text(line(each).replace(NO_BREAK, " ")) for each in above]
+        lines.append(Text("─" * (sum(widths) + len(widths) - 1)))
         for row, (texts, section) in zip(rows, self.rows, strict=True):
-            if part[1:2] != [1] and not any(row[n] for n in part[1:]):
-                continue  # in the second of two tables
-            if section:
-                yield Text("")
-            cells = [row[n].split("\n") for n in part]
+            lines += [Text("")] if section else []
+            stacks = [row[n].split("\n") for n in columns]
             if self.wraps:
-                cells[-1] = [short for long in cells[-1] for short in textwrap.wrap(long, widths[-1]) or [""]]
-            for each in zip_longest(*cells, fillvalue=""):
-                text, start = Text(line(each)), 0
-                for n, width in zip(part, widths, strict=True):
-                    text.stylize(texts[n].style, start, start + width)
+                stacks[-1] = [
+                    short for long in stacks[-1] for short in textwrap.wrap(long, widths[-1]) or [""]
+                ]
+            for each in zip_longest(*stacks, fillvalue=""):
+                lines.append(Text(line(each)))
+                start = 0
+                for n, width in zip(columns, widths, strict=True):
+                    lines[-1].stylize(texts[n].style, start, start + width)
                     start += width + 1
-                yield text
+        return lines
 
 
 def to_rich(table: Table) -> RenderableType:

@@ -6,8 +6,7 @@ Drawn is one seed group per net, all of one protocol, with the paper's own curve
 import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from resrepro.comparison import groups
 from resrepro.comparison.groups import Protocol, SeedGroup
@@ -25,8 +24,7 @@ Layout = Mapping[str, Any]  # a figure's entry in figures.toml
 Drawn = Protocol[str]  # the runs drawn, by net label, plain nets first, by depth; without groups if none
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer. `std` is that
     of `y` over seeds (n-1), where several are averaged.
     """
@@ -51,8 +49,7 @@ class Curve:
         return [max(0.0, y - std) for y, std in pairs], [y + std for y, std in pairs]
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One panel: its layout (figures.toml), our curves and the paper's."""
 
     layout: Layout
@@ -65,8 +62,7 @@ class Panel:
         return (*self.ours, *self.paper)
 
 
-@dataclass(frozen=True)
-class Sheet:
+class Sheet(NamedTuple):
     """A whole figure, ready to be drawn; `notes` tell what is not in it. `held_out` names the set of the bold
     lines, `held_out_told` says in the legend what it is.
     """

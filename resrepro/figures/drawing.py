@@ -6,8 +6,10 @@ matplotlib is used through its objects, without pyplot and the user's settings: 
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from resrepro.errors import UsageError
 from resrepro.figures.curves import Curve, Panel, Sheet
 
 if TYPE_CHECKING:
@@ -43,18 +45,51 @@ SETTINGS: Any = {
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
 }
+WIDTHS = {"column": 3.25, "text": 6.875}  # of the paper's own page, inches
+NARROW, WIDE = 3.0, 40.0  # inches
+FORMATS: Mapping[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}  # and what is not said in them
 
 
-def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None) -> "Figure":
-    """The figure as a matplotlib object, as wide as its layout says or so many inches."""
+@dataclass(frozen=True)
+class Style:
+    """How a figure is drawn: colours, caption, width, and the kinds of its files. `width` is in inches, or
+    one of `WIDTHS`; by default it is the figure's own.
+    """
+
+    palette: str = "paper"
+    caption: bool = True
+    width: float | str | None = None
+    formats: tuple[str, ...] = ("png", "svg")
+
+    def inches(self) -> float | None:
+        """The width; UsageError if it is none, or no figure fits into it."""
+        if self.width is None:
+            return None
+        with contextlib.suppress(ValueError):
+            width = float(WIDTHS.get(str(self.width), self.width))
+            if NARROW <= width <= WIDE:
+                return width
+        ways = f"{NARROW:g} to {WIDE:g} inches, or {' or '.join(WIDTHS)}"
+        raise UsageError(f"no width {self.width!r}: give {ways}.")
+
+
+USUAL = Style()
+
+
+def draw_sheet(sheet: Sheet, style: Style = USUAL) -> "Figure":
+    """The figure as a matplotlib object, as wide as its layout says or as wanted; its colours are chosen."""
     with own_settings():
-        width = width or float(sheet.layout["width"])
+        width = style.inches() or float(sheet.layout["width"])
         told = list(sheet.footnote)
         for curve in (curve for panel in sheet.panels for curve in _labelled(panel)):
             if (end := curve.y[-1]) > sheet.top:
                 kind = "training" if curve.kind == "train" else sheet.held_out
                 told.append(f"{curve.net} ends above the frame, at {end:.1f} % ({kind}).")
-        lines = wrap(" ".join(told), width - 0.5, SMALL) if caption else []
+        lines = wrap(" ".join(told), width - 0.5, SMALL) if style.caption else []
         rows = _rows(sheet, width)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
         tall = min(PANEL_HEIGHT, 1.3 + width / 4)

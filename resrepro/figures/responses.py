@@ -7,7 +7,6 @@ import math
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resrepro.comparison.groups import SET_NAMES, seed_name
@@ -41,23 +40,17 @@ STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
 
 
 def make_figure(
-    runs: Iterable[Run], *, paper: bool = False, palette: str = "paper",
-    caption: bool = True, width: float | None = None,
-) -> "tuple[Figure, tuple[str, ...]]":  # fmt: skip
+    runs: Iterable[Run], *, paper: bool = False, style: drawing.Style = drawing.USUAL
+) -> "tuple[Figure, tuple[str, ...]]":
     """The figure as a matplotlib object, and sentences on what was left out. Of runs that are identical but
     for the seed the mean is drawn; with `paper` the paper's own curves pale behind ours, or alone where there
     are no runs. RecordError if there is nothing to draw.
     """
     drawn, notes = select(runs)
-    ours, theirs = [], []
+    ours, theirs = [], _theirs() if paper else []
     for group in drawn.groups.values():
         std = [run.responses.std for run in group.runs if run.responses is not None]
         ours.append(curves.averaged(group.first, "", range(1, len(std[0]) + 1), std))
-    frame = paper_curves(EXHIBIT)  # in any order of the layers; both panels show the same numbers
-    frame = frame[frame["panel"] == PLAN["panels"][0]["name"]].sort_values("x")
-    for kind, depth in _nets() if paper else ():
-        rows = frame[frame["series"] == net_label(depth, kind)]
-        theirs.append(Curve(depth, kind, "", tuple(rows["x"]), tuple(rows["value"]), paper=True))
     if not ours and not theirs:
         train = command_for(catalogue.find(PLAN["example"]).spec())
         way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
@@ -70,9 +63,38 @@ def make_figure(
     for below, above in (line.band for line in [*ours, *theirs]):
         low, high = min(low, *below), max(high, ROOM * max(above))
     ends = math.floor(2 * low) / 2, math.ceil(2 * high) / 2
-    told = " ".join(_footnote(drawn, theirs, ends, notes)) if caption else ""
+    told = " ".join(_footnote(drawn, theirs, ends, notes)) if style.caption else ""
     heading = PLAN["headings"].get(drawn.first.spec["dataset"], "") if ours else ""
-    return _draw(ours, theirs, curves.palette_named(palette), ends, heading, told, width), notes
+    palette, width = curves.palette_named(style.palette), style.inches() or PLAN["width"]
+    with drawing.own_settings():
+        from matplotlib.ticker import MaxNLocator
+
+        lines = drawing.wrap(told, width - 0.4, drawing.SMALL)
+        foot = BOTTOM + drawing.LINE * len(lines) + 0.08
+        tall = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1)
+        figure, height = drawing.page(width, tall, TOP, _legend_keys(ours, theirs, palette), lines)
+        for number, panel in enumerate(PLAN["panels"]):
+            bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
+            place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
+            axes = figure.add_axes(place, xlim=(0, PLAN["layers"]), xticks=PLAN["layer_ticks"], ylim=ends)
+            axes.set(xlabel=panel["xlabel"], ylabel="std of the response")
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            for line in [*theirs, *ours]:
+                by_size = line._replace(y=tuple(sorted(line.y, reverse=True)), std=None)
+                look = _style(line, palette, line.paper and bool(ours))
+                drawing.draw_curve(axes, by_size if panel["sorted"] else line, look, {"alpha": 0.18})
+        figure.axes[0].set_title(heading, pad=5)
+    return figure, notes
+
+
+def _theirs() -> list[Curve]:
+    """The paper's curves, read off its figure, in the order of the legend."""
+    frame, lines = paper_curves(EXHIBIT), []
+    frame = frame[frame["panel"] == PLAN["panels"][0]["name"]].sort_values("x")
+    for plain, depth in _nets():
+        rows = frame[frame["series"] == net_label(depth, plain)]
+        lines.append(Curve(depth, plain, "", tuple(rows["x"]), tuple(rows["value"]), paper=True))
+    return lines
 
 
 def _nets() -> Iterator[tuple[bool, int]]:
@@ -98,37 +120,7 @@ def select(runs: Iterable[Run]) -> tuple[Drawn, tuple[str, ...]]:
     return drawn, tuple(notes)
 
 
-def _draw(
-    ours: list[Curve], theirs: list[Curve], palette: Mapping[str, Any], ends: tuple[float, float],
-    heading: str, told: str, width: float | None,
-) -> "Figure":  # fmt: skip
-    with drawing.own_settings():
-        from matplotlib.ticker import MaxNLocator
-
-        width = width or float(PLAN["width"])
-        lines = drawing.wrap(told, width - 0.4, drawing.SMALL)
-        foot = BOTTOM + drawing.LINE * len(lines) + 0.08
-        tall = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1)
-        figure, height = drawing.page(width, tall, TOP, _legend_keys(ours, theirs, palette), lines)
-        for number, panel in enumerate(PLAN["panels"]):
-            bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
-            place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
-            axes = figure.add_axes(place)
-            axes.set_xlim(0, PLAN["layers"])
-            axes.set_xticks(PLAN["layer_ticks"])
-            axes.set_xlabel(panel["xlabel"])
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-            axes.set_ylim(*ends)
-            axes.set_ylabel("std of the response")
-            for line in [*theirs, *ours]:
-                drawn = replace(line, y=tuple(sorted(line.y, reverse=True)), std=None)
-                style = _style(line, palette, faint=bool(line.paper and ours))
-                drawing.draw_curve(axes, drawn if panel["sorted"] else line, style, {"alpha": 0.18})
-        figure.axes[0].set_title(heading, pad=5)
-    return figure
-
-
-def _style(line: Curve, palette: Mapping[str, Any], *, faint: bool) -> dict[str, Any]:
+def _style(line: Curve, palette: Mapping[str, Any], faint: bool) -> dict[str, Any]:
     colour = palette["colours"][str(line.depth)]
     style: dict[str, Any] = {
         "color": drawing.pale(colour) if faint else colour,
@@ -151,8 +143,8 @@ def _legend_keys(ours: list[Curve], theirs: list[Curve], palette: Mapping[str, A
     own = {line.net for line in ours}
     keys: list[Artist] = []
     for line in [*ours, *(line for line in theirs if line.net not in own)]:
-        faint = bool(line.paper and ours)
-        style = _style(line, palette, faint=faint) | {"markevery": None}
+        faint = line.paper and bool(ours)
+        style = _style(line, palette, faint) | {"markevery": None}
         keys.append(Line2D([], [], label=f"{line.net}, the paper's alone" if faint else line.net, **style))
     if any(line.std for line in ours):
         keys.append(Patch(color=drawing.DARK, alpha=0.18, linewidth=0, label=drawing.BAND))
@@ -242,12 +234,11 @@ def _in_numbers(label: str, ours: Sequence[Responses]) -> tuple[tuple[Row, Row],
 def _command(depth: int, plain: bool, drawn: Drawn) -> str:
     """What trains and measures a net as those shown were; as the paper did if there are none."""
     experiment = catalogue.experiment_for("cifar10", depth, plain)
-    spec, train, seeds, top = experiment.spec(), command_for(experiment.spec()), 1, "runs"
+    spec, seeds, top = experiment.spec(), 1, "runs"
+    train = command_for(spec)
     if drawn.groups:
-        seeds, top = (
-            min(len(group.runs) for group in drawn.groups.values()),
-            drawn.first.runs_folder.as_posix(),
-        )
+        seeds = min(len(group.runs) for group in drawn.groups.values())
+        top = drawn.first.runs_folder.as_posix()
         spec, train = drawn.spec_for(experiment.name, {}), drawn.command(experiment.name, {}, seeds)
     folders = shlex.join(f"{top}/{spec.name}/seed{seed}" for seed in range(seeds))
     return f"{train} && resrepro eval {folders} --responses"
