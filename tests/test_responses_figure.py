@@ -111,14 +111,6 @@ def test_cifar_comes_before_longer_runs_on_the_digits_which_are_called_so(tmp_pa
     assert "dataset digits instead of CIFAR-10" in foot(figure)
 
 
-def test_runs_that_were_not_measured_are_named(tmp_path: Path) -> None:
-    made(tmp_path, "plain20")
-    write_run(tmp_path, "cifar10-resnet56", 4)
-    write_run(tmp_path, "cifar10-resnet32")  # which the figure does not show
-    _, notes = make_figure(runs_in(tmp_path))
-    assert notes == ("Not drawn, not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4.",)
-
-
 def test_nothing_to_draw_is_told_with_the_way_out(tmp_path: Path) -> None:
     write_run(tmp_path, "cifar10-resnet56")
     with pytest.raises(
@@ -153,6 +145,8 @@ def test_the_table_holds_the_papers_numbers_and_means_of_ours(tmp_path: Path) ->
         "resrepro train --depth 20 --plain --seeds 0-1 && "
         "resrepro eval runs/cifar10-plain20/seed0 runs/cifar10-plain20/seed1 --responses",
     ) in table.missing
+    write_layers(write_run(tmp_path), gradient_norm_end=(0.0, *[1.0] * 18))
+    assert build(runs_in(tmp_path)).rows[at + 1].cells[-1] == "inf"  # one layer gets none
     assert build(()).missing[0] == (
         "plain-20",
         "resrepro train --depth 20 --plain && resrepro eval runs/cifar10-plain20/seed0 --responses",
@@ -163,10 +157,10 @@ def test_what_fills_a_gap_follows_the_protocol_shown(tmp_path: Path) -> None:
     short: dict[str, Any] = {"iterations": 2000, "split": "45k5k", "precision": "bf16", "mode": "fast"}
     made(tmp_path, "plain20", "resnet20", seeds=2, **short)
     write_run(tmp_path, "cifar10-resnet56", 4)
-    before = build(runs_in(tmp_path))
-    assert before.remarks[-1].endswith(
-        "not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4."
-    )
+    write_run(tmp_path, "cifar10-resnet32")  # which the figure does not show
+    before, (_, notes) = build(runs_in(tmp_path)), make_figure(runs_in(tmp_path))
+    lacking = "Not drawn, not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4."
+    assert (before.remarks[-1], notes) == (lacking, (lacking,))
     name = "cifar10-plain56+iterations=2000+split=45k5k+precision=bf16"
     assert before.missing[0] == (
         "plain-56",
@@ -177,8 +171,3 @@ def test_what_fills_a_gap_follows_the_protocol_shown(tmp_path: Path) -> None:
     assert (tmp_path / name / "seed1").is_dir()
     after = build(runs_in(tmp_path))
     assert [row.cells[1] == "—" for row in after.rows[1::2]] == [False, False, False, True, True]
-
-
-def test_a_layer_without_any_gradient_is_no_ratio(tmp_path: Path) -> None:
-    write_layers(write_run(tmp_path), gradient_norm_end=(0.0, *[1.0] * 18))
-    assert build(runs_in(tmp_path)).rows[5].cells[-1] == "inf"

@@ -160,13 +160,16 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
         rest = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
         raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{rest}")
     iterations = groups.iterations_of(first) if first else int(layout["paper"]["drawn_to"])
+    held_out = groups.SET_NAMES[first.headline_split] if first else str(layout["paper"]["held_out"])
+    size = first.env["data"]["images"].get(first.headline_split) if first and held_out != "test" else None
+    images = layout.get("view", f"{size:,} held-out training images" if size else "")
+    told = f"{held_out} error ({images})" if images else f"{held_out} error"
+    below = [] if first else [alone(layout)]
     if first:
-        whose = _whose(layout, drawn, nets) if nets else ""
+        whose = _whose(layout, drawn, held_out, nets) if nets else ""
         below = [lead(layout, drawn), departures_told(drawn), TRAINING_ERROR, spell_rule(notes), whose]
-    else:
-        below = [alone(layout)]
-    told, footnote = held_out_names(layout, first), tuple(filter(None, below))
-    return Sheet(layout, tuple(panels), iterations, *told, colours, drawn.groups, footnote, notes)
+    footnote = tuple(filter(None, below))
+    return Sheet(layout, tuple(panels), iterations, held_out, told, colours, drawn.groups, footnote, notes)
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Drawn, tuple[str, ...]]:
@@ -232,14 +235,6 @@ def _paper_curves(exhibit: str, layout: Layout, panel: Layout, scale: float) -> 
             yield Curve(depth, panel["plain"], kind, x, tuple(rows["value"]), paper=True)
 
 
-def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:
-    """The set of the bold lines, and what the legend says of them; `run` is any of those drawn, if any."""
-    name = layout["paper"]["held_out"] if run is None else groups.SET_NAMES[run.headline_split]
-    size = run.env["data"]["images"].get(run.headline_split) if run and name != "test" else None
-    images = layout.get("view", f"{size:,} held-out training images" if size else "")
-    return name, f"{name} error ({images})" if images else f"{name} error"
-
-
 def alone(layout: Layout) -> str:
     """What the paper's curves are where there are no runs of ours."""
     accuracy = layout["paper"]["accuracy"]
@@ -280,7 +275,7 @@ def departures_told(drawn: Drawn) -> str:
     return f"Departures from the paper: {'; '.join(parts)}." if parts else ""
 
 
-def _whose(layout: Layout, drawn: Drawn, theirs: set[str]) -> str:
+def _whose(layout: Layout, drawn: Drawn, ours: str, theirs: set[str]) -> str:
     """Which lines are the paper's (of the nets `theirs`), and how they differ from ours."""
     first = drawn.first
     told = "Pale lines" if layout["training"] == "thin" else "Thin lines"
@@ -289,5 +284,5 @@ def _whose(layout: Layout, drawn: Drawn, theirs: set[str]) -> str:
         told += f" of ImageNet's {IMAGENET_CLASSES:,} classes"
     if groups.iterations_of(first) != paper_iterations(layout):
         told += ", x scaled to this schedule"
-    ours, paper = held_out_names(layout, first)[0], layout["paper"]["held_out"]
+    paper = layout["paper"]["held_out"]
     return told + ("." if ours == paper else f"; theirs are {paper} errors where ours are {ours} errors.")
