@@ -212,7 +212,12 @@ def test_one_protocol_is_shown_by_the_rule_and_the_others_are_named(make_run, tm
         for seed in range(3):
             make_run(tmp_path, f"cifar10-{net}", seed, iterations=2000, curve=[(2000, 30, 40)])
     make_run(tmp_path, "cifar10-resnet32", iterations=2000, curve=[(2000, 30, 40)])
+    make_run(tmp_path, "cifar10-resnet44", curve=[(1000, 50.0, 55.0)])
+    make_run(tmp_path, "cifar10-resnet44", 1, curve=[(2000, 50.0, 55.0)], status="diverged")
     table = build("table6", runs_in(tmp_path))
+    unfinished = "{0} seed 0 (partial at iteration 1,000), {0} seed 1 (diverged at iteration 2,000)"
+    assert table.remarks[2] == f"Not in the table: {unfinished.format('cifar10-resnet44')}."
+    assert rows_of(table, "ResNet-44")[0]["test error"] == DASH
     assert [len(rows_of(table, f"{net}-20")) for net in ("ResNet", "plain")] == [1, 1]
     assert [rows_of(table, net)[0]["test error"] for net in ("ResNet-20", "ResNet-32")] == ["10.00 (1)", DASH]
     assert table.remarks[:2] == (
@@ -230,25 +235,6 @@ def test_one_protocol_is_shown_by_the_rule_and_the_others_are_named(make_run, tm
     own, other = rows_of(every, "ResNet-32")
     assert (own["test error"], other["test error"]) == (DASH, "40.00 (1)")
     assert "`--all`" not in " ".join(every.remarks)
-
-
-def test_unfinished_and_diverged_runs_enter_no_row_but_are_named(make_run, tmp_path):
-    make_run(tmp_path, seed=0, curve=[(1000, 50.0, 55.0)])
-    make_run(tmp_path, seed=1, curve=[(2000, 50.0, 55.0)], status="diverged")
-    table = build("table6", runs_in(tmp_path))
-    (row,) = rows_of(table, "ResNet-20")
-    assert row["test error"] == DASH
-    assert "seed 0 (partial at iteration 1,000)" in table.remarks[0]
-    assert "seed 1 (diverged at iteration 2,000)" in table.remarks[0]
-
-
-def test_compare_writes_three_forms_that_do_not_change_from_call_to_call(five_of_110, tmp_path):
-    written = []
-    for runs in (five_of_110, [five_of_110]):
-        compare("table6", runs, tmp_path / "tables")
-        written.append({path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()})
-    assert written[0] == written[1]
-    assert sorted(written[0]) == ["table6.csv", "table6.md", "table6.tex"]
 
 
 # --- ImageNet: Tables 2 to 4 and Figure 4 -----------------------------------------------------------
