@@ -13,6 +13,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,7 @@ from resrepro.spec import catalogue, command_for
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jinja2 import Template
 
 DASH = "—"
 NONE = math.nan  # a number that there is not
@@ -133,23 +135,27 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     return paths
 
 
+@cache
+def _template(name: str) -> "Template":
+    """A template of this package; its marks are such as neither Markdown nor LaTeX has."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("resrepro.comparison", ""), keep_trailing_newline=True, trim_blocks=True,
+        variable_start_string="<<", variable_end_string=">>", block_start_string="<%", block_end_string="%>",
+    )  # fmt: skip
+    environment.filters["tex"] = lambda text: text.translate(TEX)
+    return environment.get_template(name)
+
+
 def to_markdown(table: Table) -> str:
     """GitHub-flavoured Markdown, with notes as superscript numbers."""
-    lines = [f"# {table.title}", "", "| " + " | ".join(table.columns) + " |"]
-    others = len(table.columns) - 1
-    lines.append("|:--|" + (":--|" if table.wraps else "--:|") * others)
-    for row in table.rows:
-        if row.section:
-            lines.append(f"| *{row.section}* |" + " |" * others)
-        marks = f" <sup>{','.join(map(str, row.notes))}</sup>" if row.notes else ""
-        lines.append("| " + " | ".join([row.cells[0] + marks, *row.cells[1:]]) + " |")
-    if table.notes:
-        lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
-    if table.missing:
-        lines += ["", table.lead, ""]
-        lines += [f"- {label}: `{command}`" for label, command in table.missing]
-    lines += [line for remark in table.remarks for line in ("", remark)]
-    return "\n".join(lines) + "\n"
+    return _template("table.md.j2").render(table=table)
+
+
+def to_latex(table: Table) -> str:
+    """A tabular that needs no package, with its notes below it."""
+    return _template("table.tex.j2").render(table=table)
 
 
 def to_json(table: Table) -> dict[str, Any]:
@@ -166,33 +172,6 @@ def to_csv(table: Table) -> str:
 
     frame = pd.DataFrame(list(table.records), dtype=object)  # in which whole numbers stay whole
     return frame.to_csv(index=False, lineterminator="\n")
-
-
-def to_latex(table: Table) -> str:
-    """A tabular that needs no package, with its notes below it."""
-    width = len(table.columns)
-    wrapped = "".join(rf"p{{{share:g}\linewidth}}" for share in table.wraps)
-    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{wrapped or 'l' + 'r' * (width - 1)}}}", r"\hline"]
-    lines += [" & ".join(map(_tex, table.columns)) + r" \\", r"\hline"]
-    for row in table.rows:
-        if row.section:
-            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(row.section)}}}}} \\")
-        first, *others = map(_tex, row.cells)
-        marks = f"$^{{{','.join(map(str, row.notes))}}}$" if row.notes else ""
-        lines.append(" & ".join([first + marks, *others]) + r" \\")
-    lines += [r"\hline", r"\end{tabular}", ""]
-    lines += [rf"\par\noindent $^{{{number}}}$ {_tex(note)}" for number, note in enumerate(table.notes, 1)]
-    filling = f" fills the cells with {_tex(DASH)}." if DASH in table.lead else ""
-    if table.missing and not filling:
-        lines.append(rf"\par\noindent {_tex(table.lead)}")
-    for label, command in table.missing:
-        lines.append(rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}}{filling}")
-    lines += [rf"\par\noindent {_tex(remark)}" for remark in table.remarks]
-    return "\n".join(lines) + "\n"
-
-
-def _tex(text: str) -> str:
-    return text.translate(TEX)
 
 
 # --- in a terminal --------------------------------------------------------------------------------------
