@@ -264,9 +264,7 @@ def protocols_of(
     for nets in shared.values():
         protocol: Protocol[Net] = Protocol(free=free)
         for net, own in nets.items():
-            waiting = sorted(
-                (run for run in own if not run.finished), key=lambda run: (run.seed_group, run.seed)
-            )
+            waiting = [run for group in seed_groups(own) for run in group.runs if not run.finished]
             if finished := seed_groups(run for run in own if run.finished):
                 shown = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
                 protocol.groups[net] = shown

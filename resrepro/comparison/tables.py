@@ -295,9 +295,9 @@ def _ensemble_caveats(ensemble: Ensemble) -> list[str]:
     """The members, and everything that must be said of them and of the data."""
     sentences = [_spell_members(ensemble)]
     for text in dict.fromkeys(text for member in ensemble.members for text in member.told):
-        labels = dict.fromkeys(member.label for member in ensemble.members if text in member.told)
-        every = all(text in member.told for member in ensemble.members)
-        sentences.append(text if every else f"{', '.join(labels)}: {text}")
+        labels = [member.label for member in ensemble.members if text in member.told]
+        every = len(labels) == len(ensemble.members)
+        sentences.append(text if every else f"{', '.join(dict.fromkeys(labels))}: {text}")
     sentences += groups.not_said_yet(ensemble.data.notices, sentences)
     if ensemble.bn_stats == "precise":
         sentences.append("BN statistics averaged over training batches")

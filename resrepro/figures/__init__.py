@@ -5,7 +5,6 @@ from run records.
 """
 
 import base64
-import html
 import io
 import re
 import warnings
@@ -34,12 +33,9 @@ SHOWN, PRINTED = 150, 300  # pixels per inch of a PNG: of the figure's own width
 class Paths(list[Path]):
     """The files of a figure; a notebook shows the picture."""
 
-    def _repr_html_(self) -> str:
-        for path in self:
-            if path.suffix == ".png" and path.exists():
-                text = base64.b64encode(path.read_bytes()).decode()
-                return f'<img style="max-width:100%" src="data:image/png;base64,{text}">'
-        return html.escape(", ".join(map(str, self)))
+    def _repr_html_(self) -> str | None:
+        texts = [base64.b64encode(path.read_bytes()).decode() for path in self if path.suffix == ".png"]
+        return f'<img style="max-width:100%" src="data:image/png;base64,{texts[0]}">' if texts else None
 
 
 def tables() -> tuple[str, ...]:

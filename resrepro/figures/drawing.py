@@ -30,21 +30,14 @@ LEADER = 26.0  # points between the frame and the labels
 BOLD = 2.1  # line width, points
 DASHES = (0, (4, 1.6))
 QUIET, DARK = "#6b6b6b", "#303030"
-TICKS = {20: (0, 5, 10, 20), 40: range(0, 41, 10), 60: range(0, 61, 20), 80: range(0, 81, 20)}
+TICKS = {20: (0, 5, 10, 20), 40: range(0, 41, 10)}
 BAND = "mean ± std over seeds (n−1)"
-Place = tuple[Panel, float, float]  # a panel, its left edge and its width in inches
 SETTINGS: Any = {
-    "font.family": FONT,
-    "font.size": TEXT,
-    "axes.linewidth": 0.8,
-    "axes.titlesize": TEXT,
-    "xtick.direction": "in",
-    "ytick.direction": "in",
+    "font.family": FONT, "font.size": TEXT, "axes.titlesize": TEXT, "axes.linewidth": 0.8,
+    "xtick.direction": "in", "ytick.direction": "in",
     "text.parse_math": False,  # sentences of the records are shown as they are
-    "svg.hashsalt": "resrepro",
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-}
+    "svg.hashsalt": "resrepro", "svg.fonttype": "path", "pdf.fonttype": 42,
+}  # fmt: skip
 WIDTHS = {"column": 3.25, "text": 6.875}  # of the paper's own page, inches
 NARROW, WIDE = 3.0, 40.0  # inches
 FORMATS: Mapping[str, dict[str, str | None]] = {
@@ -124,8 +117,8 @@ def page(
     return figure, height
 
 
-def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
-    """The panels of each row, as many as leave each wide enough."""
+def _rows(sheet: Sheet, width: float) -> list[list[tuple[Panel, float, float]]]:
+    """The panels of each row, as many as leave each wide enough: with left edge and width in inches."""
     for most in range(len(sheet.panels), 0, -1):
         starts = range(0, len(sheet.panels), most)
         rows = [_row(sheet, sheet.panels[start : start + most], width) for start in starts]
@@ -134,7 +127,7 @@ def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
     return rows
 
 
-def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[Place]:
+def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[tuple[Panel, float, float]]:
     """Panels side by side with the names of their nets right of them."""
     names = [[_label_text(sheet, curve) for curve in _labelled(panel)] for panel in panels]
     margins = [(LEADER + 4) / INCH + max([text_width(name, TEXT) for name in own] or [0.1]) for own in names]
@@ -181,7 +174,7 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     axes.set_xlim(start, end)
     axes.set_ylim(sheet.floor, top)
     own_ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
-    errors = own_ticks.get(str(top), TICKS.get(top, range(0, 101, 20)))
+    errors = own_ticks.get(str(top), TICKS.get(top, range(0, top + 1, 20)))
     apart = (top - sheet.floor) * TEXT / (axes.bbox.height * INCH / axes.figure.dpi)
     ticks = [float(error) for error in errors if error >= sheet.floor]
     axes.set_yticks(ticks[:1] + [high for low, high in itertools.pairwise(ticks) if high - low >= apart])
