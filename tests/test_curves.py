@@ -110,7 +110,9 @@ def test_seeds_give_mean_and_sample_deviation_and_one_seed_no_band(tmp_path: Pat
     assert "n−1" in words(figure)
 
 
-def test_shortened_validation_runs_are_said_to_be_that(tmp_path: Path) -> None:
+def test_shortened_validation_runs_are_said_to_be_that_and_the_papers_curves_are_scaled_to_them(
+    tmp_path: Path,
+) -> None:
     for net in ("plain20", "resnet20"):
         train(tmp_path, f"cifar10-{net}", 34.0, iterations=2000, split="45k5k", test_images=1000)
     figure = drawn(tmp_path, paper=True)
@@ -124,6 +126,12 @@ def test_shortened_validation_runs_are_said_to_be_that(tmp_path: Path) -> None:
     assert figure.axes[2].get_xlim() == (pytest.approx(2000 * 3.5 / 6.4), 2000)
     assert figure.axes[1].get_ylim() == (0, 40)  # the paper's 0 to 20 would show nothing of it
     assert figure.axes[1].get_xlabel() == "iterations"
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    ours, theirs = (lines[f"{whose} plain-20 held_out"] for whose in ("ours", "paper"))
+    wanted = [(pytest.approx(x / 6.4 * 2000), y) for x, y in read_off("figure6", "plain-20", "test")]
+    assert [*zip(*theirs.get_data(), strict=True)] == wanted
+    assert theirs.get_linewidth() < ours.get_linewidth()
+    assert theirs.get_zorder() < ours.get_zorder()
     assert drawn(tmp_path, "figure1").axes[1].get_ylabel() == "validation error (%)"
 
 
@@ -133,19 +141,6 @@ def test_a_curve_on_a_part_of_the_test_set_is_told_whatever_was_measured_later(t
     told = words(drawn(tmp_path))
     assert FIRST_IMAGES.format(1000) in told
     assert "measured after training" not in told  # no curve shows that
-
-
-def test_paper_curves_are_scaled_to_the_schedule(tmp_path: Path) -> None:
-    train(tmp_path, "cifar10-plain56", 15.0, iterations=2000)
-    axes = drawn(tmp_path, paper=True).axes[0]
-    wanted = read_off("figure6", "plain-56", "test")
-    x, y = line(axes, "paper plain-56 held_out")
-    assert x == pytest.approx([x / 6.4 * 2000 for x, _ in wanted])
-    assert y == [y for _, y in wanted]
-    lines = {str(line.get_label()): line for line in axes.lines}
-    ours, theirs = lines["ours plain-56 held_out"], lines["paper plain-56 held_out"]
-    assert theirs.get_linewidth() < ours.get_linewidth()
-    assert theirs.get_zorder() < ours.get_zorder()
 
 
 def test_the_paper_alone(tmp_path: Path) -> None:

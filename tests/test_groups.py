@@ -37,6 +37,11 @@ def ordered(runs: list[Run], enough: int = 2) -> list[Protocol[int]]:
     return protocols_of(members, enough)
 
 
+def one_group(folder: Path) -> object:
+    (group,) = seed_groups(runs_in(folder))
+    return group
+
+
 SHORT, FAST, SPLIT = {"iterations": 2000}, {"mode": "fast"}, {"split": "45k5k"}
 CRITERIA = {
     "own dataset": ({"nets": 1, **SHORT}, {"nets": 3, "seeds": 2, "dataset": "digits"}),
@@ -95,7 +100,7 @@ def test_a_protocols_name_always_tells_the_iterations(some: Nets, options: dict,
 def test_which_test_images_were_at_hand_sets_no_runs_apart(some: Nets, tmp_path: Path) -> None:
     for seed, images in enumerate((1000, 10_000)):
         write_run(tmp_path / "mixed", seed=seed, split="45k5k", test_images=images)
-    (group,) = seed_groups(runs_in(tmp_path / "mixed"))
+    group = one_group(tmp_path / "mixed")
     assert [run.own_test_is_whole for run in group.runs] == [False, True]
     assert group.values(TEST) == [group.runs[1].last("test")]
     assert group.lacking(TEST) == [group.runs[0]]
@@ -104,14 +109,9 @@ def test_which_test_images_were_at_hand_sets_no_runs_apart(some: Nets, tmp_path:
     (protocol,) = ordered(list(group.runs))
     assert protocol.held_out == "val"  # not all have a test error that counts
     write_test_eval(group.runs[0].folder, 8.75)
-    (group,) = seed_groups(runs_in(tmp_path / "mixed"))
+    group = one_group(tmp_path / "mixed")
     assert group.values(TEST) == [8.75, group.runs[1].last("test")]
     assert (group.lacking(TEST), ordered(list(group.runs))[0].held_out) == ([], "test")
-
-
-def one_group(folder: Path) -> object:
-    (group,) = seed_groups(runs_in(folder))
-    return group
 
 
 def test_what_is_said_of_the_test_images_is_told_of_the_own_test_error_alone(tmp_path: Path) -> None:
