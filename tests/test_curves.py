@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import FIRST_IMAGES, runs_in, write_run, write_test_eval
+from pictures import line, words
 
 from resrepro.errors import RecordError
 from resrepro.figures import Style, draw_figure, plot
@@ -43,19 +44,8 @@ def drawn(runs: Path, exhibit: str = "figure6", **options: Any) -> Any:
     return draw_sheet(sheet_of(runs, exhibit, **options))
 
 
-def line(axes: Any, label: str) -> tuple[list[float], list[float]]:
-    """x and y of the one line with this label."""
-    [found] = [line for line in axes.lines if line.get_label() == label]
-    return [*map(float, found.get_xdata())], [*map(float, found.get_ydata())]
-
-
 def labels(axes: Any) -> set[str]:
     return {name for each in axes.lines if (name := str(each.get_label())).startswith(("ours", "paper"))}
-
-
-def words(figure: Any) -> str:
-    legend = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    return " ".join([*legend, *(text.get_text() for text in reversed(figure.texts))])
 
 
 def read_off(exhibit: str, series: str, kind: str) -> list[tuple[float, float]]:
