@@ -1,9 +1,8 @@
 """The paper's rows beside ours: run records in, tables out.
 
-Runs share a cell only if they are identical but for the seed, and a table only if they follow one protocol
-(`comparison.groups`). Errors are those of the last iteration; "best run" and "best sample" stand in columns
-of their own, and so do the paper's ensembles and ours: its errors are of the ILSVRC test set, whose labels
-are not public, ours of validation images.
+Errors are those of the last iteration; "best run" and "best sample" stand in columns of their own, and so do
+the paper's ensembles and ours: its errors are of the ILSVRC test set, whose labels are not public, ours of
+validation images.
 """
 
 import math
@@ -88,9 +87,8 @@ def build(
 
 
 def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) -> list[tuple[str, str]]:
-    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one. Of
-    several quantities with a paper's value each has its own three columns; of a single one the paper's value
-    comes first, and the difference last. Ours is a dash where it is missing.
+    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one. Of a
+    single quantity with a paper's value that comes first, and the difference last.
     """
     label = line["label"]
     if group and number:  # what sets it apart, in a word or two: `2,000 it. (fast)`

@@ -42,9 +42,8 @@ STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
 def make_figure(
     runs: Iterable[Run], *, paper: bool = False, style: drawing.Style = drawing.USUAL
 ) -> "tuple[Figure, tuple[str, ...]]":
-    """The figure as a matplotlib object, and sentences on what was left out. Of runs that are identical but
-    for the seed the mean is drawn; with `paper` the paper's own curves pale behind ours, or alone where there
-    are no runs. RecordError if there is nothing to draw.
+    """The figure as a matplotlib object, with the means over seeds, and sentences on what was left out; with
+    `paper` the paper's curves are behind ours, or alone. RecordError if there is nothing to draw.
     """
     drawn, notes = select(runs)
     ours, theirs = [], _theirs() if paper else []
