@@ -119,8 +119,8 @@ def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:
 
 
 def run_folders(runs: Iterable[Run]) -> str:
-    """The folders of some runs, as words of a command that needs their checkpoints. Published records have none,
-    so they are named by the run that they were published from; a table's commands hold no path of this machine.
+    """The folders of some runs, as words of a command that needs their checkpoints. Published records have
+    none, so the runs that they were published from are named; no path of this machine is.
     """
     return shlex.join((run.runs_folder / run.name / run.folder.name).as_posix() for run in runs)
 
