@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,7 @@ def json_of(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def env_of(folder: Path) -> dict[str, Any]:
-    """The machine and choices of a run's first start."""
-    found: dict[str, Any] = json.loads((folder / "env.json").read_text())
-    return found
+env_of = partial(json_of, name="env")  # the machine and choices of a run's first start
 
 
 def result_of(folder: Path, *left_out: str) -> dict[str, Any]:
@@ -53,12 +51,9 @@ def differences(one: Path, other: Path) -> list[str]:
     """Where two ends of one run differ: weights, BN statistics, momentum, scale, curves, result."""
     ours, theirs = checkpoint_of(one), checkpoint_of(other)
     found = [f"net.{name}" for name in ours["net"] if not torch.equal(ours["net"][name], theirs["net"][name])]
-    momenta = [state["optimizer"]["state"] for state in (ours, theirs)]
-    found += [
-        f"momentum {key}"
-        for key, state in momenta[0].items()
-        if not torch.equal(state["momentum_buffer"], momenta[1][key]["momentum_buffer"])
-    ]
+    for key, state in ours["optimizer"]["state"].items():
+        same = torch.equal(state["momentum_buffer"], theirs["optimizer"]["state"][key]["momentum_buffer"])
+        found += [] if same else [f"momentum {key}"]
     found += [] if ours["scaler"] == theirs["scaler"] else ["scaler"]
     found += [] if rows_of(one, *TIMES) == rows_of(other, *TIMES) else ["metrics.csv"]
     return found + ([] if result_of(one, *OF_TIMES) == result_of(other, *OF_TIMES) else ["result.json"])

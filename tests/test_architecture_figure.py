@@ -50,10 +50,14 @@ def test_an_arc_spans_each_pair_of_3x3_convolutions_of_the_residual_net_alone():
     assert not any(box.shortcut for box in (*VGG_19, *PLAIN))
 
 
-def test_the_three_arcs_over_increasing_dimensions_are_dotted(figure):
+def test_arcs_cross_no_box_and_the_three_over_increasing_dimensions_are_dotted(figure):
     arcs = patches(figure, "PathPatch")
     dotted = [number for number, arc in enumerate(arcs) if arc.get_linestyle() not in ("-", "solid")]
     assert (len(arcs), dotted) == (16, [3, 7, 13])  # the first pairs of 128, 256 and 512 filters
+    boxes = [patch.get_window_extent() for patch in patches(figure, "FancyBboxPatch")]
+    for arc in arcs:
+        path = arc.get_path().transformed(arc.get_transform())
+        assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
 
 
 def test_output_sizes_stand_at_one_height_in_all_columns():
@@ -80,8 +84,9 @@ def test_convolutions_are_coloured_by_output_size_and_all_else_is_white(figure):
 
     boxes = [*VGG_19, *PLAIN, *RESIDUAL]
     drawn = [to_hex(patch.get_facecolor()) for patch in patches(figure, "FancyBboxPatch")]
-    colours = palette_named("paper", "figure3")
-    assert len(drawn) == len(boxes)
+    colours, safe = (palette_named(name, "figure3") for name in ("paper", "safe"))
+    assert all(colours[size] != other for size, other in safe.items())
+    assert (len(drawn), colours.keys()) == (len(boxes), safe.keys())
     for box, colour in zip(boxes, drawn, strict=True):
         coloured = box.layer.kind == "conv" and box.layer.size < 224
         assert colour == (colours[str(box.layer.size)] if coloured else "#ffffff")
@@ -97,19 +102,6 @@ def test_no_text_is_cut_off_or_leaves_its_box_or_covers_another(figure):
     inside = [(box, text) for box in boxes for text in extents if box.overlaps(text)]
     assert len(inside) == len(boxes)
     assert all(box.x0 < text.x0 and text.x1 < box.x1 for box, text in inside)
-
-
-def test_arcs_cross_no_box(figure):
-    boxes = [patch.get_window_extent() for patch in patches(figure, "FancyBboxPatch")]
-    for arc in patches(figure, "PathPatch"):
-        path = arc.get_path().transformed(arc.get_transform())
-        assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
-
-
-def test_the_palettes_differ_and_colour_the_same_sizes():
-    paper, safe = (palette_named(name, "figure3") for name in ("paper", "safe"))
-    assert paper.keys() == safe.keys()
-    assert all(paper[size] != safe[size] for size in paper)
 
 
 # --- Table 1 ----------------------------------------------------------------------------------------
@@ -143,9 +135,10 @@ def test_the_printed_row_is_the_papers_and_ours_is_not_adjusted(table):
 def test_a_count_without_projections_is_told_for_the_bottleneck_nets(table):
     # The four projections of option B in closed form; the first at stride 1.
     projections = 56**2 * 64 * 256 + sum((56 // k) ** 2 * 128 * k * 256 * k for k in (2, 4, 8))
-    net = architectures()["imagenet-resnet152"]
-    assert net.projections == projections
-    assert f"{(net.multiply_adds - projections) / 1e9:.2f}" in table.notes[1]
+    nets = [architectures()[f"imagenet-resnet{depth}"] for depth in (50, 101, 152)]
+    assert {net.projections for net in nets} == {projections}
+    without = ", ".join(f"{(net.multiply_adds - projections) / 1e9:.2f}" for net in nets)
+    assert table.notes[1] == f"without projections 50-layer, 101-layer, 152-layer would have {without}"
 
 
 def test_a_column_reads_as_in_the_paper(table):

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import FIRST_IMAGES, runs_in, write_eval, write_test_eval
 
-from resrepro.comparison.groups import RULE, about_images
+from resrepro.comparison.groups import RULE
 from resrepro.comparison.table import DASH, GAPS, to_csv, to_markdown
 from resrepro.comparison.tables import ASSUMED, NO_DIFFERENCE, SHORTENED, build
 from resrepro.figures import compare
 from resrepro.paper import layouts
-from resrepro.records.collection import collect
 
 ENDS_110 = {0: 6.4, 1: 6.7, 2: 6.5, 3: 6.9, 4: 6.6}
 
@@ -53,18 +52,37 @@ def test_without_runs_the_paper_still_stands_and_each_gap_names_its_command(tmp_
     ours = {row.cells[0]: row.cells[4] for row in table.rows}
     assert (ours["ResNet-20"], ours["Maxout"]) == (DASH, "")
     missing = dict(table.missing)
-    assert missing["ResNet-56"] == "resrepro train --depth 56"
     assert missing["plain-20"] == "resrepro train --depth 20 --plain"
     assert missing["ResNet-110"] == "resrepro train --depth 110 --seeds 0-4"
+    assert [row.cells[:3] for row in build("table2", []).rows] == [
+        ("plain-18", "27.94", DASH), ("plain-34", "28.54", DASH),
+        ("ResNet-18", "27.88", DASH), ("ResNet-34", "25.03", DASH),
+    ]  # fmt: skip
+    rows = [row.cells for row in build("table3", []).rows]
+    assert {
+        ("GoogLeNet", "", "", "", "9.15", "", ""),
+        ("ResNet-34 B", "24.52", DASH, "", "7.46", DASH, ""),
+    } <= {*rows}
+    table = build("table4", [])
+    assert table.notes[table.rows[0].notes[0] - 1] == "the paper's number is of the ILSVRC test set"
+    command = "resrepro train --dataset imagenet --depth 34 --shortcut C --data DIR"
+    assert dict(table.missing)["ResNet-34 C"] == command
 
 
 def test_the_110_is_compared_with_the_papers_mean_over_its_five_runs(five_of_110):
-    (row,) = rows_of(build("table6", runs_in(five_of_110)), "ResNet-110")
-    ends = list(ENDS_110.values())
+    table, ends = build("table6", runs_in(five_of_110)), list(ENDS_110.values())
+    (row,) = rows_of(table, "ResNet-110")
     assert row["test error"] == f"{sum(ends) / 5:.2f}±{statistics.stdev(ends):.2f} (5)"
     assert row["difference"] == "+0.01"  # 6.62 - 6.61, not 6.62 - 6.43
     assert (row["best run"], row["best sample"]) == ("6.40", "6.30")
     assert row["notes"] == []
+    rows = {row["net"]: row for row in csv.DictReader(io.StringIO(to_csv(table)))}
+    ours = rows["ResNet-110"]
+    assert float(ours["test_error_ours"]) == pytest.approx(sum(ends) / 5, abs=1e-4)
+    assert float(ours["test_error_paper_mean"]) == 6.61
+    assert (ours["n"], ours["seeds"], ours["test_error_measured_on"]) == ("5", "0 1 2 3 4", "test")
+    assert rows["ResNet-20"]["test_error_ours"] == ""
+    assert table.frame.shape[0] == len(table.rows)
 
 
 def test_only_runs_that_differ_by_their_seed_alone_share_a_mean(make_run, tmp_path):
@@ -157,14 +175,12 @@ def test_a_part_of_the_test_set_fills_no_cell_and_is_no_best_sample(make_run, tm
 def test_a_test_error_measured_afterwards_counts_and_says_so(make_run, tmp_path):
     for seed, error in enumerate((8.7, 8.9)):
         folder = make_run(tmp_path, seed=seed, split="45k5k", curve=[(64000, 1.0, 8.0)], test_images=1000)
-        write_test_eval(folder, error, notices=["the test images are not exactly the official ones"])
+        write_test_eval(folder, error)
     make_run(tmp_path, seed=2, split="45k5k", curve=[(64000, 1.0, 9.1)])  # with all test images at hand
     table = build("table6", runs_in(tmp_path))
     (row,) = rows_of(table, "ResNet-20")
     assert (row["test error"], row["validation error"]) == ("8.90±0.20 (3)", "8.37±0.64 (3)")
     assert (row["difference"], row["best run"]) == ("+0.15", "8.70")
-    assert "test error measured after training, on all 10,000 test images" in row["notes"]
-    assert "the test images are not exactly the official ones" in row["notes"]
     assert FIRST_IMAGES.format(1000) not in to_markdown(table)
     record = next(record for record in table.records if record["net"] == "ResNet-20")
     assert (record["test_error_ours"], record["test_error_measured_on"]) == (8.9, "test")
@@ -180,12 +196,9 @@ def test_a_test_error_measured_afterwards_counts_and_says_so(make_run, tmp_path)
     ],
 )  # fmt: skip
 def test_no_other_evaluation_is_the_test_error(make_run, tmp_path, changed):
-    folder = make_run(tmp_path, split="45k5k", test_images=1000)
-    write_test_eval(folder, 8.7, **changed)
+    write_test_eval(make_run(tmp_path, split="45k5k", test_images=1000), 8.7, **changed)
     (run,) = runs_in(tmp_path)
     assert (run.test_afterwards, run.error("test")) == (None, None)
-    (row,) = rows_of(build("table6", [run]), "ResNet-20")
-    assert row["test error"] == DASH
 
 
 # --- which protocol is shown ----------------------------------------------------------------------------
@@ -197,7 +210,12 @@ def test_one_protocol_is_shown_by_the_rule_and_the_others_are_named(make_run, tm
         for seed in range(3):
             make_run(tmp_path, f"cifar10-{net}", seed, iterations=2000, curve=[(2000, 30, 40)])
     make_run(tmp_path, "cifar10-resnet32", iterations=2000, curve=[(2000, 30, 40)])
+    make_run(tmp_path, "cifar10-resnet44", curve=[(1000, 50.0, 55.0)])
+    make_run(tmp_path, "cifar10-resnet44", 1, curve=[(2000, 50.0, 55.0)], status="diverged")
     table = build("table6", runs_in(tmp_path))
+    unfinished = "{0} seed 0 (partial at iteration 1,000), {0} seed 1 (diverged at iteration 2,000)"
+    assert table.remarks[2] == f"Not in the table: {unfinished.format('cifar10-resnet44')}."
+    assert rows_of(table, "ResNet-44")[0]["test error"] == DASH
     assert [len(rows_of(table, f"{net}-20")) for net in ("ResNet", "plain")] == [1, 1]
     assert [rows_of(table, net)[0]["test error"] for net in ("ResNet-20", "ResNet-32")] == ["10.00 (1)", DASH]
     assert table.remarks[:2] == (
@@ -217,103 +235,47 @@ def test_one_protocol_is_shown_by_the_rule_and_the_others_are_named(make_run, tm
     assert "`--all`" not in " ".join(every.remarks)
 
 
-def test_unfinished_and_diverged_runs_enter_no_row_but_are_named(make_run, tmp_path):
-    make_run(tmp_path, seed=0, curve=[(1000, 50.0, 55.0)])
-    make_run(tmp_path, seed=1, curve=[(2000, 50.0, 55.0)], status="diverged")
-    table = build("table6", runs_in(tmp_path))
-    (row,) = rows_of(table, "ResNet-20")
-    assert row["test error"] == DASH
-    assert "seed 0 (partial at iteration 1,000)" in table.remarks[0]
-    assert "seed 1 (diverged at iteration 2,000)" in table.remarks[0]
+# --- ImageNet: Tables 2 to 4 and Figure 4 -----------------------------------------------------------
 
 
-def test_figures_are_compared_in_training_and_test_error(make_run, tmp_path):
+def test_each_exhibit_takes_its_own_error(make_run, tmp_path):
+    evals = {"ten_crop": (25.5, 8.0), "multi_scale": (23.5, 6.0), "center": (29.5, 9.5)}
+    make_run(tmp_path, "imagenet-resnet34", curve=[(600_000, 25.0, 28.5)], evals=evals)
     make_run(tmp_path, "cifar10-plain56", curve=[(64000, 6.0, 13.5)])
-    table = build("figure1", runs_in(tmp_path))
-    cells = next(row.cells for row in table.rows if row.cells[0] == "plain-56")
-    assert cells[1:] == ("5.96", "6.00 (1)", "+0.04", "13.25", "13.50 (1)", "+0.25", "")
+    for exhibit, net, cells in (
+        ("table2", "ResNet-34", ("25.03", "25.50 (1)", "+0.47")),
+        ("table3", "ResNet-34 A", ("25.03", "25.50 (1)", "+0.47", "7.76", "8.00 (1)", "+0.24")),
+        ("figure4", "ResNet-34", ("24.78", "25.00 (1)", "+0.22", "28.33", "28.50 (1)", "+0.17")),
+        ("figure1", "plain-56", ("5.96", "6.00 (1)", "+0.04", "13.25", "13.50 (1)", "+0.25", "")),
+    ):
+        table = build(exhibit, runs_in(tmp_path))
+        assert next((row.cells[1:], row.notes) for row in table.rows if row.cells[0] == net) == (cells, ())
     assert table.columns[1:] == (
         "training error: paper", "ours", "difference", "test error: paper", "ours", "difference",
         "validation error",
     )  # fmt: skip
 
 
-def test_csv_keeps_raw_numbers(five_of_110):
-    table = build("table6", runs_in(five_of_110))
-    rows = {row["net"]: row for row in csv.DictReader(io.StringIO(to_csv(table)))}
-    ours = rows["ResNet-110"]
-    assert float(ours["test_error_ours"]) == pytest.approx(sum(ENDS_110.values()) / 5, abs=1e-4)
-    assert float(ours["test_error_paper_mean"]) == 6.61
-    assert (ours["n"], ours["seeds"], ours["test_error_measured_on"]) == ("5", "0 1 2 3 4", "test")
-    assert rows["ResNet-20"]["test_error_ours"] == ""
-    assert table.frame.shape[0] == len(table.rows)
-
-
-def test_compare_writes_three_forms_that_do_not_change_from_call_to_call(five_of_110, tmp_path):
-    written = []
-    for runs in (five_of_110, [five_of_110]):
-        compare("table6", runs, tmp_path / "tables")
-        written.append({path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()})
-    assert written[0] == written[1]
-    assert sorted(written[0]) == ["table6.csv", "table6.md", "table6.tex"]
-
-
-# --- ImageNet: Tables 2 to 4 and Figure 4 -----------------------------------------------------------
-
-
-def test_the_papers_rows_of_tables_2_and_3_stand_without_runs():
-    assert [row.cells[:3] for row in build("table2", []).rows] == [
-        ("plain-18", "27.94", DASH), ("plain-34", "28.54", DASH),
-        ("ResNet-18", "27.88", DASH), ("ResNet-34", "25.03", DASH),
-    ]  # fmt: skip
-    rows = [row.cells for row in build("table3", []).rows]
-    assert ("GoogLeNet", "", "", "", "9.15", "", "") in rows
-    assert ("ResNet-34 B", "24.52", DASH, "", "7.46", DASH, "") in rows
-    table = build("table4", [])
-    assert table.notes[table.rows[0].notes[0] - 1] == "the paper's number is of the ILSVRC test set"
-    command = "resrepro train --dataset imagenet --depth 34 --shortcut C --data DIR"
-    assert dict(table.missing)["ResNet-34 C"] == command
-
-
-def test_table_2_takes_the_ten_crop_error_and_not_the_centre_crops(make_run, tmp_path):
-    evals = {"ten_crop": (25.5, 8.0), "multi_scale": (23.5, 6.0), "center": (29.5, 9.5)}
-    make_run(tmp_path, "imagenet-resnet34", curve=[(600_000, 25.0, 28.5)], evals=evals)
-    for exhibit, net, cells in (
-        ("table2", "ResNet-34", ("25.03", "25.50 (1)", "+0.47")),
-        ("table3", "ResNet-34 A", ("25.03", "25.50 (1)", "+0.47", "7.76", "8.00 (1)", "+0.24")),
-        ("figure4", "ResNet-34", ("24.78", "25.00 (1)", "+0.22", "28.33", "28.50 (1)", "+0.17")),
-    ):
-        rows = build(exhibit, runs_in(tmp_path)).rows
-        assert next((row.cells[1:], row.notes) for row in rows if row.cells[0] == net) == (cells, ())
-
-
-def test_a_finished_run_without_the_evaluation_shows_the_dash_and_names_the_command(make_run, tmp_path):
-    make_run(tmp_path / "runs", "imagenet-resnet18", evals={"multi_scale": (26.0, 8.0)})
-    make_run(tmp_path / "results", "imagenet-plain34", iterations=700, image_size=64)
-    runs = collect([tmp_path / "runs", tmp_path / "results"]).runs
-    table = build("table2", runs)
-    (row,) = rows_of(table, "ResNet-18")
-    assert (row["top-1 error"], row["difference"]) == (DASH, "")
-    commands = [command for _, command in table.missing]
-    assert "resrepro eval runs/imagenet-resnet18/seed0 --protocol ten_crop --data DIR" in commands
-    assert "resrepro train --dataset imagenet --depth 18 --data DIR" not in commands
-    assert "resrepro train --dataset imagenet --depth 34 --plain --data DIR" in commands
-    assert len([command for command in commands if "eval" in command]) == 1
-
-
-def test_a_mean_is_of_the_seeds_that_were_evaluated(make_run, tmp_path):
+def test_a_mean_is_of_the_seeds_that_were_evaluated_and_the_others_commands_are_named(make_run, tmp_path):
     for seed in range(3):
-        evals = {"ten_crop": (27.0 + seed, 9.0)} if seed else {}
+        evals = {"ten_crop": (27.0 + seed, 9.0)} if seed else {"multi_scale": (26.0, 8.0)}
         make_run(tmp_path, "imagenet-resnet18", seed, evals=evals)
+    make_run(tmp_path, "imagenet-resnet34", evals={"multi_scale": (26.0, 8.0)})
     table = build("table2", runs_in(tmp_path))
     (row,) = rows_of(table, "ResNet-18")
-    assert row["top-1 error"] == "28.50±0.71 (2)"
-    assert (row["difference"], not {"best run", "best sample"} & set(table.columns)) == ("+0.62", True)
+    assert (row["top-1 error"], row["difference"]) == ("28.50±0.71 (2)", "+0.62")
     record = next(record for record in table.records if record["net"] == "ResNet-18")
     assert (record["n"], record["seeds"], record["top-1_error_protocol"]) == (2, "1 2", "ten_crop")
-    assert [command for label, command in table.missing if label == "ResNet-18"] == [
-        "resrepro eval runs/imagenet-resnet18/seed0 --protocol ten_crop --data DIR"
-    ]
+    (row,) = rows_of(table, "ResNet-34")
+    assert (row["top-1 error"], row["difference"]) == (DASH, "")
+    command = "resrepro eval runs/imagenet-{}/seed0 --protocol ten_crop --data DIR"
+    assert table.missing == (
+        *(
+            (f"plain-{n}", f"resrepro train --dataset imagenet --depth {n} --plain --data DIR")
+            for n in (18, 34)
+        ),
+        *((f"ResNet-{n}", command.format(f"resnet{n}")) for n in (18, 34)),
+    )
 
 
 def test_best_run_and_best_sample_stand_in_table_6_alone(make_run, tmp_path):
@@ -329,40 +291,18 @@ def test_best_run_and_best_sample_stand_in_table_6_alone(make_run, tmp_path):
 
 def test_a_folder_of_other_images_has_a_table_of_its_own_without_differences(make_run, tmp_path):
     notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
-    settings = {"iterations": 700, "image_size": 64, "batch_size": 64}
-    make_run(tmp_path, "folder-resnet18", evals={"ten_crop": (50.0, 10.0)}, **settings)
-    make_run(tmp_path, "folder-plain18", evals={"ten_crop": (51.0, 11.0)}, notices=(notice,), **settings)
-    make_run(tmp_path, "folder-plain34", evals={"ten_crop": (52.0, 12.0)}, classes=1000, **settings)
+    settings = {"iterations": 700, "image_size": 64, "batch_size": 64, "notices": (notice,)}
+    folder = make_run(tmp_path, "folder-resnet18", **settings)
+    said, new = "the folder tiny has 500 validation images of 10 classes", "2 files are no images"
+    data = runs_in(tmp_path)[0].env["data"] | {"notices": [said, new]}
+    write_eval(folder, "ten_crop", 50.0, 10.0, data=data)
+    make_run(tmp_path, "folder-plain34", evals={"ten_crop": (52.0, 12.0)}, **settings)
     table = build("table2-folder", runs_in(tmp_path))
     assert all(row["run"] == "" for row in build("table2", runs_in(tmp_path)).records)
-    assert table.title.startswith("Table 2 on ")
-    assert " classes, images of 64x64) instead of ImageNet: top-1" in table.title
+    assert table.title.startswith("Table 2 on tiny (10 classes, images of 64x64) instead of ImageNet: top-1")
     (row,) = rows_of(table, "ResNet-18")
     assert (row["top-1 error"], row["difference"], row["paper"]) == ("50.00 (1)", "", "27.88")
-    numbers = "10 classes, 5,000 training and 500 validation images"
     shortened = "700 iterations instead of 600,000 (the schedule keeps its shape)"
-    assert {"a folder of other images instead of ImageNet", shortened, numbers} <= set(row["notes"])
+    assert {"a folder of other images instead of ImageNet", shortened, notice, new} <= set(row["notes"])
+    assert said not in table.notes
     assert NO_DIFFERENCE in table.remarks
-    (named,) = rows_of(table, "plain-18")
-    assert (notice in named["notes"], numbers in named["notes"]) == (True, False)  # said by the notice
-    (other,) = rows_of(table, "plain-34")  # as many classes, but not ImageNet's images
-    assert (other["top-1 error"], other["difference"]) == ("52.00 (1)", "")
-
-
-def test_an_evaluation_that_repeats_the_numbers_of_images_adds_no_note(make_run, tmp_path):
-    notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
-    folder = make_run(tmp_path, "folder-resnet18", iterations=700, notices=(notice,))
-    data = runs_in(tmp_path)[0].env["data"]
-    repeated = ["the folder tiny has 500 validation images of 10 classes", "2 files are no images"]
-    write_eval(folder, "ten_crop", 27.5, 9.0, data=data | {"notices": repeated})
-    notes = build("table2-folder", runs_in(tmp_path)).notes
-    assert notice in notes
-    assert "2 files are no images" in notes
-    assert repeated[0] not in notes
-
-
-def test_data_are_told_unless_they_are_imagenets_or_said_already():
-    assert about_images(1000, {"train": 1_281_167, "val": 50_000}) == []
-    assert about_images(1000, {"val": 100}) == ["1,000 classes, 100 validation images"]
-    assert about_images(None, {"val": 100}, ["it has 90 validation images"]) == ["100 validation images"]
-    assert about_images(10, {"val": 100}, ["it has 10 classes and 100 validation images"]) == []

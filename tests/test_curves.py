@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from conftest import FIRST_IMAGES, runs_in, write_run, write_test_eval
+from pictures import line, words
 
 from resrepro.errors import RecordError
 from resrepro.figures import Style, draw_figure, plot
 from resrepro.figures.curves import Sheet, make_sheet, palette_named
-from resrepro.figures.drawing import draw_sheet, spread, text_width, wrap
+from resrepro.figures.drawing import draw_sheet, spread
 from resrepro.paper import curves
 from resrepro.spec import catalogue
 
@@ -43,19 +44,8 @@ def drawn(runs: Path, exhibit: str = "figure6", **options: Any) -> Any:
     return draw_sheet(sheet_of(runs, exhibit, **options))
 
 
-def line(axes: Any, label: str) -> tuple[list[float], list[float]]:
-    """x and y of the one line with this label."""
-    [found] = [line for line in axes.lines if line.get_label() == label]
-    return [*map(float, found.get_xdata())], [*map(float, found.get_ydata())]
-
-
 def labels(axes: Any) -> set[str]:
     return {name for each in axes.lines if (name := str(each.get_label())).startswith(("ours", "paper"))}
-
-
-def words(figure: Any) -> str:
-    legend = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    return " ".join([*legend, *(text.get_text() for text in reversed(figure.texts))])
 
 
 def read_off(exhibit: str, series: str, kind: str) -> list[tuple[float, float]]:
@@ -96,11 +86,10 @@ def test_figure1_has_training_left_and_test_right(tmp_path: Path) -> None:
 
 def test_seeds_give_mean_and_sample_deviation_and_one_seed_no_band(tmp_path: Path) -> None:
     ends = (6.0, 6.5, 7.3)
-    train(tmp_path, "cifar10-resnet110", ends[0])
-    assert not any(axes.collections for axes in drawn(tmp_path).axes)
-    for seed in (1, 2):
-        train(tmp_path, "cifar10-resnet110", ends[seed], seed)
-    figure = drawn(tmp_path)
+    for seed, end in enumerate(ends):
+        train(tmp_path, "cifar10-resnet110", end, seed)
+        figure = drawn(tmp_path)
+        assert any(axes.collections for axes in figure.axes) is (seed > 0)
     _, y = line(figure.axes[1], "ours ResNet-110 held_out")
     assert y[-1] == pytest.approx(sum(ends) / 3)
     [band] = [part for part in figure.axes[1].collections if part.get_label() == "band ResNet-110 held_out"]
@@ -111,7 +100,9 @@ def test_seeds_give_mean_and_sample_deviation_and_one_seed_no_band(tmp_path: Pat
     assert "n−1" in words(figure)
 
 
-def test_shortened_validation_runs_are_said_to_be_that(tmp_path: Path) -> None:
+def test_shortened_validation_runs_are_said_to_be_that_and_the_papers_curves_are_scaled_to_them(
+    tmp_path: Path,
+) -> None:
     for net in ("plain20", "resnet20"):
         train(tmp_path, f"cifar10-{net}", 34.0, iterations=2000, split="45k5k", test_images=1000)
     figure = drawn(tmp_path, paper=True)
@@ -125,6 +116,12 @@ def test_shortened_validation_runs_are_said_to_be_that(tmp_path: Path) -> None:
     assert figure.axes[2].get_xlim() == (pytest.approx(2000 * 3.5 / 6.4), 2000)
     assert figure.axes[1].get_ylim() == (0, 40)  # the paper's 0 to 20 would show nothing of it
     assert figure.axes[1].get_xlabel() == "iterations"
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    ours, theirs = (lines[f"{whose} plain-20 held_out"] for whose in ("ours", "paper"))
+    wanted = [(pytest.approx(x / 6.4 * 2000), y) for x, y in read_off("figure6", "plain-20", "test")]
+    assert [*zip(*theirs.get_data(), strict=True)] == wanted
+    assert theirs.get_linewidth() < ours.get_linewidth()
+    assert theirs.get_zorder() < ours.get_zorder()
     assert drawn(tmp_path, "figure1").axes[1].get_ylabel() == "validation error (%)"
 
 
@@ -134,19 +131,6 @@ def test_a_curve_on_a_part_of_the_test_set_is_told_whatever_was_measured_later(t
     told = words(drawn(tmp_path))
     assert FIRST_IMAGES.format(1000) in told
     assert "measured after training" not in told  # no curve shows that
-
-
-def test_paper_curves_are_scaled_to_the_schedule(tmp_path: Path) -> None:
-    train(tmp_path, "cifar10-plain56", 15.0, iterations=2000)
-    axes = drawn(tmp_path, paper=True).axes[0]
-    wanted = read_off("figure6", "plain-56", "test")
-    x, y = line(axes, "paper plain-56 held_out")
-    assert x == pytest.approx([x / 6.4 * 2000 for x, _ in wanted])
-    assert y == [y for _, y in wanted]
-    lines = {str(line.get_label()): line for line in axes.lines}
-    ours, theirs = lines["ours plain-56 held_out"], lines["paper plain-56 held_out"]
-    assert theirs.get_linewidth() < ours.get_linewidth()
-    assert theirs.get_zorder() < ours.get_zorder()
 
 
 def test_the_paper_alone(tmp_path: Path) -> None:
@@ -165,25 +149,19 @@ def test_the_paper_alone(tmp_path: Path) -> None:
     assert "--paper" not in str(caught.value)
 
 
-def test_two_protocols_are_not_mixed(tmp_path: Path) -> None:
-    for name in ("cifar10-plain20", "cifar10-plain56"):
+def test_two_protocols_are_not_mixed_and_another_warm_up_is_another_group(tmp_path: Path) -> None:
+    for name in ("cifar10-plain20", "cifar10-resnet110"):
         train(tmp_path, name, 15.0, iterations=2000)
+    train(tmp_path, "cifar10-resnet110", 9.0, 1, iterations=2000, warmup_lr=0.0)
     train(tmp_path, "cifar10-plain32", 10.0)
     train(tmp_path, "cifar10-resnet20", 11.0, iterations=4000)
     sheet = sheet_of(tmp_path)
-    assert {curve.net for curve in sheet.curves} == sheet.groups.keys() == {"plain-20", "plain-56"}
-    other = "Not drawn, another protocol: CIFAR-10, {} iterations (1 net, 1 run)."
-    assert sheet.notes == (other.format("64,000"), other.format("4,000 of 64,000"))
-
-
-def test_a_warm_up_is_no_other_protocol_but_another_group(tmp_path: Path) -> None:
-    train(tmp_path, "cifar10-plain20", 10.0)
-    train(tmp_path, "cifar10-resnet110", 6.0)
-    train(tmp_path, "cifar10-resnet110", 9.0, 1, warmup_lr=0.0)
-    sheet = sheet_of(tmp_path)
     seeds = {net: [run.seed for run in group.runs] for net, group in sheet.groups.items()}
     assert seeds == {"plain-20": [0], "ResNet-110": [0]}
-    assert "warmup_lr=0 seed 1" in sheet.notes[0]
+    assert {curve.net for curve in sheet.curves} == seeds.keys()
+    other = "Not drawn, another protocol: CIFAR-10, {} iterations (1 net, 1 run)."
+    assert sheet.notes[:2] == (other.format("64,000"), other.format("4,000 of 64,000"))
+    assert sheet.notes[2].endswith("warmup_lr=0 seed 1.")
 
 
 def test_plain110_does_not_widen_the_frame(tmp_path: Path) -> None:
@@ -205,7 +183,7 @@ def test_nothing_overlaps_or_is_cut_off(tmp_path: Path, exhibit: str, palette: s
         train(tmp_path, f"cifar10-resnet{depth}", 0.1 if depth > 44 else 9.0)
     for net, seed in itertools.product(("plain18", "plain34", "resnet18", "resnet34"), (0, 1)):
         write_run(tmp_path, f"folder-{net}", seed, curve=steps(720, 50.0 + seed, 35.0), iterations=720)
-    figure = draw_sheet(sheet_of(tmp_path, exhibit, paper=True, palette=palette), width=width)
+    figure = draw_sheet(sheet_of(tmp_path, exhibit, paper=True, palette=palette), Style(width=width))
     renderer = FigureCanvasAgg(figure).get_renderer()
     inside = [*figure.texts, *figure.legends, *(text for axes in figure.axes for text in axes.texts)]
     for box in (artist.get_window_extent(renderer) for artist in inside):
@@ -289,12 +267,13 @@ def test_the_frame_of_figure4_follows_the_runs(
 
 
 def test_other_images_are_said_to_be_that_and_the_papers_curves_to_be_imagenets(tmp_path: Path) -> None:
+    notice = "the folder tiny has 10 classes, 5,000 training and 500 validation images"
     for net in ("plain18", "plain34", "resnet18", "resnet34"):
-        write_run(tmp_path, f"folder-{net}", curve=steps(720, 50.0), iterations=720)
+        write_run(tmp_path, f"folder-{net}", curve=steps(720, 50.0), iterations=720, notices=(notice,))
     figure = drawn(tmp_path, "figure4-folder", paper=True)
     told = words(figure)
     assert "Shortened: 720 of the paper's 600,000 iterations" in told
-    assert "10 classes, 5,000 training and 500 validation images" in told
+    assert notice in told
     assert "a folder of other images instead of ImageNet" in told
     assert "Lower panels: the paper's curves of ImageNet's 1,000 classes, x scaled to this schedule" in told
     assert "theirs are" not in told  # both are validation errors
@@ -303,7 +282,7 @@ def test_other_images_are_said_to_be_that_and_the_papers_curves_to_be_imagenets(
     assert line(theirs, "paper plain-18 held_out")[0][-1] == pytest.approx(55 / 60 * 720)
     assert (ours.get_ylim(), theirs.get_ylim()) == ((20, 63), (20, 63))
     assert (ours.get_title(), theirs.get_title()) == (
-        "plain nets on a folder of images",
+        "plain nets on tiny",
         "plain nets on ImageNet, the paper's",
     )
 
@@ -357,19 +336,6 @@ def test_the_users_matplotlib_settings_stay_out_and_stay(tmp_path: Path, exhibit
     assert [path.read_bytes() for path in changed] == [path.read_bytes() for path in plain]
 
 
-def test_nothing_in_the_environment_keeps_a_figure_from_being_drawn(tmp_path: Path) -> None:
-    (tmp_path / "matplotlibrc").write_bytes(b"backend: nonsense\nfont.family: \xff\xfe\nno colon\n")
-    (tmp_path / "stylelib").mkdir()
-    (tmp_path / "stylelib" / "my.mplstyle").write_bytes(b"font.family: \xff\xfe\n")
-    odd = {"MPLBACKEND": "module://nowhere.inline", "MPLCONFIGDIR": str(tmp_path), "LC_ALL": "xx_YY"}
-    call = "plot('figure1', 'none', 'out', paper=True, formats=['svg'])"
-    code = f"import os, resrepro.figures as e; e.{call}; assert 'nowhere' in os.environ['MPLBACKEND']"
-    environment = os.environ | odd | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, check=True)
-    [usual] = plot("figure1", tmp_path, tmp_path, paper=True, formats=["svg"])
-    assert usual.read_bytes() == (tmp_path / "out" / usual.name).read_bytes()
-
-
 @pytest.mark.parametrize("exhibit", ["figure1", "figure3", "figure7"])
 def test_a_figure_is_as_wide_as_asked_with_or_without_its_caption(
     tmp_path: Path, exhibit: str, monkeypatch: pytest.MonkeyPatch
@@ -387,20 +353,20 @@ def test_a_figure_is_as_wide_as_asked_with_or_without_its_caption(
     assert size()[1] > size(caption=False)[1]
 
 
-def test_a_pdf_is_drawn_alone_and_twice_the_same(tmp_path: Path) -> None:
-    [one], [other] = (plot("figure1", tmp_path, tmp_path / to, paper=True, formats=["pdf"]) for to in "ab")
-    assert one.name == other.name == "figure1.pdf"
-    assert one.read_bytes() == other.read_bytes()
-    assert one.read_bytes().startswith(b"%PDF")
-
-
-def test_drawing_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
+def test_drawing_needs_neither_torch_nor_pyplot_nor_what_the_user_has_set_up(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("font.family: nowhere\nlines.linewidth: 9\n")
+    odd = {"MPLBACKEND": "module://nowhere.inline", "MPLCONFIGDIR": str(tmp_path), "LC_ALL": "xx_YY"}
     code = (
         "import sys, resrepro.figures as e; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
-        f"e.plot('figure1', {str(tmp_path)!r}, {str(tmp_path)!r}, paper=True); "
+        "e.plot('figure1', 'none', 'out', paper=True, formats=['svg', 'pdf']); "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    environment = os.environ | odd | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, check=True)
+    svg, pdf = plot("figure1", tmp_path, tmp_path, paper=True, formats=["svg", "pdf"])
+    assert svg.read_bytes() == (tmp_path / "out" / svg.name).read_bytes()
+    assert pdf.read_bytes() == (tmp_path / "out" / pdf.name).read_bytes()
+    assert pdf.read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(("name", "text"), [("paper", "text"), ("safe", "colours")])
@@ -423,11 +389,3 @@ def test_labels_move_no_further_than_they_must() -> None:
     assert spread([1.0, 0.0, 0.0], 10, 100) == [20.0, 0.0, 10.0]
     assert spread([100.0, 100.0], 10, 100) == [90.0, 100.0]
     assert spread([], 10, 100) == []
-
-
-def test_wrapped_text_fits_and_loses_no_word() -> None:
-    text = "trained on 45,000 images and validated on the last 5,000; " * 5
-    lines = wrap(text, 4.0, 9)
-    assert " ".join(lines).split() == text.split()
-    assert len(lines) > 1
-    assert all(text_width(line, 9) <= 4.0 for line in lines)

@@ -37,6 +37,11 @@ def ordered(runs: list[Run], enough: int = 2) -> list[Protocol[int]]:
     return protocols_of(members, enough)
 
 
+def one_group(folder: Path) -> object:
+    (group,) = seed_groups(runs_in(folder))
+    return group
+
+
 SHORT, FAST, SPLIT = {"iterations": 2000}, {"mode": "fast"}, {"split": "45k5k"}
 CRITERIA = {
     "own dataset": ({"nets": 1, **SHORT}, {"nets": 3, "seeds": 2, "dataset": "digits"}),
@@ -95,22 +100,18 @@ def test_a_protocols_name_always_tells_the_iterations(some: Nets, options: dict,
 def test_which_test_images_were_at_hand_sets_no_runs_apart(some: Nets, tmp_path: Path) -> None:
     for seed, images in enumerate((1000, 10_000)):
         write_run(tmp_path / "mixed", seed=seed, split="45k5k", test_images=images)
-    (group,) = seed_groups(runs_in(tmp_path / "mixed"))
+    group = one_group(tmp_path / "mixed")
     assert [run.own_test_is_whole for run in group.runs] == [False, True]
     assert group.values(TEST) == [group.runs[1].last("test")]
     assert group.lacking(TEST) == [group.runs[0]]
     assert len(group.values(VALIDATION)) == 2
+    assert group.best_sample == min(run.best for run in group.runs)  # of the validation images
     (protocol,) = ordered(list(group.runs))
     assert protocol.held_out == "val"  # not all have a test error that counts
     write_test_eval(group.runs[0].folder, 8.75)
-    (group,) = seed_groups(runs_in(tmp_path / "mixed"))
+    group = one_group(tmp_path / "mixed")
     assert group.values(TEST) == [8.75, group.runs[1].last("test")]
     assert (group.lacking(TEST), ordered(list(group.runs))[0].held_out) == ([], "test")
-
-
-def one_group(folder: Path) -> object:
-    (group,) = seed_groups(runs_in(folder))
-    return group
 
 
 def test_what_is_said_of_the_test_images_is_told_of_the_own_test_error_alone(tmp_path: Path) -> None:
@@ -126,21 +127,6 @@ def test_what_is_said_of_the_test_images_is_told_of_the_own_test_error_alone(tmp
     assert group.caveats([TEST]) == group.caveats([TEST, VALIDATION]) == later
     assert group.caveats([VALIDATION]) == [split]
     assert group.caveats([TEST], as_trained=True) == [split, own]
-
-
-@pytest.mark.parametrize(
-    ("options", "sample"),
-    [
-        ([{}], 7.0),
-        ([{"test_images": 1000}], None),
-        ([{}, {"test_images": 1000}], None),
-        ([{"test_images": 1000, "split": "45k5k"}], 7.0),  # of the validation images
-    ],
-)
-def test_the_best_sample_is_of_a_whole_set(tmp_path: Path, options: list[dict], sample: float) -> None:
-    for seed, each in enumerate(options):
-        write_run(tmp_path, seed=seed, curve=[(1000, 50, 7.0), (64_000, 1, 8.0)], **each)
-    assert one_group(tmp_path).best_sample == sample
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_layers, write_run
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from resrepro.errors import RecordError
 from resrepro.records import read_run
@@ -17,22 +16,16 @@ from resrepro.records.collection import collect, publish
 from resrepro.records.reading import SEAL, describe_curve, read_responses
 from resrepro.spec import digest_of
 
-TRIED = settings(
-    deadline=None, derandomize=True, database=None, max_examples=12,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
-NUMBERS = st.floats(0, 1e30, allow_subnormal=False)
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "runs", "cifar10-resnet20")
 
 
-@TRIED
-@given(figures=st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=19, max_size=19))
-def test_numbers_come_back_to_eight_digits(run, figures):
-    std, start, end = zip(*figures, strict=True)
+def test_numbers_come_back_to_eight_digits(run):
+    figures = 10 ** np.random.default_rng(0).uniform(-300, 30, (3, 19))
+    figures[:, 0] = 0
+    std, start, end = figures.tolist()
     found = write_layers(run, std, gradient_norm_start=start, gradient_norm_end=end)
     read = (*found.std, *found.gradient_norm_start, *found.gradient_norm_end)
     assert read == pytest.approx((*std, *start, *end), rel=1e-7)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import runs_in, write_layers, write_run
+from pictures import line, words
 
 from resrepro.errors import RecordError
 from resrepro.figures.responses import build, make_figure
@@ -24,37 +25,21 @@ def made(runs: Path, *nets: str, dataset: str = "cifar10", seeds: int = 1, **opt
     return found
 
 
-def drawn(figure: Any) -> list[dict[str, tuple[list[float], list[float]]]]:
-    """x and y of each line by its label, panel by panel."""
-    return [
-        {
-            line.get_label(): ([*map(float, line.get_xdata())], [*map(float, line.get_ydata())])
-            for line in axes.get_lines()
-        }
-        for axes in figure.axes
-    ]
-
-
-def foot(figure: Any) -> str:
-    return " ".join(text.get_text() for text in reversed(figure.texts))
-
-
 def test_the_lines_are_the_measured_numbers_in_the_nets_order_and_sorted(tmp_path: Path) -> None:
     found = made(tmp_path, *NETS)
     figure, notes = make_figure(runs_in(tmp_path))
-    top, bottom = drawn(figure)
+    top, bottom = figure.axes
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["plain-20", "plain-56", "ResNet-20", "ResNet-56", "ResNet-110"]
     for net, label in zip(NETS, names, strict=True):
         std = found[f"{net} 0"].std
-        assert top[f"ours {label}"] == (list(range(1, NETS[net] + 1)), pytest.approx(std))
-        assert bottom[f"ours {label}"][1] == pytest.approx(sorted(std, reverse=True))
+        assert line(top, f"ours {label}") == (list(range(1, NETS[net] + 1)), pytest.approx(std))
+        assert line(bottom, f"ours {label}")[1] == pytest.approx(sorted(std, reverse=True))
     assert notes == ()
-    assert len(top) == len(bottom) == 5
-    assert {axes.get_ylabel() for axes in figure.axes} == {"std of the response"}
-    assert "original" in figure.axes[0].get_xlabel()
-    assert "sorted" in figure.axes[1].get_xlabel()
-    styles = {each.get_label(): (each.get_linestyle(), each.get_color()) for each in figure.axes[0].lines}
+    assert len(top.lines) == len(bottom.lines) == 5
+    assert (top.get_ylabel(), bottom.get_ylabel()) == ("std of the response",) * 2
+    assert ("original" in top.get_xlabel(), "sorted" in bottom.get_xlabel()) == (True, True)
+    styles = {each.get_label(): (each.get_linestyle(), each.get_color()) for each in top.lines}
     assert styles["ours plain-56"] == ("--", "#ff0000")
     assert styles["ours ResNet-56"] == ("-", "#ff0000")
     assert styles["ours ResNet-110"] == ("-", "#000000")
@@ -64,25 +49,25 @@ def test_several_seeds_give_their_mean_and_a_band(tmp_path: Path) -> None:
     found = made(tmp_path, "resnet20", seeds=3)
     figure, _ = make_figure(runs_in(tmp_path))
     mean = [sum(layer) / 3 for layer in zip(*(each.std for each in found.values()), strict=True)]
-    assert drawn(figure)[0]["ours ResNet-20"][1] == pytest.approx(mean)
+    assert line(figure.axes[0], "ours ResNet-20")[1] == pytest.approx(mean)
     band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert (min(band), max(band)) == pytest.approx((min(mean) - 0.2, max(mean) + 0.2))
-    assert "bands: ± standard deviation" in foot(figure)
+    assert "bands: ± standard deviation" in words(figure)
 
 
 def test_the_papers_curves_are_those_read_off_its_figure(tmp_path: Path) -> None:
     made(tmp_path, "resnet20")
     figure, _ = make_figure(runs_in(tmp_path), paper=True)
     theirs = curves("figure7")
-    for panel, name in zip(drawn(figure), ("top(original)", "bottom(sorted)"), strict=True):
+    for axes, name in zip(figure.axes, ("top(original)", "bottom(sorted)"), strict=True):
         for label in ("plain-20", "plain-56", "ResNet-20", "ResNet-56", "ResNet-110"):
             rows = theirs[(theirs["panel"] == name) & (theirs["series"] == label)].sort_values("x")
-            assert panel[f"paper {label}"][0] == rows["x"].tolist()
-            assert panel[f"paper {label}"][1] == pytest.approx(rows["value"].tolist(), abs=0.0015)
+            drawn = rows["x"].tolist(), pytest.approx(rows["value"].tolist(), abs=0.0015)
+            assert line(axes, f"paper {label}") == drawn
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts[:2] == ["ResNet-20", "plain-20, the paper's alone"]
     assert texts[-1] == "the paper's curves (pale)"
-    assert "Pale lines: the paper's curves" in foot(figure)
+    assert "Pale lines: the paper's curves" in words(figure)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +79,7 @@ def test_the_frame_is_the_papers_or_leaves_room(tmp_path: Path, std: float, ends
     figure, _ = make_figure(runs_in(tmp_path))
     assert all(axes.get_ylim() == ends for axes in figure.axes)
     assert all(axes.get_xlim() == (0, 110) for axes in figure.axes)
-    assert ("own frame ends at 0.5 and 3.5" in foot(figure)) is (ends != (0.5, 3.5))
+    assert ("own frame ends at 0.5 and 3.5" in words(figure)) is (ends != (0.5, 3.5))
 
 
 def test_cifar_comes_before_longer_runs_on_the_digits_which_are_called_so(tmp_path: Path) -> None:
@@ -102,21 +87,13 @@ def test_cifar_comes_before_longer_runs_on_the_digits_which_are_called_so(tmp_pa
     made(tmp_path / "both", "plain20", iterations=2000, split="45k5k")
     figure, _ = make_figure(runs_in(tmp_path / "both"))
     assert [line.get_label() for line in figure.axes[0].get_lines()] == ["ours plain-20"]
-    assert "Shortened: 2,000 of the paper's 64,000 iterations, 1 seed per net, 45k/5k split." in foot(figure)
-    assert "all 5,000 validation images" in foot(figure)
+    assert "Shortened: 2,000 of the paper's 64,000 iterations, 1 seed per net, 45k/5k split." in words(figure)
+    assert "all 5,000 validation images" in words(figure)
     made(tmp_path / "digits", "plain20", dataset="digits")
     figure, _ = make_figure(runs_in(tmp_path / "digits"))
     assert figure.axes[0].get_title() == "scikit-learn's digits, not CIFAR-10"
-    assert "all 359 test images" in foot(figure)
-    assert "dataset digits instead of CIFAR-10" in foot(figure)
-
-
-def test_runs_that_were_not_measured_are_named(tmp_path: Path) -> None:
-    made(tmp_path, "plain20")
-    write_run(tmp_path, "cifar10-resnet56", 4)
-    write_run(tmp_path, "cifar10-resnet32")  # which the figure does not show
-    _, notes = make_figure(runs_in(tmp_path))
-    assert notes == ("Not drawn, not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4.",)
+    assert "all 359 test images" in words(figure)
+    assert "dataset digits instead of CIFAR-10" in words(figure)
 
 
 def test_nothing_to_draw_is_told_with_the_way_out(tmp_path: Path) -> None:
@@ -126,7 +103,7 @@ def test_nothing_to_draw_is_told_with_the_way_out(tmp_path: Path) -> None:
     ):
         make_figure(runs_in(tmp_path))
     figure, _ = make_figure(runs_in(tmp_path), paper=True)
-    assert "no runs of ours" in foot(figure)
+    assert "no runs of ours" in words(figure)
 
 
 # --- in numbers -------------------------------------------------------------------------------------
@@ -153,6 +130,8 @@ def test_the_table_holds_the_papers_numbers_and_means_of_ours(tmp_path: Path) ->
         "resrepro train --depth 20 --plain --seeds 0-1 && "
         "resrepro eval runs/cifar10-plain20/seed0 runs/cifar10-plain20/seed1 --responses",
     ) in table.missing
+    write_layers(write_run(tmp_path), gradient_norm_end=(0.0, *[1.0] * 18))
+    assert build(runs_in(tmp_path)).rows[at + 1].cells[-1] == "inf"  # one layer gets none
     assert build(()).missing[0] == (
         "plain-20",
         "resrepro train --depth 20 --plain && resrepro eval runs/cifar10-plain20/seed0 --responses",
@@ -163,10 +142,10 @@ def test_what_fills_a_gap_follows_the_protocol_shown(tmp_path: Path) -> None:
     short: dict[str, Any] = {"iterations": 2000, "split": "45k5k", "precision": "bf16", "mode": "fast"}
     made(tmp_path, "plain20", "resnet20", seeds=2, **short)
     write_run(tmp_path, "cifar10-resnet56", 4)
-    before = build(runs_in(tmp_path))
-    assert before.remarks[-1].endswith(
-        "not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4."
-    )
+    write_run(tmp_path, "cifar10-resnet32")  # which the figure does not show
+    before, (_, notes) = build(runs_in(tmp_path)), make_figure(runs_in(tmp_path))
+    lacking = "Not drawn, not measured by `resrepro eval RUN --responses`: cifar10-resnet56 seed 4."
+    assert (before.remarks[-1], notes) == (lacking, (lacking,))
     name = "cifar10-plain56+iterations=2000+split=45k5k+precision=bf16"
     assert before.missing[0] == (
         "plain-56",
@@ -177,8 +156,3 @@ def test_what_fills_a_gap_follows_the_protocol_shown(tmp_path: Path) -> None:
     assert (tmp_path / name / "seed1").is_dir()
     after = build(runs_in(tmp_path))
     assert [row.cells[1] == "—" for row in after.rows[1::2]] == [False, False, False, True, True]
-
-
-def test_a_layer_without_any_gradient_is_no_ratio(tmp_path: Path) -> None:
-    write_layers(write_run(tmp_path), gradient_norm_end=(0.0, *[1.0] * 18))
-    assert build(runs_in(tmp_path)).rows[5].cells[-1] == "inf"

@@ -162,7 +162,8 @@ def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
     if "data" in test.needs and not protocol.own_data:
         return "an absolute level of the paper's data: other images do not decide it"
     if "data" in test.needs and (notices or images != WHOLE[run.family]):
-        here = "; ".join(notices or groups.about_images(None, images))
+        sizes = " and ".join(f"{size:,} {groups.SET_NAMES[part]}" for part, size in images.items())
+        here = "; ".join(notices) or f"{sizes} images"
         return f"an absolute level of the paper's whole sets, which is not decided here ({here})"
     whole = catalogue.paper_recipe(run.family).recipe.iterations
     if "length" in test.needs and groups.iterations_of(run) < whole:

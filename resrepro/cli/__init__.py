@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 import resrepro
 from resrepro.cli.view import screens, silence
-from resrepro.comparison.screen import prepare
+from resrepro.comparison.table import prepare
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
 from resrepro.training import is_first, local_rank, rank

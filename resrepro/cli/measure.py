@@ -15,7 +15,7 @@ from resrepro import cli
 from resrepro.cli import argument, option
 from resrepro.cli.view import tell
 from resrepro.comparison import table
-from resrepro.comparison.screen import Grid
+from resrepro.comparison.table import Grid
 from resrepro.errors import DataError, RecordError, ResreproError, UsageError
 from resrepro.records.storage import write_out
 from resrepro.spec import check_depth, check_shortcut, net_label

@@ -16,8 +16,7 @@ from resrepro import figures as known
 from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
 from resrepro.cli.view import print_json, tell
-from resrepro.comparison.screen import Grid
-from resrepro.comparison.table import Table, to_json, to_rich, write_table
+from resrepro.comparison.table import Grid, Table, to_json, to_rich, write_table
 from resrepro.errors import UsageError
 from resrepro.launch import Exhibit
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from resrepro.cli import JsonOption, QuietOption, RunsOption, app, argument, option
 from resrepro.cli.view import tell
-from resrepro.comparison.screen import Grid
+from resrepro.comparison.table import Grid
 from resrepro.errors import UsageError
 from resrepro.launch import Plan, Step
 from resrepro.launch.local import disk_mib, seconds_of, span

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from resrepro.comparison.groups import SET_NAMES
-from resrepro.comparison.screen import Grid
+from resrepro.comparison.table import Grid
 from resrepro.errors import Interrupted, ResreproError
 from resrepro.launch.local import Event, Job, Outcome, RunPool
 from resrepro.records import read_run

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from resrepro.records import Run
-from resrepro.spec import IMAGENET_CLASSES, IMAGENET_IMAGES, Spec, catalogue, command_for, in_folder
+from resrepro.records.reading import Ensemble
+from resrepro.spec import IMAGENET_IMAGES, Spec, catalogue, command_for, in_folder
 from resrepro.spec.recipe import Value, recipe_from_json, spell
 
 RULE = (
@@ -53,11 +54,11 @@ class SeedGroup:
     def measured(self, quantity: Quantity) -> list[tuple[Run, float]]:
         """The runs for which a quantity was measured, with its value in percent."""
         part, protocol = self.set_of(quantity), quantity.get("protocol")
-        read = [
-            (run, run.evaluated(protocol, quantity["metric"], part) if protocol else run.error(part))
-            for run in self.runs
-        ]
-        return [(run, value) for run, value in read if value is not None]
+        found = []
+        for run in self.runs:
+            value = run.evaluated(protocol, quantity["metric"], part) if protocol else run.error(part)
+            found += [(run, value)] if value is not None else []
+        return found
 
     def values(self, quantity: Quantity) -> list[float]:
         """The values of `measured` without the runs."""
@@ -67,14 +68,7 @@ class SeedGroup:
         """The runs that `eval` has yet to measure for a quantity."""
         if "protocol" not in quantity and quantity["set"] != "test":
             return []
-        measured = [run for run, _ in self.measured(quantity)]
-        return [run for run in self.runs if run not in measured]
-
-    def of_one_set(self, part: str) -> tuple[Run, ...]:
-        """The runs whose curve on a set is of the same images: as many as there are of the largest."""
-        data = [(run.env["data"]["images"][part], run.env["data"]["sha256"].get(part)) for run in self.runs]
-        largest = max(data, key=lambda one: (one[0], data.count(one), str(one[1])))
-        return tuple(run for run, one in zip(self.runs, data, strict=True) if one == largest)
+        return [run for run in self.runs if not SeedGroup((run,)).measured(quantity)]
 
     @property
     def best_sample(self) -> float | None:
@@ -86,82 +80,50 @@ class SeedGroup:
     @property
     def comparable(self) -> bool:
         """Whether its errors compare with the paper's: not shortened, and of ImageNet's nets on all of it."""
-        run = self.first
-        if run.status == "shortened" or run.family != "imagenet":
-            return run.status != "shortened"
-        size = catalogue.paper_recipe(run.family).settings["image_size"].value
-        paper = "imagenet", IMAGENET_CLASSES, size, IMAGENET_IMAGES["val"]
-        images = run.env["data"]["images"].get("val")
-        return (run.spec["dataset"], run.classes, run.spec["recipe"]["image_size"], images) == paper
+        run, size = self.first, catalogue.paper_recipe("imagenet").settings["image_size"].value
+        images = run.env["data"]["images"].get("val"), run.spec["recipe"].get("image_size")
+        whole = run.spec["dataset"] == "imagenet" and images == (IMAGENET_IMAGES["val"], size)
+        return run.status != "shortened" and (whole or run.family != "imagenet")
 
     def caveats(self, quantities: Sequence[Quantity], as_trained: bool = False) -> list[str]:
         """Everything that must be said beside some of its quantities: departures, notices, data, mode.
         `as_trained`: of the test error that was measured while training, whole or not.
         """
-        first, sets = self.first, {self.set_of(quantity) for quantity in quantities}
-        images = first.env["data"]["images"]
+        sets = {self.set_of(quantity) for quantity in quantities}
         sentences = [text for run in self.runs for text in run.result["departures"]]
         tested = any(run.error("test") is not None for run in self.runs)
-        whole_test = "test" in sets and not as_trained and tested
         for run in self.runs:
-            silent = "test" not in sets or (whole_test and not run.own_test_is_whole)
+            later = "test" in sets and tested and not as_trained and not run.own_test_is_whole
+            silent = later or "test" not in sets
             sentences += [text for text in run.result["notices"] if not (silent and text.startswith(OF_TEST))]
-            if whole_test and not run.own_test_is_whole and run.test_afterwards:
+            if later and run.test_afterwards:
                 sentences += [*run.test_afterwards.data.notices, AFTERWARDS]
-        if first.family == "imagenet":
-            sentences += about_images(first.classes, images, sentences)
-        if first.env["mode"] != "default":
-            sentences.append(f"trained in mode {first.env['mode']}")
+        if self.first.env["mode"] != "default":
+            sentences.append(f"trained in mode {self.first.env['mode']}")
         for quantity in quantities:
             if "protocol" in quantity:
-                part = self.set_of(quantity)
-                found = [run.evaluation(quantity["protocol"], part) for run in self.runs]
-                notices = [text for one in found if one for text in one.data.notices]
-                sentences += not_said_yet(notices, first.classes, {part: images[part]}, sentences)
+                read = [run.evaluation(quantity["protocol"], self.set_of(quantity)) for run in self.runs]
+                sentences += not_said_yet(
+                    [text for one in read if one for text in one.data.notices], sentences
+                )
         return list(dict.fromkeys(sentences))
 
 
-def about_images(classes: int | None, images: Mapping[str, int], said: Iterable[str] = ()) -> list[str]:
-    """What images of ImageNet's kind there were: `10 classes, 5,000 training and 500 validation images`. None
-    if they are as many as ImageNet's, or if one of the sentences `said` gives the same numbers.
-    """
-    if classes == IMAGENET_CLASSES and images.items() <= IMAGENET_IMAGES.items():
-        return []
-    return not_said_yet([_spell_images(classes, images)], classes, images, said)
+def not_said_yet(notices: Iterable[str], said: Iterable[str]) -> list[str]:
+    """The notices without those on how many classes and images there are, if one of the sentences said it."""
+    known = any(" classes" in sentence for sentence in said)
+    return [notice for notice in notices if not (known and " classes" in notice)]
 
 
-def not_said_yet(
-    notices: Iterable[str], classes: int | None, images: Mapping[str, int], said: Iterable[str]
-) -> list[str]:
-    """The notices without those that only give numbers of images that one of the sentences `said` gives."""
-    numbers = re.split(", | and ", _spell_images(classes, images).removesuffix(" images"))
-
-    def tells(sentence: str) -> bool:
-        return all(re.search(rf"(?<![\d,]){re.escape(number)}", sentence) for number in numbers)
-
-    known = any(map(tells, said))
-    return [notice for notice in notices if not (known and tells(notice))]
-
-
-def data_told(run: Run | None) -> str:
-    """What photographs a run is of: `tiny-imagenet-10 (10 classes, images of 64x64)`."""
-    if run is None or run.family != "imagenet":
-        return spell_data()
-    return spell_data(run.env["data"].get("notices", ()), run.classes, run.spec["recipe"]["image_size"])
-
-
-def spell_data(notices: Iterable[str] = (), classes: int | None = None, side: int | None = None) -> str:
-    """The same of what a record says of its images; the folder is named by a notice."""
-    named = filter(None, (re.match("the folder (.+) has ", notice) for notice in notices))
-    name = next((found[1] for found in named), "a folder of images")
-    facts = [f"{classes:,} classes"] if classes else []
+def data_told(record: Run | Ensemble | None) -> str:
+    """What photographs a record is of, by its notices: `tiny-imagenet-10 (10 classes, images of 64x64)`."""
+    data = record.env["data"] if isinstance(record, Run) else record.data._asdict() if record else {}
+    side = record.spec["recipe"].get("image_size") if isinstance(record, Run) else None
+    named = filter(None, (re.match("the folder (.+) has ", notice) for notice in data.get("notices", ())))
+    facts = [f"{data['classes']:,} classes"] if data.get("classes") else []
     facts += [f"images of {side}x{side}"] if side else []
+    name = next((found[1] for found in named), "a folder of images")
     return name + (f" ({', '.join(facts)})" if facts else "")
-
-
-def _spell_images(classes: int | None, images: Mapping[str, int]) -> str:
-    sizes = " and ".join(f"{size:,} {SET_NAMES.get(part, part)}" for part, size in images.items())
-    return f"{sizes} images" if classes is None else f"{classes:,} classes, {sizes} images"
 
 
 def seed_name(run: Run) -> str:
@@ -239,20 +201,20 @@ class Protocol(Generic[Net]):
         """Its place among the protocols of an exhibit; what it says of the paper plays no part. Images of the
         paper's own dataset come first, then RULE; ties go to the paper's own protocol and fewest changes.
         """
-        run, counts = self.first, [len(group.runs) for group in self.groups.values()]
+        run, nets = self.first, len(self.groups)
         own = catalogue.find(run.experiment).spec().recipe
         split = run.spec["recipe"].get("split") == getattr(own, "split", None)
         exact = all(run.paper_exact for run in self.runs)
         return (
-            self.own_data, min(len(counts), enough), iterations_of(run), split, len(counts), sum(counts),
+            self.own_data, min(nets, enough), iterations_of(run), split, nets, len(self.runs),
             exact, run.env["mode"] == "default", -run.name.count("+"), self.name,
         )  # fmt: skip
 
     @property
     def name(self) -> str:
         """`CIFAR-10, 2,000 of 64,000 iterations, split 45k5k, fast`: data, length and what it changes."""
-        run, mode = self.first, self.first.env["mode"]
-        ours, whole = iterations_of(run), catalogue.find(run.experiment).spec().recipe.iterations
+        run, mode, ours = self.first, self.first.env["mode"], iterations_of(self.first)
+        whole = catalogue.find(run.experiment).spec().recipe.iterations
         length = f"{ours:,}{'' if ours == whole else f' of {whole:,}'} iterations"
         hidden = {"iterations", *self.free, *(("precision",) if mode == FAST else ())}
         changes = [f"{key} {spell(value)}" for key, value in spec_of(run).changes if key not in hidden]
@@ -285,9 +247,8 @@ def protocols_of(
     members: Mapping[Net, Iterable[Run]], enough: int = 2, free: tuple[str, ...] = FREE_SETTINGS
 ) -> list[Protocol[Net]]:
     """The protocols under which there are finished runs of some nets, the one that is shown first. `members`
-    are the runs of each net, finished or not; those that this version does not know are passed over. With
-    `enough` nets a protocol has enough to compare: more do not outweigh a longer schedule. In the settings
-    `free` runs of one protocol may differ.
+    are the runs of each net, finished or not, of which those that this version does not know are passed over;
+    more nets than `enough` do not outweigh a longer schedule; in the settings `free` runs may differ.
     """
     shared: dict[str, dict[Net, list[Run]]] = {}
     for net, runs in members.items():
@@ -303,8 +264,7 @@ def protocols_of(
     for nets in shared.values():
         protocol: Protocol[Net] = Protocol(free=free)
         for net, own in nets.items():
-            others = seed_groups(run for run in own if not run.finished)
-            waiting = [run for group in others for run in group.runs]
+            waiting = [run for group in seed_groups(own) for run in group.runs if not run.finished]
             if finished := seed_groups(run for run in own if run.finished):
                 shown = max(finished, key=lambda group: (-group.first.name.count("+"), len(group.runs)))
                 protocol.groups[net] = shown

@@ -1,16 +1,25 @@
 """A table as data, what its cells and the commands that fill them say, and its four forms: Markdown, CSV,
-LaTeX and the terminal's (rich).
+LaTeX, and in a terminal: whole at every width, and in characters that its encoding has.
 """
 
-import csv
-import io
+import codecs
 import math
+import os
+import re
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.text import Text
 
 from resrepro.comparison.groups import with_seeds
 from resrepro.records import Run
@@ -19,25 +28,38 @@ from resrepro.spec import catalogue, command_for
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import RenderableType
+    from jinja2 import Template
 
 DASH = "—"
 NONE = math.nan  # a number that there is not
 GAPS = f"Cells with {DASH} are filled by:"
+TEX = str.maketrans({
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "<": "$<$", ">": "$>$", "−": "$-$", "→": r"$\to$", "↳": r"$\hookrightarrow$", "…": r"\dots{}",
+    DASH: "---", "`": "",
+})  # fmt: skip
+SPELLED = "resrepro.spelled"  # the name of the error handler `_spell`
+ASCII = {
+    "±": "+-", "—": "-", "–": "-", "−": "-", "─": "-", "×": "x", "↳": ">", "→": "->", "†": "*", "…": "...",
+    "│": "|", "•": "*", "·": ".", "✓": "ok", "“": '"', "”": '"', "’": "'",
+}  # fmt: skip
+WRAP = 24  # columns that a cell of sentences needs at least
+REPEATING = "layers"  # the heading of a column that says what the row's name says as well
+NO_BREAK = "\u00a0"
+SPREAD = re.compile(r" (?=\([\d.,]+(±|\+-))")  # before a mean in brackets
+SHORT = {  # words of headings that are longer than what stands below
+    "difference": "diff.", "training": "train", "validation": "val.", "params": "par.", "layers": "lay.",
+    "sample": "smp.",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line: cells as text, the numbers of its notes, and the section heading above it, if any."""
 
     cells: tuple[str, ...]
     notes: tuple[int, ...] = ()
     section: str | None = None
-
-    @property
-    def marks(self) -> str:
-        """`1,3`: the numbers of its notes."""
-        return ",".join(map(str, self.notes))
 
 
 @dataclass(frozen=True)
@@ -97,9 +119,8 @@ def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:
 
 
 def run_folders(runs: Iterable[Run]) -> str:
-    """The folders of some runs, as words of a command that needs their checkpoints. Published records have no
-    checkpoint, so they are named by the run that they were published from; and a command that is written to a
-    table holds no path of this machine.
+    """The folders of some runs, as words of a command that needs their checkpoints. Published records have
+    none, so the runs that they were published from are named; no path of this machine is.
     """
     return shlex.join((run.runs_folder / run.name / run.folder.name).as_posix() for run in runs)
 
@@ -107,29 +128,33 @@ def run_folders(runs: Iterable[Run]) -> str:
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write `<name>.md`, `.csv` and `.tex` into a folder, return their paths; RecordError if that fails."""
     texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
-    for kind, text in texts.items():
-        write_out(folder / f"{table.name}.{kind}", text.encode())
-    return [folder / f"{table.name}.{kind}" for kind in texts]
+    paths = [folder / f"{table.name}.{kind}" for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_out(path, text.encode())
+    return paths
+
+
+@cache
+def _template(name: str) -> "Template":
+    """A template of this package; its marks are such as neither Markdown nor LaTeX has."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("resrepro.comparison", ""), keep_trailing_newline=True, trim_blocks=True,
+        variable_start_string="<<", variable_end_string=">>", block_start_string="<%", block_end_string="%>",
+    )  # fmt: skip
+    environment.filters["tex"] = lambda text: text.translate(TEX)
+    return environment.get_template(name)
 
 
 def to_markdown(table: Table) -> str:
     """GitHub-flavoured Markdown, with notes as superscript numbers."""
-    lines = [f"# {table.title}", "", "| " + " | ".join(table.columns) + " |"]
-    align = ":--" if table.wraps else "--:"
-    lines.append("|" + "|".join([":--", *[align] * (len(table.columns) - 1)]) + "|")
-    for row in table.rows:
-        if row.section:
-            lines.append(f"| *{row.section}* |" + " |" * (len(table.columns) - 1))
-        first, *others = row.cells
-        marks = f" <sup>{row.marks}</sup>" if row.notes else ""
-        lines.append("| " + " | ".join([first + marks, *others]) + " |")
-    if table.notes:
-        lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
-    if table.missing:
-        lines += ["", table.lead, ""]
-        lines += [f"- {label}: `{command}`" for label, command in table.missing]
-    lines += [line for remark in table.remarks for line in ("", remark)]
-    return "\n".join(lines) + "\n"
+    return _template("table.md.j2").render(table=table)
+
+
+def to_latex(table: Table) -> str:
+    """A tabular that needs no package, with its notes below it."""
+    return _template("table.tex.j2").render(table=table)
 
 
 def to_json(table: Table) -> dict[str, Any]:
@@ -142,69 +167,136 @@ def to_json(table: Table) -> dict[str, Any]:
 
 def to_csv(table: Table) -> str:
     """The raw numbers, full precision, empty where there is none."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table.records[0]) if table.records else [], lineterminator="\n")
-    writer.writeheader()
-    for record in table.records:
-        writer.writerow({key: "" if value != value else value for key, value in record.items()})
-    return text.getvalue()
+    import pandas as pd
+
+    frame = pd.DataFrame(list(table.records), dtype=object)  # in which whole numbers stay whole
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
-def to_latex(table: Table) -> str:
-    """A tabular that needs no package, with its notes below it."""
-    width = len(table.columns)
-    wrapped = "".join(rf"p{{{share:g}\linewidth}}" for share in table.wraps)
-    columns = wrapped or "l" + "r" * (width - 1)
-    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{columns}}}", r"\hline"]
-    lines += [" & ".join(map(_tex, table.columns)) + r" \\", r"\hline"]
-    for row in table.rows:
-        if row.section:
-            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_tex(row.section)}}}}} \\")
-        first, *others = map(_tex, row.cells)
-        marks = f"$^{{{row.marks}}}$" if row.notes else ""
-        lines.append(" & ".join([first + marks, *others]) + r" \\")
-    lines += [r"\hline", r"\end{tabular}", ""]
-    lines += [rf"\par\noindent $^{{{number}}}$ {_tex(note)}" for number, note in enumerate(table.notes, 1)]
-    filling = f" fills the cells with {_tex(DASH)}." if DASH in table.lead else ""
-    if table.missing and not filling:
-        lines.append(rf"\par\noindent {_tex(table.lead)}")
-    for label, command in table.missing:
-        lines.append(rf"\par\noindent {_tex(label)}: \texttt{{{_tex(command)}}}{filling}")
-    lines += [rf"\par\noindent {_tex(remark)}" for remark in table.remarks]
-    return "\n".join(lines) + "\n"
+# --- in a terminal --------------------------------------------------------------------------------------
 
 
-_TEX: dict[str, str | int | None] = {
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-    "<": "$<$", ">": "$>$", "−": "$-$", "→": r"$\to$", "↳": r"$\hookrightarrow$", "…": r"\dots{}",
-    DASH: "---", "`": "",
-}  # fmt: skip
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, in ASCII: accents fall, what has no like becomes a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    plain = [unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() for c in lacking]
+    return "".join(ASCII.get(c) or p or "?" for c, p in zip(lacking, plain, strict=True)), error.end
 
 
-def _tex(text: str) -> str:
-    return text.translate(str.maketrans(_TEX))
+codecs.register_error(SPELLED, _spell)
 
 
-def to_rich(table: Table) -> "RenderableType":
+def prepare() -> None:
+    """Let the screen show what it cannot encode in ASCII, and take no width that is none."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=SPELLED)
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]
+
+
+@dataclass
+class Grid:
+    """Rows below headings; where they do not fit a terminal, a block for each row. The first column has the
+    row's name, and a row without one goes on with that above.
+    """
+
+    heads: Sequence[str]
+    left: int = 1  # how many first columns are aligned to the left
+    wraps: bool = False  # whether the last column has sentences, which may go on below
+    rows: list[tuple[list[Text], bool]] = field(default_factory=list)  # cells, and whether a line is above
+
+    def add(self, *cells: str | Text, style: str = "", section: bool = False) -> None:
+        """Add a row."""
+        texts = [cell if isinstance(cell, Text) else Text(cell, style) for cell in cells]
+        self.rows.append((texts, section and bool(self.rows)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        def known(text: str) -> str:
+            return text.encode(options.encoding, SPELLED).decode(options.encoding)
+
+        def tells(column: int) -> bool:
+            repeats = heads[column] == REPEATING
+            return any(row[column] and not (repeats and row[0].endswith(row[column])) for row in rows)
+
+        heads = [known(head) for head in self.heads]
+        rows = [[known(cell.plain) for cell in cells] for cells, _ in self.rows]
+        below = [[row[0].replace(" (", "\n("), *(SPREAD.sub("\n", cell) for cell in row[1:])] for row in rows]
+        every = list(range(len(heads)))
+        telling = [column for column in every if column == 0 or tells(column)]
+        plain = [head.replace(":", "") for head in heads]
+        whole = [head.replace(" ", NO_BREAK) for head in plain]
+        short = [" ".join(SHORT.get(word, word) for word in head.split(" ")) for head in plain]
+        tries = [(whole, rows, every), (short, rows, every), (short, rows, telling), (short, below, telling)]
+        for named, shown, columns in tries:
+            if lines := self._lines(columns, named, shown, options.max_width):
+                yield from lines
+                return
+        blocks: list[list[list[str]]] = []  # of each row what its columns tell
+        for row in rows:
+            if row[0] or not blocks:
+                blocks.append([[] for _ in heads])
+            for told, cell in zip(blocks[-1], row, strict=True):
+                told += [cell.replace("\n", " ")] if cell else []
+        for name, *cells in blocks:
+            yield Text(" ".join(name), "bold")
+            for head, told in zip(heads[1:], cells, strict=True):
+                if told:
+                    yield Text(f"  {head or 'note'}: {'; '.join(told)}")
+
+    def _lines(
+        self, columns: Sequence[int], heads: Sequence[str], rows: Sequence[Sequence[str]], room: int
+    ) -> list[Text]:
+        """The heading, a rule, and the rows below; nothing if there is not enough room."""
+        cells = [max((len(line) for row in rows for line in row[n].split("\n")), default=0) for n in columns]
+        widths = list(map(max, cells, (max(map(len, heads[n].split(" "))) for n in columns)))
+        spare = room - sum(widths) - len(widths) + 1
+        if spare < 0:
+            widths[-1] += spare
+            if not self.wraps or widths[-1] < WRAP:
+                return []
+
+        def line(cells: Sequence[str]) -> str:
+            places = zip(columns, cells, widths, strict=True)
+            return " ".join(c.ljust(w) if n < self.left else c.rjust(w) for n, c, w in places).rstrip()
+
+        stacks = [textwrap.wrap(heads[n], max(w, 1)) for n, w in zip(columns, widths, strict=True)]
+        tall = max(map(len, stacks))
+        above = zip(*([""] * (tall - len(stack)) + stack for stack in stacks), strict=True)
+        lines = [Text(line(each).replace(NO_BREAK, " ")) for each in above]
+        lines.append(Text("─" * (sum(widths) + len(widths) - 1)))
+        for row, (texts, section) in zip(rows, self.rows, strict=True):
+            lines += [Text("")] if section else []
+            stacks = [row[n].split("\n") for n in columns]
+            if self.wraps:
+                stacks[-1] = [
+                    short for long in stacks[-1] for short in textwrap.wrap(long, widths[-1]) or [""]
+                ]
+            for each in zip_longest(*stacks, fillvalue=""):
+                lines.append(Text(line(each)))
+                start = 0
+                for n, width in zip(columns, widths, strict=True):
+                    lines[-1].stylize(texts[n].style, start, start + width)
+                    start += width + 1
+        return lines
+
+
+def to_rich(table: Table) -> RenderableType:
     """The table for a terminal; notes as one letter for each set of them that a row has."""
-    from rich.console import Group
-    from rich.text import Text
-
-    from resrepro.comparison.screen import Grid
-
-    grid = Grid((*table.columns, ""), said=("layers",))
+    grid = Grid((*table.columns, ""))
     sections: list[str] = []
-    marks = Notes()
+    letters: dict[str, str] = {}
     for row in table.rows:
         sections += [row.section] if row.section else []
         first, *others = row.cells
         dagger = "†" if sections and first and not first.startswith("↳") else ""
         told = "; ".join(table.notes[number - 1] for number in row.notes)
-        mark = chr(ord("a") + marks.number([told])[0] - 1) if told else ""
-        grid.add(first + dagger, *others, mark, section=bool(row.section))
-    below: list[RenderableType] = [Text(f" † {section}") for section in sections]
-    below += [Text(f" {chr(ord('a') + number - 1)} {told}") for told, number in marks.items()]
+        letter = letters.setdefault(told, chr(ord("a") + len(letters))) if told else ""
+        grid.add(first + dagger, *others, letter, section=bool(row.section))
+    below = [Text(f" † {section}") for section in sections]
+    below += [Text(f" {letter} {told}") for told, letter in letters.items()]
     if table.missing:
         below.append(Text(f"\n{table.lead}"))
         below += [Text(f"   {command}", style="cyan") for _, command in table.missing]

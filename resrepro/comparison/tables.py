@@ -1,9 +1,8 @@
 """The paper's rows beside ours: run records in, tables out.
 
-Runs share a cell only if they are identical but for the seed, and a table only if they follow one protocol
-(`comparison.groups`). Errors are those of the last iteration; "best run" and "best sample" stand in columns
-of their own, and so do the paper's ensembles and ours: its errors are of the ILSVRC test set, whose labels
-are not public, ours of validation images.
+Errors are those of the last iteration; "best run" and "best sample" stand in columns of their own, and so do
+the paper's ensembles and ours: its errors are of the ILSVRC test set, whose labels are not public, ours of
+validation images.
 """
 
 import math
@@ -34,6 +33,10 @@ SHORTENED = "Runs of the paper's length are made by:"
 APART = "iterations", "mode", "split"  # by which protocols are told apart first
 ENSEMBLE_COMMAND = "resrepro eval RUN RUN ... --ensemble --protocol multi_scale --data DIR"
 SET = "val"  # of ensembles
+NO_ENSEMBLE: dict[str, object] = {
+    "ensemble": "", "members": "", "n": NONE, "protocol": "", "bn_stats": "", "top-5_error_paper_test": NONE,
+    "top-5_error_ours_val": NONE, "top-1_error_ours_val": NONE, "departures": "",
+}  # fmt: skip
 Plan = Mapping[str, Any]  # an exhibit's entry in layouts.toml, with its `name`
 Line = Mapping[str, Any]  # one of its rows
 
@@ -54,7 +57,12 @@ def build(
     shown = protocols[0] if protocols else None
     notes, rows, records = Notes(), [], []
     for line in plan["rows"]:
-        for number, group in enumerate(_groups_of(line["label"], protocols, every)):
+        label = line["label"]
+        own = [shown.groups.get(label) if shown else None]
+        for one in protocols if every else ():
+            others = [one.groups[label], *one.doubles[label]] if label in one.groups else []
+            own += [group for group in others if group is not own[0]]
+        for number, group in enumerate(own):
             told = group.caveats(plan["quantities"]) if group else []
             told += [line["note"]] if number == 0 and "note" in line else []
             section = line.get("section") if number == 0 else None
@@ -62,11 +70,8 @@ def build(
             rows.append(Row(cells, notes.number(told), section))
             records.append(_record(plan, line, group))
     gaps = tuple(_missing(plan, nets, shown))
-    longer = []  # of the nets shown without a run of full length
-    for label in shown.groups if shown else ():
-        firsts = (each.groups[label].first for each in protocols if label in each.groups)
-        if all(run.status == "shortened" for run in firsts):
-            longer.append((label, train_command(nets[label])))
+    whole = {net for one in protocols for net, own in one.groups.items() if own.first.status != "shortened"}
+    shortened = [label for label in (shown.groups if shown else ()) if label not in whole]
     left_out = groups.unfinished(run for run in runs if run.experiment in nets.values())
     return Table(
         name=exhibit,
@@ -74,25 +79,16 @@ def build(
         columns=tuple(heading for heading, _ in _fields(plan, plan["rows"][0], None)),
         rows=tuple(rows),
         notes=tuple(notes),
-        missing=gaps or tuple(longer),
-        lead=table.GAPS if gaps or not longer else SHORTENED,
+        missing=gaps or tuple((label, train_command(nets[label])) for label in shortened),
+        lead=table.GAPS if gaps or not shortened else SHORTENED,
         remarks=tuple(_remarks(plan, left_out, protocols, every)),
         records=tuple(records),
     )
 
 
-def _groups_of(label: str, protocols: Sequence[Protocol[str]], every: bool) -> list[SeedGroup | None]:
-    """The group of a net that is shown, None where it has none, and with `every` all its others."""
-    shown = protocols[0].groups.get(label) if protocols else None
-    others = [one for one in protocols if label in one.groups] if every else []
-    known = [group for one in others for group in (one.groups[label], *one.doubles[label])]
-    return [shown, *(group for group in known if group is not shown)]
-
-
 def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) -> list[tuple[str, str]]:
-    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one. Of
-    several quantities with a paper's value each has its own three columns; of a single one the paper's value
-    comes first, and the difference last.
+    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one. Of a
+    single quantity with a paper's value that comes first, and the difference last.
     """
     label = line["label"]
     if group and number:  # what sets it apart, in a word or two: `2,000 it. (fast)`
@@ -104,24 +100,26 @@ def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) ->
         known = None if number else published().get(("table6", line["label"], fact))
         fields.append((fact.replace("params_M", "params (M)"), f"{known.value:g}" if known else ""))
     single = sum("value" in quantity for quantity in plan["quantities"]) == 1
+    absent = DASH if "experiment" in line else ""
     figures = []
     for quantity in plan["quantities"]:
-        name, ours = quantity["name"], _ours(line, quantity, group)
+        name, values = quantity["name"], group.values(quantity) if group else []
+        there = not group or group.set_of(quantity) in group.first.env["data"]["images"]
+        ours = table.spell_mean(values) if values else absent if there else ""
         if "value" not in quantity:
             figures.append((name, ours))
             continue
-        paper, gap = _paper_and_difference(plan, line, quantity, group)
+        comparable = values if group and group.comparable else []
+        paper, gap = _paper_and_difference(*_published(plan, line, quantity), comparable)
         figures.append((PAPER if single else f"{name}: {PAPER}", "" if number else paper))
         figures += [(name if single else OURS, ours), (DIFFERENCE, gap)]
     if single:
         figures.sort(key=lambda field: (field[0] == DIFFERENCE, field[0] != PAPER))
     if plan.get("best"):
-        best = sample = DASH if "experiment" in line else ""
-        if group:
-            lowest = min(group.values(_headline(plan, group)), default=None)
-            best = DASH if lowest is None else f"{lowest:.2f}"
-            sample = "" if group.best_sample is None else f"{group.best_sample:.2f}"
-        figures += [("best run", best), ("best sample", sample)]
+        lowest = min(group.values(_headline(plan, group)), default=None) if group else None
+        sample = group.best_sample if group else None
+        figures.append(("best run", absent if lowest is None else f"{lowest:.2f}"))
+        figures.append(("best sample", f"{sample:.2f}" if sample is not None else "" if group else absent))
     return fields + figures
 
 
@@ -137,27 +135,16 @@ def _published(plan: Plan, line: Line, quantity: Quantity) -> tuple[Number | Non
 
 
 def _paper_and_difference(
-    plan: Plan, line: Line, quantity: Quantity, group: SeedGroup | None
+    value: Number | None, mean: Number | None, ours: Sequence[float]
 ) -> tuple[str, str]:
     """`6.43 (6.61±0.16)` and `+0.01`, ours less the paper's mean (its value where it gives no mean)."""
-    value, mean = _published(plan, line, quantity)
     if value is None or value.std == math.inf:
         return "" if value is None else f">{value.value:g}", ""
     paper = f"{value.value:.2f}" + (f" ({mean.value:.2f}±{mean.std:.2f})" if mean and mean.std else "")
-    measured = group.values(quantity) if group and group.comparable else []
-    if not measured:
+    if not ours:
         return paper, ""
-    gap = round(statistics.fmean(measured) - (mean or value).value, 2) + 0.0
+    gap = round(statistics.fmean(ours) - (mean or value).value, 2) + 0.0
     return paper, f"{gap:+.2f}".replace("-", "−")
-
-
-def _ours(line: Line, quantity: Quantity, group: SeedGroup | None) -> str:
-    """Our mean, a dash where it is missing, nothing where there is none to measure."""
-    if group is None:
-        return DASH if "experiment" in line else ""
-    if values := group.values(quantity):
-        return table.spell_mean(values)
-    return DASH if group.set_of(quantity) in group.first.env["data"]["images"] else ""
 
 
 def _headline(plan: Plan, group: SeedGroup) -> Quantity:
@@ -194,11 +181,10 @@ def _remarks(
         yield f"Runs shown: {shown.name} ({shown.size}). Rule: {groups.RULE}."
         if others:
             told = "; ".join(f"{other.name} ({other.size})" for other in others)
-            settings = [(key, one.first.setting(key)) for key in APART for one in others]
-            differing = [f"{key}={own}" for key, own in settings if own not in ("", shown.first.setting(key))]
-            example = next(iter(differing), "KEY=VALUE")
+            settings = ((key, one.first.setting(key)) for key in APART for one in others)
+            differing = (f"{key}={own}" for key, own in settings if own not in ("", shown.first.setting(key)))
             more = "" if every else " `--all` shows every run."
-            yield f"Not shown: {told}. `--settings {example}` shows such runs.{more}"
+            yield f"Not shown: {told}. `--settings {next(differing, 'KEY=VALUE')}` shows such runs.{more}"
     if left_out:
         yield f"Not in the table: {', '.join(left_out)}."
     if any(quantity["set"] == "train" for quantity in quantities):
@@ -262,16 +248,20 @@ def _table_5(plan: Plan, runs: Sequence[Run], ensembles: Iterable[Ensemble]) -> 
         paper = published()["table5", line["label"], "top5_err"].value
         gap = DASH if line.get("ours") and not ours else ""
         rows.append(Row((line["label"], "", "", f"{paper:.2f}", gap)))
-        records.append(_ensemble_record(line["label"], paper, None))
+        records.append(NO_ENSEMBLE | {"ensemble": line["label"], "top-5_error_paper_test": paper})
         for ensemble in ours if line.get("ours") else ():
-            error, size = ensemble.errors[SET]["top5_err"], str(len(ensemble.members))
-            cells = f"↳ ensemble of {size}", size, ensemble.protocol, "", f"{error:.2f}"
-            rows.append(Row(cells, notes.number(_ensemble_caveats(ensemble))))
-            records.append(_ensemble_record(cells[0], None, ensemble))
-    data = groups.spell_data(ours[0].data.notices, ours[0].data.classes) if ours else groups.spell_data()
+            errors, size, told = ensemble.errors[SET], len(ensemble.members), _ensemble_caveats(ensemble)
+            label, error = f"↳ ensemble of {size}", errors["top5_err"]
+            rows.append(Row((label, str(size), ensemble.protocol, "", f"{error:.2f}"), notes.number(told)))
+            own = {
+                "ensemble": label, "members": told[0], "n": size, "protocol": ensemble.protocol,
+                "bn_stats": ensemble.bn_stats, "top-5_error_ours_val": error,
+                "top-1_error_ours_val": errors["top1_err"], "departures": "; ".join(told),
+            }  # fmt: skip
+            records.append(NO_ENSEMBLE | own)
     return Table(
         name=plan["name"],
-        title=plan["title"].format(data=data),
+        title=plan["title"].format(data=groups.data_told(ours[0] if ours else None)),
         columns=("ensemble", "nets", "protocol", "top-5 error: paper (test)", "ours (val)"),
         rows=tuple(rows),
         notes=tuple(notes),
@@ -282,7 +272,6 @@ def _table_5(plan: Plan, runs: Sequence[Run], ensembles: Iterable[Ensemble]) -> 
 
 
 def _why_left_out(ensemble: Ensemble, dataset: str) -> str:
-    """Why an ensemble has no place in the table of ensembles on a dataset; empty if it has one."""
     if ensemble.data.name != dataset or SET not in ensemble.errors:
         return f"measured on {ensemble.data.name}"
     for member in ensemble.members:
@@ -296,36 +285,18 @@ def _spell_members(ensemble: Ensemble) -> str:
     seeds: dict[str, list[str]] = {}
     for member in ensemble.members:
         seeds.setdefault(member.label, []).append(str(member.seed))
-    return ", ".join(
-        f"{label} seed{'s' if own[1:] else ''} {' and '.join(own)}" for label, own in seeds.items()
-    )
+    told = (f"{label} seed{'s' * (len(own) > 1)} {' and '.join(own)}" for label, own in seeds.items())
+    return ", ".join(told)
 
 
 def _ensemble_caveats(ensemble: Ensemble) -> list[str]:
     """The members, and everything that must be said of them and of the data."""
     sentences = [_spell_members(ensemble)]
     for text in dict.fromkeys(text for member in ensemble.members for text in member.told):
-        labels = dict.fromkeys(member.label for member in ensemble.members if text in member.told)
-        every = all(text in member.told for member in ensemble.members)
-        sentences.append(text if every else f"{', '.join(labels)}: {text}")
-    data, size = ensemble.data, {SET: ensemble.data.images[SET]}
-    sentences += groups.not_said_yet(data.notices, data.classes, size, sentences)
-    sentences += groups.about_images(data.classes, size, sentences)
+        labels = [member.label for member in ensemble.members if text in member.told]
+        every = len(labels) == len(ensemble.members)
+        sentences.append(text if every else f"{', '.join(dict.fromkeys(labels))}: {text}")
+    sentences += groups.not_said_yet(ensemble.data.notices, sentences)
     if ensemble.bn_stats == "precise":
         sentences.append("BN statistics averaged over training batches")
     return list(dict.fromkeys(sentences))
-
-
-def _ensemble_record(label: str, paper: float | None, ensemble: Ensemble | None) -> dict[str, object]:
-    errors = ensemble.errors[SET] if ensemble else {}
-    return {
-        "ensemble": label,
-        "members": _spell_members(ensemble) if ensemble else "",
-        "n": len(ensemble.members) if ensemble else NONE,
-        "protocol": ensemble.protocol if ensemble else "",
-        "bn_stats": ensemble.bn_stats if ensemble else "",
-        "top-5_error_paper_test": NONE if paper is None else paper,
-        "top-5_error_ours_val": errors.get("top5_err", NONE),
-        "top-1_error_ours_val": errors.get("top1_err", NONE),
-        "departures": "; ".join(_ensemble_caveats(ensemble)) if ensemble else "",
-    }

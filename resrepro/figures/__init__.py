@@ -5,20 +5,19 @@ from run records.
 """
 
 import base64
-import contextlib
-import html
 import io
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from resrepro.comparison import tables as record_tables
 from resrepro.comparison.table import Table, write_table
 from resrepro.errors import UsageError
 from resrepro.figures import architecture, curves, responses
-from resrepro.figures.drawing import draw_sheet, own_settings
+from resrepro.figures.drawing import FORMATS, USUAL, draw_sheet, own_settings
+from resrepro.figures.drawing import Style as Style
 from resrepro.paper import layouts
 from resrepro.records import Run
 from resrepro.records.collection import DEFAULT_FOLDERS, Collection, collect
@@ -28,48 +27,15 @@ from resrepro.spec.recipe import Value, spell
 TABLE_1, FIGURE_3 = "table1", "figure3"  # drawn from the nets themselves, without runs
 FIGURE_7 = responses.EXHIBIT
 
-WIDTHS = {"column": 3.25, "text": 6.875}  # of the paper's own page, inches
-NARROW, WIDE = 3.0, 40.0  # inches
 SHOWN, PRINTED = 150, 300  # pixels per inch of a PNG: of the figure's own width, of one that was asked for
-FORMATS: Mapping[str, dict[str, str | None]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}  # and what is not said in them
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a figure is drawn: colours, caption, width, and the kinds of its files. `width` is in inches, or
-    one of `WIDTHS`; by default it is the figure's own.
-    """
-
-    palette: str = "paper"
-    caption: bool = True
-    width: float | str | None = None
-    formats: tuple[str, ...] = ("png", "svg")
-
-    def inches(self) -> float | None:
-        """The width; UsageError if it is none, or no figure fits into it."""
-        if self.width is None:
-            return None
-        with contextlib.suppress(ValueError):
-            width = float(WIDTHS.get(str(self.width), self.width))
-            if NARROW <= width <= WIDE:
-                return width
-        raise UsageError(
-            f"no width {self.width!r}: give {NARROW:g} to {WIDE:g} inches, or {' or '.join(WIDTHS)}."
-        )
 
 
 class Paths(list[Path]):
     """The files of a figure; a notebook shows the picture."""
 
-    def _repr_html_(self) -> str:
-        pictures = [path for path in self if path.suffix == ".png" and path.exists()]
-        texts = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
-        shown = [f'<img style="max-width:100%" src="data:image/png;base64,{text}">' for text in texts]
-        return "".join(shown) or html.escape(", ".join(map(str, self)))
+    def _repr_html_(self) -> str | None:
+        texts = [base64.b64encode(path.read_bytes()).decode() for path in self if path.suffix == ".png"]
+        return f'<img style="max-width:100%" src="data:image/png;base64,{texts[0]}">' if texts else None
 
 
 def tables() -> tuple[str, ...]:
@@ -85,9 +51,9 @@ def figures() -> tuple[str, ...]:
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Tables by their number, then figures, each before its stand-ins, then what the paper does not have."""
 
-    def place(name: str) -> tuple[int, int, str]:
-        found = re.fullmatch(r"(table|figure)(\d+)(-\w+)?", name)
-        return (("table", "figure").index(found[1]), int(found[2]), found[3] or "") if found else (2, 0, "")
+    def place(name: str) -> tuple[bool, bool, int, str]:
+        number = int("0" + re.sub(r"\D", "", name))
+        return not name.startswith("table"), not name.startswith("figure"), number, name
 
     return tuple(sorted(names, key=place))
 
@@ -121,32 +87,25 @@ def build_table(exhibit: str, found: Collection, *, every: bool = False) -> Tabl
 
 def draw_figure(
     exhibit: str, runs: Sequence[Run], folder: Path, *,
-    paper: bool = False, style: Style = Style(), stem: str | None = None,
+    paper: bool = False, style: Style = USUAL, stem: str | None = None,
 ) -> tuple[list[Path], tuple[str, ...]]:  # fmt: skip
     """Draw one of `figures()` into a folder, as files of its own name or another `stem`; returns these and
     sentences on what is not in it. RecordError if there is nothing to draw, or they cannot be written.
     """
-    notes: tuple[str, ...] = ()
-    caption, width = style.caption, style.inches()
-    if exhibit == FIGURE_3:
-        title = curves.read_layout(FIGURE_3)["title"]
-        figure = architecture.make_figure(style.palette, caption=caption, inches=width)
-        notes = (f"The paper has no curves for {exhibit}.",) if paper else ()
-    elif exhibit == FIGURE_7:
-        title = curves.read_layout(FIGURE_7)["title"]
-        figure, notes = responses.make_figure(
-            runs, paper=paper, palette=style.palette, caption=caption, width=width
-        )
-    else:
+    if exhibit in curves.exhibits():
         sheet = curves.make_sheet(exhibit, runs, paper=paper, palette=style.palette)
-        title, notes = sheet.layout["title"], sheet.notes
-        figure = draw_sheet(sheet, caption=caption, width=width)
+        figure, notes, layout = draw_sheet(sheet, style), sheet.notes, sheet.layout
+    elif exhibit == FIGURE_7:
+        figure, notes = responses.make_figure(runs, paper=paper, style=style)
+        layout = responses.PLAN
+    else:
+        figure, layout = architecture.make_figure(style), architecture.PLAN
+        notes = (f"The paper has no curves for {exhibit}.",) if paper else ()
     paths = []
     for kind in style.formats:
-        content = io.BytesIO()
+        content, about = io.BytesIO(), {**FORMATS[kind], "Title": layout["title"]}
         with own_settings():
-            about = {**FORMATS[kind], "Title": title}
-            figure.savefig(content, format=kind, dpi=PRINTED if width else SHOWN, metadata=about)
+            figure.savefig(content, format=kind, dpi=PRINTED if style.width else SHOWN, metadata=about)
         paths.append(folder / f"{stem or exhibit}.{kind}")
         write_out(paths[-1], content.getvalue())
     return paths, notes

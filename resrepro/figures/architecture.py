@@ -6,15 +6,14 @@ of one output size stand at the same height in all columns.
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resrepro.comparison.table import Notes, Row, Table
 from resrepro.figures.curves import palette_named, read_layout
-from resrepro.figures.drawing import QUIET, own_settings, wrap
+from resrepro.figures.drawing import QUIET, USUAL, Style, own_settings, wrap
 from resrepro.paper import published
 from resrepro.spec import IMAGENET_DEPTHS
-from resrepro.spec.architecture import Architecture, Layer, Part, architectures, vgg19
+from resrepro.spec.architecture import Architecture, Layer, architectures, vgg19
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,10 +27,10 @@ BULGE = 0.46  # how far an arc leaves its column
 TEXT, HEADING = 8.5, 10.5  # points
 INK, LINE = "#303030", 0.9
 UNIT = 1e9  # the paper gives FLOPs in 10^9
+PLAN = read_layout("figure3")  # title, note and columns
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A layer on the sheet: `row` counts from the top; `joins` is the row of the block's last layer."""
 
     row: int
@@ -51,17 +50,16 @@ class Box:
         return f"{layer.kind.removeprefix('max ')}{stride}"
 
 
-def make_figure(palette: str = "paper", *, caption: bool = True, inches: float | None = None) -> "Figure":
-    """The figure as a matplotlib object, scaled to so many inches (UsageError for an unknown palette)."""
-    colours = palette_named(palette, "figure3")
-    layout = read_layout("figure3")
-    nets = [{**architectures(), "vgg19": vgg19()}[column["net"]] for column in layout["columns"]]
+def make_figure(style: Style = USUAL) -> "Figure":
+    """The figure as a matplotlib object, scaled to its width (UsageError for an unknown palette)."""
+    colours = palette_named(style.palette, "figure3")
+    nets = [{**architectures(), "vgg19": vgg19()}[column["net"]] for column in PLAN["columns"]]
     starts, rows = starting_rows(nets)
     width = MARGIN + len(nets) * BOX + (len(nets) - 1) * GAP + RIGHT
     with own_settings():
         from matplotlib.figure import Figure
 
-        lines = wrap(layout["note"], width - 0.28, TEXT) if caption else []
+        lines = wrap(PLAN["note"], width - 0.28, TEXT) if style.caption else []
         foot = 0.2 + FOOT_LINE * len(lines)
         height = HEAD + rows * PITCH + foot
         figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
@@ -69,12 +67,10 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
         axes.axis("off")
         middle: Any = {"ha": "center", "va": "center"}
         for size, row in starts.items():
-            axes.text(
-                0.14, _middle(row), f"output\nsize: {size}", fontsize=TEXT, va="center", linespacing=1.1
-            )
-            hairline = [HEAD + row * PITCH] * 2
+            told, hairline = f"output\nsize: {size}", [HEAD + row * PITCH] * 2
+            axes.text(0.14, _middle(row), told, fontsize=TEXT, va="center", linespacing=1.1)
             axes.plot([0.12, width - 0.12], hairline, color="#dddddd", linewidth=0.6, zorder=0.5)
-        for number, (column, net) in enumerate(zip(layout["columns"], nets, strict=True)):
+        for number, (column, net) in enumerate(zip(PLAN["columns"], nets, strict=True)):
             centre = MARGIN + number * (BOX + GAP) + BOX / 2
             printed, counted = published()["figure3", column["published"], "flops"].value, net.multiply_adds
             axes.text(centre, 0.2, column["heading"], fontsize=HEADING, fontweight="bold", **middle)
@@ -84,8 +80,8 @@ def make_figure(palette: str = "paper", *, caption: bool = True, inches: float |
             _draw_column(axes, centre, boxes_of(net, starts), colours)
         for number, line in enumerate(lines):
             axes.text(0.14, height - foot + 0.16 + FOOT_LINE * number, line, fontsize=TEXT, color=QUIET)
-        if inches:
-            _scale(figure, inches / width)
+        if wanted := style.inches():
+            _scale(figure, wanted / width)
     return figure
 
 
@@ -97,12 +93,11 @@ def _scale(figure: "Figure", by: float) -> None:
     axes = figure.axes[0]
     for text in axes.texts:
         text.set_fontsize(float(text.get_fontsize()) * by)
-    for line in axes.lines:
-        line.set_linewidth(line.get_linewidth() * by)
-    for patch in axes.patches:
-        patch.set_linewidth(patch.get_linewidth() * by)
-        if isinstance(patch, FancyArrowPatch):
-            patch.set_mutation_scale(by)
+    drawn: Any = (*axes.lines, *axes.patches)
+    for artist in drawn:
+        artist.set_linewidth(artist.get_linewidth() * by)
+        if isinstance(artist, FancyArrowPatch):
+            artist.set_mutation_scale(by)
 
 
 def starting_rows(nets: Sequence[Architecture]) -> tuple[dict[int, int], int]:
@@ -138,12 +133,11 @@ def _draw_column(axes: "Axes", centre: float, boxes: Iterable[Box], colours: Map
         middle = _middle(box.row)
         _draw_arrow(axes, (centre, above + BOX_HEIGHT / 2), (centre, middle - BOX_HEIGHT / 2))
         colour = colours.get(str(box.layer.size), "white") if box.layer.kind == "conv" else "white"
-        axes.add_patch(
-            FancyBboxPatch(
-                (centre - BOX / 2, middle - BOX_HEIGHT / 2), BOX, BOX_HEIGHT, facecolor=colour, zorder=2,
-                boxstyle="round,pad=0,rounding_size=0.05", edgecolor=INK, linewidth=0.7,
-            )
+        frame = FancyBboxPatch(
+            (centre - BOX / 2, middle - BOX_HEIGHT / 2), BOX, BOX_HEIGHT, facecolor=colour, zorder=2,
+            boxstyle="round,pad=0,rounding_size=0.05", edgecolor=INK, linewidth=0.7,
         )  # fmt: skip
+        axes.add_patch(frame)
         axes.text(centre, middle, box.text, fontsize=TEXT, ha="center", va="center_baseline", zorder=3)
         if box.shortcut:
             _draw_arc(axes, centre, box, dotted=box.shortcut.kind != "identity")
@@ -153,12 +147,9 @@ def _draw_column(axes: "Axes", centre: float, boxes: Iterable[Box], colours: Map
 def _draw_arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float]) -> None:
     from matplotlib.patches import FancyArrowPatch
 
-    axes.add_patch(
-        FancyArrowPatch(
-            start, end, arrowstyle="-|>,head_length=2.2,head_width=1.3", mutation_scale=1, shrinkA=0,
-            shrinkB=0, color=INK, linewidth=LINE, zorder=1.5,
-        )
-    )  # fmt: skip
+    head: Any = {"arrowstyle": "-|>,head_length=2.2,head_width=1.3", "mutation_scale": 1}
+    arrow = FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, color=INK, linewidth=LINE, zorder=1.5, **head)
+    axes.add_patch(arrow)
 
 
 def _draw_arc(axes: "Axes", centre: float, box: Box, *, dotted: bool) -> None:
@@ -172,12 +163,11 @@ def _draw_arc(axes: "Axes", centre: float, box: Box, *, dotted: bool) -> None:
     edge, out = centre + BOX / 2, centre + BOX / 2 + BULGE * 4 / 3
     points = [(centre, leave), (edge, leave), (out, leave), (out, join), (edge, join), (centre + 0.06, join)]
     codes = [Path.MOVETO, Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
-    axes.add_patch(
-        PathPatch(
-            Path(points, codes), fill=False, edgecolor=INK, linewidth=LINE, zorder=1.4, capstyle="butt",
-            linestyle=(0, (1, 1.7)) if dotted else "-", gid=f"arc {'zeros' if dotted else 'identity'}",
-        )
+    arc = PathPatch(
+        Path(points, codes), fill=False, edgecolor=INK, linewidth=LINE, zorder=1.4, capstyle="butt",
+        linestyle=(0, (1, 1.7)) if dotted else "-", gid=f"arc {'zeros' if dotted else 'identity'}",
     )  # fmt: skip
+    axes.add_patch(arc)
     _draw_arrow(axes, (centre + 0.06, join), (centre, join))
 
 
@@ -187,18 +177,10 @@ def table_1() -> Table:
     nets = {f"{depth}-layer": architectures()[f"imagenet-resnet{depth}"] for depth in IMAGENET_DEPTHS}
     printed = [published()["table1", heading, "flops"].value / UNIT for heading in nets]
     counted = [net.multiply_adds / UNIT for net in nets.values()]
-    gaps = [f"{ours - paper:+.2f}".replace("-", "−") for ours, paper in zip(counted, printed, strict=True)]
-    cut_off = [
-        f"{heading}: {ours:.2f} is {paper:.1f} only when cut off, not rounded"
-        for heading, ours, paper in zip(nets, counted, printed, strict=True)
-        if f"{ours:.1f}" != f"{paper:.1f}"
-    ]
-    projecting = {heading: net for heading, net in nets.items() if net.projections}
-    without = [f"{(net.multiply_adds - net.projections) / UNIT:.2f}" for net in projecting.values()]
-    would = f"without projections {', '.join(projecting)} would have {', '.join(without)}"
+    gaps = (f"{ours - paper:+.2f}".replace("-", "−") for ours, paper in zip(counted, printed, strict=True))
     notes = Notes()
-    above = notes.number([words["flops"], would])
-    cut, below = notes.number(cut_off), notes.number([words["parameters"]])
+    above = notes.number([words["flops"], words["without"]])
+    cut, below = notes.number([words["cut_off"]]), notes.number([words["parameters"]])
     return Table(
         name="table1",
         title=words["title"],
@@ -218,24 +200,20 @@ def table_1() -> Table:
 
 def _layer_rows(nets: Sequence[Architecture]) -> Iterator[Row]:
     """The upper part: a block's layers below each other, as the paper stacks them, then their number."""
-    conv1 = [net.layer("conv1") for net in nets]
-    yield Row(("conv1", _side(conv1[0]), *(f"{_kernel(layer)} /{layer.stride}" for layer in conv1)))
+    conv1, fc = ([net.layer(name) for net in nets] for name in ("conv1", "fc"))
+    kernels = [f"{_kernel(layer)} /{layer.stride}" for layer in conv1]
+    yield Row(("conv1", f"{conv1[0].size}x{conv1[0].size}", *kernels))
     for number, stage in enumerate(nets[0].stages):
         stacks = [list(map(_kernel, net.stages[number].layers)) for net in nets]
         lines = list(itertools.zip_longest(*stacks, fillvalue=""))
         if number == 0:  # the pooling belongs to conv2_x
             pools = [net.layer("max pool") for net in nets]
             lines.insert(0, tuple(f"{pool.kernel}x{pool.kernel} max /{pool.stride}" for pool in pools))
-        yield Row((stage.name, _side(stage), *lines[0]))
+        yield Row((stage.name, f"{stage.size}x{stage.size}", *lines[0]))
         yield from (Row(("", "", *line)) for line in lines[1:])
         yield Row(("", "blocks", *(f"x {net.stages[number].times}" for net in nets)))
-    fc = [net.layer("fc") for net in nets]
-    yield Row(("fc", _side(fc[0]), *("avg pool" for _ in fc)))
+    yield Row(("fc", "1x1", *("avg pool" for _ in fc)))
     yield Row(("", "", *(f"{layer.channels}-d fc" for layer in fc)))
-
-
-def _side(part: Layer | Part) -> str:
-    return f"{part.size}x{part.size}"
 
 
 def _kernel(layer: Layer) -> str:

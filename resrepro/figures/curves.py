@@ -6,27 +6,25 @@ Drawn is one seed group per net, all of one protocol, with the paper's own curve
 import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from resrepro.comparison import groups
-from resrepro.comparison.groups import SeedGroup
+from resrepro.comparison.groups import Protocol, SeedGroup
 from resrepro.comparison.tables import TRAINING_ERROR
 from resrepro.errors import RecordError, UsageError
 from resrepro.paper import curves as paper_curves
 from resrepro.paper import with_twins
 from resrepro.records import Run
-from resrepro.spec import IMAGENET_CLASSES, catalogue, command_for, net_label
+from resrepro.spec import IMAGENET_CLASSES, IMAGENET_IMAGES, catalogue, command_for, net_label
 from resrepro.spec.recipe import FAMILIES, read_toml
 
 FRAMES = (20, 40, 60, 100)  # upper ends of the error axis, percent
 ANOTHER = "Not drawn, another protocol"
 Layout = Mapping[str, Any]  # a figure's entry in figures.toml
-Groups = dict[str, SeedGroup]  # the runs drawn, by net label, plain nets first, by depth
+Drawn = Protocol[str]  # the runs drawn, by net label, plain nets first, by depth; without groups if none
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer. `std` is that
     of `y` over seeds (n-1), where several are averaged.
     """
@@ -46,13 +44,12 @@ class Curve:
 
     @property
     def band(self) -> tuple[list[float], list[float]]:
-        """One std below and above; the curve itself where there is none."""
+        """One std below (0 at the least) and above; the curve itself where there is none."""
         pairs = list(zip(self.y, self.std or (0.0,) * len(self.y), strict=True))
-        return [y - std for y, std in pairs], [y + std for y, std in pairs]
+        return [max(0.0, y - std) for y, std in pairs], [y + std for y, std in pairs]
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One panel: its layout (figures.toml), our curves and the paper's."""
 
     layout: Layout
@@ -65,8 +62,7 @@ class Panel:
         return (*self.ours, *self.paper)
 
 
-@dataclass(frozen=True)
-class Sheet:
+class Sheet(NamedTuple):
     """A whole figure, ready to be drawn; `notes` tell what is not in it. `held_out` names the set of the bold
     lines, `held_out_told` says in the legend what it is.
     """
@@ -77,7 +73,7 @@ class Sheet:
     held_out: str
     held_out_told: str
     palette: Mapping[str, Any]
-    groups: Groups
+    groups: Mapping[str, SeedGroup]
     footnote: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -150,75 +146,71 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
     """The figure as data, with the paper's curves if asked; RecordError if there is nothing to draw."""
     layout, colours = exhibits()[exhibit], palette_named(palette)
     drawn, notes = choose(layout, runs)
-    first = first_of(drawn) if drawn else None
+    first = drawn.first if drawn.groups else None
     layout = {**layout, "title": layout["title"].format(data=groups.data_told(first))}
     scale = groups.iterations_of(first) / paper_iterations(layout) if first else 1.0
     panels = []
     for panel in layout["panels"]:
-        shown = [group for group in drawn.values() if _shows(panel, group.first)]
+        shown = [group for group in drawn.groups.values() if _shows(panel, group.first)]
         ours = [mean_curve(group, kind) for group in shown for kind in panel["kinds"]]
         theirs = _paper_curves(exhibit, layout, panel, scale) if paper and "paper" in layout else ()
         panels.append(Panel(panel, tuple(filter(None, ours)), tuple(theirs)))
     nets = {curve.net for panel in panels for curve in panel.paper}
-    if drawn and nets and "of" in layout:  # errors on other images are no answer to the paper's
+    if first and nets and "of" in layout:  # errors on other images are no answer to the paper's
         own = groups.data_told(first).partition(" (")[0]
         panels = [
-            *(replace(_titled(panel, f"on {own}"), paper=()) for panel in panels),
-            *(replace(_titled(panel, "on ImageNet, the paper's"), ours=()) for panel in panels),
+            *(Panel(_titled(panel, f"on {own}"), panel.ours, ()) for panel in panels),
+            *(Panel(_titled(panel, "on ImageNet, the paper's"), (), panel.paper) for panel in panels),
         ]
     if paper and not nets:
         notes = (*notes, f"The paper has no curves for {exhibit}.")
-    if not drawn and not nets:
+    if not first and not nets:
         command = command_for(catalogue.find(layout["example"]).spec())
         rest = ", and `--paper` draws the paper's curves alone." if "paper" in layout else "."
         raise RecordError(f"no finished runs for {exhibit} in the runs folders: `{command}` makes one{rest}")
     iterations = groups.iterations_of(first) if first else int(layout["paper"]["drawn_to"])
-    below = tuple(filter(None, _footnote(layout, drawn, nets, notes)))
-    told = held_out_names(layout, first)
-    return Sheet(layout, tuple(panels), iterations, *told, colours, drawn, below, notes)
+    held_out = groups.SET_NAMES[first.headline_split] if first else str(layout["paper"]["held_out"])
+    size = first.env["data"]["images"].get(first.headline_split) if first and held_out != "test" else None
+    images = layout.get("view", f"{size:,} held-out training images" if size else "")
+    told = f"{held_out} error ({images})" if images else f"{held_out} error"
+    below = [] if first else [alone(layout)]
+    if first:
+        whose = _whose(layout, drawn, held_out, nets) if nets else ""
+        below = [lead(layout, drawn), departures_told(drawn), TRAINING_ERROR, spell_rule(notes), whose]
+    footnote = tuple(filter(None, below))
+    return Sheet(layout, tuple(panels), iterations, held_out, told, colours, drawn.groups, footnote, notes)
 
 
-def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
-    """The runs that a figure draws, by net, and a sentence on each kind of run that it leaves out. Drawn are
-    finished runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
+def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Drawn, tuple[str, ...]]:
+    """The runs that a figure draws, and a sentence on each kind of run that it leaves out. Drawn are finished
+    runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
     """
-    known = [
-        run
-        for run in runs
-        if run.spec["dataset"] in layout["datasets"] and any(_shows(panel, run) for panel in layout["panels"])
-    ]
+    known = [run for run in runs if run.spec["dataset"] in layout["datasets"]]
+    known = [run for run in known if any(_shows(panel, run) for panel in layout["panels"])]
     shortcuts = [run for run in known if run.spec["shortcut"] not in (None, "A")]
     members: dict[str, list[Run]] = {}
     for run in sorted(known, key=lambda run: (not run.spec["plain"], run.spec["depth"])):
         if run not in shortcuts:
             members.setdefault(net_label(run.spec["depth"], run.spec["plain"]), []).append(run)
-    protocols = groups.protocols_of(members)
-    drawn = {net: one.groups[net] for one in protocols[:1] for net in members if net in one.groups}
-    doubles = [group.runs for one in protocols[:1] for own in one.doubles.values() for group in own]
+    drawn, *others = groups.protocols_of(members) or [Drawn()]
+    doubles = [run for own in drawn.doubles.values() for group in own for run in group.runs]
     notes = [
         ("Not drawn, unfinished", groups.unfinished(known)),
-        ("Not drawn, shortcut option B or C (the figure shows A)", list(map(groups.seed_name, shortcuts))),
-        *((ANOTHER, [f"{other.name} ({other.size})"]) for other in protocols[1:]),
-        (
-            "Not drawn, other settings than the runs drawn of the same net",
-            list(map(groups.seed_name, itertools.chain(*doubles))),
-        ),
+        ("Not drawn, shortcut option B or C (the figure shows A)", map(groups.seed_name, shortcuts)),
+        *((ANOTHER, [f"{other.name} ({other.size})"]) for other in others),
+        ("Not drawn, other settings than the runs drawn of the same net", map(groups.seed_name, doubles)),
     ]
-    return drawn, tuple(f"{about}: {', '.join(names)}." for about, names in notes if names)
+    told = [(about, ", ".join(names)) for about, names in notes]
+    return drawn, tuple(f"{about}: {names}." for about, names in told if names)
 
 
-def _titled(panel: Panel, more: str) -> Panel:
-    return replace(panel, layout={**panel.layout, "title": f"{panel.layout['title']} {more}"})
+def _titled(panel: Panel, more: str) -> Layout:
+    return {**panel.layout, "title": f"{panel.layout['title']} {more}"}
 
 
 def paper_iterations(layout: Layout) -> int:
     """The iterations of the paper's recipe for the nets of a figure."""
     return catalogue.paper_recipe(FAMILIES[layout["datasets"][0]]).recipe.iterations
-
-
-def first_of(drawn: Groups) -> Run:
-    """Any of the runs drawn, for what they share."""
-    return next(iter(drawn.values())).first
 
 
 def _shows(panel: Layout, run: Run) -> bool:
@@ -229,8 +221,7 @@ def _shows(panel: Layout, run: Run) -> bool:
 def mean_curve(group: SeedGroup, kind: str) -> Curve | None:
     """Mean error over seeds at each iteration that all have sampled; None if there is none."""
     split = "train" if kind == "train" else group.first.headline_split
-    runs = group.runs if split == "train" else group.of_one_set(split)
-    sampled = [run.top1_errors(split) for run in runs]
+    sampled = [run.top1_errors(split) for run in group.runs]
     common = sorted(set.intersection(*map(set, sampled)))
     errors = [[one[at] for at in common] for one in sampled]
     return averaged(group.first, kind, map(float, common), errors) if common else None
@@ -257,22 +248,6 @@ def _paper_curves(exhibit: str, layout: Layout, panel: Layout, scale: float) -> 
             yield Curve(depth, panel["plain"], kind, x, tuple(rows["value"]), paper=True)
 
 
-def held_out_names(layout: Layout, run: Run | None) -> tuple[str, str]:
-    """The set of the bold lines, and what the legend says of them; `run` is any of those drawn, if any."""
-    name = layout["paper"]["held_out"] if run is None else groups.SET_NAMES[run.headline_split]
-    size = run.env["data"]["images"].get(run.headline_split) if run and name != "test" else None
-    images = layout.get("view", f"{size:,} held-out training images" if size else "")
-    return name, f"{name} error ({images})" if images else f"{name} error"
-
-
-def _footnote(layout: Layout, drawn: Groups, theirs: set[str], notes: Iterable[str]) -> list[str]:
-    """What a reader must know beside the curves; `theirs` are the nets of which the paper's are drawn."""
-    if not drawn:
-        return [alone(layout)]
-    whose = _whose(layout, drawn, theirs) if theirs else ""
-    return [lead(layout, drawn), departures_told(drawn), TRAINING_ERROR, spell_rule(notes), whose]
-
-
 def alone(layout: Layout) -> str:
     """What the paper's curves are where there are no runs of ours."""
     accuracy = layout["paper"]["accuracy"]
@@ -285,12 +260,12 @@ def spell_rule(notes: Iterable[str]) -> str:
     return f"Of several protocols one is drawn: {groups.RULE}." if several else ""
 
 
-def lead(layout: Layout, drawn: Groups) -> str:
+def lead(layout: Layout, drawn: Drawn) -> str:
     """Length of the runs, number of seeds and split, in one sentence."""
-    first = first_of(drawn)
+    first = drawn.first
     ours, full = groups.iterations_of(first), paper_iterations(layout)
     length = f"{ours:,} iterations" if ours == full else f"{ours:,} of the paper's {full:,} iterations"
-    counts = {label: len(group.runs) for label, group in drawn.items()}
+    counts = {label: len(group.runs) for label, group in drawn.groups.items()}
     usual = statistics.mode(counts.values())
     more = [f"{label}: {count}" for label, count in counts.items() if count != usual]
     seeds = f"{usual} seed{'s' if usual > 1 else ''} per net" + (f" ({', '.join(more)})" if more else "")
@@ -299,30 +274,30 @@ def lead(layout: Layout, drawn: Groups) -> str:
     return f"{prefix}{length}, {seeds}{split}."
 
 
-def departures_told(drawn: Groups) -> str:
+def departures_told(drawn: Drawn) -> str:
     """How the runs depart from the paper; where not all nets do, which."""
     told: dict[str, list[str]] = {}
-    for label, group in drawn.items():
+    for label, group in drawn.groups.items():
         for sentence in group.caveats([{"set": group.first.headline_split}], as_trained=True):
             told.setdefault(sentence, []).append(label)
     parts = [
-        sentence if len(labels) == len(drawn) else f"{sentence} ({', '.join(labels)})"
+        sentence if len(labels) == len(drawn.groups) else f"{sentence} ({', '.join(labels)})"
         for sentence, labels in told.items()
         if " iterations instead of " not in sentence  # said in the lead
     ]
     return f"Departures from the paper: {'; '.join(parts)}." if parts else ""
 
 
-def _whose(layout: Layout, drawn: Groups, theirs: set[str]) -> str:
-    """Which lines are the paper's, and how they differ from ours."""
-    first = first_of(drawn)
+def _whose(layout: Layout, drawn: Drawn, ours: str, theirs: set[str]) -> str:
+    """Which lines are the paper's (of the nets `theirs`), and how they differ from ours."""
+    first = drawn.first
     told = "Pale lines" if layout["training"] == "thin" else "Thin lines"
-    told += f"{'' if theirs <= drawn.keys() else ' and names in italics'}: the paper's curves"
+    told += f"{'' if theirs <= drawn.groups.keys() else ' and names in italics'}: the paper's curves"
     if "of" in layout:
         told = "Lower panels: the paper's curves"
-    if first.family == "imagenet" and groups.about_images(first.classes, first.env["data"]["images"]):
+    if first.family == "imagenet" and first.env["data"]["images"] != IMAGENET_IMAGES:
         told += f" of ImageNet's {IMAGENET_CLASSES:,} classes"
     if groups.iterations_of(first) != paper_iterations(layout):
         told += ", x scaled to this schedule"
-    ours, paper = held_out_names(layout, first)[0], layout["paper"]["held_out"]
+    paper = layout["paper"]["held_out"]
     return told + ("." if ours == paper else f"; theirs are {paper} errors where ours are {ours} errors.")

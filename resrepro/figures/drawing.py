@@ -4,14 +4,12 @@ matplotlib is used through its objects, without pyplot and the user's settings: 
 """
 
 import contextlib
-import importlib.util
 import itertools
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from resrepro.errors import UsageError
 from resrepro.figures.curves import Curve, Panel, Sheet
 
 if TYPE_CHECKING:
@@ -32,34 +30,60 @@ LEADER = 26.0  # points between the frame and the labels
 BOLD = 2.1  # line width, points
 DASHES = (0, (4, 1.6))
 QUIET, DARK = "#6b6b6b", "#303030"
-TICKS = {20: (0, 5, 10, 20), 40: range(0, 41, 10), 60: range(0, 61, 20), 80: range(0, 81, 20)}
+TICKS = {20: (0, 5, 10, 20), 40: range(0, 41, 10)}
 BAND = "mean ± std over seeds (n−1)"
-Place = tuple[Panel, float, float]  # a panel, its left edge and its width in inches
 SETTINGS: Any = {
-    "font.family": FONT,
-    "font.size": TEXT,
-    "axes.linewidth": 0.8,
-    "axes.titlesize": TEXT,
-    "xtick.direction": "in",
-    "ytick.direction": "in",
+    "font.family": FONT, "font.size": TEXT, "axes.titlesize": TEXT, "axes.linewidth": 0.8,
+    "xtick.direction": "in", "ytick.direction": "in",
     "text.parse_math": False,  # sentences of the records are shown as they are
-    "svg.hashsalt": "resrepro",
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-}
+    "svg.hashsalt": "resrepro", "svg.fonttype": "path", "pdf.fonttype": 42,
+}  # fmt: skip
+WIDTHS = {"column": 3.25, "text": 6.875}  # of the paper's own page, inches
+NARROW, WIDE = 3.0, 40.0  # inches
+FORMATS: Mapping[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}  # and what is not said in them
 
 
-def draw_sheet(sheet: Sheet, *, caption: bool = True, width: float | None = None) -> "Figure":
-    """The figure as a matplotlib object, as wide as its layout says or so many inches."""
+@dataclass(frozen=True)
+class Style:
+    """How a figure is drawn: colours, caption, width, and the kinds of its files. `width` is in inches, or
+    one of `WIDTHS`; by default it is the figure's own.
+    """
+
+    palette: str = "paper"
+    caption: bool = True
+    width: float | str | None = None
+    formats: tuple[str, ...] = ("png", "svg")
+
+    def inches(self) -> float | None:
+        """The width; UsageError if it is none, or no figure fits into it."""
+        if self.width is None:
+            return None
+        with contextlib.suppress(ValueError):
+            width = float(WIDTHS.get(str(self.width), self.width))
+            if NARROW <= width <= WIDE:
+                return width
+        ways = f"{NARROW:g} to {WIDE:g} inches, or {' or '.join(WIDTHS)}"
+        raise UsageError(f"no width {self.width!r}: give {ways}.")
+
+
+USUAL = Style()
+
+
+def draw_sheet(sheet: Sheet, style: Style = USUAL) -> "Figure":
+    """The figure as a matplotlib object, as wide as its layout says or as wanted; its colours are chosen."""
     with own_settings():
-        width = width or float(sheet.layout["width"])
+        width = style.inches() or float(sheet.layout["width"])
         told = list(sheet.footnote)
         for panel in sheet.panels:
             for curve in _labelled(panel):
                 if (end := curve.y[-1]) > sheet.frame(panel)[1]:
                     kind = "training" if curve.kind == "train" else sheet.held_out
                     told.append(f"{curve.net} ends above the frame, at {end:.1f} % ({kind}).")
-        lines = wrap(" ".join(told), width - 0.5, SMALL) if caption else []
+        lines = wrap(" ".join(told), width - 0.5, SMALL) if style.caption else []
         rows = _rows(sheet, width)
         titles = TITLE if any(panel.layout["title"] for panel in sheet.panels) else 0.0
         tall = min(PANEL_HEIGHT, 1.3 + width / 4)
@@ -94,8 +118,8 @@ def page(
     return figure, height
 
 
-def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
-    """The panels of each row, as many as leave each wide enough."""
+def _rows(sheet: Sheet, width: float) -> list[list[tuple[Panel, float, float]]]:
+    """The panels of each row, as many as leave each wide enough: with left edge and width in inches."""
     for most in range(len(sheet.panels) // (2 if sheet.apart else 1), 0, -1):
         starts = range(0, len(sheet.panels), most)
         rows = [_row(sheet, sheet.panels[start : start + most], width) for start in starts]
@@ -104,7 +128,7 @@ def _rows(sheet: Sheet, width: float) -> list[list[Place]]:
     return rows
 
 
-def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[Place]:
+def _row(sheet: Sheet, panels: Sequence[Panel], width: float) -> list[tuple[Panel, float, float]]:
     """Panels side by side with the names of their nets right of them."""
     names = [[_label_text(sheet, panel, curve) for curve in _labelled(panel)] for panel in panels]
     margins = [(LEADER + 4) / INCH + max([text_width(name, TEXT) for name in own] or [0.1]) for own in names]
@@ -136,27 +160,11 @@ def _arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
     """While active, figures look the same whatever the user has set up for his own."""
-    matplotlib = _imported()
+    import matplotlib
+
     usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context(usual | SETTINGS):  # rcdefaults() would read his style files
         yield
-
-
-def _imported() -> Any:
-    """matplotlib, even where it cannot read $MPLBACKEND or a matplotlibrc, of which we use neither."""
-    with contextlib.suppress(ValueError, OSError):
-        return importlib.import_module("matplotlib")
-    found = importlib.util.find_spec("matplotlib")
-    package = Path(str(found and found.origin)).parent
-    for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
-        del sys.modules[name]  # half of it was read
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        with contextlib.chdir(package / "mpl-data"):  # whose own matplotlibrc comes first
-            return importlib.import_module("matplotlib")
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
 
 
 def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
@@ -166,8 +174,8 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     end, (floor, top) = sheet.iterations / sheet.unit, sheet.frame(panel)
     axes.set_xlim(start, end)
     axes.set_ylim(floor, top)
-    own = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
-    errors = own.get(str(top), TICKS.get(top, range(0, 101, 20)))
+    own_ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
+    errors = own_ticks.get(str(top), TICKS.get(top, range(0, top + 1, 20)))
     apart = (top - floor) * TEXT / (axes.bbox.height * INCH / axes.figure.dpi)
     ticks = [float(error) for error in errors if error >= floor]
     axes.set_yticks(ticks[:1] + [high for low, high in itertools.pairwise(ticks) if high - low >= apart])
@@ -182,21 +190,19 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
         axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
         axes.set_axisbelow(True)
     for curve in (*panel.paper, *panel.ours):
-        _draw_curve(axes, sheet, curve)
+        style = _style(sheet, curve)
+        draw_curve(axes, curve, style, {"alpha": 0.22, "zorder": 2.5}, unit=sheet.unit)
+    own: Any = {"transform": axes.transAxes, "color": QUIET}
     if not panel.curves:
-        axes.text(
-            0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", va="center", color=QUIET,
-            bbox={"facecolor": "white", "edgecolor": "none"},
-        )  # fmt: skip
+        box = {"facecolor": "white", "edgecolor": "none"}
+        axes.text(0.5, 0.5, "no runs yet", ha="center", va="center", bbox=box, **own)
     elif not panel.ours and sheet.has_ours and not sheet.apart:
-        axes.text(
-            0.97, 0.95, "no runs yet,\nthe paper's alone", transform=axes.transAxes, ha="right", va="top",
-            color=QUIET, fontsize=SMALL, linespacing=1.3,
-        )  # fmt: skip
+        told = "no runs yet,\nthe paper's alone"
+        axes.text(0.97, 0.95, told, ha="right", va="top", fontsize=SMALL, linespacing=1.3, **own)
     _label_nets(axes, sheet, panel)
 
 
-def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
+def _style(sheet: Sheet, curve: Curve) -> dict[str, Any]:
     faint = curve.paper and sheet.has_ours and not sheet.apart
     bold = curve.kind != "train" or sheet.layout["training"] == "solid"
     style = _stroke(sheet, bold=bold, faint=faint)
@@ -204,25 +210,21 @@ def _draw_curve(axes: "Axes", sheet: Sheet, curve: Curve) -> None:
     if marker and bold and not faint:
         # The spacing of a net's markers starts elsewhere for every depth: they do not hide each other.
         depths = sorted({str(each.depth) for each in sheet.curves})
-        begin = depths.index(str(curve.depth)) / 40
-        style |= {"marker": marker, "markersize": 6, "markevery": (begin, 0.16)}
+        style |= {"marker": marker, "markersize": 6, "markevery": (depths.index(str(curve.depth)) / 40, 0.16)}
     colour = sheet.colour(curve.depth)
-    style |= {"color": pale(colour) if faint else colour, "zorder": 2.0 if faint else 3.5 if bold else 3.0}
-    draw_curve(axes, curve, style, {"alpha": 0.22, "zorder": 2.5}, unit=sheet.unit)
+    style["color"], style["zorder"] = (pale(colour), 2.0) if faint else (colour, 3.5 if bold else 3.0)
+    return style
 
 
 def draw_curve(
     axes: "Axes", curve: Curve, style: Mapping[str, Any], band: Mapping[str, Any], unit: int = 1
 ) -> None:
     """Draw a curve, x in so many units, and its spread over seeds as a band."""
-    x = [value / unit for value in curve.x]
-    told = f"{curve.net} {curve.kind}".strip()
+    x, told = [value / unit for value in curve.x], f"{curve.net} {curve.kind}".strip()
     label = f"{'paper' if curve.paper else 'ours'} {told}"
     axes.plot(x, curve.y, label=label, markeredgecolor="white", markeredgewidth=0.6, **style)
     if curve.std is not None:
-        low, high = curve.band
-        low = [max(0.0, value) for value in low]
-        axes.fill_between(x, low, high, color=style["color"], linewidth=0, label=f"band {told}", **band)
+        axes.fill_between(x, *curve.band, color=style["color"], linewidth=0, label=f"band {told}", **band)
 
 
 def _stroke(sheet: Sheet, *, bold: bool, faint: bool) -> dict[str, Any]:
@@ -256,8 +258,7 @@ def _label_nets(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
     width, height = (side * INCH / axes.figure.dpi for side in axes.bbox.size)
     floor, top = sheet.frame(panel)
     ends = [(min(curve.y[-1], top) - floor) / (top - floor) * height for curve in curves]
-    places = spread(ends, LABEL_PITCH, height)
-    for curve, end, place in zip(curves, ends, places, strict=True):
+    for curve, end, place in zip(curves, ends, spread(ends, LABEL_PITCH, height), strict=True):
         colour = sheet.colour(curve.depth, text=True)
         theirs = curve.paper and sheet.has_ours and not sheet.apart
         x = [1 + points / width for points in (1.5, 4, LEADER - 5)]
@@ -297,19 +298,16 @@ def spread(positions: Sequence[float], pitch: float, high: float) -> list[float]
     """Positions as close as possible to those given (least squares), at least `pitch` apart. All within 0 to
     `high` where there is room for them; the order is kept.
     """
-    order = sorted(range(len(positions)), key=lambda index: positions[index])
-    blocks: list[list[float]] = []  # sum and count of neighbours that must move as one
-    for rank, index in enumerate(order):
-        blocks.append([positions[index] - rank * pitch, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    shifted = [total / count for total, count in blocks for _ in range(int(count))]
-    ceiling = max(0.0, high - (len(positions) - 1) * pitch)
-    placed = [0.0] * len(positions)
-    for rank, (index, value) in enumerate(zip(order, shifted, strict=True)):
-        placed[index] = min(max(value, 0.0), ceiling) + rank * pitch
-    return placed
+    import numpy as np
+    from scipy.optimize import isotonic_regression
+
+    if not positions:
+        return []
+    order, steps = np.argsort(positions, kind="stable"), pitch * np.arange(len(positions))
+    shifted = isotonic_regression(np.array(positions)[order] - steps).x
+    placed = np.empty(len(positions))
+    placed[order] = shifted.clip(0, max(0, high - steps[-1])) + steps
+    return [float(place) for place in placed]
 
 
 def text_width(text: str, size: float) -> float:

@@ -7,14 +7,13 @@ import math
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resrepro.comparison.groups import SET_NAMES, Protocol, seed_name
+from resrepro.comparison.groups import SET_NAMES, seed_name
 from resrepro.comparison.table import DASH, NONE, Row, Table, spell_mean
 from resrepro.errors import RecordError
 from resrepro.figures import curves, drawing
-from resrepro.figures.curves import Curve, Groups
+from resrepro.figures.curves import Curve, Drawn
 from resrepro.paper import curves as paper_curves
 from resrepro.paper import published
 from resrepro.records import Run
@@ -41,19 +40,16 @@ STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
 
 
 def make_figure(
-    runs: Iterable[Run], *, paper: bool = False, palette: str = "paper",
-    caption: bool = True, width: float | None = None,
-) -> "tuple[Figure, tuple[str, ...]]":  # fmt: skip
-    """The figure as a matplotlib object, and sentences on what was left out. Of runs that are identical but
-    for the seed the mean is drawn; with `paper` the paper's own curves pale behind ours, or alone where there
-    are no runs. RecordError if there is nothing to draw.
+    runs: Iterable[Run], *, paper: bool = False, style: drawing.Style = drawing.USUAL
+) -> "tuple[Figure, tuple[str, ...]]":
+    """The figure as a matplotlib object, with the means over seeds, and sentences on what was left out; with
+    `paper` the paper's curves are behind ours, or alone. RecordError if there is nothing to draw.
     """
-    groups, notes = select(runs)
-    ours = []
-    for group in groups.values():
+    drawn, notes = select(runs)
+    ours, theirs = [], _theirs() if paper else []
+    for group in drawn.groups.values():
         std = [run.responses.std for run in group.runs if run.responses is not None]
         ours.append(curves.averaged(group.first, "", range(1, len(std[0]) + 1), std))
-    theirs = list(_paper_lines()) if paper else []
     if not ours and not theirs:
         train = command_for(catalogue.find(PLAN["example"]).spec())
         way = f"`{train}` makes a run, `resrepro eval RUN --responses` measures it"
@@ -61,57 +57,17 @@ def make_figure(
             f"no finished run in the runs folders has responses for {EXHIBIT}: {way}, and `--paper` draws "
             f"the paper's curves alone.{' '.join(['', *notes])}"
         )
-    ends = _frame_of([*ours, *theirs])
-    told = " ".join(_footnote(groups, theirs, ends, notes)) if caption else ""
-    heading = PLAN["headings"].get(curves.first_of(groups).spec["dataset"], "") if groups else ""
-    return _draw(ours, theirs, curves.palette_named(palette), ends, heading, told, width), notes
-
-
-def select(runs: Iterable[Run]) -> tuple[Groups, tuple[str, ...]]:
-    """The runs that are drawn, by net, and a sentence on each kind of run that is left out. Runs on CIFAR-10
-    come before those on the digits, whatever their length.
-    """
-    runs = list(runs)
-    notes: list[str] = []
-    for dataset in PLAN["datasets"]:
-        layout = {**PLAN, "panels": PLAN["nets"], "datasets": [dataset]}
-        groups, told = curves.choose(layout, [run for run in runs if run.responses is not None])
-        bare, _ = curves.choose(layout, [run for run in runs if run.responses is None])
-        notes += told
-        if lacking := [seed_name(run) for group in bare.values() for run in group.runs]:
-            notes.append(f"Not drawn, not measured by `resrepro eval RUN --responses`: {', '.join(lacking)}.")
-        if groups:
-            return groups, tuple(notes)
-    return {}, tuple(notes)
-
-
-def _paper_lines() -> Iterator[Curve]:
-    """The paper's curves, read off its figure, in the order of the legend."""
-    frame = paper_curves(EXHIBIT)
-    frame = frame[frame["panel"] == PLAN["panels"][0]["name"]].sort_values("x")
-    for group in PLAN["nets"]:
-        for depth in group["depths"]:
-            rows = frame[frame["series"] == net_label(depth, group["plain"])]
-            yield Curve(depth, group["plain"], "", tuple(rows["x"]), tuple(rows["value"]), paper=True)
-
-
-def _frame_of(lines: Iterable[Curve]) -> tuple[float, float]:
-    """The ends of the axis of std: the paper's, or further out by halves where a line or band needs it."""
+    # the ends of the axis: the paper's, or further out by halves where a line or band needs it
     low, high = PLAN["frame"]
-    for line in lines:
-        below, above = line.band
+    for below, above in (line.band for line in [*ours, *theirs]):
         low, high = min(low, *below), max(high, ROOM * max(above))
-    return max(0.0, math.floor(2 * low) / 2), math.ceil(2 * high) / 2
-
-
-def _draw(
-    ours: list[Curve], theirs: list[Curve], palette: Mapping[str, Any], ends: tuple[float, float],
-    heading: str, told: str, width: float | None,
-) -> "Figure":  # fmt: skip
+    ends = math.floor(2 * low) / 2, math.ceil(2 * high) / 2
+    told = " ".join(_footnote(drawn, theirs, ends, notes)) if style.caption else ""
+    heading = PLAN["headings"].get(drawn.first.spec["dataset"], "") if ours else ""
+    palette, width = curves.palette_named(style.palette), style.inches() or PLAN["width"]
     with drawing.own_settings():
         from matplotlib.ticker import MaxNLocator
 
-        width = width or float(PLAN["width"])
         lines = drawing.wrap(told, width - 0.4, drawing.SMALL)
         foot = BOTTOM + drawing.LINE * len(lines) + 0.08
         tall = foot + 2 * PANEL_HEIGHT + GAP + (HEADING if heading else 0.1)
@@ -119,22 +75,51 @@ def _draw(
         for number, panel in enumerate(PLAN["panels"]):
             bottom = foot + (PANEL_HEIGHT + GAP) * (1 - number)
             place = LEFT / width, bottom / height, (width - LEFT - RIGHT) / width, PANEL_HEIGHT / height
-            axes = figure.add_axes(place)
-            axes.set_xlim(0, PLAN["layers"])
-            axes.set_xticks(PLAN["layer_ticks"])
-            axes.set_xlabel(panel["xlabel"])
+            axes = figure.add_axes(place, xlim=(0, PLAN["layers"]), xticks=PLAN["layer_ticks"], ylim=ends)
+            axes.set(xlabel=panel["xlabel"], ylabel="std of the response")
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-            axes.set_ylim(*ends)
-            axes.set_ylabel("std of the response")
             for line in [*theirs, *ours]:
-                drawn = replace(line, y=tuple(sorted(line.y, reverse=True)), std=None)
-                style = _style(line, palette, faint=bool(line.paper and ours))
-                drawing.draw_curve(axes, drawn if panel["sorted"] else line, style, {"alpha": 0.18})
+                by_size = line._replace(y=tuple(sorted(line.y, reverse=True)), std=None)
+                look = _style(line, palette, line.paper and bool(ours))
+                drawing.draw_curve(axes, by_size if panel["sorted"] else line, look, {"alpha": 0.18})
         figure.axes[0].set_title(heading, pad=5)
-    return figure
+    return figure, notes
 
 
-def _style(line: Curve, palette: Mapping[str, Any], *, faint: bool) -> dict[str, Any]:
+def _theirs() -> list[Curve]:
+    """The paper's curves, read off its figure, in the order of the legend."""
+    frame, lines = paper_curves(EXHIBIT), []
+    frame = frame[frame["panel"] == PLAN["panels"][0]["name"]].sort_values("x")
+    for plain, depth in _nets():
+        rows = frame[frame["series"] == net_label(depth, plain)]
+        lines.append(Curve(depth, plain, "", tuple(rows["x"]), tuple(rows["value"]), paper=True))
+    return lines
+
+
+def _nets() -> Iterator[tuple[bool, int]]:
+    """The nets in the order of the legend: whether they are plain, and their depths."""
+    return ((kind["plain"], depth) for kind in PLAN["nets"] for depth in kind["depths"])
+
+
+def select(runs: Iterable[Run]) -> tuple[Drawn, tuple[str, ...]]:
+    """The runs that are drawn, and a sentence on each kind of run that is left out. Runs on CIFAR-10 come
+    before those on the digits, whatever their length.
+    """
+    runs = list(runs)
+    notes: list[str] = []
+    for dataset in PLAN["datasets"]:
+        layout = {**PLAN, "panels": PLAN["nets"], "datasets": [dataset]}
+        drawn, told = curves.choose(layout, [run for run in runs if run.responses is not None])
+        bare, _ = curves.choose(layout, [run for run in runs if run.responses is None])
+        notes += told
+        if lacking := list(map(seed_name, bare.runs)):
+            notes.append(f"Not drawn, not measured by `resrepro eval RUN --responses`: {', '.join(lacking)}.")
+        if drawn.groups:
+            break
+    return drawn, tuple(notes)
+
+
+def _style(line: Curve, palette: Mapping[str, Any], faint: bool) -> dict[str, Any]:
     colour = palette["colours"][str(line.depth)]
     style: dict[str, Any] = {
         "color": drawing.pale(colour) if faint else colour,
@@ -157,8 +142,8 @@ def _legend_keys(ours: list[Curve], theirs: list[Curve], palette: Mapping[str, A
     own = {line.net for line in ours}
     keys: list[Artist] = []
     for line in [*ours, *(line for line in theirs if line.net not in own)]:
-        faint = bool(line.paper and ours)
-        style = _style(line, palette, faint=faint) | {"markevery": None}
+        faint = line.paper and bool(ours)
+        style = _style(line, palette, faint) | {"markevery": None}
         keys.append(Line2D([], [], label=f"{line.net}, the paper's alone" if faint else line.net, **style))
     if any(line.std for line in ours):
         keys.append(Patch(color=drawing.DARK, alpha=0.18, linewidth=0, label=drawing.BAND))
@@ -168,27 +153,26 @@ def _legend_keys(ours: list[Curve], theirs: list[Curve], palette: Mapping[str, A
     return keys
 
 
-def _measured_on(groups: Groups) -> str:
+def _measured_on(drawn: Drawn) -> str:
     """What a response is and on which images it was measured, in sentences."""
-    found = curves.first_of(groups).responses
+    found = drawn.first.responses
     assert found is not None
-    measured: str = PLAN["measured"]
-    return measured.format(images=f"{found.images:,} {SET_NAMES[found.part]} images")
+    return str(PLAN["measured"]).format(images=f"{found.images:,} {SET_NAMES[found.part]} images")
 
 
 def _footnote(
-    groups: Groups, theirs: Sequence[Curve], ends: tuple[float, float], notes: Iterable[str]
+    drawn: Drawn, theirs: Sequence[Curve], ends: tuple[float, float], notes: Iterable[str]
 ) -> list[str]:
     """What a reader must know beside the lines, in sentences; empty where there is nothing to say."""
-    if not groups:
+    if not drawn.groups:
         return [curves.alone(PLAN)]
-    several = any(len(group.runs) > 1 for group in groups.values())
+    several = len(drawn.runs) > len(drawn.groups)
     accuracy, (low, high) = PLAN["paper"]["accuracy"], PLAN["frame"]
     return [
-        _measured_on(groups),
-        curves.lead(PLAN, groups),
+        _measured_on(drawn),
+        curves.lead(PLAN, drawn),
         "Lines: mean over seeds; bands: ± standard deviation (n−1)." if several else "",
-        curves.departures_told(groups),
+        curves.departures_told(drawn),
         curves.spell_rule(notes),
         f"Pale lines: the paper's curves, read off its vector figure (±{accuracy:g})." if theirs else "",
         f"The paper's own frame ends at {low:g} and {high:g}." if ends != (low, high) else "",
@@ -197,21 +181,20 @@ def _footnote(
 
 def build(runs: Iterable[Run]) -> Table:
     """The table from runs that were read already."""
-    groups, left_out = select(runs)
+    drawn, left_out = select(runs)
     rows: list[Row] = []
     records, missing = [], []
-    for kind in PLAN["nets"]:
-        for depth in kind["depths"]:
-            label = net_label(depth, kind["plain"])
-            ours = [run.responses for run in (groups[label].runs if label in groups else ()) if run.responses]
-            both, record = _in_numbers(label, ours)
-            rows += both
-            records.append(record)
-            if not ours:
-                missing.append((label, _command(depth, kind["plain"], groups)))
+    for plain, depth in _nets():
+        label = net_label(depth, plain)
+        runs_of = drawn.groups[label].runs if label in drawn.groups else ()
+        ours = [run.responses for run in runs_of if run.responses]
+        both, record = _in_numbers(label, ours)
+        rows += both
+        records.append(record)
+        missing += [] if ours else [(label, _command(depth, plain, drawn))]
     told = [PLAN["table"]["rows"]]
-    if groups:
-        told += [_measured_on(groups), curves.lead(PLAN, groups), curves.departures_told(groups)]
+    if drawn.groups:
+        told += [_measured_on(drawn), curves.lead(PLAN, drawn), curves.departures_told(drawn)]
     return Table(
         name=EXHIBIT,
         title=PLAN["table"]["title"],
@@ -247,13 +230,14 @@ def _in_numbers(label: str, ours: Sequence[Responses]) -> tuple[tuple[Row, Row],
     return (Row((label, *theirs, "", "")), Row(("↳ ours", *own))), record
 
 
-def _command(depth: int, plain: bool, groups: Groups) -> str:
+def _command(depth: int, plain: bool, drawn: Drawn) -> str:
     """What trains and measures a net as those shown were; as the paper did if there are none."""
     experiment = catalogue.experiment_for("cifar10", depth, plain)
-    spec, train, seeds = experiment.spec(), command_for(experiment.spec()), 1
-    if groups:
-        shown, seeds = Protocol(groups), min(len(group.runs) for group in groups.values())
-        spec, train = shown.spec_for(experiment.name, {}), shown.command(experiment.name, {}, seeds)
-    top = shown.first.runs_folder.as_posix() if groups else "runs"
+    spec, seeds, top = experiment.spec(), 1, "runs"
+    train = command_for(spec)
+    if drawn.groups:
+        seeds = min(len(group.runs) for group in drawn.groups.values())
+        top = drawn.first.runs_folder.as_posix()
+        spec, train = drawn.spec_for(experiment.name, {}), drawn.command(experiment.name, {}, seeds)
     folders = shlex.join(f"{top}/{spec.name}/seed{seed}" for seed in range(seeds))
     return f"{train} && resrepro eval {folders} --responses"
