@@ -15,10 +15,10 @@ import typer
 from commands import call
 from conftest import write_run
 
-from resrepro.cli import app, changed_settings, parse_depths, parse_seeds
+from resrepro.cli import app, changed_settings, parse_numbers, parse_seeds
 from resrepro.cli.measure import parse_channels
 from resrepro.cli.view import RunsView
-from resrepro.errors import Diverged, Interrupted, PeerLost, UsageError
+from resrepro.errors import UsageError
 from resrepro.launch.local import Job, Outcome
 from resrepro.nets import build_net
 from resrepro.spec.recipe import parse, whole_number
@@ -78,6 +78,7 @@ def sentence(code, stdout, stderr):
         ("publish nowhere", 1, "is missing"),
         ("bench --depth 21", 2, "nearest is 20 or 26"),
         ("bench --modes sloth", 2, "of usual, default, fast, usual-fast, eager, "),
+        ("bench --lanes 0", 2, "--lanes takes numbers of nets, such as 1,5,10, not '0'"),
         ("reproduce figure1 --split 45k5k --dataset digits", 2, "45k/5k split is one of CIFAR-10"),
         ("reproduce figure1 --launcher cloud", 2, "--launcher takes local or slurm, not 'cloud'"),
         ("reproduce figure1 --slurm a=b", 2, "--slurm is for --launcher slurm"),
@@ -266,34 +267,6 @@ def test_runs_that_fail_are_told_once_more_at_the_end(made_up):
     assert sentence(*call(words)) == (2, "no such GPU.")
 
 
-@pytest.mark.parametrize(
-    ("error", "begun", "exits"),
-    [(Diverged(""), 3, 1), (UsageError(""), 3, 1), (PeerLost(""), 1, 1), (Interrupted("", 2), 1, 130)],
-)
-def test_a_list_of_runs_in_one_process_goes_on_after_what_all_meet(error, begun, exits, monkeypatch):
-    folder, seeds = write_run(Path("runs")), []
-
-    def train(experiment, seed, **options):
-        seeds.append(seed)
-        if seed == 0:
-            raise error
-        return folder
-
-    monkeypatch.setattr("resrepro.training.session.train", train)
-    monkeypatch.setattr("resrepro.cli.train.world_size", lambda: 2)
-    code, _, stderr = call("train digits-resnet8 --seeds 0-2")
-    assert (code, seeds) == (exits, [*range(begun)])
-    assert ("Failed: digits-resnet8, seed 0: " in stderr) == (begun == 3)
-
-
-def test_runs_that_need_no_cifar10_are_trained_where_it_is_missing(made_up):
-    made_up["cifar10-resnet20", 0] = Outcome(1, "nowhere (--data) does not exist.")
-    code, told, stderr = call("train cifar10-resnet20 digits-resnet20 --data nowhere --set pad=0")
-    assert (code, "1 of 2 runs could not be done" in stderr) == (1, True)
-    assert "Next: resrepro compare demo" in told
-    assert len(list(Path("runs").glob("digits*/seed0"))) == 1
-
-
 @pytest.mark.parametrize(("depth", "part"), [(None, "not a PyTorch"), (8, "does not fit a net of 14 layers")])
 def test_checkpoints_that_are_none_are_refused_in_one_sentence(depth, part):
     Path("theirs.pt").write_text("nothing of the kind")
@@ -401,10 +374,9 @@ def test_small_notations():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3,0-1,3") == [3, 0, 1]
     assert (parse_seeds("5"), parse_seeds("0,3")) == ([0, 1, 2, 3, 4], [0, 3])
-    assert parse_depths(["20, 32", "56"]) == [20, 32, 56]
-    assert changed_settings(["lr=0.05", "flip=off", "lr_drops=10,20"], fast=False) == {
-        "lr": 0.05, "flip": False, "lr_drops": (10, 20),
-    }  # fmt: skip
+    assert parse_numbers(["20, 32", "56"], "numbers") == [20, 32, 56]
+    given = {"settings": ["lr=0.05", "flip=off", "lr_drops=10,20"], "eval_every": 0, "fast": False}
+    assert changed_settings(given) == {"lr": 0.05, "flip": False, "lr_drops": (10, 20), "eval_every": 0}
     assert parse_channels("0.1,0.2,0.3", "--mean") == (0.1, 0.2, 0.3)
     for wrong in ("x", "1-", "-1", "", "1--2"):
         with pytest.raises(UsageError):

@@ -16,8 +16,7 @@ from resrepro import figures as exhibits
 from resrepro.comparison.table import Row
 from resrepro.paper import curves
 from resrepro.records.collection import Collection, collect
-from resrepro.report import build_report, curve_data, protocols, surroundings
-from resrepro.report.exhibits import all_exhibits, chart_of, lacking, section
+from resrepro.report import build_report, chart_of, curve_data, lacking, protocols, section, surroundings
 from resrepro.spec import catalogue
 
 LIMIT = 2_000_000  # bytes
@@ -237,7 +236,8 @@ def test_unfinished_runs_and_broken_files_are_counted_without_a_path(tmp_path):
 
 @pytest.mark.usefixtures("empty_folder")
 def test_the_command_writes_a_file_and_overwrites_only_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("resrepro.report.all_exhibits", lambda: ("table6",))
+    monkeypatch.setattr(exhibits, "tables", lambda: ("table6",))
+    monkeypatch.setattr(exhibits, "figures", lambda: ())
     write_run(tmp_path / "runs", "cifar10-resnet20", iterations=2000)
     words = f"report --runs {tmp_path / 'runs'} --out"
     assert [call(words, "new/page.html")[0] for _ in range(2)] == [0, 0]
@@ -257,6 +257,9 @@ def test_the_library_comes_with_its_licence_and_version():
 def test_the_committed_report_is_one_of_ours_and_small_enough():
     text = (ROOT / "docs" / "report.html").read_text(encoding="utf-8")
     assert len(text.encode()) < LIMIT
-    left_out = {"demo", "table3-folder", "table4-folder", "table5-folder"}
-    assert {element.attributes["id"] for element in Page(text).all("section")} >= {*all_exhibits()} - left_out
+    every, left_out = (
+        {*exhibits.tables(), *exhibits.figures()},
+        {"demo", *(f"table{n}-folder" for n in "345")},
+    )
+    assert {element.attributes["id"] for element in Page(text).all("section")} >= every - left_out
     assert not re.search(r"(?<![\w.])/(home|root|tmp|Users)/", text)

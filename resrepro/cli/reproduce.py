@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from resrepro import cli, launch
@@ -15,11 +16,10 @@ from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
 from resrepro.cli.show import tell_written, write_exhibit
 from resrepro.cli.status import show_plan
-from resrepro.cli.train import FreshOption, submit_runs
+from resrepro.cli.train import FreshOption, pool_of, submit_runs
 from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
-from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, run_command, threads_each
-from resrepro.launch.sharing import share_commands, sharing_pays
+from resrepro.launch.local import prepare_images, run_command
 from resrepro.records.collection import Collection
 from resrepro.records.reading import LAYER_RESPONSES, OTHER_IMAGES
 from resrepro.spec.recipe import Value
@@ -50,20 +50,20 @@ class Reproduction:
         """What there is and what is missing, as the records say now."""
         return launch.make_plan(self.exhibits, self.runs, self.seeds, self.without, self.settings)
 
-    def data_of(self, step: launch.Step) -> Path | None:
-        """The folder of a run's images."""
-        return launch.data_folder_of(step.family, self.data)
+    def data_of(self, family: str) -> Path | None:
+        """The folder of the images of a family of nets."""
+        return launch.data_folder_of(family, self.data)
 
     def words(self, family: str) -> list[str]:
         """The options of the commands that train nets of a family."""
-        own = {"data": launch.data_folder_of(family, self.data), "runs": self.runs, "fresh": self.fresh}
+        own = {"data": self.data_of(family), "runs": self.runs, "fresh": self.fresh}
         return launch.option_words(self.settings, **own, **self.options)
 
     def measure_words(self, measurement: launch.Measurement) -> list[str]:
         """The command that measures something, without `resrepro`."""
         what, steps = measurement.what, measurement.steps
         own = {"responses": True} if what == LAYER_RESPONSES else {"protocol": what, "runs": self.runs}
-        own |= {"ensemble": len(steps) > 1, "data": self.data_of(steps[0])} | self.options
+        own |= {"ensemble": len(steps) > 1, "data": self.data_of(steps[0].family)} | self.options
         return ["eval", *(str(step.folder) for step in steps), *launch.option_words({}, **own)]
 
     def train(self) -> None:
@@ -73,25 +73,17 @@ class Reproduction:
         missing = [step for step in self.plan().steps if self.fresh or step.to_train]
         if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:
             try:
-                prepare_images([step.spec for step in on_cifar], self.data_of(on_cifar[0]))
+                prepare_images([step.spec for step in on_cifar], self.data_of(launch.SMALL))
             except DataError as error:
                 self.failures |= {str(step): str(error) for step in on_cifar}
                 missing = [step for step in missing if step not in on_cifar]
         for family in (launch.SMALL, launch.PHOTOS):
-            steps = [step for step in missing if step.family == family]
-            device, names = self.options["device"], {(s.spec.experiment, s.seed): str(s) for s in steps}
-            places = choose_places(self.jobs, [step.spec for step in steps], device)
-            wanted, words = [(step.spec, step.seed) for step in steps], self.words(family)
-            each = [
-                Job(spec.experiment, seed, launch.train_words(spec, seed, words)) for spec, seed in wanted
-            ]
-            precision = steps[0].spec.recipe.precision if steps else ""
-            if sharing_pays(device, "auto", self.jobs, None, precision):
-                places = list(dict.fromkeys(places))
-                each = share_commands(wanted, words, places)
-            pool = RunPool(each, places, threads_each(len(places)))
-            failed = train_all(pool, RunsView(each, onward=False))
-            self.failures |= {names[job.run, job.seed]: end.sentence for job, end in failed.items()}
+            steps = {(s.spec.experiment, s.seed): s for s in missing if s.family == family}
+            if steps:
+                wanted = [(step.spec, step.seed) for step in steps.values()]
+                pool = pool_of(wanted, self.words(family), self.jobs, self.options["device"])
+                failed = train_all(pool, RunsView(pool.jobs, onward=False))
+                self.failures |= {str(steps[job.run, job.seed]): failed[job].sentence for job in failed}
 
     def measure(self, console: Console) -> None:
         """Measure what the exhibits need of trained nets; what fails, or gives no number of use, is kept."""
@@ -112,7 +104,7 @@ class Reproduction:
         for step in plan.steps:
             own = [each for each in plan.measurements if each.steps == (step,) and not each.done]
             if step.to_train or (step.state == "done" and own):
-                prepare_images([step.spec], self.data_of(step))
+                prepare_images([step.spec], self.data_of(step.family))
                 measures = tuple(self.measure_words(each) for each in own)
                 words = launch.train_words(step.spec, step.seed, self.words(step.family))
                 runs.append((step.spec.name, step.seed, words, measures))
@@ -149,6 +141,7 @@ class Reproduction:
 
 @cli.app.command(rich_help_panel="Run")
 def reproduce(
+    ctx: typer.Context,
     exhibits: Annotated[list[str], argument(f"{', '.join(launch.FACTS)}, or all.", "EXHIBIT...")],
     dataset: Annotated[str | None, option(DATASET)] = None,
     seeds: Annotated[str | None, option(SEEDS, metavar="N|0-4")] = None,
@@ -175,14 +168,12 @@ def reproduce(
     slurm_options = cli.parse_slurm(slurm, launcher)
     if world_size() > 1:
         raise UsageError("reproduce starts its own processes: leave torchrun out.")
-    changed = cli.changed_settings(settings, fast, iterations=iterations, split=split)
+    changed = cli.changed_settings(ctx.params)
     if fast:
         changed["precision"] = cli.precision_of_fast(device, launcher)
     which = None if seeds is None else cli.parse_seeds(seeds)
-    reproduction = Reproduction(
-        launch.choose_exhibits(exhibits, dataset), runs, {"device": device, "threads": threads}, which,
-        without or (), changed, data or (), jobs,
-    )  # fmt: skip
+    chosen, options = launch.choose_exhibits(exhibits, dataset), {"device": device, "threads": threads}
+    reproduction = Reproduction(chosen, runs, options, which, without or (), changed, data or (), jobs)
     plan, console = reproduction.plan(), Console(highlight=False)
     show_plan(plan, device if launcher == "local" else None, console)
     if dry_run:

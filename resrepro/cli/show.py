@@ -15,7 +15,7 @@ from resrepro import cli
 from resrepro import figures as known
 from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
-from resrepro.cli.view import print_json, tell
+from resrepro.cli.view import print_json, tell, to_stderr
 from resrepro.comparison.screen import Grid
 from resrepro.comparison.table import Table, to_json, to_rich, write_table
 from resrepro.errors import UsageError
@@ -30,7 +30,7 @@ from resrepro.spec.recipe import Setting, setting_rules, spell
 TABLES, FIGURES = ", ".join(known.tables()), ", ".join(known.figures())
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 
-PAGE = "The HTML file that is written."
+PAGE = Path("report.html")
 DETAILED = "Claims to show in detail. (default: a line for each)"
 FOLDERS = "Folder of run records; may be repeated. (default: runs)"
 ONLY = "Only runs with this setting, e.g. iterations=2000; may be repeated."
@@ -40,17 +40,16 @@ RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metava
 SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
 
 
-def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
+def read_records(folders: Sequence[Path] | None, settings: Iterable[str] | None) -> Collection:
     """The good records below some folders that have some settings (UsageError if a folder that was named does
     not exist, or there are no such runs); each broken one is named on stderr.
     """
-    given = list(folders or [])
-    for folder in given:
+    for folder in folders or ():
         if not folder.exists():
             raise UsageError(f"there is no runs folder {folder}: name one that exists with --runs.")
-    found = collect(given or [Path(name) for name in DEFAULT_FOLDERS])
+    found = collect(folders or [Path(name) for name in DEFAULT_FOLDERS])
     for sentence in found.broken:
-        Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
+        to_stderr(f"left out: {sentence}")
     return found.having(cli.parse_pairs(settings, "--settings", "KEY=VALUE, such as iterations=2000"))
 
 
@@ -151,7 +150,6 @@ def claims(
     wanted = {judged.find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
     verdicts = judge(found.runs)
-    shown = [verdict for verdict in verdicts if not wanted or verdict.claim.number in wanted]
     table = judged.table(verdicts, found.sources)
     paths = write_table(table, tables)
     if json:
@@ -160,20 +158,18 @@ def claims(
         return print_json(content | {"rows": rows})
     console = Console(highlight=False)
     if wanted:
+        shown = [verdict for verdict in verdicts if verdict.claim.number in wanted]
         console.print(judged.to_rich(shown, detailed=True))
-    for verdict in () if wanted else shown:
+    for verdict in () if wanted else verdicts:
         console.print(judged.one_line(verdict))
-    console.print(f"All {len(verdicts)} claims: {judged.summary(verdicts)}.", markup=False)
-    for sentence in (*found.sources, judged.decided_elsewhere(verdicts)):
-        console.print(sentence, markup=False, end="\n" if sentence else "")
-    if not wanted:
-        console.print("In detail: resrepro claims NUMBER", markup=False)
-    tell_written(console, paths)
+    notes = [f"All {len(verdicts)} claims: {judged.summary(verdicts)}.", *found.sources]
+    notes += [judged.decided_elsewhere(verdicts), "" if wanted else "In detail: resrepro claims NUMBER"]
+    tell_written(console, paths, filter(None, notes))
 
 
 @cli.app.command(rich_help_panel="Read")
 def report(
-    out: Annotated[Path, typer.Option(metavar="FILE", help=PAGE)] = Path("report.html"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML file that is written.")] = PAGE,
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
 ) -> None:

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,16 +81,15 @@ def print_json(content: object) -> None:
 @contextmanager
 def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
     """While active, neither stdout, whose end is told to `lost`, nor stderr ends the process."""
-    before = sys.stdout, sys.stderr
     screen = Screen(sys.stdout or io.StringIO(), lost)  # None: it was closed before the start
-    sys.stdout, sys.stderr = screen, Screen(sys.stderr or io.StringIO(), lambda error: None)
-    try:
-        yield screen
-    finally:
-        if screen.told is not None and is_first():
-            screen.silent = False
-            print_json(screen.told)
-        sys.stdout, sys.stderr = before
+    spare = Screen(sys.stderr or io.StringIO(), lambda error: None)
+    with redirect_stdout(screen), redirect_stderr(spare):
+        try:
+            yield screen
+        finally:
+            if screen.told is not None and is_first():
+                screen.silent = False
+                print_json(screen.told)
 
 
 def silence(option: typer.CallbackParam, wanted: bool) -> bool:
@@ -108,15 +107,19 @@ def tell(**content: object) -> None:
         sys.stdout.told.append(content)
 
 
+def to_stderr(text: str | Text) -> None:
+    """Print a text to stderr, outside a terminal as one line."""
+    console = Console(stderr=True, highlight=False)
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
 def raise_failures(failed: Mapping[str, str], of: str = "") -> None:
     """Name what could not be done, each with its reason; raises a ResreproError if there is anything."""
-    if not failed:
-        return
-    console = Console(stderr=True, highlight=False)
-    console.print("Failed:")
-    for name, why in failed.items():
-        console.print(f"  {name}: {why}", markup=False, soft_wrap=not console.is_terminal)
-    raise ResreproError(f"{len(failed)}{of} could not be done; the same command tries again.")
+    if failed:
+        to_stderr("Failed:")
+        for name, why in failed.items():
+            to_stderr(f"  {name}: {why}")
+        raise ResreproError(f"{len(failed)}{of} could not be done; the same command tries again.")
 
 
 # --- runs under way -------------------------------------------------------------------------------------
