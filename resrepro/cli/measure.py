@@ -203,7 +203,7 @@ def bench(
     console.print(Text(LEGEND, style="dim"))
     if csv_file:
         write_out(csv_file, to_csv(speeds, machine, seconds).encode())
-        tell_written(console, [csv_file])
+        tell_written([csv_file])
 
 
 def speed_table(speeds: "Sequence[Speed]") -> Grid:

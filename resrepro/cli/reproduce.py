@@ -14,7 +14,7 @@ from resrepro import cli, launch
 from resrepro.claims import to_rich
 from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
-from resrepro.cli.show import tell_written, write_exhibit
+from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
 from resrepro.cli.train import FreshOption, pool_of, submit_runs
 from resrepro.cli.view import RunsView, raise_failures, train_all
@@ -35,20 +35,14 @@ DEMO = ("digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56"
 class Reproduction:
     """Some exhibits, and the runs that they are to be made of."""
 
-    exhibits: Sequence[launch.Exhibit]
+    plan: Callable[[], launch.Plan]  # what there is and what is missing, as the records say now
     runs: Path
     options: dict[str, Any]  # of every command: device and threads
-    seeds: Sequence[int] | None = None  # of every net; None for those that the paper ran
-    without: Sequence[str] = ()  # experiments that are left out
     settings: Mapping[str, Value] = field(default_factory=dict)  # of the recipe, changed
     data: Sequence[Path] = ()  # folders of CIFAR-10 and of photographs
     jobs: int | None = None  # runs at once; None for as many as there is room for
     fresh: bool = False
     failures: dict[str, str] = field(default_factory=dict)  # what could not be done, with the reason
-
-    def plan(self) -> launch.Plan:
-        """What there is and what is missing, as the records say now."""
-        return launch.make_plan(self.exhibits, self.runs, self.seeds, self.without, self.settings)
 
     def data_of(self, family: str) -> Path | None:
         """The folder of the images of a family of nets."""
@@ -67,9 +61,7 @@ class Reproduction:
         return ["eval", *(str(step.folder) for step in steps), *launch.option_words({}, **own)]
 
     def train(self) -> None:
-        """Train what is missing, nets on small images first; one that fails stops no other (Interrupted after
-        a signal; what was begun has its checkpoint).
-        """
+        """Train what is missing, nets on small images first; one that fails stops no other."""
         missing = [step for step in self.plan().steps if self.fresh or step.to_train]
         if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:
             try:
@@ -96,9 +88,8 @@ class Reproduction:
                 self.failures[str(measurement)] = OTHER_IMAGES
 
     def submit(self, slurm: dict[str, str], console: Console) -> None:
-        """Hand what is missing to the queue; it is not waited for. An ensemble needs a command of its own.
-
-        A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
+        """Hand what is missing to the queue, a job to train and measure a run; it is not waited for. CIFAR-10
+        is looked for first, and so downloaded once. An ensemble needs a command of its own.
         """
         plan, runs = self.plan(), []
         for step in plan.steps:
@@ -118,17 +109,15 @@ class Reproduction:
 
     def show(self, tables: Path, figures: Path, console: Console) -> None:
         """Print and write every exhibit from what there is, and print the verdicts; one fails alone."""
-        plan, shown = self.plan(), dict[str, Callable[[Console], None]]()
+        plan = self.plan()
         found = plan.records()
-        for exhibit in plan.exhibits:  # all files first, then the screen
+        for exhibit in plan.exhibits:
+            console.rule(exhibit.stem, align="left")
             try:
-                shown[exhibit.stem] = write_exhibit(exhibit, found, tables, figures)
+                write_exhibit(exhibit, found, tables, figures)
             except ResreproError as error:
                 self.failures[exhibit.stem] = str(error)
-                shown[exhibit.stem] = partial(tell_written, notes=[f"Not shown: {error}"])
-        for stem, show in shown.items():
-            console.rule(stem, align="left")
-            show(console)
+                console.print(f"Not shown: {error}", markup=False)
         if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
             console.rule("claims", align="left")
             console.print(to_rich(verdicts, detailed=True))
@@ -171,13 +160,14 @@ def reproduce(
     changed = cli.changed_settings(ctx.params)
     if fast:
         changed["precision"] = cli.precision_of_fast(device, launcher)
+    chosen = launch.choose_exhibits(exhibits, dataset)
     which = None if seeds is None else cli.parse_seeds(seeds)
-    chosen, options = launch.choose_exhibits(exhibits, dataset), {"device": device, "threads": threads}
-    reproduction = Reproduction(chosen, runs, options, which, without or (), changed, data or (), jobs)
-    plan, console = reproduction.plan(), Console(highlight=False)
-    show_plan(plan, device if launcher == "local" else None, console)
+    plan = partial(launch.make_plan, chosen, runs, which, without or (), changed)
+    options, console = {"device": device, "threads": threads}, Console(highlight=False)
+    show_plan(plan(), device if launcher == "local" else None, console)
     if dry_run:
         return
+    reproduction = Reproduction(plan, runs, options, changed, data or (), jobs)
     if launcher == "slurm":
         reproduction.submit(slurm_options, console)
     else:
@@ -198,11 +188,12 @@ def demo(
 
     It is `resrepro reproduce demo`, in a folder of its own.
     """
-    exhibits, console = launch.choose_exhibits(["demo"]), Console(highlight=False)
-    reproduction = Reproduction(exhibits, out / "runs", {"device": device, "threads": threads}, fresh=fresh)
+    exhibits, runs, console = launch.choose_exhibits(["demo"]), out / "runs", Console(highlight=False)
+    plan, options = partial(launch.make_plan, exhibits, runs), {"device": device, "threads": threads}
+    reproduction = Reproduction(plan, runs, options, fresh=fresh)
     reproduction.train()
-    found = reproduction.plan().records()
-    write_exhibit(exhibits[0], found, out, out)(console)
+    found = plan().records()
+    write_exhibit(exhibits[0], found, out, out)
     console.print(f"\n{demo_verdict(found)}", style="bold", markup=False)
     console.print("Next: resrepro train --depth 20        (CIFAR-10, as in the paper)", markup=False)
     reproduction.raise_failures()
