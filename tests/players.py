@@ -19,7 +19,7 @@ class Player(NamedTuple):
         return f"ResNet-20, {self.name}"
 
 
-def begin():
+def follow_parent():
     """In place of `resrepro.bench.follow_parent`."""
 
 
