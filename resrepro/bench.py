@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import statistics
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +50,7 @@ TRAINING_IMAGES = 50_000  # as many as CIFAR-10 has
 ENDLESS, WARM_STEPS = 10**9, 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10, as everybody writes them
 READ_LOSS_EVERY = 100  # steps of the usual loop
+DEAF = (signal.SIGINT, signal.SIG_IGN)  # a process that leaves Ctrl-C to its parent
 SETTLE = 0.3  # seconds in which workers fill up what was taken, and threads stop to wait for more work
 
 
@@ -120,10 +120,11 @@ def measure_speeds(
     """
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
-        processes = [stack.enter_context(ProcessPoolExecutor(1, context, follow_parent)) for _ in loops]
-        for process in processes:  # they import PyTorch side by side, and warm up one after the other
+        turns = []
+        for loop in loops:  # they import PyTorch side by side, and warm up one after the other
+            process = stack.enter_context(ProcessPoolExecutor(1, context, signal.signal, DEAF))
             process.submit(os.getpid)
-        turns = [(loop, process, list[float]()) for loop, process in zip(loops, processes, strict=True)]
+            turns.append((loop, process, list[float]()))
         for loop, process, _ in turns:
             report(f"{loop}: starting")
             computing_on = _result(process, loop, prepare, loop, device, threads)
@@ -164,18 +165,6 @@ def compare_with_usual(loops: Sequence[Loop], reached: Sequence[Sequence[float]]
 # --- in the process of a loop --------------------------------------------------------------------------
 
 ready: tuple[Loop, Iterator[None], torch.device, int | None]  # what this process trains, where, its threads
-
-
-def follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, however it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        parent.join()  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, object]:

@@ -19,10 +19,6 @@ class Player(NamedTuple):
         return f"ResNet-20, {self.name}"
 
 
-def follow_parent():
-    """In place of `resrepro.bench.follow_parent`."""
-
-
 def prepare(own, device, threads):
     """In place of `resrepro.bench.prepare`."""
     global loop

@@ -123,7 +123,7 @@ def test_lanes_of_the_bench_make_their_updates_together(monkeypatch):
 @pytest.fixture
 def measure(tmp_path, monkeypatch):
     """Measure some players."""
-    for name in ("follow_parent", "prepare", "take_turn"):
+    for name in ("prepare", "take_turn"):
         monkeypatch.setattr(bench, name, getattr(players, name))
 
     def run(*modes):

@@ -38,9 +38,8 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, list(self.words))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption.
-
-        A stdout that cannot be written is a failure, one whose reader has ended is none.
+        """Run the command; exits with 2 for usage, 1 for failure (as a stdout that cannot be written, but not
+        one whose reader has ended), 128 + signal number for an interruption.
         """
 
         def lost(error: OSError) -> None:
@@ -84,9 +83,8 @@ class Commands(TyperGroup):
         if key in ("resume", "continue"):
             return f"the same command goes on with a run that was stopped: leave {option} out."
         if key in ("epoch", "epochs"):
-            return (
-                f"{option} is told as --iterations: an epoch of CIFAR-10 is 391 of them, of ImageNet 5,005."
-            )
+            epoch = "an epoch of CIFAR-10 is 391 of them, of ImageNet 5,005"
+            return f"{option} is told as --iterations: {epoch}."
         if key not in setting_rules():
             return ""
         given = re.search(rf"^{re.escape(option)}(?:=|\n)(.*)$", "\n".join(self.words), re.MULTILINE)
@@ -198,9 +196,7 @@ def parse_pairs(pairs: Iterable[str] | None, option: str, example: str) -> dict[
 
 
 def changed_settings(given: Mapping[str, Any]) -> dict[str, Value]:
-    """The settings that some options change, by their own names or by `--set`; a UsageError if one is given
-    twice.
-    """
+    """The settings that given options change, by their own names or by `--set` (a UsageError if by both)."""
     own = {key: given[key] for key in setting_rules() if given.get(key) is not None}
     texts = parse_pairs(given["settings"], "--set", "key=value")
     extra = {key: parse(key, text) for key, text in texts.items()}
@@ -243,9 +239,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
-    """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}` (UsageError if
-    one is not key=value, nothing is submitted, or there is no such launcher).
-    """
+    """`["cpus-per-task=4"]` -> `{"cpus_per_task": "4"}`; a UsageError if that or the launcher is none."""
     if launcher not in ("local", "slurm"):
         raise UsageError(f"--launcher takes local or slurm, not {launcher!r}.")
     if pairs and launcher != "slurm":

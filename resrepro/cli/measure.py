@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +42,7 @@ LEGEND = (
     "in float32 and NCHW, with the better number of DataLoader workers. Modes with fast are in bf16 (fp16 on "
     "older GPUs); usual-fast has autocast and channels-last maps. Images are made up; no data set is needed."
 )
+SECONDS = "Of a turn. (default: 3, on an NVIDIA GPU 1)"
 LANES = "Nets side by side, of the modes lanes and lanes-fast."
 MODES = "Of usual, usual-fast, default, fast, eager, eager-fast, .. (default: by device)"
 
@@ -61,7 +62,7 @@ def evaluate(
     shortcut: Annotated[str | None, theirs("Its shortcut option. (default: the paper's)")] = None,
     mean: Annotated[str | None, theirs(MEAN, metavar="R,G,B|per_pixel|FILE.npy")] = None,
     std: Annotated[str | None, theirs("Its channel std.", metavar="R,G,B")] = None,
-    zeros: Annotated[str | None, theirs(ZEROS)] = None,
+    option_a_zeros: Annotated[str | None, theirs(ZEROS, "--zeros")] = None,
     stride_3x3: Annotated[bool, theirs("Its bottlenecks stride on the 3x3.", "--stride-3x3")] = False,
     weights: Annotated[str | None, theirs(WEIGHTS, metavar="KEY")] = None,
     image_size: Annotated[int | None, theirs("Side of the crops it was trained on. (default: 224)")] = None,
@@ -113,22 +114,19 @@ def _third_party(given: Mapping[str, Any]) -> "ThirdPartyCheckpoint":
     from resrepro.evaluation.sources import ThirdPartyCheckpoint
 
     check_shortcut(given["plain"], given["shortcut"])
-    mean, std = given["mean"], parse_channels(given["std"], "--std")
-    if mean != "per_pixel" and not str(mean).endswith(".npy"):
-        mean = parse_channels(mean, "--mean")
-    same = ("depth", "plain", "shortcut", "stride_3x3", "image_size", "weights")
-    told = {name: given[name] for name in same}
-    return ThirdPartyCheckpoint(mean=mean, std=std, option_a_zeros=given["zeros"], **told)
+    told = {field.name: given[field.name] for field in fields(ThirdPartyCheckpoint)}
+    told |= {name: parse_channels(told[name], f"--{name}") for name in ("mean", "std")}
+    return ThirdPartyCheckpoint(**told)
 
 
-def parse_channels(text: str | None, option: str) -> tuple[float, ...] | None:
-    """`0.49,0.48,0.45` -> (0.49, 0.48, 0.45), None stays None; raises a UsageError for anything else."""
-    if text is None:
-        return None
+def parse_channels(text: str | None, option: str) -> tuple[float, ...] | str | None:
+    """`0.49,0.48,0.45` -> (0.49, 0.48, 0.45), None and other kinds of means stay; else a UsageError."""
+    others = ", or per_pixel, or a .npy file" if option == "--mean" else ""
+    if text is None or (others and text.endswith(("per_pixel", ".npy"))):
+        return text
     try:
         red, green, blue = (float(part) for part in text.split(","))
     except ValueError:
-        others = ", or per_pixel, or a .npy file" if option == "--mean" else ""
         three = f"{option} takes three numbers, one per channel, such as 0.49,0.48,0.45{others}"
         raise UsageError(f"{three}, not {text!r}.") from None
     return red, green, blue
@@ -160,9 +158,8 @@ def _responses_of(group: Sequence[Path], options: Mapping[str, Any]) -> tuple[di
     norms = {"start": responses.gradient_norm_start, "end": responses.gradient_norm_end}
     for name, values in {"std": responses.std, **{f"gradient, {at}": norms[at] for at in norms}}.items():
         low, high = (f"{short(end)} ({values.index(end) + 1})" for end in (min(values), max(values)))
-        others = values[0], values[-1], statistics.fmean(values), statistics.median(values)
-        first, last, mean, median = map(short, others)
-        grid.add(name, first, last, low, high, mean, median)
+        middle = map(short, (statistics.fmean(values), statistics.median(values)))
+        grid.add(name, short(values[0]), short(values[-1]), low, high, *middle)
     return {"responses": asdict(responses)}, grid
 
 
@@ -171,15 +168,13 @@ def bench(
     depth: cli.DepthOption = None,
     batch_size: Annotated[int, typer.Option(min=2, max=50_000, help="Images per batch.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
-    seconds: Annotated[
-        float | None, typer.Option(min=0.01, max=3600, help="Of a turn. (default: 3, on an NVIDIA GPU 1)")
-    ] = None,
+    seconds: Annotated[float | None, option(SECONDS, min=0.01, max=3600)] = None,
     modes: Annotated[str | None, option(MODES, "--modes", "--engine")] = None,
     lanes: Annotated[str, option(LANES, "--lanes", metavar="1,5,10")] = "1,5",
     threads: cli.ThreadsOption = None,
     device: cli.DeviceOption = "auto",
     csv_file: Annotated[Path | None, option("Write the numbers.", "--csv", metavar="FILE")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Measure the usual PyTorch loop and ours on this machine, turn by turn, on made-up images."""
     depths = [check_depth(one) for one in dict.fromkeys(cli.parse_numbers(depth, cli.DEPTHS) or DEPTHS)]
     nets = cli.parse_numbers([lanes], "--lanes takes numbers of nets, such as 1,5,10")

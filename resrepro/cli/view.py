@@ -33,9 +33,8 @@ STATES = ("running", "finished", "failed", "stopped", "waiting")
 
 
 class Screen:
-    """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal.
-
-    What is written after that is dropped, and the work goes on; `lost` is told of the first error, once.
+    """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal:
+    what is written after that is dropped, and the work goes on; `lost` is told of the error.
     """
 
     def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
@@ -121,9 +120,8 @@ def raise_failures(failed: Mapping[str, str], of: str = "") -> None:
 
 
 class EventView(Watcher):
-    """Makes events of a run, for `hear` or printed for the process `parent`, with which the run ends.
-
-    `run` names it among those that share this process.
+    """Makes events of a run, for `hear` or printed for the process `parent`, with which the run ends; `run`
+    names it among those that share this process.
     """
 
     def __init__(
