@@ -27,6 +27,7 @@ PASSED_ON = (
     "engine", "workers", "max_bad_images",
 )  # fmt: skip
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
+ENGINES = "auto|eager|kernels|graph|lanes"
 ENGINE = "How updates are computed: lanes, graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
 NAMES = "Names as in `resrepro list`."
@@ -38,9 +39,6 @@ PASS = "Images per pass; gradients of several passes are accumulated. (default: 
 LOCK = "Take over a run whose process on another machine has ended."
 
 FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and start anew.", "--fresh")]
-EngineOption = Annotated[
-    str, typer.Option(metavar="auto|eager|kernels|graph|lanes", rich_help_panel="Speed", help=ENGINE)
-]
 
 
 @cli.app.command(rich_help_panel="Run")
@@ -67,7 +65,7 @@ def train(
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fast: cli.FastOption = False,
-    engine: EngineOption = "auto",
+    engine: Annotated[str, typer.Option(metavar=ENGINES, rich_help_panel="Speed", help=ENGINE)] = "auto",
     jobs: cli.JobsOption = None,
     micro_batch: Annotated[int | None, option(PASS)] = None,
     workers: cli.WorkersOption = None,

@@ -173,10 +173,8 @@ def _departures(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
     """Every departure from the paper and every notice, with the runs that it is true of; widest first."""
     names: dict[str, list[str]] = {}
     for run in runs:
-        mode = run.env["mode"]
-        sentences = [*run.result["departures"], *run.result["notices"]]
-        sentences += [] if mode == "default" else [f"trained in mode {mode}"]
-        for sentence in dict.fromkeys(sentences):
+        mode = [f"trained in mode {run.env['mode']}"] if run.env["mode"] != "default" else []
+        for sentence in dict.fromkeys([*run.result["departures"], *run.result["notices"], *mode]):
             names.setdefault(sentence, []).append(f"{run.name}, seed {run.seed}")
     return sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
 
@@ -198,15 +196,13 @@ def surroundings(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 
 def protocols() -> list[dict[str, Any]]:
-    """The recipes (variants with what they change only) and the test protocols, with their settings.
-    `settings` are each setting with its value in words and what it is, `counts` how many are stated, derived
-    and assumed.
+    """The recipes (variants with what they change only) and the test protocols, with each setting, its value
+    in words and what it is, and how many are stated, derived and assumed.
     """
     rules, tables = setting_rules(), []
     known: list[NamedRecipe | catalogue.Protocol] = list(catalogue.recipes().values())
     for each in [*known, *catalogue.protocols().values()]:
-        title, own = each.title, list(each.settings.values())
-        base = catalogue.paper_recipe(each.family)
+        title, own, base = each.title, list(each.settings.values()), catalogue.paper_recipe(each.family)
         if isinstance(each, catalogue.Protocol):
             title = f"Test protocol: {title}"
         elif each is not base:
