@@ -202,13 +202,6 @@ def test_what_to_type_next_can_be_pasted_where_a_folder_has_a_space(capsys):
 
 
 @pytest.mark.usefixtures("made_up")
-def test_a_finished_run_is_three_lines_and_departures_are_told_once():
-    code, told, _ = call("train digits-resnet8 digits-plain20 --seeds 2 --set pad=0 --iterations 9 --jobs 1")
-    assert (code, len(told.splitlines())) == (0, 4 * 3 + 1)
-    assert told.startswith("Departs from the paper: dataset digits instead of CIFAR-10; 9 iterations instead")
-
-
-@pytest.mark.usefixtures("made_up")
 def test_a_command_is_quiet_or_speaks_json():
     words = "train digits-resnet8 --iterations 1 --seeds"
     assert call(words, 2, "--quiet") == (0, "", "")
@@ -330,7 +323,8 @@ def test_every_option_of_every_command_is_explained():
 def test_depths_in_a_list_and_names_of_nets_are_what_they_say():
     words = "train --depth 8,14 --depth 8 plain-8 ResNet-20 --dataset digits --iterations 1e0 --seeds 0-1"
     code, told, _ = call(words)
-    assert (code, told.count("Next: resrepro eval runs/digits-")) == (0, 6)
+    assert (code, told.count("Next: resrepro eval runs/digits-"), len(told.splitlines())) == (0, 6, 8 * 3 + 1)
+    assert told.startswith("Departs from the paper: dataset digits instead of CIFAR-10; 1 iteration instead")
     nets = ("plain8", "resnet14", "resnet20", "resnet8")
     assert sorted(map(str, Path("runs").glob("*/seed*"))) == [
         f"runs/digits-{net}+iterations=1/seed{seed}" for net in nets for seed in (0, 1)
@@ -376,36 +370,23 @@ def test_small_notations():
         parse_channels("1,2", "--mean")
 
 
-# --- resrepro list ---------------------------------------------------------------------------------
+LISTED = {
+    "list": ["cifar10-resnet110 ResNet-110 cifar-64k-warm 0-4 table6, figure6 "],
+    "list imagenet-resnet50": [
+        "conv3_x 28x28 1x1, 128 /2; 3x3, 128; 1x1, 512 1 projection ",
+        "conv3_x 28x28 1x1, 128; 3x3, 128; 1x1, 512 3 identity ",
+        "50 layers (projections do not count), 25,557,032 parameters, 3.858e9 multiply-adds",
+    ],
+    "list cifar10-resnet110": [
+        "warmup_until_err 80 stated 4.2", "bn_group 0 assumed", "flip on stated", " derived, ",
+        "Run it: resrepro train --depth 110",
+    ],
+    "list cifar10-resnet26": ["26 layers", "the paper gives no number for ResNet-26"],
+}  # fmt: skip
 
 
-def test_the_experiments_are_listed_with_their_exhibits():
-    code, listed, _ = call("list")
-    assert code == 0
-    assert re.search(r"^cifar10-resnet110 +ResNet-110 +cifar-64k-warm +0-4 +table6, figure6 *$", listed, re.M)
-
-
-def test_of_one_experiment_the_layers_are_shown_as_in_table_1_and_counted():
-    code, text, _ = call("list imagenet-resnet50")
-    assert code == 0
-    assert max(map(len, text.splitlines())) <= 80
-    assert "…" not in text
-    assert re.search(r"^conv3_x +28x28 +1x1, 128 /2; 3x3, 128; 1x1, 512 +1 +projection *$", text, re.M)
-    assert re.search(r"^conv3_x +28x28 +1x1, 128; 3x3, 128; 1x1, 512 +3 +identity *$", text, re.M)
-    words = " ".join(text.split())
-    assert "50 layers (projections do not count), 25,557,032 parameters, 3.858e9 multiply-adds" in words
-
-
-def test_of_one_experiment_each_setting_is_marked():
-    code, text, _ = call("list cifar10-resnet110")
-    assert code == 0
-    for words in (r"warmup_until_err +80 +stated 4.2", r"bn_group +0 +assumed", r"flip +on +stated"):
-        assert re.search(words, text), words
-    assert re.search(r"\d+ stated, \d+ derived, \d+ assumed\.", text)
-    assert "Run it: resrepro train --depth 110" in text
-
-
-def test_a_net_that_the_catalogue_does_not_list_is_shown_too():
-    code, text, _ = call("list cifar10-resnet26")
-    assert (code, "26 layers" in text) == (0, True)
-    assert "the paper gives no number for ResNet-26" in " ".join(text.split())
+@pytest.mark.parametrize("words", LISTED)
+def test_experiments_are_listed_and_of_one_its_layers_and_each_setting(words):
+    code, text, _ = call(words)
+    assert (code, max(map(len, text.splitlines())) <= 80, "…" in text) == (0, True, False)
+    assert [part for part in LISTED[words] if part not in " ".join(text.split())] == []
