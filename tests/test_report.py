@@ -138,7 +138,7 @@ def test_rows_without_runs_of_ours_are_folded_unless_all_are():
 def test_charts_hold_means_seeds_and_the_curves_of_the_paper(found):
     chart = chart_of("figure6", found.runs)
     assert chart is not None
-    assert chart.depths == (20, 32, 44, 56, 110, 1202)
+    assert chart.depths == [20, 32, 44, 56, 110, 1202]
     assert [name for name, _, shown in chart.lines if not shown] == ["seed"]
 
     def lines(kind, whose):

@@ -44,6 +44,7 @@ KINDS = {  # how a verdict looks: its word, the sign beside it, and its name in 
     word: {"word": word, "sign": sign, "style": "untestable" if word == UNTESTABLE else word}
     for word, sign in SIGNS.items()
 }
+CODE = re.compile(r"`([^`]+)`")
 PHONE = 4.0  # inches: the width of the pictures for narrow screens
 SHOWN_NARROW = ("figure6", "figure7")  # beside which no chart or box that scrolls stands
 PATH_DATA, LONG_NUMBER = re.compile(rb' d="[^"]*"'), re.compile(rb"\d+\.\d{3,}")
@@ -59,7 +60,7 @@ class Chart(NamedTuple):
 
     sheet: Sheet
     data: dict[str, Any]
-    depths: tuple[int, ...]  # numbers of layers that can be switched on and off
+    depths: list[int]  # numbers of layers that can be switched on and off
     lines: tuple[tuple[str, str, bool], ...]  # and kinds of lines: name, words, shown at first
     told: tuple[tuple[str, tuple[str, ...]], ...]  # by panel a sentence on each net
 
@@ -105,7 +106,7 @@ def build_report(
     )  # fmt: skip
     files = {name: loader.get_source(environment, name)[0].strip() for name in (*STYLES, *SCRIPTS)}
     style, scripts = "\n".join(files[name] for name in STYLES), [files[name] for name in SCRIPTS]
-    environment.filters["prose"] = _prose
+    environment.filters["prose"] = lambda text: Markup(CODE.sub(r"<code>\1</code>", str(escape(text))))
     environment.globals["kinds"] = KINDS
     return environment.get_template("page.html.j2").render(
         generator=GENERATOR, policy=_policy(style, scripts), style=Markup(style),
@@ -115,11 +116,6 @@ def build_report(
         broken=len(found.broken), datasets=_datasets(finished), departures=_departures(finished),
         surroundings=surroundings(finished), protocols=protocols(),
     )  # fmt: skip
-
-
-def _prose(text: str) -> Markup:
-    """Text with what stands in backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def curve_data(shown: Iterable[Section]) -> Markup:
@@ -132,10 +128,8 @@ def _policy(style: str, scripts: Iterable[str]) -> str:
     """The content security policy: nothing is loaded, and only our own scripts and style count."""
     digests = (hashlib.sha256(text.encode()).digest() for text in (style, *scripts))
     own, *others = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {' '.join(others)}; style-src {own}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    let_through = f"script-src {' '.join(others)}; style-src {own}; img-src data:"
+    return f"default-src 'none'; {let_through}; base-uri 'none'; form-action 'none'"
 
 
 def _lead(shown: Sequence[Section]) -> dict[str, Any] | None:
@@ -282,7 +276,7 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
     return Chart(
         sheet=sheet,
         data={"unit": sheet.unit, "panels": [_panel(sheet, panel) for panel in sheet.panels]},
-        depths=tuple(sorted({curve.depth for curve in sheet.curves})),
+        depths=sorted({curve.depth for curve in sheet.curves}),
         lines=tuple((name, words, name != SEED) for name, words, there in switches if there),
         told=tuple((str(panel.layout["title"]), _in_words(sheet, panel)) for panel in sheet.panels),
     )
@@ -290,26 +284,24 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
 
 def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
     """One panel for the script: its frame, and its lines: the paper's, our means, of several seeds each."""
-    lines = [_line(sheet, curve, PAPER if curve.paper else OURS) for curve in (*panel.paper, *panel.ours)]
+
+    def line(curve: Curve, whose: str) -> dict[str, Any]:
+        return {
+            "net": curve.net, "depth": curve.depth, "kind": "train" if curve.kind == "train" else "held_out",
+            "told": _set_name(sheet, curve), "whose": whose, "x": [round(at, 1) for at in curve.x],
+            "y": [round(error, DECIMALS) for error in curve.y],
+        }  # fmt: skip
+
+    lines = [line(curve, PAPER if curve.paper else OURS) for curve in (*panel.paper, *panel.ours)]
     for mean in panel.ours:
         runs = sheet.groups[mean.net].runs
         for run in runs if len(runs) > 1 else ():
             if curve := mean_curve(SeedGroup((run,)), mean.kind):
-                lines.append(_line(sheet, curve, SEED) | {"seed": run.seed})
-    start = float(panel.layout.get("start", 0)) * sheet.iterations
-    return {
-        "frame": [start, float(sheet.iterations), float(sheet.floor), float(sheet.top)], "lines": lines,
-        "share": float(panel.layout.get("share", 1)),
-        "ylabel": str(panel.layout["ylabel"]).format(held_out=sheet.held_out),
-    }  # fmt: skip
-
-
-def _line(sheet: Sheet, curve: Curve, whose: str) -> dict[str, Any]:
-    return {
-        "net": curve.net, "depth": curve.depth, "kind": "train" if curve.kind == "train" else "held_out",
-        "told": _set_name(sheet, curve), "whose": whose, "x": [round(at, 1) for at in curve.x],
-        "y": [round(error, DECIMALS) for error in curve.y],
-    }  # fmt: skip
+                lines.append(line(curve, SEED) | {"seed": run.seed})
+    start, share = (float(panel.layout.get(key, usual)) for key, usual in (("start", 0), ("share", 1)))
+    frame = [start * sheet.iterations, float(sheet.iterations), float(sheet.floor), float(sheet.top)]
+    ylabel = str(panel.layout["ylabel"]).format(held_out=sheet.held_out)
+    return {"frame": frame, "lines": lines, "share": share, "ylabel": ylabel}
 
 
 def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:
