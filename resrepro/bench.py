@@ -23,10 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import CIFAR10
+from torchvision import datasets, transforms
 from torchvision.models.resnet import BasicBlock
 
 from resrepro.data import Dataset, Images
@@ -257,7 +255,7 @@ class OptionA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2C, H / 2, W / 2)."""
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
 
 
 def usual_net(depth: int) -> nn.Module:
@@ -280,7 +278,7 @@ def usual_net(depth: int) -> nn.Module:
     return net
 
 
-class UsualImages(CIFAR10):  # type: ignore[misc]
+class UsualImages(datasets.CIFAR10):  # type: ignore[misc]
     """torchvision's CIFAR-10, of other images: turned into PIL images and transformed one at a time."""
 
     target_transform = None

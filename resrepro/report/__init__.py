@@ -27,7 +27,6 @@ from resrepro.comparison.groups import DATASET_NAMES, SeedGroup, iterations_of
 from resrepro.comparison.table import DASH, Row, Table
 from resrepro.errors import RecordError
 from resrepro.figures import curves
-from resrepro.figures.curves import Curve, Panel, Sheet, make_sheet, mean_curve
 from resrepro.records import Run
 from resrepro.records.collection import Collection
 from resrepro.spec import catalogue, net_label
@@ -58,7 +57,7 @@ DECIMALS = 3  # of an error in percent: the curves of the paper were read to ±0
 class Chart(NamedTuple):
     """A figure of curves, as the page's script draws it from `data`, and tells it in words."""
 
-    sheet: Sheet
+    sheet: curves.Sheet
     data: dict[str, Any]
     depths: list[int]  # numbers of layers that can be switched on and off
     lines: tuple[tuple[str, str, bool], ...]  # and kinds of lines: name, words, shown at first
@@ -261,7 +260,7 @@ def _picture_of(name: str, runs: Sequence[Run]) -> Picture | None:
 def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
     """The chart of a figure of curves, the paper's behind ours; None if there is nothing to draw."""
     try:
-        sheet = make_sheet(exhibit, runs, paper=True)
+        sheet = curves.make_sheet(exhibit, runs, paper=True)
     except RecordError:
         return None
     seeds = any(len(group.runs) > 1 for group in sheet.groups.values())
@@ -282,10 +281,10 @@ def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
     )
 
 
-def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
+def _panel(sheet: curves.Sheet, panel: curves.Panel) -> dict[str, Any]:
     """One panel for the script: its frame, and its lines: the paper's, our means, of several seeds each."""
 
-    def line(curve: Curve, whose: str) -> dict[str, Any]:
+    def line(curve: curves.Curve, whose: str) -> dict[str, Any]:
         return {
             "net": curve.net, "depth": curve.depth, "kind": "train" if curve.kind == "train" else "held_out",
             "told": _set_name(sheet, curve), "whose": whose, "x": [round(at, 1) for at in curve.x],
@@ -296,7 +295,7 @@ def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
     for mean in panel.ours:
         runs = sheet.groups[mean.net].runs
         for run in runs if len(runs) > 1 else ():
-            if curve := mean_curve(SeedGroup((run,)), mean.kind):
+            if curve := curves.mean_curve(SeedGroup((run,)), mean.kind):
                 lines.append(line(curve, SEED) | {"seed": run.seed})
     start, share = (float(panel.layout.get(key, usual)) for key, usual in (("start", 0), ("share", 1)))
     frame = [start * sheet.iterations, float(sheet.iterations), float(sheet.floor), float(sheet.top)]
@@ -304,7 +303,7 @@ def _panel(sheet: Sheet, panel: Panel) -> dict[str, Any]:
     return {"frame": frame, "lines": lines, "share": share, "ylabel": ylabel}
 
 
-def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:
+def _in_words(sheet: curves.Sheet, panel: curves.Panel) -> tuple[str, ...]:
     """A sentence for each net of a panel: where its curves end, ours and the paper's. `plain-56: ours ends at
     5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ends at ...`
     """
@@ -321,7 +320,7 @@ def _in_words(sheet: Sheet, panel: Panel) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _set_name(sheet: Sheet, curve: Curve) -> str:
+def _set_name(sheet: curves.Sheet, curve: curves.Curve) -> str:
     """The set that a curve was measured on."""
     if curve.kind == "train":
         return "training"
