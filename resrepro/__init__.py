@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from resrepro.records.collection import load_runs
     from resrepro.training.session import train
 
-    __version__: str
-
 __all__ = ["build_net", "compare", "evaluate", "load_net", "load_runs", "plot", "train"]
 
 _HOMES = {

@@ -3,33 +3,28 @@
 Each loop runs in a process of its own. All processes of a net are warm before the first round; in a round
 each has its turn, beginning with another one every time, while the others wait idle. A ratio is taken within
 a round, so that whatever slows the machine down for a while slows both. `default` and `fast` are `resrepro
-train` without and with `--fast`, `eager`, `eager-fast` and the like the same with that engine. `usual` is
-written plainly, as most reproductions have it, `usual-fast` with the two changes that many make for a GPU,
-autocast and channels-last maps.
+train` without and with `--fast`, `eager` and the like the same with that engine. `usual` is written as most
+reproductions have it, `usual-fast` with what many change for a GPU, autocast and channels-last maps.
 """
 
 import multiprocessing
 import os
 import signal
 import statistics
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import CIFAR10
+from torchvision import datasets, transforms
 from torchvision.models.resnet import BasicBlock
 
 from resrepro.data import Dataset, Images
@@ -47,12 +42,13 @@ from resrepro.training.progress import Watcher
 FAST = "-fast"  # the end of a mode in the arithmetic of --fast
 USUAL, USUAL_FAST = USUALS = ("usual", f"usual{FAST}")
 MODES = (USUAL, "default", "fast", USUAL_FAST, *(each + end for each in ENGINES for end in ("", FAST)))
-USUAL_WORKERS = (0, 2)  # of the usual loop's DataLoader: both are measured, the better one counts
+WORKERS = (0, 2)  # of the usual loop's DataLoader: both are measured, the better one counts
 MOST_ON_GPU = 8  # workers beside a GPU, where more are always better
 TRAINING_IMAGES = 50_000  # as many as CIFAR-10 has
 ENDLESS, WARM_STEPS = 10**9, 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10, as everybody writes them
 READ_LOSS_EVERY = 100  # steps of the usual loop
+DEAF = (signal.SIGINT, signal.SIG_IGN)  # a process that leaves Ctrl-C to its parent
 SETTLE = 0.3  # seconds in which workers fill up what was taken, and threads stop to wait for more work
 
 
@@ -70,9 +66,7 @@ class Loop(NamedTuple):
         """`lanes-fast x 5`."""
         return self.mode + (f" x {self.nets}" if self.nets > 1 else "")
 
-    @property
-    def label(self) -> str:
-        """`ResNet-56, fast`, for sentences."""
+    def __str__(self) -> str:
         workers = "" if self.workers is None else f" with {self.workers} workers"
         return f"{net_label(self.depth, plain=False)}, {self.name}{workers}"
 
@@ -90,7 +84,7 @@ def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
     """The modes, the seconds of a turn, and the usual loop's numbers of workers on a device."""
     chosen = engines.choose_device(device)
     if chosen.type != "cuda":
-        return ",".join(MODES[:3]), 3.0, USUAL_WORKERS
+        return ",".join(MODES[:3]), 3.0, WORKERS
     narrow = engines.fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
     modes = [*USUALS, EAGER + FAST, GRAPH, GRAPH + FAST] if narrow else [USUAL, EAGER, GRAPH]
     spec = catalogue.derive(catalogue.find("cifar10-resnet20"), None, precision="bf16")
@@ -99,11 +93,7 @@ def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
 
 
 def loops_of(
-    modes: str,
-    depth: int,
-    batch_size: int,
-    workers: Sequence[int] = USUAL_WORKERS,
-    nets: Sequence[int] = (1,),
+    modes: str, depth: int, batch_size: int, workers: Sequence[int] = WORKERS, nets: Sequence[int] = (1,)
 ) -> list[Loop]:
     """`usual,fast` -> the loops of a net, the usual one once for each number of workers, lanes for each of
     `nets` (UsageError if a mode is unknown, named twice, or there is none).
@@ -128,21 +118,22 @@ def measure_speeds(
     """
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
-        processes = [stack.enter_context(ProcessPoolExecutor(1, context, follow_parent)) for _ in loops]
-        for process in processes:  # they import PyTorch side by side, and warm up one after the other
+        turns = []
+        for loop in loops:  # they import PyTorch side by side, and warm up one after the other
+            process = stack.enter_context(ProcessPoolExecutor(1, context, signal.signal, DEAF))
             process.submit(os.getpid)
-        for loop, process in zip(loops, processes, strict=True):
-            report(f"{loop.label}: starting")
+            turns.append((loop, process, list[float]()))
+        for loop, process, _ in turns:
+            report(f"{loop}: starting")
             computing_on = _result(process, loop, prepare, loop, device, threads)
-        reached: list[list[float]] = [[] for _ in loops]
         for number in range(rounds):
-            for place in range(len(loops)):
-                at = (place + number) % len(loops)
-                report(f"{loops[at].label}: round {number + 1} of {rounds}")
-                reached[at].append(_result(processes[at], loops[at], take_turn, seconds))
+            first = number % len(loops)
+            for loop, process, reached in turns[first:] + turns[:first]:
+                report(f"{loop}: round {number + 1} of {rounds}")
+                reached.append(_result(process, loop, take_turn, seconds))
         machine = describe_environment()
         machine |= {"date": machine["started"], **machine["versions"], **computing_on}
-    return compare_with_usual(loops, reached), machine
+    return compare_with_usual(loops, [reached for _, _, reached in turns]), machine
 
 
 def _result(process: ProcessPoolExecutor, loop: Loop, work: Callable[..., Any], *arguments: object) -> Any:
@@ -154,7 +145,7 @@ def _result(process: ProcessPoolExecutor, loop: Loop, work: Callable[..., Any], 
         why = "its process has ended, perhaps for want of memory"
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-    raise ResreproError(f"{loop.label} failed: {why}.")
+    raise ResreproError(f"{loop} failed: {why}.")
 
 
 def compare_with_usual(loops: Sequence[Loop], reached: Sequence[Sequence[float]]) -> list[Speed]:
@@ -164,27 +155,14 @@ def compare_with_usual(loops: Sequence[Loop], reached: Sequence[Sequence[float]]
         best[loop.name] = max(best.get(loop.name, images), images, key=statistics.median)
     speeds = []
     for loop, images in zip(loops, reached, strict=True):
-        ratios = [one / other for one, other in zip(images, best.get(USUAL, ()), strict=False)]
-        speeds.append(Speed(loop, tuple(images), tuple(ratios), images is best[loop.name]))
+        ratios = tuple(one / other for one, other in zip(images, best.get(USUAL, ()), strict=False))
+        speeds.append(Speed(loop, tuple(images), ratios, images is best[loop.name]))
     return speeds
 
 
 # --- in the process of a loop --------------------------------------------------------------------------
 
 ready: tuple[Loop, Iterator[None], torch.device, int | None]  # what this process trains, where, its threads
-
-
-def follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, however it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, object]:
@@ -195,7 +173,7 @@ def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, obje
     precision = engines.fast_precision(device) if (fast := loop.mode.endswith("fast")) else "float32"
     if fast and precision == "float32":
         raise UsageError(f"this machine has no bf16 arithmetic: leave the mode {loop.mode} out of --modes.")
-    hint = f"{loop.label} beside the others: try a smaller --batch-size, or fewer --modes"
+    hint = f"{loop} beside the others: try a smaller --batch-size, or fewer --modes"
     with engines.threads_used(threads), engines.telling_memory(hint):
         updates = (usual_updates if loop.mode in USUALS else our_updates)(loop, device, precision)
         for _ in range(WARM_STEPS):
@@ -210,13 +188,12 @@ def copy_speed(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     here, there = (torch.empty(2**28, dtype=torch.uint8, device=device) for _ in range(2))
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-    for event in events:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    for event in (start, end):
         there.copy_(here)
         event.record()
     torch.cuda.synchronize(device)
-    milliseconds: float = events[0].elapsed_time(events[1])
-    return 2 * 2**28 / milliseconds * 1000
+    return 2 * 2**28 / float(start.elapsed_time(end)) * 1000
 
 
 def take_turn(seconds: float) -> float:
@@ -238,7 +215,7 @@ def made_up_images(count: int) -> Images:
     """Random pixels (count, 3, 32, 32) and labels in the form of CIFAR-10's."""
     source = np.random.default_rng(0)
     pixels = source.integers(0, 256, (count, 3, 32, 32), np.uint8)
-    return Images(pixels, source.integers(0, 10, count, np.int64))
+    return Images(pixels, source.integers(0, 10, count))
 
 
 def our_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[None]:
@@ -278,7 +255,7 @@ class OptionA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2C, H / 2, W / 2)."""
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
 
 
 def usual_net(depth: int) -> nn.Module:
@@ -301,14 +278,15 @@ def usual_net(depth: int) -> nn.Module:
     return net
 
 
-class UsualImages(CIFAR10):  # type: ignore[misc]
+class UsualImages(datasets.CIFAR10):  # type: ignore[misc]
     """torchvision's CIFAR-10, of other images: turned into PIL images and transformed one at a time."""
+
+    target_transform = None
+    steps = transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()
+    transform = transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])
 
     def __init__(self, images: Images) -> None:
         self.data, self.targets = images.pixels.transpose(0, 2, 3, 1).copy(), images.labels.tolist()
-        crop, flip = transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()
-        tensor, normalise = transforms.ToTensor(), transforms.Normalize(MEAN, STD)
-        self.transform, self.target_transform = transforms.Compose([crop, flip, tensor, normalise]), None
 
 
 def usual_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[None]:

@@ -4,9 +4,9 @@ import dataclasses
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -32,13 +32,13 @@ SIZES = {
 }  # images of made-up runs
 
 
-def use_one_thread() -> None:
+def use_one_thread():
     """The nets here are so small that threads would only wait for each other."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting:
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def sandbox(tmp_path_factory):
     """Compute with one thread, keep out of the user's cache, and do not wait for the disk."""
     use_one_thread()
     with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +59,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_leftovers(monkeypatch):
     """Keep the user's data folder out, and put torch's threads back where a test changed them."""
     monkeypatch.delenv("RESREPRO_DATA", raising=False)
     yield
@@ -67,7 +67,7 @@ def no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_folder(tmp_path, monkeypatch):
     """Work in an empty folder, in a terminal of 80 columns."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -75,7 +75,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def made_up(empty_folder: None, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+def made_up(empty_folder, monkeypatch):
     """An empty folder, in which commands make runs up; returns what is to end otherwise."""
     from commands import MadeUp
 
@@ -85,7 +85,7 @@ def made_up(empty_folder: None, monkeypatch: pytest.MonkeyPatch) -> dict[Any, An
 
 
 @pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+def queue(tmp_path, monkeypatch):
     """A made-up queue of a cluster, in which there is nothing."""
     found = Queue(tmp_path / "bin", monkeypatch)
     found.answers("squeue")
@@ -102,8 +102,11 @@ class Point(NamedTuple):
     train: float
     held_out: float
 
+    def of(self, part):
+        return self.train if part == "train" else self.held_out
 
-def falling_curve(iterations: int, every: int, seed: int) -> list[Point]:
+
+def falling_curve(iterations, every, seed):
     """Errors falling from 90 % to about 5 % (training) and 10 % (held out); the seed shifts them."""
     marks, shift = [*range(every, iterations, every), iterations], 0.25 * seed
     ahead = [1 - k / iterations for k in marks]
@@ -113,12 +116,9 @@ def falling_curve(iterations: int, every: int, seed: int) -> list[Point]:
 
 
 def write_run(
-    folder: Path, experiment: str = "cifar10-resnet20", seed: int = 0, *,
-    curve: Sequence[tuple[int, float, float]] | None = None, status: str | None = None,
-    shortcut: str | None = None, data: str = "official", mode: str = "default",
-    notices: tuple[str, ...] = (), warmup_switch: int | None = None, classes: int | None = None,
-    test_images: int | None = None, evals: Mapping[str, tuple[float, float]] | None = None, **settings: Any,
-) -> Path:  # fmt: skip
+    folder, experiment="cifar10-resnet20", seed=0, *, curve=None, status=None, shortcut=None, data="official",
+    mode="default", notices=(), warmup_switch=None, classes=None, test_images=None, evals=None, **settings,
+):  # fmt: skip
     """Write a made-up record below the runs folder `folder`; returns the run's own folder.
 
     `curve` is a list of (iteration, training error, held-out error), whose end gives the status unless it is
@@ -140,23 +140,15 @@ def write_run(
         status = "partial" if done < recipe.iterations else "complete" if done >= exact else "shortened"
     split = getattr(recipe, "split", "all")
     sizes = dict(SIZES["45k5k" if split == "45k5k" else spec.dataset])
-    held_out = [part for part in sizes if part != "train"]
-    headline = held_out[0]
-    test_data = data
+    headline, *others = held_out = [part for part in sizes if part != "train"]
+    words = {"train": data, held_out[-1]: data}
     if test_images is not None:
-        sizes["test"], test_data = test_images, f"{data} {test_images}"
+        sizes["test"], words["test"] = test_images, f"{data} {test_images}"
         if test_images < IMAGES_PER_FILE:
             notices = (*notices, FIRST_IMAGES.format(test_images))
-    about: dict[str, Any] = {
-        "name": spec.dataset,
-        "images": sizes,
-        "sha256": {
-            part: hashlib.sha256(f"{text} {part}".encode()).hexdigest()
-            for part, text in (("train", data), (held_out[-1], test_data))
-        },
-        "notices": list(notices),
-    }
-    if headline == "val" and split == "all":
+    sums = {part: hashlib.sha256(f"{word} {part}".encode()).hexdigest() for part, word in words.items()}
+    about = {"name": spec.dataset, "images": sizes, "sha256": sums, "notices": list(notices)}
+    if headline == "val" and not others:
         about["classes"] = classes or {"imagenet": 1000, "folder": 10}[spec.dataset]
     writer = RunWriter(folder / spec.name / f"seed{seed}")
     writer.folder.mkdir(parents=True, exist_ok=True)
@@ -167,13 +159,9 @@ def write_run(
         "command": command_for(spec, seed),
     }  # fmt: skip
     writer.begin(spec, seed, env)
-    writer.append(
-        row for point in points for row in _rows(point, held_out, recipe, sizes["train"], warmup_switch)
-    )
-    last = {}
-    for part in ("train", *held_out) if points else ():
-        error = points[-1].train if part == "train" else points[-1].held_out
-        last[part] = {"loss": _loss(error), "top1_err": error, "top5_err": round(error / 10, 4)}
+    parts = ("train", *held_out)
+    writer.append(row for point in points for row in _rows(point, parts, recipe, sizes, warmup_switch))
+    last = {part: _measured(points[-1].of(part)) for part in parts if points}
     best = min(points, key=lambda point: point.held_out, default=None)
     result = {
         "status": status, "iteration": done, "iterations": recipe.iterations, "headline": headline,
@@ -187,7 +175,7 @@ def write_run(
     return writer.folder
 
 
-def runs_in(folder: Path) -> tuple[Any, ...]:
+def runs_in(folder):
     """The runs below a folder, none of which is broken."""
     from resrepro.records.collection import collect
 
@@ -196,22 +184,19 @@ def runs_in(folder: Path) -> tuple[Any, ...]:
     return found.runs
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def rewrite(path, change):
     """Change the content of a JSON record and seal it anew."""
     content = read_json(path)
     change(content)
     path.write_bytes(json_bytes(content))
 
 
-def _write_measured(
-    folder: Path, name: str, data: Mapping[str, Any], part: str, errors: Sequence[float],
-    told: Mapping[str, Any],
-) -> Path:  # fmt: skip
+def _write_measured(folder, name, data, part, errors, told):
     """Write errors (top-1, top-5) on all images of a part; returns the file."""
     count = data["images"][part]
     kept = {key: text for key, text in data["sha256"].items() if key == part or part == "test"}
     images = data["images"] if part == "test" else {part: count}
-    measured = {"loss": _loss(errors[0]), "top1_err": errors[0], "top5_err": errors[1], "count": count}
+    measured = _measured(*errors) | {"count": count}
     content = {"format": 2, "bn_stats": "running", "data": {**data, "images": images, "sha256": kept}}
     path = folder / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
@@ -219,14 +204,14 @@ def _write_measured(
     return path
 
 
-def _of_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_run(folder):
     """The data of a run, and what its evaluations say of it."""
     spec, env, result = (read_json(folder / f"{kind}.json") for kind in ("spec", "env", "result"))
     bn_stats = spec["spec"]["recipe"].get("bn_stats", "running")
     return env["data"], {"digest": spec["digest"], "iteration": result["iteration"], "bn_stats": bn_stats}
 
 
-def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str = "", **changed: Any) -> Path:
+def write_eval(folder, protocol, top1, top5, name="", **changed):
     """Write a made-up evaluation of a made-up run, on its validation images; returns the file.
 
     `changed` replaces entries of the record; `name` is that of the file, by default the protocol's.
@@ -236,19 +221,16 @@ def write_eval(folder: Path, protocol: str, top1: float, top5: float, name: str 
     return _write_measured(folder / "evals", name or protocol, data, "val", (top1, top5), told)
 
 
-def write_test_eval(
-    folder: Path, top1: float, images: int = IMAGES_PER_FILE, notices: Sequence[str] = (), **changed: Any
-) -> Path:
+def write_test_eval(folder, top1, images=IMAGES_PER_FILE, notices=(), **changed):
     """Write a made-up evaluation of a CIFAR-10 run on so many test images; returns the file."""
     data, told = _of_run(folder)
     sums = {"train": data["sha256"]["train"], "test": hashlib.sha256(b"%d" % images).hexdigest()}
     data |= {"images": data["images"] | {"test": images}, "sha256": sums, "notices": list(notices)}
     told |= {"protocol": "single"} | changed
-    errors = (top1, round(top1 / 10, 4))
-    return _write_measured(folder / "evals", f"single-{images}", data, "test", errors, told)
+    return _write_measured(folder / "evals", f"single-{images}", data, "test", (top1,), told)
 
 
-def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: Any) -> Any:
+def write_layers(folder, std=None, **changed):
     """Write made-up responses of a made-up run; returns them as they are read back.
 
     By default each layer's std is another and lies between 1 and 2; `changed` replaces fields.
@@ -262,22 +244,15 @@ def write_layers(folder: Path, std: Sequence[float] | None = None, **changed: An
         "layers": tuple(f"stages.0.{index}.conv1" for index in range(count)),
         "std": tuple(std or (1 + (37 * index % count) / count for index in range(count))),
         "gradient_norm_start": tuple(0.5**index for index in range(count)),
-        "gradient_norm_end": (0.25,) * count,
-        "part": run.headline_split,
-        "images": run.env["data"]["images"][run.headline_split],
-        "batch": 128,
-        "bn_stats": "running",
-        "digest": run.digest,
-        "seed": run.seed,
-        "iteration": run.spec["recipe"]["iterations"],
-    }
+        "gradient_norm_end": (0.25,) * count, "part": run.headline_split,
+        "images": run.env["data"]["images"][run.headline_split], "batch": 128, "bn_stats": "running",
+        "digest": run.digest, "seed": run.seed, "iteration": run.spec["recipe"]["iterations"],
+    }  # fmt: skip
     (folder / "responses.csv").write_bytes(Responses(**told | changed).to_bytes())
     return read_run(folder).responses
 
 
-def write_ensemble(
-    runs: Path, folders: list[Path], top1: float, top5: float, name: str = "pair", **changed: Any
-) -> Path:
+def write_ensemble(runs, folders, top1, top5, name="pair", **changed):
     """Write a made-up ensemble of made-up runs below the runs folder `runs`; returns the file."""
     from resrepro.records import read_run
     from resrepro.spec import net_label
@@ -295,27 +270,23 @@ def write_ensemble(
     return _write_measured(runs / "ensembles", name, runs_of[0].env["data"], "val", (top1, top5), told)
 
 
-def _loss(error: float) -> float:
-    return round(error / 40, 6)
+def _measured(top1, top5=None):
+    top5 = round(top1 / 10, 4) if top5 is None else top5
+    return {"loss": round(top1 / 40, 6), "top1_err": top1, "top5_err": top5}
 
 
-def _rows(
-    point: Point, held_out: list[str], recipe: Any, images: int, switch: int | None
-) -> Iterator[tuple[object, ...]]:
+def _rows(point, parts, recipe, sizes, switch):
     from resrepro.training.updates import learning_rate
 
     lr = learning_rate(recipe, point.iteration - 1, switch)
-    epoch = point.iteration * recipe.batch_size / images
-    for part in ("train", *held_out):
-        error = point.train if part == "train" else point.held_out
-        yield (
-            point.iteration, f"{epoch:.4f}", part, f"{_loss(error):.6f}", f"{error:.4f}",
-            f"{error / 10:.4f}", f"{lr:.6g}", "1000.0", f"{0.5 * point.iteration:.2f}",
-        )  # fmt: skip
+    epoch, seconds = point.iteration * recipe.batch_size / sizes["train"], 0.5 * point.iteration
+    for part in parts:
+        errors = "{loss:.6f} {top1_err:.4f} {top5_err:.4f}".format(**_measured(point.of(part))).split()
+        yield point.iteration, f"{epoch:.4f}", part, *errors, f"{lr:.6g}", "1000.0", f"{seconds:.2f}"
 
 
 @pytest.fixture(scope="session")
-def make_run() -> Callable[..., Path]:
+def make_run():
     """The factory `write_run`: a made-up but valid record, written without torch."""
     return write_run
 
@@ -333,11 +304,11 @@ class FakeCifar:
     ending: str = ".bin"
 
     @property
-    def layout(self) -> Path:
+    def layout(self):
         """The folder of the files themselves."""
         return self.folder / self.name
 
-    def copy_to(self, folder: Path, **changed: bytes | None) -> Path:
+    def copy_to(self, folder, **changed):
         """Another folder of the same files (as links), some with other bytes, or missing (None)."""
         layout = folder / self.name
         layout.mkdir(parents=True)
@@ -350,20 +321,18 @@ class FakeCifar:
 
 
 @pytest.fixture(scope="session")
-def fake_cifar(tmp_path_factory: pytest.TempPathFactory) -> FakeCifar:
+def fake_cifar(tmp_path_factory):
     """Five complete training files and a test file of 60 images, in the official binary layout."""
     folder = tmp_path_factory.mktemp("cifar")
-    rng = np.random.default_rng(0)
-    records = {}
+    rng, found = np.random.default_rng(0), FakeCifar(folder, {})
+    found.layout.mkdir()
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         count = SMALL_TEST_SET if name == "test_batch" else IMAGES_PER_FILE
         content = rng.integers(0, 256, (count, RECORD_BYTES), np.uint8)
         content[:, 0] %= 10
-        records[name] = content
-    (folder / "cifar-10-batches-bin").mkdir()
-    for name, content in records.items():
-        (folder / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(content.tobytes())
-    return FakeCifar(folder, records)
+        found.records[name] = content
+        (found.layout / f"{name}.bin").write_bytes(content.tobytes())
+    return found
 
 
 # --- photographs ------------------------------------------------------------------------------------
@@ -374,10 +343,9 @@ TURNED = 6  # EXIF orientation: to be shown turned by 90 degrees
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `train` and `val` of 80 and 40 made-up photographs in 4 classes.
-
-    Every class has some of each kind in `PHOTO_KINDS`; sides are odd and even, from 25 to 79 pixels.
+def photographs(tmp_path_factory):
+    """A folder with `train` and `val` of 80 and 40 made-up photographs in 4 classes, with some
+    of each kind in `PHOTO_KINDS` in each; sides are odd and even, from 25 to 79 pixels.
     """
     folder = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
@@ -392,7 +360,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def blotches(rng: np.random.Generator, height: int, width: int, base: int = 100) -> np.ndarray:
+def blotches(rng, height, width, base=100):
     """Pixels (H, W, 3) uint8 of soft blotches around a grey, as a photograph has them."""
     from PIL import Image
 
@@ -406,20 +374,17 @@ PHOTO_KINDS = (
 )  # fmt: skip
 
 
-def write_photo(path: Path, pixels: np.ndarray) -> None:
+def write_photo(path, pixels):
     """Write pixels (H, W, 3) uint8 as the kind of image that the end of the file name says."""
     from PIL import Image
 
     image, options = Image.fromarray(pixels), {}
     kind = path.name.rpartition("-")[2]
-    if kind == "grey.jpg":
-        image = image.convert("L")
-    elif kind == "cmyk.jpg":
-        image = image.convert("CMYK")
+    if kind in ("grey.jpg", "cmyk.jpg"):
+        image = image.convert("L" if kind == "grey.jpg" else "CMYK")
     elif kind == "turned.jpg":
-        exif = Image.Exif()
+        options["exif"] = exif = Image.Exif()
         exif[0x0112] = TURNED
-        options = {"exif": exif}
     elif kind == "alpha.png":
         image.putalpha(image.convert("L"))
     elif kind == "palette.png":

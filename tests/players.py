@@ -3,18 +3,20 @@
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 loop = None
 
 
-def player(folder, mode, speed=100.0):
+class Player(NamedTuple):
     """A loop that `prepare` takes; it leaves its turns in a folder."""
-    return SimpleNamespace(mode=mode, name=mode, label=f"ResNet-20, {mode}", speed=speed, folder=str(folder))
 
+    name: str
+    folder: Path
+    speed: float
 
-def begin():
-    """In place of `resrepro.bench.follow_parent`."""
+    def __str__(self):
+        return f"ResNet-20, {self.name}"
 
 
 def prepare(own, device, threads):
@@ -26,10 +28,10 @@ def prepare(own, device, threads):
 
 def take_turn(seconds):
     """In place of `resrepro.bench.take_turn`."""
-    with (Path(loop.folder) / "turns").open("a") as file:
-        file.write(f"{loop.mode} ")
-    if loop.mode == "failing":
+    with (loop.folder / "turns").open("a") as file:
+        file.write(f"{loop.name} ")
+    if loop.name == "failing":
         raise RuntimeError("the lights went out")
-    if loop.mode == "dying":
+    if loop.name == "dying":
         os.kill(os.getpid(), signal.SIGKILL)
     return loop.speed

@@ -15,10 +15,10 @@ import typer
 from commands import call
 from conftest import write_run
 
-from resrepro.cli import app, changed_settings, parse_depths, parse_seeds
+from resrepro.cli import app, changed_settings, parse_numbers, parse_seeds
 from resrepro.cli.measure import parse_channels
 from resrepro.cli.view import RunsView
-from resrepro.errors import Diverged, Interrupted, PeerLost, UsageError
+from resrepro.errors import UsageError
 from resrepro.launch.local import Job, Outcome
 from resrepro.nets import build_net
 from resrepro.spec.recipe import parse, whole_number
@@ -52,7 +52,6 @@ def sentence(code, stdout, stderr):
         ("train --depth 20 --set iterations=5 --iterations 6", 2, "iterations is given twice"),
         ("train --depth 20 --seed 1 --seeds 0-4", 2, "give one of the two"),
         ("train --depth 20 --seeds 4-1", 2, "a range goes up"),
-        ("train --depth 20 --seeds 0", 2, "--seeds takes how many, or which: 5, 0-4 or 0,3"),
         ("train --depth 20,x", 2, "such as 20 or 20,56, not 'x'"),
         ("train --depth 20 --resume", 2, "same command goes on with a run that was stopped: leave --resume"),
         ("reproduce table6 --continue", 2, "leave --continue out"),
@@ -60,24 +59,23 @@ def sentence(code, stdout, stderr):
         ("train --depth 20 --lr 0.05", 2, "a setting of the recipe: --set lr=0.05"),
         ("train --depth 20 --weight-decay=1e-3 --plain", 2, "--set weight_decay=1e-3"),
         ("reproduce table6 --momentum --plain", 2, "--set momentum=.."),
-        ("train --depth 20 --seeds 0-99999999999999999999", 2, "at most 10,000 seeds"),
         ("train --depth 20 --fast --precision bf16", 2, "leave one of the two out"),
         ("train --depth 20 --engine always", 2, "auto, eager, kernels, graph or lanes, not 'always'"),
         ("train --depth 20 --threads 0", 2, "--threads must be at least 1"),
         ("train --depth 20 --seeds 0-1 --jobs 0", 2, "--jobs must be at least 1"),
-        ("train --depth 20 --seeds 0-1 --jobs 2 --data nowhere", 1, "nowhere (--data) does not exist"),
         ("train", 2, "which net?"),
         ("train cifar99-resnet20", 2, "no experiment 'cifar99-resnet20'"),
         ("train cifar10-resnet20 --plain", 2, "already says"),
-        ("compare table66", 2, "table6, table6-digits, figure1"),
+        ("compare table1 table66", 2, "table6, table6-digits, figure1"),
         ("compare --runs nowhere", 2, "no runs folder nowhere"),
         ("claims 28", 2, "numbered from 1 to 27"),
-        ("plot figure66", 2, "figure66"),
+        ("plot figure3 figure66", 2, "figure66"),
         ("plot figure6", 1, "resrepro train"),
         ("eval nowhere.pt", 1, "no checkpoint nowhere.pt"),
         ("publish nowhere", 1, "is missing"),
         ("bench --depth 21", 2, "nearest is 20 or 26"),
         ("bench --modes sloth", 2, "of usual, default, fast, usual-fast, eager, "),
+        ("bench --lanes 0", 2, "--lanes takes numbers of nets, such as 1,5,10, not '0'"),
         ("reproduce figure1 --split 45k5k --dataset digits", 2, "45k/5k split is one of CIFAR-10"),
         ("reproduce figure1 --launcher cloud", 2, "--launcher takes local or slurm, not 'cloud'"),
         ("reproduce figure1 --slurm a=b", 2, "--slurm is for --launcher slurm"),
@@ -123,21 +121,21 @@ def long_and_short(tmp_path_factory):
     return runs
 
 
-def test_settings_show_another_protocol_everywhere_and_all_shows_every_run(long_and_short):
-    for settings, shown, other in (("", "8.00 (1)", "40.00"), ("iterations=2000", "40.00 (1)", "8.00")):
-        words = ("--runs", long_and_short, f"--settings {settings}" if settings else "")
-        code, out, err = call("compare", *words)
-        assert (code, err, shown in out, other in out) == (0, "", True, False)
-        code, out, _ = call("compare", "--all", *words)
-        assert (code, shown in out, other in out) == (0, True, not settings)
-        code, out, _ = call("claims", "1", *words)
-        assert (code, ("2,000 of 64,000" in out)) == (0, True)
-        assert ("CIFAR-10, 64,000 iterations" in " ".join(out.split())) is not bool(settings)
-    code, out, _ = call("plot", "--runs", long_and_short)
-    assert (code, "Not drawn, another protocol" in out) == (0, True)
-    both = ("--settings", "iterations=2000", "--settings", "depth=20")
-    code, out, _ = call("compare", "--runs", long_and_short, *both)
-    assert (code, "(2 nets, 2 runs)" in " ".join(out.split())) == (0, True)
+@pytest.mark.parametrize(
+    ("settings", "shown", "other"),
+    [("", "8.00 (1)", "40.00"), ("--settings iterations=2000", "40.00 (1)", "8.00")],
+)
+def test_settings_show_another_protocol_everywhere_and_all_shows_every_run(
+    long_and_short, settings, shown, other
+):
+    words = ("--runs", long_and_short, settings)
+    code, out, err = call("compare", *words)
+    assert (code, err, shown in out, other in out) == (0, "", True, False)
+    assert other in call("compare --all", *words)[1] or settings
+    claim = " ".join(call("claims 1", *words)[1].split())
+    assert ("2,000 of 64,000" in claim, "CIFAR-10, 64,000 iterations" in claim) == (True, not settings)
+    assert "Not drawn, another protocol" in call("plot", *words)[1] or settings
+    assert "(2 nets, 2 runs)" in " ".join(call("compare --settings depth=20", *words)[1].split())
 
 
 @pytest.mark.parametrize(
@@ -204,13 +202,6 @@ def test_what_to_type_next_can_be_pasted_where_a_folder_has_a_space(capsys):
 
 
 @pytest.mark.usefixtures("made_up")
-def test_a_finished_run_is_three_lines_and_departures_are_told_once():
-    code, told, _ = call("train digits-resnet8 digits-plain20 --seeds 2 --set pad=0 --iterations 9 --jobs 1")
-    assert (code, len(told.splitlines())) == (0, 4 * 3 + 1)
-    assert told.startswith("Departs from the paper: dataset digits instead of CIFAR-10; 9 iterations instead")
-
-
-@pytest.mark.usefixtures("made_up")
 def test_a_command_is_quiet_or_speaks_json():
     words = "train digits-resnet8 --iterations 1 --seeds"
     assert call(words, 2, "--quiet") == (0, "", "")
@@ -266,34 +257,6 @@ def test_runs_that_fail_are_told_once_more_at_the_end(made_up):
     assert sentence(*call(words)) == (2, "no such GPU.")
 
 
-@pytest.mark.parametrize(
-    ("error", "begun", "exits"),
-    [(Diverged(""), 3, 1), (UsageError(""), 3, 1), (PeerLost(""), 1, 1), (Interrupted("", 2), 1, 130)],
-)
-def test_a_list_of_runs_in_one_process_goes_on_after_what_all_meet(error, begun, exits, monkeypatch):
-    folder, seeds = write_run(Path("runs")), []
-
-    def train(experiment, seed, **options):
-        seeds.append(seed)
-        if seed == 0:
-            raise error
-        return folder
-
-    monkeypatch.setattr("resrepro.training.session.train", train)
-    monkeypatch.setattr("resrepro.cli.train.world_size", lambda: 2)
-    code, _, stderr = call("train digits-resnet8 --seeds 0-2")
-    assert (code, seeds) == (exits, [*range(begun)])
-    assert ("Failed: digits-resnet8, seed 0: " in stderr) == (begun == 3)
-
-
-def test_runs_that_need_no_cifar10_are_trained_where_it_is_missing(made_up):
-    made_up["cifar10-resnet20", 0] = Outcome(1, "nowhere (--data) does not exist.")
-    code, told, stderr = call("train cifar10-resnet20 digits-resnet20 --data nowhere --set pad=0")
-    assert (code, "1 of 2 runs could not be done" in stderr) == (1, True)
-    assert "Next: resrepro compare demo" in told
-    assert len(list(Path("runs").glob("digits*/seed0"))) == 1
-
-
 @pytest.mark.parametrize(("depth", "part"), [(None, "not a PyTorch"), (8, "does not fit a net of 14 layers")])
 def test_checkpoints_that_are_none_are_refused_in_one_sentence(depth, part):
     Path("theirs.pt").write_text("nothing of the kind")
@@ -318,12 +281,6 @@ def test_what_only_reads_never_imports_torch(commands, never):
     code += f"assert not {never!r} & set(sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_python_m_resrepro_is_the_command():
-    words = [sys.executable, "-m", "resrepro", "--version"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"resrepro \d+\.\d+\.\d+\n", done.stdout)
 
 
 class Ended(io.StringIO):
@@ -366,7 +323,8 @@ def test_every_option_of_every_command_is_explained():
 def test_depths_in_a_list_and_names_of_nets_are_what_they_say():
     words = "train --depth 8,14 --depth 8 plain-8 ResNet-20 --dataset digits --iterations 1e0 --seeds 0-1"
     code, told, _ = call(words)
-    assert (code, told.count("Next: resrepro eval runs/digits-")) == (0, 6)
+    assert (code, told.count("Next: resrepro eval runs/digits-"), len(told.splitlines())) == (0, 6, 8 * 3 + 1)
+    assert told.startswith("Departs from the paper: dataset digits instead of CIFAR-10; 1 iteration instead")
     nets = ("plain8", "resnet14", "resnet20", "resnet8")
     assert sorted(map(str, Path("runs").glob("*/seed*"))) == [
         f"runs/digits-{net}+iterations=1/seed{seed}" for net in nets for seed in (0, 1)
@@ -401,13 +359,34 @@ def test_small_notations():
     assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert parse_seeds("3,0-1,3") == [3, 0, 1]
     assert (parse_seeds("5"), parse_seeds("0,3")) == ([0, 1, 2, 3, 4], [0, 3])
-    assert parse_depths(["20, 32", "56"]) == [20, 32, 56]
-    assert changed_settings(["lr=0.05", "flip=off", "lr_drops=10,20"], fast=False) == {
-        "lr": 0.05, "flip": False, "lr_drops": (10, 20),
-    }  # fmt: skip
+    assert parse_numbers(["20, 32", "56"], "numbers") == [20, 32, 56]
+    given = {"settings": ["lr=0.05", "flip=off", "lr_drops=10,20"], "eval_every": 0, "fast": False}
+    assert changed_settings(given) == {"lr": 0.05, "flip": False, "lr_drops": (10, 20), "eval_every": 0}
     assert parse_channels("0.1,0.2,0.3", "--mean") == (0.1, 0.2, 0.3)
     for wrong in ("x", "1-", "-1", "", "1--2"):
         with pytest.raises(UsageError):
             parse_seeds(wrong)
     with pytest.raises(UsageError):
         parse_channels("1,2", "--mean")
+
+
+LISTED = {
+    "list": ["cifar10-resnet110 ResNet-110 cifar-64k-warm 0-4 table6, figure6 "],
+    "list imagenet-resnet50": [
+        "conv3_x 28x28 1x1, 128 /2; 3x3, 128; 1x1, 512 1 projection ",
+        "conv3_x 28x28 1x1, 128; 3x3, 128; 1x1, 512 3 identity ",
+        "50 layers (projections do not count), 25,557,032 parameters, 3.858e9 multiply-adds",
+    ],
+    "list cifar10-resnet110": [
+        "warmup_until_err 80 stated 4.2", "bn_group 0 assumed", "flip on stated", " derived, ",
+        "Run it: resrepro train --depth 110",
+    ],
+    "list cifar10-resnet26": ["26 layers", "the paper gives no number for ResNet-26"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", LISTED)
+def test_experiments_are_listed_and_of_one_its_layers_and_each_setting(words):
+    code, text, _ = call(words)
+    assert (code, max(map(len, text.splitlines())) <= 80, "…" in text) == (0, True, False)
+    assert [part for part in LISTED[words] if part not in " ".join(text.split())] == []

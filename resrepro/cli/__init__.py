@@ -4,18 +4,17 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
 import resrepro
-from resrepro.cli.view import screens, silence
+from resrepro.cli.view import screens, silence, to_stderr
 from resrepro.comparison.table import prepare
 from resrepro.errors import Diverged, Interrupted, ResreproError, UsageError
 from resrepro.spec.recipe import Value, parse, setting_rules, whole_number
@@ -39,9 +38,8 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, list(self.words))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exits with 2 for usage, 1 for failure, 128 + signal number for an interruption.
-
-        A stdout that cannot be written is a failure, one whose reader has ended is none.
+        """Run the command; exits with 2 for usage, 1 for failure (as a stdout that cannot be written, but not
+        one whose reader has ended), 128 + signal number for an interruption.
         """
 
         def lost(error: OSError) -> None:
@@ -51,26 +49,29 @@ class Commands(TyperGroup):
             elif getattr(command, "rich_help_panel", "") == "Run":
                 print("The reader of the output has ended: the command goes on unseen.", file=sys.stderr)
 
+        def end(sentence: str, code: int, lead: str = "error: ") -> typer.Exit:
+            to_stderr(Text.assemble((lead, "red"), sentence))
+            return typer.Exit(code)
+
         with screens(lost) as out:
             try:
                 result = super().invoke(ctx)
             except ResreproError as error:
                 alike = isinstance(error, UsageError | Interrupted | Diverged) and local_rank() > 0
-                if not error.told and not alike:  # the first process, or the first of this machine, says it
-                    sentence = f"{error}" if is_first() else f"process {rank()}: {error}"
-                    _say_error(sentence, "" if isinstance(error, Interrupted) else "error: ")
-                raise typer.Exit(error.exit_code) from None
+                if error.told or alike:  # the first process, or the first of this machine, says it
+                    raise typer.Exit(error.exit_code) from None
+                sentence = f"{error}" if is_first() else f"process {rank()}: {error}"
+                lead = "" if isinstance(error, Interrupted) else "error: "
+                raise end(sentence, error.exit_code, lead) from None
             except KeyboardInterrupt:
-                _say_error("interrupted.")
-                raise typer.Exit(130) from None
+                raise end("interrupted.", 130) from None
             except OSError as error:
-                _say_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
-                raise typer.Exit(1) from None
+                place = f"{error.filename}: " if error.filename else ""
+                raise end(f"{place}{error.strerror or error}.", 1) from None
             except Exception as error:  # among others Typer's own
-                if not (answer := self._answer(getattr(error, "option_name", ""))):
-                    raise
-                _say_error(answer)
-                raise typer.Exit(UsageError.exit_code) from None
+                if answer := self._answer(getattr(error, "option_name", "")):
+                    raise end(answer, UsageError.exit_code) from None
+                raise
         if out.error and out.error.errno != errno.EPIPE:
             raise typer.Exit(1)
         return result
@@ -82,19 +83,13 @@ class Commands(TyperGroup):
         if key in ("resume", "continue"):
             return f"the same command goes on with a run that was stopped: leave {option} out."
         if key in ("epoch", "epochs"):
-            return (
-                f"{option} is told as --iterations: an epoch of CIFAR-10 is 391 of them, of ImageNet 5,005."
-            )
+            epoch = "an epoch of CIFAR-10 is 391 of them, of ImageNet 5,005"
+            return f"{option} is told as --iterations: {epoch}."
         if key not in setting_rules():
             return ""
         given = re.search(rf"^{re.escape(option)}(?:=|\n)(.*)$", "\n".join(self.words), re.MULTILINE)
         value = given[1] if given and not given[1].startswith("--") else ".."
         return f"{option} is a setting of the recipe: --set {key}={value}"
-
-
-def _say_error(sentence: str, lead: str = "error: ") -> None:
-    console = Console(stderr=True, highlight=False)
-    console.print(Text.assemble((lead, "red"), sentence), soft_wrap=not console.is_terminal)
 
 
 app = typer.Typer(
@@ -115,9 +110,6 @@ def _options(version: bool = typer.Option(False, "--version", help="Show the ver
 def main() -> None:
     """Entry point of the `resrepro` command."""
     prepare()
-    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stream: no file may take its number
-        pass
-    os.close(spare)
     app(prog_name="resrepro")
 
 
@@ -159,6 +151,7 @@ IMAGES = (
     "Folder of CIFAR-10 (default: $RESREPRO_DATA, else ./data, downloaded if missing), or of photographs: "
     "train/<class>/* and val/<class>/*"
 )
+DEPTHS = "--depth takes numbers of layers, such as 20 or 20,56"
 DEPTH = "Weighted layers: 6n+2, on photographs 18, 34, 50, 101, 152; may be repeated."
 SLURM = "Any long option of sbatch (partition, time, cpus-per-task, gpus, mem, ..); may be repeated."
 SET = "Any setting that `resrepro list EXPERIMENT` shows; may be repeated."
@@ -202,14 +195,14 @@ def parse_pairs(pairs: Iterable[str] | None, option: str, example: str) -> dict[
     return values
 
 
-def changed_settings(pairs: list[str] | None, fast: bool, **named: Value | None) -> dict[str, Value]:
-    """The settings that `--set` and options of their own change; a UsageError if one is given twice."""
-    own = {key: value for key, value in named.items() if value is not None}
-    texts = parse_pairs(pairs, "--set", "key=value")
+def changed_settings(given: Mapping[str, Any]) -> dict[str, Value]:
+    """The settings that given options change, by their own names or by `--set` (a UsageError if by both)."""
+    own = {key: given[key] for key in setting_rules() if given.get(key) is not None}
+    texts = parse_pairs(given["settings"], "--set", "key=value")
     extra = {key: parse(key, text) for key, text in texts.items()}
     if twice := own.keys() & extra.keys():
         raise UsageError(f"{', '.join(sorted(twice))} is given twice, by its own option and by --set.")
-    if fast and "precision" in own | extra:
+    if given["fast"] and "precision" in own | extra:
         raise UsageError("--fast chooses the precision itself: leave one of the two out.")
     return own | extra
 
@@ -223,11 +216,11 @@ def precision_of_fast(device: str, launcher: str) -> str:
     return fast_precision(choose_device(device))
 
 
-def parse_depths(texts: Iterable[str] | None) -> list[int]:
-    """`["20,32", "56"]` -> [20, 32, 56]; raises a UsageError for what is no whole number."""
+def parse_numbers(texts: Iterable[str] | None, expected: str) -> list[int]:
+    """`["20,32", "56"]` -> [20, 32, 56]; raises a UsageError where one is no whole number above 0."""
     parts = [part.strip() for text in texts or () for part in text.split(",")]
-    if wrong := [part for part in parts if not part.isdecimal()]:
-        raise UsageError(f"--depth takes numbers of layers, such as 20 or 20,56, not {wrong[0]!r}.")
+    if wrong := [part for part in parts if not part.isdecimal() or int(part) < 1]:
+        raise UsageError(f"{expected}, not {wrong[0]!r}.")
     return list(map(int, parts))
 
 
@@ -246,9 +239,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_slurm(pairs: Sequence[str] | None, launcher: str) -> dict[str, str]:
-    """`["partition=gpu", "cpus-per-task=4"]` -> `{"partition": "gpu", "cpus_per_task": "4"}` (UsageError if
-    one is not key=value, nothing is submitted, or there is no such launcher).
-    """
+    """`["cpus-per-task=4"]` -> `{"cpus_per_task": "4"}`; a UsageError if that or the launcher is none."""
     if launcher not in ("local", "slurm"):
         raise UsageError(f"--launcher takes local or slurm, not {launcher!r}.")
     if pairs and launcher != "slurm":

@@ -7,19 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from resrepro import cli, launch
 from resrepro.claims import to_rich
 from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
-from resrepro.cli.show import tell_written, write_exhibit
+from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
-from resrepro.cli.train import FreshOption, submit_runs
+from resrepro.cli.train import FreshOption, pool_of, submit_runs
 from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
-from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, run_command, threads_each
-from resrepro.launch.sharing import share_commands, sharing_pays
+from resrepro.launch.local import prepare_images, run_command
 from resrepro.records.collection import Collection
 from resrepro.records.reading import LAYER_RESPONSES, OTHER_IMAGES
 from resrepro.spec.recipe import Value
@@ -35,63 +35,47 @@ DEMO = ("digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56"
 class Reproduction:
     """Some exhibits, and the runs that they are to be made of."""
 
-    exhibits: Sequence[launch.Exhibit]
+    plan: Callable[[], launch.Plan]  # what there is and what is missing, as the records say now
     runs: Path
     options: dict[str, Any]  # of every command: device and threads
-    seeds: Sequence[int] | None = None  # of every net; None for those that the paper ran
-    without: Sequence[str] = ()  # experiments that are left out
     settings: Mapping[str, Value] = field(default_factory=dict)  # of the recipe, changed
     data: Sequence[Path] = ()  # folders of CIFAR-10 and of photographs
     jobs: int | None = None  # runs at once; None for as many as there is room for
     fresh: bool = False
     failures: dict[str, str] = field(default_factory=dict)  # what could not be done, with the reason
 
-    def plan(self) -> launch.Plan:
-        """What there is and what is missing, as the records say now."""
-        return launch.make_plan(self.exhibits, self.runs, self.seeds, self.without, self.settings)
-
-    def data_of(self, step: launch.Step) -> Path | None:
-        """The folder of a run's images."""
-        return launch.data_folder_of(step.family, self.data)
+    def data_of(self, family: str) -> Path | None:
+        """The folder of the images of a family of nets."""
+        return launch.data_folder_of(family, self.data)
 
     def words(self, family: str) -> list[str]:
         """The options of the commands that train nets of a family."""
-        own = {"data": launch.data_folder_of(family, self.data), "runs": self.runs, "fresh": self.fresh}
+        own = {"data": self.data_of(family), "runs": self.runs, "fresh": self.fresh}
         return launch.option_words(self.settings, **own, **self.options)
 
     def measure_words(self, measurement: launch.Measurement) -> list[str]:
         """The command that measures something, without `resrepro`."""
         what, steps = measurement.what, measurement.steps
         own = {"responses": True} if what == LAYER_RESPONSES else {"protocol": what, "runs": self.runs}
-        own |= {"ensemble": len(steps) > 1, "data": self.data_of(steps[0])} | self.options
+        own |= {"ensemble": len(steps) > 1, "data": self.data_of(steps[0].family)} | self.options
         return ["eval", *(str(step.folder) for step in steps), *launch.option_words({}, **own)]
 
     def train(self) -> None:
-        """Train what is missing, nets on small images first; one that fails stops no other (Interrupted after
-        a signal; what was begun has its checkpoint).
-        """
+        """Train what is missing, nets on small images first; one that fails stops no other."""
         missing = [step for step in self.plan().steps if self.fresh or step.to_train]
         if on_cifar := [step for step in missing if step.spec.dataset == "cifar10"]:
             try:
-                prepare_images([step.spec for step in on_cifar], self.data_of(on_cifar[0]))
+                prepare_images([step.spec for step in on_cifar], self.data_of(launch.SMALL))
             except DataError as error:
                 self.failures |= {str(step): str(error) for step in on_cifar}
                 missing = [step for step in missing if step not in on_cifar]
         for family in (launch.SMALL, launch.PHOTOS):
-            steps = [step for step in missing if step.family == family]
-            device, names = self.options["device"], {(s.spec.experiment, s.seed): str(s) for s in steps}
-            places = choose_places(self.jobs, [step.spec for step in steps], device)
-            wanted, words = [(step.spec, step.seed) for step in steps], self.words(family)
-            each = [
-                Job(spec.experiment, seed, launch.train_words(spec, seed, words)) for spec, seed in wanted
-            ]
-            precision = steps[0].spec.recipe.precision if steps else ""
-            if sharing_pays(device, "auto", self.jobs, None, precision):
-                places = list(dict.fromkeys(places))
-                each = share_commands(wanted, words, places)
-            pool = RunPool(each, places, threads_each(len(places)))
-            failed = train_all(pool, RunsView(each, onward=False))
-            self.failures |= {names[job.run, job.seed]: end.sentence for job, end in failed.items()}
+            steps = {(s.spec.experiment, s.seed): s for s in missing if s.family == family}
+            if steps:
+                wanted = [(step.spec, step.seed) for step in steps.values()]
+                pool = pool_of(wanted, self.words(family), self.jobs, self.options["device"])
+                failed = train_all(pool, RunsView(pool.jobs, onward=False))
+                self.failures |= {str(steps[job.run, job.seed]): failed[job].sentence for job in failed}
 
     def measure(self, console: Console) -> None:
         """Measure what the exhibits need of trained nets; what fails, or gives no number of use, is kept."""
@@ -104,15 +88,14 @@ class Reproduction:
                 self.failures[str(measurement)] = OTHER_IMAGES
 
     def submit(self, slurm: dict[str, str], console: Console) -> None:
-        """Hand what is missing to the queue; it is not waited for. An ensemble needs a command of its own.
-
-        A run is trained and then measured by one job. CIFAR-10 is looked for first, and so downloaded once.
+        """Hand what is missing to the queue, a job to train and measure a run; it is not waited for. CIFAR-10
+        is looked for first, and so downloaded once. An ensemble needs a command of its own.
         """
         plan, runs = self.plan(), []
         for step in plan.steps:
             own = [each for each in plan.measurements if each.steps == (step,) and not each.done]
             if step.to_train or (step.state == "done" and own):
-                prepare_images([step.spec], self.data_of(step))
+                prepare_images([step.spec], self.data_of(step.family))
                 measures = tuple(self.measure_words(each) for each in own)
                 words = launch.train_words(step.spec, step.seed, self.words(step.family))
                 runs.append((step.spec.name, step.seed, words, measures))
@@ -126,17 +109,15 @@ class Reproduction:
 
     def show(self, tables: Path, figures: Path, console: Console) -> None:
         """Print and write every exhibit from what there is, and print the verdicts; one fails alone."""
-        plan, shown = self.plan(), dict[str, Callable[[Console], None]]()
+        plan = self.plan()
         found = plan.records()
-        for exhibit in plan.exhibits:  # all files first, then the screen
+        for exhibit in plan.exhibits:
+            console.rule(exhibit.stem, align="left")
             try:
-                shown[exhibit.stem] = write_exhibit(exhibit, found, tables, figures)
+                write_exhibit(exhibit, found, tables, figures)
             except ResreproError as error:
                 self.failures[exhibit.stem] = str(error)
-                shown[exhibit.stem] = partial(tell_written, notes=[f"Not shown: {error}"])
-        for stem, show in shown.items():
-            console.rule(stem, align="left")
-            show(console)
+                console.print(f"Not shown: {error}", markup=False)
         if verdicts := tuple(verdict for verdict in judge(found.runs) if verdict.claim.number in plan.claims):
             console.rule("claims", align="left")
             console.print(to_rich(verdicts))
@@ -149,6 +130,7 @@ class Reproduction:
 
 @cli.app.command(rich_help_panel="Run")
 def reproduce(
+    ctx: typer.Context,
     exhibits: Annotated[list[str], argument(f"{', '.join(launch.FACTS)}, or all.", "EXHIBIT...")],
     dataset: Annotated[str | None, option(DATASET)] = None,
     seeds: Annotated[str | None, option(SEEDS, metavar="N|0-4")] = None,
@@ -175,18 +157,17 @@ def reproduce(
     slurm_options = cli.parse_slurm(slurm, launcher)
     if world_size() > 1:
         raise UsageError("reproduce starts its own processes: leave torchrun out.")
-    changed = cli.changed_settings(settings, fast, iterations=iterations, split=split)
+    changed = cli.changed_settings(ctx.params)
     if fast:
         changed["precision"] = cli.precision_of_fast(device, launcher)
+    chosen = launch.choose_exhibits(exhibits, dataset)
     which = None if seeds is None else cli.parse_seeds(seeds)
-    reproduction = Reproduction(
-        launch.choose_exhibits(exhibits, dataset), runs, {"device": device, "threads": threads}, which,
-        without or (), changed, data or (), jobs,
-    )  # fmt: skip
-    plan, console = reproduction.plan(), Console(highlight=False)
-    show_plan(plan, device if launcher == "local" else None, console)
+    plan = partial(launch.make_plan, chosen, runs, which, without or (), changed)
+    options, console = {"device": device, "threads": threads}, Console(highlight=False)
+    show_plan(plan(), device if launcher == "local" else None, console)
     if dry_run:
         return
+    reproduction = Reproduction(plan, runs, options, changed, data or (), jobs)
     if launcher == "slurm":
         reproduction.submit(slurm_options, console)
     else:
@@ -207,11 +188,12 @@ def demo(
 
     It is `resrepro reproduce demo`, in a folder of its own.
     """
-    exhibits, console = launch.choose_exhibits(["demo"]), Console(highlight=False)
-    reproduction = Reproduction(exhibits, out / "runs", {"device": device, "threads": threads}, fresh=fresh)
+    exhibits, runs, console = launch.choose_exhibits(["demo"]), out / "runs", Console(highlight=False)
+    plan, options = partial(launch.make_plan, exhibits, runs), {"device": device, "threads": threads}
+    reproduction = Reproduction(plan, runs, options, fresh=fresh)
     reproduction.train()
-    found = reproduction.plan().records()
-    write_exhibit(exhibits[0], found, out, out)(console)
+    found = plan().records()
+    write_exhibit(exhibits[0], found, out, out)
     console.print(f"\n{demo_verdict(found)}", style="bold", markup=False)
     console.print("Next: resrepro train --depth 20        (CIFAR-10, as in the paper)", markup=False)
     reproduction.raise_failures()

@@ -1,8 +1,7 @@
 """`compare`, `plot`, `claims`, `report` and `list`: what there is to run and what came out, without torch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from resrepro import cli
 from resrepro import figures as known
 from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
-from resrepro.cli.view import print_json, tell
+from resrepro.cli.view import print_json, tell, to_stderr
 from resrepro.comparison.table import Grid, Table, to_json, to_rich, write_table
 from resrepro.errors import UsageError
 from resrepro.launch import Exhibit
@@ -24,12 +23,12 @@ from resrepro.records.reading import LAYER_RESPONSES, is_measured
 from resrepro.records.storage import write_out
 from resrepro.spec import catalogue, command_for
 from resrepro.spec.architecture import architecture_of
-from resrepro.spec.recipe import Setting, setting_rules, spell
+from resrepro.spec.recipe import NamedRecipe, setting_rules, spell
 
 TABLES, FIGURES = ", ".join(known.tables()), ", ".join(known.figures())
 STYLES = {"stated": "green", "derived": "cyan", "assumed": "yellow"}
 
-PAGE = "The HTML file that is written."
+PAGE = Path("report.html")
 DETAILED = "Claims to show in detail. (default: a line for each)"
 FOLDERS = "Folder of run records; may be repeated. (default: runs)"
 ONLY = "Only runs with this setting, e.g. iterations=2000; may be repeated."
@@ -39,24 +38,22 @@ RunFoldersOption = Annotated[list[Path] | None, option(FOLDERS, "--runs", metava
 SettingsFilter = Annotated[list[str] | None, option(ONLY, "--settings", metavar="KEY=VALUE")]
 
 
-def read_records(folders: Iterable[Path] | None, settings: Iterable[str] | None = None) -> Collection:
+def read_records(folders: Sequence[Path] | None, settings: Iterable[str] | None) -> Collection:
     """The good records below some folders that have some settings (UsageError if a folder that was named does
     not exist, or there are no such runs); each broken one is named on stderr.
     """
-    given = list(folders or [])
-    for folder in given:
+    for folder in folders or ():
         if not folder.exists():
             raise UsageError(f"there is no runs folder {folder}: name one that exists with --runs.")
-    found = collect(given or [Path(name) for name in DEFAULT_FOLDERS])
+    found = collect(folders or [Path(name) for name in DEFAULT_FOLDERS])
     for sentence in found.broken:
-        Console(stderr=True, highlight=False).print(f"left out: {sentence}", markup=False, soft_wrap=True)
+        to_stderr(f"left out: {sentence}")
     return found.having(cli.parse_pairs(settings, "--settings", "KEY=VALUE, such as iterations=2000"))
 
 
-def tell_written(
-    console: Console, paths: Sequence[Path] = (), notes: Iterable[str] = (), table: Table | None = None
-) -> None:
+def tell_written(paths: Sequence[Path], notes: Iterable[str] = (), table: Table | None = None) -> None:
     """Name the files that were written, after the table in them and what is to be said."""
+    console = Console(highlight=False)
     if table:
         console.print(to_rich(table))
     for note in notes:
@@ -80,12 +77,9 @@ def compare(
     for name in names:
         known.check_table(name)
     found = read_records(runs, settings)
-    console = Console(highlight=False)
-    built = [known.build_table(name, found, every=every) for name in names]
-    written = [write_table(table, tables) for table in built]  # all files first, then the screen
-    for table, paths in zip(built, written, strict=True):
+    for table in [known.build_table(name, found, every=every) for name in names]:
         tell(**to_json(table))
-        tell_written(console, paths, table=table)
+        tell_written(write_table(table, tables), table=table)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -106,22 +100,18 @@ def plot(
     for name in names:
         known.check_figure(name, style)
     found = read_records(runs, settings)
-    console = Console(highlight=False)
-    drawings = [known.draw_figure(name, found.runs, figures, paper=paper, style=style) for name in names]
-    for drawing in drawings:
-        tell_written(console, *drawing)
+    for name in names:
+        tell_written(*known.draw_figure(name, found.runs, figures, paper=paper, style=style))
 
 
-def write_exhibit(
-    exhibit: Exhibit, found: Collection, tables: Path, figures: Path
-) -> Callable[[Console], None]:
-    """Write the table and the figure of an exhibit from a plan's records alone; returns what prints it."""
+def write_exhibit(exhibit: Exhibit, found: Collection, tables: Path, figures: Path) -> None:
+    """Write and print the table and the figure of an exhibit from a plan's records alone."""
     own = tuple(run for run in found.runs if run.experiment in exhibit.experiments)
     responses = LAYER_RESPONSES in exhibit.measures
     shown = [is_measured(LAYER_RESPONSES, run) if responses else run.finished for run in own]
     if exhibit.dataset and not any(shown):
         what = "measured" if responses else "finished"
-        return partial(tell_written, notes=[f"No {what} run for {exhibit.stem} yet: nothing is written."])
+        return tell_written((), [f"No {what} run for {exhibit.stem} yet: nothing is written."])
     paths, notes, table = list[Path](), tuple[str, ...](), None
     if exhibit.name in known.tables():
         table = known.build_table(exhibit.name, Collection(own, (), found.ensembles))
@@ -131,7 +121,7 @@ def write_exhibit(
         paper = exhibit.dataset in ("cifar10", "imagenet", "folder")
         drawn, notes = known.draw_figure(exhibit.name, own, figures, paper=paper, stem=exhibit.stem)
         paths += drawn
-    return partial(tell_written, paths=paths, notes=notes, table=table)
+    tell_written(paths, notes, table)
 
 
 @cli.app.command(rich_help_panel="Read")
@@ -150,7 +140,6 @@ def claims(
     wanted = {judged.find_claim(number).number for number in numbers or ()}
     found = read_records(runs, settings)
     verdicts = judge(found.runs)
-    shown = [verdict for verdict in verdicts if not wanted or verdict.claim.number in wanted]
     table = judged.table(verdicts, found.sources)
     paths = write_table(table, tables)
     if json:
@@ -159,20 +148,18 @@ def claims(
         return print_json(content | {"rows": rows})
     console = Console(highlight=False)
     if wanted:
+        shown = [verdict for verdict in verdicts if verdict.claim.number in wanted]
         console.print(judged.to_rich(shown))
-    for verdict in () if wanted else shown:
+    for verdict in () if wanted else verdicts:
         console.print(judged.one_line(verdict))
-    console.print(f"All {len(verdicts)} claims: {judged.summary(verdicts)}.", markup=False)
-    for sentence in (*found.sources, judged.decided_elsewhere(verdicts)):
-        console.print(sentence, markup=False, end="\n" if sentence else "")
-    if not wanted:
-        console.print("In detail: resrepro claims NUMBER", markup=False)
-    tell_written(console, paths)
+    notes = [f"All {len(verdicts)} claims: {judged.summary(verdicts)}.", *found.sources]
+    notes += [judged.decided_elsewhere(verdicts), "" if wanted else "In detail: resrepro claims NUMBER"]
+    tell_written(paths, filter(None, notes))
 
 
 @cli.app.command(rich_help_panel="Read")
 def report(
-    out: Annotated[Path, typer.Option(metavar="FILE", help=PAGE)] = Path("report.html"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML file that is written.")] = PAGE,
     runs: RunFoldersOption = None,
     settings: SettingsFilter = None,
 ) -> None:
@@ -185,7 +172,7 @@ def report(
         raise UsageError(f"{out} is no report of ours: give --out another name, nothing is overwritten.")
     found = read_records(runs, settings)
     write_out(out, build_report(found, judge(found.runs)).encode())
-    tell_written(Console(highlight=False), [out])
+    tell_written([out])
 
 
 @cli.app.command("list", rich_help_panel="Read")
@@ -213,8 +200,8 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
     """Print an experiment's net and recipe."""
     spec, recipe, net = experiment.spec(), catalogue.recipes()[experiment.recipe], architecture_of(experiment)
     section = "4.2" if experiment.family == "cifar" else "4.1"
-    shortcut = f"shortcut option {spec.shortcut} (stated, Section {section})"
-    shortcut = "no shortcuts" if experiment.plain else shortcut
+    option = f"shortcut option {spec.shortcut} (stated, Section {section})"
+    shortcut = "no shortcuts" if experiment.plain else option
     console.print(Text.assemble((experiment.name, "bold"), f": {experiment.label}, {shortcut}"))
     grid = Grid(("part", "output", "layers", "times", "shortcut"), left=5)
     for part in net.parts:
@@ -223,26 +210,20 @@ def show_experiment(experiment: catalogue.Experiment, console: Console) -> None:
         layers = "; ".join(kernel.removesuffix(" /1") for kernel in kernels)
         grid.add(part.name, f"{side}x{side}", layers, times, part.shortcut.kind if part.shortcut else "")
     console.print(grid)
-    console.print(
-        f"{net.layers} layers (projections do not count), {net.parameters:,} parameters, "
-        f"{net.multiply_adds / 1e9:.3f}e9 multiply-adds for an image of {net.image_size}x{net.image_size}.\n",
-        markup=False,
-    )
+    size = f"an image of {net.image_size}x{net.image_size}"
+    counts = f"{net.parameters:,} parameters, {net.multiply_adds / 1e9:.3f}e9 multiply-adds for {size}"
+    console.print(f"{net.layers} layers (projections do not count), {counts}.\n", markup=False)
     console.print(f"Recipe {recipe.name}: {recipe.title}", markup=False)
-    grid = Grid(("setting", "value", "known", "what it is"), left=4, wraps=True)
-
-    def add(setting: Setting, meaning: str) -> None:
-        known = Text(f"{setting.mark} {setting.source or ''}".rstrip(), STYLES[setting.mark])
-        told = "\n".join(filter(None, (meaning, setting.note)))
-        grid.add(setting.key, spell(setting.value), known, told)
-
-    for key, setting in recipe.settings.items():
-        add(setting, str(setting_rules()[key]["what"]))
-    for view in catalogue.protocols().values():
-        if view.family == experiment.family:
-            grid.add(view.name, "", "", f"test protocol: {view.title}", section=True)
-            for setting in view.settings.values():
-                add(setting, "")
+    grid, rules = Grid(("setting", "value", "known", "what it is"), left=4, wraps=True), setting_rules()
+    sources: list[NamedRecipe | catalogue.Protocol] = [recipe, *catalogue.protocols().values()]
+    for source in (source for source in sources if source.family == experiment.family):
+        if source is not recipe:
+            grid.add(source.name, "", "", f"test protocol: {source.title}", section=True)
+        for setting in source.settings.values():
+            known = Text(f"{setting.mark} {setting.source or ''}".rstrip(), STYLES[setting.mark])
+            what = rules[setting.key]["what"] if source is recipe else ""
+            told = "\n".join(filter(None, (what, setting.note)))
+            grid.add(setting.key, spell(setting.value), known, told)
     console.print(grid)
     marks: list[str] = [setting.mark for setting in recipe.settings.values()]
     console.print(", ".join(f"{marks.count(mark)} {mark}" for mark in STYLES) + ".")

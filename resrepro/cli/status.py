@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -49,11 +49,11 @@ def status(
     rows, notices = _look(runs)
     console = Console(highlight=False, soft_wrap=True)
     widths = [max((len(row[k]) for row in rows), default=0) for k in range(6)]
-    name = ""
-    for run, seed, state, done, errors, where in rows:  # in columns that are as wide for all nets
-        if run != name:
-            name = run
+    above = ""
+    for name, seed, state, done, errors, where in rows:  # in columns that are as wide for all nets
+        if name != above:
             console.print(Text(name, "bold"))
+        above = name
         line = Text(f"  {seed:<{widths[1]}}  ").append(f"{state:<{widths[2]}}", STYLES[state])
         line.append(f"  {done:>{widths[3]}}  {errors:>{widths[4]}}  {where}").rstrip()
         if len(line) > console.width:
@@ -100,15 +100,13 @@ def _look(runs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     """
     collection = collect([runs])
     records = {(run.name, run.seed): run for run in collection.runs}
-    notices = list(collection.broken)
+    rows, notices, queue = list[tuple[str, ...]](), list(collection.broken), dict[Any, QueuedJob]()
     submitted = {place_of(folder) for folder in runs.glob(f"{FOLDER}/*/seed*")}
     locked = {place_of(lock.with_name(lock.stem[1:])) for lock in runs.glob("*/.seed*.lock")}
-    queue: dict[tuple[str, int], QueuedJob] = {}
     try:
         queue = jobs_of(runs)
     except QueueError as error:
         notices.append(f"Only what lies in {runs} is shown: {error}")
-    rows = list[tuple[str, ...]]()
     for name, seed in sorted({*records, *submitted, *locked, *queue}):
         run, folder = records.get((name, seed)), runs / name / f"seed{seed}"
         state, where = _state_of(run, queue.get((name, seed)), folder)
@@ -116,12 +114,11 @@ def _look(runs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
             where = f"log in {runs / FOLDER / name / f'seed{seed}'}"
         done, errors, numbers = "", "", dict[str, object]()
         if run is not None:
-            iteration, iterations = (run.result[key] for key in ("iteration", "iterations"))
-            done = f"{iteration:,}/{iterations:,}"
             measured = {part: figures["top1_err"] for part, figures in run.result["last"].items()}
+            numbers = {key: run.result[key] for key in ("iteration", "iterations")} | {"top1_err": measured}
+            done = "{iteration:,}/{iterations:,}".format(**numbers)
             last = (measured.get(part) for part in ("train", run.headline_split))
             errors = " ".join(f"{error:.2f} %" for error in last if error is not None)
-            numbers = {"iteration": iteration, "iterations": iterations, "top1_err": measured}
         if run or where:  # a lock that was left behind is nothing
             tell(record=str(folder), state=state, where=where, **numbers)
             rows.append((name, f"seed {seed}", state, done, errors, where))
@@ -138,14 +135,13 @@ def _state_of(run: Run | None, job: QueuedJob | None, folder: Path) -> tuple[str
     return over or ("interrupted" if run else "failed"), ""
 
 
-def _count(runs: int) -> str:
-    return f"{runs} run{'s' * (runs != 1)}"
+def _count(number: int, what: str = "run") -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def show_plan(plan: Plan, device: str | None, console: Console) -> None:
-    """Print a line for each net and state, what is measured after, and the disk that all of it takes.
-
-    No time is told where `device` is None, since the runs are trained elsewhere.
+    """Print a line for each net and state, what is measured after, and the disk that all of it takes; and the
+    time, but where `device` is None: elsewhere.
     """
     if plan.steps:
         console.print(_table_of(plan, device))
@@ -159,12 +155,11 @@ def show_plan(plan: Plan, device: str | None, console: Console) -> None:
         measured.append(f"{what} of {_count(len(dones))}" + (f" ({sum(dones)} done)" if any(dones) else ""))
     together = (each for each in plan.measurements if len(each.steps) > 1)
     measured += [f"{each}{' (done)' if each.done else ''}" for each in together]
-    if measured:
-        lines.append(f"Then measured: {', '.join(measured)}.")
+    lines += [f"Then measured: {', '.join(measured)}."] if measured else []
     lines.append(_totals(plan))
-    shown, claims = (", ".join(exhibit.stem for exhibit in plan.exhibits), ", ".join(map(str, plan.claims)))
-    if shown:
-        lines.append(f"Shown at the end: {shown}{claims and f'; verdicts on claims {claims}'}.")
+    claims = f"; verdicts on claims {', '.join(map(str, plan.claims))}" if plan.claims else ""
+    if plan.exhibits:
+        lines.append(f"Shown at the end: {', '.join(each.stem for each in plan.exhibits)}{claims}.")
     for line in lines:
         console.print(line, markup=False)
 
@@ -179,11 +174,10 @@ def _table_of(plan: Plan, device: str | None) -> Grid:
         if step.state == "resume" and step.done:
             state += f" at {step.done:,} of {step.spec.recipe.iterations:,}"
         groups.setdefault((step.spec.experiment, state), []).append(step)
-    for (name, state), steps in groups.items():
-        first = steps[0]
+    for (name, state), (first, *others) in groups.items():
         time = span(seconds_of(first.spec, first.done, seen, device)) if device and first.to_train else ""
         disk = f"{disk_mib(first.spec):,.1f}" if first.to_train else ""
-        seeds = ", ".join(str(step.seed) for step in steps)
+        seeds = ", ".join(str(step.seed) for step in (first, *others))
         grid.add(name, seeds, Text(state, PLANNED[first.state][1]), time, disk)
     return grid
 
@@ -194,8 +188,7 @@ def _totals(plan: Plan) -> str:
         return "No run is needed."
     states = Counter[str](step.state for step in plan.steps)
     if not any(step.to_train for step in plan.steps):
-        left = len(plan.to_measure)
-        what = f"{left} measurement{'s' * (left != 1)}" if left else "nothing"
+        what = _count(len(plan.to_measure), "measurement") if plan.to_measure else "nothing"
         which = "no other run can be trained" if states["blocked"] else "all runs are done"
         return f"{_count(len(plan.steps))}: {which}; {what} to do."
     counts = ", ".join(f"{states[key]} {word}" for key, (word, _) in PLANNED.items() if states[key])

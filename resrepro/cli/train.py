@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +11,23 @@ from rich.console import Console
 
 from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
-from resrepro.cli.view import raise_failures, tell
-from resrepro.errors import DataError, Diverged, ResreproError, UsageError
+from resrepro.cli.status import show_plan
+from resrepro.cli.view import EventView, RunsView, raise_failures, tell, train_all
+from resrepro.errors import UsageError
 from resrepro.launch import Plan, Step, option_words, step_of, train_words
-from resrepro.spec import Spec, catalogue, check_shortcut, in_folder
-from resrepro.spec.catalogue import derive, experiment_for, find
+from resrepro.launch.local import EVENTS, Job, RunPool, choose_places, prepare_images, threads_each
+from resrepro.launch.sharing import Wanted, share_commands, sharing_pays
+from resrepro.spec import catalogue, in_folder
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import is_first, world_size
 
-Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
-
+# Options that a run's command takes from that for several; those for the recipe are told by --set.
+PASSED_ON = (
+    "shortcut", "data", "device", "threads", "fast", "micro_batch", "checkpoint_every", "break_lock", "fresh",
+    "engine", "workers", "max_bad_images",
+)  # fmt: skip
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
+ENGINES = "auto|eager|kernels|graph|lanes"
 ENGINE = "How updates are computed: lanes, graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
 EVERY = "Iterations or minutes between checkpoints, or both. (default: under 1 % of time)"
 NAMES = "Names as in `resrepro list`."
@@ -38,6 +43,7 @@ FreshOption = Annotated[bool, option("Set an existing run aside (it is kept) and
 
 @cli.app.command(rich_help_panel="Run")
 def train(
+    ctx: typer.Context,
     experiments: Annotated[list[str] | None, argument(NAMES, "EXPERIMENT...")] = None,
     depth: cli.DepthOption = None,
     plain: Annotated[bool, option("Without shortcuts.", "--plain")] = False,
@@ -51,7 +57,7 @@ def train(
     image_size: Annotated[int | None, recipe_option(SIDE)] = None,
     bn_group: Annotated[int | None, recipe_option(GROUP)] = None,
     bn_stats: Annotated[str | None, recipe_option(STATISTICS)] = None,
-    stride_3x3: Annotated[bool, recipe_option(STRIDE, "--stride-3x3")] = False,
+    stride_3x3: Annotated[bool | None, recipe_option(STRIDE, "--stride-3x3")] = None,
     precision: Annotated[str | None, recipe_option("float32, tf32, bf16 or fp16.")] = None,
     eval_every: Annotated[int | None, cli.whole_option("Iterations between samples; 0: an epoch.")] = None,
     settings: cli.SettingsOption = None,
@@ -59,9 +65,7 @@ def train(
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
     fast: cli.FastOption = False,
-    engine: Annotated[
-        str, typer.Option(metavar="auto|eager|kernels|graph|lanes", rich_help_panel="Speed", help=ENGINE)
-    ] = "auto",
+    engine: Annotated[str, typer.Option(metavar=ENGINES, rich_help_panel="Speed", help=ENGINE)] = "auto",
     jobs: cli.JobsOption = None,
     micro_batch: Annotated[int | None, option(PASS)] = None,
     workers: cli.WorkersOption = None,
@@ -80,137 +84,111 @@ def train(
 
     Example: resrepro train --depth 56 --plain
     """
-    changed = cli.changed_settings(
-        settings, fast, iterations=iterations, batch_size=batch_size, split=split, image_size=image_size,
-        bn_group=bn_group, bn_stats=bn_stats, stride_3x3=stride_3x3 or None, precision=precision,
-        eval_every=eval_every,
-    )  # fmt: skip
+    changed = cli.changed_settings(ctx.params)
     slurm_options = cli.parse_slurm(slurm, launcher)
+    options = {"runs": runs} | {name: ctx.params[name] for name in PASSED_ON}
     if fast and (dry_run or launcher == "slurm"):
-        changed["precision"], fast = cli.precision_of_fast(device, launcher), False
-    specs = _specs(experiments or [], dataset, cli.parse_depths(depth), plain, shortcut, changed)
-    if seed is not None and seeds is not None:
-        raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
-    numbers = [seed or 0] if seeds is None else cli.parse_seeds(seeds)
-    wanted = [(spec, number) for spec in specs for number in numbers]
-    options: dict[str, Any] = {
-        "shortcut": shortcut, "data": data, "runs": runs, "device": device, "threads": threads, "fast": fast,
-        "micro_batch": micro_batch, "checkpoint_every": checkpoint_every, "break_lock": break_lock,
-        "fresh": fresh, "engine": engine, "workers": workers, "max_bad_images": max_bad_images,
-    }  # fmt: skip
-    words = option_words(changed, **options)
+        changed["precision"], options["fast"] = cli.precision_of_fast(device, launcher), False
+    wanted = _wanted(ctx.params, changed)
     if dry_run:
         _forecast(wanted, options)
     elif launcher == "slurm":
-        from resrepro.launch.local import prepare_images
-
-        prepare_images(specs, data)  # downloaded once, not by every job
+        prepare_images([spec for spec, _ in wanted], data)  # downloaded once, not by every job
+        words = option_words(changed, **options)
         queued = [(spec.name, number, train_words(spec, number, words)) for spec, number in wanted]
         submit_runs(queued, runs, slurm_options, threads)
-    elif len(wanted) > 1 and world_size() == 1:
-        _train_several(wanted, jobs, options, words, changed)
+    elif len(wanted) > 1 and world_size() == 1 and EVENTS not in os.environ:
+        _train_several(wanted, jobs, options, changed)
     else:
         _train_here(wanted, options | changed)
 
 
-def _specs(
-    names: Sequence[str], dataset: str, depths: Sequence[int], plain: bool, shortcut: str | None,
-    changed: Mapping[str, Value],
-) -> list[Spec]:  # fmt: skip
-    """What was asked for, by names of experiments or depths of nets, each once."""
-    bare = all(catalogue.full_name(name) != catalogue.full_name(name, "") for name in names)
+def _wanted(given: Mapping[str, Any], changed: Mapping[str, Value]) -> Wanted:
+    """What was asked for, by names of experiments or depths of nets, each once, with each of the seeds."""
+    names, dataset, plain, shortcut = (given[key] for key in ("experiments", "dataset", "plain", "shortcut"))
+    bare = all(catalogue.full_name(name) != catalogue.full_name(name, "") for name in names or ())
     if names and (plain or (dataset != "cifar10" and not bare)):
         raise UsageError(
             "an experiment's name already says dataset and kind: leave --plain and --dataset out."
         )
-    chosen = [find(catalogue.full_name(name, dataset)) for name in names]
-    chosen += [experiment_for(dataset, depth, plain, shortcut) for depth in depths]
+    chosen = [catalogue.find(catalogue.full_name(name, dataset)) for name in names or ()]
+    depths = cli.parse_numbers(given["depth"], cli.DEPTHS)
+    chosen += [catalogue.experiment_for(dataset, depth, plain, shortcut) for depth in depths]
     if not chosen:
         depth = 18 if FAMILIES.get(dataset) == "imagenet" else 20
         raise UsageError(
             f"which net? Give --depth (say --depth {depth}), or a name that `resrepro list` shows."
         )
-    check_shortcut(plain, shortcut)
-    return list(dict.fromkeys(derive(each, shortcut, **changed) for each in chosen))
+    if given["seed"] is not None and given["seeds"] is not None:
+        raise UsageError("--seed takes one seed and --seeds several, such as 0-4: give one of the two.")
+    seeds = [given["seed"] or 0] if given["seeds"] is None else cli.parse_seeds(given["seeds"])
+    specs = dict.fromkeys(catalogue.derive(each, shortcut, **changed) for each in chosen)
+    return [(spec, seed) for spec in specs for seed in seeds]
+
+
+def _prepare(options: dict[str, Any]) -> Any:
+    """Turn options of the command line into those of `training.session.train`; returns the device."""
+    from resrepro.data.loader import Loading
+    from resrepro.training.engine import choose_device, keep_memory
+
+    options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
+    device = choose_device(options["device"])
+    if device.type == "cpu":
+        keep_memory()
+    return device
 
 
 def _train_here(wanted: Wanted, options: dict[str, Any]) -> None:
-    """Train in this process: one run, or several in turn under torchrun; one that fails stops no other."""
-    from resrepro.cli.view import EventView, RunsView
-    from resrepro.data.loader import Loading
-    from resrepro.launch.local import EVENTS, Job, Outcome
-    from resrepro.training.engine import choose_device, keep_memory
+    """Train in this process, under torchrun several runs in turn, and show or tell it."""
     from resrepro.training.session import train as train_one
 
-    if choose_device(options["device"]).type == "cpu":
-        keep_memory()
-    options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
-    each = {Job(spec.experiment, seed, ()): spec for spec, seed in wanted}
-    listener, failed = os.environ.get(EVENTS), dict[str, str]()
-    shows = is_first() and listener is None
-    view = RunsView(list(each), Console(highlight=False, quiet=not shows))
+    if EVENTS in os.environ:
+        return _train_unseen(wanted, options, int(os.environ[EVENTS]))
+    _prepare(options)
+    jobs = [Job(spec.experiment, seed, ()) for spec, seed in wanted]
+    view = RunsView(jobs, Console(highlight=False, quiet=not is_first()))
     with view.live:
-        for job, spec in each.items():
-            watcher = EventView(partial(view.hear, job)) if shows else EventView(parent=int(listener or 0))
-            try:
-                folder = train_one(spec.experiment, job.seed, watcher=watcher, **options)
-            except ResreproError as error:
-                # All processes of a run have met the first two, and what `parallel.on_first` has told.
-                met_by_all = isinstance(error, UsageError | Diverged) or "told" in vars(error)
-                if len(each) == 1 or not met_by_all:
-                    raise
-                failed[str(job)] = str(error)
-                view.end(job, Outcome(error.exit_code, str(error)))
-                continue
+        for job in jobs:
+            watcher = EventView(partial(view.hear, job))
+            folder = train_one(job.run, job.seed, watcher=watcher, **options)
             if is_first():
                 watcher.tell("finish", folder=str(folder))
-                view.end(job, Outcome(0))
-    if failed and not is_first():
-        raise typer.Exit(1)
-    raise_failures(failed, f" of {len(each)} runs")
 
 
 def _train_several(
-    wanted: Wanted, jobs: int | None, options: dict[str, Any], words: Sequence[str],
-    changed: Mapping[str, Value],
-) -> None:  # fmt: skip
+    wanted: Wanted, jobs: int | None, options: dict[str, Any], changed: Mapping[str, Value]
+) -> None:
     """Train several runs, as many at once as there is room for, by commands of their own."""
-    from resrepro.cli.view import RunsView, train_all
-    from resrepro.launch.local import EVENTS, Job, RunPool, choose_places, prepare_images, threads_each
-    from resrepro.launch.sharing import share_commands, sharing_pays
+    how = (options[name] for name in ("device", "engine", "micro_batch", "fast"))
+    pool = pool_of(wanted, option_words(changed, **options), jobs, *how)
+    prepare_images([spec for spec, _ in wanted], options["data"])
+    failed = train_all(pool, RunsView(pool.jobs), " without --fresh" if options["fresh"] else "")
+    if len(failed) == len(wanted) and {outcome.code for outcome in failed.values()} == {UsageError.exit_code}:
+        raise UsageError(failed[pool.jobs[0]].sentence)
+    raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(wanted)} runs")
 
-    if EVENTS in os.environ:  # this is such a command
-        _train_side_by_side(wanted, options | dict(changed), int(os.environ[EVENTS]))
-        return
-    specs, device, micro_batch = [spec for spec, _ in wanted], options["device"], options["micro_batch"]
-    places = choose_places(jobs, specs, device, micro_batch)
+
+def pool_of(
+    wanted: Wanted, words: Sequence[str], jobs: int | None, device: str, engine: str = "auto",
+    micro_batch: int | None = None, fast: bool = False,
+) -> RunPool:  # fmt: skip
+    """The commands that train some runs, with the options `words`, and where; some may share a command."""
+    places = choose_places(jobs, [spec for spec, _ in wanted], device, micro_batch)
     each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
-    precision = "bf16" if options["fast"] else specs[0].recipe.precision
-    if sharing_pays(device, options["engine"], jobs, micro_batch, precision):
+    precision = "bf16" if fast else wanted[0][0].recipe.precision
+    if sharing_pays(device, engine, jobs, micro_batch, precision):
         places = list(dict.fromkeys(places))
         each = share_commands(wanted, words, places)
-    alone = all(spec.dataset == "cifar10" for spec in specs)
-    with nullcontext() if alone else suppress(DataError):  # of each run, where others need no CIFAR-10
-        prepare_images(specs, options["data"])
-    way_on = " without --fresh" if options["fresh"] else ""
-    failed = train_all(RunPool(each, places, threads_each(len(places))), RunsView(each), way_on)
-    if len(failed) == len(each) and {outcome.code for outcome in failed.values()} == {UsageError.exit_code}:
-        raise UsageError(failed[each[0]].sentence)
-    raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(each)} runs")
+    return RunPool(each, places, threads_each(len(places)))
 
 
-def _train_side_by_side(wanted: Wanted, options: dict[str, Any], parent: int) -> None:
+def _train_unseen(wanted: Wanted, options: dict[str, Any], parent: int) -> None:
     """Train runs that share this process, and tell the process `parent` of each."""
-    from resrepro.cli.view import EventView
-    from resrepro.data.loader import Loading
-    from resrepro.launch.local import Job
-    from resrepro.training.engine import choose_device, threads_used
+    from resrepro.training.engine import threads_used
     from resrepro.training.session import make_session, train_side_by_side
 
+    device, threads, views = _prepare(options), options.pop("threads"), {}
     how = [options.pop(name) for name in ("device", "engine", "checkpoint_every", "break_lock")]
-    device, threads = choose_device(how[0]), options.pop("threads")
-    options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
-    views = {}
     for spec, seed in wanted:
         view = EventView(parent=parent, run=str(Job(spec.experiment, seed, ())))
         views[make_session(spec.experiment, seed, device, watcher=view, **options)] = view
@@ -237,8 +215,6 @@ def submit_runs(
 
 def _forecast(wanted: Wanted, options: Mapping[str, Any]) -> None:
     """Show what the runs will take, less what is done already; nothing is written."""
-    from resrepro.cli.status import show_plan
-
     steps = [step_of(options["runs"], spec, seed) for spec, seed in wanted]
     if options["fresh"]:
         steps = [Step(step.spec, step.seed, step.folder, "start") for step in steps]

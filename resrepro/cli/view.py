@@ -1,5 +1,5 @@
-"""What is seen: stdout and stderr, which may end before the work does, be silenced, or given JSON alone; and
-runs under way: a table in a terminal, lines elsewhere, events for the process that started one.
+"""What is seen: stdout and stderr, which may end before the work does, and runs under way, as a table in a
+terminal, as lines elsewhere, as events for the process that started one.
 """
 
 import io
@@ -10,9 +10,9 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich.console import Console, Group
@@ -29,16 +29,12 @@ from resrepro.spec.catalogue import find
 from resrepro.training import is_first
 from resrepro.training.progress import Pace, Sample, Watcher, clock, sample_line
 
-if TYPE_CHECKING:
-    from resrepro.training.measure import Errors
-
 STATES = ("running", "finished", "failed", "stopped", "waiting")
 
 
 class Screen:
-    """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal.
-
-    What is written after that is dropped, and the work goes on; `lost` is told of the first error, once.
+    """A standard stream that may end at any time, as a pipe into `head`, a full disk, or a closed terminal:
+    what is written after that is dropped, and the work goes on; `lost` is told of the error.
     """
 
     def __init__(self, stream: Any, lost: Callable[[OSError], None]) -> None:
@@ -64,13 +60,11 @@ class Screen:
         try:
             call(*text)
         except OSError as error:
-            with suppress(OSError, ValueError):  # where it is no file; what waits in it is dropped as well
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.stream.fileno())
-                os.close(nowhere)
-            if self.error is None:
-                self.error = error
-                self.lost(error)
+            self.silent, self.error = True, error
+            # What waits in it is dropped as well; it may be no file.
+            with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+            self.lost(error)
 
 
 def print_json(content: object) -> None:
@@ -81,16 +75,15 @@ def print_json(content: object) -> None:
 @contextmanager
 def screens(lost: Callable[[OSError], None]) -> Iterator[Screen]:
     """While active, neither stdout, whose end is told to `lost`, nor stderr ends the process."""
-    before = sys.stdout, sys.stderr
     screen = Screen(sys.stdout or io.StringIO(), lost)  # None: it was closed before the start
-    sys.stdout, sys.stderr = screen, Screen(sys.stderr or io.StringIO(), lambda error: None)
-    try:
-        yield screen
-    finally:
-        if screen.told is not None and is_first():
-            screen.silent = False
-            print_json(screen.told)
-        sys.stdout, sys.stderr = before
+    spare = Screen(sys.stderr or io.StringIO(), lambda error: None)
+    with redirect_stdout(screen), redirect_stderr(spare):
+        try:
+            yield screen
+        finally:
+            if screen.told is not None and is_first():
+                screen.silent = False
+                print_json(screen.told)
 
 
 def silence(option: typer.CallbackParam, wanted: bool) -> bool:
@@ -108,24 +101,27 @@ def tell(**content: object) -> None:
         sys.stdout.told.append(content)
 
 
+def to_stderr(text: str | Text) -> None:
+    """Print a text to stderr, outside a terminal as one line."""
+    console = Console(stderr=True, highlight=False)
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
 def raise_failures(failed: Mapping[str, str], of: str = "") -> None:
     """Name what could not be done, each with its reason; raises a ResreproError if there is anything."""
-    if not failed:
-        return
-    console = Console(stderr=True, highlight=False)
-    console.print("Failed:")
-    for name, why in failed.items():
-        console.print(f"  {name}: {why}", markup=False, soft_wrap=not console.is_terminal)
-    raise ResreproError(f"{len(failed)}{of} could not be done; the same command tries again.")
+    if failed:
+        to_stderr("Failed:")
+        for name, why in failed.items():
+            to_stderr(f"  {name}: {why}")
+        raise ResreproError(f"{len(failed)}{of} could not be done; the same command tries again.")
 
 
 # --- runs under way -------------------------------------------------------------------------------------
 
 
 class EventView(Watcher):
-    """Makes events of a run, for `hear` or printed for the process `parent`, with which the run ends.
-
-    `run` names it among those that share this process.
+    """Makes events of a run, for `hear` or printed for the process `parent`, with which the run ends; `run`
+    names it among those that share this process.
     """
 
     def __init__(
@@ -143,7 +139,7 @@ class EventView(Watcher):
         self.pace = Pace(done, iterations, batch_size)
         self.tell("begin", done=done, iterations=iterations)
 
-    def step(self, done: int, lr: float, read: "Callable[[], Errors]") -> None:
+    def step(self, done: int, lr: float, read: Callable[[], Any]) -> None:
         """Tell how far it is, twice a second."""
         if self.parent is not None and os.getppid() != self.parent:
             self.parent = None  # asked once
@@ -164,10 +160,9 @@ class EventView(Watcher):
 
 
 class RunsView:
-    """Shows of every run under way its iteration, images/s, training loss, errors and the time left.
-
-    Without a terminal each sample is a line. `onward`: whether a run that ends is told with its record and
-    what to type next, and with the departures that no run before it had.
+    """Shows of every run under way its iteration, images/s, training loss, errors and the time left; without
+    a terminal each sample is a line. `onward`: whether a run that ends is told with its record and what to
+    type next, and with the departures that no run before it had.
     """
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None, *, onward: bool = True) -> None:
@@ -182,17 +177,15 @@ class RunsView:
 
     def hear(self, job: Job, event: Event) -> None:
         """Take note of an event, and print what deserves a line."""
-        kind = event["event"]
+        kind, shown = event["event"], self.console.is_terminal
         self.states[job] = "finished" if kind == "finish" else "running"
         self.rows[job] |= event
-        if kind == "say":
-            self.say(job, event["text"])
-        elif kind == "finish":
+        if kind == "finish":
             self.finish(Path(event["folder"]))
-        elif kind == "begin" and not self.console.is_terminal:
+        elif kind == "begin" and not shown:
             self.console.print(f"{job}: {event['iterations']:,} iterations")
-        elif kind == "sample" and not self.console.is_terminal:
-            self.say(job, event["line"])
+        elif kind == "say" or (kind == "sample" and not shown):
+            self.say(job, event["text" if kind == "say" else "line"])
 
     def end(self, job: Job, outcome: Outcome) -> None:
         """Take note of how a run ended, and say it where it did not finish."""
@@ -222,13 +215,11 @@ class RunsView:
             new = [each for each in departures if each not in self.departures]
             self.departures.update(new)
             lines[:0] = [f"Departs from the paper: {'; '.join(new)}."] if new else []
-            experiment, words = find(run.experiment), shlex.quote(str(folder))
-            if experiment.family == "imagenet":
-                way_on = f"resrepro eval {words} --protocol ten_crop --data DIR"
-            elif experiment.exhibits:
-                way_on = in_folder(f"resrepro compare {experiment.exhibits[-1]}", folder.parent.parent)
-            else:
-                way_on = f"resrepro eval {words}"
+            exhibits, way_on = find(run.experiment).exhibits, f"resrepro eval {shlex.quote(str(folder))}"
+            if run.family == "imagenet":
+                way_on += " --protocol ten_crop --data DIR"
+            elif exhibits:
+                way_on = in_folder(f"resrepro compare {exhibits[-1]}", folder.parent.parent)
             lines += [f"Record: {folder}", f"Next: {way_on}"]
         for line in lines:  # whole, so that it can be copied
             self.console.print(line, markup=False, soft_wrap=True)
@@ -253,9 +244,7 @@ class RunsView:
 
 
 def train_all(pool: RunPool, view: RunsView, way_on: str = "") -> dict[Job, Outcome]:
-    """Train all runs of a pool, shown in a view; returns how those ended that did not finish (Interrupted
-    after a signal; what was begun has its checkpoint).
-    """
+    """Train all runs of a pool, shown in a view; returns the ends of those that failed (or Interrupted)."""
     pool.hear, pool.end = view.hear, view.end
     with view.live:
         pool.run()
