@@ -180,20 +180,7 @@ def prepare(loop: Loop, device_name: str, threads: int | None) -> dict[str, obje
             next(updates)
         ready = loop, updates, device, threads
         take_turn(1.0)
-        return engines.describe_device(device, loop.batch_size) | {"copied": copy_speed(device)}
-
-
-def copy_speed(device: torch.device) -> float | None:
-    """Bytes per second that a GPU reads and writes while it copies: what its memory allows at most."""
-    if device.type != "cuda":
-        return None
-    here, there = (torch.empty(2**28, dtype=torch.uint8, device=device) for _ in range(2))
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    for event in (start, end):
-        there.copy_(here)
-        event.record()
-    torch.cuda.synchronize(device)
-    return 2 * 2**28 / float(start.elapsed_time(end)) * 1000
+        return engines.describe_device(device, loop.batch_size)
 
 
 def take_turn(seconds: float) -> float:

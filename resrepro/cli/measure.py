@@ -190,8 +190,6 @@ def bench(
             reached, machine = measure_speeds(loops, rounds, seconds, device, threads, status.update)
             speeds += reached
     where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
-    if copied := machine.get("copied"):
-        where += f", {copied / 1e12:.2f} TB/s copied"
     console = Console(highlight=False)
     console.print(f"{where}: batches of {batch_size}, {rounds} rounds of {seconds:g} s")
     console.print(speed_table(speeds))
