@@ -18,8 +18,7 @@ from resrepro.cli.status import show_plan
 from resrepro.cli.train import FreshOption, submit_runs
 from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
-from resrepro.launch.local import Job, RunPool, choose_places, prepare_images, run_command, threads_each
-from resrepro.launch.sharing import share_commands, sharing_pays
+from resrepro.launch.local import prepare_images, run_command
 from resrepro.records.collection import Collection
 from resrepro.records.reading import LAYER_RESPONSES, OTHER_IMAGES
 from resrepro.spec.recipe import Value
@@ -79,18 +78,10 @@ class Reproduction:
                 missing = [step for step in missing if step not in on_cifar]
         for family in (launch.SMALL, launch.PHOTOS):
             steps = [step for step in missing if step.family == family]
-            device, names = self.options["device"], {(s.spec.experiment, s.seed): str(s) for s in steps}
-            places = choose_places(self.jobs, [step.spec for step in steps], device)
-            wanted, words = [(step.spec, step.seed) for step in steps], self.words(family)
-            each = [
-                Job(spec.experiment, seed, launch.train_words(spec, seed, words)) for spec, seed in wanted
-            ]
-            precision = steps[0].spec.recipe.precision if steps else ""
-            if sharing_pays(device, "auto", self.jobs, None, precision):
-                places = list(dict.fromkeys(places))
-                each = share_commands(wanted, words, places)
-            pool = RunPool(each, places, threads_each(len(places)))
-            failed = train_all(pool, RunsView(each, onward=False))
+            wanted = {(step.spec, step.seed): str(step) for step in steps}
+            pool = launch.pool_for(list(wanted), self.words(family), self.jobs, self.options["device"])
+            names = {(spec.experiment, seed): name for (spec, seed), name in wanted.items()}
+            failed = train_all(pool, RunsView(pool.jobs, onward=False))
             self.failures |= {names[job.run, job.seed]: end.sentence for job, end in failed.items()}
 
     def measure(self, console: Console) -> None:

@@ -14,13 +14,11 @@ from resrepro import cli
 from resrepro.cli import argument, option, recipe_option
 from resrepro.cli.view import raise_failures, tell
 from resrepro.errors import DataError, Diverged, ResreproError, UsageError
-from resrepro.launch import Plan, Step, option_words, step_of, train_words
+from resrepro.launch import Plan, Step, Wanted, option_words, pool_for, step_of, train_words
 from resrepro.spec import Spec, catalogue, check_shortcut, in_folder
 from resrepro.spec.catalogue import derive, experiment_for, find
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import is_first, world_size
-
-Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 
 STRIDE = "A bottleneck's stride on its 3x3 instead of its first 1x1."
 ENGINE = "How updates are computed: lanes, graph (NVIDIA GPUs), kernels (CPUs with a C compiler), eager."
@@ -176,27 +174,21 @@ def _train_several(
 ) -> None:  # fmt: skip
     """Train several runs, as many at once as there is room for, by commands of their own."""
     from resrepro.cli.view import RunsView, train_all
-    from resrepro.launch.local import EVENTS, Job, RunPool, choose_places, prepare_images, threads_each
-    from resrepro.launch.sharing import share_commands, sharing_pays
+    from resrepro.launch.local import EVENTS, prepare_images
 
     if EVENTS in os.environ:  # this is such a command
         _train_side_by_side(wanted, options | dict(changed), int(os.environ[EVENTS]))
         return
-    specs, device, micro_batch = [spec for spec, _ in wanted], options["device"], options["micro_batch"]
-    places = choose_places(jobs, specs, device, micro_batch)
-    each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
-    precision = "bf16" if options["fast"] else specs[0].recipe.precision
-    if sharing_pays(device, options["engine"], jobs, micro_batch, precision):
-        places = list(dict.fromkeys(places))
-        each = share_commands(wanted, words, places)
+    specs, how = [spec for spec, _ in wanted], ("device", "engine", "micro_batch", "fast")
+    pool = pool_for(wanted, words, jobs, *(options[name] for name in how))
     alone = all(spec.dataset == "cifar10" for spec in specs)
     with nullcontext() if alone else suppress(DataError):  # of each run, where others need no CIFAR-10
         prepare_images(specs, options["data"])
     way_on = " without --fresh" if options["fresh"] else ""
-    failed = train_all(RunPool(each, places, threads_each(len(places))), RunsView(each), way_on)
-    if len(failed) == len(each) and {outcome.code for outcome in failed.values()} == {UsageError.exit_code}:
-        raise UsageError(failed[each[0]].sentence)
-    raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(each)} runs")
+    failed = train_all(pool, RunsView(pool.jobs), way_on)
+    if len(failed) == len(wanted) and {outcome.code for outcome in failed.values()} == {UsageError.exit_code}:
+        raise UsageError(failed[pool.jobs[0]].sentence)
+    raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(wanted)} runs")
 
 
 def _train_side_by_side(wanted: Wanted, options: dict[str, Any], parent: int) -> None:
@@ -204,18 +196,17 @@ def _train_side_by_side(wanted: Wanted, options: dict[str, Any], parent: int) ->
     from resrepro.cli.view import EventView
     from resrepro.data.loader import Loading
     from resrepro.launch.local import Job
-    from resrepro.training.engine import choose_device, threads_used
+    from resrepro.training.engine import threads_used
     from resrepro.training.session import make_session, train_side_by_side
 
-    how = [options.pop(name) for name in ("device", "engine", "checkpoint_every", "break_lock")]
-    device, threads = choose_device(how[0]), options.pop("threads")
+    threads = options.pop("threads")
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     views = {}
     for spec, seed in wanted:
         view = EventView(parent=parent, run=str(Job(spec.experiment, seed, ())))
-        views[make_session(spec.experiment, seed, device, watcher=view, **options)] = view
+        views[make_session(spec.experiment, seed, watcher=view, **options)] = view
     with threads_used(threads):
-        for session, error in train_side_by_side(list(views), *how):
+        for session, error in train_side_by_side(list(views)):
             if error:
                 views[session].tell("fail", code=error.exit_code, sentence=str(error))
             else:

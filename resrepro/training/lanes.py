@@ -45,8 +45,7 @@ class LaneUpdates(Updates):
         self.replay: Work | None = None
         yield
 
-    def _lay_tables(self) -> None:
-        """Lay the tables of all lanes' choices (see `MemorySlots`) side by side, to be read by one kernel."""
+    def _lay_tables(self) -> None:  # of all lanes' choices (see `MemorySlots`), to be read by one kernel
         parts = self.images.choices(0)
         tables = [part.new_zeros(len(self.runs), ROWS, *part.shape) for part in parts]
         self.row = self.slots[0].row
@@ -89,7 +88,7 @@ class LaneUpdates(Updates):
         return lanes.x, lanes.truth
 
 
-def run_side_by_side(runs: Sequence[Trainer], interrupts: Interrupts) -> Mapping[Trainer, ResreproError]:
+def run_side_by_side(runs: Sequence[Trainer], interrupts: Interrupts) -> dict[Trainer, ResreproError]:
     """Train runs that stand at the same update to their ends; gives those that did not come there, and why.
 
     A run that diverges stops alone: its lane computes on, at a rate of zero, and nobody looks. After a signal
