@@ -2,23 +2,17 @@
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from commands import call
-from runs import differences
+from runs import differences, trainer_of
 from torch.nn import functional as F
 
 from resrepro.data import Dataset, Images, load_dataset
-from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import Diverged, Interrupted
-from resrepro.records.storage import Onlooker
-from resrepro.spec import catalogue
-from resrepro.training.engine import EAGER, LANES, use_precision
-from resrepro.training.loop import Target, Trainer
-from resrepro.training.parallel import BatchSplit
+from resrepro.training.engine import EAGER, LANES
 from resrepro.training.progress import Interrupts, Watcher
 from resrepro.training.session import make_session, train, train_side_by_side
 
@@ -68,14 +62,7 @@ def quick(monkeypatch):
 
 
 def trainer(net, seed=0, engine=LANES, data=None, **settings):
-    spec = catalogue.derive(catalogue.find(net), None, **SHORT | settings)
-    feed = MemoryFeed(spec.recipe, data or load_dataset("digits", "all", None), DEVICE, seed)
-    size = spec.recipe.batch_size
-    target = Target(DEVICE, BatchSplit(size, size), engine)
-    run = Trainer(spec, seed, feed, target, Onlooker(Path("nowhere")), Watcher())
-    use_precision(spec.recipe.precision, DEVICE)
-    run.save = lambda: None
-    return run
+    return trainer_of(net, DEVICE, engine, seed=seed, data=data, **SHORT | settings)
 
 
 @pytest.mark.parametrize(

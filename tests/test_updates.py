@@ -1,32 +1,23 @@
 """The loop, and its updates recorded: bit by bit those of the plain loop on a CPU, which records nothing."""
 
-import functools
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from runs import differences, json_of
+from ranks import write_photos
+from runs import differences, json_of, trainer_of
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resrepro.cli import main
-from resrepro.data import load_dataset
 from resrepro.data.augment import TrainingBatches
-from resrepro.data.feeds import MemoryFeed, open_feed
-from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted
-from resrepro.records.storage import Onlooker
-from resrepro.spec import catalogue
 from resrepro.training import measure
-from resrepro.training.engine import EAGER, GRAPH, use_precision
-from resrepro.training.loop import Target, Trainer
-from resrepro.training.parallel import split_batch
+from resrepro.training.engine import EAGER, GRAPH
 from resrepro.training.progress import Interrupts, Watcher
 from resrepro.training.session import train
 from resrepro.training.updates import recorded
@@ -59,26 +50,9 @@ class Curve(Watcher):
         self.samples.append(sample)
 
 
-@functools.cache
-def digits():
-    return load_dataset("digits", "all", None)
-
-
-def trainer_of(device, engine, *, experiment="digits-resnet8", shortcut=None, micro=None, **settings):
-    spec = catalogue.derive(catalogue.find(experiment), shortcut, **SHORT | settings)
-    use_precision(spec.recipe.precision, torch.device(device))
-    feed = MemoryFeed(spec.recipe, digits(), torch.device(device), seed=0)
-    target = Target(torch.device(device), split_batch(spec.recipe.batch_size, 1, micro), engine)
-    return Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Curve())
-
-
-def trained(*where, **what):
+def trained(device, engine, experiment="digits-resnet8", **what):
     """The state of a net after a short run, and what was sampled on the way."""
-    return run(trainer_of(*where, **what))
-
-
-def run(trainer):
-    trainer.save = lambda: None
+    trainer = trainer_of(experiment, device, engine, watcher=Curve(), **SHORT | what)
     with Interrupts() as interrupts:
         trainer.run(interrupts)
     curve = [(sample.iteration, sample.lr, sample.errors) for sample in trainer.watcher.samples]
@@ -113,7 +87,7 @@ def test_the_loss_is_few_frames_below_the_command(tmp_path, monkeypatch):
 
 def test_a_stretch_ends_at_the_next_sample_look_or_end():
     settings = {"iterations": 250, "eval_every": 60, "batch_size": 8, "lr_drops": (125, 188)}
-    trainer = trainer_of("cpu", EAGER, **settings, warmup_lr=0.01, warmup_window=40)
+    trainer = trainer_of("digits-resnet8", "cpu", EAGER, **settings, warmup_lr=0.01, warmup_window=40)
     events = []
     while trainer.done < 250:
         trainer.done = trainer.next_event()
@@ -165,17 +139,6 @@ def test_tables_of_a_few_rows_give_the_same(monkeypatch):
     assert drawn == list(range(max(drawn) + 1))
 
 
-def photographs(folder):
-    source = np.random.default_rng(0)
-    for part in ("train", "val"):
-        for name in ("a", "b"):
-            (folder / part / name).mkdir(parents=True)
-            for number in range(4):
-                pixels = source.integers(0, 256, (40, 48, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("net", "device"),
     [
@@ -187,14 +150,11 @@ def photographs(folder):
 @pytest.mark.usefixtures("same_algorithms")
 def test_photographs_and_a_plateau(tmp_path, net, device):
     settings = {"iterations": 6, "eval_every": 1, "batch_size": 4, "image_size": 32, "bn_group": 4}
-    plateau = {"lr_policy": "plateau", "plateau_patience": 2, "plateau_gain": 100.0}
-    spec = catalogue.derive(catalogue.find(f"folder-{net}"), None, **settings, **plateau)
-    data, both = photographs(tmp_path), []
-    for engine in (EAGER, GRAPH):
-        feed = open_feed(spec, data, torch.device(device), 0, Loading(workers=0))
-        target = Target(torch.device(device), split_batch(4, 1), engine)
-        both.append(run(Trainer(spec, 0, feed, target, Onlooker(tmp_path), Curve())))
-    (plain, curve), (replayed, same) = both
+    settings |= {"lr_policy": "plateau", "plateau_patience": 2, "plateau_gain": 100.0, "lr_drops": (2, 4)}
+    settings |= {"data": write_photos(tmp_path, per_class=4, val=4, classes=2)}
+    (plain, curve), (replayed, same) = (
+        trained(device, engine, f"folder-{net}", **settings) for engine in (EAGER, GRAPH)
+    )
     assert len({sample[1] for sample in curve}) > 1  # the rate fell on the way
     exact = device == "cpu"
     assert [sample[:2] for sample in same] == [sample[:2] for sample in curve]
@@ -238,7 +198,7 @@ def test_a_recorded_measurement_follows_the_net_and_waits_for_nothing(device, mo
     """It gives what the plain one gives, also once the parameters have changed where they lie."""
     if device == "cpu":
         monkeypatch.setattr(measure, "recorded", lambda work, changed: watched_work(work))
-    trainer, where = trainer_of(device, EAGER), torch.device(device)
+    trainer, where = trainer_of("digits-resnet8", device, EAGER, **SHORT), torch.device(device)
     feed, net = trainer.feed, trainer.net.train()
     recording = measure.RecordedErrors(feed, net, where)
     for factor in (1.0, 0.5):
@@ -276,7 +236,7 @@ def test_recording_leaves_everything_as_it_was(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_update_that_overflows_in_fp16_leaves_no_trace(device):
     """The first of all: no momentum out of memory that nobody has set, and the update is counted."""
-    trainer = trainer_of(device, EAGER, precision="fp16")
+    trainer = trainer_of("digits-resnet8", device, EAGER, **SHORT, precision="fp16")
     trainer.scaler = torch.amp.GradScaler(device, init_scale=2.0**100)
     parameters = list(trainer.net.parameters())
     before = [parameter.detach().clone() for parameter in parameters]

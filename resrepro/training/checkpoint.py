@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 
 from resrepro.errors import RecordError
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
-from resrepro.records.storage import not_written, write_whole
+from resrepro.records.storage import write_whole
 from resrepro.training import rank, world_size
 from resrepro.training.measure import Errors
 
@@ -35,7 +35,8 @@ MARK = b"\nsha256 "
 TRAILER_BYTES = len(MARK) + 64 + 1  # the mark, the checksum in hex, the end of the line
 DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved
 
-NUMPY_FUNCTIONS = (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
+OF_NUMPY = {"scalar": "multiarray", "_reconstruct": "multiarray", "_frombuffer": "numeric"}
+PATHS = [f"{kind}Path" for kind in ("", "Posix", "PurePosix", "Windows", "PureWindows")]
 # What other people keep beside the weights (options, "best_acc", paths), under the names in their files; none
 # of it does more than hold values.
 HARMLESS: list[Any] = [
@@ -43,16 +44,10 @@ HARMLESS: list[Any] = [
     datetime.datetime, datetime.date, datetime.timedelta,
     (lambda *_: {}, "collections.defaultdict"),  # which torch's reader builds but does not fill
     np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdUSMO"},
-    *(
-        (getattr(getattr(np._core, module), name), f"numpy.{core}.{module}.{name}")  # type: ignore[attr-defined]
-        for module, name in NUMPY_FUNCTIONS
-        for core in ("_core", "core")
-    ),
-    *(
-        (PureWindowsPath if "Windows" in name else PurePosixPath, f"{module}.{name}")
-        for module in ("pathlib", "pathlib._local")
-        for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-    ),
+    *((getattr(getattr(np._core, module), name), f"numpy.{core}.{module}.{name}")  # type: ignore[attr-defined]
+      for name, module in OF_NUMPY.items() for core in ("_core", "core")),
+    *((PureWindowsPath if "Windows" in name else PurePosixPath, f"{module}.{name}")
+      for module in ("pathlib", "pathlib._local") for name in PATHS),
 ]  # fmt: skip
 # How torch's weights-only reader words its refusal of a pickled object.
 REFUSAL = r"GLOBAL ([\w.]+)|Unsupported class|Trying to (call reduce|instantiate)|Can only build"
@@ -171,12 +166,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
             raise RecordError(
                 f"{str(trouble).rstrip('.')}, and there is no whole one before it: start anew with --fresh."
             ) from None
-    aside = folder / DAMAGED
-    try:
-        newest.replace(aside)
-    except OSError as error:
-        raise not_written(aside, error) from None
-    return content, f"{newest} is damaged and was moved to {aside.name}; the checkpoint before it is whole."
+    newest.replace(folder / DAMAGED)
+    return content, f"{newest} is damaged and was moved to {DAMAGED}; the checkpoint before it is whole."
 
 
 def _unpickled(path: Path, whole: bytes) -> Any:

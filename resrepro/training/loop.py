@@ -47,14 +47,7 @@ class Target(NamedTuple):
 
 
 class Trainer:
-    """The state of one run: net, optimizer, batches, and how far it has come.
-
-    Attributes:
-        done: updates made.
-        sampled: the update that the errors were last measured after.
-        saved: the updates made and sampled when a checkpoint was last written.
-        way_on: what to tell whoever stops the run.
-    """
+    """The state of one run: net, optimizer, batches, and how far it has come."""
 
     def __init__(
         self, spec: Spec, seed: int, feed: Feed, target: Target, writer: RunWriter, watcher: Watcher
@@ -79,11 +72,11 @@ class Trainer:
         self.errors: RecordedErrors | None = None
         if target.engine in (GRAPH, LANES) and isinstance(feed, MemoryFeed):
             self.errors = RecordedErrors(feed, net, self.device)
-        self.done = self.sampled = 0
-        self.saved: tuple[int, int] | None = None
+        self.done = self.sampled = 0  # updates made, and the one that the errors were last measured after
+        self.saved: tuple[int, int] | None = None  # both when a checkpoint was last written
         self.interval = CheckpointInterval()
         self.checkpoints = CheckpointWriter(writer.folder / CHECKPOINT, self.device)
-        self.way_on = "The same command goes on from here."
+        self.way_on = "The same command goes on from here."  # for whoever stops the run
         self.warmup_switch: int | None = None
         self.plateau: updates.Plateau | None = None
         if isinstance(self.recipe, ImageNetRecipe) and self.recipe.lr_policy == "plateau":

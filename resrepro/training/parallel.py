@@ -192,11 +192,7 @@ def on_first(work: Callable[[], T]) -> T:
 
 def agreed(*numbers: int) -> list[int]:
     """The largest of each number over all processes, such as that of a signal which only one has received."""
-    if world_size() == 1:
-        return list(numbers)
-    together = torch.tensor(numbers)
-    distributed.all_reduce(together, distributed.ReduceOp.MAX)
-    return together.tolist()
+    return [max(each) for each in zip(*collected(numbers), strict=True)]
 
 
 def process_group() -> ProcessGroup:

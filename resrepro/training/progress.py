@@ -106,10 +106,9 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # nohup
-            self._before = {
-                number: signal.signal(number, self._note) for number in SIGNALS if number not in ignored
-            }
+            attached = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # not so under nohup
+            numbers = [number for number in SIGNALS if number != signal.SIGHUP or attached]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
