@@ -14,7 +14,7 @@ from resrepro.data import Dataset, Images, load_dataset
 from resrepro.errors import Diverged, Interrupted
 from resrepro.training.engine import EAGER, LANES
 from resrepro.training.progress import Interrupts, Watcher
-from resrepro.training.session import make_session, train, train_side_by_side
+from resrepro.training.session import Session, train, train_side_by_side
 
 pytest.importorskip("triton")
 from resrepro.nets.gpu import STEM, Lanes
@@ -133,7 +133,7 @@ class Stop(Watcher):
 def side_by_side(folder, runs, watcher=None):
     """Train runs of digits, as a command that they share does; the errors by run."""
     sessions = {
-        make_session(net, seed, runs=folder, watcher=watcher, **WHERE, **SHORT): f"{net}/{seed}"
+        Session(net, seed, runs=folder, watcher=watcher, **WHERE, **SHORT): f"{net}/{seed}"
         for net, seed in runs
     }
     ended = train_side_by_side(list(sessions))

@@ -524,11 +524,8 @@ def test_what_cannot_be_gone_on_with_is_refused_and_not_touched(tmp_path, monkey
         patch.setattr(feeds, "load_dataset", lambda *_: other)
         refused(r"other data.*--fresh")
     state = load_checkpoint(stopped / "checkpoint.pt")
-    for change, sentence in (
-        ({"seed": 1}, "of another run"), ({"net": {}}, r"does not fit its run \(.*start anew with --fresh"),
-    ):  # fmt: skip
-        save_checkpoint(stopped / "checkpoint.pt", state | change)
-        refused(sentence)
+    save_checkpoint(stopped / "checkpoint.pt", state | {"seed": 1})
+    refused("of another run")
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (stopped / name).write_bytes((stopped / name).read_bytes()[:500])
     refused(r"checkpoint\.pt.*no whole one before it: start anew with --fresh")

@@ -197,14 +197,14 @@ def _train_side_by_side(wanted: Wanted, options: dict[str, Any], parent: int) ->
     from resrepro.data.loader import Loading
     from resrepro.launch.local import Job
     from resrepro.training.engine import threads_used
-    from resrepro.training.session import make_session, train_side_by_side
+    from resrepro.training.session import Session, train_side_by_side
 
     threads = options.pop("threads")
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
     views = {}
     for spec, seed in wanted:
         view = EventView(parent=parent, run=str(Job(spec.experiment, seed, ())))
-        views[make_session(spec.experiment, seed, watcher=view, **options)] = view
+        views[Session(spec.experiment, seed, watcher=view, **options)] = view
     with threads_used(threads):
         for session, error in train_side_by_side(list(views)):
             if error:

@@ -116,8 +116,7 @@ def _rooms_on_gpus(device: str, largest: int, small: bool) -> dict[str, int]:
     """How many runs have room on each GPU that is not full; on the emptiest one at least."""
     free = gpus()
     if index := device.partition(":")[2]:  # which the command itself takes
-        sizes = dict(zip(map(str, range(len(free))), free.values(), strict=True))
-        free = {"": sizes[index]} if index in sizes else {}
+        free = {"": size for number, size in enumerate(free.values()) if str(number) == index}  # noqa: B035
     if not free:
         return {"": 1}
     most = max(1, min(ON_GPU, cores() // len(free))) if small and gpus_are_shared() else 1

@@ -217,27 +217,20 @@ def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
 
 def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
     """Take up the state of a checkpoint that fits the run."""
-    try:
-        run.net.load_state_dict(state["net"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.scaler.load_state_dict(state["scaler"])
-        run.skipped.fill_(state.get("skipped", 0))
-        for share in state["shares"][rank() :: world_size()]:  # this process's, or its part of others'
-            for part, (sums, count) in zip((run.since_sample, run.since_look), share, strict=True):
-                part.sums += torch.cat([sums, sums.new_tensor([count])]).to(run.device)
-        run.done, run.sampled = run.saved = state["iteration"], state["sampled"]
-        run.warmup_switch = state["warmup_switch"]
-        if run.plateau is not None:
-            run.plateau.drops, run.plateau.best, run.plateau.waited = state["plateau"]
-        run.best = state["best"]
-        run.last = {name: Errors(*values) for name, values in state["last"].items()}
-        run.seconds_before = state["seconds"]
-        run.feed.waited = state.get("waited", run.feed.waited)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise RecordError(
-            f"the checkpoint in {run.writer.folder} does not fit its run ({type(error).__name__}): "
-            "start anew with --fresh."
-        ) from None
+    run.net.load_state_dict(state["net"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.skipped.fill_(state.get("skipped", 0))
+    for share in state["shares"][rank() :: world_size()]:  # this process's, or its part of others'
+        for part, (sums, count) in zip((run.since_sample, run.since_look), share, strict=True):
+            part.sums += torch.cat([sums, sums.new_tensor([count])]).to(run.device)
+    run.done, run.sampled = run.saved = state["iteration"], state["sampled"]
+    run.warmup_switch = state["warmup_switch"]
+    if run.plateau is not None:
+        run.plateau.drops, run.plateau.best, run.plateau.waited = state["plateau"]
+    run.best, run.feed.waited = state["best"], state.get("waited", run.feed.waited)
+    run.last = {name: Errors(*values) for name, values in state["last"].items()}
+    run.seconds_before = state["seconds"]
 
 
 # What of env.json changes the rounding where it differs; a run keeps its kind of device and its engine.

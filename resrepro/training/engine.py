@@ -24,7 +24,6 @@ EAGER, KERNELS, GRAPH, LANES = ENGINES = ("eager", "kernels", "graph", "lanes")
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FULL_GPU = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # CUDA's own words, cuDNN's and cuBLAS's
 MADE_FOR = {"cpu": (KERNELS,), "cuda": (LANES, GRAPH)}  # by kind of device, the fastest first
-LANES_NEED = (8, 0)  # NVIDIA's compute capability
 FEWEST = 50  # updates for which compiling the kernels, a second or two, is assumed to pay
 
 
@@ -95,7 +94,7 @@ def _trouble(engine: str, device: torch.device, spec: Spec, micro: int) -> str:
 
 def trouble_with_kernels(device: torch.device, spec: Spec) -> str:
     """Why our kernels for GPUs cannot be had; they are tried once in each process."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LANES_NEED:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "our kernels are for NVIDIA GPUs of compute capability 8.0 and more"
     try:
         from resrepro.nets.gpu.check import disagreement

@@ -65,6 +65,7 @@ class Trainer:
         self.headline = feed.about.held_out[0]
         self.sample_every = self.recipe.sampled_every(feed.about.sizes["train"])
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
+        self.sums = [self.since_sample, self.since_look] if self.recipe.warmup_lr else [self.since_sample]
         self.updates: updates.Updates = updates.Updates(self.step, feed, self.optimizer)
         if target.engine == GRAPH:
             changed = [*net.parameters(), *net.buffers(), *(part.sums for part in self.sums)]
@@ -166,11 +167,6 @@ class Trainer:
                 sums.add(loss.detach(), logits.detach(), truth)
         updates.descend(self.optimizer, self.scaler, self.skipped)
         parallel.average_statistics(self.net)
-
-    @property
-    def sums(self) -> list[ErrorSums]:
-        """What the errors of an update are added to."""
-        return [self.since_sample, self.since_look] if self.recipe.warmup_lr else [self.since_sample]
 
     def finish(self) -> None:
         """Close the record."""

@@ -44,13 +44,6 @@ class BatchSplit(NamedTuple):
             f"{passes} pass{'es' * (passes > 1)} of {self.micro} images; BN over {bn}."
         )
 
-    def memory_hint(self) -> str:
-        """What a memory that is full does not hold, and the way out."""
-        return (
-            f"{self.micro} images per pass: try --micro-batch {max(1, self.micro // 2)} "
-            "(gradients are accumulated; BN groups must fit into it), or fewer runs at once with --jobs"
-        )
-
 
 def split_batch(batch_size: int, processes: int, micro_batch: int | None = None) -> BatchSplit:
     """The share of each process and of each pass (UsageError if the batch does not divide)."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from resrepro.nets.cpu import load_kernels
 from resrepro.records import read_run
 from resrepro.records.reading import ENV, FORMAT, RESULT, read_json
 from resrepro.records.storage import Onlooker, has_checkpoint, locked, open_run, run_folder
-from resrepro.spec import Spec, command_for
+from resrepro.spec import command_for
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import engine as engines
 from resrepro.training import is_first, lane_group, world_size
 from resrepro.training.checkpoint import differences, load_newest, restore
 from resrepro.training.loop import Target, Trainer
-from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
+from resrepro.training.parallel import join, on_first, plan, process_group, told_as_lost
 from resrepro.training.progress import CheckpointInterval, Interrupts, Watcher
 
 
@@ -62,7 +61,7 @@ def train(
     """
     join(engines.choose_device(device))
     with told_as_lost(), Interrupts() as interrupts, engines.threads_used(threads):
-        session = make_session(
+        session = Session(
             experiment, seed, shortcut=shortcut, data=data, runs=runs, device=device, fast=fast,
             engine=engine, micro_batch=micro_batch, loading=loading, fresh=fresh,
             checkpoint_every=checkpoint_every, break_lock=break_lock, watcher=watcher, **settings,
@@ -107,46 +106,29 @@ def train_side_by_side(sessions: "Sequence[Session]") -> "Iterator[tuple[Session
             yield from ((opened[run], failed.get(run)) for run in group)
 
 
-def make_session(
-    experiment: str, seed: int, *, shortcut: str | None, data: str | Path | None, runs: str | Path,
-    device: str, fast: bool, engine: str, micro_batch: int | None, loading: Loading | None, fresh: bool,
-    checkpoint_every: str | None, break_lock: bool, watcher: Watcher | None, **settings: Value | None,
-) -> "Session":  # fmt: skip
-    """A run by the words of whoever wants it (see `train`); UsageError if they do not fit together."""
-    chosen, interval = engines.choose_device(device), CheckpointInterval.parse(checkpoint_every)
-    watcher = (watcher if is_first() else None) or Watcher()
-    if seed < 0:
-        raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-    if fast and settings.get("precision") is not None:
-        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
-    if fast:
-        settings["precision"] = precision = engines.fast_precision(chosen)
-        if precision == "float32":
-            watcher.say(f"Note: this machine has no bf16 arithmetic, so --fast computes in {precision}.")
-    spec, split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
-    return Session(
-        spec, seed, run_folder(Path(runs), spec, seed), split, data, device, chosen, engine, interval,
-        loading or Loading(), fresh, break_lock, watcher,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
 class Session:
-    """A run as one call of `train` wants it."""
+    """A run as one call of `train` wants it; UsageError if what it says does not fit together."""
 
-    spec: Spec
-    seed: int
-    folder: Path
-    split: BatchSplit
-    data: str | Path | None
-    device_name: str
-    device: torch.device  # what that stands for here
-    engine: str
-    interval: CheckpointInterval
-    loading: Loading
-    fresh: bool
-    break_lock: bool
-    watcher: Watcher
+    def __init__(
+        self, experiment: str, seed: int, *, shortcut: str | None, data: str | Path | None, runs: str | Path,
+        device: str, fast: bool, engine: str, micro_batch: int | None, loading: Loading | None, fresh: bool,
+        checkpoint_every: str | None, break_lock: bool, watcher: Watcher | None, **settings: Value | None,
+    ) -> None:  # fmt: skip
+        self.seed, self.data, self.device_name, self.engine = seed, data, device, engine
+        self.loading, self.fresh, self.break_lock = loading or Loading(), fresh, break_lock
+        self.device, self.interval = engines.choose_device(device), CheckpointInterval.parse(checkpoint_every)
+        self.watcher = (watcher if is_first() else None) or Watcher()
+        if seed < 0:
+            raise UsageError(f"a seed is a whole number from 0, not {seed}.")
+        if fast and settings.get("precision") is not None:
+            raise UsageError("--fast chooses the precision itself: leave one of the two out.")
+        if fast:
+            settings["precision"] = engines.fast_precision(self.device)
+            if settings["precision"] == "float32":
+                what = "so --fast computes in float32 like the default"
+                self.watcher.say(f"Note: this machine has no bf16 arithmetic, {what}.")
+        self.spec, self.split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
+        self.folder = run_folder(Path(runs), self.spec, seed)
 
     def feed(self, device: torch.device) -> Feed:
         """The data of the run."""
@@ -154,13 +136,9 @@ class Session:
         return open_feed(self.spec, self.data, device, self.seed, self.loading, say, process_group())
 
     def is_over(self) -> bool:
-        """Whether the run is finished on these data, its record whole; says so.
-
-        A broken record is no end: it is restored by going on from the checkpoint, where there is one.
-
-        Raises:
-            Diverged: if it ended with a loss that is not finite.
-            RecordError: if the record is broken and there is no checkpoint, or the data are others.
+        """Whether the run is finished on these data, its record whole; says so. Diverged if it was;
+        RecordError if the data are others, or the record is broken and there is no checkpoint to restore it
+        from.
         """
         if self.fresh or not on_first(self._has_ended):
             return False
@@ -200,8 +178,12 @@ class Session:
         """The trainer of the run, whose lock the first process holds; a full memory is told in a sentence."""
         missing = [parent for parent in self.folder.parents if not parent.exists()]
         lock = locked(self.folder, break_lock=self.break_lock, say=self.watcher.say)
+        hint = (
+            f"{self.split.micro} images per pass: try --micro-batch {max(1, self.split.micro // 2)} "
+            "(gradients are accumulated; BN groups must fit into it), or fewer runs at once with --jobs"
+        )
         try:
-            with ExitStack() as stack, engines.telling_memory(self.split.memory_hint()):
+            with ExitStack() as stack, engines.telling_memory(hint):
                 on_first(lambda: stack.enter_context(lock))
                 trainer = self.open()
                 try:
