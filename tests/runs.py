@@ -49,12 +49,6 @@ def json_of(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def env_of(folder: Path) -> dict[str, Any]:
-    """The machine and choices of a run's first start."""
-    found: dict[str, Any] = json.loads((folder / "env.json").read_text())
-    return found
-
-
 def result_of(folder: Path, *left_out: str) -> dict[str, Any]:
     """The content of result.json, without some entries."""
     return {key: value for key, value in json_of(folder, "result").items() if key not in left_out}

@@ -7,7 +7,6 @@ import pytest
 import torch
 from ranks import in_ranks
 
-from resrepro.data.augment import memory_format
 from resrepro.errors import UsageError
 from resrepro.nets.cpu import NoCompiler
 from resrepro.spec import catalogue
@@ -168,11 +167,6 @@ def test_float32_means_float32_and_tf32_is_allowed_only_when_asked_for():
         assert not torch.backends.cudnn.allow_tf32
     with pytest.raises(UsageError, match="not of cpu"):
         use_precision("tf32", CPU)
-
-
-def test_activations_are_channels_last_but_on_mps():
-    assert memory_format(CPU) == memory_format(torch.device("cuda")) == torch.channels_last
-    assert memory_format(torch.device("mps")) == torch.contiguous_format
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("float32", torch.float32), ("bf16", torch.bfloat16)])

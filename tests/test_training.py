@@ -1,6 +1,5 @@
 """Training: the record it leaves, going on after an interruption, and what it computes."""
 
-import json
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import OF_TIMES, TIMES, checkpoint_of, differences, env_of, net_of, result_of, rows_of, same_weights
+from runs import OF_TIMES, TIMES, differences, json_of, net_of, result_of, rows_of, same_weights
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
@@ -300,15 +299,16 @@ def test_where_there_is_nothing_faster_the_fast_mode_is_the_default_and_says_so(
     monkeypatch.setattr(engine, "fast_precision", lambda device: "float32")
     watcher = Recorder()
     folder = short(tmp_path, fast=True, watcher=watcher)
-    assert env_of(folder)["mode"] == "default"
+    assert json_of(folder, "env")["mode"] == "default"
     assert folder.parent.name == whole.parent.name
     assert any("no bf16 arithmetic" in sentence for sentence in watcher.said)
 
 
 def test_the_scale_of_fp16_is_part_of_the_state(tmp_path, whole):
     begun = torch.amp.GradScaler("cpu").get_scale()
-    assert checkpoint_of(short(tmp_path, precision="fp16", iterations=3))["scaler"]["scale"] <= begun
-    assert checkpoint_of(whole)["scaler"] == {}
+    folder = short(tmp_path, precision="fp16", iterations=3)
+    assert load_checkpoint(folder / "checkpoint.pt")["scaler"]["scale"] <= begun
+    assert load_checkpoint(whole / "checkpoint.pt")["scaler"] == {}
 
 
 def test_a_run_goes_on_with_its_engine_and_kind_of_device_or_not_at_all(tmp_path, monkeypatch):
@@ -323,7 +323,7 @@ def test_a_run_goes_on_with_its_engine_and_kind_of_device_or_not_at_all(tmp_path
         with pytest.raises(UsageError, match="begun on cpu, and mps would round differently"):
             short(tmp_path, fast=True, device="mps")
         folder = short(tmp_path, fast=True, device="auto")
-    assert [env_of(folder)[key] for key in ("mode", "engine", "device")] == ["fast", "kernels", "cpu"]
+    assert [json_of(folder, "env")[key] for key in ("mode", "engine", "device")] == ["fast", "kernels", "cpu"]
     assert "+precision=bf16" in folder.parent.name
     assert any("precision bf16" in departure for departure in result_of(folder)["departures"])
 
@@ -363,8 +363,9 @@ def test_an_interrupted_run_goes_on_to_the_very_same_end(tmp_path, number, momen
     assert watcher.began == [(moment, 12)]
     assert watcher.steps == list(range(moment + 1, 13))
     assert differences(folder, whole) == []
-    assert checkpoint_of(folder)["sampled"] == 12  # an owed evaluation enters the last checkpoint too
-    assert checkpoint_of(folder)["curve"].encode() == (folder / "metrics.csv").read_bytes()
+    state = load_checkpoint(folder / "checkpoint.pt")
+    assert state["sampled"] == 12  # an owed evaluation enters the last checkpoint too
+    assert state["curve"].encode() == (folder / "metrics.csv").read_bytes()
 
 
 @pytest.fixture
@@ -506,7 +507,7 @@ def test_a_session_elsewhere_is_told_and_recorded_beside_the_first(tmp_path, sto
     said = " ".join(watcher.said)
     assert "CPU (an older CPU at the start, now" in said
     assert "CPU threads (1 at the start, now 2)" in said
-    env = env_of(stopped)
+    env = json_of(stopped, "env")
     (later,) = env["later_sessions"]
     assert (env["cpu"], later["from_iteration"], later["threads"]) == ("an older CPU", 5, 2)
 
@@ -608,7 +609,7 @@ def test_notices_and_the_validation_set_reach_watcher_record_and_headline(tmp_pa
     result = result_of(folder)
     assert (result["notices"], result["headline"]) == (["the images are few"], "val")
     assert [row["split"] for row in rows_of(folder)[:3]] == ["train", "val", "test"]
-    assert env_of(folder)["data"]["notices"] == ["the images are few"]
+    assert json_of(folder, "env")["data"]["notices"] == ["the images are few"]
     best = min(float(row["top1_err"]) for row in rows_of(folder) if row["split"] == "val")
     assert result["best"]["top1_err"] == best
 
@@ -697,7 +698,7 @@ def test_gradients_of_several_passes_make_the_update_of_one_with_the_same_bn_gro
     several = short(tmp_path / "several", micro_batch=8, lr=0.01, watcher=watcher)
     assert several.parent.name == one.parent.name
     assert watcher.said[-1].endswith("1 process, 4 passes of 8 images; BN over groups of 8.")
-    assert json.loads((several / "env.json").read_text())["micro_batch"] == 8
+    assert json_of(several, "env")["micro_batch"] == 8
     for name, tensor in net_of(one).items():
         if tensor.ndim:
             assert float((net_of(several)[name] - tensor).norm() / tensor.norm()) < 0.02, name
