@@ -234,18 +234,17 @@ def pool_for(
 ) -> RunPool:  # fmt: skip
     """The commands of runs that share the options `words`, and where they run (see `choose_places`).
 
-    On a GPU runs that can be lanes of one program (see `training.lane_group`) share commands, in arithmetic
-    in which `auto` takes lanes and unless the options ask for another way: no more in one than the memory
-    of the fullest GPU holds, and as many commands as keep all GPUs busy, larger nets on more.
+    On a GPU runs that can be lanes of one program (see `training.lane_group`) share commands, with the engine
+    lanes, or where `auto` takes it and nothing else is asked for: no more in one than the memory of the
+    fullest GPU holds, and as many commands as keep all GPUs busy, larger nets on more.
     """
     specs = [spec for spec, _ in wanted]
     places = choose_places(jobs, specs, device, micro_batch)
     precision = "bf16" if fast or not specs else specs[0].recipe.precision
-    shared = engine == "auto" and jobs is micro_batch is None and precision in LANES_BY_DEFAULT
-    if device_kind(device) != "cuda" or find_spec("triton") is None or not (shared or engine == "lanes"):
-        return RunPool(
-            [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted], places
-        )
+    unasked = engine == "auto" and jobs is micro_batch is None and precision in LANES_BY_DEFAULT
+    if device_kind(device) != "cuda" or find_spec("triton") is None or not (unasked or engine == "lanes"):
+        alone = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
+        return RunPool(alone, places)
     places = list(dict.fromkeys(places))
     groups: dict[object, list[tuple[Spec, int]]] = {}
     for spec, seed in wanted:

@@ -15,7 +15,7 @@ from inspect import unwrap
 import torch
 from torch import Tensor, nn
 
-from resrepro.data.feeds import Feed
+from resrepro.data.feeds import Feed, Slots
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training import world_size
 
@@ -153,34 +153,29 @@ class RecordedUpdates(Updates):
     def __init__(self, step: Step, feed: Feed, optimizer: SGD, changed: Sequence[Tensor]) -> None:
         super().__init__(step, feed, optimizer)
         self.changed, device = changed, changed[0].device
+        self.slots: Slots | None = None
+        self.replay: Work | None = None
         # CUDA's SGD reads the rate as float32, the CPU's as Python's float.
         kind = torch.float32 if device.type == "cuda" else torch.float64
         self.rate = torch.zeros((), dtype=kind, device=device)
-
-    @contextmanager
-    def of(self, start: int, last: int) -> Iterator[None]:
-        """While active, the batches of updates start..last-1 are on their way."""
-        with super().of(start, last):
-            self.slots = self.feed.slots(self.batches)
-            self.replay: Work | None = None
-            yield
 
     def stretch(self, start: int, stop: int, rate: float) -> Iterator[Work]:
         """Updates start..stop-1 at one learning rate, each to be called before the next is taken."""
         set_learning_rate(self.optimizer, rate, self.feed.recipe.momentum_form)
         self.rate.fill_(rate)
+        self.slots = self.slots or self.feed.slots(self.batches)
         for _ in self.slots.fill(start, stop):
-            self.replay = self.replay or self._recorded()
+            self.replay = self.replay or self._recorded(self.slots)
             yield self.replay
 
-    def _recorded(self) -> Work:
+    def _recorded(self, slots: Slots) -> Work:
         momentum = [state["momentum_buffer"] for state in self.optimizer.state.values()]
-        changed = [tensor.detach() for tensor in (*self.changed, *momentum, *self.slots.changed)]
+        changed = [tensor.detach() for tensor in (*self.changed, *momentum, *slots.changed)]
         lr = self.optimizer.param_groups[0]["lr"]  # of all groups
         try:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
-            return recorded(lambda: self.step(*self.slots.batch()), changed)
+            return recorded(lambda: self.step(*slots.batch()), changed)
         finally:
             self.optimizer.zero_grad(set_to_none=True)  # they are the recording's own
             for group in self.optimizer.param_groups:
