@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def launches(precision: str) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, A
     cpu = torch.device("cpu")
     feed = MemoryFeed(spec.recipe, Dataset("made up", 10, images, {"test": images}, {}), cpu, 0)  # type: ignore[arg-type]
     target = Target(cpu, BatchSplit(128, 128), LANES)
-    trainer = Trainer(spec, 0, feed, target, Onlooker(None), Watcher())  # type: ignore[arg-type]
+    trainer = Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Watcher())
     updates = LaneUpdates([trainer])
     with updates.of(0, 1):
         updates.update()
