@@ -1,16 +1,15 @@
 """What this machine, or the container on it, lends to our processes (cores, memory, GPUs), and what it is."""
 
 import csv
-import importlib.metadata
 import math
 import os
 import platform
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,7 @@ def gpus() -> dict[str, int | None]:
         told = subprocess.run(QUERY, capture_output=True, text=True, timeout=30, check=False).stdout
     rows = [row for row in csv.reader(told.splitlines(), skipinitialspace=True) if len(row) == 4]
     free = {uuid: int(mib) * 2**20 if mib.isdecimal() else None for _, uuid, _, mib in rows}
-    named = named_gpus()
-    if named is None:
+    if (named := named_gpus()) is None:
         return free
     uuids = {index: uuid for index, uuid, _, _ in rows}
     found: dict[str, int | None] = {}
@@ -99,14 +97,9 @@ def named_gpus() -> list[str] | None:
 def gpus_are_shared() -> bool:
     """Whether NVIDIA's MPS is running, which lets several processes compute on a GPU at the same time."""
     folder = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
-    control = folder / "control"
     with suppress(OSError, ValueError):
         pid = int((folder / "nvidia-cuda-mps-control.pid").read_text())
-        if control.exists() and Path(f"/proc/{pid}").exists():
-            return True
-    with suppress(OSError), socket.socket(socket.AF_UNIX) as client:  # of a daemon outside this container
-        client.connect(str(control))
-        return True
+        return (folder / "control").exists() and Path(f"/proc/{pid}").exists()
     return False
 
 
@@ -115,8 +108,8 @@ def describe_environment() -> dict[str, Any]:
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("resrepro", "torch", "torchvision", "numpy", "scikit-learn"):
         versions[package] = None
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
     here = Path(__file__).parent  # the package
     commit, modified = None, None  # outside a git checkout
 

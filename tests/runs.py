@@ -8,8 +8,35 @@ from typing import Any
 
 import torch
 
+from resrepro.data import Dataset
+from resrepro.data.feeds import MemoryFeed, open_feed
+from resrepro.data.loader import Loading
+from resrepro.records.storage import Onlooker
+from resrepro.spec import catalogue
+from resrepro.training.engine import use_precision
+from resrepro.training.loop import Target, Trainer
+from resrepro.training.parallel import split_batch
+from resrepro.training.progress import Watcher
+
 TIMES = ("images_per_s", "wall_s")  # columns that differ between equal runs
 OF_TIMES = {"seconds", "checksum", "metrics"}  # entries of result.json that depend on them
+
+
+def trainer_of(
+    experiment: str, device: Any, engine: str, *, seed: int = 0, data: Path | Dataset | None = None,
+    shortcut: str | None = None, micro: int | None = None, watcher: Watcher | None = None, **settings: Any,
+) -> Trainer:  # fmt: skip
+    """The trainer of a run that leaves no record; `data` is a folder of photographs, or images in memory."""
+    device, spec = torch.device(device), catalogue.derive(catalogue.find(experiment), shortcut, **settings)
+    use_precision(spec.recipe.precision, device)
+    if isinstance(data, Dataset):
+        feed = MemoryFeed(spec.recipe, data, device, seed)
+    else:
+        feed = open_feed(spec, data, device, seed, Loading(workers=0))
+    target = Target(device, split_batch(spec.recipe.batch_size, 1, micro), engine)
+    trainer = Trainer(spec, seed, feed, target, Onlooker(Path("nowhere")), watcher or Watcher())
+    trainer.save = lambda: None
+    return trainer
 
 
 def rows_of(folder: Path, *left_out: str) -> list[dict[str, str]]:

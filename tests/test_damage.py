@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from conftest import write_layers, write_run
@@ -13,7 +12,7 @@ from runs import differences
 
 from resrepro.comparison.table import to_csv
 from resrepro.comparison.tables import build
-from resrepro.records.collection import Collection, collect
+from resrepro.records.collection import collect
 from resrepro.records.reading import CHECKPOINT, PREVIOUS
 from resrepro.training import loop
 from resrepro.training.session import train
@@ -33,7 +32,7 @@ class Damage(NamedTuple):
     byte: int
     length: int
 
-    def done_to(self, content: bytes) -> bytes:
+    def done_to(self, content):
         at = int(self.place * len(content))
         if self.kind == "cut":
             return content[:at]
@@ -56,7 +55,7 @@ DAMAGES = st.builds(Damage, KINDS, PLACES, st.integers(0, 255), st.integers(1, 6
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory):
     """A CIFAR run, and one of ImageNet with an evaluation and responses."""
     top = tmp_path_factory.mktemp("damage") / "runs"
     write_run(top, "cifar10-resnet20", curve=[(32_000, 21.5, 25.25), (64_000, 5.5, 8.75)])
@@ -65,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-def seen(collection: Collection) -> dict[str, Any]:
+def seen(collection):
     """Every number of the runs, by name: figures, curves, evaluations."""
     return {
         run.name: (
@@ -78,7 +77,7 @@ def seen(collection: Collection) -> dict[str, Any]:
     }
 
 
-def tables(collection: Collection) -> list[str]:
+def tables(collection):
     return [to_csv(build(name, collection.runs)) for name in ("table2", "table6")]
 
 
@@ -112,19 +111,19 @@ def test_a_damaged_record_is_refused_in_one_sentence_or_read_as_it_was(runs, dam
 # --- what going on makes of it ----------------------------------------------------------------------
 
 
-def short(runs: Path) -> Path:
+def short(runs):
     wanted = {"batch_size": 8, "eval_every": 2, "lr": 0.05, "checkpoint_every": "2"}
     return train("digits-resnet8", runs=runs, device="cpu", threads=1, engine="eager", iterations=6, **wanted)
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def stopped(tmp_path_factory):
     """A run that was stopped with two checkpoints, and what becomes of it undisturbed."""
     top = tmp_path_factory.mktemp("stopped")
     whole = short(top / "whole")
     with pytest.MonkeyPatch.context() as patch:
 
-        def stop(run: loop.Trainer) -> None:
+        def stop(run):
             raise KeyboardInterrupt
 
         patch.setattr(loop.Trainer, "finish", stop)

@@ -7,8 +7,6 @@ import signal
 import sys
 import time
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import use_one_thread
@@ -20,21 +18,21 @@ from resrepro.training.progress import Watcher
 from resrepro.training.session import train
 
 
-def short(runs: Path, **options: Any) -> Path:
+def short(runs, **options):
     use_one_thread()
-    wanted: dict[str, Any] = {"iterations": 16, "batch_size": 16, "eval_every": 2, "checkpoint_every": "3"}
+    wanted = {"iterations": 16, "batch_size": 16, "eval_every": 2, "checkpoint_every": "3"}
     return train(
         "digits-resnet8", runs=runs, device="cpu", threads=1, engine="eager", **wanted, **options
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory):
     return short(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
-def test_a_run_that_was_killed_goes_on_to_the_very_same_end(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_to_the_very_same_end(undisturbed, tmp_path):
     folder = tmp_path / undisturbed.parent.name / "seed0"
     process = multiprocessing.get_context("fork").Process(target=short, args=(tmp_path,))
     with warnings.catch_warnings():
@@ -55,12 +53,12 @@ def test_a_run_that_was_killed_goes_on_to_the_very_same_end(undisturbed: Path, t
 
 @pytest.mark.parametrize("moment", [3, 12, 30])
 def test_a_full_disk_is_told_in_a_sentence_and_with_room_again_the_run_goes_on(
-    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
-) -> None:
+    undisturbed, tmp_path, monkeypatch, moment
+):
     """The disk is full from the `moment`-th time on that something is forced to it."""
     forced = 0
 
-    def full(file: int) -> None:
+    def full(file):
         nonlocal forced
         forced += 1
         if forced >= moment:
@@ -79,15 +77,15 @@ def test_a_full_disk_is_told_in_a_sentence_and_with_room_again_the_run_goes_on(
 class Vanisher(Watcher):
     """Removes the run's folder after an update."""
 
-    def __init__(self, runs: Path) -> None:
+    def __init__(self, runs):
         self.runs = runs
 
-    def step(self, done: int, lr: float, read: object) -> None:
+    def step(self, done, lr, read):
         if done == 4:
             shutil.rmtree(next(self.runs.glob("*/seed0")))
 
 
-def test_a_folder_that_vanishes_is_told_in_a_sentence_and_not_made_anew(tmp_path: Path) -> None:
+def test_a_folder_that_vanishes_is_told_in_a_sentence_and_not_made_anew(tmp_path):
     with pytest.raises(RecordError, match="its folder has vanished"):
         short(tmp_path, watcher=Vanisher(tmp_path))
     assert not list(tmp_path.glob("*/seed0"))

@@ -2,8 +2,6 @@
 
 import os
 import pickle
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,40 +18,30 @@ from resrepro.training.checkpoint import load_checkpoint
 class Trap:
     """Unpickling this ends the tests."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return os._exit, (3,)
 
 
-def put_zip(path: Path) -> None:
-    torch.save({"net": Trap()}, path)
-
-
-def put_legacy(path: Path) -> None:
-    torch.save({"net": Trap()}, path, _use_new_zipfile_serialization=False)
-
-
-def put_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps(Trap()))
-
-
-@pytest.mark.parametrize("put", [put_zip, put_legacy, put_pickle])
-def test_a_checkpoint_runs_no_code(tmp_path: Path, put: Any) -> None:
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_a_checkpoint_runs_no_code(tmp_path, kind):
     path = tmp_path / "theirs.pt"
-    put(path)
+    torch.save({"net": Trap()}, path, _use_new_zipfile_serialization=kind == "zip")
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Trap()))
     theirs = ThirdPartyCheckpoint(8, mean=(0, 0, 0), std=(1, 1, 1))
     for read in (load_checkpoint, read_net, lambda path: read_net(path, "digits", theirs, tmp_path)):
         with pytest.raises(
             RecordError,
-            match=r"theirs\.pt (holds a pickled object|is not a PyTorch|is written in a pickle protocol)",
+            match=r"theirs\.pt (holds a pickled object|is not a PyTorch)",
         ) as trouble:
             read(path)
         assert str(trouble.value).isprintable()
 
 
-def test_pickled_batches_of_cifar10_are_opened_only_if_they_are_the_official_ones(tmp_path: Path) -> None:
+def test_pickled_batches_of_cifar10_are_opened_only_if_they_are_the_official_ones(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta"):
-        put_pickle(tmp_path / "cifar-10-batches-py" / name)
+        (tmp_path / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(Trap()))
     with pytest.raises(DataError, match="data_batch_1"):
         load_dataset("cifar10", folder=tmp_path)
 
@@ -63,7 +51,7 @@ def test_pickled_batches_of_cifar10_are_opened_only_if_they_are_the_official_one
     "content",
     [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"{}", b"[" * 100_000, b"a,b\n1,2\n", pickle.dumps(1)],
 )
-def test_what_is_no_record_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_what_is_no_record_is_named(tmp_path, name, content):
     folder = write_run(tmp_path)
     (folder / name).write_bytes(content)
     with pytest.raises(RecordError, match=rf"^{folder / '[a-z]+'}\.(json|csv) is broken: ") as trouble:

@@ -2,27 +2,19 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from commands import call
-from runs import differences
+from runs import differences, trainer_of
 from torch.nn import functional as F
 
 from resrepro.data import Dataset, Images, load_dataset
-from resrepro.data.feeds import MemoryFeed
 from resrepro.errors import Diverged, Interrupted
-from resrepro.records.storage import Onlooker
-from resrepro.spec import catalogue
-from resrepro.training.engine import EAGER, LANES, use_precision
-from resrepro.training.loop import Target, Trainer
-from resrepro.training.parallel import BatchSplit
+from resrepro.training.engine import EAGER, LANES
 from resrepro.training.progress import Interrupts, Watcher
-from resrepro.training.session import make_session, train, train_side_by_side
+from resrepro.training.session import Session, train, train_side_by_side
 
 pytest.importorskip("triton")
 from resrepro.nets.gpu import STEM, Lanes
@@ -31,20 +23,21 @@ from resrepro.training import lanes, updates
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
-SHORT: dict[str, Any] = {"iterations": 6, "eval_every": 4, "lr_drops": (3, 5), "batch_size": 8}
-WHERE: dict[str, Any] = {
-    "shortcut": None, "data": None, "fast": False, "micro_batch": None, "loading": None, "fresh": False,
+SHORT = {"iterations": 6, "eval_every": 4, "lr_drops": (3, 5), "batch_size": 8}
+WHERE = {
+    "shortcut": None, "data": None, "device": DEVICE.type, "fast": False, "engine": LANES, "fresh": False,
+    "micro_batch": None, "loading": None, "checkpoint_every": None, "break_lock": False,
 }  # fmt: skip
 
 
 class Autograd(Lanes):
     """Lanes whose updates PyTorch makes, net by net, on the parameters where they lie."""
 
-    def __init__(self, nets: Sequence[Any], optimizers: Sequence[Any], *sizes: Any) -> None:
+    def __init__(self, nets, optimizers, *sizes):
         super().__init__(nets, optimizers, *sizes)
         self.nets, self.optimizers = nets, optimizers
 
-    def update(self) -> None:
+    def update(self):
         for lane, (net, optimizer) in enumerate(zip(self.nets, self.optimizers, strict=True)):
             images = self.x[lane].view(self.images, self.side, self.side, STEM)[..., :3].permute(0, 3, 1, 2)
             logits, truth = net(images), self.truth[lane]
@@ -61,24 +54,15 @@ class Autograd(Lanes):
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch):
     """Our kernels where there is a GPU; the interpreter would take minutes."""
     if INTERPRETED:
         monkeypatch.setattr(lanes, "Lanes", Autograd)
         monkeypatch.setattr(updates, "BEFORE_RECORDING", 1)
 
 
-def trainer(
-    net: str, seed: int = 0, engine: str = LANES, data: Dataset | None = None, **settings: Any
-) -> Trainer:
-    spec = catalogue.derive(catalogue.find(net), None, **SHORT | settings)
-    feed = MemoryFeed(spec.recipe, data or load_dataset("digits", "all", None), DEVICE, seed)
-    size = spec.recipe.batch_size
-    target = Target(DEVICE, BatchSplit(size, size), engine)
-    run = Trainer(spec, seed, feed, target, Onlooker(Path("nowhere")), Watcher())
-    use_precision(spec.recipe.precision, DEVICE)
-    run.save = lambda: None  # type: ignore[method-assign]
-    return run
+def trainer(net, seed=0, engine=LANES, data=None, **settings):
+    return trainer_of(net, DEVICE, engine, seed=seed, data=data, **SHORT | settings)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +72,7 @@ def trainer(
         {"pad": 2, "flip": True, "pad_order": "pad_first", "mean": "per_channel"},
     ],
 )  # fmt: skip
-def test_a_kernel_draws_the_images_of_the_plain_loop(settings: dict[str, Any]) -> None:
+def test_a_kernel_draws_the_images_of_the_plain_loop(settings):
     """Bit by bit, each lane its own, from update 5 on."""
     runs = [trainer("digits-resnet8", 0, **settings), trainer("digits-plain8", 3, **settings)]
     together = lanes.LaneUpdates(runs)
@@ -98,7 +82,7 @@ def test_a_kernel_draws_the_images_of_the_plain_loop(settings: dict[str, Any]) -
             x, truth = together.draw_images()
             together.slots[0].advance()
             for lane, run in enumerate(runs):
-                images, labels = run.feed.training_batches[update]  # type: ignore[attr-defined]
+                images, labels = run.feed.training_batches[update]
                 found = x[lane].view(8, 16, 16, STEM).permute(0, 3, 1, 2)
                 assert torch.equal(found[:, :3], images)
                 assert not found[:, 3:].any()
@@ -106,7 +90,7 @@ def test_a_kernel_draws_the_images_of_the_plain_loop(settings: dict[str, Any]) -
 
 
 @pytest.mark.usefixtures("quick")
-def test_lanes_have_the_rates_samples_and_warm_up_of_the_plain_loop() -> None:
+def test_lanes_have_the_rates_samples_and_warm_up_of_the_plain_loop():
     settings = {"warmup_lr": 0.01, "warmup_window": 2, "warmup_until_err": 99.0, "lr": 0.02}
     kinds = [("digits-plain8", 0), ("digits-resnet8", 1)]
     wanted, found = ([trainer(*kind, engine, **settings) for kind in kinds] for engine in (EAGER, LANES))
@@ -124,7 +108,7 @@ def test_lanes_have_the_rates_samples_and_warm_up_of_the_plain_loop() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_run_that_diverges_stops_alone() -> None:
+def test_a_run_that_diverges_stops_alone():
     runs = [trainer("digits-resnet8", seed) for seed in (0, 1)]
     with torch.no_grad():
         runs[0].net.fc.weight.fill_(torch.nan)
@@ -138,28 +122,26 @@ def test_a_run_that_diverges_stops_alone() -> None:
 class Stop(Watcher):
     """Sends a signal to this process after some update."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at):
         self.at = at
 
-    def step(self, done: int, lr: float, read: Callable[[], Any]) -> None:
+    def step(self, done, lr, read):
         if done == self.at:
             os.kill(os.getpid(), 15)
 
 
-def side_by_side(
-    folder: Path, runs: Sequence[tuple[str, int]], watcher: Watcher | None = None
-) -> dict[str, Any]:
+def side_by_side(folder, runs, watcher=None):
     """Train runs of digits, as a command that they share does; the errors by run."""
     sessions = {
-        make_session(net, seed, DEVICE, runs=folder, watcher=watcher, **WHERE, **SHORT): f"{net}/{seed}"
+        Session(net, seed, runs=folder, watcher=watcher, **WHERE, **SHORT): f"{net}/{seed}"
         for net, seed in runs
     }
-    ended = train_side_by_side(list(sessions), DEVICE.type, LANES, None, break_lock=False)
+    ended = train_side_by_side(list(sessions))
     return {sessions[session]: error for session, error in ended if error}
 
 
 @pytest.mark.usefixtures("quick")
-def test_runs_are_the_same_alone_and_stopped_and_carried_on(tmp_path: Path) -> None:
+def test_runs_are_the_same_alone_and_stopped_and_carried_on(tmp_path):
     """Bit by bit; and a checkpoint holds no more than the run's own numbers."""
     runs = [("digits-plain8", 0), ("digits-resnet8", 0), ("digits-resnet8", 1)]
     assert side_by_side(tmp_path / "whole", runs) == {}
@@ -178,7 +160,7 @@ def test_runs_are_the_same_alone_and_stopped_and_carried_on(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_command_tells_of_each_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_tells_of_each_of_its_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("RESREPRO_EVENTS", str(os.getppid()))
     words = "digits-plain8 digits-resnet8 --seeds 0,2 --iterations 2 --engine lanes --batch-size 8"
     code, told, error = call("train", words, "--runs", tmp_path)
@@ -190,7 +172,7 @@ def test_a_command_tells_of_each_of_its_runs(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_our_kernels_train_a_net_as_pytorch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_kernels_train_a_net_as_pytorch_does(monkeypatch):
     """20 updates of a plain and a residual net on digits of 8 x 8, in float32, within rounding."""
     monkeypatch.setattr(updates, "BEFORE_RECORDING", 1)
     digits = load_dataset("digits", "all", None)

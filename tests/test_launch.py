@@ -9,7 +9,7 @@ from conftest import rewrite, write_ensemble, write_eval, write_run
 from resrepro.errors import UsageError
 from resrepro.figures import figures, tables
 from resrepro.launch import FACTS, choose_exhibits, data_folder_of, local, make_plan, option_words
-from resrepro.launch.local import disk_mib, duration, seconds_of, span
+from resrepro.launch.local import disk_mib, seconds_of, span
 from resrepro.records.collection import collect
 from resrepro.spec import catalogue
 
@@ -257,10 +257,9 @@ def test_the_disk_is_that_of_two_checkpoints_with_momentum():
 
 
 def test_durations_have_two_figures_or_so():
-    told = [duration(each) for each in (45.2, 720, 19_000, 270_000)]
-    assert told == ["45 s", "12 min", "5.3 h", "3.1 days"]
-    ranges = (None, (45.2, 45.3), (40, 45), (80, 720), (7200, 19_000))
-    assert [span(each) for each in ranges] == ["unknown", "45 s", "40-45 s", "80 s - 12 min", "2.0-5.3 h"]
+    ranges = (None, (45.2, 45.3), (40, 45), (80, 720), (7200, 19_000), (270_000, 270_000))
+    told = ["unknown", "45 s", "40-45 s", "80 s - 12 min", "2.0-5.3 h", "3.1 days"]
+    assert [span(each) for each in ranges] == told
 
 
 # --- commands ------------------------------------------------------------------------------------------

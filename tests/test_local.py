@@ -7,23 +7,24 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 from rich.console import Console
 from runs import checkpoint_of, differences, json_of
 
+from resrepro import launch
 from resrepro.cli.view import EventView, RunsView, train_all
 from resrepro.errors import Interrupted, UsageError
-from resrepro.launch import local, sharing
-from resrepro.launch.local import Job, Outcome, RunPool, choose_places, device_kind, run_command, threads_each
+from resrepro.launch import local, pool_for
+from resrepro.launch.local import Job, Outcome, RunPool, choose_places, device_kind, run_command
 from resrepro.records.storage import locked
 from resrepro.spec import catalogue
+from resrepro.training import progress
 from resrepro.training.measure import Errors
 from resrepro.training.progress import Sample
 from resrepro.training.session import train
 
-DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "batch_size": 16, "eval_every": 2, "lr": 0.01}
+DIGITS = {"experiment": "digits-resnet8", "batch_size": 16, "eval_every": 2, "lr": 0.01}
 LONG = 120  # seconds that nothing here needs
 GB = 2**30
 
@@ -119,18 +120,19 @@ tell("say", text=os.environ.get(asked, "all"))
 @pytest.fixture
 def pool_of(monkeypatch):
     """A pool of small programs, each of which behaves as its name says."""
-    before = {number: signal.getsignal(number) for number in local.SIGNALS}
+    before = {number: signal.getsignal(number) for number in progress.SIGNALS}
     monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", PROGRAM))
 
     def make(name, count=5, places=("", ""), **options):
         return RunPool([Job(name, seed, (name, str(seed))) for seed in range(count)], places, **options)
 
     yield make
-    assert {number: signal.getsignal(number) for number in local.SIGNALS} == before
+    assert {number: signal.getsignal(number) for number in progress.SIGNALS} == before
 
 
-def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(pool_of):
-    pool, heard, most = pool_of("finishes", threads=3), [], []
+def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(pool_of, monkeypatch):
+    monkeypatch.setattr(local, "cores", lambda: 7)
+    pool, heard, most = pool_of("finishes"), [], []
 
     def hear(job, event):
         heard.append((job.seed, event["event"], event.get("text")))
@@ -146,7 +148,7 @@ def test_a_free_process_takes_the_next_run_and_never_are_there_more_than_asked(p
     assert max(most) == 2
 
 
-def test_runs_that_share_a_command_begin_together_and_end_each_in_its_way(pool_of: Any) -> None:
+def test_runs_that_share_a_command_begin_together_and_end_each_in_its_way(pool_of):
     """Of three runs one finishes and one fails; the third ends as the command does."""
     jobs = [Job("net", seed, ("shares", "0")) for seed in range(3)]
     heard, ended = [], []
@@ -203,14 +205,15 @@ def test_a_signal_is_passed_on_and_no_further_run_begins(pool_of, number):
             os.kill(os.getpid(), number)
             began.append(-1)
 
-    view.hear = hear  # type: ignore[method-assign]
+    view.hear = hear
     with pytest.raises(Interrupted, match=r"of 5 runs 1 finished, 2 stopped, 2 not begun") as caught:
         train_all(pool, view)
     assert caught.value.exit_code == 128 + number
     assert [*view.states.values()] == ["finished", "stopped", "stopped", "waiting", "waiting"]
 
 
-def test_a_second_ctrl_c_ends_all_at_once(pool_of):
+def test_a_second_ctrl_c_ends_all_at_once(pool_of, monkeypatch):
+    monkeypatch.setattr(progress, "ECHO", -1)  # even if it comes at once
     pool, processes = pool_of("deaf"), []
 
     def hear(job, event):
@@ -255,7 +258,6 @@ def test_as_many_as_the_machine_has_room_for(experiment, count, device, cores, m
     monkeypatch.setattr(local, "free_memory", lambda: memory * GB)
     assert choose_places(None, specs(count, experiment), device) == [""] * jobs
     assert choose_places(8, specs(count, experiment), device) == [""] * min(8, count)
-    assert [threads_each(each) for each in (1, 2, 100)] == [None, cores // 2, 1]
 
 
 def test_what_sets_the_number_besides(monkeypatch):
@@ -346,7 +348,7 @@ def test_the_table_fits_into_80_columns_and_leaves_nothing_out():
     view.end(found[2], Outcome(1, "no more disk."))
     console = Console(file=io.StringIO(), width=80, color_system=None)
     console.print(view.picture())
-    *_, first, second, summary = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    *_, first, second, summary = console.file.getvalue().splitlines()
     assert first.split() == [
         "cifar10-resnet1202", "0", "12,345/64,000", "123,456", "2.3026", "12.34", "56.78", "10:00:00",
     ]  # fmt: skip
@@ -374,14 +376,15 @@ def test_without_a_terminal_every_line_says_whose_it_is():
 # --- which runs share a command ----------------------------------------------------------------------
 
 
-def shared(monkeypatch, places, free, *names):
+def shared(monkeypatch, places, free, *names, how=(None, "cuda", "lanes")):
     """The words of the commands of some nets with seeds 0, 1 and 2, on GPUs that have so much free."""
-    monkeypatch.setattr(sharing, "gpus", lambda: free)
-    specs = [catalogue.derive(catalogue.find(name), None) for name in names]
-    wanted = [(spec, seed) for spec in specs for seed in range(3)]
-    jobs = sharing.share_commands(wanted, ["--fast"], places)
-    assert {(job.run, job.seed) for job in jobs} == {(spec.experiment, seed) for spec, seed in wanted}
-    return list(dict.fromkeys(job.words for job in jobs))
+    monkeypatch.setattr(launch, "gpus", lambda: free)
+    monkeypatch.setattr(launch, "choose_places", lambda *asked: places)
+    monkeypatch.setattr(launch, "find_spec", lambda name: name)
+    wanted = [(spec, seed) for name in names for spec in specs(1, name) for seed in range(3)]
+    pool = pool_for(wanted, ["--fast"], *how)
+    assert {(job.run, job.seed) for job in pool.jobs} == {(spec.experiment, seed) for spec, seed in wanted}
+    return list(dict.fromkeys(job.words for job in pool.jobs))
 
 
 NETS = ["cifar10-plain20", "cifar10-resnet20"]
@@ -416,15 +419,13 @@ def test_a_command_has_no_more_runs_than_its_gpu_holds_and_each_gpu_is_busy(monk
 
 
 @pytest.mark.parametrize(
-    ("asked", "pays"),
+    ("how", "pays"),
     [
-        (("auto", None, None, "bf16"), True), (("auto", 3, None, "bf16"), False),
-        (("auto", None, 64, "bf16"), False), (("auto", None, None, "float32"), False),
-        (("graph", None, None, "bf16"), False), (("lanes", 3, None, "float32"), True),
+        ((None, "cuda", "auto", None, True), True), ((3, "cuda", "auto", None, True), False),
+        ((None, "cuda", "auto", 64, True), False), ((None, "cuda", "auto"), False),
+        ((None, "cuda", "graph", None, True), False), ((3, "cuda", "lanes"), True),
+        ((None, "cpu", "auto", None, True), False),
     ],
 )  # fmt: skip
-def test_when_runs_share_commands(monkeypatch, asked, pays):
-    monkeypatch.setattr(sharing, "find_spec", lambda name: name)
-    monkeypatch.setattr(sharing, "device_kind", lambda device: device)
-    assert sharing.sharing_pays("cuda", *asked) == pays
-    assert not sharing.sharing_pays("cpu", *asked)
+def test_when_runs_share_commands(monkeypatch, how, pays):
+    assert (len(shared(monkeypatch, ["GPU-1"], {}, *NETS, how=how)) == 1) == pays

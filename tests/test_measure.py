@@ -10,24 +10,24 @@ from sklearn.metrics import top_k_accuracy_score
 from torch.nn import functional as F
 
 from resrepro.data import Images
-from resrepro.data.augment import Normalisation, normalisation_by, on_device
+from resrepro.data.augment import normalisation_by, on_device
 from resrepro.data.feeds import EVAL_BATCH, memory_views
 from resrepro.nets import build_net
 from resrepro.spec import catalogue
-from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
+from resrepro.training.measure import ErrorSums, Member, measure_errors
 
 # --- metrics ---------------------------------------------------------------------------------------
 
 CPU = torch.device("cpu")
 
 
-def errors_of(logits: torch.Tensor, labels: torch.Tensor, loss: float = 0.0) -> ErrorSums:
+def errors_of(logits, labels, loss=0.0):
     sums = ErrorSums(CPU)
     sums.add(torch.tensor(loss), logits, labels)
     return sums
 
 
-def test_top_1_and_top_5_errors_are_those_of_scikit_learn() -> None:
+def test_top_1_and_top_5_errors_are_those_of_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(257, 10, generator=generator)
     labels = torch.randint(10, (257,), generator=generator)
@@ -38,7 +38,7 @@ def test_top_1_and_top_5_errors_are_those_of_scikit_learn() -> None:
     assert 0 < read.top5_err < read.top1_err < 100
 
 
-def test_batches_add_up_to_the_whole_each_image_counting_the_same() -> None:
+def test_batches_add_up_to_the_whole_each_image_counting_the_same():
     generator = torch.Generator().manual_seed(1)
     logits, labels = torch.randn(50, 10, generator=generator), torch.randint(10, (50,), generator=generator)
     sums = ErrorSums(CPU)
@@ -55,7 +55,7 @@ def test_batches_add_up_to_the_whole_each_image_counting_the_same() -> None:
     assert read.count == 50
 
 
-def test_reset_starts_from_nothing_and_nothing_reads_as_nan() -> None:
+def test_reset_starts_from_nothing_and_nothing_reads_as_nan():
     sums = errors_of(torch.eye(10), torch.zeros(10, dtype=torch.long), 2.5)
     sums.reset()
     assert sums.count == sums.read().count == 0
@@ -69,24 +69,24 @@ def test_reset_starts_from_nothing_and_nothing_reads_as_nan() -> None:
 RECIPE = catalogue.find("digits-resnet8").spec().recipe
 
 
-def images(count: int) -> Images:
+def images(count):
     rng = np.random.default_rng(count)
     return Images(rng.integers(0, 256, (count, 3, 8, 8), np.uint8), rng.integers(0, 10, count))
 
 
-def worn_net() -> torch.nn.Module:
+def worn_net():
     """A net whose running averages are not those of the images it is tested on."""
     net = build_net("digits", 8, generator=seeded(0))
     disturb(net)
     return net
 
 
-def measured(net: torch.nn.Module, data: Images, preparation: Normalisation) -> Errors:
+def measured(net, data, preparation):
     return measure_errors([Member(net, preparation)], memory_views(*on_device(data, CPU)), False, CPU)
 
 
 @pytest.mark.parametrize("count", [1, 37, EVAL_BATCH + 7])
-def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> None:
+def test_errors_are_those_of_single_images_in_evaluation_mode(count):
     data = images(count)
     preparation = normalisation_by(RECIPE, images(64).pixels.mean(0, float), CPU)
     net = worn_net().eval()
@@ -105,7 +105,7 @@ def test_errors_are_those_of_single_images_in_evaluation_mode(count: int) -> Non
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_measuring_leaves_weights_running_averages_and_mode_as_they_were(training: bool) -> None:
+def test_measuring_leaves_weights_running_averages_and_mode_as_they_were(training):
     net = worn_net().train(training)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     preparation = normalisation_by(RECIPE, images(64).pixels.mean(0, float), CPU)

@@ -2,29 +2,55 @@
 
 import os
 import signal
-from collections.abc import Callable
 
 import pytest
 import torch
 from ranks import in_ranks
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.nn import functional as F
 
-from resrepro import bench, evaluation
-from resrepro.data import Images, load_dataset
+from resrepro import bench, evaluation, training
+from resrepro.data import load_dataset
 from resrepro.data.augment import Normalisation, on_device
 from resrepro.data.feeds import memory_views
 from resrepro.errors import Interrupted, PeerLost, RecordError, UsageError
 from resrepro.evaluation import responses
-from resrepro.nets import Net, net_of
+from resrepro.nets import net_of
 from resrepro.nets.layers import running_statistics
-from resrepro.spec import Spec, catalogue
-from resrepro.spec.recipe import Recipe
+from resrepro.spec import catalogue
 from resrepro.training import engine, parallel, session
 from resrepro.training.measure import Errors, ErrorSums, Member, measure_errors
 from resrepro.training.parallel import collected, exchanging, in_parallel, join, on_first, process_group
 
 CPU = torch.device("cpu")
+
+# --- which process this is, by the environment that torchrun sets ------------------------------------
+
+TOLD = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node"}
+
+
+def all_told():
+    return (
+        training.rank(), training.world_size(), training.local_rank(), training.local_world_size(),
+        training.is_first(),
+    )  # fmt: skip
+
+
+def test_torchrun_says_which_process_of_the_run_and_of_the_machine_it_is(monkeypatch):
+    for name, value in TOLD.items():
+        monkeypatch.setenv(name, value)
+    assert all_told() == (5, 8, 1, 4, False)
+    monkeypatch.setenv("RANK", "0")
+    assert training.is_first()
+
+
+@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", " ".join(TOLD)])
+def test_a_part_of_these_variables_which_others_set_too_means_nothing(missing, monkeypatch):
+    for name, value in TOLD.items():
+        if name not in missing.split():
+            monkeypatch.setenv(name, value)
+    assert all_told() == (0, 1, 0, 1, True)
+
 
 # --- gradients --------------------------------------------------------------------------------------
 
@@ -34,7 +60,7 @@ PHOTOS = catalogue.derive(catalogue.find("folder-resnet18"), image_size=32)
 BOTTLENECK = catalogue.derive(catalogue.find("folder-resnet50"), image_size=32)
 
 
-def build(spec: Spec, group: int, batch: int = 0) -> Net:
+def build(spec, group, batch=0):
     grouped = catalogue.derive(
         catalogue.find(spec.experiment), image_size=getattr(spec.recipe, "image_size", None),
         bn_group=group, batch_size=BATCH,
@@ -42,14 +68,14 @@ def build(spec: Spec, group: int, batch: int = 0) -> Net:
     return net_of(grouped, CLASSES, torch.Generator().manual_seed(1), batch).train()
 
 
-def batch_for(spec: Spec) -> tuple[Tensor, Tensor]:
+def batch_for(spec):
     side = getattr(spec.recipe, "image_size", 16)
     source = torch.Generator().manual_seed(2)
     images = torch.randn(BATCH, 3, side, side, generator=source)
     return images, torch.randint(CLASSES, (BATCH,), generator=source)
 
 
-def gradients_of(spec: Spec, group: int, processes: int, passes: int) -> tuple[list[Tensor], ...]:
+def gradients_of(spec, group, processes, passes):
     """Gradients and running averages of one process's share of one update."""
     net = build(spec, group, BATCH // processes)
     join(CPU)
@@ -64,12 +90,12 @@ def gradients_of(spec: Spec, group: int, processes: int, passes: int) -> tuple[l
     return gradients, running_statistics(net)
 
 
-def by_plain_pytorch(spec: Spec, group: int) -> tuple[list[Tensor], ...]:
+def by_plain_pytorch(spec, group):
     """The same with PyTorch's own BN, group by group, gradients and averages then averaged by hand."""
     net = build(spec, 0)
     images, labels = batch_for(spec)
     start = [tensor.clone() for tensor in running_statistics(net)]
-    sums: tuple[list[Tensor], ...] = ([], [])
+    sums = ([], [])
     parameters = list(net.parameters())
     for part, truth in zip(images.split(group), labels.split(group), strict=True):
         for buffer, value in zip(running_statistics(net), start, strict=True):
@@ -80,7 +106,7 @@ def by_plain_pytorch(spec: Spec, group: int) -> tuple[list[Tensor], ...]:
     return tuple([torch.stack(store).mean(0)] for store in sums)
 
 
-def flat(tensors: list[Tensor]) -> Tensor:
+def flat(tensors):
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
@@ -96,8 +122,8 @@ def flat(tensors: list[Tensor]) -> Tensor:
     ],
 )
 def test_gradients_and_running_averages_are_those_of_plain_pytorch_group_by_group(
-    spec: Spec, group: int, processes: int, passes: int
-) -> None:
+    spec, group, processes, passes
+):
     if processes == 1:
         answers = [gradients_of(spec, group, 1, passes)]
     else:
@@ -113,8 +139,8 @@ def test_gradients_and_running_averages_are_those_of_plain_pytorch_group_by_grou
         assert float((whole - wanted[0]).abs().max()) > 0.02 * scale
 
 
-def test_gradients_travel_once_per_update() -> None:
-    def work(rank: int) -> list[float]:
+def test_gradients_travel_once_per_update():
+    def work(rank):
         join(CPU)
         model = in_parallel(nn.Linear(1, 1, bias=False), CPU)
         seen = []
@@ -131,8 +157,8 @@ def test_gradients_travel_once_per_update() -> None:
 # --- sums, lists, errors ----------------------------------------------------------------------------
 
 
-def test_sums_lists_and_averages_are_those_of_all_processes() -> None:
-    def work(rank: int) -> tuple[object, ...]:
+def test_sums_lists_and_averages_are_those_of_all_processes():
+    def work(rank):
         join(CPU)
         sums = ErrorSums(CPU)
         logits = torch.eye(6)[: rank + 1] * 5
@@ -155,7 +181,7 @@ def test_sums_lists_and_averages_are_those_of_all_processes() -> None:
     assert found == [{10.0 * number + 1} for number in range(len(found))]
 
 
-def test_alone_nothing_is_sent_and_everything_is_ones_own() -> None:
+def test_alone_nothing_is_sent_and_everything_is_ones_own():
     join(CPU)
     assert not distributed.is_initialized()
     assert (collected(7), on_first(lambda: 8), parallel.total(torch.tensor(9)).item()) == ([7], 8, 9)
@@ -164,14 +190,14 @@ def test_alone_nothing_is_sent_and_everything_is_ones_own() -> None:
     assert in_parallel(net, CPU) is net
 
 
-def test_what_the_first_process_does_all_learn_and_its_errors_too() -> None:
-    def work(rank: int) -> list[object]:
+def test_what_the_first_process_does_all_learn_and_its_errors_too():
+    def work(rank):
         join(CPU)
 
-        def trouble(error: Exception) -> None:
+        def trouble(error):
             raise error
 
-        heard: list[object] = [on_first(lambda: f"done by {rank}")]
+        heard = [on_first(lambda: f"done by {rank}")]
         for error in (UsageError("no"), RecordError("full"), Interrupted("stopped", 15)):
             try:
                 on_first(lambda error=error: trouble(error))
@@ -188,7 +214,7 @@ def test_what_the_first_process_does_all_learn_and_its_errors_too() -> None:
 # --- lost processes ---------------------------------------------------------------------------------
 
 
-def test_other_errors_of_pytorch_are_not_taken_for_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_pytorch_are_not_taken_for_a_lost_process(monkeypatch):
     as_one_of(2, monkeypatch)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), parallel.told_as_lost():
         torch.ones(2, 3) @ torch.ones(2, 3)
@@ -207,17 +233,17 @@ def test_other_errors_of_pytorch_are_not_taken_for_a_lost_process(monkeypatch: p
 # --- evaluation -------------------------------------------------------------------------------------
 
 
-def member(net: Net) -> Member:
+def member(net):
     return Member(net, Normalisation(DIGITS.recipe, torch.full((3, 1, 1), 100.0)))
 
 
-def measured_jointly(net: Net, images: Images) -> Errors:
+def measured_jointly(net, images):
     join(CPU)
     return measure_errors([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
 
 
 @pytest.mark.parametrize(("processes", "count"), [(3, 1), (2, 121)])  # also fewer than there are processes
-def test_the_errors_of_several_processes_are_those_of_one(count: int, processes: int) -> None:
+def test_the_errors_of_several_processes_are_those_of_one(count, processes):
     images = load_dataset("digits").held_out["test"].part(0, count)
     net = build(DIGITS, 0)
     wanted = measure_errors([member(net)], memory_views(*on_device(images, CPU), process_group()), False, CPU)
@@ -236,9 +262,7 @@ IMAGENET = catalogue.find("imagenet-resnet18").spec().recipe
     ("batch", "processes", "micro", "split"),
     [(128, 1, None, (128, 128)), (128, 2, None, (64, 64)), (256, 8, 16, (32, 16)), (6, 3, 1, (2, 1))],
 )
-def test_every_process_and_every_pass_has_equally_many_images(
-    batch: int, processes: int, micro: int | None, split: tuple[int, int]
-) -> None:
+def test_every_process_and_every_pass_has_equally_many_images(batch, processes, micro, split):
     assert parallel.split_batch(batch, processes, micro) == parallel.BatchSplit(*split)
 
 
@@ -251,9 +275,7 @@ def test_every_process_and_every_pass_has_equally_many_images(
         (128, 2, 0, r"--micro-batch 0 does not divide"),
     ],
 )
-def test_a_batch_that_does_not_divide_is_refused(
-    batch: int, processes: int, micro: int | None, complaint: str
-) -> None:
+def test_a_batch_that_does_not_divide_is_refused(batch, processes, micro, complaint):
     with pytest.raises(UsageError, match=complaint):
         parallel.split_batch(batch, processes, micro)
 
@@ -274,8 +296,8 @@ def test_a_batch_that_does_not_divide_is_refused(
     ],
 )
 def test_bn_takes_the_groups_of_the_recipe_or_what_one_process_has_in_one_pass(
-    recipe: Recipe, processes: int, micro: int | None, group: int
-) -> None:
+    recipe, processes, micro, group
+):
     split = parallel.split_batch(recipe.batch_size, processes, micro)
     assert parallel.bn_group_for(recipe, split, given=False) == group
 
@@ -289,18 +311,13 @@ def test_bn_takes_the_groups_of_the_recipe_or_what_one_process_has_in_one_pass(
         (2, None, 0, r"whole batch needs the batch in one process and one pass"),
     ],
 )
-def test_what_was_asked_for_and_cannot_be_had_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    processes: int, micro: int | None, group: int | None, complaint: str,
-) -> None:  # fmt: skip
+def test_what_was_asked_for_and_cannot_be_had_is_refused(monkeypatch, processes, micro, group, complaint):
     as_one_of(processes, monkeypatch)
     with pytest.raises(UsageError, match=complaint):
         parallel.plan("cifar10-resnet20", None, micro, {"bn_group": group})
 
 
-def test_a_group_that_was_asked_for_and_fits_is_kept_under_any_number_of_processes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_group_that_was_asked_for_and_fits_is_kept_under_any_number_of_processes(monkeypatch):
     names = set()
     for processes in (1, 2, 4):
         as_one_of(processes, monkeypatch)
@@ -308,9 +325,7 @@ def test_a_group_that_was_asked_for_and_fits_is_kept_under_any_number_of_process
     assert names == {"cifar10-resnet20+bn_group=32"}
 
 
-def test_two_processes_make_another_run_of_cifar_and_the_same_of_imagenet(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_two_processes_make_another_run_of_cifar_and_the_same_of_imagenet(monkeypatch):
     as_one_of(2, monkeypatch)
     cifar, split = parallel.plan("cifar10-resnet20", None, None, {})
     assert (cifar.name, split) == ("cifar10-resnet20+bn_group=64", parallel.BatchSplit(64, 64))
@@ -322,7 +337,7 @@ def test_two_processes_make_another_run_of_cifar_and_the_same_of_imagenet(
     assert [told for told in catalogue.departures(imagenet) if told.startswith("bn_group 16 instead of 32")]
 
 
-def as_one_of(processes: int, monkeypatch: pytest.MonkeyPatch, rank: int = 0) -> None:
+def as_one_of(processes, monkeypatch, rank=0):
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "node0"}
     for name, value in told.items():
         monkeypatch.setenv(name, str(value))
@@ -338,10 +353,8 @@ def as_one_of(processes: int, monkeypatch: pytest.MonkeyPatch, rank: int = 0) ->
     ],
     ids=["train", "evaluate", "responses", "bench"],
 )
-def test_a_named_gpu_is_made_the_default_one_before_anything_is_computed(
-    command: Callable[[], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def made_default(device: torch.device) -> None:
+def test_a_named_gpu_is_made_the_default_one_before_anything_is_computed(command, monkeypatch):
+    def made_default(device):
         raise UsageError(f"first {device}")
 
     for module in (engine, responses):

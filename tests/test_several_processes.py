@@ -4,9 +4,6 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,23 +16,23 @@ from resrepro.training import loop
 from resrepro.training.progress import Watcher
 from resrepro.training.session import train
 
-DIGITS: dict[str, Any] = {"experiment": "digits-resnet8", "iterations": 12, "eval_every": 3, "lr": 0.01}
-PHOTOS: dict[str, Any] = {
+DIGITS = {"experiment": "digits-resnet8", "iterations": 12, "eval_every": 3, "lr": 0.01}
+PHOTOS = {
     "experiment": "folder-resnet18", "iterations": 4, "eval_every": 2, "batch_size": 8, "image_size": 32,
     "lr": 0.01,
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
-def cache_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_of_the_test(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def one_run(runs: Path, asked: dict[str, Any] = DIGITS, **options: Any) -> Path:
+def one_run(runs, asked=DIGITS, **options):
     return train(runs=runs, device="cpu", loading=Loading(workers=0), **asked | options)
 
 
-def assert_same_run(one: Path, other: Path, images: int) -> None:
+def assert_same_run(one, other, images):
     """Weights, running averages, momenta and curves agree up to rounding; `images` are held out."""
     ours, theirs = checkpoint_of(one), checkpoint_of(other)
     assert ours["net"].keys() == theirs["net"].keys()
@@ -59,25 +56,25 @@ def assert_same_run(one: Path, other: Path, images: int) -> None:
             assert float(row[error]) == pytest.approx(float(target[error]), abs=100.1 / images)
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def apart(one, other):
     """The distance between two tensors, as a share of their length."""
     return float((one - other).norm() / other.norm())
 
 
-def words_for(asked: dict[str, Any], runs: Path, **options: object) -> list[str]:
+def words_for(asked, runs, **options):
     told = {key: value for key, value in asked.items() if key not in ("experiment", "lr")} | options
     words = [part for key, value in told.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     return ["train", asked["experiment"], "--set", f"lr={asked['lr']}", "--runs", str(runs), *words]
 
 
-def once(text: str, told: str) -> bool:
+def once(text, told):
     return text.count(told) == 1
 
 
 # --- the two runs that issue 3 asks for, as users start them ----------------------------------------
 
 
-def test_torchrun_trains_a_cifar_net_as_one_process_does_with_groups(tmp_path: Path) -> None:
+def test_torchrun_trains_a_cifar_net_as_one_process_does_with_groups(tmp_path):
     one = one_run(tmp_path / "one", bn_group=64)
     done = torchrun(*words_for(DIGITS, tmp_path / "two", device="cpu"))
     assert done.returncode == 0, done.stderr
@@ -102,7 +99,7 @@ def test_torchrun_trains_a_cifar_net_as_one_process_does_with_groups(tmp_path: P
 # --- the same in forked processes -------------------------------------------------------------------
 
 
-def test_photographs_are_counted_once_also_when_they_are_read_for_their_mean(tmp_path: Path) -> None:
+def test_photographs_are_counted_once_also_when_they_are_read_for_their_mean(tmp_path):
     data = write_photos(tmp_path / "photos", per_class=25, val=12)  # 75 and 36: more than one chunk each
     asked = PHOTOS | {"data": data, "bn_group": 2, "iterations": 2}
     one = one_run(tmp_path / "one", asked)
@@ -115,14 +112,14 @@ def test_photographs_are_counted_once_also_when_they_are_read_for_their_mean(tmp
     assert_same_run(two, one, 36)
 
 
-def test_the_first_process_alone_writes_and_hears_of_events(tmp_path: Path) -> None:
+def test_the_first_process_alone_writes_and_hears_of_events(tmp_path):
     class Listener(Watcher):
         heard = 0
 
-        def sample(self, sample: object) -> None:
+        def sample(self, sample):
             self.heard += 1
 
-    def work(rank: int) -> int:
+    def work(rank):
         listener = Listener()
         one_run(tmp_path / f"of{rank}", watcher=listener)
         return listener.heard
@@ -132,18 +129,18 @@ def test_the_first_process_alone_writes_and_hears_of_events(tmp_path: Path) -> N
     assert not (tmp_path / "of1").exists()
 
 
-def signalled(at: int, rank: int, runs: Path, who: int, **options: Any) -> tuple[int, int]:
+def signalled(at, rank, runs, who, **options):
     """A run whose process `who` gets SIGTERM in update `at`: exit code and updates made."""
     made = []
     step = loop.Trainer.step
 
-    def watched(self: loop.Trainer, *batch: torch.Tensor) -> None:
+    def watched(self, *batch):
         step(self, *batch)
         made.append(self.done + 1)
         if (made[-1], rank) == (at, who):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.Trainer.step = watched  # type: ignore[method-assign]
+    loop.Trainer.step = watched
     try:
         one_run(runs, **options)
     except Interrupted as stopped:
@@ -152,7 +149,7 @@ def signalled(at: int, rank: int, runs: Path, who: int, **options: Any) -> tuple
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     """The run of two processes that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
     return in_ranks(2, lambda rank: one_run(folder))[0]
@@ -160,8 +157,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("who", "at", "end"), [(1, 4, 6), (0, 7, 9), (1, 12, 12)])
 def test_a_signal_to_one_process_stops_all_at_the_next_event_and_the_run_goes_on_to_the_same_end(
-    tmp_path: Path, whole: Path, who: int, at: int, end: int
-) -> None:
+    tmp_path, whole, who, at, end
+):
     assert in_ranks(2, lambda rank: signalled(at, rank, tmp_path, who)) == [(143, end)] * 2
     (folder,) = tmp_path.glob("*/seed0")
     assert (json_of(folder, "result")["status"], checkpoint_of(folder)["iteration"]) == ("partial", end)
@@ -170,7 +167,7 @@ def test_a_signal_to_one_process_stops_all_at_the_next_event_and_the_run_goes_on
     assert differences(folder, whole) == []
 
 
-def test_a_run_goes_on_under_another_number_of_processes(tmp_path: Path) -> None:
+def test_a_run_goes_on_under_another_number_of_processes(tmp_path):
     whole = one_run(tmp_path / "whole", bn_group=64)
     assert in_ranks(2, lambda rank: signalled(4, rank, tmp_path / "parts", 0)) == [(143, 6)] * 2
     folder = one_run(tmp_path / "parts", bn_group=64)
@@ -179,7 +176,7 @@ def test_a_run_goes_on_under_another_number_of_processes(tmp_path: Path) -> None
     assert [(each["from_iteration"], each["processes"]) for each in later] == [(6, 1)]
 
 
-def caught(work: Callable[[], object]) -> tuple[str, str, int, bool]:
+def caught(work):
     try:
         work()
     except ResreproError as error:
@@ -188,12 +185,10 @@ def caught(work: Callable[[], object]) -> tuple[str, str, int, bool]:
 
 
 @pytest.mark.parametrize("full", [0, 1])
-def test_a_full_memory_is_told_by_the_process_whose_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int
-) -> None:
+def test_a_full_memory_is_told_by_the_process_whose_it_is(tmp_path, monkeypatch, full):
     step = loop.Trainer.step
 
-    def short_of_memory(self: loop.Trainer, *arguments: Any) -> None:
+    def short_of_memory(self, *arguments):
         if self.done == 2 and os.environ["RANK"] == str(full):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         step(self, *arguments)
@@ -206,19 +201,19 @@ def test_a_full_memory_is_told_by_the_process_whose_it_is(
     assert answers[1 - full][0] == PeerLost.__name__
 
 
-def test_a_killed_process_ends_the_others_within_a_minute(tmp_path: Path) -> None:
-    def work(rank: int) -> tuple[str, float]:
+def test_a_killed_process_ends_the_others_within_a_minute(tmp_path):
+    def work(rank):
         moment = []
         step = loop.Trainer.step
 
-        def watched(self: loop.Trainer, *batch: torch.Tensor) -> float:
+        def watched(self, *batch):
             if self.done == 5:
                 moment.append(time.monotonic())
                 if rank == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
             return step(self, *batch)
 
-        loop.Trainer.step = watched  # type: ignore[method-assign]
+        loop.Trainer.step = watched
         answer = caught(lambda: one_run(tmp_path, checkpoint_every="3"))
         return answer[0], time.monotonic() - moment[0]
 
@@ -234,9 +229,7 @@ def test_a_killed_process_ends_the_others_within_a_minute(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "asked"), [(signal.SIGTERM, PHOTOS), (signal.SIGKILL, DIGITS)])
-def test_commands_end_together_when_one_of_them_is_stopped_or_killed(
-    tmp_path: Path, asked: dict[str, Any], number: signal.Signals
-) -> None:
+def test_commands_end_together_when_one_of_them_is_stopped_or_killed(tmp_path, asked, number):
     data = {"data": write_photos(tmp_path / "photos"), "workers": 1, "bn_group": 4} if asked is PHOTOS else {}
     words = words_for(asked | {"iterations": 5000, "eval_every": 10}, tmp_path / "runs", **data)
     first, second = start_ranks(2, *words, "--device", "cpu")
@@ -260,7 +253,7 @@ def test_commands_end_together_when_one_of_them_is_stopped_or_killed(
 
 
 @pytest.mark.slow
-def test_a_wrong_request_is_one_sentence_and_exit_code_2_in_each_process(tmp_path: Path) -> None:
+def test_a_wrong_request_is_one_sentence_and_exit_code_2_in_each_process(tmp_path):
     ranks = start_ranks(2, "train", "digits-resnet8", "--batch-size", 65, "--runs", tmp_path / "runs")
     told = [process.communicate(timeout=60) for process in ranks]
     assert [process.returncode for process in ranks] == [2, 2]
@@ -271,7 +264,7 @@ def test_a_wrong_request_is_one_sentence_and_exit_code_2_in_each_process(tmp_pat
     assert done.returncode == 1  # torchrun's own
 
 
-def until(wanted: Callable[[], bool], seconds: float = 60) -> None:
+def until(wanted, seconds=60):
     deadline = time.monotonic() + seconds
     while not wanted():
         assert time.monotonic() < deadline, "nothing happened"

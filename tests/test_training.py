@@ -1,6 +1,5 @@
 """Training: the record it leaves, going on after an interruption, and what it computes."""
 
-import json
 import math
 import os
 import re
@@ -8,31 +7,27 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from runs import OF_TIMES, TIMES, checkpoint_of, differences, env_of, net_of, result_of, rows_of, same_weights
+from runs import OF_TIMES, TIMES, differences, json_of, net_of, result_of, rows_of, same_weights
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from resrepro.data import Dataset, Images, feeds, load_dataset
 from resrepro.data.augment import INITIAL_WEIGHTS, TrainingBatches, stream_seed
-from resrepro.data.loader import Loading, Views
+from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted, RecordError, ResreproError, UsageError
 from resrepro.evaluation.sources import read_net
 from resrepro.nets import build_net
 from resrepro.records import read_run
 from resrepro.records.reading import METRICS_COLUMNS, RECORD_FILES, json_bytes
-from resrepro.spec.recipe import Recipe
 from resrepro.training import checkpoint, engine, session
 from resrepro.training.checkpoint import load_checkpoint, save_checkpoint
-from resrepro.training.measure import Errors
-from resrepro.training.progress import SIGNALS, Sample, Watcher
+from resrepro.training.progress import SIGNALS, Watcher
 from resrepro.training.session import train
 
 SECRET = "a-value-that-only-the-environment-holds"
@@ -41,28 +36,28 @@ SECRET = "a-value-that-only-the-environment-holds"
 class Recorder(Watcher):
     """Remembers every event; `at` maps an update to what is to happen after it."""
 
-    def __init__(self, at: dict[int, Callable[[], object]] | None = None) -> None:
+    def __init__(self, at=None):
         self.at = at or {}
-        self.began: list[tuple[int, int]] = []
-        self.steps: list[int] = []
-        self.samples: list[Sample] = []
-        self.said: list[str] = []
+        self.began = []
+        self.steps = []
+        self.samples = []
+        self.said = []
         self.ends = 0
 
-    def begin(self, name: str, seed: int, done: int, iterations: int, batch_size: int) -> None:
+    def begin(self, name, seed, done, iterations, batch_size):
         self.began.append((done, iterations))
 
-    def step(self, done: int, lr: float, read: Callable[[], Errors]) -> None:
+    def step(self, done, lr, read):
         self.steps.append(done)
         self.at.get(done, lambda: None)()
 
-    def sample(self, sample: Sample) -> None:
+    def sample(self, sample):
         self.samples.append(sample)
 
-    def say(self, text: str) -> None:
+    def say(self, text):
         self.said.append(text)
 
-    def end(self) -> None:
+    def end(self):
         self.ends += 1
 
 
@@ -70,7 +65,7 @@ class Recorder(Watcher):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
+def finished(tmp_path_factory):
     runs = tmp_path_factory.mktemp("finished") / "runs"
     watcher = Recorder()
     with pytest.MonkeyPatch.context() as patch:
@@ -81,9 +76,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
     return folder, watcher
 
 
-def test_a_run_lies_under_its_name_with_all_its_files_and_the_finished_one_is_left_alone(
-    finished: tuple[Path, Recorder],
-) -> None:
+def test_a_run_lies_under_its_name_with_all_its_files_and_the_finished_one_is_left_alone(finished):
     folder, _ = finished
     assert folder.parts[-3:] == ("runs", "digits-resnet8+iterations=33", "seed3")
     assert {path.name for path in folder.iterdir()} == {
@@ -98,9 +91,7 @@ def test_a_run_lies_under_its_name_with_all_its_files_and_the_finished_one_is_le
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")} == before
 
 
-def test_both_errors_are_sampled_every_32nd_of_the_run_and_at_its_end(
-    finished: tuple[Path, Recorder],
-) -> None:
+def test_both_errors_are_sampled_every_32nd_of_the_run_and_at_its_end(finished):
     folder, watcher = finished
     wanted = [*range(2, 33, 2), 33]  # every min(1000, ceil(33 / 32))
     rows = rows_of(folder)
@@ -113,7 +104,7 @@ def test_both_errors_are_sampled_every_32nd_of_the_run_and_at_its_end(
     assert (watcher.began, watcher.ends) == ([(0, 33)], 1)
 
 
-def test_rows_hold_plain_numbers_epochs_and_the_rate_of_their_update(finished: tuple[Path, Recorder]) -> None:
+def test_rows_hold_plain_numbers_epochs_and_the_rate_of_their_update(finished):
     rows = rows_of(finished[0])
     for row in rows:
         numbers = {key: float(value) for key, value in row.items() if key != "split"}
@@ -126,9 +117,7 @@ def test_rows_hold_plain_numbers_epochs_and_the_rate_of_their_update(finished: t
     assert walls == sorted(walls)
 
 
-def test_the_result_holds_the_last_iteration_as_headline_and_the_best_sample_apart(
-    finished: tuple[Path, Recorder],
-) -> None:
+def test_the_result_holds_the_last_iteration_as_headline_and_the_best_sample_apart(finished):
     folder, _ = finished
     result, rows = result_of(folder), rows_of(folder)
     assert (result["status"], result["iteration"], result["headline"]) == ("shortened", 33, "test")
@@ -142,9 +131,7 @@ def test_the_result_holds_the_last_iteration_as_headline_and_the_best_sample_apa
     assert result["warmup_switch"] is None
 
 
-def test_the_net_has_learned_and_its_last_errors_are_those_of_its_checkpoint(
-    finished: tuple[Path, Recorder],
-) -> None:
+def test_the_net_has_learned_and_its_last_errors_are_those_of_its_checkpoint(finished):
     folder, _ = finished
     data = load_dataset("digits")
     net = build_net("digits", 8).eval()
@@ -162,7 +149,7 @@ def test_the_net_has_learned_and_its_last_errors_are_those_of_its_checkpoint(
     assert last["top1_err"] < 40
 
 
-def test_the_record_can_be_read_and_says_what_was_trained_on(finished: tuple[Path, Recorder]) -> None:
+def test_the_record_can_be_read_and_says_what_was_trained_on(finished):
     run = read_run(finished[0])
     assert (run.seed, run.finished, run.paper_exact, run.experiment) == (3, True, False, "digits-resnet8")
     digits = load_dataset("digits")
@@ -176,9 +163,7 @@ def test_the_record_can_be_read_and_says_what_was_trained_on(finished: tuple[Pat
     assert run.env["command"].endswith("--seed 3")
 
 
-def test_no_record_file_holds_a_path_a_host_a_user_or_the_environment(
-    finished: tuple[Path, Recorder],
-) -> None:
+def test_no_record_file_holds_a_path_a_host_a_user_or_the_environment(finished):
     folder, _ = finished
     words = [SECRET, "SECRET_OF_THE_TEST", "host-of-the-test", "its-user", "somebody"]
     words += [str(folder.parents[2]), str(Path.home()) + "/", str(Path.cwd())]
@@ -195,11 +180,11 @@ def test_no_record_file_holds_a_path_a_host_a_user_or_the_environment(
 # --- smaller runs, on a part of the digits ----------------------------------------------------------
 
 
-def small(images: Images, count: int) -> Images:
+def small(images, count):
     return Images(images.pixels[:count, :, ::2, ::2], images.labels[:count])
 
 
-def small_dataset(name: str, split: str) -> Dataset:
+def small_dataset(name, split):
     digits = load_dataset("digits")
     train, test = small(digits.train, 200), small(digits.held_out["test"], 40)
     held_out = {"val": small(digits.train, 20), "test": test} if split == "45k5k" else {"test": test}
@@ -209,23 +194,23 @@ def small_dataset(name: str, split: str) -> Dataset:
 
 
 @pytest.fixture(autouse=True)
-def few_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_images(request, monkeypatch):
     """200 digits of 8x8 pixels in place of every dataset, except where `finished` is looked at."""
     if "finished" not in request.fixturenames:
         monkeypatch.setattr(feeds, "load_dataset", lambda name, split, folder: small_dataset(name, split))
 
 
-def short(runs: Path, experiment: str = "digits-resnet8", seed: int = 0, **options: Any) -> Path:
+def short(runs, experiment="digits-resnet8", seed=0, **options):
     """12 updates with 32 images each; sampled every third."""
     settings = {"device": "cpu", "iterations": 12, "batch_size": 32, "eval_every": 3, "lr": 0.05}
     return train(experiment, seed, runs=runs, **settings | options)
 
 
-def stopped_at(moment: int, number: int = signal.SIGTERM) -> Recorder:
+def stopped_at(moment, number=signal.SIGTERM):
     return Recorder({moment: lambda: os.kill(os.getpid(), number)})
 
 
-def interrupted(runs: Path, moment: int = 5, **options: Any) -> Path:
+def interrupted(runs, moment=5, **options):
     """A run stopped after an update; returns its folder."""
     with pytest.raises(Interrupted):
         short(runs, watcher=stopped_at(moment), **options)
@@ -234,7 +219,7 @@ def interrupted(runs: Path, moment: int = 5, **options: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def examples(tmp_path_factory):
     """A whole run, another stopped after 5 updates, and one of three updates."""
     top = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
@@ -244,25 +229,23 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def whole(examples: dict[str, Path]) -> Path:
+def whole(examples):
     """12 updates, not to be changed."""
     return examples["whole"]
 
 
 @pytest.fixture
-def stopped(examples: dict[str, Path], tmp_path: Path) -> Path:
+def stopped(examples, tmp_path):
     """A copy of the run that was stopped after 5 updates."""
     folder = examples["stopped"]
     return Path(shutil.copytree(folder, tmp_path / folder.parent.name / "seed0"))
 
 
-def by_hand(seed: int = 0) -> tuple[dict[str, torch.Tensor], list[tuple[float, float]], list[float]]:
+def by_hand(seed=0):
     """The same updates by a plain PyTorch loop: final weights, (loss, error) of each batch, test errors."""
     from resrepro.spec import catalogue
 
-    recipe: Recipe = catalogue.derive(
-        catalogue.find("digits-resnet8"), iterations=12, batch_size=32, lr=0.05
-    ).recipe
+    recipe = catalogue.derive(catalogue.find("digits-resnet8"), iterations=12, batch_size=32, lr=0.05).recipe
     data = small_dataset("digits", "all")
     batches = TrainingBatches(recipe, data.train, torch.device("cpu"), seed)
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
@@ -288,7 +271,7 @@ def by_hand(seed: int = 0) -> tuple[dict[str, torch.Tensor], list[tuple[float, f
     return net.state_dict(), answers, tests
 
 
-def test_a_run_makes_the_updates_of_a_plain_loop_and_records_its_errors(tmp_path: Path) -> None:
+def test_a_run_makes_the_updates_of_a_plain_loop_and_records_its_errors(tmp_path):
     folder = short(tmp_path, momentum_form="torch")
     weights, answers, tests = by_hand()
     ours = net_of(folder)
@@ -304,7 +287,7 @@ def test_a_run_makes_the_updates_of_a_plain_loop_and_records_its_errors(tmp_path
             assert float(row["top1_err"]) == pytest.approx(tests[end - 1], abs=2.6)  # one of 40 images
 
 
-def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path, whole: Path) -> None:
+def test_the_seed_decides_the_run_bit_by_bit(tmp_path, whole):
     again, other = short(tmp_path), short(tmp_path, seed=1)
     assert same_weights(whole, again)
     assert rows_of(whole, *TIMES) == rows_of(again, *TIMES)
@@ -312,40 +295,37 @@ def test_the_seed_decides_the_run_bit_by_bit(tmp_path: Path, whole: Path) -> Non
     assert other == again.with_name("seed1")
 
 
-def test_where_there_is_nothing_faster_the_fast_mode_is_the_default_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
-) -> None:
+def test_where_there_is_nothing_faster_the_fast_mode_is_the_default_and_says_so(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(engine, "fast_precision", lambda device: "float32")
     watcher = Recorder()
     folder = short(tmp_path, fast=True, watcher=watcher)
-    assert env_of(folder)["mode"] == "default"
+    assert json_of(folder, "env")["mode"] == "default"
     assert folder.parent.name == whole.parent.name
     assert any("no bf16 arithmetic" in sentence for sentence in watcher.said)
 
 
-def test_the_scale_of_fp16_is_part_of_the_state(tmp_path: Path, whole: Path) -> None:
+def test_the_scale_of_fp16_is_part_of_the_state(tmp_path, whole):
     begun = torch.amp.GradScaler("cpu").get_scale()
-    assert checkpoint_of(short(tmp_path, precision="fp16", iterations=3))["scaler"]["scale"] <= begun
-    assert checkpoint_of(whole)["scaler"] == {}
+    folder = short(tmp_path, precision="fp16", iterations=3)
+    assert load_checkpoint(folder / "checkpoint.pt")["scaler"]["scale"] <= begun
+    assert load_checkpoint(whole / "checkpoint.pt")["scaler"] == {}
 
 
-def test_a_run_goes_on_with_its_engine_and_kind_of_device_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_with_its_engine_and_kind_of_device_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "fast_precision", lambda device: "bf16")
     interrupted(tmp_path, engine="kernels", fast=True)
     with pytest.raises(UsageError, match="begun with the engine kernels"):
         short(tmp_path, fast=True, engine="eager")
-    folder = short(tmp_path, fast=True)
-    assert [env_of(folder)[key] for key in ("mode", "engine")] == ["fast", "kernels"]
-    assert "+precision=bf16" in folder.parent.name
-    assert any("precision bf16" in departure for departure in result_of(folder)["departures"])
     with pytest.raises(UsageError, match="--fast chooses the precision itself"):
         short(tmp_path, fast=True, precision="bf16")
-    monkeypatch.setattr(checkpoint, "choose_device", torch.device)
-    assert checkpoint.frozen_device("auto", torch.device("cuda"), "cpu").type == "cpu"
-    with pytest.raises(UsageError, match="begun on cpu, and cuda would round differently: say --device cpu"):
-        checkpoint.frozen_device("cuda", torch.device("cuda"), "cpu")
+    with monkeypatch.context() as patch:  # another device would be taken now
+        patch.setattr(engine, "choose_device", lambda name: torch.device("mps" if name == "auto" else name))
+        with pytest.raises(UsageError, match="begun on cpu, and mps would round differently"):
+            short(tmp_path, fast=True, device="mps")
+        folder = short(tmp_path, fast=True, device="auto")
+    assert [json_of(folder, "env")[key] for key in ("mode", "engine", "device")] == ["fast", "kernels", "cpu"]
+    assert "+precision=bf16" in folder.parent.name
+    assert any("precision bf16" in departure for departure in result_of(folder)["departures"])
 
 
 WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
@@ -365,9 +345,7 @@ WARM = {"warmup_lr": 0.005, "warmup_window": 4, "warmup_until_err": 99.9}
         (signal.SIGUSR2, 7, {"precision": "fp16"}),
     ],
 )
-def test_an_interrupted_run_goes_on_to_the_very_same_end(
-    tmp_path: Path, number: signal.Signals, moment: int, settings: dict, whole: Path
-) -> None:
+def test_an_interrupted_run_goes_on_to_the_very_same_end(tmp_path, number, moment, settings, whole):
     whole = short(tmp_path / "whole", **settings) if settings else whole
     handlers = [signal.getsignal(each) for each in SIGNALS]
     watcher = stopped_at(moment, number)
@@ -385,40 +363,17 @@ def test_an_interrupted_run_goes_on_to_the_very_same_end(
     assert watcher.began == [(moment, 12)]
     assert watcher.steps == list(range(moment + 1, 13))
     assert differences(folder, whole) == []
-    assert checkpoint_of(folder)["sampled"] == 12  # an owed evaluation enters the last checkpoint too
-    assert checkpoint_of(folder)["curve"].encode() == (folder / "metrics.csv").read_bytes()
-
-
-def test_a_crash_between_curve_and_checkpoint_leaves_no_double_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
-) -> None:
-    write, written = checkpoint.save_checkpoint, []
-
-    def fail_fourth(path: Path, state: dict) -> None:
-        written.append(state["iteration"])
-        if len(written) == 4:
-            raise RecordError("the disk is full")
-        write(path, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_checkpoint", fail_fourth)
-        with pytest.raises(RecordError, match="disk is full"):
-            short(tmp_path, checkpoint_every="3")
-    assert written == [0, 3, 6, 9]
-    (folder,) = tmp_path.glob("*/seed0")
-    assert rows_of(folder)[-1]["iteration"] == "9"
-    watcher = Recorder()
-    short(tmp_path, watcher=watcher)
-    assert watcher.began == [(6, 12)]
-    assert differences(folder, whole) == []
+    state = load_checkpoint(folder / "checkpoint.pt")
+    assert state["sampled"] == 12  # an owed evaluation enters the last checkpoint too
+    assert state["curve"].encode() == (folder / "metrics.csv").read_bytes()
 
 
 @pytest.fixture
-def written_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+def written_beside(monkeypatch):
     """Checkpoints are written by a thread, as those of a GPU."""
     prepare = checkpoint.CheckpointWriter.__init__
 
-    def prepared(writer: checkpoint.CheckpointWriter, *about: Any) -> None:
+    def prepared(writer, *about):
         prepare(writer, *about)
         writer.thread = ThreadPoolExecutor(1)
 
@@ -426,11 +381,11 @@ def written_beside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_written_beside_the_next_updates_holds_nothing_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_beside: None, whole: Path
-) -> None:
+    tmp_path, monkeypatch, written_beside, whole
+):
     write, later, kept = checkpoint.save_checkpoint, threading.Event(), tmp_path / "kept.pt"
 
-    def write_late(path: Path, state: dict) -> None:
+    def write_late(path, state):
         if state["iteration"] == 3:
             assert later.wait(60)
         write(path, state)
@@ -450,27 +405,34 @@ def test_a_checkpoint_written_beside_the_next_updates_holds_nothing_of_them(
     assert differences(folder, whole) == []
 
 
-def test_a_checkpoint_that_could_not_be_written_beside_stops_the_run_at_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_beside: None
-) -> None:
-    write = checkpoint.save_checkpoint
+@pytest.mark.parametrize(("beside", "end"), [(False, 9), (True, 12)], ids=["here", "beside"])
+def test_a_checkpoint_that_could_not_be_written_stops_the_run_and_leaves_no_double_rows(
+    tmp_path, monkeypatch, request, whole, beside, end
+):
+    """One that is written beside the next updates stops it at the next one."""
+    write, watcher = checkpoint.save_checkpoint, Recorder()
 
-    def fail_second(path: Path, state: dict) -> None:
-        if state["iteration"] == 3:
+    def fail_at_9(path, state):
+        if state["iteration"] == 9:
             raise RecordError("the disk is full")
         write(path, state)
 
-    watcher = Recorder()
-    monkeypatch.setattr(checkpoint, "save_checkpoint", fail_second)
-    with pytest.raises(RecordError, match="disk is full"):
-        short(tmp_path, checkpoint_every="3", watcher=watcher)
-    assert watcher.steps[-1] == 6
+    if beside:
+        request.getfixturevalue("written_beside")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", fail_at_9)
+        with pytest.raises(RecordError, match="disk is full"):
+            short(tmp_path, checkpoint_every="3", watcher=watcher)
     (folder,) = tmp_path.glob("*/seed0")
-    assert load_checkpoint(folder / "checkpoint.pt")["iteration"] == 0
+    assert (watcher.steps[-1], rows_of(folder)[-1]["iteration"]) == (end, str(end))
+    watcher = Recorder()
+    short(tmp_path, watcher=watcher)
+    assert watcher.began == [(6, 12)]
+    assert differences(folder, whole) == []
 
 
-def test_a_crash_before_the_second_checkpoint_starts_from_the_first(tmp_path: Path, whole: Path) -> None:
-    def crash() -> None:
+def test_a_crash_before_the_second_checkpoint_starts_from_the_first(tmp_path, whole):
+    def crash():
         raise KeyboardInterrupt
 
     watcher = Recorder({2: crash})
@@ -485,13 +447,13 @@ def test_a_crash_before_the_second_checkpoint_starts_from_the_first(tmp_path: Pa
 
 @pytest.mark.parametrize(("moment", "iteration"), [(1, 3), (4, 12)])
 def test_an_evaluation_under_way_is_abandoned_at_a_signal_and_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, iteration: int, whole: Path
-) -> None:
+    tmp_path, monkeypatch, moment, iteration, whole
+):
     monkeypatch.setattr(feeds, "EVAL_BATCH", 10)  # the 40 test images in four parts
     views = feeds.MemoryFeed.views
-    opened: list[int] = []
+    opened = []
 
-    def signalled(feed: feeds.MemoryFeed, name: str) -> Iterator[Views]:
+    def signalled(feed, name):
         opened.append(0)
         for part in views(feed, name):
             opened[-1] += 1
@@ -513,9 +475,7 @@ def test_an_evaluation_under_way_is_abandoned_at_a_signal_and_made_anew(
 
 @pytest.mark.parametrize("damage", [None, b"\x00\xff"])
 @pytest.mark.parametrize("name", RECORD_FILES)
-def test_a_damaged_or_missing_record_is_restored_from_the_checkpoint(
-    tmp_path: Path, damage: bytes | None, name: str, stopped: Path, whole: Path
-) -> None:
+def test_a_damaged_or_missing_record_is_restored_from_the_checkpoint(tmp_path, damage, name, stopped, whole):
     (stopped / name).unlink() if damage is None else (stopped / name).write_bytes(damage)
     watcher = Recorder()
     assert short(tmp_path, watcher=watcher) == stopped
@@ -526,9 +486,7 @@ def test_a_damaged_or_missing_record_is_restored_from_the_checkpoint(
 
 
 @pytest.mark.parametrize("name", RECORD_FILES)
-def test_the_damaged_record_of_a_finished_run_is_restored_without_training(
-    tmp_path: Path, name: str, whole: Path
-) -> None:
+def test_the_damaged_record_of_a_finished_run_is_restored_without_training(tmp_path, name, whole):
     folder = Path(shutil.copytree(whole, tmp_path / whole.parent.name / "seed0"))
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
@@ -539,7 +497,7 @@ def test_the_damaged_record_of_a_finished_run_is_restored_without_training(
     assert read_run(folder).finished
 
 
-def test_a_session_elsewhere_is_told_and_recorded_beside_the_first(tmp_path: Path, stopped: Path) -> None:
+def test_a_session_elsewhere_is_told_and_recorded_beside_the_first(tmp_path, stopped):
     state = load_checkpoint(stopped / "checkpoint.pt")
     other = state["env"] | {"cpu": "an older CPU"}
     save_checkpoint(stopped / "checkpoint.pt", state | {"env": other})
@@ -549,15 +507,13 @@ def test_a_session_elsewhere_is_told_and_recorded_beside_the_first(tmp_path: Pat
     said = " ".join(watcher.said)
     assert "CPU (an older CPU at the start, now" in said
     assert "CPU threads (1 at the start, now 2)" in said
-    env = env_of(stopped)
+    env = json_of(stopped, "env")
     (later,) = env["later_sessions"]
     assert (env["cpu"], later["from_iteration"], later["threads"]) == ("an older CPU", 5, 2)
 
 
-def test_what_cannot_be_gone_on_with_is_refused_and_not_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Path
-) -> None:
-    def refused(sentence: str) -> None:
+def test_what_cannot_be_gone_on_with_is_refused_and_not_touched(tmp_path, monkeypatch, stopped):
+    def refused(sentence):
         before = {path.name: path.read_bytes() for path in stopped.iterdir()}
         with pytest.raises(RecordError, match=sentence):
             short(tmp_path)
@@ -569,17 +525,14 @@ def test_what_cannot_be_gone_on_with_is_refused_and_not_touched(
         patch.setattr(feeds, "load_dataset", lambda *_: other)
         refused(r"other data.*--fresh")
     state = load_checkpoint(stopped / "checkpoint.pt")
-    for change, sentence in (
-        ({"seed": 1}, "of another run"), ({"net": {}}, r"does not fit its run \(.*start anew with --fresh"),
-    ):  # fmt: skip
-        save_checkpoint(stopped / "checkpoint.pt", state | change)
-        refused(sentence)
+    save_checkpoint(stopped / "checkpoint.pt", state | {"seed": 1})
+    refused("of another run")
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (stopped / name).write_bytes((stopped / name).read_bytes()[:500])
     refused(r"checkpoint\.pt.*no whole one before it: start anew with --fresh")
 
 
-def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path: Path, stopped: Path) -> None:
+def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path, stopped):
     for path in stopped.glob("checkpoint*"):
         path.unlink()
     curves = (stopped / "metrics.csv").read_bytes()
@@ -590,16 +543,14 @@ def test_curves_whose_checkpoint_is_gone_are_set_aside_not_overwritten(tmp_path:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_gpu_trains_to_about_the_same_errors(tmp_path: Path, precision: str) -> None:
+def test_a_gpu_trains_to_about_the_same_errors(tmp_path, precision):
     cpu = short(tmp_path / "cpu", device="cpu")
     gpu = short(tmp_path / "gpu", device="cuda", precision=precision)
     first = [float(rows_of(folder, *TIMES)[0]["loss"]) for folder in (cpu, gpu)]
     assert first[1] == pytest.approx(first[0], rel=0.05)  # same weights and order; other augmentation
 
 
-def test_the_warm_up_ends_at_the_first_look_below_its_bound_and_the_rate_changes_there(
-    tmp_path: Path,
-) -> None:
+def test_the_warm_up_ends_at_the_first_look_below_its_bound_and_the_rate_changes_there(tmp_path):
     settings = {"eval_every": 1, "iterations": 24, "warmup_lr": 0.005, "warmup_window": 4}
     watcher = Recorder()
     folder = short(tmp_path, watcher=watcher, warmup_until_err=70.0, **settings)
@@ -620,7 +571,7 @@ def test_the_warm_up_ends_at_the_first_look_below_its_bound_and_the_rate_changes
     assert result_of(folder)["warmup_switch"] is None
 
 
-def test_a_diverged_run_stops_keeps_its_record_and_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_diverged_run_stops_keeps_its_record_and_is_not_gone_on_with(tmp_path):
     watcher = Recorder()
     with pytest.raises(Diverged, match="no longer finite by iteration 3") as caught:
         short(tmp_path, lr=1e30, watcher=watcher)
@@ -637,7 +588,7 @@ def test_a_diverged_run_stops_keeps_its_record_and_is_not_gone_on_with(tmp_path:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_fresh_sets_the_old_run_aside_whole_and_starts_anew(tmp_path: Path, stopped: Path) -> None:
+def test_fresh_sets_the_old_run_aside_whole_and_starts_anew(tmp_path, stopped):
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
     watcher = stopped_at(5)
     with pytest.raises(Interrupted, match="The same command without --fresh goes on"):
@@ -651,19 +602,19 @@ def test_fresh_sets_the_old_run_aside_whole_and_starts_anew(tmp_path: Path, stop
     assert same_weights(aside, stopped.with_name("seed0.aside2"))
 
 
-def test_notices_and_the_validation_set_reach_watcher_record_and_headline(tmp_path: Path) -> None:
+def test_notices_and_the_validation_set_reach_watcher_record_and_headline(tmp_path):
     watcher = Recorder()
     folder = short(tmp_path, "cifar10-resnet8", split="45k5k", watcher=watcher)
     assert "Note: the images are few." in watcher.said
     result = result_of(folder)
     assert (result["notices"], result["headline"]) == (["the images are few"], "val")
     assert [row["split"] for row in rows_of(folder)[:3]] == ["train", "val", "test"]
-    assert env_of(folder)["data"]["notices"] == ["the images are few"]
+    assert json_of(folder, "env")["data"]["notices"] == ["the images are few"]
     best = min(float(row["top1_err"]) for row in rows_of(folder) if row["split"] == "val")
     assert result["best"]["top1_err"] == best
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_notice(tmp_path: Path, whole: Path) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_notice(tmp_path, whole):
     folder = interrupted(tmp_path, 8, checkpoint_every="3")
     content = (folder / "checkpoint.pt").read_bytes()
     (folder / "checkpoint.pt").write_bytes(content[: len(content) // 2])
@@ -675,10 +626,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_notice(tmp_path
     assert differences(folder, whole) == []
 
 
-def test_a_signal_before_the_first_update_stops_the_run_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
-) -> None:
-    def signalled(*asked: Any) -> feeds.Feed:
+def test_a_signal_before_the_first_update_stops_the_run_there(tmp_path, monkeypatch, whole):
+    def signalled(*asked):
         os.kill(os.getpid(), signal.SIGUSR1)
         return feeds.open_feed(*asked)
 
@@ -689,13 +638,11 @@ def test_a_signal_before_the_first_update_stops_the_run_there(
     assert differences(short(tmp_path), whole) == []
 
 
-def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written: list[int] = []
+def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(tmp_path, monkeypatch):
+    written = []
     write = checkpoint.save_checkpoint
 
-    def note(path: Path, state: dict) -> None:
+    def note(path, state):
         written.append(state["iteration"])
         write(path, state)
 
@@ -719,9 +666,7 @@ def test_checkpoints_come_as_often_as_asked_and_at_least_at_both_ends(
         ({"threads": 0}, "--threads must be at least 1"),
     ],
 )  # fmt: skip
-def test_a_request_that_cannot_be_met_is_refused_and_leaves_no_record(
-    tmp_path: Path, options: dict, complaint: str
-) -> None:
+def test_a_request_that_cannot_be_met_is_refused_and_leaves_no_record(tmp_path, options, complaint):
     with pytest.raises(UsageError, match=complaint):
         short(tmp_path, **options)
     assert not list(tmp_path.rglob("*.json"))
@@ -737,9 +682,7 @@ def test_a_request_that_cannot_be_met_is_refused_and_leaves_no_record(
     ],
     ids=str,
 )  # fmt: skip
-def test_every_open_choice_has_its_own_folder_and_its_own_effect(
-    tmp_path: Path, changed: dict, examples: dict[str, Path]
-) -> None:
+def test_every_open_choice_has_its_own_folder_and_its_own_effect(tmp_path, changed, examples):
     folder, base = short(tmp_path, iterations=3, **changed), examples["base"]
     assert folder.parent.name != base.parent.name
     assert all(key in folder.parent.name for key in changed)
@@ -749,13 +692,13 @@ def test_every_open_choice_has_its_own_folder_and_its_own_effect(
 # --- passes, processes of readers, and the rule of the plateau --------------------------------------
 
 
-def test_gradients_of_several_passes_make_the_update_of_one_with_the_same_bn_groups(tmp_path: Path) -> None:
+def test_gradients_of_several_passes_make_the_update_of_one_with_the_same_bn_groups(tmp_path):
     watcher = Recorder()
     one = short(tmp_path / "one", bn_group=8, lr=0.01)
     several = short(tmp_path / "several", micro_batch=8, lr=0.01, watcher=watcher)
     assert several.parent.name == one.parent.name
     assert watcher.said[-1].endswith("1 process, 4 passes of 8 images; BN over groups of 8.")
-    assert json.loads((several / "env.json").read_text())["micro_batch"] == 8
+    assert json_of(several, "env")["micro_batch"] == 8
     for name, tensor in net_of(one).items():
         if tensor.ndim:
             assert float((net_of(several)[name] - tensor).norm() / tensor.norm()) < 0.02, name
@@ -774,10 +717,8 @@ def test_gradients_of_several_passes_make_the_update_of_one_with_the_same_bn_gro
     ],
     ids=["gpu", "cuda", "cudnn", "python", "cpu"],
 )
-def test_a_full_memory_is_told_with_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, whose: str
-) -> None:
-    def full(*_: object) -> None:
+def test_a_full_memory_is_told_with_the_way_out(tmp_path, monkeypatch, trouble, whose):
+    def full(*_):
         raise trouble
 
     monkeypatch.setattr(F, "cross_entropy", full)
@@ -786,7 +727,7 @@ def test_a_full_memory_is_told_with_the_way_out(
         short(tmp_path)
 
 
-def on_photographs(runs: Path, photographs: Path, workers: int = 0, **options: Any) -> Path:
+def on_photographs(runs, photographs, workers=0, **options):
     settings = {"iterations": 6, "batch_size": 8, "image_size": 32, "eval_every": 3, "lr": 0.01}
     return train(
         "folder-resnet18", runs=runs, data=photographs, device="cpu", loading=Loading(workers=workers),
@@ -796,8 +737,8 @@ def on_photographs(runs: Path, photographs: Path, workers: int = 0, **options: A
 
 @pytest.mark.parametrize(("workers", "moments"), [(0, (2,)), (1, (1, 4))])
 def test_a_run_on_photographs_goes_on_to_the_very_same_end_whoever_reads_them(
-    tmp_path: Path, photographs: Path, whole_photo_run: Path, workers: int, moments: tuple[int, ...]
-) -> None:
+    tmp_path, photographs, whole_photo_run, workers, moments
+):
     for moment in moments:
         with pytest.raises(Interrupted, match=f"iteration {moment} of 6"):
             on_photographs(tmp_path, photographs, workers, watcher=stopped_at(moment))
@@ -807,13 +748,11 @@ def test_a_run_on_photographs_goes_on_to_the_very_same_end_whoever_reads_them(
 
 
 @pytest.fixture(scope="module")
-def whole_photo_run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_photo_run(photographs, tmp_path_factory):
     return on_photographs(tmp_path_factory.mktemp("photos"), photographs)
 
 
-def test_the_rate_falls_where_the_error_comes_to_a_plateau_also_after_an_interruption(
-    tmp_path: Path, photographs: Path
-) -> None:
+def test_the_rate_falls_where_the_error_comes_to_a_plateau_also_after_an_interruption(tmp_path, photographs):
     # No error can be 101 points better than another: the rate drops after every two samples.
     rule = {"lr_policy": "plateau", "plateau_patience": 2, "plateau_gain": 101.0, "eval_every": 1}
     watcher = Recorder()
@@ -833,8 +772,8 @@ def test_the_rate_falls_where_the_error_comes_to_a_plateau_also_after_an_interru
 
 
 def test_precise_statistics_are_plain_averages_for_the_error_and_leave_the_run_alone(
-    tmp_path: Path, photographs: Path, whole_photo_run: Path
-) -> None:
+    tmp_path, photographs, whole_photo_run
+):
     folder = on_photographs(tmp_path, photographs, bn_stats="precise")
     for name, tensor in net_of(whole_photo_run).items():  # running averages among them
         assert torch.equal(net_of(folder)[name], tensor) or name.endswith("num_batches_tracked"), name

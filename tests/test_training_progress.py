@@ -4,12 +4,10 @@ import math
 import os
 import signal
 import threading
-from dataclasses import replace
 
 import pytest
 
 from resrepro.errors import UsageError
-from resrepro.launch import local
 from resrepro.training import progress
 from resrepro.training.measure import Errors
 
@@ -19,27 +17,27 @@ ERRORS = {"train": Errors(1.25, 40.0, 5.0, 128), "test": Errors(1.5, 50.0, 6.0, 
 SAMPLE = progress.Sample(600, 0.1, ERRORS, 300.4)
 
 
-def paced(seconds_ago: float, done: int) -> progress.Pace:
+def paced(seconds_ago, done):
     """A session of 1,000 updates that went on after `done` of them so long ago."""
     pace = progress.Pace(done, 1000, 128)
     pace.started -= seconds_ago
     return pace
 
 
-def test_the_time_left_is_by_the_speed_of_this_session() -> None:
+def test_the_time_left_is_by_the_speed_of_this_session():
     line = progress.sample_line(SAMPLE, paced(50.0, 500))  # 100 updates in 50 s, 400 to go
     assert line == (
         "iteration    600  lr 0.1     loss 1.2500  train 40.00 %  test 50.00 %  300 images/s  3:20 left"
     )
 
 
-def test_before_a_step_was_made_neither_speed_nor_time_is_told() -> None:
-    line = progress.sample_line(replace(SAMPLE, images_per_s=math.nan), paced(10.0, 600))
+def test_before_a_step_was_made_neither_speed_nor_time_is_told():
+    line = progress.sample_line(SAMPLE._replace(images_per_s=math.nan), paced(10.0, 600))
     assert line.endswith("test 50.00 %")
     assert "nan" not in line
 
 
-def test_a_clock_shows_hours_where_there_are_any() -> None:
+def test_a_clock_shows_hours_where_there_are_any():
     assert [progress.clock(59.6), progress.clock(61), progress.clock(3723)] == ["1:00", "1:01", "1:02:03"]
 
 
@@ -51,20 +49,18 @@ def test_a_clock_shows_hours_where_there_are_any() -> None:
     [(None, (None, None)), ("500", (500, None)), ("10m", (None, 600)), ("10min", (None, 600)),
      ("90s", (None, 90)), ("2h", (None, 7200)), ("500,10m", (500, 600)), ("10m, 500", (500, 600))],
 )  # fmt: skip
-def test_iterations_times_and_both_are_understood(text: str | None, limits: object) -> None:
+def test_iterations_times_and_both_are_understood(text, limits):
     interval = progress.CheckpointInterval.parse(text)
     assert (interval.iterations, interval.seconds) == limits
 
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "-5", "often", "5,6", "5m,6m", "1.5m", "5d", "5,", "9" * 30])
-def test_anything_else_is_refused_with_what_is_understood(text: str) -> None:
+def test_anything_else_is_refused_with_what_is_understood(text):
     with pytest.raises(UsageError, match=r"iterations, minutes or both \(500, 10m, 500,10m\)"):
         progress.CheckpointInterval.parse(text)
 
 
-def test_by_default_checkpoints_take_less_than_a_hundredth_of_the_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_by_default_checkpoints_take_less_than_a_hundredth_of_the_time(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     interval = progress.CheckpointInterval()
@@ -85,7 +81,7 @@ def test_by_default_checkpoints_take_less_than_a_hundredth_of_the_time(
 # --- interrupts ------------------------------------------------------------------------------------
 
 
-def test_the_first_signal_is_noted_and_the_handlers_of_before_come_back() -> None:
+def test_the_first_signal_is_noted_and_the_handlers_of_before_come_back():
     before = [signal.getsignal(number) for number in progress.SIGNALS]
     for number in progress.SIGNALS:
         with pytest.raises(ZeroDivisionError), progress.Interrupts() as interrupts:  # noqa: PT012
@@ -96,8 +92,8 @@ def test_the_first_signal_is_noted_and_the_handlers_of_before_come_back() -> Non
     assert [signal.getsignal(number) for number in progress.SIGNALS] == before
 
 
-def test_a_second_signal_acts_at_once_but_not_the_echo_of_the_first() -> None:
-    acted: list[int] = []
+def test_a_second_signal_acts_at_once_but_not_the_echo_of_the_first():
+    acted = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: acted.append(number))
     with progress.Interrupts() as interrupts:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # the terminal, torchrun, a scheduler
@@ -109,7 +105,7 @@ def test_a_second_signal_acts_at_once_but_not_the_echo_of_the_first() -> None:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_under_nohup_a_closed_terminal_is_not_heard() -> None:
+def test_under_nohup_a_closed_terminal_is_not_heard():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with progress.Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -117,11 +113,11 @@ def test_under_nohup_a_closed_terminal_is_not_heard() -> None:
     signal.signal(signal.SIGHUP, before)
 
 
-def test_outside_the_main_thread_nothing_is_touched() -> None:
+def test_outside_the_main_thread_nothing_is_touched():
     before = signal.getsignal(signal.SIGTERM)
     seen = []
 
-    def watch() -> None:
+    def watch():
         with progress.Interrupts() as interrupts:
             seen.append((signal.getsignal(signal.SIGTERM), interrupts.received))
 
@@ -129,15 +125,3 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
     thread.start()
     thread.join()
     assert seen == [(before, 0)]
-
-
-def test_what_stops_a_run_stops_several_and_a_hang_up_that_nohup_ignores_does_not() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        handlers = []
-        pool = local.RunPool([local.Job("x", 0, ("--version",))], [""])
-        pool.hear = lambda *told: handlers.extend(map(signal.getsignal, (signal.SIGHUP, signal.SIGTERM)))
-        pool.run()
-        assert handlers == [signal.SIG_IGN, pool._pass_on]
-    finally:
-        signal.signal(signal.SIGHUP, before)

@@ -1,38 +1,30 @@
-"""Recorded updates against the plain loop: bit by bit on a CPU, which records nothing; graphs on a GPU."""
+"""The loop, and its updates recorded: bit by bit those of the plain loop on a CPU, which records nothing."""
 
-import functools
-import json
 import os
 import signal
+import sys
+import traceback
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
+from ranks import write_photos
+from runs import differences, json_of, trainer_of
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resrepro.data import Dataset, load_dataset
+from resrepro.cli import main
 from resrepro.data.augment import TrainingBatches
-from resrepro.data.feeds import MemoryFeed, open_feed
-from resrepro.data.loader import Loading
 from resrepro.errors import Diverged, Interrupted
-from resrepro.records.storage import Onlooker
-from resrepro.spec import catalogue
 from resrepro.training import measure
-from resrepro.training.checkpoint import load_checkpoint
-from resrepro.training.engine import EAGER, GRAPH, use_precision
-from resrepro.training.loop import Target, Trainer, initial_net
-from resrepro.training.parallel import split_batch
-from resrepro.training.progress import Interrupts, Sample, Watcher
+from resrepro.training.engine import EAGER, GRAPH
+from resrepro.training.progress import Interrupts, Watcher
 from resrepro.training.session import train
 from resrepro.training.updates import recorded
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHORT = {"iterations": 11, "eval_every": 4, "lr_drops": (5, 9), "batch_size": 16}
-NETS: dict[str, dict[str, Any]] = {
+NETS = {
     "plain": {"experiment": "digits-plain8"},
     "option A": {},
     "option B": {"shortcut": "B"},
@@ -51,42 +43,58 @@ NETS: dict[str, dict[str, Any]] = {
 class Curve(Watcher):
     """Keeps the samples of a run."""
 
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
+    def __init__(self):
+        self.samples = []
 
-    def sample(self, sample: Sample) -> None:
+    def sample(self, sample):
         self.samples.append(sample)
 
 
-@functools.cache
-def digits() -> Dataset:
-    return load_dataset("digits", "all", None)
-
-
-def trained(
-    device: str, engine: str, *, experiment: str = "digits-resnet8", shortcut: str | None = None,
-    micro: int | None = None, **settings: Any,
-) -> tuple[dict[str, Tensor], list[Any]]:  # fmt: skip
+def trained(device, engine, experiment="digits-resnet8", **what):
     """The state of a net after a short run, and what was sampled on the way."""
-    spec = catalogue.derive(catalogue.find(experiment), shortcut, **SHORT | settings)
-    use_precision(spec.recipe.precision, torch.device(device))
-    feed = MemoryFeed(spec.recipe, digits(), torch.device(device), seed=0)
-    target = Target(torch.device(device), split_batch(spec.recipe.batch_size, 1, micro), engine)
-    return run(Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Curve()))
-
-
-def run(trainer: Trainer) -> tuple[dict[str, Tensor], list[Any]]:
-    trainer.save = lambda: None  # type: ignore[method-assign]
+    trainer = trainer_of(experiment, device, engine, watcher=Curve(), **SHORT | what)
     with Interrupts() as interrupts:
         trainer.run(interrupts)
-    assert isinstance(trainer.watcher, Curve)
     curve = [(sample.iteration, sample.lr, sample.errors) for sample in trainer.watcher.samples]
     return {name: tensor.cpu() for name, tensor in trainer.net.state_dict().items()}, curve
 
 
 @pytest.fixture
-def same_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+def same_algorithms(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
+class Reached(Exception):
+    """The loss is about to be computed."""
+
+
+def test_the_loss_is_few_frames_below_the_command(tmp_path, monkeypatch):
+    frames, package = [], Path(sys.modules["resrepro"].__file__).parent
+
+    def note(*_, **__):
+        frames.extend(frame for frame in traceback.extract_stack() if package in Path(frame.filename).parents)
+        raise Reached
+
+    monkeypatch.setattr(F, "cross_entropy", note)
+    words = "train --dataset digits --depth 8 --plain --iterations 2 --device cpu --runs"
+    monkeypatch.setattr(sys, "argv", ["resrepro", *words.split(), str(tmp_path)])
+    with pytest.raises(Reached):
+        main()
+    told = [f"{Path(frame.filename).relative_to(package)}:{frame.name}" for frame in frames]
+    assert len(told) <= 7, told
+    assert len({frame.filename for frame in frames}) <= 4, told
+
+
+def test_a_stretch_ends_at_the_next_sample_look_or_end():
+    settings = {"iterations": 250, "eval_every": 60, "batch_size": 8, "lr_drops": (125, 188)}
+    trainer = trainer_of("digits-resnet8", "cpu", EAGER, **settings, warmup_lr=0.01, warmup_window=40)
+    events = []
+    while trainer.done < 250:
+        trainer.done = trainer.next_event()
+        events.append(trainer.done)
+        if trainer.done == 80:
+            trainer.warmup_switch = 80
+    assert events == [40, 60, 80, 100, 120, 125, 180, 188, 200, 240, 250]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,7 @@ def same_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("same_algorithms")
-def test_replayed_updates_are_those_of_the_plain_loop(net: str, device: str) -> None:
+def test_replayed_updates_are_those_of_the_plain_loop(net, device):
     """Order, crops, flips, rates, sums, warm-up: stretches of 1 to 4 updates, of two rates in one sample."""
     (plain, curve), (replayed, same) = (
         trained(device, EAGER, **NETS[net]),
@@ -118,7 +126,7 @@ def test_replayed_updates_are_those_of_the_plain_loop(net: str, device: str) -> 
 def test_tables_of_a_few_rows_give_the_same(monkeypatch):
     """Rows are drawn ahead, over the end of the tables, and not again where a stretch goes on."""
     monkeypatch.setattr("resrepro.data.feeds.ROWS", 6)
-    drawn: list[int] = []
+    drawn = []
     choices = TrainingBatches.choices
     monkeypatch.setattr(
         TrainingBatches, "choices", lambda self, update: drawn.append(update) or choices(self, update)
@@ -131,17 +139,6 @@ def test_tables_of_a_few_rows_give_the_same(monkeypatch):
     assert drawn == list(range(max(drawn) + 1))
 
 
-def photographs(folder: Path) -> Path:
-    source = np.random.default_rng(0)
-    for part in ("train", "val"):
-        for name in ("a", "b"):
-            (folder / part / name).mkdir(parents=True)
-            for number in range(4):
-                pixels = source.integers(0, 256, (40, 48, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("net", "device"),
     [
@@ -151,16 +148,13 @@ def photographs(folder: Path) -> Path:
     ],
 )
 @pytest.mark.usefixtures("same_algorithms")
-def test_photographs_and_a_plateau(tmp_path: Path, net: str, device: str) -> None:
+def test_photographs_and_a_plateau(tmp_path, net, device):
     settings = {"iterations": 6, "eval_every": 1, "batch_size": 4, "image_size": 32, "bn_group": 4}
-    plateau = {"lr_policy": "plateau", "plateau_patience": 2, "plateau_gain": 100.0}
-    spec = catalogue.derive(catalogue.find(f"folder-{net}"), None, **settings, **plateau)
-    data, both = photographs(tmp_path), []
-    for engine in (EAGER, GRAPH):
-        feed = open_feed(spec, data, torch.device(device), 0, Loading(workers=0))
-        target = Target(torch.device(device), split_batch(4, 1), engine)
-        both.append(run(Trainer(spec, 0, feed, target, Onlooker(tmp_path), Curve())))
-    (plain, curve), (replayed, same) = both
+    settings |= {"lr_policy": "plateau", "plateau_patience": 2, "plateau_gain": 100.0, "lr_drops": (2, 4)}
+    settings |= {"data": write_photos(tmp_path, per_class=4, val=4, classes=2)}
+    (plain, curve), (replayed, same) = (
+        trained(device, engine, f"folder-{net}", **settings) for engine in (EAGER, GRAPH)
+    )
     assert len({sample[1] for sample in curve}) > 1  # the rate fell on the way
     exact = device == "cpu"
     assert [sample[:2] for sample in same] == [sample[:2] for sample in curve]
@@ -171,7 +165,7 @@ def test_photographs_and_a_plateau(tmp_path: Path, net: str, device: str) -> Non
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_divergence_is_found_at_the_next_look(device: str) -> None:
+def test_a_divergence_is_found_at_the_next_look(device):
     with pytest.raises(Diverged, match="by iteration 4"):
         trained(device, GRAPH, lr=1e30, lr_drops=())
 
@@ -179,7 +173,7 @@ def test_a_divergence_is_found_at_the_next_look(device: str) -> None:
 class Unwaiting(TorchDispatchMode):
     """Refuses what would wait for a GPU: numbers read from tensors, and shapes that depend on values."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func._schema.name not in {
             "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal",
         }, func  # fmt: skip
@@ -187,17 +181,12 @@ class Unwaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("net", ["option A", "BN groups", "passes", "bf16"])
-def test_an_update_waits_for_nothing(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_waits_for_nothing(net, monkeypatch):
     """What the GPU would record runs under a watch on the CPU; so does the table of choices before it."""
-    calls: list[int] = []
+    calls = []
 
-    def watched(work: Any, changed: Any) -> Any:
-        def replay() -> None:
-            with Unwaiting():
-                work()
-            calls.append(1)
-
-        return replay
+    def watched(work, changed):
+        return lambda: calls.append(watched_work(work)())
 
     monkeypatch.setattr("resrepro.training.updates.recorded", watched)
     trained("cpu", GRAPH, **NETS[net])
@@ -209,10 +198,8 @@ def test_a_recorded_measurement_follows_the_net_and_waits_for_nothing(device, mo
     """It gives what the plain one gives, also once the parameters have changed where they lie."""
     if device == "cpu":
         monkeypatch.setattr(measure, "recorded", lambda work, changed: watched_work(work))
-    spec = catalogue.derive(catalogue.find("digits-resnet8"), None, **SHORT)
-    where = torch.device(device)
-    feed = MemoryFeed(spec.recipe, digits(), where, seed=0)
-    net = initial_net(spec, 0, 10).to(where).train()
+    trainer, where = trainer_of("digits-resnet8", device, EAGER, **SHORT), torch.device(device)
+    feed, net = trainer.feed, trainer.net.train()
     recording = measure.RecordedErrors(feed, net, where)
     for factor in (1.0, 0.5):
         with torch.no_grad():
@@ -233,10 +220,10 @@ def watched_work(work):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_recording_leaves_everything_as_it_was(device: str) -> None:
+def test_recording_leaves_everything_as_it_was(device):
     number = torch.zeros(1, device=device)
 
-    def work() -> None:
+    def work():
         number.add_(1)
 
     replay = recorded(work, [number])
@@ -247,12 +234,9 @@ def test_recording_leaves_everything_as_it_was(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_an_update_that_overflows_in_fp16_leaves_no_trace(device: str) -> None:
+def test_an_update_that_overflows_in_fp16_leaves_no_trace(device):
     """The first of all: no momentum out of memory that nobody has set, and the update is counted."""
-    spec = catalogue.derive(catalogue.find("digits-resnet8"), None, **SHORT, precision="fp16")
-    feed = MemoryFeed(spec.recipe, digits(), torch.device(device), seed=0)
-    target = Target(torch.device(device), split_batch(16, 1), EAGER)
-    trainer = Trainer(spec, 0, feed, target, Onlooker(Path("nowhere")), Curve())
+    trainer = trainer_of("digits-resnet8", device, EAGER, **SHORT, precision="fp16")
     trainer.scaler = torch.amp.GradScaler(device, init_scale=2.0**100)
     parameters = list(trainer.net.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
@@ -268,25 +252,18 @@ def test_an_update_that_overflows_in_fp16_leaves_no_trace(device: str) -> None:
 class Stop(Watcher):
     """Sends itself a signal at an update within a stretch."""
 
-    def step(self, done: int, lr: float, read: Any) -> None:
+    def step(self, done, lr, read):
         if done == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.usefixtures("same_algorithms")
-def test_a_recorded_run_that_was_stopped_goes_on_bit_by_bit(tmp_path: Path, device: str) -> None:
-    options: dict[str, Any] = {"device": device, "engine": GRAPH} | SHORT
+def test_a_recorded_run_that_was_stopped_goes_on_bit_by_bit(tmp_path, device):
+    options = {"device": device, "engine": GRAPH} | SHORT
     whole = train("digits-resnet8", runs=tmp_path / "whole", **options)
     with pytest.raises(Interrupted, match="Stopped at iteration 6 of 11"):
         train("digits-resnet8", runs=tmp_path / "parts", watcher=Stop(), **options)
     parts = train("digits-resnet8", runs=tmp_path / "parts", **options)
-    one, other = (load_checkpoint(folder / "checkpoint.pt") for folder in (whole, parts))
-    assert all(torch.equal(tensor, other["net"][name]) for name, tensor in one["net"].items())
-    curves = [[row.split(",")[:6] for row in read(folder)] for folder in (whole, parts)]
-    assert curves[0] == curves[1]
-    assert json.loads((parts / "env.json").read_text())["engine"] == GRAPH
-
-
-def read(folder: Path) -> list[str]:
-    return (folder / "metrics.csv").read_text().splitlines()
+    assert differences(parts, whole) == []
+    assert json_of(parts, "env")["engine"] == GRAPH

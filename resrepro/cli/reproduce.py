@@ -16,7 +16,7 @@ from resrepro.claims.judging import judge
 from resrepro.cli import argument, option
 from resrepro.cli.show import write_exhibit
 from resrepro.cli.status import show_plan
-from resrepro.cli.train import FreshOption, pool_of, submit_runs
+from resrepro.cli.train import FreshOption, submit_runs
 from resrepro.cli.view import RunsView, raise_failures, train_all
 from resrepro.errors import DataError, ResreproError, UsageError
 from resrepro.launch.local import prepare_images, run_command
@@ -73,7 +73,7 @@ class Reproduction:
             steps = {(s.spec.experiment, s.seed): s for s in missing if s.family == family}
             if steps:
                 wanted = [(step.spec, step.seed) for step in steps.values()]
-                pool = pool_of(wanted, self.words(family), self.jobs, self.options["device"])
+                pool = launch.pool_for(wanted, self.words(family), self.jobs, self.options["device"])
                 failed = train_all(pool, RunsView(pool.jobs, onward=False))
                 self.failures |= {str(steps[job.run, job.seed]): failed[job].sentence for job in failed}
 

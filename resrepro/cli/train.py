@@ -14,9 +14,8 @@ from resrepro.cli import argument, option, recipe_option
 from resrepro.cli.status import show_plan
 from resrepro.cli.view import EventView, RunsView, raise_failures, tell, train_all
 from resrepro.errors import UsageError
-from resrepro.launch import Plan, Step, option_words, step_of, train_words
-from resrepro.launch.local import EVENTS, Job, RunPool, choose_places, prepare_images, threads_each
-from resrepro.launch.sharing import Wanted, share_commands, sharing_pays
+from resrepro.launch import Plan, Step, Wanted, option_words, pool_for, step_of, train_words
+from resrepro.launch.local import EVENTS, Job, prepare_images
 from resrepro.spec import catalogue, in_folder
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import is_first, world_size
@@ -126,16 +125,14 @@ def _wanted(given: Mapping[str, Any], changed: Mapping[str, Value]) -> Wanted:
     return [(spec, seed) for spec in specs for seed in seeds]
 
 
-def _prepare(options: dict[str, Any]) -> Any:
-    """Turn options of the command line into those of `training.session.train`; returns the device."""
+def _prepare(options: dict[str, Any]) -> None:
+    """Turn options of the command line into those of `training.session.train`."""
     from resrepro.data.loader import Loading
     from resrepro.training.engine import choose_device, keep_memory
 
     options["loading"] = Loading(options.pop("workers"), options.pop("max_bad_images") or 0)
-    device = choose_device(options["device"])
-    if device.type == "cpu":
+    if choose_device(options["device"]).type == "cpu":
         keep_memory()
-    return device
 
 
 def _train_here(wanted: Wanted, options: dict[str, Any]) -> None:
@@ -160,7 +157,7 @@ def _train_several(
 ) -> None:
     """Train several runs, as many at once as there is room for, by commands of their own."""
     how = (options[name] for name in ("device", "engine", "micro_batch", "fast"))
-    pool = pool_of(wanted, option_words(changed, **options), jobs, *how)
+    pool = pool_for(wanted, option_words(changed, **options), jobs, *how)
     prepare_images([spec for spec, _ in wanted], options["data"])
     failed = train_all(pool, RunsView(pool.jobs), " without --fresh" if options["fresh"] else "")
     if len(failed) == len(wanted) and {outcome.code for outcome in failed.values()} == {UsageError.exit_code}:
@@ -168,32 +165,18 @@ def _train_several(
     raise_failures({str(job): end.sentence for job, end in failed.items()}, f" of {len(wanted)} runs")
 
 
-def pool_of(
-    wanted: Wanted, words: Sequence[str], jobs: int | None, device: str, engine: str = "auto",
-    micro_batch: int | None = None, fast: bool = False,
-) -> RunPool:  # fmt: skip
-    """The commands that train some runs, with the options `words`, and where; some may share a command."""
-    places = choose_places(jobs, [spec for spec, _ in wanted], device, micro_batch)
-    each = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
-    precision = "bf16" if fast else wanted[0][0].recipe.precision
-    if sharing_pays(device, engine, jobs, micro_batch, precision):
-        places = list(dict.fromkeys(places))
-        each = share_commands(wanted, words, places)
-    return RunPool(each, places, threads_each(len(places)))
-
-
 def _train_unseen(wanted: Wanted, options: dict[str, Any], parent: int) -> None:
     """Train runs that share this process, and tell the process `parent` of each."""
     from resrepro.training.engine import threads_used
-    from resrepro.training.session import make_session, train_side_by_side
+    from resrepro.training.session import Session, train_side_by_side
 
-    device, threads, views = _prepare(options), options.pop("threads"), {}
-    how = [options.pop(name) for name in ("device", "engine", "checkpoint_every", "break_lock")]
+    _prepare(options)
+    threads, views = options.pop("threads"), {}
     for spec, seed in wanted:
         view = EventView(parent=parent, run=str(Job(spec.experiment, seed, ())))
-        views[make_session(spec.experiment, seed, device, watcher=view, **options)] = view
+        views[Session(spec.experiment, seed, watcher=view, **options)] = view
     with threads_used(threads):
-        for session, error in train_side_by_side(list(views), *how):
+        for session, error in train_side_by_side(list(views)):
             if error:
                 views[session].tell("fail", code=error.exit_code, sentence=str(error))
             else:

@@ -4,20 +4,25 @@ A plan is read off the records in a runs folder, each time anew, so that whateve
 however it ended, it holds what is missing. `local` and `slurm` run the commands.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from resrepro.errors import RecordError, UsageError
+from resrepro.launch.local import BASE_BYTES, LAYER_BYTES, Job, RunPool, choose_places, device_kind
+from resrepro.machine import gpus
 from resrepro.paper import layouts
 from resrepro.records import Run, read_run
 from resrepro.records.collection import Collection, read_ensembles
-from resrepro.records.reading import LAYER_RESPONSES, RESULT, Ensemble, is_measured
+from resrepro.records.reading import LAYER_RESPONSES, RESULT, is_measured
 from resrepro.records.storage import has_checkpoint, run_folder
 from resrepro.spec import Spec, catalogue, command_for, in_folder
 from resrepro.spec.recipe import FAMILIES, Value, read_toml, spell
+from resrepro.training import LANES_BY_DEFAULT, lane_group
 
 ALL = "all"
 ENSEMBLE_PROTOCOL = "multi_scale"  # of the paper's ensembles (Table 5)
@@ -25,6 +30,7 @@ SMALL, PHOTOS = "cifar", "imagenet"  # families of nets, in the order in which t
 FACTS: Mapping[str, Mapping[str, Any]] = read_toml("reproduction.toml", "resrepro.paper")
 """By exhibit that can be reproduced, in the paper's order: dataset, experiments, responses, claims."""
 State = Literal["done", "resume", "start", "blocked"]
+Wanted = Sequence[tuple[Spec, int]]  # runs: what to train with which seed
 
 
 class Exhibit(NamedTuple):
@@ -168,10 +174,20 @@ def make_plan(
         spec = catalogue.derive(experiment, None, **(settings or {}))
         own = experiment.seeds if seeds is None else seeds
         steps[experiment.name] = [step_of(runs, spec, seed) for seed in own]
-    ensembles = read_ensembles(runs)[0]
-    measured = dict.fromkeys(one for exhibit in exhibits for one in _measurements(exhibit, steps, ensembles))
+    nets = [one.members for one in read_ensembles(runs)[0] if one.protocol == ENSEMBLE_PROTOCOL]
+    known = [{(one.name, one.seed, one.digest, one.iteration) for one in own} for own in nets]
+    measured = list[Measurement]()
+    for exhibit in exhibits:
+        groups = [steps[name] for name in exhibit.experiments if name in steps]
+        usable = [step for group in groups for step in group if step.state != "blocked"]
+        for what in exhibit.measures:
+            measured += [Measurement(what, (step,), is_measured(what, step.run)) for step in usable]
+        members = tuple(group[0] for group in groups if group and group[0].state != "blocked")
+        if exhibit.ensemble and len(members) > 1:
+            its = {(step.spec.name, step.seed, step.spec.digest, step.done) for step in members}
+            measured.append(Measurement(ENSEMBLE_PROTOCOL, members, its in known))
     every = tuple(step for group in steps.values() for step in group)
-    return Plan(runs, every, tuple(exhibits), tuple(measured))
+    return Plan(runs, every, tuple(exhibits), tuple(dict.fromkeys(measured)))
 
 
 def step_of(runs: Path, spec: Spec, seed: int) -> Step:
@@ -198,22 +214,6 @@ def step_of(runs: Path, spec: Spec, seed: int) -> Step:
     return step("resume", done, run=run) if going_on else step("start", run=run)
 
 
-def _measurements(
-    exhibit: Exhibit, steps: Mapping[str, Sequence[Step]], ensembles: Sequence[Ensemble]
-) -> Iterable[Measurement]:
-    """What an exhibit needs to have measured of its runs."""
-    groups = [steps[name] for name in exhibit.experiments if name in steps]
-    for what in exhibit.measures:
-        for step in (step for group in groups for step in group if step.state != "blocked"):
-            yield Measurement(what, (step,), is_measured(what, step.run))
-    members = tuple(group[0] for group in groups if group and group[0].state != "blocked")
-    if exhibit.ensemble and len(members) > 1:
-        wanted = {(step.spec.name, step.seed, step.spec.digest, step.done) for step in members}
-        nets = [one.members for one in ensembles if one.protocol == ENSEMBLE_PROTOCOL]
-        done = any(wanted == {(one.name, one.seed, one.digest, one.iteration) for one in own} for own in nets)
-        yield Measurement(ENSEMBLE_PROTOCOL, members, done)
-
-
 def option_words(settings: Mapping[str, Value | None], **options: object) -> list[str]:
     """Options as words of a command: `--set key=value`, flags for True, nothing for None and False."""
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={spell(value)}")]
@@ -226,6 +226,55 @@ def option_words(settings: Mapping[str, Value | None], **options: object) -> lis
 def train_words(spec: Spec, seed: int, words: Sequence[str]) -> tuple[str, ...]:
     """The command that trains a run, without `resrepro`; `words` are the options that all runs share."""
     return ("train", spec.experiment, "--seed", str(seed), *words)
+
+
+def pool_for(
+    wanted: Wanted, words: Sequence[str], jobs: int | None, device: str, engine: str = "auto",
+    micro_batch: int | None = None, fast: bool = False,
+) -> RunPool:  # fmt: skip
+    """The commands of runs that share the options `words`, and where they run (see `choose_places`).
+
+    On a GPU runs that can be lanes of one program (see `training.lane_group`) share commands, with the engine
+    lanes, or where `auto` takes it and nothing else is asked for: no more in one than the memory of the
+    fullest GPU holds, and as many commands as keep all GPUs busy, larger nets on more.
+    """
+    specs = [spec for spec, _ in wanted]
+    places = choose_places(jobs, specs, device, micro_batch)
+    precision = "bf16" if fast or not specs else specs[0].recipe.precision
+    unasked = engine == "auto" and jobs is micro_batch is None and precision in LANES_BY_DEFAULT
+    if device_kind(device) != "cuda" or find_spec("triton") is None or not (unasked or engine == "lanes"):
+        alone = [Job(spec.experiment, seed, train_words(spec, seed, words)) for spec, seed in wanted]
+        return RunPool(alone, places)
+    places = list(dict.fromkeys(places))
+    groups: dict[object, list[tuple[Spec, int]]] = {}
+    for spec, seed in wanted:
+        groups.setdefault(lane_group(spec) or (spec, seed), []).append((spec, seed))
+    free = [size for gpu, size in gpus().items() if gpu in places and size is not None]
+    work, each = sum(spec.depth for spec in specs), list[Job]()
+    for group in groups.values():
+        first = group[0][0]
+        lane = LAYER_BYTES * first.depth * first.recipe.batch_size
+        commands = math.ceil(len(places) * first.depth * len(group) / work)
+        most = min([math.ceil(len(group) / commands), *((size - BASE_BYTES) // lane for size in free)])
+        for names, seeds in _shared(group, max(1, most)):
+            which = ("--seeds", ",".join(map(str, seeds)))
+            if len(seeds) == 1:  # `--seeds 3` would be three of them
+                which = ("--seed", str(seeds[0]))
+            told = ("train", *names, *which, *words)
+            each += [Job(name, seed, told) for name in names for seed in seeds]
+    return RunPool(each, places)
+
+
+def _shared(group: Wanted, most: int) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """Nets and seeds of commands, each of which takes every one of its nets with every one of its seeds."""
+    seeds_of: dict[str, tuple[int, ...]] = {}
+    for spec, seed in group:
+        seeds_of[spec.experiment] = (*seeds_of.get(spec.experiment, ()), seed)
+    for seeds in dict.fromkeys(seeds_of.values()):
+        names = [name for name, own in seeds_of.items() if own == seeds]
+        for some in (names[start : start + most] for start in range(0, len(names), most)):
+            step = max(1, most // len(some))
+            yield from ((some, seeds[start : start + step]) for start in range(0, len(seeds), step))
 
 
 def data_folder_of(family: str, folders: Sequence[Path]) -> Path | None:

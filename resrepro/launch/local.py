@@ -4,7 +4,6 @@ A run is the command `resrepro train ..` in a process of its own, which tells it
 """
 
 import json
-import math
 import os
 import queue
 import signal
@@ -17,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, cycle, islice
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, NamedTuple
 
 from resrepro.errors import Interrupted, UsageError
@@ -27,7 +25,7 @@ from resrepro.spec import Spec
 from resrepro.spec.architecture import architecture_of
 from resrepro.spec.catalogue import find
 from resrepro.spec.recipe import CifarRecipe
-from resrepro.training.progress import SIGNALS
+from resrepro.training.progress import Interrupts
 
 COMMAND = (sys.executable, "-m", "resrepro")
 EVENTS = "RESREPRO_EVENTS"  # to a command that is to tell its events: the process that hears them
@@ -36,7 +34,6 @@ ON_GPU = 6  # runs side by side on one GPU under MPS; without it they gain nothi
 BASE_BYTES = 900 * 2**20  # of a process that trains a net of a few layers (measured, rounded up)
 LAYER_BYTES = 100 * 2**10  # more for each weighted layer and image of a pass (measured, rounded up)
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and Windows' under its Linux
-ROW_BYTES = 75  # of a line of metrics.csv
 CHECKPOINT_BYTES = 2 * 4 * 2  # of a parameter: float32 and its momentum, the newest and the one before
 
 Event = Mapping[str, Any]
@@ -44,21 +41,18 @@ Words = tuple[str, ...]
 
 
 def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple[float, float] | None:
-    """What a run takes from iteration `done` on, at least and at most; None where none such is recorded.
-
-    By the runs of this net and mode on this machine: at the speed of the fastest stretch between two samples,
-    and at that of the fastest run with all that it measured.
+    """What a run takes from iteration `done` on, at least and at most, by the runs of this net and mode on
+    this machine (None without any): at the speed of the fastest stretch between two samples, and at that of
+    the fastest run with all that it measured.
     """
+    net = "dataset", "depth", "plain", "shortcut", "batch_size", "image_size", "precision"
 
     def compared(cpu: str | None, kind: str | None, spec: Mapping[str, Any]) -> list[object]:
-        own = {**spec["recipe"], **spec}
-        net = "dataset", "depth", "plain", "shortcut", "batch_size", "image_size", "precision"
-        return [cpu, kind, *(own.get(key) for key in net)]
+        return [cpu, kind, *({**spec["recipe"], **spec}.get(key) for key in net)]
 
     here = compared(cpu_model(), device_kind(device), spec.to_json())
     alike = (run for run in runs if compared(run.env.get("cpu"), run.env.get("device"), run.spec) == here)
-    seen = [run for run in alike if run.result["iteration"]]
-    if not seen:
+    if not (seen := [run for run in alike if run.result["iteration"]]):
         return None
     ahead, batch = spec.recipe.iterations - done, spec.recipe.batch_size
     whole = min(run.result["seconds"] / run.result["iteration"] for run in seen)
@@ -67,28 +61,24 @@ def seconds_of(spec: Spec, done: int, runs: Iterable[Run], device: str) -> tuple
 
 
 def disk_mib(spec: Spec) -> float:
-    """Of a run's folder: two checkpoints, and the curves of two sets at every sample."""
-    net = architecture_of(find(spec.experiment))
-    samples = math.ceil(spec.recipe.iterations / spec.recipe.sampled_every(1))  # or fewer
-    return (CHECKPOINT_BYTES * net.parameters + 2 * samples * ROW_BYTES) / 2**20
+    """Of a run's folder, whose checkpoints are most of it."""
+    return CHECKPOINT_BYTES * architecture_of(find(spec.experiment)).parameters / 2**20
 
 
 def span(seconds: tuple[float, float] | None) -> str:
-    """Two durations as one: `45 s`, `40-50 min`, `50 min - 2.1 h`; `unknown` of None."""
+    """Two durations as one: `45 s`, `40-50 min`, `50 min - 2.1 h`, `3.1 days`; `unknown` of None."""
+
+    def told(seconds: float) -> tuple[str, str]:
+        if seconds < 90 * 60:
+            return (f"{seconds / 60:.0f}", "min") if seconds >= 90 else (f"{seconds:.0f}", "s")
+        return (f"{seconds / 3600:.1f}", "h") if seconds < 48 * 3600 else (f"{seconds / 86400:.1f}", "days")
+
     if seconds is None:
         return "unknown"
-    (low, unit), (high, other) = (duration(each).split(" ") for each in seconds)
+    (low, unit), (high, other) = map(told, seconds)
     if unit != other:
         return f"{low} {unit} - {high} {other}"
     return f"{high} {unit}" if low == high else f"{low}-{high} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """A duration with two figures or so: `45 s`, `12 min`, `5.3 h`, `3.1 days`."""
-    for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60)):
-        if seconds < most:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def device_kind(device: str) -> str:
@@ -103,7 +93,6 @@ def choose_places(
     jobs: int | None, specs: Sequence[Spec], device: str, micro_batch: int | None = None
 ) -> list[str]:
     """Where to train at once, a run in each place: `jobs` runs, one spec for each, or as many as have room.
-
     On a CPU as many as there are cores and memory; on each NVIDIA GPU one, or where MPS is running as many as
     its memory holds, at most ON_GPU. One at a time on other GPUs, and of nets on photographs, whose workers
     keep the cores busy, one on each GPU. Returns the GPU of each run, as CUDA_VISIBLE_DEVICES is to name it;
@@ -127,19 +116,13 @@ def _rooms_on_gpus(device: str, largest: int, small: bool) -> dict[str, int]:
     """How many runs have room on each GPU that is not full; on the emptiest one at least."""
     free = gpus()
     if index := device.partition(":")[2]:  # which the command itself takes
-        sizes = dict(zip(map(str, range(len(free))), free.values(), strict=True))
-        free = {"": sizes[index]} if index in sizes else {}
+        free = {"": size for number, size in enumerate(free.values()) if str(number) == index}  # noqa: B035
     if not free:
         return {"": 1}
     most = max(1, min(ON_GPU, cores() // len(free))) if small and gpus_are_shared() else 1
     rooms = {gpu: 1 if size is None else min(most, size // largest) for gpu, size in free.items()}
     emptiest = max(free, key=lambda gpu: free[gpu] or 0)
     return {gpu: room for gpu, room in rooms.items() if room} or {emptiest: 1}
-
-
-def threads_each(jobs: int) -> int | None:
-    """The CPU threads of each of several jobs; None, for all, of one."""
-    return None if jobs == 1 else max(1, cores() // jobs)
 
 
 def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
@@ -152,31 +135,27 @@ def prepare_images(specs: Sequence[Spec], data: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train: what it is called, its seed, and the words after `resrepro` that do it.
+    """A run to train; those of the same words are trained together, by one command."""
 
-    Runs of the same words are trained together, by one command.
-    """
-
-    run: str
+    run: str  # what it is called
     seed: int
-    words: Words
+    words: Words  # after `resrepro`
 
     def __str__(self) -> str:
         return f"{self.run}, seed {self.seed}"
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its exit code, the sentence on it, and the trace of what nobody expected."""
+    """How a command ended."""
 
     code: int
     sentence: str = ""
-    trace: str = ""
+    trace: str = ""  # of what nobody expected
 
 
 class Command:
-    """A command of ours that is running; `tell` is called with each of its events, then with its outcome.
-
-    It is the leader of a process group of its own, so that Ctrl-C reaches this process alone.
+    """A command of ours that is running; `tell` is called with each of its events, then with its outcome. It
+    is the leader of a process group of its own, so that Ctrl-C reaches this process alone.
     """
 
     def __init__(
@@ -227,14 +206,12 @@ class Command:
 
 @dataclass
 class RunPool:
-    """Trains `jobs`, one in each of `places` (see `choose_places`) with `threads`; a failure stops no other.
-
-    `hear` is told of each event of a run, `end` how it ended.
+    """Trains `jobs`, one in each of `places` (see `choose_places`); a failure stops no other. `hear` is told
+    of each event of a run, `end` how it ended.
     """
 
     jobs: Sequence[Job]
     places: Sequence[str]
-    threads: int | None = None
     hear: Callable[[Job, Event], None] = lambda job, event: None
     end: Callable[[Job, Outcome], None] = lambda job, outcome: None
     outcomes: dict[Job, Outcome] = field(default_factory=dict)  # of those begun, in the order of their ends
@@ -242,64 +219,56 @@ class RunPool:
 
     def run(self) -> None:
         """Train all, or until a signal comes: the first is passed on, and the runs stop after their update; a
-        second Ctrl-C, or an error, ends them at once.
+        second one (see `Interrupts`), or an error, ends them at once.
         """
         self.running, self.taken, self.finished = dict[Words, Command](), dict[Words, int](), set[Job]()
         self.told: queue.Queue[tuple[Words, Event | Outcome]] = queue.Queue()
         waiting = list(dict.fromkeys(job.words for job in self.jobs))
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # by nohup
-        before = {number: signal.signal(number, self._pass_on) for number in heard}
         try:
-            while self.running or (waiting and not self.received):
-                while waiting and len(self.taken) < len(self.places) and not self.received:
-                    self._start(waiting.pop(0))
-                with suppress(queue.Empty):
-                    self._take(*self.told.get(timeout=PAUSE))
+            with Interrupts() as interrupts:
+                while self.running or (waiting and not self.received):
+                    while waiting and len(self.taken) < len(self.places) and not self.received:
+                        self._start(waiting.pop(0))
+                    with suppress(queue.Empty):
+                        self._take(*self.told.get(timeout=PAUSE))
+                    if interrupts.received and not self.received:
+                        self.received = interrupts.received
+                        for command in self.running.values():
+                            command.process.send_signal(self.received)
         finally:
             for command in self.running.values():
                 command.end()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _start(self, words: Words) -> None:
         self.taken[words] = min(set(range(len(self.places))) - set(self.taken.values()))
-        gpu = self.places[self.taken[words]]
-        self.running[words] = Command(words, lambda told: self.told.put((words, told)), self.threads, gpu)
+        gpu, count = self.places[self.taken[words]], len(self.places)
+        threads = None if count == 1 else max(1, cores() // count)  # its share; of one alone all
+        self.running[words] = Command(words, lambda told: self.told.put((words, told)), threads, gpu)
         for job in self._jobs_of(words):
             self.hear(job, {"event": "start"})
 
-    def _jobs_of(self, words: Words, event: Event | None = None) -> list[Job]:
-        """The runs of a command that have not ended; those of one of its events."""
-        left = [job for job in self.jobs if job.words == words and job not in self.outcomes]
-        return left if event is None else [job for job in left if event.get("run") in (None, str(job))]
+    def _jobs_of(self, words: Words) -> list[Job]:
+        """The runs of a command that have not ended."""
+        return [job for job in self.jobs if job.words == words and job not in self.outcomes]
 
     def _take(self, words: Words, told: Event | Outcome) -> None:
-        if not isinstance(told, Outcome):
-            for job in self._jobs_of(words, told):
+        ends = dict[Job, Outcome]()
+        if isinstance(told, Outcome):
+            del self.running[words], self.taken[words]
+            if self.received and told.code == -self.received:  # it had no hand free yet for a checkpoint
+                told = Outcome(128 + self.received, "Stopped before it began.")
+            ends = {job: Outcome(0) if job in self.finished else told for job in self._jobs_of(words)}
+        else:
+            for job in (job for job in self._jobs_of(words) if told.get("run") in (None, str(job))):
                 if told["event"] == "fail":
-                    self._end(job, Outcome(told["code"], told["sentence"]))
+                    ends[job] = Outcome(told["code"], told["sentence"])
                     continue
                 self.hear(job, told)
                 if told["event"] == "finish":
                     self.finished.add(job)
-            return
-        del self.running[words], self.taken[words]
-        if self.received and told.code == -self.received:  # it had no hand free yet to write a checkpoint
-            told = Outcome(128 + self.received, "Stopped before it began.")
-        for job in self._jobs_of(words):
-            self._end(job, Outcome(0) if job in self.finished else told)
-
-    def _end(self, job: Job, outcome: Outcome) -> None:
-        self.outcomes[job] = outcome
-        self.end(job, outcome)
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not self.received:
-            self.received = number
-            for command in list(self.running.values()):
-                command.process.send_signal(number)
+        self.outcomes |= ends
+        for job, outcome in ends.items():
+            self.end(job, outcome)
 
 
 def run_command(words: Sequence[str]) -> Outcome:

@@ -45,9 +45,10 @@ class QueuedRun(Job):
         """Run the commands; SystemExit if one fails, or was stopped. A job that begins again goes on where it
         was to start anew, and takes over the lock of its last node.
         """
-        restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-        again = [*(word for word in self.words if word != "--fresh"), "--break-lock"]
-        for words in (again if restarted else self.words, *self.measures):
+        train = list(self.words)
+        if int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+            train = [*(word for word in train if word != "--fresh"), "--break-lock"]
+        for words in (train, *self.measures):
             _run_command(words)
 
     def checkpoint(self) -> "DelayedSubmission":
@@ -96,9 +97,7 @@ def submit(
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
     except ModuleNotFoundError:
-        raise UsageError(
-            "--launcher slurm needs submitit, which is not installed: pip install submitit."
-        ) from None
+        raise UsageError("--launcher slurm needs submitit: pip install submitit.") from None
     own = {} if threads is None else {"cpus_per_task": str(threads)}
     others = {key: value or True for key, value in (DEFAULTS | own | dict(options)).items()}
     there = jobs_of(runs)
@@ -158,12 +157,9 @@ def _squeue(which: str) -> list[QueuedJob]:
         answer = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except FileNotFoundError:
         raise QueueError("squeue is not on the PATH here, so the queue cannot be asked.") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
         raise QueueError(f"squeue cannot be asked: {error}.") from None
     if answer.returncode and "invalid job id" not in answer.stderr.lower():  # its word where none is left
         raise QueueError(f"squeue failed: {answer.stderr.strip() or f'exit code {answer.returncode}'}")
-    try:
-        jobs = [[part.strip() for part in line.split("|", 4)] for line in answer.stdout.splitlines()]
-        return [QueuedJob(id, state, used, at.strip("()"), Path(path)) for id, state, used, at, path in jobs]
-    except ValueError:
-        raise QueueError(f"squeue said what cannot be read: {answer.stdout[:200]!r}.") from None
+    jobs = [[part.strip() for part in line.split("|", 4)] for line in answer.stdout.splitlines()]
+    return [QueuedJob(id, state, used, at.strip("()"), Path(path)) for id, state, used, at, path in jobs]

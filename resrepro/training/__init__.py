@@ -1,7 +1,5 @@
-"""How a net is trained; here, what can be told without torch.
-
-That is which process of a run this is, as `torchrun` says in the environment, and which runs can be trained
-side by side by one program.
+"""How a net is trained; here, without torch, which process of a run this is, as `torchrun` says in the
+environment, and which runs can be trained side by side by one program.
 """
 
 import os
@@ -16,23 +14,19 @@ LANES_BY_DEFAULT = ("bf16", "tf32")
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
 
 
-def _number(name: str, alone: int) -> int:
-    return int(os.environ[name]) if all(key in os.environ for key in LAUNCHED) else alone
+def world_size() -> int:
+    """The number of processes of the run, on all its machines; 1 without `torchrun`."""
+    return int(os.environ["WORLD_SIZE"]) if all(key in os.environ for key in LAUNCHED) else 1
 
 
 def rank() -> int:
-    """The number of this process among all of the run, from 0; it is alone without `torchrun`."""
-    return _number("RANK", 0)
-
-
-def world_size() -> int:
-    """The number of processes of the run, on all its machines."""
-    return _number("WORLD_SIZE", 1)
+    """The number of this process among all of the run, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
     """The number of this process among those of this machine, which is the number of its GPU."""
-    return _number("LOCAL_RANK", 0)
+    return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
 def local_world_size() -> int:
@@ -46,9 +40,8 @@ def is_first() -> bool:
 
 
 def lane_group(spec: Spec) -> Hashable | None:
-    """What runs that are lanes of one program have in common; None of a run that cannot be one.
-
-    They may differ in seed, and in whether they are plain or residual.
+    """What runs that are lanes of one program have in common, which may differ in seed and be plain or
+    residual; None of a run that cannot be one.
     """
     recipe = spec.recipe
     fits = (

@@ -8,11 +8,10 @@ import argparse
 import datetime
 import hashlib
 import io
-import os
 import re
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -20,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from resrepro.errors import RecordError, UsageError
+from resrepro.errors import RecordError
 from resrepro.records.reading import CHECKPOINT, FORMAT, PREVIOUS, RESULT
-from resrepro.records.storage import not_written, write_whole
-from resrepro.spec import Spec
+from resrepro.records.storage import write_whole
 from resrepro.training import rank, world_size
-from resrepro.training.engine import choose_device
 from resrepro.training.measure import Errors
 
 if TYPE_CHECKING:
@@ -37,7 +35,8 @@ MARK = b"\nsha256 "
 TRAILER_BYTES = len(MARK) + 64 + 1  # the mark, the checksum in hex, the end of the line
 DAMAGED = "checkpoint.damaged.pt"  # where a damaged one is moved
 
-NUMPY_FUNCTIONS = (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
+OF_NUMPY = {"scalar": "multiarray", "_reconstruct": "multiarray", "_frombuffer": "numeric"}
+PATHS = [f"{kind}Path" for kind in ("", "Posix", "PurePosix", "Windows", "PureWindows")]
 # What other people keep beside the weights (options, "best_acc", paths), under the names in their files; none
 # of it does more than hold values.
 HARMLESS: list[Any] = [
@@ -45,31 +44,19 @@ HARMLESS: list[Any] = [
     datetime.datetime, datetime.date, datetime.timedelta,
     (lambda *_: {}, "collections.defaultdict"),  # which torch's reader builds but does not fill
     np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdUSMO"},
-    *(
-        (getattr(getattr(np._core, module), name), f"numpy.{core}.{module}.{name}")  # type: ignore[attr-defined]
-        for module, name in NUMPY_FUNCTIONS
-        for core in ("_core", "core")
-    ),
-    *(
-        (PureWindowsPath if "Windows" in name else PurePosixPath, f"{module}.{name}")
-        for module in ("pathlib", "pathlib._local")
-        for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-    ),
+    *((getattr(getattr(np._core, module), name), f"numpy.{core}.{module}.{name}")  # type: ignore[attr-defined]
+      for name, module in OF_NUMPY.items() for core in ("_core", "core")),
+    *((PureWindowsPath if "Windows" in name else PurePosixPath, f"{module}.{name}")
+      for module in ("pathlib", "pathlib._local") for name in PATHS),
 ]  # fmt: skip
 # How torch's weights-only reader words its refusal of a pickled object.
 REFUSAL = r"GLOBAL ([\w.]+)|Unsupported class|Trying to (call reduce|instantiate)|Can only build"
-REASONS = {  # what else it says of files that are whole
-    "TorchScript": "is a TorchScript archive: save `torch.jit.load(...).state_dict()` with torch.save",
-    "Unsupported operand 149": "is written in a pickle protocol that PyTorch's safe reader does not know: "
-    "save it anew by `torch.save` without `pickle_protocol`",
-}
 HEAD = 64  # bytes of a file that tell what it is
 SIGNS = (  # how files begin that are often taken for checkpoints, and what to do about them
     (rb"$", "is empty: download or copy it again"),
     (rb"version https", "is a pointer of Git LFS, not the file it stands for: fetch that, `git lfs pull`"),
     (rb"(\xef\xbb\xbf)?\s*<", "is a web page (HTML or XML), not the file it tells of: download that itself"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ", "is compressed: unpack it, and name the file within"),
-    (rb"\x89HDF", "is an HDF5 file, of Keras or the like: save its weights from PyTorch, or as .safetensors"),
 )
 
 Shares = list[list[tuple[Tensor, int]]]  # of each process: its sums since the last sample, and since a look
@@ -80,22 +67,23 @@ class Damaged(RecordError):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint with its checksum beside its place, then move it there; keep the one before.
-
-    RecordError if it cannot be written; the newest that was there is then untouched.
+    """Write a checkpoint with its checksum beside its place, then move it there; keep the one before
+    (RecordError if it cannot be written; what was there is then untouched).
     """
-    before = path.with_name(PREVIOUS) if path.name == CHECKPOINT else None
+
+    def apart(tensor: Tensor) -> Tensor:  # of a view PyTorch saves all that it is a view of
+        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
     buffer = io.BytesIO()
-    torch.save(_each({"format": FORMAT, **state}, _apart), buffer)
+    torch.save(tree_map_only(Tensor, apart, {"format": FORMAT, **state}), buffer)
     sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.write(MARK + sha256.encode() + b"\n")
-    write_whole(path, [buffer.getbuffer()], keep=before)
+    write_whole(path, [buffer.getbuffer()], keep=path.with_name(PREVIOUS))
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, on a GPU while it makes the next updates.
-
-    Its queue then copies the state off between the updates before and those after.
+    """Writes the checkpoints of a run, on a GPU while it makes the next updates: its queue copies the state
+    off between the updates before and those after.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -110,15 +98,18 @@ class CheckpointWriter:
         if self.thread is None:
             save_checkpoint(self.path, state)
             return
-        state = _each(state, lambda tensor: tensor.to("cpu", non_blocking=True, copy=True))
+        state = tree_map_only(Tensor, lambda part: part.to("cpu", non_blocking=True, copy=True), state)
         copied = None if self.queue is None else self.queue.record_event()
-        self.under_way = self.thread.submit(self._write_copied, state, copied)
 
-    def _write_copied(self, state: dict[str, Any], copied: torch.cuda.Event | None) -> None:
-        if copied is not None:
-            with torch.cuda.device(copied.device):  # a thread begins on the first GPU, and would occupy it
-                copied.synchronize()
-        save_checkpoint(self.path, state)
+        def write_copied() -> None:
+            if copied is not None:
+                with torch.cuda.device(
+                    copied.device
+                ):  # a thread begins on the first GPU, and would occupy it
+                    copied.synchronize()
+            save_checkpoint(self.path, state)
+
+        self.under_way = self.thread.submit(write_copied)
 
     def finish(self) -> None:
         """Wait until the last one is on the disk. RecordError if it cannot be written."""
@@ -127,31 +118,14 @@ class CheckpointWriter:
             under_way.result()
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A state with each of its tensors changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _each(each, change) for key, each in value.items()}
-    return type(value)(_each(each, change) for each in value) if isinstance(value, list | tuple) else value
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    """A tensor without the numbers beside it: of a view PyTorch saves all that it is a view of."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; of ours the checksum is verified first.
-
-    RecordError if the file is missing, no checkpoint, too large, damaged, or holds pickled objects other than
-    tensors, plain values and numpy scalars.
+    """Read a checkpoint onto the CPU; of ours the checksum is verified first. RecordError if the file is
+    missing, no checkpoint, too large, damaged, or holds pickled objects that are not HARMLESS.
     """
-    if path.is_fifo() or path.is_char_device():
-        raise RecordError(f"{path} is a pipe or device, not a file: name a checkpoint.")
     try:
-        sealed = _verify(path)  # first: of a damaged file of ours that is what should be said
-        content = _read_pickled(path)
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise Damaged(f"{path} has {size:,} bytes, more than the {LARGEST_FILE:,} that are read.")
+        whole = path.read_bytes()
     except FileNotFoundError:
         seeds = sorted(folder.name for folder in path.parent.glob("seed*") if folder.is_dir())
         hint = f" Name a seed's own folder, such as {path.parent / seeds[0]}." if seeds else ""
@@ -160,10 +134,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RecordError(f"there is no checkpoint {path}.{hint}") from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
-    except MemoryError:
-        raise RecordError(f"this machine's memory does not hold {path}.") from None
-    if isinstance(content, list | tuple):  # (state dict, epoch)
-        content = {str(place): each for place, each in enumerate(content)}
+    trailer, sealed = whole[-TRAILER_BYTES:], False
+    if trailer.startswith(MARK) and trailer.endswith(b"\n"):
+        sha256, sealed = hashlib.sha256(memoryview(whole)[:-TRAILER_BYTES]).hexdigest(), True
+        if sha256.encode() != trailer[len(MARK) : -1]:
+            raise Damaged(f"{path} is damaged: its checksum does not match its content.")
+    content = _unpickled(path, whole)
     if not isinstance(content, dict):
         raise RecordError(f"{path} holds no state dict but a {type(content).__name__}.")
     if content.get("format") == FORMAT and not sealed:
@@ -172,16 +148,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
-    """The newest checkpoint of a run that is whole, and a notice if it is not the newest; None without any.
-
-    A damaged newest one is moved aside: the next one would push the whole one out. RecordError if there are
-    some, and none is whole.
+def load_newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The newest checkpoint of a run that is whole, None without any, and a notice if it is not the newest: a
+    damaged one is moved aside, for it would push the whole one out (RecordError if none of some is whole).
     """
     newest, before = folder / CHECKPOINT, folder / PREVIOUS
     if not newest.exists():
-        notice = f"{newest} is missing; the checkpoint before it is whole."
-        return (load_checkpoint(before), notice) if before.exists() else None
+        if not before.exists():
+            return None, ""
+        return load_checkpoint(before), f"{newest} is missing; the checkpoint before it is whole."
     try:
         return load_checkpoint(newest), ""
     except Damaged as trouble:
@@ -191,40 +166,16 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], str] | None:
             raise RecordError(
                 f"{str(trouble).rstrip('.')}, and there is no whole one before it: start anew with --fresh."
             ) from None
-    aside = folder / DAMAGED
-    try:
-        newest.replace(aside)
-    except OSError as error:
-        raise not_written(aside, error) from None
-    return content, f"{newest} is damaged and was moved to {aside.name}; the checkpoint before it is whole."
+    newest.replace(folder / DAMAGED)
+    return content, f"{newest} is damaged and was moved to {DAMAGED}; the checkpoint before it is whole."
 
 
-def _verify(path: Path) -> bool:
-    """Whether the file ends with a checksum, which then matches; reads it once."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size > LARGEST_FILE:
-            raise Damaged(f"{path} has {size:,} bytes, more than the {LARGEST_FILE:,} that are read.")
-        file.seek(max(0, size - TRAILER_BYTES))
-        trailer = file.read()
-        if not trailer.startswith(MARK) or not trailer.endswith(b"\n"):
-            return False
-        file.seek(0)
-        digest, rest = hashlib.sha256(), size - TRAILER_BYTES
-        while rest and (piece := file.read(min(rest, 2**20))):
-            digest.update(piece)
-            rest -= len(piece)
-    if digest.hexdigest().encode() != trailer[len(MARK) : -1]:
-        raise Damaged(f"{path} is damaged: its checksum does not match its content.")
-    return True
-
-
-def _read_pickled(path: Path) -> Any:
+def _unpickled(path: Path, whole: bytes) -> Any:
     """What a file of `torch.save` holds, on the CPU."""
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickle protocols and TorchScript archives
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # on bytes that are damaged PyTorch raises whatever comes of them
@@ -235,10 +186,7 @@ def _read_pickled(path: Path) -> Any:
             f"{path} holds a pickled object that is no tensor{which}, so it is not opened: "
             "save the state dict alone (`torch.save(net.state_dict(), ...)`)."
         )
-    with path.open("rb") as file:
-        what = sign_of(file.read(HEAD))
-    what = what or next((words for sign, words in REASONS.items() if sign in trouble), None)
-    raise Damaged(f"{path} {what or 'is not a PyTorch checkpoint, or is damaged'}.")
+    raise Damaged(f"{path} {sign_of(whole[:HEAD]) or 'is not a PyTorch checkpoint, or is damaged'}.")
 
 
 def sign_of(head: bytes) -> str | None:
@@ -251,7 +199,7 @@ def sign_of(head: bytes) -> str | None:
 
 def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
     """The content of a checkpoint."""
-    about = run.feed.about
+    about, plateau = run.feed.about, run.plateau
     return {
         "digest": run.spec.digest, "spec": run.spec.to_json(), "num_classes": about.num_classes,
         "classes": None if about.classes is None else list(about.classes), "seed": run.seed,
@@ -259,45 +207,30 @@ def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
         "iteration": run.done, "sampled": run.sampled, "net": run.net.state_dict(),
         "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
         "skipped": run.skipped.item(),
-        "warmup_switch": run.warmup_switch, "plateau": None if run.plateau is None else run.plateau.state(),
-        "shares": shares, "best": run.best,
+        "warmup_switch": run.warmup_switch, "shares": shares, "best": run.best,
+        "plateau": None if plateau is None else [plateau.drops, plateau.best, plateau.waited],
         "last": {name: list(vars(errors).values()) for name, errors in run.last.items()},
         "seconds": run.seconds(), "waited": run.feed.waited, "env": run.writer.env,
         "curve": run.writer.curve.decode(),
     }  # fmt: skip
 
 
-def load_state(folder: Path, spec: Spec, seed: int) -> tuple[dict[str, Any] | None, str]:
-    """As `load_newest` (None if there is none yet), of this run and no other."""
-    state, notice = load_newest(folder) or (None, "")
-    if state is not None and (state.get("digest"), state.get("seed")) != (spec.digest, seed):
-        raise RecordError(f"the checkpoint in {folder} is of another run: start anew with --fresh.")
-    return state, notice
-
-
 def restore(run: "Trainer", state: Mapping[str, Any]) -> None:
     """Take up the state of a checkpoint that fits the run."""
-    try:
-        run.net.load_state_dict(state["net"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.scaler.load_state_dict(state["scaler"])
-        run.skipped.fill_(state.get("skipped", 0))
-        for share in state["shares"][rank() :: world_size()]:  # this process's, or its part of others'
-            for part, (sums, count) in zip((run.since_sample, run.since_look), share, strict=True):
-                part.sums += torch.cat([sums, sums.new_tensor([count])]).to(run.device)
-        run.done, run.sampled = run.saved = state["iteration"], state["sampled"]
-        run.warmup_switch = state["warmup_switch"]
-        if run.plateau is not None:
-            run.plateau.drops, run.plateau.best, run.plateau.waited = state["plateau"]
-        run.best = state["best"]
-        run.last = {name: Errors(*values) for name, values in state["last"].items()}
-        run.seconds_before = state["seconds"]
-        run.feed.waited = state.get("waited", run.feed.waited)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise RecordError(
-            f"the checkpoint in {run.writer.folder} does not fit its run ({type(error).__name__}): "
-            "start anew with --fresh."
-        ) from None
+    run.net.load_state_dict(state["net"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.skipped.fill_(state.get("skipped", 0))
+    for share in state["shares"][rank() :: world_size()]:  # this process's, or its part of others'
+        for part, (sums, count) in zip((run.since_sample, run.since_look), share, strict=True):
+            part.sums += torch.cat([sums, sums.new_tensor([count])]).to(run.device)
+    run.done, run.sampled = run.saved = state["iteration"], state["sampled"]
+    run.warmup_switch = state["warmup_switch"]
+    if run.plateau is not None:
+        run.plateau.drops, run.plateau.best, run.plateau.waited = state["plateau"]
+    run.best, run.feed.waited = state["best"], state.get("waited", run.feed.waited)
+    run.last = {name: Errors(*values) for name, values in state["last"].items()}
+    run.seconds_before = state["seconds"]
 
 
 # What of env.json changes the rounding where it differs; a run keeps its kind of device and its engine.
@@ -306,18 +239,6 @@ ROUNDING = {
     "processes": "number of processes", "micro_batch": "images per pass", "kernels": "compiled kernels",
     "torch": "torch",
 }  # fmt: skip
-
-
-def frozen_device(name: str, chosen: torch.device, begun: str) -> torch.device:
-    """The device that a run goes on on: the kind it began on. `chosen` is what `name` stands for here."""
-    if chosen.type == begun:
-        return chosen
-    if name == "auto" and world_size() == 1:
-        return choose_device(begun)
-    raise UsageError(
-        f"this run was begun on {begun}, and {chosen.type} would round differently: say --device {begun}, "
-        "or start anew with --fresh."
-    )
 
 
 def differences(env: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

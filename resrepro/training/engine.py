@@ -7,34 +7,23 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 
 import torch
-from torch import nn
 
 from resrepro.errors import ResreproError, UsageError
 from resrepro.machine import cores
-from resrepro.nets import Net
-from resrepro.nets.cpu import KernelNet, NoCompiler, load_kernels
+from resrepro.nets.cpu import NoCompiler, load_kernels
 from resrepro.spec import Spec
 from resrepro.spec.architecture import IMAGE_SIZES
-from resrepro.training import (
-    LANES_BY_DEFAULT,
-    LARGEST_BATCH,
-    lane_group,
-    local_rank,
-    local_world_size,
-    world_size,
-)
+from resrepro.training import LANES_BY_DEFAULT, lane_group, local_rank, local_world_size, world_size
 
 AUTO = "auto"
 EAGER, KERNELS, GRAPH, LANES = ENGINES = ("eager", "kernels", "graph", "lanes")
-SUCCESSORS = {"inductor": GRAPH}  # engines of earlier versions, and what goes on with their runs
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FULL_GPU = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # CUDA's own words, cuDNN's and cuBLAS's
 MADE_FOR = {"cpu": (KERNELS,), "cuda": (LANES, GRAPH)}  # by kind of device, the fastest first
-LANES_NEED = (8, 0)  # NVIDIA's compute capability
 FEWEST = 50  # updates for which compiling the kernels, a second or two, is assumed to pay
 
 
@@ -42,51 +31,39 @@ def choose_engine(
     choice: str, device: torch.device, spec: Spec, micro: int, updates: int, begun: str | None,
     say: Callable[[str], None],
 ) -> str:  # fmt: skip
-    """The engine of a run: the one it began with, else the one that `--engine` names, else the fastest.
+    """The engine of a run: the one it has `begun` with, else the one that `choice` names, else the fastest.
 
-    Args:
-        choice: an engine; "auto" takes lanes on an NVIDIA GPU where the run can be one, in bf16 or tf32, and
-            our kernels prove right there, else graphs; the kernels on a CPU for FEWEST updates and more;
-            eager where these cannot be had.
-        device, spec, micro: where the run computes, what, and how many images in a pass.
-        updates: how many it has ahead.
-        begun: the engine of a run that goes on.
-        say: told why "auto" does not take what is made for the device.
-
-    Raises:
-        UsageError: for an unknown engine, one that cannot be had here, or another than a run was begun with.
+    "auto" takes lanes on an NVIDIA GPU where the run can be one, in bf16 or tf32, and our kernels prove right
+    there, else graphs; the kernels on a CPU for FEWEST updates and more; eager where these cannot be had, of
+    which `say` is told why. The run has `updates` ahead, with `micro` images in a pass. UsageError for an
+    unknown engine, one that cannot be had here, or another than a run was begun with.
     """
     if choice not in (AUTO, *ENGINES):
         raise UsageError(f"--engine is auto, {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {choice!r}.")
-    begun = SUCCESSORS.get(begun or "", begun)
     if begun and choice not in (AUTO, begun):
         raise UsageError(
             f"this run was begun with the engine {begun}, and another would round differently: "
             "leave --engine out, or start anew with --fresh."
         )
-    named = begun or (None if choice == AUTO else choice)
-    too_few = device.type == "cpu" and updates < FEWEST
-    troubles: list[str] = []
-    suited = () if too_few else MADE_FOR.get(device.type, ())
-    if spec.recipe.precision not in LANES_BY_DEFAULT:
-        suited = tuple(engine for engine in suited if engine != LANES)
-    for engine in (named,) if named else suited:
-        trouble = _trouble(engine, device, spec, micro)
-        if trouble and begun:
-            raise UsageError(
-                f"this run was begun with the engine {begun}, but {trouble}: if that stays so, start anew "
-                "with --fresh."
-            )
-        if trouble and named:
-            raise UsageError(f"--engine {choice}: {trouble}.")
-        if not trouble:
+    if begun or choice != AUTO:
+        if not (trouble := _trouble(begun or choice, device, spec, micro)):
+            return begun or choice
+        whose = f"this run was begun with the engine {begun}, but" if begun else f"--engine {choice}:"
+        raise UsageError(f"{whose} {trouble}{': if that stays so, start anew with --fresh' * bool(begun)}.")
+    told = ""
+    for engine in MADE_FOR.get(device.type, ()):
+        if engine == LANES and spec.recipe.precision not in LANES_BY_DEFAULT:
+            continue
+        if engine == KERNELS and updates < FEWEST:
+            continue
+        if not (trouble := _trouble(engine, device, spec, micro)):
             break
         if engine != LANES or lane_group(spec):  # of nets that lanes are not made for nothing is said
-            troubles.append(trouble)
+            told = trouble
     else:
         engine = EAGER
-    if troubles:
-        say(f"Note: the engine is {engine}, as {troubles[-1]}.")
+    if told:
+        say(f"Note: the engine is {engine}, as {told}.")
     return engine
 
 
@@ -98,16 +75,16 @@ def _trouble(engine: str, device: torch.device, spec: Spec, micro: int) -> str:
         if lane_group(spec) is None or micro != spec.recipe.batch_size:
             return (
                 "lanes are CIFAR's nets, plain or with option A, in float32, tf32 or bf16, with BN over the "
-                f"whole batch of at most {LARGEST_BATCH:,} images, in one pass"
+                "whole batch of at most 2,048 images, in one pass"
             )
         return trouble_with_kernels(device, spec)
-    if engine == GRAPH:
-        if device.type == "mps":
-            return "only NVIDIA's GPUs record graphs"
-        return "fp16 decides after each update whether it counts" if spec.recipe.precision == "fp16" else ""
+    if engine == GRAPH and device.type == "mps":
+        return "only NVIDIA's GPUs record graphs"
+    if engine == GRAPH and spec.recipe.precision == "fp16":
+        return "fp16 decides after each update whether it counts"
+    if engine == KERNELS and device.type != "cpu":
+        return "the kernels are code for CPUs"
     if engine == KERNELS:
-        if device.type != "cpu":
-            return "the kernels are code for CPUs"
         try:
             load_kernels()
         except NoCompiler as missing:
@@ -117,7 +94,7 @@ def _trouble(engine: str, device: torch.device, spec: Spec, micro: int) -> str:
 
 def trouble_with_kernels(device: torch.device, spec: Spec) -> str:
     """Why our kernels for GPUs cannot be had; they are tried once in each process."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LANES_NEED:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "our kernels are for NVIDIA GPUs of compute capability 8.0 and more"
     try:
         from resrepro.nets.gpu import disagreement
@@ -129,32 +106,15 @@ def trouble_with_kernels(device: torch.device, spec: Spec) -> str:
     return disagreement(device, IMAGE_SIZES[spec.dataset], spec.recipe.precision)
 
 
-def code_of(engine: str) -> str | None:
-    """What names the code of an engine's kernels in a record, for it decides how they round."""
-    if engine == LANES:
-        return f"triton {version('triton')}"
-    return load_kernels().key if engine == KERNELS else None
-
-
-def accelerate(net: Net, engine: str) -> nn.Module:
-    """What training passes go through: the net itself, or what computes the same with its parameters."""
-    return KernelNet(net, load_kernels()) if engine == KERNELS else net
-
-
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
-
-    Of several processes on a machine each takes a GPU of its own.
-
-    Raises:
-        UsageError: if the device is not there.
+    """The device of that name (UsageError if it is not there); "auto" takes CUDA, then Apple's MPS, then the
+    CPU. Of several processes on a machine each takes a GPU of its own.
     """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if world_size() > 1:  # every process raises the same error
         if name not in ("auto", "cpu", "cuda"):
-            raise UsageError(
-                f"--device {name}: under torchrun each process takes its own: cpu, cuda or auto."
-            )
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            way_out = "under torchrun each process takes its own: cpu, cuda or auto"
+            raise UsageError(f"--device {name}: {way_out}.")
         if name == "cpu" or (name == "auto" and not count):
             return torch.device("cpu")
         if local_world_size() > count:
@@ -163,21 +123,14 @@ def choose_device(name: str = "auto") -> torch.device:
                 "(--nproc-per-node), or use --device cpu."
             )
         name = f"cuda:{local_rank()}"
+    apple = torch.backends.mps.is_available()
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    unknown = UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise unknown from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        name = "cuda" if count else "mps" if apple else "cpu"
+    if re.fullmatch(r"cpu(:0)?|mps(:0)?|cuda(:\d+)?", name) is None:
+        raise UsageError(f"no device {name!r}: there are auto, cpu, cuda, cuda:0, .. and mps.")
+    device = torch.device(name)
+    if (device.type == "cuda" and (device.index or 0) >= count) or (device.type == "mps" and not apple):
         raise UsageError(f"--device {name}: PyTorch sees no such GPU here; use --device cpu.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: PyTorch sees no Apple GPU here; use --device cpu.")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise unknown
     return device
 
 
@@ -207,9 +160,8 @@ def telling_memory(what: str) -> Iterator[None]:
 
 
 def forget_shapes_soon() -> None:
-    """Let the CPU's convolution library keep few prepared convolutions, before it is first used.
-
-    It would keep 1,024, one for each size of image in each layer: of photographs of all sizes, gigabytes.
+    """Let the CPU's convolution library, before it is first used, keep few prepared convolutions instead of
+    1,024, one for each size of image in each layer: of photographs of all sizes, gigabytes.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
@@ -263,6 +215,5 @@ def keep_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        library = ctypes.CDLL(None)
-        library.mallopt(m_mmap_max, 0)
-        library.mallopt(m_trim_threshold, -1)
+        for option, value in ((m_mmap_max, 0), (m_trim_threshold, -1)):
+            ctypes.CDLL(None).mallopt(option, value)

@@ -42,24 +42,20 @@ class LaneUpdates(Updates):
         for lane, run in enumerate(self.runs):
             run.since_sample.sums = self.lanes.since_sample[lane].copy_(run.since_sample.sums)
             run.since_look.sums = self.lanes.since_look[lane].copy_(run.since_look.sums)
-        self._lay_tables()
-        self.replay: Work | None = None
-        yield
-
-    def _lay_tables(self) -> None:
-        """Lay the tables of all lanes' choices (see `MemorySlots`) side by side, to be read by one kernel."""
-        parts = self.images.choices(0)
-        tables = [part.new_zeros(len(self.runs), ROWS, *part.shape) for part in parts]
+        # The tables of all lanes' choices (see `MemorySlots`), side by side, to be read by one kernel.
+        tables = [part.new_zeros(len(self.runs), ROWS, *part.shape) for part in self.images.choices(0)]
         self.row = self.slots[0].row
         for lane, slots in enumerate(self.slots):
             slots.row, slots.tables = self.row, [table[lane] for table in tables]
         order, *rest = tables
         corners = rest.pop(0) if self.images.recipe.pad else order  # what is not drawn is not read
         coins = rest.pop(0) if self.images.recipe.flip else order
-        normalisation, side = self.images.normalisation, self.lanes.side
+        normalisation = self.images.normalisation
         mean = normalisation.mean.expand(3, side, side).contiguous()
         divisor = normalisation.divisor.flatten().expand(3).contiguous()
         self.read = [mean, divisor, self.row, order, corners, coins]
+        self.replay: Work | None = None
+        yield
 
     def stretch(self, start: int, stop: int, rate: float | Sequence[float]) -> Iterator[Work]:
         """Updates start..stop-1, each run's at a rate, 0 of one that has ended; each to be called in turn."""
@@ -90,7 +86,7 @@ class LaneUpdates(Updates):
         return lanes.x, lanes.truth
 
 
-def run_side_by_side(runs: Sequence[Trainer], interrupts: Interrupts) -> Mapping[Trainer, ResreproError]:
+def run_side_by_side(runs: Sequence[Trainer], interrupts: Interrupts) -> dict[Trainer, ResreproError]:
     """Train runs that stand at the same update to their ends; gives those that did not come there, and why.
 
     A run that diverges stops alone: its lane computes on, at a rate of zero, and nobody looks. After a signal

@@ -4,8 +4,7 @@ import math
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,32 +14,31 @@ from resrepro.data.augment import INITIAL_WEIGHTS, memory_format, stream_seed
 from resrepro.data.feeds import Feed, MemoryFeed
 from resrepro.errors import Diverged, Interrupted
 from resrepro.nets import Net, net_of
+from resrepro.nets.cpu import KernelNet, load_kernels
 from resrepro.records.reading import CHECKPOINT
 from resrepro.records.storage import RunWriter
 from resrepro.spec import Spec, catalogue
 from resrepro.spec.recipe import ImageNetRecipe
 from resrepro.training import parallel, updates, world_size
 from resrepro.training.checkpoint import CheckpointWriter, state_of
-from resrepro.training.engine import EAGER, GRAPH, LANES, accelerate, arithmetic
+from resrepro.training.engine import EAGER, GRAPH, KERNELS, LANES, arithmetic
 from resrepro.training.measure import Errors, ErrorSums, RecordedErrors, measure_held_out
 from resrepro.training.progress import CheckpointInterval, Interrupts, Sample, Watcher
 
 LOOK_FOR_DIVERGENCE = 100  # updates; each look waits for the device
-TOLD_WAITING = 0.05  # of a run's time, from which on waiting for images is told
+DIGITS = {"loss": 6, "top1_err": 4, "top5_err": 4}  # after the point, in a record
 AGREE_EVERY = 10  # updates after which several processes hear of each other's signals
 
 
 def initial_net(spec: Spec, seed: int, num_classes: int, bn_batch: int = 0) -> Net:
-    """The net that a run of this seed begins with; `bn_batch` as in `build_net`.
-
-    Its weights are drawn on the CPU, so that a seed means the same on every device.
+    """The net that a run of this seed begins with, its weights drawn on the CPU, so that a seed means the
+    same on every device; `bn_batch` as in `build_net`.
     """
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
     return net_of(spec, num_classes, weights, bn_batch)
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """Where and how a run computes: a device, this process's share of each batch, an engine."""
 
     device: torch.device
@@ -49,14 +47,7 @@ class Target:
 
 
 class Trainer:
-    """The state of one run: net, optimizer, batches, and how far it has come.
-
-    Attributes:
-        done: updates made.
-        sampled: the update that the errors were last measured after.
-        saved: the updates made and sampled when a checkpoint was last written.
-        way_on: what to tell whoever stops the run.
-    """
+    """The state of one run: net, optimizer, batches, and how far it has come."""
 
     def __init__(
         self, spec: Spec, seed: int, feed: Feed, target: Target, writer: RunWriter, watcher: Watcher
@@ -65,7 +56,8 @@ class Trainer:
         self.target, self.device, self.writer, self.watcher = target, target.device, writer, watcher
         net = initial_net(spec, seed, feed.about.num_classes, target.split.local)
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
-        self.model = parallel.in_parallel(accelerate(self.net, target.engine), self.device)
+        model = KernelNet(self.net, load_kernels()) if target.engine == KERNELS else self.net
+        self.model = parallel.in_parallel(model, self.device)  # with the parameters of the net
         self.optimizer = updates.make_optimizer(self.net, self.recipe)
         # Small gradients vanish in fp16; elsewhere scaling is switched off and does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
@@ -73,6 +65,7 @@ class Trainer:
         self.headline = feed.about.held_out[0]
         self.sample_every = self.recipe.sampled_every(feed.about.sizes["train"])
         self.since_sample, self.since_look = ErrorSums(self.device), ErrorSums(self.device)
+        self.sums = [self.since_sample, self.since_look] if self.recipe.warmup_lr else [self.since_sample]
         self.updates: updates.Updates = updates.Updates(self.step, feed, self.optimizer)
         if target.engine == GRAPH:
             changed = [*net.parameters(), *net.buffers(), *(part.sums for part in self.sums)]
@@ -80,14 +73,15 @@ class Trainer:
         self.errors: RecordedErrors | None = None
         if target.engine in (GRAPH, LANES) and isinstance(feed, MemoryFeed):
             self.errors = RecordedErrors(feed, net, self.device)
-        self.done = self.sampled = 0
-        self.saved: tuple[int, int] | None = None
+        self.done = self.sampled = 0  # updates made, and the one that the errors were last measured after
+        self.saved: tuple[int, int] | None = None  # both when a checkpoint was last written
         self.interval = CheckpointInterval()
         self.checkpoints = CheckpointWriter(writer.folder / CHECKPOINT, self.device)
-        self.way_on = "The same command goes on from here."
+        self.way_on = "The same command goes on from here."  # for whoever stops the run
         self.warmup_switch: int | None = None
-        adaptive = isinstance(self.recipe, ImageNetRecipe) and self.recipe.lr_policy == "plateau"
-        self.plateau = updates.Plateau(self.recipe) if adaptive else None  # type: ignore[arg-type]
+        self.plateau: updates.Plateau | None = None
+        if isinstance(self.recipe, ImageNetRecipe) and self.recipe.lr_policy == "plateau":
+            self.plateau = updates.Plateau(self.recipe)
         self.last: dict[str, Errors] = {}
         self.best: dict[str, Any] | None = None
         self.seconds_before = 0.0  # spent by earlier sessions of this run
@@ -107,9 +101,8 @@ class Trainer:
                         break
 
     def events(self, interrupts: Interrupts) -> Generator[int]:
-        """After which update each next event comes; it happens when the one after it is asked for.
-
-        At the end the record is closed.
+        """After which update each next event comes, which happens when the one after it is asked for; in the
+        end the record is closed.
         """
         last = self.recipe.iterations
         self.watcher.begin(self.spec.name, self.seed, self.done, last, self.recipe.batch_size)
@@ -159,9 +152,8 @@ class Trainer:
             self.save()
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update (Section 3.4) on this process's share of a batch, in one pass or several.
-
-        The images (n, 3, H, W) are float32 and normalised, the labels (n,) int64.
+        """One update (Section 3.4) on this process's share of a batch, in one pass or several: images
+        (n, 3, H, W) float32, normalised, and labels (n,) int64.
         """
         micro = self.target.split.micro
         passes = list(zip(torch.split(images, micro), torch.split(labels, micro), strict=True))
@@ -176,11 +168,6 @@ class Trainer:
         updates.descend(self.optimizer, self.scaler, self.skipped)
         parallel.average_statistics(self.net)
 
-    @property
-    def sums(self) -> list[ErrorSums]:
-        """What the errors of an update are added to."""
-        return [self.since_sample, self.since_look] if self.recipe.warmup_lr else [self.since_sample]
-
     def finish(self) -> None:
         """Close the record."""
         if self.saved != (self.done, self.sampled):
@@ -188,8 +175,6 @@ class Trainer:
         parallel.on_first(self.checkpoints.finish)
         exact_length = catalogue.find(self.spec.experiment).spec().recipe.iterations
         status = "shortened" if self.recipe.iterations < exact_length else "complete"
-        if (waited := self.waited_share()) > TOLD_WAITING:
-            self.watcher.say(f"{waited:.0%} of the time went by waiting for images: see --workers.")
         parallel.on_first(lambda: self.writer.result(self.result(status)))
 
     def rate_of(self, update: int) -> float:
@@ -216,11 +201,8 @@ class Trainer:
             )
 
     def sample_if_due(self, interrupts: Interrupts) -> None:
-        """Measure and record the errors where the recipe wants them; elsewhere look for divergence.
-
-        Raises:
-            Diverged: if a loss is not finite.
-            Interrupted: if a signal cut the measurement short; it is made anew by the next session.
+        """Measure and record the errors where the recipe wants them, elsewhere look for divergence (Diverged;
+        Interrupted if a signal cuts the measurement short: it is made anew by the next session).
         """
         wanted = self.done % self.sample_every == 0 or self.done == self.recipe.iterations
         if not wanted and self.done % LOOK_FOR_DIVERGENCE == 0:
@@ -245,7 +227,15 @@ class Trainer:
         lr = self.rate_of(self.done - 1)
         self.since_sample.reset()
         self.last, self.sampled = errors, self.done
-        parallel.on_first(lambda: self.append_rows(lr, speed))
+        epoch = self.done * self.recipe.batch_size / self.feed.about.sizes["train"]
+        rows = (
+            (
+                self.done, f"{epoch:.4f}", name, f"{each.loss:.6f}", f"{each.top1_err:.4f}",
+                f"{each.top5_err:.4f}", f"{lr:.6g}", f"{speed:.1f}", f"{self.seconds():.2f}",
+            )
+            for name, each in errors.items()
+        )  # fmt: skip
+        parallel.on_first(lambda: self.writer.append(rows))
         self.stop_if_diverged(*self.last.values())
         headline = self.last[self.headline]
         if self.best is None or headline.top1_err < self.best["top1_err"]:
@@ -265,33 +255,18 @@ class Trainer:
             f"its record kept in {self.writer.folder}. A lower rate (--set lr=..) may help."
         )
 
-    def append_rows(self, lr: float, speed: float) -> None:
-        """Add one row per set to metrics.csv."""
-        epoch = self.done * self.recipe.batch_size / self.feed.about.sizes["train"]
-        self.writer.append(
-            (
-                self.done, f"{epoch:.4f}", name, f"{errors.loss:.6f}", f"{errors.top1_err:.4f}",
-                f"{errors.top5_err:.4f}", f"{lr:.6g}", f"{speed:.1f}", f"{self.seconds():.2f}",
-            )
-            for name, errors in self.last.items()
-        )  # fmt: skip
-
     def seconds(self) -> float:
         """Wall time of all sessions of this run, evaluation included."""
         return self.seconds_before + time.perf_counter() - self.session_start
 
-    def waited_share(self) -> float:
-        """The part of that time in which the loop waited for photographs to be read."""
-        return (self.feed.waited or 0) / max(self.seconds(), 1e-9)
-
     def result(self, status: str) -> dict[str, Any]:
         """The content of result.json."""
+        seconds, waited = self.seconds(), self.feed.waited
         departures = catalogue.departures(self.spec)
         if self.warming_up and self.done == self.recipe.iterations:
             departures.append(f"the warm-up never ended: learning rate {self.recipe.warmup_lr:g} throughout")
-        digits = {"loss": 6, "top1_err": 4, "top5_err": 4}
         figures = {
-            name: {key: round(getattr(errors, key), places) for key, places in digits.items()}
+            name: {key: round(getattr(errors, key), places) for key, places in DIGITS.items()}
             for name, errors in self.last.items()
             if math.isfinite(errors.loss)
         }
@@ -301,24 +276,18 @@ class Trainer:
             "warmup_switch": self.warmup_switch,
             **({} if self.plateau is None else {"lr_drops": self.plateau.drops}),
             **({"skipped_updates": self.skipped.item()} if self.recipe.precision == "fp16" else {}),
-            "seconds": round(self.seconds(), 1),
-            **({} if self.feed.waited is None else {"waited_for_images": round(self.waited_share(), 3)}),
-            "departures": departures,
-            "notices": list(self.feed.about.notices),
+            "seconds": round(seconds, 1),
+            **({} if waited is None else {"waited_for_images": round(waited / max(seconds, 1e-9), 3)}),
+            "departures": departures, "notices": list(self.feed.about.notices),
         }  # fmt: skip
 
     def save(self) -> None:
         """Write the checkpoint, or begin to, and how far the run has come; all processes wait for it."""
         start = time.perf_counter()
-        shares = parallel.collected(
-            [(part.sums[:3].cpu(), part.count) for part in (self.since_sample, self.since_look)]
-        )
-
-        def write() -> None:
-            self.checkpoints.write(state_of(self, shares))
-            self.writer.result(self.result("partial"))
-
-        parallel.on_first(write)
+        parts = self.since_sample, self.since_look
+        shares = parallel.collected([(part.sums[:3].cpu(), part.count) for part in parts])
+        parallel.on_first(lambda: self.checkpoints.write(state_of(self, shares)))
+        parallel.on_first(lambda: self.writer.result(self.result("partial")))
         self.saved = self.done, self.sampled
         self.interval.written(time.perf_counter() - start)
 
@@ -326,8 +295,5 @@ class Trainer:
         """Checkpoint, and leave by raising Interrupted because of a signal."""
         self.save()
         parallel.on_first(self.checkpoints.finish)
-        raise Interrupted(
-            f"Stopped at iteration {self.done:,} of {self.recipe.iterations:,}, checkpoint written. "
-            f"{self.way_on}",
-            signal_number,
-        )
+        where = f"iteration {self.done:,} of {self.recipe.iterations:,}"
+        raise Interrupted(f"Stopped at {where}, checkpoint written. {self.way_on}", signal_number)

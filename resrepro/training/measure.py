@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -35,17 +36,15 @@ class ErrorSums:
     """Running sums of loss and wrong answers; `add` never waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        # Loss, errors, images; float32 counts exactly up to 16.7 million, and MPS has no float64.
-        self.sums = torch.zeros(4, device=device)
+        self.sums = torch.zeros(4, device=device)  # loss, errors, images; MPS has no float64
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss, logits (N, classes) and labels (N,)."""
         n = len(labels)
         # An image is right at k if its label is among the k highest logits (all, if there are fewer).
         right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        right1, right5 = right[:, 0].sum(), right.sum()
-        images = loss.new_full((), n, dtype=torch.float32)
-        self.sums += torch.stack((loss.float() * n, n - right1.float(), n - right5.float(), images))
+        wrong1, wrong5 = n - right[:, 0].sum().float(), n - right.sum().float()
+        self.sums += torch.stack((loss.float() * n, wrong1, wrong5, torch.full_like(wrong1, n)))
 
     def read(self) -> Errors:
         """The means so far; waits for the device. All zero images give NaN."""
@@ -71,15 +70,12 @@ class ErrorSums:
 
 @dataclass(frozen=True)
 class Member:
-    """A net with the normalisation that it expects; several of them are an ensemble.
-
-    `window` is the side of its feature map at the training size, for dense views.
-    """
+    """A net with the normalisation that it expects; several of them are an ensemble."""
 
     net: Net
     normalisation: Normalisation
     precision: str = "float32"
-    window: int = 7
+    window: int = 7  # side of its feature map at the training size, for dense views
 
 
 def window_of(recipe: Recipe) -> int:
@@ -93,28 +89,22 @@ def bn_stats_of(recipe: Recipe) -> str:
 
 
 def measure_errors(
-    members: Sequence[Member], views: Iterable[Views], dense: bool, device: torch.device,
-    stop: Callable[[], bool] = lambda: False,
-) -> Errors:  # fmt: skip
-    """Loss and errors over all images of all processes, by copies of the nets in evaluation mode.
-
-    The members' scores (softmax) are averaged; the loss is that of the average. Once `stop()` holds the
-    rest is left out, and what comes out is to be thrown away.
+    members: Sequence[Member], views: Iterable[Views], dense: bool, device: torch.device
+) -> Errors:
+    """Loss and errors over all images of all processes, by copies of the nets in evaluation mode; the
+    members' scores (softmax) are averaged, and the loss is that of the average.
     """
     sums = ErrorSums(device)
-    _add_errors(sums, members, views, dense, device, stop)
+    _add_errors(sums, members, views, dense, device)
     return sums.read_all()
 
 
 def _add_errors(
-    sums: ErrorSums, members: Sequence[Member], views: Iterable[Views], dense: bool, device: torch.device,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:  # fmt: skip
+    sums: ErrorSums, members: Sequence[Member], views: Iterable[Views], dense: bool, device: torch.device
+) -> None:
     with torch.inference_mode():
         members = [replace(member, net=folded(member.net)) for member in members]
         for group in views:
-            if stop():
-                break
             labels = group.labels.to(device)
             scales = [scale.to(device, non_blocking=True) for scale in group.scales]
             scores = log_scores(members, scales, dense)
@@ -124,20 +114,24 @@ def _add_errors(
 def measure_held_out(
     feed: Feed, net: Net, device: torch.device, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Errors]:
-    """Errors on every held-out set, with the BN statistics that the recipe names."""
+    """Errors on every held-out set, with the BN statistics that the recipe names. Once `stop()` holds the
+    rest is left out, and what comes out is to be thrown away.
+    """
+
+    def goes_on(_: object) -> bool:
+        return not stop()
+
     recipe, dense = feed.recipe, feed.protocol.crops == "dense"
     if bn_stats_of(recipe) == "precise":
-        net = with_precise_statistics(net, feed.first_batches(), recipe, stop)
+        net = with_precise_statistics(net, takewhile(goes_on, feed.first_batches()), recipe)
     member = Member(net, feed.normalisation, recipe.precision, window_of(recipe))
-    return {
-        name: measure_errors([member], feed.views(name), dense, device, stop) for name in feed.about.held_out
-    }
+    views = {name: takewhile(goes_on, feed.views(name)) for name in feed.about.held_out}
+    return {name: measure_errors([member], own, dense, device) for name, own in views.items()}
 
 
 class RecordedErrors:
-    """What `measure_held_out` gives of images in memory, by a recording of all its passes (see `recorded`).
-
-    It is made when they are first asked for; the net's parameters must stay where they are from then on.
+    """What `measure_held_out` gives of images in memory, by a recording of all its passes (see `recorded`):
+    made when they are first asked for; the net's parameters must stay where they are from then on.
     """
 
     def __init__(self, feed: MemoryFeed, net: Net, device: torch.device) -> None:
@@ -147,19 +141,19 @@ class RecordedErrors:
 
     def measure(self) -> dict[str, Errors]:
         """The errors on every held-out set."""
-        return {name: self._measured(name) for name in self.feed.about.held_out}
+        self.recordings = self.recordings or {name: self._record(name) for name in self.feed.about.held_out}
+        for sums, replay in self.recordings.values():
+            sums.reset()
+            replay()
+        return {name: sums.read() for name, (sums, _) in self.recordings.items()}
 
-    def _measured(self, name: str) -> Errors:
-        if name not in self.recordings:
-            sums, device = ErrorSums(self.device), self.device
-            replay = recorded(
-                lambda: _add_errors(sums, [self.member], self.feed.views(name), False, device), [sums.sums]
-            )
-            self.recordings[name] = sums, replay
-        sums, replay = self.recordings[name]
-        sums.reset()
-        replay()
-        return sums.read()
+    def _record(self, name: str) -> tuple[ErrorSums, Work]:
+        sums = ErrorSums(self.device)
+
+        def work() -> None:
+            _add_errors(sums, [self.member], self.feed.views(name), False, self.device)
+
+        return sums, recorded(work, [sums.sums])
 
 
 def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:
@@ -172,25 +166,25 @@ def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool)
 
 
 def _scores(member: Member, views: Tensor, dense: bool) -> Tensor:
-    """Softmax averaged over crops (n, V, 3, S, S), or everywhere in images (n, 1, 3, h, w): (n, classes)."""
-    if dense:
-        return torch.cat([_everywhere(member, part) for part in in_passes(views[:, 0], each=2)])
-    return logits_of(member, views.flatten(0, 1)).softmax(1).reshape(*views.shape[:2], -1).mean(1)
+    """Softmax averaged over crops (n, V, 3, S, S), or over the places of images (n, 1, 3, h, w) and of their
+    flips: (n, classes).
+    """
+    if not dense:
+        return logits_of(member, views.flatten(0, 1)).softmax(1).reshape(*views.shape[:2], -1).mean(1)
+    scores = []
+    for part in in_passes(views[:, 0], each=2):
+        images = member.normalisation.dense(torch.cat([part, part.flip(3)]))
+        with arithmetic(member.precision, part.device):
+            logits = member.net.dense(images, member.window).float()
+        places = logits.softmax(1).mean((2, 3))
+        scores.append(places.reshape(2, len(part), -1).mean(0))
+    return torch.cat(scores)
 
 
 def logits_of(member: Member, pixels: Tensor) -> Tensor:
     """Logits of crops (N, 3, S, S) uint8, float32 (N, classes), in passes of bounded size."""
     with arithmetic(member.precision, pixels.device):
         return torch.cat([member.net(member.normalisation.test(part)).float() for part in in_passes(pixels)])
-
-
-def _everywhere(member: Member, pixels: Tensor) -> Tensor:
-    """Softmax averaged over the places of images (N, 3, h, w) uint8 and of their flips, (N, classes)."""
-    images = member.normalisation.dense(torch.cat([pixels, pixels.flip(3)]))
-    with arithmetic(member.precision, pixels.device):
-        logits = member.net.dense(images, member.window).float()
-    places = logits.softmax(1).mean((2, 3))
-    return places.reshape(2, len(pixels), -1).mean(0)
 
 
 def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
@@ -200,19 +194,13 @@ def in_passes(pixels: Tensor, each: int = 1) -> tuple[Tensor, ...]:
     return torch.split(pixels, max(1, min(most, larger * PIXELS_PER_PASS // area)))
 
 
-def with_precise_statistics(
-    net: Net, batches: Iterable[tuple[Tensor, Tensor]], recipe: Recipe,
-    stop: Callable[[], bool] = lambda: False,
-) -> Net:  # fmt: skip
-    """A copy whose BN uses plain averages over `Feed.first_batches`, as the authors' README describes.
-
-    Each pass holds one BN group, so that the result does not depend on how many images a process has.
+def with_precise_statistics(net: Net, batches: Iterable[tuple[Tensor, Tensor]], recipe: Recipe) -> Net:
+    """A copy whose BN uses plain averages over `Feed.first_batches`, as the authors' README describes. A pass
+    holds one BN group, so that the result does not depend on how many images a process has.
     """
     precise = averaging(net)
     with torch.no_grad():
         for images, _ in batches:
-            if stop():
-                break
             for group in torch.split(images, recipe.bn_group or len(images)):
                 with arithmetic(recipe.precision, images.device):
                     precise(group)

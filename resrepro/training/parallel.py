@@ -1,7 +1,6 @@
-"""One run on several processes: how its batch is split, and what the processes say to each other.
-
-Started by `torchrun`, every process trains on its share of each batch, and the first one alone writes. BN
-takes its statistics over the images that one process has in one pass, or over smaller groups (`bn_group`).
+"""One run on several processes, as `torchrun` starts them: how its batch is split, and what they say to each
+other. Each trains on its share of each batch, and the first one alone writes. BN takes its statistics over
+the images that one process has in one pass, or over smaller groups (`bn_group`).
 """
 
 import atexit
@@ -29,27 +28,20 @@ OF_THE_CONNECTION = ("gloo", "nccl", "connection", "socket", "tcpstore", "proces
 
 
 class BatchSplit(NamedTuple):
-    """Images per update on each process (`local`), and per forward and backward pass (`micro`)."""
+    """How a batch is split."""
 
-    local: int
-    micro: int
+    local: int  # images per update on each process
+    micro: int  # images per forward and backward pass
 
     def describe(self, recipe: Recipe) -> str:
         """In a sentence; empty where one process has the whole batch in one pass."""
         processes, passes, group = world_size(), self.local // self.micro, recipe.bn_group
         if processes == passes == 1:
             return ""
+        bn = f"groups of {group}" if group else "the whole batch"
         return (
             f"Each batch of {recipe.batch_size}: {processes} process{'es' * (processes > 1)}, "
-            f"{passes} pass{'es' * (passes > 1)} of {self.micro} images; BN over "
-            f"{f'groups of {group}' if group else 'the whole batch'}."
-        )
-
-    def memory_hint(self) -> str:
-        """What a memory that is full does not hold, and the way out."""
-        return (
-            f"{self.micro} images per pass: try --micro-batch {max(1, self.micro // 2)} "
-            "(gradients are accumulated; BN groups must fit into it), or fewer runs at once with --jobs"
+            f"{passes} pass{'es' * (passes > 1)} of {self.micro} images; BN over {bn}."
         )
 
 
@@ -70,9 +62,8 @@ def split_batch(batch_size: int, processes: int, micro_batch: int | None = None)
 
 
 def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
-    """The images that share BN statistics when a batch is split so; 0 for the whole batch.
-
-    If `bn_group` was asked for (`given`) and cannot be had, that is a UsageError.
+    """The images that share BN statistics when a batch is split so, 0 for the whole batch (UsageError if that
+    was asked for, `given`, and cannot be had).
     """
     group = recipe.bn_group
     if split.micro % (group or recipe.batch_size) == 0:
@@ -91,10 +82,7 @@ def bn_group_for(recipe: Recipe, split: BatchSplit, *, given: bool) -> int:
 def plan(
     experiment: str, shortcut: str | None, micro_batch: int | None, settings: Mapping[str, Value | None]
 ) -> tuple[Spec, BatchSplit]:
-    """The run that these options ask for on these processes, and how its batch is split among them.
-
-    UsageError if an option is wrong, or the batch cannot be split so.
-    """
+    """The run that these options ask for on these processes, and how its batch is split (UsageError)."""
     entry = catalogue.find(experiment)
     spec = catalogue.derive(entry, shortcut, **settings)
     split = split_batch(spec.recipe.batch_size, world_size(), micro_batch)
@@ -117,12 +105,7 @@ def join(device: torch.device) -> None:
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None,
             timeout=LONGEST_WAIT,
         )  # fmt: skip
-    atexit.register(_leave)
-
-
-def _leave() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    atexit.register(distributed.destroy_process_group)
 
 
 @contextmanager
@@ -135,7 +118,7 @@ def told_as_lost() -> Iterator[None]:
         worded_so = any(word in str(error).lower() for word in OF_THE_CONNECTION)
         if world_size() == 1 or not (worded_so or isinstance(error, distributed.DistError)):
             raise
-        atexit.unregister(_leave)  # there is nobody to wait for
+        atexit.unregister(distributed.destroy_process_group)  # there is nobody to wait for
         raise PeerLost(
             f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}): "
             "look for its own message; the same command (without --fresh) goes on from the last checkpoint."
@@ -171,7 +154,7 @@ def average_statistics(net: nn.Module) -> None:
         return
     buffers = running_statistics(net)
     flat = total(torch.cat(buffers)) / world_size()
-    torch._foreach_copy_(buffers, list(torch.split(flat, [len(buffer) for buffer in buffers])))
+    torch._foreach_copy_(buffers, list(torch.split(flat, list(map(len, buffers)))))
 
 
 def collected(part: T) -> list[T]:
@@ -202,11 +185,7 @@ def on_first(work: Callable[[], T]) -> T:
 
 def agreed(*numbers: int) -> list[int]:
     """The largest of each number over all processes, such as that of a signal which only one has received."""
-    if world_size() == 1:
-        return list(numbers)
-    together = torch.tensor(numbers)
-    distributed.all_reduce(together, distributed.ReduceOp.MAX)
-    return together.tolist()
+    return [max(each) for each in zip(*collected(numbers), strict=True)]
 
 
 def process_group() -> ProcessGroup:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from resrepro.errors import UsageError
 
@@ -19,17 +19,13 @@ if TYPE_CHECKING:  # which imports torch, and a process that only looks on has n
 LOOK_EVERY = 0.5  # seconds between looks at the device; each one waits for it
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One point of the curves: errors by set ("train", "val", "test") after `iteration` updates.
+class Sample(NamedTuple):
+    """One point of the curves."""
 
-    `images_per_s` is NaN where a session measures before it has made a step.
-    """
-
-    iteration: int
+    iteration: int  # updates made
     lr: float
-    errors: "dict[str, Errors]"
-    images_per_s: float
+    errors: "dict[str, Errors]"  # by set: "train", "val", "test"
+    images_per_s: float  # NaN where a session measures before it has made a step
 
 
 class Watcher:
@@ -86,8 +82,7 @@ def clock(seconds: float) -> str:
 def sample_line(sample: Sample, pace: Pace) -> str:
     """A sample as a line of its own, with speed and time left where they are known."""
     line = f"iteration {sample.iteration:>6,}  lr {sample.lr:<7g} loss {sample.errors['train'].loss:.4f}"
-    for name, error in sample.errors.items():
-        line += f"  {name} {error.top1_err:.2f} %"
+    line += "".join(f"  {name} {error.top1_err:.2f} %" for name, error in sample.errors.items())
     if math.isnan(sample.images_per_s):
         return line
     left = clock(pace.seconds_left(sample.iteration))
@@ -100,10 +95,8 @@ ECHO = 2.0  # seconds in which a terminal, a scheduler, its job and torchrun may
 
 
 class Interrupts:
-    """While active, the first signal is noted in `received`, for the run to stop at its next event.
-
-    A second one acts at once, unless it is the echo of the first. Python delivers signals to the main thread
-    alone; elsewhere this does nothing.
+    """While active, the first signal is noted in `received`, for the run to stop at its next event. A second
+    one acts at once, unless it is the echo of the first. Outside the main thread this does nothing.
     """
 
     def __init__(self) -> None:
@@ -113,10 +106,9 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # nohup
-            self._before = {
-                number: signal.signal(number, self._note) for number in SIGNALS if number not in ignored
-            }
+            attached = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # not so under nohup
+            numbers = [number for number in SIGNALS if number != signal.SIGHUP or attached]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -134,15 +126,14 @@ class Interrupts:
 
 SHARE = 0.01  # of the run's time that checkpoints may take by default
 LEAST_SECONDS = 20.0  # between two of them by default: less is never worth a write
-PART = re.compile(r"(\d+)(s|m|min|h)?")
+PART = re.compile(r"([1-9]\d{,8})(s|m|min|h)?")
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
 @dataclass
 class CheckpointInterval:
-    """How often a run writes its checkpoint: after so many iterations or seconds, whichever is first.
-
-    Without either it is as often as is cheap, by the time that the last one took (`cost`).
+    """How often a run writes its checkpoint: after so many iterations or seconds, whichever is first; without
+    either as often as is cheap, by the time that the last one took (`cost`).
     """
 
     iterations: int | None = None
@@ -157,7 +148,7 @@ class CheckpointInterval:
         for part in text.replace(" ", "").split(",") if text is not None else ():
             match = PART.fullmatch(part)
             kind = "seconds" if match and match[2] else "iterations"
-            if match is None or kind in limits or not 1 <= int(match[1]) <= 10**9:
+            if match is None or kind in limits:
                 raise UsageError(
                     f"--checkpoint-every takes iterations, minutes or both (500, 10m, 500,10m), not {text!r}."
                 )

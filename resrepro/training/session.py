@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from resrepro.data.loader import Loading
 from resrepro.data.photos import told
 from resrepro.errors import Diverged, RecordError, ResreproError, UsageError
 from resrepro.machine import describe_environment
+from resrepro.nets.cpu import load_kernels
 from resrepro.records import read_run
 from resrepro.records.reading import ENV, FORMAT, RESULT, read_json
 from resrepro.records.storage import Onlooker, has_checkpoint, locked, open_run, run_folder
-from resrepro.spec import Spec, command_for
+from resrepro.spec import command_for
 from resrepro.spec.recipe import FAMILIES, Value
 from resrepro.training import engine as engines
-from resrepro.training import is_first, lane_group
-from resrepro.training.checkpoint import differences, frozen_device, load_state, restore
+from resrepro.training import is_first, lane_group, world_size
+from resrepro.training.checkpoint import differences, load_newest, restore
 from resrepro.training.loop import Target, Trainer
-from resrepro.training.parallel import BatchSplit, join, on_first, plan, process_group, told_as_lost
+from resrepro.training.parallel import join, on_first, plan, process_group, told_as_lost
 from resrepro.training.progress import CheckpointInterval, Interrupts, Watcher
 
 
@@ -58,37 +59,33 @@ def train(
         UsageError, DataError, RecordError: for what is asked, the data, the record and its lock.
         Diverged, Interrupted, PeerLost: the run was stopped; its record is kept.
     """
-    chosen, interval = engines.choose_device(device), CheckpointInterval.parse(checkpoint_every)
-    join(chosen)
+    join(engines.choose_device(device))
     with told_as_lost(), Interrupts() as interrupts, engines.threads_used(threads):
-        session = make_session(
-            experiment, seed, chosen, shortcut=shortcut, data=data, runs=runs, fast=fast,
-            micro_batch=micro_batch, loading=loading, fresh=fresh, watcher=watcher, **settings,
+        session = Session(
+            experiment, seed, shortcut=shortcut, data=data, runs=runs, device=device, fast=fast,
+            engine=engine, micro_batch=micro_batch, loading=loading, fresh=fresh,
+            checkpoint_every=checkpoint_every, break_lock=break_lock, watcher=watcher, **settings,
         )  # fmt: skip
-        if not session.is_over(chosen):
-            with session.opened(device, chosen, engine, interval, break_lock) as trainer:
+        if not session.is_over():
+            with session.opened() as trainer:
                 trainer.run(interrupts)
     return session.folder
 
 
-def train_side_by_side(
-    sessions: Sequence["Session"], device: str, engine: str, checkpoint_every: str | None, break_lock: bool,
-) -> Iterator[tuple["Session", ResreproError | None]]:  # fmt: skip
+def train_side_by_side(sessions: "Sequence[Session]") -> "Iterator[tuple[Session, ResreproError | None]]":
     """Train runs of one group (see `training.lane_group`); tells of each that it has ended, or why it failed.
 
     Those of the engine `lanes` that stand at the same update are made together, others one after the other.
     """
-    chosen, opened = engines.choose_device(device), dict[Trainer, Session]()
-    join(chosen)
+    opened = dict[Trainer, Session]()
+    join(sessions[0].device)
     with Interrupts() as interrupts, ExitStack() as stack:
         for session in sessions:
-            interval = CheckpointInterval.parse(checkpoint_every)
             try:
-                if session.is_over(chosen):
+                if session.is_over():
                     yield session, None
-                    continue
-                trainer = session.opened(device, chosen, engine, interval, break_lock)
-                opened[stack.enter_context(trainer)] = session
+                else:
+                    opened[stack.enter_context(session.opened())] = session
             except ResreproError as error:
                 yield session, error
         groups: dict[object, list[Trainer]] = {}
@@ -96,78 +93,57 @@ def train_side_by_side(
             together = run.target.engine == engines.LANES
             groups.setdefault((lane_group(run.spec), run.done) if together else run, []).append(run)
         for group in groups.values():
-            failed = _train_group(group, interrupts)
+            failed = dict[Trainer, ResreproError]()
+            if group[0].target.engine == engines.LANES:
+                from resrepro.training.lanes import run_side_by_side  # imports Triton
+
+                failed = run_side_by_side(group, interrupts)
+            else:
+                try:
+                    group[0].run(interrupts)
+                except ResreproError as error:
+                    failed[group[0]] = error
             yield from ((opened[run], failed.get(run)) for run in group)
 
 
-def _train_group(runs: Sequence[Trainer], interrupts: Interrupts) -> Mapping[Trainer, ResreproError]:
-    if runs[0].target.engine == engines.LANES:
-        from resrepro.training.lanes import run_side_by_side  # imports Triton
-
-        return run_side_by_side(runs, interrupts)
-    try:
-        runs[0].run(interrupts)
-    except ResreproError as error:
-        return {runs[0]: error}
-    return {}
-
-
-def make_session(
-    experiment: str, seed: int, device: torch.device, *, shortcut: str | None, data: str | Path | None,
-    runs: str | Path, fast: bool, micro_batch: int | None, loading: Loading | None, fresh: bool,
-    watcher: Watcher | None, **settings: Value | None,
-) -> "Session":  # fmt: skip
-    """A run by the words of whoever wants it (see `train`), on a device.
-
-    Raises:
-        UsageError: if they do not fit together.
-    """
-    watcher = (watcher if is_first() else None) or Watcher()
-    if seed < 0:
-        raise UsageError(f"a seed is a whole number from 0, not {seed}.")
-    if fast and settings.get("precision") is not None:
-        raise UsageError("--fast chooses the precision itself: leave one of the two out.")
-    if fast:
-        settings["precision"] = engines.fast_precision(device)
-        if settings["precision"] == "float32":
-            watcher.say(
-                "Note: this machine has no bf16 arithmetic, so --fast computes in float32 like the default."
-            )
-    spec, split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
-    return Session(spec, seed, run_folder(Path(runs), spec, seed), split, data, loading, fresh, watcher)
-
-
-@dataclass(frozen=True, eq=False)
 class Session:
-    """A run as one call of `train` wants it."""
+    """A run as one call of `train` wants it; UsageError if what it says does not fit together."""
 
-    spec: Spec
-    seed: int
-    folder: Path
-    split: BatchSplit
-    data: str | Path | None
-    loading: Loading | None
-    fresh: bool
-    watcher: Watcher
+    def __init__(
+        self, experiment: str, seed: int, *, shortcut: str | None, data: str | Path | None, runs: str | Path,
+        device: str, fast: bool, engine: str, micro_batch: int | None, loading: Loading | None, fresh: bool,
+        checkpoint_every: str | None, break_lock: bool, watcher: Watcher | None, **settings: Value | None,
+    ) -> None:  # fmt: skip
+        self.seed, self.data, self.device_name, self.engine = seed, data, device, engine
+        self.loading, self.fresh, self.break_lock = loading or Loading(), fresh, break_lock
+        self.device, self.interval = engines.choose_device(device), CheckpointInterval.parse(checkpoint_every)
+        self.watcher = (watcher if is_first() else None) or Watcher()
+        if seed < 0:
+            raise UsageError(f"a seed is a whole number from 0, not {seed}.")
+        if fast and settings.get("precision") is not None:
+            raise UsageError("--fast chooses the precision itself: leave one of the two out.")
+        if fast:
+            settings["precision"] = engines.fast_precision(self.device)
+            if settings["precision"] == "float32":
+                what = "so --fast computes in float32 like the default"
+                self.watcher.say(f"Note: this machine has no bf16 arithmetic, {what}.")
+        self.spec, self.split = on_first(lambda: plan(experiment, shortcut, micro_batch, settings))
+        self.folder = run_folder(Path(runs), self.spec, seed)
 
     def feed(self, device: torch.device) -> Feed:
         """The data of the run."""
-        loading = self.loading or Loading()
-        return open_feed(self.spec, self.data, device, self.seed, loading, self.watcher.say, process_group())
+        say = self.watcher.say
+        return open_feed(self.spec, self.data, device, self.seed, self.loading, say, process_group())
 
-    def is_over(self, device: torch.device) -> bool:
-        """Whether the run is finished on these data, its record whole; says so.
-
-        A broken record is no end: it is restored by going on from the checkpoint, where there is one.
-
-        Raises:
-            Diverged: if it ended with a loss that is not finite.
-            RecordError: if the record is broken and there is no checkpoint, or the data are others.
+    def is_over(self) -> bool:
+        """Whether the run is finished on these data, its record whole; says so. Diverged if it was;
+        RecordError if the data are others, or the record is broken and there is no checkpoint to restore it
+        from.
         """
         if self.fresh or not on_first(self._has_ended):
             return False
         if FAMILIES[self.spec.dataset] == "imagenet":  # of which there are as many as there are users
-            feed = self.feed(device)
+            feed = self.feed(self.device)
             on_first(lambda: self.check_images(read_json(self.folder / ENV)["data"]["sha256"], feed))
         return True
 
@@ -185,9 +161,8 @@ class Session:
         if run.status == "diverged":
             raise Diverged(f"{self.folder} diverged earlier and is kept: start it anew with --fresh.")
         if run.finished:
-            self.watcher.say(
-                f"{self.folder} is finished already ({run.status}); --fresh would train it anew."
-            )
+            way_on = "--fresh would train it anew"
+            self.watcher.say(f"{self.folder} is finished already ({run.status}); {way_on}.")
         return run.finished
 
     def check_images(self, trained_on: Mapping[str, str], feed: Feed) -> None:
@@ -199,46 +174,46 @@ class Session:
             )
 
     @contextmanager
-    def alone(self, break_lock: bool) -> Iterator[None]:
-        """While active, no other process trains this run; the first process of a run holds its lock."""
+    def opened(self) -> Iterator[Trainer]:
+        """The trainer of the run, whose lock the first process holds; a full memory is told in a sentence."""
         missing = [parent for parent in self.folder.parents if not parent.exists()]
-        lock = locked(self.folder, break_lock=break_lock, say=self.watcher.say)
+        lock = locked(self.folder, break_lock=self.break_lock, say=self.watcher.say)
+        hint = (
+            f"{self.split.micro} images per pass: try --micro-batch {max(1, self.split.micro // 2)} "
+            "(gradients are accumulated; BN groups must fit into it), or fewer runs at once with --jobs"
+        )
         try:
-            with ExitStack() as stack:
+            with ExitStack() as stack, engines.telling_memory(hint):
                 on_first(lambda: stack.enter_context(lock))
-                yield
+                trainer = self.open()
+                try:
+                    yield trainer
+                finally:
+                    with suppress(RecordError):  # a run that ends well has waited for it
+                        trainer.checkpoints.finish()
         finally:
             for parent in missing if is_first() else []:  # of a run that is refused nothing remains
                 with suppress(OSError):
                     parent.rmdir()
 
-    @contextmanager
-    def opened(
-        self, device_name: str, chosen: torch.device, engine: str, interval: CheckpointInterval,
-        break_lock: bool,
-    ) -> Iterator[Trainer]:  # fmt: skip
-        """The trainer of the run, which nobody else trains meanwhile; a full memory is told in a sentence."""
-        with self.alone(break_lock), engines.telling_memory(self.split.memory_hint()):
-            trainer = self.open(device_name, chosen, engine)
-            trainer.interval = interval
-            try:
-                yield trainer
-            finally:
-                with suppress(RecordError):  # a run that ends well has waited for it
-                    trainer.checkpoints.finish()
-
-    def open(self, device_name: str, chosen: torch.device, engine: str) -> Trainer:
+    def open(self) -> Trainer:
         """The trainer of the run, its record begun or brought to the state of its checkpoint."""
         spec, say = self.spec, self.watcher.say
-        state, notice = (None, "")
-        if not self.fresh:
-            state, notice = on_first(lambda: load_state(self.folder, spec, self.seed))
-        env = state["env"] if state else {}
-        device = frozen_device(device_name, chosen, env.get("device", chosen.type))
+        state, notice = (None, "") if self.fresh else on_first(lambda: load_newest(self.folder))
+        if state and (state.get("digest"), state.get("seed")) != (spec.digest, self.seed):
+            raise RecordError(f"the checkpoint in {self.folder} is of another run: start anew with --fresh.")
+        env, device = state["env"] if state else {}, self.device
+        if (kind := env.get("device", device.type)) != device.type:
+            if self.device_name != "auto" or world_size() > 1:
+                raise UsageError(
+                    f"this run was begun on {kind}, and {device.type} would round differently: say "
+                    f"--device {kind}, or start anew with --fresh."
+                )
+            device = engines.choose_device(kind)
         ahead = spec.recipe.iterations - (state["iteration"] if state else 0)
         begun, micro = env.get("engine"), self.split.micro
         engines.use_precision(spec.recipe.precision, device)
-        name = on_first(lambda: engines.choose_engine(engine, device, spec, micro, ahead, begun, say))
+        name = on_first(lambda: engines.choose_engine(self.engine, device, spec, micro, ahead, begun, say))
         feed = self.feed(device)
         if spec.recipe.batch_size > feed.about.sizes["train"]:
             raise UsageError(
@@ -256,12 +231,14 @@ class Session:
             say(sentence)
         writer = writer if is_first() else Onlooker(writer.folder)
         trainer = Trainer(spec, self.seed, feed, Target(device, self.split, name), writer, self.watcher)
+        trainer.interval = self.interval
         if name == engines.LANES:
             from resrepro.training.lanes import LaneUpdates  # imports Triton
 
             trainer.updates = LaneUpdates([trainer])
         now = {"format": FORMAT} | describe_environment() | engines.describe_device(device, self.split.micro)
-        now |= {"engine": name, "kernels": engines.code_of(name)}
+        code = load_kernels().key if name == engines.KERNELS else None
+        now |= {"engine": name, "kernels": f"triton {version('triton')}" if name == engines.LANES else code}
         if state:
             self.go_on(trainer, state, notice, now)
         else:

@@ -2,8 +2,7 @@
 
 Between two events of a run lies a stretch of updates at one learning rate. They are called from Python one by
 one, or on a GPU one is recorded as a CUDA graph and replayed: then what differs between updates lies on the
-device before the stretch begins, and nothing waits for the device within it. Both make the same update and so
-compute the same.
+device before the stretch begins, and nothing waits for the device within it. Both compute the same.
 """
 
 import functools
@@ -12,27 +11,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from inspect import unwrap
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resrepro.data.feeds import Feed
+from resrepro.data.feeds import Feed, Slots
 from resrepro.spec.recipe import ImageNetRecipe, Recipe
 from resrepro.training import world_size
 
 Step = Callable[[Tensor, Tensor], None]
 Work = Callable[[], None]
 BEFORE_RECORDING = 3  # updates in which the libraries choose their algorithms and allocate
+memory = functools.cache(torch.cuda.graph_pool_handle)  # of all recordings: one is replayed after the other
 
 
 def learning_rate(
     recipe: Recipe, iteration: int, warmup_switch: int | None = None, drops: Sequence[int] | None = None
 ) -> float:
-    """The rate of update `iteration`, counted from 0: 32,000 is the first after a drop at 32,000.
-
-    The warm-up, if there is one, ended at `warmup_switch` (None while it lasts); `drops` are those found on
-    the way (see `Plateau`), the recipe's by default.
+    """The rate of update `iteration`, counted from 0: 32,000 is the first after a drop at 32,000. A warm-up
+    ended at `warmup_switch` (None while it lasts); `drops` are those that a `Plateau` found, if not the
+    recipe's.
     """
     if recipe.warmup_lr and (warmup_switch is None or iteration < warmup_switch):
         return recipe.warmup_lr
@@ -42,10 +40,9 @@ def learning_rate(
 
 @dataclass
 class Plateau:
-    """Watches the validation error at each sample and says when the rate drops.
-
-    The rate drops after `plateau_patience` samples in a row of which none was at least `plateau_gain`
-    points better than the best since the drop before, as often as the recipe has fixed drops.
+    """Watches the validation error at each sample and says when the rate drops: after `plateau_patience`
+    samples in a row of which none was at least `plateau_gain` points better than the best since the drop
+    before, as often as the recipe has fixed drops.
     """
 
     recipe: ImageNetRecipe
@@ -65,10 +62,6 @@ class Plateau:
         self.best, self.waited = top1_err, 0
         return True
 
-    def state(self) -> list[float | list[int]]:
-        """What a checkpoint keeps."""
-        return [list(self.drops), self.best, self.waited]
-
 
 class SGD(torch.optim.SGD):
     """PyTorch's, without the wrappers that import its compiler, which takes longer than a short run."""
@@ -84,11 +77,9 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> SGD:
     """SGD over all parameters; weight decay on BN and biases only if the recipe says so."""
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]  # BN scales and shifts, and the fc bias
-    decay, nesterov = recipe.weight_decay, recipe.momentum_form == "nesterov"
-    groups = [
-        {"params": weights, "weight_decay": decay},
-        {"params": others, "weight_decay": decay if recipe.decay_bn_bias else 0.0},
-    ]
+    nesterov, decay = recipe.momentum_form == "nesterov", recipe.weight_decay
+    own = decay if recipe.decay_bn_bias else 0.0
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": own}]
     optimizer = SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=True)
     for parameter in net.parameters():
         # PyTorch would begin with memory as it finds it, and keep that if the first update overflows.
@@ -97,11 +88,9 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> SGD:
 
 
 def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str) -> None:
-    """Set the rate of the next update.
-
-    PyTorch keeps u = m u + g and steps by lr u; Caffe keeps v = m v + lr g and steps by v. While the
-    rate is constant v = lr u and both are the same. When it changes, the Caffe form carries v over,
-    so u is rescaled by old / new.
+    """Set the rate of the next update. PyTorch keeps u = m u + g and steps by lr u; Caffe keeps v = m v + lr
+    g and steps by v. While the rate is constant v = lr u and both are the same. When it changes, the Caffe
+    form carries v over, so u is rescaled by old / new.
     """
     for group in optimizer.param_groups:
         old, group["lr"] = group["lr"], lr
@@ -113,12 +102,12 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, momentum_form: str)
 
 def differentiate(loss: Tensor, net: nn.Module, *, first: bool) -> None:
     """Set the gradients of a net's parameters, or add to those of the passes before."""
-    parameters = list(net.parameters())
     if world_size() > 1:  # they are exchanged where PyTorch accumulates them
         if first:
             net.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return
+    parameters = list(net.parameters())
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         if gradient.stride() != parameter.stride():  # the fused step takes both as they lie in memory
             gradient = torch.empty_like(parameter).copy_(gradient)
@@ -157,56 +146,46 @@ class Updates:
 
 
 class RecordedUpdates(Updates):
-    """The updates of a run as replays of one, which is recorded when the first of a session is due.
-
-    `changed` are the tensors that a step writes, besides those of the optimizer.
+    """The updates of a run as replays of one, which is recorded when the first of a session is due; `changed`
+    are the tensors that a step writes, besides those of the optimizer.
     """
 
     def __init__(self, step: Step, feed: Feed, optimizer: SGD, changed: Sequence[Tensor]) -> None:
         super().__init__(step, feed, optimizer)
-        self.changed = changed
-        device = changed[0].device
+        self.changed, device = changed, changed[0].device
+        self.slots: Slots | None = None
+        self.replay: Work | None = None
         # CUDA's SGD reads the rate as float32, the CPU's as Python's float.
         kind = torch.float32 if device.type == "cuda" else torch.float64
         self.rate = torch.zeros((), dtype=kind, device=device)
-
-    @contextmanager
-    def of(self, start: int, last: int) -> Iterator[None]:
-        """While active, the batches of updates start..last-1 are on their way."""
-        with super().of(start, last):
-            self.slots = self.feed.slots(self.batches)
-            self.replay: Work | None = None
-            yield
 
     def stretch(self, start: int, stop: int, rate: float) -> Iterator[Work]:
         """Updates start..stop-1 at one learning rate, each to be called before the next is taken."""
         set_learning_rate(self.optimizer, rate, self.feed.recipe.momentum_form)
         self.rate.fill_(rate)
+        self.slots = self.slots or self.feed.slots(self.batches)
         for _ in self.slots.fill(start, stop):
-            self.replay = self.replay or self._recorded()
+            self.replay = self.replay or self._recorded(self.slots)
             yield self.replay
 
-    def _recorded(self) -> Work:
+    def _recorded(self, slots: Slots) -> Work:
         momentum = [state["momentum_buffer"] for state in self.optimizer.state.values()]
-        changed = [tensor.detach() for tensor in (*self.changed, *momentum, *self.slots.changed)]
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+        changed = [tensor.detach() for tensor in (*self.changed, *momentum, *slots.changed)]
+        lr = self.optimizer.param_groups[0]["lr"]  # of all groups
         try:
-            return recorded(lambda: self.step(*self.slots.batch()), changed)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate
+            return recorded(lambda: self.step(*slots.batch()), changed)
         finally:
             self.optimizer.zero_grad(set_to_none=True)  # they are the recording's own
-            for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+            for group in self.optimizer.param_groups:
                 group["lr"] = lr
 
 
 def recorded(work: Work, changed: Sequence[Tensor]) -> Work:
-    """Record what a function does on the GPU; gives the function that replays it.
-
-    Args:
-        work: reads and writes tensors that stay in place, and waits for nothing. On a CPU nothing is
-            recorded: it is itself what is replayed.
-        changed: the tensors that it writes; all are left as they were.
+    """Record what a function does on the GPU, with tensors that stay in place and waiting for nothing; gives
+    the function that replays it. On a CPU nothing is recorded: it is itself what is replayed. `changed` are
+    the tensors that it writes; all are left as they were.
     """
     before = [tensor.clone() for tensor in changed]
     if changed[0].device.type != "cuda":
@@ -221,15 +200,9 @@ def recorded(work: Work, changed: Sequence[Tensor]) -> Work:
     torch._foreach_copy_(list(changed), before)
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as that which pins the memory of photographs, go on meanwhile.
-    # Recordings are replayed one after the other, so that all can work in the same memory.
-    with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=memory(), capture_error_mode="thread_local"):
         work()
     return graph.replay
-
-
-@functools.cache
-def _memory() -> Any:
-    return torch.cuda.graph_pool_handle()
 
 
 def _repeat(work: Work) -> None:
