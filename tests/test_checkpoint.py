@@ -213,3 +213,10 @@ def test_what_is_often_taken_for_a_checkpoint_is_called_what_it_is(tmp_path, con
         path.write_bytes(content)
         with pytest.raises(RecordError, match=told):
             load_checkpoint(path)
+
+
+def test_a_newer_pickle_protocol_is_told(tmp_path):
+    path = tmp_path / "theirs.pt"
+    path.write_bytes(saved({"w": torch.zeros(2)}, pickle_protocol=4))
+    with pytest.raises(RecordError, match="save it without `pickle_protocol`"):
+        load_checkpoint(path)

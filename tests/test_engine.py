@@ -108,6 +108,7 @@ def test_passes_and_kernels_that_are_wrong_here_leave_a_graph(monkeypatch):
     monkeypatch.setattr(engine, "trouble_with_kernels", lambda device, spec: "our kernels disagree")
     told = ["Note: the engine is graph, as our kernels disagree."]
     assert chosen("auto", GPU, precision="bf16") == (GRAPH, told)
+    assert chosen("auto", GPU, begun="inductor") == (GRAPH, [])
     with pytest.raises(UsageError, match="--engine lanes: our kernels disagree"):
         chosen("lanes", GPU)
 

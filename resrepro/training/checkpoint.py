@@ -105,7 +105,7 @@ class CheckpointWriter:
             if copied is not None:
                 with torch.cuda.device(
                     copied.device
-                ):  # a thread begins on the first GPU, and would occupy it
+                ):  # a thread begins on the first one, and would occupy it
                     copied.synchronize()
             save_checkpoint(self.path, state)
 
@@ -186,6 +186,8 @@ def _unpickled(path: Path, whole: bytes) -> Any:
             f"{path} holds a pickled object that is no tensor{which}, so it is not opened: "
             "save the state dict alone (`torch.save(net.state_dict(), ...)`)."
         )
+    if "Unsupported operand 149" in trouble:
+        raise Damaged(f"{path} is in a pickle protocol that is not read: save it without `pickle_protocol`.")
     raise Damaged(f"{path} {sign_of(whole[:HEAD]) or 'is not a PyTorch checkpoint, or is damaged'}.")
 
 

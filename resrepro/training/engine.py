@@ -40,6 +40,7 @@ def choose_engine(
     """
     if choice not in (AUTO, *ENGINES):
         raise UsageError(f"--engine is auto, {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {choice!r}.")
+    begun = GRAPH if begun == "inductor" else begun  # which earlier versions had
     if begun and choice not in (AUTO, begun):
         raise UsageError(
             f"this run was begun with the engine {begun}, and another would round differently: "
