@@ -139,8 +139,8 @@ def _errors_of(group: Sequence[Path], options: Mapping[str, Any]) -> tuple[dict[
     errors = evaluate(group, **options)
     grid = Grid(("set", "images", "top-1 error %", "top-5 error %", "loss"))
     for name, error in errors.items():
-        figures = (f"{error.top1_err:.2f}", f"{error.top5_err:.2f}", f"{error.loss:.4f}")
-        grid.add(name, f"{error.count:,}", *figures)
+        top1, top5 = f"{error.top1_err:.2f}", f"{error.top5_err:.2f}"
+        grid.add(name, f"{error.count:,}", top1, top5, f"{error.loss:.4f}")
     return {name: asdict(error) for name, error in errors.items()}, grid
 
 
@@ -153,10 +153,9 @@ def _responses_of(group: Sequence[Path], options: Mapping[str, Any]) -> tuple[di
     def short(value: float) -> str:
         return f"{value:.3g}" if 1e-3 <= value < 1000 else f"{value:.1e}"
 
-    heads = ("first", "last", "smallest", "largest", "mean", "median")
-    grid = Grid((f"{len(responses.layers)} layers", *heads))
-    norms = {"start": responses.gradient_norm_start, "end": responses.gradient_norm_end}
-    for name, values in {"std": responses.std, **{f"gradient, {at}": norms[at] for at in norms}}.items():
+    grid = Grid((f"{len(responses.layers)} layers", "first", "last", "smallest", "largest", "mean", "median"))
+    norms = {"gradient, start": responses.gradient_norm_start, "gradient, end": responses.gradient_norm_end}
+    for name, values in {"std": responses.std, **norms}.items():
         low, high = (f"{short(end)} ({values.index(end) + 1})" for end in (min(values), max(values)))
         middle = map(short, (statistics.fmean(values), statistics.median(values)))
         grid.add(name, short(values[0]), short(values[-1]), low, high, *middle)

@@ -79,9 +79,6 @@ def check_bad(bad: Mapping[str, str], most: int) -> None:
         raise DataError(f"{told_bad(bad)}. {way_out}")
 
 
-# --- workers ----------------------------------------------------------------------------------------------
-
-
 def read_ahead(
     give: Callable[[int], T], items: Sequence[int], loading: Loading, device: torch.device | None = None,
     group: ProcessGroup = ALONE,
@@ -119,9 +116,6 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
-# --- training crops ---------------------------------------------------------------------------------------
-
-
 class CropReader:
     """Reads and cuts this process's share of batch `i`."""
 
@@ -145,8 +139,7 @@ class CropReader:
                 return f"{self.photos.name(index)} ({reason})"
             crops.append(augment.training_crop(image, self.recipe, choice))
         shifts = torch.as_tensor(colours[self.share] @ self.axes.T, dtype=torch.float32)[:, :, None, None]
-        stacked, labels = np.stack(crops), self.photos.labels[indices]
-        return torch.from_numpy(stacked), torch.from_numpy(labels), shifts
+        return torch.from_numpy(np.stack(crops)), torch.from_numpy(self.photos.labels[indices]), shifts
 
 
 def photo_batches(
@@ -189,9 +182,6 @@ def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Ite
     if ready is not None:
         here.wait_stream(beside)
         yield ready
-
-
-# --- test views -------------------------------------------------------------------------------------------
 
 
 class Views(NamedTuple):

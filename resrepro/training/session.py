@@ -28,12 +28,11 @@ from resrepro.training.progress import CheckpointInterval, Interrupts, Watcher
 
 
 def train(
-    experiment: str, seed: int = 0, *,
-    shortcut: str | None = None, data: str | Path | None = None, runs: str | Path = "runs",
-    device: str = "auto", threads: int | None = None, fast: bool = False, engine: str = "auto",
-    micro_batch: int | None = None, loading: Loading | None = None, fresh: bool = False,
-    checkpoint_every: str | None = None, break_lock: bool = False, watcher: Watcher | None = None,
-    **settings: Value | None,
+    experiment: str, seed: int = 0, *, shortcut: str | None = None, data: str | Path | None = None,
+    runs: str | Path = "runs", device: str = "auto", threads: int | None = None, fast: bool = False,
+    engine: str = "auto", micro_batch: int | None = None, loading: Loading | None = None,
+    fresh: bool = False, checkpoint_every: str | None = None, break_lock: bool = False,
+    watcher: Watcher | None = None, **settings: Value | None,
 ) -> Path:  # fmt: skip
     """Train one experiment, such as "cifar10-plain56", with one seed, or go on where it was interrupted.
 
@@ -74,7 +73,6 @@ def train(
 
 def train_side_by_side(sessions: "Sequence[Session]") -> "Iterator[tuple[Session, ResreproError | None]]":
     """Train runs of one group (see `training.lane_group`); tells of each that it has ended, or why it failed.
-
     Those of the engine `lanes` that stand at the same update are made together, others one after the other.
     """
     opened = dict[Trainer, Session]()
@@ -161,8 +159,7 @@ class Session:
         if run.status == "diverged":
             raise Diverged(f"{self.folder} diverged earlier and is kept: start it anew with --fresh.")
         if run.finished:
-            way_on = "--fresh would train it anew"
-            self.watcher.say(f"{self.folder} is finished already ({run.status}); {way_on}.")
+            self.watcher.say(f"{self.folder} is finished already ({run.status}); --fresh would train it anew.")
         return run.finished
 
     def check_images(self, trained_on: Mapping[str, str], feed: Feed) -> None:
@@ -250,8 +247,8 @@ class Session:
         if self.fresh:
             trainer.way_on = "The same command without --fresh goes on from here."
         mode = "fast" if self.spec.recipe.precision in engines.NARROW else "default"
-        about = {"mode": mode, "data": trainer.feed.about.describe()}
-        env = {**now, **about, "command": command_for(self.spec, self.seed)}
+        command, data = command_for(self.spec, self.seed), trainer.feed.about.describe()
+        env = {**now, "mode": mode, "data": data, "command": command}
         on_first(lambda: trainer.writer.begin(self.spec, self.seed, env))
         on_first(lambda: trainer.writer.result(trainer.result("partial")))
         trainer.save()  # so that there is always one to go on from; it also shows what the next will cost
