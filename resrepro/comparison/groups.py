@@ -103,9 +103,8 @@ class SeedGroup:
         for quantity in quantities:
             if "protocol" in quantity:
                 read = [run.evaluation(quantity["protocol"], self.set_of(quantity)) for run in self.runs]
-                sentences += not_said_yet(
-                    [text for one in read if one for text in one.data.notices], sentences
-                )
+                told = [text for one in read if one for text in one.data.notices]
+                sentences += not_said_yet(told, sentences)
         return list(dict.fromkeys(sentences))
 
 
