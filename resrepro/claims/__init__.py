@@ -49,9 +49,7 @@ class Net:
         return self.spec.label + (f" ({self.told})" if self.told else "")
 
     def has(self, run: Run) -> bool:
-        """Whether a run is one of this net, on whichever images and however long. The shortcuts and the whole
-        warm-up belong to the net, and so do the settings that it names.
-        """
+        """Whether a run has the net's shortcuts, warm-up and settings, on whichever images, however long."""
         if run.experiment not in (self.experiment, on_stand_in(self.experiment)):
             return False
         own, recipe = catalogue.find(run.experiment).spec(), run.spec["recipe"]

@@ -97,9 +97,7 @@ def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:
 
 
 def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "test") -> str:
-    """What is told of each test, each thing once, led by its quantity where that is not clear. It is not
-    where they are of several, or where the paper's is a test error and these are none.
-    """
+    """What is told of each test, each thing once, led by its quantity where that is not clear."""
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
         title = MEASURES[test.measure].title.replace("test", groups.SET_NAMES[part])

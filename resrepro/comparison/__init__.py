@@ -80,5 +80,4 @@ def power_of(effect: float, seeds: int, level: float = LEVEL) -> float:
 
 def seeds_needed(gap: float, std: float, level: float = LEVEL) -> int | None:
     """Seeds per net that tell a gap from chance in four cases of five; None if more than `MOST_SEEDS`."""
-    effect = abs(gap) / std
-    return next((n for n in range(2, MOST_SEEDS + 1) if power_of(effect, n, level) >= POWER), None)
+    return next((n for n in range(2, MOST_SEEDS + 1) if power_of(gap / std, n, level) >= POWER), None)

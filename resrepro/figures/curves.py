@@ -176,9 +176,7 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Drawn, tuple[str, ...]]:
-    """The runs that a figure draws, and a sentence on each kind of run that it leaves out. Drawn are finished
-    runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
-    """
+    """The runs of one protocol that a figure draws, and a sentence on each kind of run that it leaves out."""
     known = [run for run in runs if run.spec["dataset"] in layout["datasets"]]
     known = [run for run in known if any(_shows(panel, run) for panel in layout["panels"])]
     shortcuts = [run for run in known if run.spec["shortcut"] not in (None, "A")]

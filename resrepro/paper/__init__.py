@@ -37,8 +37,7 @@ def published() -> Mapping[tuple[str, str, str], Number]:
     rows = _frame("published.csv")[["exhibit", "row", "metric", "value", "std"]]
     for exhibit, row, metric, value, std in rows.itertuples(index=False):
         with suppress(ValueError):  # some are none, such as "2n"
-            number = Number(float(value), float(std) if std else None)
-            numbers.setdefault((exhibit, row, metric), number)
+            numbers.setdefault((exhibit, row, metric), Number(float(value), float(std) if std else None))
     return numbers
 
 

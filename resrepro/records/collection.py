@@ -87,8 +87,7 @@ def collect(folders: Sequence[Path]) -> Collection:
             ensembles.setdefault(ensemble.key, ensemble)
     chosen = [next((run for run in same if run.finished), same[0]) for same in copies.values()]
     runs = tuple(sorted(chosen, key=lambda run: (run.name, run.seed)))
-    by_key = tuple(ensembles[key] for key in sorted(ensembles))
-    return Collection(runs, tuple(broken), by_key, tuple(folders))
+    return Collection(runs, tuple(broken), tuple(ensembles[key] for key in sorted(ensembles)), tuple(folders))
 
 
 def _run_folders(top: Path, pattern: str) -> list[Path]:

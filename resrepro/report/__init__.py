@@ -38,10 +38,9 @@ SCRIPTS = ("uplot/uPlot.iife.min.js", "charts.js", "page.js")
 LEAD_COLUMNS = ("net", "paper", "test error", "validation error", "difference")
 DATASETS = {**DATASET_NAMES, "digits": "scikit-learn's digits", "folder": "a folder of other images"}
 MARKS = ("stated", "derived", "assumed")
-SIGNS = {HELD: "✓", FAILED: "✗", UNDECIDED: "?", UNTESTABLE: "–"}
 KINDS = {  # how a verdict looks: its word, the sign beside it, and its name in the style sheet
     word: {"word": word, "sign": sign, "style": "untestable" if word == UNTESTABLE else word}
-    for word, sign in SIGNS.items()
+    for word, sign in {HELD: "✓", FAILED: "✗", UNDECIDED: "?", UNTESTABLE: "–"}.items()
 }
 CODE = re.compile(r"`([^`]+)`")
 PHONE = 4.0  # inches: the width of the pictures for narrow screens
