@@ -28,7 +28,7 @@ def test_each_protocol_and_metric_gives_its_own_error(folder):
     assert found(folder, "multi_scale") == 26.5
     assert found(folder, "center") is found(folder, part="test") is None
     run = read_run(folder)
-    assert (run.last("val"), run.classes, run.family) == (31.0, 10, "imagenet")
+    assert (run.last("val"), run.env["data"]["classes"], run.family) == (31.0, 10, "imagenet")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Source = Sequence[str]  # exhibit, row and metric of published.csv
-Region = tuple[float, float]
 FILE = "claims.toml", "resrepro.paper"
 HELD, FAILED, UNDECIDED, UNTESTABLE = "held", "failed", "undecided", "not testable here"
 STYLES = {HELD: "green", FAILED: "red", UNDECIDED: "yellow", UNTESTABLE: "dim"}
@@ -50,9 +49,7 @@ class Net:
         return self.spec.label + (f" ({self.told})" if self.told else "")
 
     def has(self, run: Run) -> bool:
-        """Whether a run is one of this net, on whichever images and however long. The shortcuts and the whole
-        warm-up belong to the net, and so do the settings that it names.
-        """
+        """Whether a run has the net's shortcuts, warm-up and settings, on whichever images, however long."""
         if run.experiment not in (self.experiment, on_stand_in(self.experiment)):
             return False
         own, recipe = catalogue.find(run.experiment).spec(), run.spec["recipe"]
@@ -74,7 +71,7 @@ class Check:
     kind: str
     measure: str
     nets: tuple[Net, ...] = ()
-    region: Region = (0.0, math.inf)
+    region: tuple[float, float] = (0.0, math.inf)
     margin: float = 0.0
     window: int = 1
     needs: Sequence[str] = ()
@@ -156,14 +153,12 @@ class Ruling:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Ruling):
-    """A claim, its quantity and the paper's values in words, and the ruling of the protocol that counts.
-    `others` are the rulings of all other protocols.
-    """
+    """A claim, its quantity and the paper's values in words, and the ruling of the protocol that counts."""
 
     claim: Claim
     quantity: str
     paper: str
-    others: tuple[Ruling, ...] = ()
+    others: tuple[Ruling, ...] = ()  # of all other protocols
 
     @property
     def all_notes(self) -> tuple[str, ...]:

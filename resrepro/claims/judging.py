@@ -32,9 +32,7 @@ def judge(runs: Sequence[Run]) -> tuple[Verdict, ...]:
 
 
 def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
-    """The verdict on one claim. Which protocol is first does not depend on what it says. Runs of one protocol
-    may differ in how often they are sampled, unless a test depends on it.
-    """
+    """The verdict on one claim, by the protocol that comes first whatever it says, and by the others."""
     if claim.untestable:
         rulings = [Ruling("", "", UNTESTABLE, claim.untestable)]
     else:
@@ -48,8 +46,7 @@ def verdict_on(claim: Claim, runs: Sequence[Run]) -> Verdict:
     values = _joined(claim.tests, [paper_values(test) for test in claim.tests])
     quantity = claim.quantity or "; ".join(dict.fromkeys(quantities))
     paper = "; ".join(filter(None, [values, claim.beside, claim.said]))
-    others = tuple(rulings[1:])
-    return Verdict(**vars(rulings[0]), claim=claim, quantity=quantity, paper=paper, others=others)
+    return Verdict(**vars(rulings[0]), claim=claim, quantity=quantity, paper=paper, others=tuple(rulings[1:]))
 
 
 class Outcome:
@@ -100,9 +97,7 @@ def _notes(protocol: Protocol[Net]) -> tuple[str, ...]:
 
 
 def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "test") -> str:
-    """What is told of each test, each thing once, led by its quantity where that is not clear. It is not
-    where they are of several, or where the paper's is a test error and these are none.
-    """
+    """What is told of each test, each thing once, led by its quantity where that is not clear."""
     parts: dict[str, list[str]] = {}
     for test, words in zip(tests, told, strict=True):
         title = MEASURES[test.measure].title.replace("test", groups.SET_NAMES[part])
@@ -118,14 +113,11 @@ def _joined(tests: Sequence[Check], told: Sequence[Sequence[str]], part: str = "
 def _try_out(
     test: Check, protocol: Protocol[Net] | None, found: Outcome
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """A test on the runs of a protocol (None if there are none), or on the nets as built: our values in
-    words, and its comparisons with their intervals and what keeps them from deciding.
-    """
+    """A test on the runs of a protocol, or on the nets as built: our values and its comparisons in words."""
     if test.kind == "count":
         ratios, ours = ratios_of(test)
-        found.states.append(
-            HELD if all(test.region[0] <= each <= test.region[1] for each in ratios) else FAILED
-        )
+        inside = all(test.region[0] <= each <= test.region[1] for each in ratios)
+        found.states.append(HELD if inside else FAILED)
         return [ours], ["counted on the nets as built"]
     why = _what_it_needs(test, protocol) if protocol else ""
     if protocol is None or why:
@@ -172,14 +164,12 @@ def _what_it_needs(test: Check, protocol: Protocol[Net]) -> str:
 
 
 class Comparison(NamedTuple):
-    """The mean of one net, or that of a first less a second, that is to lie in a region; it is one of so many
-    of its claim. `estimate` is None where the error of its value is not known.
-    """
+    """The mean of one net, or that of a first less a second, that is to lie in a region."""
 
     seeds: Mapping[Net, Seeds]
     region: tuple[float, float]
-    comparisons: int
-    estimate: Estimate | None
+    comparisons: int  # of its claim
+    estimate: Estimate | None  # None where the error of its value is not known
     state: str
 
 
@@ -274,9 +264,7 @@ def _undecided(each: Comparison, measure: Measure) -> tuple[str, int]:
 def _throughout(
     test: Check, protocol: Protocol[Net], measured: Mapping[Net, Seeds], found: Outcome
 ) -> list[str]:
-    """A test of two curves, beside that of their means over the whole run: no stretch the other way. A
-    stretch is the mean of `window` samples in a row that all runs have.
-    """
+    """Whether one curve is above another at each mean of `window` samples in a row that all runs have."""
     if any(seeds.open for seeds in measured.values()):
         return []
     curves = [[run.top1_errors("train") for run in protocol.groups[net].runs] for net in test.nets]

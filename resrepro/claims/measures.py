@@ -123,9 +123,7 @@ def _responses(title: str, key: str, over_layers: OverLayers = weakest, *metrics
 
 
 def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
-    """How long until an error is below a level, the training error's for good. Of a run that never gets there
-    its whole length, as a lower bound.
-    """
+    """Time until an error is below a level, in training for good; of a run that never is its whole length."""
 
     def curve(run: Run) -> dict[int, float]:
         return run.top1_errors("train" if training else run.headline_split)
@@ -153,10 +151,9 @@ MEASURES: Mapping[str, Measure] = {
         unit="%", resolution=_one_trained_on, sampled=True,
     ),
     "held_out_err": Measure(
-        "test error",
-        lambda run: run.last(run.headline_split),
-        ("test_err_mean", "test_err", "test_err_mean_last5"),
-        unit="%", resolution=_one_held_out, command=eval_command,  # of runs with a part of the test set
+        "test error", lambda run: run.last(run.headline_split),
+        ("test_err_mean", "test_err", "test_err_mean_last5"), unit="%", resolution=_one_held_out,
+        command=eval_command,  # of runs with a part of the test set
     ),
     "ten_crop_top1": _evaluated("10-crop error", "ten_crop", "top1_err"),
     "multi_scale_top5": _evaluated("multi-scale top-5 error", "multi_scale", "top5_err"),

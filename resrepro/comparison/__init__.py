@@ -17,14 +17,12 @@ MOST_SEEDS = 100  # per net that are named; nobody trains more
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, or a difference of two: its value, standard error and degrees of freedom. `std` is the standard
-    deviation of the seeds about the mean of their net.
-    """
+    """A mean, or a difference of two: its value, standard error and degrees of freedom."""
 
     value: float
     error: float
     freedom: float
-    std: float
+    std: float  # of the seeds about the mean of their net
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The two-sided interval of a level, e.g. 0.95."""
@@ -69,9 +67,7 @@ def estimate(nets: Sequence[Sequence[float]], resolution: float = 0.0) -> Estima
 
 
 def power_of(effect: float, seeds: int, level: float = LEVEL) -> float:
-    """How often a two-sided two-sample t test with so many seeds per net tells two nets apart. `effect` is
-    their difference in standard deviations (Cohen's d).
-    """
+    """How often a two-sided t test with so many seeds per net finds a difference of `effect` (Cohen's d)."""
     from scipy.special import nctdtr, stdtrit
 
     freedom = 2 * (seeds - 1)
@@ -83,8 +79,5 @@ def power_of(effect: float, seeds: int, level: float = LEVEL) -> float:
 
 
 def seeds_needed(gap: float, std: float, level: float = LEVEL) -> int | None:
-    """Seeds per net with which a gap is told from chance (two-sided, at a level) in four cases of five. None
-    if that would take more than `MOST_SEEDS`, as it does where there is no gap.
-    """
-    effect = abs(gap) / std
-    return next((n for n in range(2, MOST_SEEDS + 1) if power_of(effect, n, level) >= POWER), None)
+    """Seeds per net that tell a gap from chance in four cases of five; None if more than `MOST_SEEDS`."""
+    return next((n for n in range(2, MOST_SEEDS + 1) if power_of(gap / std, n, level) >= POWER), None)

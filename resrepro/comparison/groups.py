@@ -103,9 +103,8 @@ class SeedGroup:
         for quantity in quantities:
             if "protocol" in quantity:
                 read = [run.evaluation(quantity["protocol"], self.set_of(quantity)) for run in self.runs]
-                sentences += not_said_yet(
-                    [text for one in read if one for text in one.data.notices], sentences
-                )
+                told = [text for one in read if one for text in one.data.notices]
+                sentences += not_said_yet(told, sentences)
         return list(dict.fromkeys(sentences))
 
 
@@ -167,13 +166,11 @@ def with_seeds(command: str, seeds: int) -> str:
 
 @dataclass(frozen=True)
 class Protocol(Generic[Net]):
-    """The runs of one protocol, by net; a net without finished runs is missing. `left_out` are further seeds
-    of `groups`, and of missing nets, that are unfinished or diverged.
-    """
+    """The runs of one protocol, by net; a net without finished runs is missing."""
 
     groups: dict[Net, SeedGroup] = field(default_factory=dict)  # those of fewest changes and most seeds
     doubles: dict[Net, list[SeedGroup]] = field(default_factory=dict)  # others: sampled more often, say
-    left_out: dict[Net, list[Run]] = field(default_factory=dict)
+    left_out: dict[Net, list[Run]] = field(default_factory=dict)  # not finished, of `groups` and missing nets
     free: tuple[str, ...] = FREE_SETTINGS  # the settings in which its nets may differ
 
     @property

@@ -64,22 +64,18 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """An exhibit's table. `notes` are numbered from 1; `missing` pairs a row label with the command that
-    would fill it; `remarks` are sentences below the notes. `records` are the same rows as raw numbers, for
-    CSV. A table of sentences has the share of the page that each column `wraps` at, and its own `lead` to
-    what is missing.
-    """
+    """An exhibit's table."""
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    missing: tuple[tuple[str, str], ...] = ()
-    remarks: tuple[str, ...] = ()
-    records: tuple[dict[str, object], ...] = field(default=(), repr=False)
-    wraps: tuple[float, ...] = ()
-    lead: str = GAPS
+    notes: tuple[str, ...] = ()  # numbered from 1
+    missing: tuple[tuple[str, str], ...] = ()  # the label of a row, and the command that would fill it
+    remarks: tuple[str, ...] = ()  # sentences below the notes
+    records: tuple[dict[str, object], ...] = field(default=(), repr=False)  # the rows as raw numbers, for CSV
+    wraps: tuple[float, ...] = ()  # of a table of sentences the share of the page that each column has
+    lead: str = GAPS  # to what is missing
 
     @property
     def frame(self) -> "pd.DataFrame":
@@ -119,9 +115,7 @@ def eval_command(runs: Iterable[Run], protocol: str | None = None) -> str:
 
 
 def run_folders(runs: Iterable[Run]) -> str:
-    """The folders of some runs, as words of a command that needs their checkpoints. Published records have
-    none, so the runs that they were published from are named; no path of this machine is.
-    """
+    """The folders of runs as words of a command; of published ones those of the runs with checkpoints."""
     return shlex.join((run.runs_folder / run.name / run.folder.name).as_posix() for run in runs)
 
 
@@ -166,11 +160,10 @@ def to_json(table: Table) -> dict[str, Any]:
 
 
 def to_csv(table: Table) -> str:
-    """The raw numbers, full precision, empty where there is none."""
+    """The raw numbers, full precision, whole ones whole, empty where there is none."""
     import pandas as pd
 
-    frame = pd.DataFrame(list(table.records), dtype=object)  # in which whole numbers stay whole
-    return frame.to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(list(table.records), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 # --- in a terminal --------------------------------------------------------------------------------------
@@ -199,9 +192,7 @@ def prepare() -> None:
 
 @dataclass
 class Grid:
-    """Rows below headings; where they do not fit a terminal, a block for each row. The first column has the
-    row's name, and a row without one goes on with that above.
-    """
+    """Rows below headings; where they do not fit a terminal, a block for each row that has a name."""
 
     heads: Sequence[str]
     left: int = 1  # how many first columns are aligned to the left
@@ -271,9 +262,7 @@ class Grid:
             lines += [Text("")] if section else []
             stacks = [row[n].split("\n") for n in columns]
             if self.wraps:
-                stacks[-1] = [
-                    short for long in stacks[-1] for short in textwrap.wrap(long, widths[-1]) or [""]
-                ]
+                stacks[-1] = [part for long in stacks[-1] for part in textwrap.wrap(long, widths[-1]) or [""]]
             for each in zip_longest(*stacks, fillvalue=""):
                 lines.append(Text(line(each)))
                 start = 0

@@ -87,9 +87,7 @@ def build(
 
 
 def _fields(plan: Plan, line: Line, group: SeedGroup | None, number: int = 0) -> list[tuple[str, str]]:
-    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one. Of a
-    single quantity with a paper's value that comes first, and the difference last.
-    """
+    """A row by its headings: the paper's numbers and our shown group, or (`number` above 0) another one."""
     label = line["label"]
     if group and number:  # what sets it apart, in a word or two: `2,000 it. (fast)`
         run = group.first
@@ -285,8 +283,9 @@ def _spell_members(ensemble: Ensemble) -> str:
     seeds: dict[str, list[str]] = {}
     for member in ensemble.members:
         seeds.setdefault(member.label, []).append(str(member.seed))
-    told = (f"{label} seed{'s' * (len(own) > 1)} {' and '.join(own)}" for label, own in seeds.items())
-    return ", ".join(told)
+    return ", ".join(
+        f"{label} seed{'s' * (len(own) > 1)} {' and '.join(own)}" for label, own in seeds.items()
+    )
 
 
 def _ensemble_caveats(ensemble: Ensemble) -> list[str]:

@@ -133,11 +133,10 @@ def _draw_column(axes: "Axes", centre: float, boxes: Iterable[Box], colours: Map
         middle = _middle(box.row)
         _draw_arrow(axes, (centre, above + BOX_HEIGHT / 2), (centre, middle - BOX_HEIGHT / 2))
         colour = colours.get(str(box.layer.size), "white") if box.layer.kind == "conv" else "white"
-        frame = FancyBboxPatch(
+        axes.add_patch(FancyBboxPatch(
             (centre - BOX / 2, middle - BOX_HEIGHT / 2), BOX, BOX_HEIGHT, facecolor=colour, zorder=2,
             boxstyle="round,pad=0,rounding_size=0.05", edgecolor=INK, linewidth=0.7,
-        )  # fmt: skip
-        axes.add_patch(frame)
+        ))  # fmt: skip
         axes.text(centre, middle, box.text, fontsize=TEXT, ha="center", va="center_baseline", zorder=3)
         if box.shortcut:
             _draw_arc(axes, centre, box, dotted=box.shortcut.kind != "identity")
@@ -163,11 +162,10 @@ def _draw_arc(axes: "Axes", centre: float, box: Box, *, dotted: bool) -> None:
     edge, out = centre + BOX / 2, centre + BOX / 2 + BULGE * 4 / 3
     points = [(centre, leave), (edge, leave), (out, leave), (out, join), (edge, join), (centre + 0.06, join)]
     codes = [Path.MOVETO, Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
-    arc = PathPatch(
+    axes.add_patch(PathPatch(
         Path(points, codes), fill=False, edgecolor=INK, linewidth=LINE, zorder=1.4, capstyle="butt",
         linestyle=(0, (1, 1.7)) if dotted else "-", gid=f"arc {'zeros' if dotted else 'identity'}",
-    )  # fmt: skip
-    axes.add_patch(arc)
+    ))  # fmt: skip
     _draw_arrow(axes, (centre + 0.06, join), (centre, join))
 
 

@@ -25,16 +25,14 @@ Drawn = Protocol[str]  # the runs drawn, by net label, plain nets first, by dept
 
 
 class Curve(NamedTuple):
-    """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer. `std` is that
-    of `y` over seeds (n-1), where several are averaged.
-    """
+    """A net's error (percent) by iteration, or in Figure 7 the std of its responses by layer."""
 
     depth: int
     plain: bool
     kind: str
     x: tuple[float, ...]
     y: tuple[float, ...]
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None  # of `y` over seeds (n-1), where several are averaged
     paper: bool = False
 
     @property
@@ -63,19 +61,17 @@ class Panel(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """A whole figure, ready to be drawn; `notes` tell what is not in it. `held_out` names the set of the bold
-    lines, `held_out_told` says in the legend what it is.
-    """
+    """A whole figure, ready to be drawn."""
 
     layout: Layout
     panels: tuple[Panel, ...]
     iterations: int
-    held_out: str
-    held_out_told: str
+    held_out: str  # the set of the bold lines
+    held_out_told: str  # what that is, for the legend
     palette: Mapping[str, Any]
     groups: Mapping[str, SeedGroup]
     footnote: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # on what is not in it
 
     def frame(self, panel: Panel) -> tuple[int, int]:
         """The ends of a panel's error axis, percent: the paper's, or further where curves need it."""
@@ -133,9 +129,7 @@ def exhibits() -> Mapping[str, Layout]:
 
 
 def palette_named(name: str, figures: str = "figures") -> Mapping[str, Any]:
-    """Colours and markers of the nets by depth, for "figure3" of boxes by the side of the output map.
-    UsageError if there is no palette of that name.
-    """
+    """Colours and markers by depth, of "figure3" by side of the map (UsageError for an unknown name)."""
     known: Mapping[str, Mapping[str, Any]] = read_layout(figures)["palettes"]
     if name not in known:
         raise UsageError(f"no palette {name!r}: there are {', '.join(known)}.")
@@ -182,9 +176,7 @@ def make_sheet(exhibit: str, runs: Iterable[Run], *, paper: bool = False, palett
 
 
 def choose(layout: Layout, runs: Iterable[Run]) -> tuple[Drawn, tuple[str, ...]]:
-    """The runs that a figure draws, and a sentence on each kind of run that it leaves out. Drawn are finished
-    runs with option-A shortcuts of the one protocol that `comparison.groups.RULE` chooses.
-    """
+    """The runs of one protocol that a figure draws, and a sentence on each kind of run that it leaves out."""
     known = [run for run in runs if run.spec["dataset"] in layout["datasets"]]
     known = [run for run in known if any(_shows(panel, run) for panel in layout["panels"])]
     shortcuts = [run for run in known if run.spec["shortcut"] not in (None, "A")]

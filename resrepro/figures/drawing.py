@@ -49,13 +49,11 @@ FORMATS: Mapping[str, dict[str, str | None]] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a figure is drawn: colours, caption, width, and the kinds of its files. `width` is in inches, or
-    one of `WIDTHS`; by default it is the figure's own.
-    """
+    """How a figure is drawn: colours, caption, width, and the kinds of its files."""
 
     palette: str = "paper"
     caption: bool = True
-    width: float | str | None = None
+    width: float | str | None = None  # in inches, or one of `WIDTHS`; by default the figure's own
     formats: tuple[str, ...] = ("png", "svg")
 
     def inches(self) -> float | None:
@@ -172,8 +170,7 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
 
     start = float(panel.layout.get("start", 0)) * sheet.iterations / sheet.unit
     end, (floor, top) = sheet.iterations / sheet.unit, sheet.frame(panel)
-    axes.set_xlim(start, end)
-    axes.set_ylim(floor, top)
+    axes.set(xlim=(start, end), ylim=(floor, top))
     own_ticks = {**sheet.layout["ticks"], **panel.layout.get("ticks", {})}
     errors = own_ticks.get(str(top), TICKS.get(top, range(0, top + 1, 20)))
     apart = (top - floor) * TEXT / (axes.bbox.height * INCH / axes.figure.dpi)
@@ -190,8 +187,7 @@ def _draw_panel(axes: "Axes", sheet: Sheet, panel: Panel) -> None:
         axes.grid(axis="y", linestyle=(0, (4, 4)), linewidth=0.5, color="#b0b0b0", zorder=0.5)
         axes.set_axisbelow(True)
     for curve in (*panel.paper, *panel.ours):
-        style = _style(sheet, curve)
-        draw_curve(axes, curve, style, {"alpha": 0.22, "zorder": 2.5}, unit=sheet.unit)
+        draw_curve(axes, curve, _style(sheet, curve), {"alpha": 0.22, "zorder": 2.5}, unit=sheet.unit)
     own: Any = {"transform": axes.transAxes, "color": QUIET}
     if not panel.curves:
         box = {"facecolor": "white", "edgecolor": "none"}
@@ -295,9 +291,7 @@ def _legend_keys(sheet: Sheet) -> "list[Artist]":
 
 
 def spread(positions: Sequence[float], pitch: float, high: float) -> list[float]:
-    """Positions as close as possible to those given (least squares), at least `pitch` apart. All within 0 to
-    `high` where there is room for them; the order is kept.
-    """
+    """The closest positions (least squares) in order, `pitch` apart at least, in 0 to `high` if they fit."""
     import numpy as np
     from scipy.optimize import isotonic_regression
 

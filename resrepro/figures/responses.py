@@ -40,7 +40,7 @@ STD: Mapping[str, tuple[str, Callable[[Sequence[float]], float]]] = {
 
 
 def make_figure(
-    runs: Iterable[Run], *, paper: bool = False, style: drawing.Style = drawing.USUAL
+    runs: Sequence[Run], *, paper: bool = False, style: drawing.Style = drawing.USUAL
 ) -> "tuple[Figure, tuple[str, ...]]":
     """The figure as a matplotlib object, with the means over seeds, and sentences on what was left out; with
     `paper` the paper's curves are behind ours, or alone. RecordError if there is nothing to draw.
@@ -101,11 +101,8 @@ def _nets() -> Iterator[tuple[bool, int]]:
     return ((kind["plain"], depth) for kind in PLAN["nets"] for depth in kind["depths"])
 
 
-def select(runs: Iterable[Run]) -> tuple[Drawn, tuple[str, ...]]:
-    """The runs that are drawn, and a sentence on each kind of run that is left out. Runs on CIFAR-10 come
-    before those on the digits, whatever their length.
-    """
-    runs = list(runs)
+def select(runs: Sequence[Run]) -> tuple[Drawn, tuple[str, ...]]:
+    """The runs drawn, those on CIFAR-10 before any on digits, and a sentence on each kind not drawn."""
     notes: list[str] = []
     for dataset in PLAN["datasets"]:
         layout = {**PLAN, "panels": PLAN["nets"], "datasets": [dataset]}
@@ -179,7 +176,7 @@ def _footnote(
     ]
 
 
-def build(runs: Iterable[Run]) -> Table:
+def build(runs: Sequence[Run]) -> Table:
     """The table from runs that were read already."""
     drawn, left_out = select(runs)
     rows: list[Row] = []
@@ -207,9 +204,7 @@ def build(runs: Iterable[Run]) -> Table:
 
 
 def _in_numbers(label: str, ours: Sequence[Responses]) -> tuple[tuple[Row, Row], dict[str, object]]:
-    """The paper's row of a net and ours, and both as raw numbers, NaN where there is none. A ratio of
-    gradients is infinite if one layer gets none at all.
-    """
+    """The paper's row of a net and ours, and both as raw numbers, NaN where there is none."""
     record: dict[str, object] = {"net": label}
     theirs, own = [], []
     for metric, of in STD.values():

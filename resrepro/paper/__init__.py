@@ -32,15 +32,12 @@ def _frame(name: str) -> "pd.DataFrame":
 
 @cache
 def published() -> Mapping[tuple[str, str, str], Number]:
-    """Published numbers by (exhibit, row, metric), e.g. ("table6", "ResNet-20", "test_err"). Entries that are
-    no numbers (such as "2n") are left out; of two readings the first counts.
-    """
+    """Numbers by (exhibit, row, metric), e.g. ("table6", "ResNet-20", "test_err"); of two the first."""
     numbers: dict[tuple[str, str, str], Number] = {}
     rows = _frame("published.csv")[["exhibit", "row", "metric", "value", "std"]]
     for exhibit, row, metric, value, std in rows.itertuples(index=False):
-        with suppress(ValueError):
-            number = Number(float(value), float(std) if std else None)
-            numbers.setdefault((exhibit, row, metric), number)
+        with suppress(ValueError):  # some are none, such as "2n"
+            numbers.setdefault((exhibit, row, metric), Number(float(value), float(std) if std else None))
     return numbers
 
 
@@ -60,11 +57,9 @@ def with_twins(layouts: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping
     """Some exhibits' layouts, and of those on ImageNet also their twins' on a folder of images. A twin is
     `of` the paper's exhibit, whose numbers stand in it; its title has a place for `data`.
     """
-    twins = {}
+    twins, pattern = {}, r"\.( Training on)? ImageNet( validation)?:"
     for name, layout in layouts.items():
-        title, found = re.subn(
-            r"\.( Training on)? ImageNet( validation)?:", " on {data} instead of ImageNet:", layout["title"]
-        )
+        title, found = re.subn(pattern, " on {data} instead of ImageNet:", layout["title"])
         if found:
             own = json.loads(json.dumps(layout).replace('"imagenet', '"folder'))
             twins[f"{name}-folder"] = {**own, "title": title, "of": name}

@@ -95,11 +95,6 @@ class Run:
         """`cifar` or `imagenet`: which nets and which kind of recipe."""
         return FAMILIES.get(str(self.spec["dataset"]), "cifar")
 
-    @property
-    def classes(self) -> int | None:
-        """How many classes the images have; CIFAR's records do not say (None)."""
-        return self.env["data"].get("classes")  # type: ignore[no-any-return]
-
     def last(self, split: str) -> float | None:
         """The top-1 error (percent) at the last iteration, None if that set was not measured."""
         found = self.result["last"].get(split)

@@ -86,12 +86,8 @@ def collect(folders: Sequence[Path]) -> Collection:
         for ensemble in found:
             ensembles.setdefault(ensemble.key, ensemble)
     chosen = [next((run for run in same if run.finished), same[0]) for same in copies.values()]
-    return Collection(
-        tuple(sorted(chosen, key=lambda run: (run.name, run.seed))),
-        tuple(broken),
-        tuple(ensembles[key] for key in sorted(ensembles)),
-        tuple(folders),
-    )
+    runs = tuple(sorted(chosen, key=lambda run: (run.name, run.seed)))
+    return Collection(runs, tuple(broken), tuple(ensembles[key] for key in sorted(ensembles)), tuple(folders))
 
 
 def _run_folders(top: Path, pattern: str) -> list[Path]:
@@ -171,8 +167,7 @@ def verify(paths: Sequence[Path], read_checkpoint: ReadCheckpoint) -> Iterator[t
     """
     for place in dict.fromkeys(place for path in paths for place in _places_at(path)):
         try:
-            is_run = place.is_dir()
-            found = _check_run(place, read_checkpoint) if is_run else (_check_measured(place), [])
+            found = _check_run(place, read_checkpoint) if place.is_dir() else (_check_measured(place), [])
         except RecordError as error:
             found = "", [str(error)]
         yield place, *found

@@ -98,9 +98,7 @@ def describe_curve(rows: bytes) -> dict[str, Any]:
 
 
 def read_curve(path: Path, vouched: Mapping[str, Any]) -> Curve:
-    """The columns of metrics.csv (RecordError if it is broken). Of it counts what `vouched`, by result.json,
-    says: a run that is going on, or was killed, may have written more.
-    """
+    """The columns of metrics.csv, of the rows that result.json `vouched` for (RecordError if broken)."""
     rows = read_bytes(path)
     with naming(path):
         rows = rows[: vouched["bytes"]]
@@ -171,9 +169,7 @@ Ensemble = Evaluation  # with members
 
 
 def evaluation_from(content: Mapping[str, Any], *needs: str) -> Evaluation:
-    """An evaluation from its JSON object (or what `naming` catches), which `needs` a digest and an iteration,
-    or members, if it is of ours.
-    """
+    """An evaluation from its JSON object, with what one of ours `needs` (or what `naming` catches)."""
     own = {key: content[key] for key in needs}
     about, notices = content["data"], tuple(content["data"].get("notices", ()))
     data = Data(about["name"], about["images"], about["sha256"], about.get("classes"), notices)

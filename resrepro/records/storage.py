@@ -153,8 +153,7 @@ class RunWriter:
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Replace result.json; it vouches for the rows so far."""
-        curve = reading.describe_curve(self.curve)
-        vouching = {"format": FORMAT, **self._of, **content, "metrics": curve}
+        vouching = {"format": FORMAT, **self._of, **content, "metrics": reading.describe_curve(self.curve)}
         write_whole(self.folder / RESULT, json_bytes(vouching))
 
 
@@ -170,8 +169,7 @@ class Onlooker(RunWriter):
 
 def describe_spec(spec: Spec, seed: int) -> dict[str, Any]:
     """The content of spec.json."""
-    named = {"format": FORMAT, "name": spec.name, "digest": spec.digest, "seed": seed}
-    return {**named, "spec": spec.to_json()}
+    return {"format": FORMAT, "name": spec.name, "digest": spec.digest, "seed": seed, "spec": spec.to_json()}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -38,10 +38,9 @@ SCRIPTS = ("uplot/uPlot.iife.min.js", "charts.js", "page.js")
 LEAD_COLUMNS = ("net", "paper", "test error", "validation error", "difference")
 DATASETS = {**DATASET_NAMES, "digits": "scikit-learn's digits", "folder": "a folder of other images"}
 MARKS = ("stated", "derived", "assumed")
-SIGNS = {HELD: "✓", FAILED: "✗", UNDECIDED: "?", UNTESTABLE: "–"}
 KINDS = {  # how a verdict looks: its word, the sign beside it, and its name in the style sheet
     word: {"word": word, "sign": sign, "style": "untestable" if word == UNTESTABLE else word}
-    for word, sign in SIGNS.items()
+    for word, sign in {HELD: "✓", FAILED: "✗", UNDECIDED: "?", UNTESTABLE: "–"}.items()
 }
 CODE = re.compile(r"`([^`]+)`")
 PHONE = 4.0  # inches: the width of the pictures for narrow screens
@@ -189,9 +188,7 @@ def surroundings(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 
 def protocols() -> list[dict[str, Any]]:
-    """The recipes (variants with what they change only) and the test protocols, with each setting, its value
-    in words and what it is, and how many are stated, derived and assumed.
-    """
+    """Recipes (variants by what they change) and test protocols: settings in words, how many of each mark."""
     rules, tables = setting_rules(), []
     known: list[NamedRecipe | catalogue.Protocol] = list(catalogue.recipes().values())
     for each in [*known, *catalogue.protocols().values()]:
@@ -234,15 +231,12 @@ def _is_ours(row: Row) -> bool:
 
 
 def _picture_of(name: str, runs: Sequence[Run]) -> Picture | None:
-    """The figure as `plot --paper` draws it; None if there is nothing to draw. The page writes the caption
-    itself where it has one. Coordinates are rounded to a hundredth of a point (1/72 inch); what scales a
-    drawing keeps its digits.
-    """
+    """The figure as `plot --paper` draws it, to a hundredth of a point; None if there is nothing to draw."""
 
     def rounded(path: re.Match[bytes]) -> bytes:
         return LONG_NUMBER.sub(lambda number: b"%.2f" % float(number[0]), path[0])
 
-    urls, caption = [], name not in curves.exhibits()
+    urls, caption = [], name not in curves.exhibits()  # of curves the page writes it
     with tempfile.TemporaryDirectory() as folder:
         for width in [None, PHONE] if name in SHOWN_NARROW else [None]:
             style = figures.Style("safe", caption, width, formats=("svg",))
@@ -258,9 +252,7 @@ def _picture_of(name: str, runs: Sequence[Run]) -> Picture | None:
 
 
 def chart_of(exhibit: str, runs: Sequence[Run]) -> Chart | None:
-    """The chart of a figure of curves, the paper's behind ours unless they are of other images and stand in
-    the chart above; None if there is nothing to draw.
-    """
+    """The chart of a figure, with the paper's curves if it is of the same images; None if there are none."""
     try:
         sheet = curves.make_sheet(exhibit, runs, paper="of" not in curves.exhibits()[exhibit])
     except RecordError:
@@ -307,9 +299,7 @@ def _panel(sheet: curves.Sheet, panel: curves.Panel) -> dict[str, Any]:
 
 
 def _in_words(sheet: curves.Sheet, panel: curves.Panel) -> tuple[str, ...]:
-    """A sentence for each net of a panel: where its curves end, ours and the paper's. `plain-56: ours ends at
-    5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ends at ...`
-    """
+    """By net, `plain-56: ours ends at 5.1 ± 0.2 % training and 10.1 ± 0.2 % test error; the paper's ..`."""
     drawn = sorted(panel.curves, key=lambda curve: (curve.depth, curve.plain))
     sentences = []
     for net, group in itertools.groupby(drawn, lambda curve: curve.net):

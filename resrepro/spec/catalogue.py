@@ -70,8 +70,7 @@ class Experiment:
     def spec(self) -> Spec:
         """The paper-exact spec."""
         shortcut = check_shortcut(self.plain, self.shortcut, default_shortcut(self.dataset, self.depth))
-        recipe = recipes()[self.recipe].recipe
-        return Spec(self.name, self.dataset, self.depth, self.plain, shortcut, recipe)
+        return Spec(self.name, self.dataset, self.depth, self.plain, shortcut, recipes()[self.recipe].recipe)
 
 
 @cache

@@ -20,15 +20,13 @@ Mark = Literal["stated", "derived", "assumed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings that all recipes share (Sections 3.4 and 4.2; meanings in settings.toml). Iterations count
-    updates from 0; `lr_drops` are the numbers of updates made at the rate before.
-    """
+    """The settings that all recipes share (Sections 3.4 and 4.2; meanings in settings.toml)."""
 
-    iterations: int
+    iterations: int  # updates
     batch_size: int
     sampling: str
     lr: float
-    lr_drops: tuple[int, ...]
+    lr_drops: tuple[int, ...]  # how many updates come before each
     lr_divisor: float
     warmup_lr: float
     warmup_until_err: float
