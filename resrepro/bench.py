@@ -201,8 +201,7 @@ def take_turn(seconds: float) -> float:
 def made_up_images(count: int) -> Images:
     """Random pixels (count, 3, 32, 32) and labels in the form of CIFAR-10's."""
     source = np.random.default_rng(0)
-    pixels = source.integers(0, 256, (count, 3, 32, 32), np.uint8)
-    return Images(pixels, source.integers(0, 10, count))
+    return Images(source.integers(0, 256, (count, 3, 32, 32), np.uint8), source.integers(0, 10, count))
 
 
 def our_updates(loop: Loop, device: torch.device, precision: str) -> Iterator[None]:
@@ -252,13 +251,11 @@ def usual_net(depth: int) -> nn.Module:
         first = BasicBlock(channels, width, width // channels, OptionA() if width > channels else None)
         stages.append(nn.Sequential(first, *(BasicBlock(width, width) for _ in range((depth - 2) // 6 - 1))))
         channels = width
-    net = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(16), relu=nn.ReLU(),
-            stages=nn.Sequential(*stages), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
-            fc=nn.Linear(64, 10),
-        )
-    )  # fmt: skip
+    net = nn.Sequential(OrderedDict(
+        conv1=nn.Conv2d(3, 16, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(16), relu=nn.ReLU(),
+        stages=nn.Sequential(*stages), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
+        fc=nn.Linear(64, 10),
+    ))  # fmt: skip
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

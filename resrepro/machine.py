@@ -26,8 +26,7 @@ GPU_NAME = re.compile(r"\d+|(GPU|MIG)-\S+")  # in CUDA_VISIBLE_DEVICES; what fol
 
 def cores() -> int:
     """The CPU cores that this process may use: bound to it, and of its container's share."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shares = [own]
+    shares = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     for group in _control_groups("cpu"):
         for files in CPU_FILES:
             with suppress(OSError, ValueError):  # no such file; `max`
@@ -121,14 +120,10 @@ def describe_environment() -> dict[str, Any]:
         git("ls-files", "--error-unmatch", "__init__.py")
         commit, modified = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", str(here)))
     return {
-        "versions": versions,
-        "commit": commit,
-        "modified": modified,  # since that commit
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "started": f"{datetime.now(UTC):%Y-%m-%d}",
-    }
+        "versions": versions, "commit": commit, "modified": modified,  # since that commit
+        "system": f"{platform.system()} {platform.machine()}", "cpu": cpu_model(),
+        "cores": os.cpu_count(), "started": f"{datetime.now(UTC):%Y-%m-%d}",
+    }  # fmt: skip
 
 
 def cpu_model() -> str:

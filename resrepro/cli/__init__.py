@@ -113,7 +113,7 @@ def main() -> None:
     app(prog_name="resrepro")
 
 
-# --- options that several commands share ---------------------------------------------------------------
+# --- options that several commands share, and their small notations ------------------------------------
 
 
 def option(text: str, *names: str, panel: str | None = None, **more: Any) -> Any:
@@ -179,9 +179,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.", 
 SettingsOption = Annotated[list[str] | None, recipe_option(SET, "--set", metavar="KEY=VALUE")]
 LauncherOption = Annotated[str, typer.Option(metavar="local|slurm", rich_help_panel="Cluster", help=LAUNCHER)]
 SlurmOption = Annotated[list[str] | None, option(SLURM, panel="Cluster", metavar="KEY=VALUE")]
-
-
-# --- their small notations -----------------------------------------------------------------------------
 
 
 def parse_pairs(pairs: Iterable[str] | None, option: str, example: str) -> dict[str, str]:

@@ -153,10 +153,9 @@ def _responses_of(group: Sequence[Path], options: Mapping[str, Any]) -> tuple[di
     def short(value: float) -> str:
         return f"{value:.3g}" if 1e-3 <= value < 1000 else f"{value:.1e}"
 
-    heads = ("first", "last", "smallest", "largest", "mean", "median")
-    grid = Grid((f"{len(responses.layers)} layers", *heads))
-    norms = {"start": responses.gradient_norm_start, "end": responses.gradient_norm_end}
-    for name, values in {"std": responses.std, **{f"gradient, {at}": norms[at] for at in norms}}.items():
+    grid = Grid((f"{len(responses.layers)} layers", "first", "last", "smallest", "largest", "mean", "median"))
+    norms = {"gradient, start": responses.gradient_norm_start, "gradient, end": responses.gradient_norm_end}
+    for name, values in {"std": responses.std, **norms}.items():
         low, high = (f"{short(end)} ({values.index(end) + 1})" for end in (min(values), max(values)))
         middle = map(short, (statistics.fmean(values), statistics.median(values)))
         grid.add(name, short(values[0]), short(values[-1]), low, high, *middle)

@@ -95,9 +95,7 @@ def _check(paths: Sequence[Path]) -> None:
 
 
 def _look(runs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Of each run below a runs folder, or submitted from it, name, seed, state, iterations, errors and place;
-    and a sentence on each file that is broken and on a queue that does not answer. Tells of each run.
-    """
+    """Name, seed, state, iterations, errors and place of each run, which `tell` hears of; what is broken."""
     collection = collect([runs])
     records = {(run.name, run.seed): run for run in collection.runs}
     rows, notices, queue = list[tuple[str, ...]](), list(collection.broken), dict[Any, QueuedJob]()
@@ -140,9 +138,7 @@ def _count(number: int, what: str = "run") -> str:
 
 
 def show_plan(plan: Plan, device: str | None, console: Console) -> None:
-    """Print a line for each net and state, what is measured after, and the disk that all of it takes; and the
-    time, but where `device` is None: elsewhere.
-    """
+    """Print a line for each net and state, what is measured after, the disk and, on a device, the time."""
     if plan.steps:
         console.print(_table_of(plan, device))
     lines = [f"{step}: {step.why}" for step in plan.steps if step.why]

@@ -60,12 +60,10 @@ class DatasetInfo:
     def describe(self) -> dict[str, Any]:
         """What the run record keeps: sizes, checksums, notices; no paths."""
         return {
-            "name": self.name,
-            "images": dict(self.sizes),
+            "name": self.name, "images": dict(self.sizes),
             **({} if self.classes is None else {"classes": self.num_classes, "class_names": self.classes}),
-            "sha256": dict(self.checksums),
-            "notices": list(self.notices),
-        }
+            "sha256": dict(self.checksums), "notices": list(self.notices),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,7 @@ def load_digits() -> Dataset:
 def data_folder(folder: str | Path | None) -> Path:
     """The folder of photographs: the one given, else that named by RESREPRO_DATA (UsageError if none is)."""
     layout = "train/<class>/<image> and val/<class>/<image>"
-    found = _named(folder, layout)
-    if found is None:
+    if (found := _named(folder, layout)) is None:
         raise UsageError(f"which photographs? Name the folder that holds {layout} with --data.")
     return found
 

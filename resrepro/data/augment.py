@@ -106,9 +106,7 @@ def normalisation_by(recipe: Recipe, image: Floats, device: torch.device) -> Nor
 
 
 class TrainingBatches:
-    """The training set on a device, giving this process's share of batch after batch. Images are padded, cut,
-    flipped and normalised as the recipe says (Section 4.2).
-    """
+    """The training set on a device: this process's share of batch after batch, augmented (Section 4.2)."""
 
     def __init__(
         self, recipe: CifarRecipe, train: Images, device: torch.device, seed: int, group: ProcessGroup = ALONE

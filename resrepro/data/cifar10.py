@@ -126,9 +126,7 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
 
 
 def _read_folder(root: Path, split: str) -> Images:
-    """PNG files in class folders, the first of each class, then the second of each, and so on. The last 5,000
-    of 50,000 so have 500 of each class, as the validation images should.
-    """
+    """PNG files in class folders, one of each class in turn: the last 5,000 of 50,000 have 500 of each."""
     from resrepro.data.photos import BadImage, read_image, scan
 
     photos = scan(root, split).labelled_by(CLASSES, "CIFAR-10")

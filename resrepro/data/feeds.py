@@ -61,11 +61,9 @@ class Feed(ABC):
 
 
 class Slots:
-    """Tensors on the device that do not move, in which a recorded update finds what it needs. Here one batch,
-    into which the next is copied when it is due. `changed` are those that `batch` writes to.
-    """
+    """Tensors that do not move, in which a recorded update finds what it needs: here one batch at a time."""
 
-    changed: Sequence[Tensor] = ()
+    changed: Sequence[Tensor] = ()  # those that `batch` writes to
 
     def __init__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         self.coming, self.place = batches, list[Tensor]()
@@ -182,7 +180,7 @@ class PhotoFeed(Feed):
     ) -> None:  # fmt: skip
         recipe = spec.recipe
         assert isinstance(recipe, ImageNetRecipe)
-        self.recipe, self.device, self.loading, self.group = recipe, device, loading, group
+        self.recipe, self.device, self.loading, self.say, self.group = recipe, device, loading, say, group
         self.protocol = protocol_for(recipe.test_view, "imagenet")
         statistics = statistics_of(photos, recipe.image_size, loading, say, group)
         bad = statistics.bad
@@ -198,7 +196,6 @@ class PhotoFeed(Feed):
         train, val = decoded_once(photos, statistics.size, loading, say, group)
         self._reader = CropReader(train, recipe, axes, seed, group)
         self._views = PhotoViews(val, self.protocol, recipe.image_size, loading, group)
-        self.say = say
 
     def batches(self, start: int, stop: int) -> Generator[tuple[Tensor, Tensor]]:
         """This process's share of updates start..stop-1, read ahead; much waiting is told once."""

@@ -31,8 +31,7 @@ T = TypeVar("T")
 MOST_WORKERS = 16
 GRACE = 30  # seconds that a worker outlives SIGTERM
 NAMED = 5  # bad images that a message names
-# Images that a worker reads at a time: about 15 MB at crops of 224 (photographs at five scales are some
-# 3.5 MB each, ten crops 1.5 MB).
+# Images that a worker reads at a time: some 15 MB at crops of 224 (of one, ten have 1.5, five scales 3.5).
 CHUNKS = {"center": 32, "ten": 10, "dense": 4}
 
 
@@ -79,9 +78,6 @@ def check_bad(bad: Mapping[str, str], most: int) -> None:
         raise DataError(f"{told_bad(bad)}. {way_out}")
 
 
-# --- workers ----------------------------------------------------------------------------------------------
-
-
 def read_ahead(
     give: Callable[[int], T], items: Sequence[int], loading: Loading, device: torch.device | None = None,
     group: ProcessGroup = ALONE,
@@ -89,8 +85,7 @@ def read_ahead(
     """What `give` returns for each item, in order, called by workers while `device` computes. For a GPU
     tensors come in pinned memory, from which they are copied without waiting. DataError if a worker dies.
     """
-    # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
-    # without that it tells of it where the next item is awaited.
+    # Without PyTorch's handler of SIGCHLD the death of a worker is told where the next item is awaited.
     before = signal.getsignal(signal.SIGCHLD)
     try:
         with warnings.catch_warnings():
@@ -119,9 +114,6 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
-# --- training crops ---------------------------------------------------------------------------------------
-
-
 class CropReader:
     """Reads and cuts this process's share of batch `i`."""
 
@@ -145,8 +137,7 @@ class CropReader:
                 return f"{self.photos.name(index)} ({reason})"
             crops.append(augment.training_crop(image, self.recipe, choice))
         shifts = torch.as_tensor(colours[self.share] @ self.axes.T, dtype=torch.float32)[:, :, None, None]
-        stacked, labels = np.stack(crops), self.photos.labels[indices]
-        return torch.from_numpy(stacked), torch.from_numpy(labels), shifts
+        return torch.from_numpy(np.stack(crops)), torch.from_numpy(self.photos.labels[indices]), shifts
 
 
 def photo_batches(
@@ -189,9 +180,6 @@ def sent_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Ite
     if ready is not None:
         here.wait_stream(beside)
         yield ready
-
-
-# --- test views -------------------------------------------------------------------------------------------
 
 
 class Views(NamedTuple):

@@ -44,9 +44,7 @@ def statistics_of(
     photos: PhotoSet, image_size: int, loading: Loading, say: Callable[[str], None] = lambda text: None,
     group: ProcessGroup = ALONE,
 ) -> Statistics:  # fmt: skip
-    """The statistics of a folder, by a pass over it that all processes share. They are kept in the user's
-    cache under the fingerprint of the files, unless the disk had a fault.
-    """
+    """The statistics of a folder: those kept under its files' fingerprint, or by a pass that all share."""
     stamp = hashlib.sha256(f"{photos.train.stamp} {photos.val.stamp}".encode()).hexdigest()
     path = cache_folder() / f"{stamp[:32]}.{image_size}.json"
     statistics: Statistics | None = group.on_first(lambda: _read(path))
@@ -104,9 +102,6 @@ def _write(path: Path, statistics: Statistics) -> None:
     lists = {name: getattr(statistics, name).tolist() for name in ARRAYS}
     with suppress(RecordError):  # the next run makes the pass anew
         write_out(path, json_bytes(vars(statistics) | lists))
-
-
-# --- decoded pixels ---------------------------------------------------------------------------------------
 
 
 def decoded_once(

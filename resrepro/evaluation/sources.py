@@ -164,9 +164,8 @@ def _ours(path: Path, content: dict[str, Any], dataset: str | None) -> LoadedNet
         raise UsageError(f"{path} was trained on {spec.dataset}, whose nets do not fit {dataset}.")
     label = f"{spec.label} after {iteration:,} of {spec.recipe.iterations:,} iterations"
     return LoadedNet(
-        net, normalisation, spec, label, path, num_classes,
-        None if classes is None else tuple(classes), {"digest": spec.digest, "iteration": iteration},
-        path.parent / EVALS, iteration, seed, trained_on,
+        net, normalisation, spec, label, path, num_classes, None if classes is None else tuple(classes),
+        {"digest": spec.digest, "iteration": iteration}, path.parent / EVALS, iteration, seed, trained_on,
     )  # fmt: skip
 
 
@@ -193,7 +192,6 @@ def _theirs(
     option = f" (option {spec.shortcut}{zeros})" if spec.shortcut else ""
     later = ", stride on the 3x3" if isinstance(recipe, ImageNetRecipe) and recipe.stride_3x3 else ""
     label = net_label(spec.depth, spec.plain) + option + later
-    side = getattr(recipe, "image_size", None)
 
     def fit(tensors: Mapping[str, Tensor]) -> tuple[int, Found]:
         matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]  # the last is the classifier
@@ -206,16 +204,15 @@ def _theirs(
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {
         "checkpoint": path.name, "sha256": sha256, "net": label,
-        "option_a_zeros": recipe.option_a_zeros if spec.shortcut == "A" else None,
-        "mean": named_mean, "std": list(std), "image_size": side, "matched_by": "name",
+        "option_a_zeros": recipe.option_a_zeros if spec.shortcut == "A" else None, "mean": named_mean,
+        "std": list(std), "image_size": getattr(recipe, "image_size", None), "matched_by": "name",
         **({"weights": key} if key else {}), **({"left_out": left_out} if left_out else {}),
     }  # fmt: skip
     per_channel = torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1) * 255
-    named = dataset == "imagenet" and num_classes == len(imagenet_classes())
+    classes = imagenet_classes() if dataset == "imagenet" and num_classes == len(imagenet_classes()) else None
     return LoadedNet(
-        fill(spec, num_classes, weights), Normalisation(recipe, mean, per_channel), spec, label,
-        path, num_classes,
-        imagenet_classes() if named else None, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
+        fill(spec, num_classes, weights), Normalisation(recipe, mean, per_channel), spec, label, path,
+        num_classes, classes, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",
     )  # fmt: skip
 
 

@@ -171,7 +171,10 @@ def _places(tensors: Weights) -> dict[Place, str]:
             parts.setdefault(found[1], {})[found[2]] = tensor
     layers = []
     for key, module in parts.items():
-        if kind := _kind(module):
+        kind = {4: "convolution", 2: "linear"}.get(module["weight"].ndim if "weight" in module else 0)
+        if {"running_mean", "running_var"} <= module.keys():
+            kind = "norm"
+        if kind:
             found = BLOCK.search(key)
             block = (int(found[1]), int(found[2])) if found else (-1, -1)
             inside = found[3] if found else key
@@ -182,12 +185,6 @@ def _places(tensors: Weights) -> dict[Place, str]:
         for (block, within, kind), alike in groupby(sorted(layers), lambda layer: layer[:3])
         for number, (*_, key) in enumerate(alike)
     }
-
-
-def _kind(parts: Mapping[str, Tensor]) -> str:
-    if {"running_mean", "running_var"} <= parts.keys():
-        return "norm"
-    return {4: "convolution", 2: "linear"}.get(parts["weight"].ndim, "") if "weight" in parts else ""
 
 
 def fill(spec: Spec, num_classes: int, weights: Weights) -> Net:

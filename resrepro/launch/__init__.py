@@ -233,7 +233,6 @@ def pool_for(
     micro_batch: int | None = None, fast: bool = False,
 ) -> RunPool:  # fmt: skip
     """The commands of runs that share the options `words`, and where they run (see `choose_places`).
-
     On a GPU runs that can be lanes of one program (see `training.lane_group`) share commands, with the engine
     lanes, or where `auto` takes it and nothing else is asked for: no more in one than the memory of the
     fullest GPU holds, and as many commands as keep all GPUs busy, larger nets on more.
@@ -257,10 +256,8 @@ def pool_for(
         commands = math.ceil(len(places) * first.depth * len(group) / work)
         most = min([math.ceil(len(group) / commands), *((size - BASE_BYTES) // lane for size in free)])
         for names, seeds in _shared(group, max(1, most)):
-            which = ("--seeds", ",".join(map(str, seeds)))
-            if len(seeds) == 1:  # `--seeds 3` would be three of them
-                which = ("--seed", str(seeds[0]))
-            told = ("train", *names, *which, *words)
+            option = "--seeds" if len(seeds) > 1 else "--seed"  # `--seeds 3` would be three of them
+            told = ("train", *names, option, ",".join(map(str, seeds)), *words)
             each += [Job(name, seed, told) for name in names for seed in seeds]
     return RunPool(each, places)
 

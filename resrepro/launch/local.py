@@ -206,14 +206,12 @@ class Command:
 
 @dataclass
 class RunPool:
-    """Trains `jobs`, one in each of `places` (see `choose_places`); a failure stops no other. `hear` is told
-    of each event of a run, `end` how it ended.
-    """
+    """Trains `jobs`, one in each of `places` (see `choose_places`); a failure stops no other."""
 
     jobs: Sequence[Job]
     places: Sequence[str]
-    hear: Callable[[Job, Event], None] = lambda job, event: None
-    end: Callable[[Job, Outcome], None] = lambda job, outcome: None
+    hear: Callable[[Job, Event], None] = lambda job, event: None  # told of each event of a run
+    end: Callable[[Job, Outcome], None] = lambda job, outcome: None  # told how a run ended
     outcomes: dict[Job, Outcome] = field(default_factory=dict)  # of those begun, in the order of their ends
     received: int = 0  # the signal that stopped it
 

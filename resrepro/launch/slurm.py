@@ -137,9 +137,7 @@ class QueuedJob(NamedTuple):
 
 
 def jobs_of(runs: Path) -> dict[tuple[str, int], QueuedJob]:
-    """The jobs in the queue that were submitted from a runs folder, by their run; without any none is asked
-    (QueueError if there may be some and the queue cannot be asked).
-    """
+    """The queue's jobs that come from a runs folder, by their run (QueueError if it cannot be asked)."""
     top = runs.absolute() / FOLDER
     jobs = _squeue(f"--user={getpass.getuser()}") if top.exists() else []
     return {place_of(job.script.parent): job for job in jobs if job.script.is_relative_to(top)}

@@ -40,9 +40,7 @@ def is_first() -> bool:
 
 
 def lane_group(spec: Spec) -> Hashable | None:
-    """What runs that are lanes of one program have in common, which may differ in seed and be plain or
-    residual; None of a run that cannot be one.
-    """
+    """What lanes of one program share, of any seed, plain or residual; None of a run that cannot be one."""
     recipe = spec.recipe
     fits = (
         FAMILIES[spec.dataset] == "cifar"

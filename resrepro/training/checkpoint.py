@@ -103,9 +103,7 @@ class CheckpointWriter:
 
         def write_copied() -> None:
             if copied is not None:
-                with torch.cuda.device(
-                    copied.device
-                ):  # a thread begins on the first one, and would occupy it
+                with torch.cuda.device(copied.device):  # a thread would begin on, and occupy, the first
                     copied.synchronize()
             save_checkpoint(self.path, state)
 
@@ -196,9 +194,6 @@ def sign_of(head: bytes) -> str | None:
     return next((words for sign, words in SIGNS if re.match(sign, head)), None)
 
 
-# --- what a run keeps of itself ------------------------------------------------------------------------
-
-
 def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
     """The content of a checkpoint."""
     about, plateau = run.feed.about, run.plateau
@@ -208,8 +203,7 @@ def state_of(run: "Trainer", shares: Shares) -> dict[str, Any]:
         "data": dict(about.checksums), "mean": run.feed.normalisation.mean.cpu(),
         "iteration": run.done, "sampled": run.sampled, "net": run.net.state_dict(),
         "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-        "skipped": run.skipped.item(),
-        "warmup_switch": run.warmup_switch, "shares": shares, "best": run.best,
+        "skipped": run.skipped.item(), "warmup_switch": run.warmup_switch, "shares": shares, "best": run.best,
         "plateau": None if plateau is None else [plateau.drops, plateau.best, plateau.waited],
         "last": {name: list(vars(errors).values()) for name, errors in run.last.items()},
         "seconds": run.seconds(), "waited": run.feed.waited, "env": run.writer.env,

@@ -32,7 +32,6 @@ def choose_engine(
     say: Callable[[str], None],
 ) -> str:  # fmt: skip
     """The engine of a run: the one it has `begun` with, else the one that `choice` names, else the fastest.
-
     "auto" takes lanes on an NVIDIA GPU where the run can be one, in bf16 or tf32, and our kernels prove right
     there, else graphs; the kernels on a CPU for FEWEST updates and more; eager where these cannot be had, of
     which `say` is told why. The run has `updates` ahead, with `micro` images in a pass. UsageError for an
@@ -138,12 +137,9 @@ def choose_device(name: str = "auto") -> torch.device:
 def describe_device(device: torch.device, micro_batch: int) -> dict[str, object]:
     """What a record says of where a run computes: `micro_batch` images in a pass."""
     return {
-        "device": device.type,
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-        "micro_batch": micro_batch,
-    }
+        "device": device.type, "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(), "processes": world_size(), "micro_batch": micro_batch,
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -198,8 +194,7 @@ def use_precision(precision: str, device: torch.device) -> None:
     allowed = precision == "tf32"
     if allowed and device.type != "cuda":
         raise UsageError(f"tf32 is an arithmetic of NVIDIA GPUs, not of {device.type}: use float32.")
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -210,11 +205,9 @@ def arithmetic(precision: str, device: torch.device) -> contextlib.AbstractConte
 
 
 def keep_memory() -> None:
-    """Let this process keep what it has allocated, for the rest of its life; only glibc can.
-
-    The maps of an update then lie where those of the last one lay: a tenth less time, without new pages.
+    """Let this process keep what it has allocated, for the rest of its life; only glibc can. The maps of an
+    update then lie where those of the last one lay: a tenth less time, without new pages.
     """
     if platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        for option, value in ((m_mmap_max, 0), (m_trim_threshold, -1)):
+        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
             ctypes.CDLL(None).mallopt(option, value)

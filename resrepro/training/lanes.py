@@ -88,7 +88,6 @@ class LaneUpdates(Updates):
 
 def run_side_by_side(runs: Sequence[Trainer], interrupts: Interrupts) -> dict[Trainer, ResreproError]:
     """Train runs that stand at the same update to their ends; gives those that did not come there, and why.
-
     A run that diverges stops alone: its lane computes on, at a rate of zero, and nobody looks. After a signal
     every run has written its checkpoint.
     """

@@ -31,9 +31,7 @@ AGREE_EVERY = 10  # updates after which several processes hear of each other's s
 
 
 def initial_net(spec: Spec, seed: int, num_classes: int, bn_batch: int = 0) -> Net:
-    """The net that a run of this seed begins with, its weights drawn on the CPU, so that a seed means the
-    same on every device; `bn_batch` as in `build_net`.
-    """
+    """The net that a seed begins with, on every device: drawn on the CPU. `bn_batch` as in `build_net`."""
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
     return net_of(spec, num_classes, weights, bn_batch)
 

@@ -18,8 +18,7 @@ from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
 from resrepro.training.updates import Work, recorded
 
-# Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
-PIXELS_PER_PASS = 3_300_000
+PIXELS_PER_PASS = 3_300_000  # bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with flips
 
 
 @dataclass(frozen=True)
@@ -117,15 +116,11 @@ def measure_held_out(
     """Errors on every held-out set, with the BN statistics that the recipe names. Once `stop()` holds the
     rest is left out, and what comes out is to be thrown away.
     """
-
-    def goes_on(_: object) -> bool:
-        return not stop()
-
     recipe, dense = feed.recipe, feed.protocol.crops == "dense"
     if bn_stats_of(recipe) == "precise":
-        net = with_precise_statistics(net, takewhile(goes_on, feed.first_batches()), recipe)
+        net = with_precise_statistics(net, takewhile(lambda _: not stop(), feed.first_batches()), recipe)
     member = Member(net, feed.normalisation, recipe.precision, window_of(recipe))
-    views = {name: takewhile(goes_on, feed.views(name)) for name in feed.about.held_out}
+    views = {name: takewhile(lambda _: not stop(), feed.views(name)) for name in feed.about.held_out}
     return {name: measure_errors([member], own, dense, device) for name, own in views.items()}
 
 
@@ -149,11 +144,9 @@ class RecordedErrors:
 
     def _record(self, name: str) -> tuple[ErrorSums, Work]:
         sums = ErrorSums(self.device)
-
-        def work() -> None:
-            _add_errors(sums, [self.member], self.feed.views(name), False, self.device)
-
-        return sums, recorded(work, [sums.sums])
+        return sums, recorded(
+            lambda: _add_errors(sums, [self.member], self.feed.views(name), False, self.device), [sums.sums]
+        )
 
 
 def log_scores(members: Sequence[Member], scales: Sequence[Tensor], dense: bool) -> Tensor:

@@ -90,21 +90,15 @@ def plan(
     return catalogue.derive(entry, shortcut, **dict(settings) | {"bn_group": group}), split
 
 
-# --- between the processes ---------------------------------------------------------------------------
-
-
 def join(device: torch.device) -> None:
     """Meet the other processes of the run, if there are any; GPUs talk over NCCL, all else goes over gloo."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what memory is pinned for
     if world_size() == 1 or distributed.is_initialized():
         return
-    on_gpu = device.type == "cuda"
+    backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     with told_as_lost():
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None,
-            timeout=LONGEST_WAIT,
-        )  # fmt: skip
+        distributed.init_process_group(backend, timeout=LONGEST_WAIT, device_id=own)
     atexit.register(distributed.destroy_process_group)
 
 

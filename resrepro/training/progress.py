@@ -100,8 +100,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.received = 0
-        self._at = 0.0
+        self.received, self._at = 0, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:

@@ -28,12 +28,11 @@ from resrepro.training.progress import CheckpointInterval, Interrupts, Watcher
 
 
 def train(
-    experiment: str, seed: int = 0, *,
-    shortcut: str | None = None, data: str | Path | None = None, runs: str | Path = "runs",
-    device: str = "auto", threads: int | None = None, fast: bool = False, engine: str = "auto",
-    micro_batch: int | None = None, loading: Loading | None = None, fresh: bool = False,
-    checkpoint_every: str | None = None, break_lock: bool = False, watcher: Watcher | None = None,
-    **settings: Value | None,
+    experiment: str, seed: int = 0, *, shortcut: str | None = None, data: str | Path | None = None,
+    runs: str | Path = "runs", device: str = "auto", threads: int | None = None, fast: bool = False,
+    engine: str = "auto", micro_batch: int | None = None, loading: Loading | None = None,
+    fresh: bool = False, checkpoint_every: str | None = None, break_lock: bool = False,
+    watcher: Watcher | None = None, **settings: Value | None,
 ) -> Path:  # fmt: skip
     """Train one experiment, such as "cifar10-plain56", with one seed, or go on where it was interrupted.
 
@@ -74,7 +73,6 @@ def train(
 
 def train_side_by_side(sessions: "Sequence[Session]") -> "Iterator[tuple[Session, ResreproError | None]]":
     """Train runs of one group (see `training.lane_group`); tells of each that it has ended, or why it failed.
-
     Those of the engine `lanes` that stand at the same update are made together, others one after the other.
     """
     opened = dict[Trainer, Session]()

@@ -252,9 +252,6 @@ class _Normalise(torch.autograd.Function):
         return None, None, dx, shortcut, weight, bias
 
 
-# --- the net of them --------------------------------------------------------------------------------
-
-
 class KernelNet(nn.Module):
     """A net in training, by its own layers and parameters but computed by the kernels where they fit."""
 

@@ -134,9 +134,8 @@ def convolve(
 
 @triton.jit
 def find_statistics(
-    partial, affine, running, stats, M, G, P, ROWS, eps, momentum,
-    K: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    partial, affine, running, stats, M, G, P, ROWS, eps, momentum, K: tl.constexpr, BLOCK: tl.constexpr
+):
     """BN's statistics of a map from the parts of `convolve`, ROWS pixels each, and the running averages.
     affine: gamma and beta of the first lane, P apart; running (L, 2, K): mean and variance. Squares are
     those about the mean (Chan, Golub, LeVeque), so that a mean far from zero costs no digits.
