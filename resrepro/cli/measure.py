@@ -139,8 +139,8 @@ def _errors_of(group: Sequence[Path], options: Mapping[str, Any]) -> tuple[dict[
     errors = evaluate(group, **options)
     grid = Grid(("set", "images", "top-1 error %", "top-5 error %", "loss"))
     for name, error in errors.items():
-        top1, top5 = f"{error.top1_err:.2f}", f"{error.top5_err:.2f}"
-        grid.add(name, f"{error.count:,}", top1, top5, f"{error.loss:.4f}")
+        figures = (f"{error.top1_err:.2f}", f"{error.top5_err:.2f}", f"{error.loss:.4f}")
+        grid.add(name, f"{error.count:,}", *figures)
     return {name: asdict(error) for name, error in errors.items()}, grid
 
 

@@ -88,7 +88,7 @@ class Reproduction:
                 self.failures[str(measurement)] = OTHER_IMAGES
 
     def submit(self, slurm: dict[str, str], console: Console) -> None:
-        """Hand what is missing to the queue, a job to train and measure a run; tell the commands of ensembles."""
+        """Hand what is missing to the queue, a job for each run; tell how to measure ensembles."""
         plan, runs = self.plan(), []
         for step in plan.steps:
             own = [each for each in plan.measurements if each.steps == (step,) and not each.done]

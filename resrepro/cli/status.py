@@ -138,7 +138,7 @@ def _count(number: int, what: str = "run") -> str:
 
 
 def show_plan(plan: Plan, device: str | None, console: Console) -> None:
-    """Print a line for each net and state, what is measured after, the disk it takes; on a device the time."""
+    """Print a line for each net and state, what is measured after, the disk and, on a device, the time."""
     if plan.steps:
         console.print(_table_of(plan, device))
     lines = [f"{step}: {step.why}" for step in plan.steps if step.why]

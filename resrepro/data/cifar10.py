@@ -126,7 +126,7 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
 
 
 def _read_folder(root: Path, split: str) -> Images:
-    """PNG files in class folders, one of each class in turn, so that the last 5,000 have 500 of each."""
+    """PNG files in class folders, one of each class in turn: the last 5,000 of 50,000 have 500 of each."""
     from resrepro.data.photos import BadImage, read_image, scan
 
     photos = scan(root, split).labelled_by(CLASSES, "CIFAR-10")

@@ -61,7 +61,7 @@ class Feed(ABC):
 
 
 class Slots:
-    """Tensors that stay in place, in which a recorded update finds what it needs: here one batch at a time."""
+    """Tensors that do not move, in which a recorded update finds what it needs: here one batch at a time."""
 
     changed: Sequence[Tensor] = ()  # those that `batch` writes to
 

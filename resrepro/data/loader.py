@@ -31,8 +31,7 @@ T = TypeVar("T")
 MOST_WORKERS = 16
 GRACE = 30  # seconds that a worker outlives SIGTERM
 NAMED = 5  # bad images that a message names
-# Images that a worker reads at a time: about 15 MB at crops of 224 (photographs at five scales are some
-# 3.5 MB each, ten crops 1.5 MB).
+# Images that a worker reads at a time: some 15 MB at crops of 224 (of one, ten have 1.5, five scales 3.5).
 CHUNKS = {"center": 32, "ten": 10, "dense": 4}
 
 
@@ -86,8 +85,7 @@ def read_ahead(
     """What `give` returns for each item, in order, called by workers while `device` computes. For a GPU
     tensors come in pinned memory, from which they are copied without waiting. DataError if a worker dies.
     """
-    # PyTorch would raise the death of a worker wherever the run happens to be, in a handler of SIGCHLD;
-    # without that it tells of it where the next item is awaited.
+    # Without PyTorch's handler of SIGCHLD the death of a worker is told where the next item is awaited.
     before = signal.getsignal(signal.SIGCHLD)
     try:
         with warnings.catch_warnings():

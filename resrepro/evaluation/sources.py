@@ -209,8 +209,7 @@ def _theirs(
         **({"weights": key} if key else {}), **({"left_out": left_out} if left_out else {}),
     }  # fmt: skip
     per_channel = torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1) * 255
-    named = dataset == "imagenet" and num_classes == len(imagenet_classes())
-    classes = imagenet_classes() if named else None
+    classes = imagenet_classes() if dataset == "imagenet" and num_classes == len(imagenet_classes()) else None
     return LoadedNet(
         fill(spec, num_classes, weights), Normalisation(recipe, mean, per_channel), spec, label, path,
         num_classes, classes, facts, runs / "foreign" / f"{path.stem}-{sha256[:8]}",

@@ -172,7 +172,9 @@ def _places(tensors: Weights) -> dict[Place, str]:
     layers = []
     for key, module in parts.items():
         kind = {4: "convolution", 2: "linear"}.get(module["weight"].ndim if "weight" in module else 0)
-        if kind := "norm" if {"running_mean", "running_var"} <= module.keys() else kind:
+        if {"running_mean", "running_var"} <= module.keys():
+            kind = "norm"
+        if kind:
             found = BLOCK.search(key)
             block = (int(found[1]), int(found[2])) if found else (-1, -1)
             inside = found[3] if found else key

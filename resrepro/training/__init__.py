@@ -40,7 +40,7 @@ def is_first() -> bool:
 
 
 def lane_group(spec: Spec) -> Hashable | None:
-    """What lanes of one program share, plain or residual and of any seed; None of a run that cannot be one."""
+    """What lanes of one program share, of any seed, plain or residual; None of a run that cannot be one."""
     recipe = spec.recipe
     fits = (
         FAMILIES[spec.dataset] == "cifar"

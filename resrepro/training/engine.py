@@ -113,7 +113,8 @@ def choose_device(name: str = "auto") -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if world_size() > 1:  # every process raises the same error
         if name not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"--device {name}: under torchrun each process takes its own: cpu, cuda or auto.")
+            way_out = "under torchrun each process takes its own: cpu, cuda or auto"
+            raise UsageError(f"--device {name}: {way_out}.")
         if name == "cpu" or (name == "auto" and not count):
             return torch.device("cpu")
         if local_world_size() > count:

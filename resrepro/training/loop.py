@@ -31,7 +31,7 @@ AGREE_EVERY = 10  # updates after which several processes hear of each other's s
 
 
 def initial_net(spec: Spec, seed: int, num_classes: int, bn_batch: int = 0) -> Net:
-    """The net that a seed begins with, drawn on the CPU: the same on every device (`build_net` has `bn_batch`)."""
+    """The net that a seed begins with, on every device: drawn on the CPU. `bn_batch` as in `build_net`."""
     weights = torch.Generator().manual_seed(stream_seed(seed, INITIAL_WEIGHTS))
     return net_of(spec, num_classes, weights, bn_batch)
 

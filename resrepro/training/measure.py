@@ -18,8 +18,7 @@ from resrepro.training.engine import arithmetic
 from resrepro.training.parallel import average_statistics, total
 from resrepro.training.updates import Work, recorded
 
-# Bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with their flips.
-PIXELS_PER_PASS = 3_300_000
+PIXELS_PER_PASS = 3_300_000  # bounds memory: 65 crops of 224, or 3 photographs of 640 x 853 with flips
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,8 @@ class Session:
         if run.status == "diverged":
             raise Diverged(f"{self.folder} diverged earlier and is kept: start it anew with --fresh.")
         if run.finished:
-            self.watcher.say(f"{self.folder} is finished already ({run.status}); --fresh would train it anew.")
+            way_on = "--fresh would train it anew"
+            self.watcher.say(f"{self.folder} is finished already ({run.status}); {way_on}.")
         return run.finished
 
     def check_images(self, trained_on: Mapping[str, str], feed: Feed) -> None:
@@ -247,8 +248,8 @@ class Session:
         if self.fresh:
             trainer.way_on = "The same command without --fresh goes on from here."
         mode = "fast" if self.spec.recipe.precision in engines.NARROW else "default"
-        command, data = command_for(self.spec, self.seed), trainer.feed.about.describe()
-        env = {**now, "mode": mode, "data": data, "command": command}
+        about = {"mode": mode, "data": trainer.feed.about.describe()}
+        env = {**now, **about, "command": command_for(self.spec, self.seed)}
         on_first(lambda: trainer.writer.begin(self.spec, self.seed, env))
         on_first(lambda: trainer.writer.result(trainer.result("partial")))
         trainer.save()  # so that there is always one to go on from; it also shows what the next will cost

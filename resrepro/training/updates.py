@@ -146,9 +146,7 @@ class Updates:
 
 
 class RecordedUpdates(Updates):
-    """The updates of a run as replays of one, which is recorded when the first of a session is due; `changed`
-    are the tensors that a step writes, besides those of the optimizer.
-    """
+    """The updates of a run as replays of one, recorded when due; a step writes `changed` and the momentum."""
 
     def __init__(self, step: Step, feed: Feed, optimizer: SGD, changed: Sequence[Tensor]) -> None:
         super().__init__(step, feed, optimizer)

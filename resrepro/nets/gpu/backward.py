@@ -87,10 +87,7 @@ def add_tallies(tallies, whole, since, G):
 
 
 @triton.jit
-def differentiate_norm(
-    partial, back, gradients, M, G, FROM, ROW, ROWS,
-    K: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def differentiate_norm(partial, back, gradients, M, G, FROM, ROW, ROWS, K: tl.constexpr, BLOCK: tl.constexpr):
     """The gradients of gamma and beta, to row 0 of (L, ROWS, ROW) from FROM on.
     back (L, 2, K): those of beta and gamma over M.
     """
