@@ -74,6 +74,7 @@ def once(text, told):
 # --- the two runs that issue 3 asks for, as users start them ----------------------------------------
 
 
+@pytest.mark.slow
 def test_torchrun_trains_a_cifar_net_as_one_process_does_with_groups(tmp_path):
     one = one_run(tmp_path / "one", bn_group=64)
     done = torchrun(*words_for(DIGITS, tmp_path / "two", device="cpu"))
