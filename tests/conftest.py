@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from queues import Queue
 
-from resrepro.machine import gpus
+from resrepro.machine import cores, gpus
 from resrepro.records.reading import json_bytes, read_json
 
 if not gpus():  # Triton computes on the CPU then; asked when it is imported
@@ -36,6 +36,12 @@ def use_one_thread():
     """The nets here are so small that threads would only wait for each other."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than cores, one of which is idle while a test waits for a command."""
+    return cores() + 1
 
 
 def pytest_collection_modifyitems(items):
