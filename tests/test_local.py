@@ -66,6 +66,7 @@ def test_each_run_is_that_which_is_trained_alone_and_one_that_fails_stops_no_oth
     assert "digits-resnet8, seed 1: iteration      4" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_with_checkpoints(tmp_path):
     words = command(tmp_path, 60, "0-2", "--jobs", "2")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
