@@ -267,7 +267,11 @@ def _throughout(
     """Whether one curve is above another at each mean of `window` samples in a row that all runs have."""
     if any(seeds.open for seeds in measured.values()):
         return []
-    curves = [[run.top1_errors("train") for run in protocol.groups[net].runs] for net in test.nets]
+    training = MEASURES[test.measure].training
+    curves = [
+        [run.top1_errors("train" if training else run.headline_split) for run in protocol.groups[net].runs]
+        for net in test.nets
+    ]
     common = set.intersection(*(set(curve) for runs in curves for curve in runs))
     means = [{at: statistics.fmean(curve[at] for curve in runs) for at in common} for runs in curves]
     above = stretches_above(means[0], means[1], test.window)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from resrepro.claims import Check, Net, Source, value_of
 from resrepro.comparison.groups import Protocol
 from resrepro.comparison.table import eval_command, run_folders, spell_mean
-from resrepro.paper import Number, curves, layouts, published
+from resrepro.paper import curves, layouts, published
 from resrepro.records import Run
 from resrepro.spec.architecture import Architecture, architectures, vgg19
 from resrepro.spec.recipe import recipe_from_json
@@ -46,7 +46,7 @@ class Measure(NamedTuple):
     resolution: Callable[[Run], float] = lambda run: 0.0  # its step; 0 if it is a number like any other
     never: Callable[[Run], bool] = lambda run: False  # of a time: whether it is the run's length instead
     sampled: bool = False  # whether it depends on how often the training was sampled
-    level: tuple[float, bool] | None = None  # of a time to an error: in percent, and whether in training
+    training: bool = True  # of a whole curve: whether it is the training error's, or the held-out images'
 
     def read_seeds(self, net: Net, protocol: Protocol[Net]) -> Seeds:
         """What it says of the seeds of a net."""
@@ -71,15 +71,13 @@ class Measure(NamedTuple):
         return f"{value:,.{self.digits if digits is None else digits}f}".replace("-", "−")
 
 
-def reached(curve: Mapping[At, float], level: float, *, for_good: bool = False) -> At | None:
-    """The first sample that is below a level, or from which on all are; None if there is none. Where the
-    level is what a net has by chance (90 % of ten classes), a single dip says nothing.
+def reached(curve: Mapping[int, float], level: float) -> int | None:
+    """The first sample from which on all are below a level; None if there is none. The level is what a net
+    has by chance (90 % of ten classes), so that a single dip says nothing.
     """
     marks = sorted(curve)
-    if for_good:
-        last_above = max((place for place, at in enumerate(marks) if curve[at] >= level), default=-1)
-        return next(iter(marks[last_above + 1 :]), None)
-    return next((at for at in marks if curve[at] < level), None)
+    last_above = max((place for place, at in enumerate(marks) if curve[at] >= level), default=-1)
+    return next(iter(marks[last_above + 1 :]), None)
 
 
 def _setting(run: Run, key: str) -> int:
@@ -122,23 +120,24 @@ def _responses(title: str, key: str, over_layers: OverLayers = weakest, *metrics
     )  # fmt: skip
 
 
-def _time_to(title: str, level: float, *, training: bool = False, epochs: bool = False) -> Measure:
-    """Time until an error is below a level, in training for good; of a run that never is its whole length."""
-
-    def curve(run: Run) -> dict[int, float]:
-        return run.top1_errors("train" if training else run.headline_split)
+def _time_to(title: str, level: float, *, epochs: bool = False) -> Measure:
+    """Time until the training error stays below a level; of a run where it never does its whole length."""
 
     def time_of(run: Run) -> int | None:
-        return reached(curve(run), level, for_good=training)
+        return reached(run.top1_errors("train"), level)
 
     def unit(run: Run) -> float:
         return float(run.env["data"]["images"]["train"] / _setting(run, "batch_size")) if epochs else 1.0
 
     return Measure(
-        title, lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run) if curve(run) else None,
+        title, lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run),
         digits=2 if epochs else 0, resolution=lambda run: _sampled_every(run) / unit(run),
-        never=lambda run: time_of(run) is None, sampled=True, level=(level, training),
+        never=lambda run: time_of(run) is None, sampled=True,
     )  # fmt: skip
+
+
+def _mean(curve: Mapping[int, float]) -> float | None:
+    return statistics.fmean(curve.values()) if curve else None
 
 
 def _warmup_lasts(run: Run) -> bool:
@@ -158,13 +157,15 @@ MEASURES: Mapping[str, Measure] = {
     "ten_crop_top1": _evaluated("10-crop error", "ten_crop", "top1_err"),
     "multi_scale_top5": _evaluated("multi-scale top-5 error", "multi_scale", "top5_err"),
     "train_curve": Measure(
-        "mean training error of the run",
-        lambda run: statistics.fmean(errors) if (errors := run.top1_errors("train").values()) else None,
+        "mean training error of the run", lambda run: _mean(run.top1_errors("train")),
         unit="%", resolution=_one_trained_on, sampled=True,
     ),
-    "iterations_to_50": _time_to("iterations to below 50 % error", 50),
-    "iterations_to_90_train": _time_to("iterations to below 90 % training error", 90, training=True),
-    "epochs_to_90_train": _time_to("epochs to below 90 % training error", 90, training=True, epochs=True),
+    "held_out_curve": Measure(
+        "mean validation error of the run", lambda run: _mean(run.top1_errors(run.headline_split)),
+        unit="%", resolution=_one_held_out, sampled=True, training=False,
+    ),
+    "iterations_to_90_train": _time_to("iterations to below 90 % training error", 90),
+    "epochs_to_90_train": _time_to("epochs to below 90 % training error", 90, epochs=True),
     "warmup_iterations": Measure(
         "iterations of the warm-up",  # the whole run, if it did not end
         lambda run: run.result.get("iteration" if _warmup_lasts(run) else "warmup_switch"), digits=0,
@@ -249,24 +250,20 @@ def paper_values(test: Check) -> list[str]:
     calls = {net.label: names.get(net.experiment, net.label) for net in test.nets}  # by the exhibit's rows
     measure, told = MEASURES[test.measure], []
     if test.kind == "throughout":
-        drawn = [_paper_curve(test.paper, row) for row in calls.values()]
+        drawn = [_paper_curve(test.paper, row, measure.training) for row in calls.values()]
         for window, name in ((1, "samples"), (test.window, f"stretches of {test.window}")):
             above = stretches_above(drawn[0], drawn[1], window)
             told.append(f"{sum(above)} of {len(above)} {name}")
         return [f"{' above '.join(calls.values())} at {', '.join(dict.fromkeys(told))}"]
     for label, row in calls.items():
         found = [published().get((test.paper, row, metric)) for metric in measure.metrics]
-        if measure.level is not None:
-            level, training = measure.level
-            first = reached(_paper_curve(test.paper, row, training), level, for_good=training)
-            found = [None if first is None else Number(first)]
         if number := next(filter(None, found), None):
             spread = f"±{number.std:.{measure.digits}f}" if number.std else ""
             told.append(f"{label} {measure.number(number.value)}{spread}")
     return told
 
 
-def _paper_curve(exhibit: str, row: str, training: bool = True) -> dict[float, float]:
+def _paper_curve(exhibit: str, row: str, training: bool) -> dict[float, float]:
     """The errors (percent) that a figure draws for a net, by iteration."""
     frame = curves(exhibit)
     own = frame[(frame["series"] == row) & ((frame["kind"] == "train") == training)]
