@@ -353,9 +353,12 @@ def test_a_figure_is_as_wide_as_asked_with_or_without_its_caption(
     assert size()[1] > size(caption=False)[1]
 
 
-def test_drawing_needs_neither_torch_nor_pyplot_nor_what_the_user_has_set_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["nowhere.inline", "matplotlib_inline.backend_inline"])  # a notebook's
+def test_drawing_needs_neither_torch_nor_pyplot_nor_what_the_user_has_set_up(
+    tmp_path: Path, backend: str
+) -> None:
     (tmp_path / "matplotlibrc").write_text("font.family: nowhere\nlines.linewidth: 9\n")
-    odd = {"MPLBACKEND": "module://nowhere.inline", "MPLCONFIGDIR": str(tmp_path), "LC_ALL": "xx_YY"}
+    odd = {"MPLBACKEND": f"module://{backend}", "MPLCONFIGDIR": str(tmp_path), "LC_ALL": "xx_YY"}
     code = (
         "import sys, resrepro.figures as e; assert not {'matplotlib', 'pandas'} & set(sys.modules); "
         "e.plot('figure1', 'none', 'out', paper=True, formats=['svg', 'pdf']); "

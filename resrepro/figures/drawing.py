@@ -5,6 +5,8 @@ matplotlib is used through its objects, without pyplot and the user's settings: 
 
 import contextlib
 import itertools
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -158,7 +160,13 @@ def _arrange(keys: "Sequence[Artist]", room: float) -> tuple[int, float]:
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
     """While active, figures look the same whatever the user has set up for his own."""
-    import matplotlib
+    try:
+        import matplotlib
+    except ValueError:  # $MPLBACKEND is a notebook's, and not installed here
+        os.environ.pop("MPLBACKEND", None)
+        for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
+            del sys.modules[name]  # half of it was read
+        import matplotlib
 
     usual = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context(usual | SETTINGS):  # rcdefaults() would read his style files
