@@ -123,14 +123,17 @@ def _responses(title: str, key: str, over_layers: OverLayers = weakest, *metrics
 def _time_to(title: str, level: float, *, epochs: bool = False) -> Measure:
     """Time until the training error stays below a level; of a run where it never does its whole length."""
 
+    def curve(run: Run) -> dict[int, float]:
+        return run.top1_errors("train")
+
     def time_of(run: Run) -> int | None:
-        return reached(run.top1_errors("train"), level)
+        return reached(curve(run), level)
 
     def unit(run: Run) -> float:
         return float(run.env["data"]["images"]["train"] / _setting(run, "batch_size")) if epochs else 1.0
 
     return Measure(
-        title, lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run),
+        title, lambda run: (time_of(run) or int(run.result["iteration"])) / unit(run) if curve(run) else None,
         digits=2 if epochs else 0, resolution=lambda run: _sampled_every(run) / unit(run),
         never=lambda run: time_of(run) is None, sampled=True,
     )  # fmt: skip
