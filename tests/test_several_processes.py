@@ -3,7 +3,9 @@
 import os
 import signal
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from runs import TIMES, checkpoint_of, differences, json_of, rows_of
 from resrepro.data.loader import Loading
 from resrepro.errors import Interrupted, PeerLost, ResreproError
 from resrepro.training import loop
+from resrepro.training.parallel import leave
 from resrepro.training.progress import Watcher
 from resrepro.training.session import train
 
@@ -98,6 +101,27 @@ def test_torchrun_trains_a_cifar_net_as_one_process_does_with_groups(tmp_path):
 
 
 # --- the same in forked processes -------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of a process's threads are read from /proc")
+def test_no_thread_of_the_connection_outlives_it(tmp_path):
+    """One that still holds a tensor when Python ends stops the process with SIGABRT, once in many runs."""
+
+    def names():
+        return [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+
+    def work(rank):
+        for name in [each for each in sys.modules if each.startswith("torch.distributed.nn")]:
+            del sys.modules[name]  # as in a process of its own, which has not imported it
+        one_run(tmp_path / "runs")
+        before = names()
+        leave()
+        return [sum("gloo" in name for name in each) for each in (before, names())]
+
+    for answer in in_ranks(2, work):
+        assert not isinstance(answer, Failed), answer
+        assert answer[0] > 0
+        assert answer[1] == 0
 
 
 def test_photographs_are_counted_once_also_when_they_are_read_for_their_mean(tmp_path):

@@ -4,10 +4,12 @@ the images that one process has in one pass, or over smaller groups (`bn_group`)
 """
 
 import atexit
+import gc
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -96,10 +98,19 @@ def join(device: torch.device) -> None:
         torch.cuda.set_device(device)  # what memory is pinned for
     if world_size() == 1 or distributed.is_initialized():
         return
+    import_module("torch.distributed.nn")  # before there is a group, which its functions keep as a default
     backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     with told_as_lost():
         distributed.init_process_group(backend, timeout=LONGEST_WAIT, device_id=own)
-    atexit.register(distributed.destroy_process_group)
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Part from the other processes. Nothing of gloo's is left, whose threads stop a process with SIGABRT if
+    they still hold a tensor when Python ends.
+    """
+    gc.collect()  # DistributedDataParallel, which holds the group, is in a cycle
+    distributed.destroy_process_group()
 
 
 @contextmanager
@@ -112,7 +123,7 @@ def told_as_lost() -> Iterator[None]:
         worded_so = any(word in str(error).lower() for word in OF_THE_CONNECTION)
         if world_size() == 1 or not (worded_so or isinstance(error, distributed.DistError)):
             raise
-        atexit.unregister(distributed.destroy_process_group)  # there is nobody to wait for
+        atexit.unregister(leave)  # there is nobody to wait for
         raise PeerLost(
             f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}): "
             "look for its own message; the same command (without --fresh) goes on from the last checkpoint."
