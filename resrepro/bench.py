@@ -86,6 +86,7 @@ def defaults_on(device: str) -> tuple[str, float, tuple[int, ...]]:
     if chosen.type != "cuda":
         return ",".join(MODES[:3]), 3.0, WORKERS
     narrow = engines.fast_precision(chosen) == "bf16"  # fp16 is for older GPUs, and not for every engine
+    join(chosen)  # the kernels are tried on the GPU that is current
     modes = [*USUALS, EAGER + FAST, GRAPH, GRAPH + FAST] if narrow else [USUAL, EAGER, GRAPH]
     spec = catalogue.derive(catalogue.find("cifar10-resnet20"), None, precision="bf16")
     modes += [LANES + FAST] if narrow and not engines.trouble_with_kernels(chosen, spec) else []

@@ -70,7 +70,12 @@ def test_the_usual_loop_makes_updates(precision, layout, monkeypatch):
 def test_on_an_nvidia_gpu_there_are_other_modes_and_shorter_turns(monkeypatch):
     monkeypatch.setattr(bench.engines, "choose_device", torch.device)
     monkeypatch.setattr(bench, "cores", lambda: 6)
-    monkeypatch.setattr(bench.engines, "trouble_with_kernels", lambda device, spec: "")
+    current = []
+    monkeypatch.setattr(bench, "join", current.append)
+    monkeypatch.setattr(
+        bench.engines, "trouble_with_kernels",
+        lambda device, spec: "" if current[-1:] == [device] else "not the current one",
+    )  # fmt: skip
     modes = {"bf16": "usual,usual-fast,eager-fast,graph,graph-fast,lanes-fast", "fp16": "usual,eager,graph"}
     for precision in modes:
         monkeypatch.setattr(bench.engines, "fast_precision", lambda device, own=precision: own)

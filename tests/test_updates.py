@@ -1,9 +1,11 @@
 """The loop, and its updates recorded: bit by bit those of the plain loop on a CPU, which records nothing."""
 
+import gc
 import os
 import signal
 import sys
 import traceback
+import weakref
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from resrepro.training import measure
 from resrepro.training.engine import EAGER, GRAPH
 from resrepro.training.progress import Interrupts, Watcher
 from resrepro.training.session import train
-from resrepro.training.updates import recorded
+from resrepro.training.updates import recorded, without_garbage
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHORT = {"iterations": 11, "eval_every": 4, "lr_drops": (5, 9), "batch_size": 16}
@@ -231,6 +233,44 @@ def test_recording_leaves_everything_as_it_was(device):
     replay()
     replay()
     assert number.item() == 2
+
+
+class Owner:
+    """Of a recording, and in a cycle, as a run's trainer is."""
+
+    def __init__(self, replay=None):
+        self.replay, self.itself = replay, self
+
+
+def test_garbage_is_dropped_before_a_recording_and_not_within():
+    first, second = Owner(), Owner()
+    gone, stays = weakref.ref(first), weakref.ref(second)
+    del first
+    with without_garbage():
+        assert gone() is None
+        del second
+        several = [[[] for _ in range(2_000)] for _ in range(100)]  # enough for Python to collect by itself
+        assert stays() is not None
+    assert gc.isenabled()
+    assert len(several) == 100
+
+
+@pytest.mark.gpu
+def test_a_recording_outlives_those_of_earlier_runs():
+    number = torch.zeros(1, device="cuda")
+    for runs in range(1, 4):
+        owner = Owner(recorded(lambda: number.add_(torch.ones(1, device="cuda")), [number]))
+        owner.replay()
+        assert number.item() == runs
+
+
+@pytest.mark.gpu
+def test_each_gpu_records_on_streams_of_its_own():
+    for device in map(torch.device, range(torch.cuda.device_count())):
+        with torch.cuda.device(device):
+            number = torch.zeros(1, device=device)
+            recorded(lambda number=number: number.add_(1), [number])()
+            assert number.item() == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)

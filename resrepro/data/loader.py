@@ -83,7 +83,8 @@ def read_ahead(
     group: ProcessGroup = ALONE,
 ) -> Iterator[T]:  # fmt: skip
     """What `give` returns for each item, in order, called by workers while `device` computes. For a GPU
-    tensors come in pinned memory, from which they are copied without waiting. DataError if a worker dies.
+    tensors (not arrays) come in pinned memory, from which they are copied without waiting. DataError if a
+    worker dies.
     """
     # Without PyTorch's handler of SIGCHLD the death of a worker is told where the next item is awaited.
     before = signal.getsignal(signal.SIGCHLD)

@@ -98,7 +98,7 @@ class CheckpointWriter:
         if self.thread is None:
             save_checkpoint(self.path, state)
             return
-        state = tree_map_only(Tensor, lambda part: part.to("cpu", non_blocking=True, copy=True), state)
+        state = tree_map_only(Tensor, _copied_off, state)
         copied = None if self.queue is None else self.queue.record_event()
 
         def write_copied() -> None:
@@ -114,6 +114,11 @@ class CheckpointWriter:
         under_way, self.under_way = self.under_way, None
         if under_way is not None:
             under_way.result()
+
+
+def _copied_off(part: Tensor) -> Tensor:
+    # The clone is dense. Lanes' first filters have gaps, and would be copied to memory that is not pinned.
+    return part.clone().to("cpu", non_blocking=True, copy=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -6,11 +6,13 @@ device before the stretch begins, and nothing waits for the device within it. Bo
 """
 
 import functools
+import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from inspect import unwrap
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ from resrepro.training import world_size
 Step = Callable[[Tensor, Tensor], None]
 Work = Callable[[], None]
 BEFORE_RECORDING = 3  # updates in which the libraries choose their algorithms and allocate
-memory = functools.cache(torch.cuda.graph_pool_handle)  # of all recordings: one is replayed after the other
+# Those there are share their memory: one is replayed after the other.
+recordings: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
 
 def learning_rate(
@@ -190,17 +193,43 @@ def recorded(work: Work, changed: Sequence[Tensor]) -> Work:
         _repeat(work)
         torch._foreach_copy_(list(changed), before)
         return work
-    here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    here, (beside, recording) = torch.cuda.current_stream(), _streams(changed[0].device)
     beside.wait_stream(here)
     with torch.cuda.stream(beside):
         _repeat(work)
     here.wait_stream(beside)
     torch._foreach_copy_(list(changed), before)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, such as that which pins the memory of photographs, go on meanwhile.
-    with torch.cuda.graph(graph, pool=memory(), capture_error_mode="thread_local"):
-        work()
+    with without_garbage():
+        pool = next((graph.pool() for graph in recordings), None)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as that which pins the memory of photographs, go on meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=recording, capture_error_mode="thread_local"):
+            work()
+    recordings.add(graph)
     return graph.replay
+
+
+@functools.cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """A GPU's own, as PyTorch's for recordings is that of whichever GPU was first: one for what comes before
+    them, one for them. They are two, as what cuBLAS allocates for a stream is given back with its graph.
+    """
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def without_garbage() -> Iterator[None]:
+    """Nothing is collected within, and what was garbage before is gone: the graph of an earlier run, in a
+    cycle with it, would spoil the recording during which it is dropped.
+    """
+    gc.collect()
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _repeat(work: Work) -> None:

@@ -304,7 +304,7 @@ def distance(device: torch.device, side: int, precision: str) -> float:
     errors = list[float]()
     for lane, (net, reference) in enumerate(zip(nets, references, strict=True)):
         optimizer = _sgd(reference)
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for _ in range(2):
                 optimizer.zero_grad()
                 F.cross_entropy(reference.train()(images[lane]), truth[lane]).backward()  # type: ignore[no-untyped-call]
